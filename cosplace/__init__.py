@@ -1,0 +1,36 @@
+"""CosPlace: recognise places from photos (Berton et al., CVPR 2022).
+
+One street of modules; a module imports only modules above it on this list:
+
+    ground     errors         what can go wrong, in words a user can act on
+               storage        files written beside, synced, renamed: nothing is ever half-written
+               geo            UTM, latitude/longitude, headings, distances in meters
+               config         every knob once: default, unit and --help on one line
+               device         where the arithmetic runs, and its 16-bit numbers
+    photos     images         the '@' file names, the scan of a folder, opening one photo
+               groups         images -> classes -> CosPlace groups (M, alpha, N, L)
+               augmentations  color jitter and random resized crop, batched, on CPU or GPU
+               datasets       one CosPlace group; a database with its queries
+               city           a synthetic city in SF-XL layout
+    model      zoo            files of weights: released ones by name, fetched once, read safely
+               network        backbone + GeM aggregation = GeoLocalizationNet
+               cosface        the margin loss over the classes of one group
+    retrieval  shards         descriptors in a folder, memory-mapped
+               descriptors    photos -> descriptors, in memory or in shards, resumable
+               search         k nearest descriptors
+               recall         positives per query, Recall@N (pure functions)
+               evaluation     the three above on one dataset
+    learning   checkpoint     the whole state of a run, saved atomically, resumed exactly
+               preparation    data, network and expected cost before the first iteration
+               training       the loop: epochs, groups, mixed precision, validation
+    faces      report         an HTML page of results, predictions and failures
+               results        what a finished run leaves: recalls, pictures, the page
+               demo           a city made, learned and judged in minutes
+               cli            the only module that parses arguments, prints and exits
+
+The journey of one photo: a file name is scanned into a position and a heading, partitioned into a class and its
+class into a group; the photo is opened, augmented, passes the network and comes out as a unit descriptor, which
+cosface scores against the classes of its group; later it is extracted, searched and judged by recall.
+"""
+
+__version__ = "0.1.0"

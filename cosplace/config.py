@@ -1,0 +1,399 @@
+"""Every knob once: its default, its meaning and its --help, on one line.
+
+A command's settings are a frozen dataclass of sections; a section is a frozen dataclass of knobs.  The command line
+is derived from them, `config.json` is written from them, and Python callers build them by name.  Importing this
+module imports nothing heavy, so that --help answers at once.  Defaults are those of the CosPlace paper.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cosplace.errors import ConfigError
+
+BACKBONES = (
+    "VGG16",
+    "ResNet18",
+    "ResNet50",
+    "ResNet101",
+    "ResNet152",
+    *(f"EfficientNet_B{i}" for i in range(8)),
+    "ResNet18_Small",
+)
+DATASET_VARIABLE = "SF_XL_PROCESSED_FOLDER"
+
+T = TypeVar("T")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The names that a misspelt one may have meant, best first; case and separators do not count."""
+    by_plain = {_plain(candidate): candidate for candidate in names}
+    return [by_plain[plain] for plain in difflib.get_close_matches(_plain(name), by_plain, n=count, cutoff=0.5)]
+
+
+def canonical_backbone(name: str) -> str:
+    """The name in BACKBONES that `name` spells, in any case, with or without separators.
+
+    Raises ConfigError with the nearest names when there is none.
+    """
+    for backbone in BACKBONES:
+        if _plain(name) == _plain(backbone):
+            return backbone
+    offered = nearest_names(name, BACKBONES) or BACKBONES
+    raise ConfigError(f"Unknown backbone '{name}': did you mean {' or '.join(offered)}?")
+
+
+# --- one knob --------------------------------------------------------------------------------------------------------
+
+
+def knob(
+    default: Any,
+    text: str,
+    *,
+    parse: Callable[[str], Any] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    aliases: tuple[str, ...] = (),
+    metavar: str | None = None,
+    several: bool = False,
+    shown: str | None = None,
+) -> Any:
+    """A field of a section.
+
+    parse: from the text of the command line; by default the type of `default`.  at_least, at_most: inclusive limits.
+    several: one or more values, kept as a tuple.  shown: how --help prints the default where its value says little.
+    """
+    metadata = {
+        "text": text,
+        "parse": parse or (str if default is None else type(default[0] if several else default)),
+        "at_least": at_least,
+        "at_most": at_most,
+        "choices": choices,
+        "aliases": aliases,
+        "metavar": metavar,
+        "several": several,
+        "shown": shown,
+    }
+    return field(default=default, metadata=metadata)
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        return text
+    raise ConfigError(f"Unknown device '{text}': use auto, cpu, cuda, cuda:N or mps.")
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """Where the photos are"""
+
+    dataset_folder: str | None = knob(
+        None,
+        f"folder that holds train/, val/ and test/, as SF-XL's processed/ does; else the environment variable "
+        f"{DATASET_VARIABLE}",
+        metavar="FOLDER",
+    )
+    train_set_folder: str | None = knob(
+        None, "training photos, in any subfolders", metavar="FOLDER", shown="DATASET_FOLDER/train"
+    )
+    val_set_folder: str | None = knob(
+        None, "validation set, holding database/ and queries/", metavar="FOLDER", shown="DATASET_FOLDER/val"
+    )
+    test_set_folder: str | None = knob(
+        None, "test set, holding database/ and queries_v1/ or queries/", metavar="FOLDER", shown="DATASET_FOLDER/test"
+    )
+    queries_folder: str | None = knob(
+        None,
+        "name of the folder of queries beside database/, for example queries_night",
+        metavar="NAME",
+        shown="queries_v1, else queries",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouping:
+    """CosPlace classes and groups"""
+
+    M: int = knob(10, "side of a class's square cell, in meters", at_least=1)
+    alpha: int = knob(30, "width of a class's sector of headings, in degrees", at_least=1, at_most=360)
+    N: int = knob(5, "classes of one group are at least N cells apart: N*N groups by position", at_least=1)
+    L: int = knob(2, "classes of one group are at least L sectors apart: L groups by heading", at_least=1)
+    groups_num: int = knob(8, "how many of the N*N*L groups to train on, one per epoch in turn", at_least=1)
+    min_images_per_class: int = knob(10, "classes with fewer images are left out", at_least=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Network"""
+
+    backbone: str = knob(
+        "ResNet18",
+        f"{', '.join(BACKBONES)}; any case, with or without separators.  ResNet18_Small (half the width, without "
+        "the last stage) is meant for small images and devices without GPU",
+        parse=canonical_backbone,
+        metavar="NAME",
+    )
+    fc_output_dim: int = knob(512, "dimension of the descriptors", at_least=1)
+    train_all_layers: bool = knob(False, "train the early layers too, which are frozen by default")
+    imagenet_weights: str | None = knob(
+        None,
+        "weights to start from: v1 (the paper's), v2, none (random), or the path of a torchvision state dict",
+        metavar="v1|v2|none|PATH",
+        shown="v1 where the backbone has them",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Training"""
+
+    batch_size: int = knob(32, "images per iteration; batch normalization needs 2", at_least=2)
+    epochs_num: int = knob(50, "epochs; epoch e trains group e mod groups_num", at_least=1)
+    iterations_per_epoch: int = knob(10000, "batches per epoch", at_least=1)
+    lr: float = knob(1e-5, "Adam's learning rate of the network", at_least=0)
+    classifiers_lr: float = knob(0.01, "Adam's learning rate of the groups' classifiers", at_least=0)
+    margin: float = knob(0.40, "CosFace's margin m", at_least=0, at_most=1)
+    scale: float = knob(30.0, "CosFace's scale s", at_least=1)
+    resume_train: str | None = knob(
+        None, "last_checkpoint.pth of a run (or its folder) to go on from, exactly where it stopped", metavar="PATH"
+    )
+    resume_model: str | None = knob(None, "weights to start from, as best_model.pth of another run", metavar="PATH")
+    checkpoint_minutes: float = knob(10.0, "write last_checkpoint.pth this often, and after each epoch", at_least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departures:
+    """Departures from the paper, all off by default"""
+
+    whitened_start: bool = knob(
+        False, "start the last layer as a PCA whitening of the features of training images, not at random"
+    )
+    margin_ramp: float = knob(
+        0.0, "let the margin grow from 0 to --margin over this fraction of the iterations", at_least=0, at_most=1
+    )
+    lr_schedule: str = knob("constant", "learning rate of the network over the run", choices=("constant", "cosine"))
+    warmup_iterations: int = knob(0, "let the network's learning rate grow from 0 over so many iterations", at_least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmenting:
+    """Augmentation of training images"""
+
+    image_size: int = knob(
+        512, "side in pixels of training images, and of test images with --resize_test_imgs", at_least=32
+    )
+    brightness: float = knob(0.7, "color jitter: factors drawn from 1 +- this", at_least=0)
+    contrast: float = knob(0.7, "color jitter: factors drawn from 1 +- this", at_least=0)
+    hue: float = knob(0.5, "color jitter: shifts drawn from +- this, of the full circle", at_least=0, at_most=0.5)
+    saturation: float = knob(0.7, "color jitter: factors drawn from 1 +- this", at_least=0)
+    random_resized_crop: float = knob(
+        0.5, "random crops keep between 1 - this and all of an image's area", at_least=0, at_most=1
+    )
+    augmentation_device: str = knob(
+        "auto",
+        "where images are augmented: cpu is in the loading workers; auto is where the network is",
+        parse=_device,
+        metavar="auto|cpu|cuda",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Testing:
+    """Validation and test"""
+
+    resize_test_imgs: bool = knob(False, "resize test images to --image_size along the shorter side")
+    infer_batch_size: int = knob(16, "images per batch when only descriptors are computed", at_least=1)
+    positive_dist_threshold: float = knob(
+        25.0, "a prediction is right within so many meters of its query", at_least=0, parse=float
+    )
+    recall_values: tuple[int, ...] = knob((1, 5, 10, 20), "the N of Recall@N", at_least=1, several=True, metavar="N")
+    num_preds_to_save: int = knob(0, "save a picture of each query with so many predictions", at_least=0)
+    save_only_wrong_preds: bool = knob(False, "save pictures only of queries whose first prediction is wrong")
+    skip_unreadable: bool = knob(
+        False, "leave photos that cannot be opened out of the database, and count such queries as misses, not stop"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestSize:
+    """Size of test images"""
+
+    image_size: int = knob(512, "with --resize_test_imgs, pixels along the shorter side", at_least=32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Trained weights"""
+
+    resume_model: str | None = knob(
+        None, "weights to evaluate: best_model.pth of a run, or a released model", metavar="PATH"
+    )
+    descriptors_folder: str | None = knob(
+        None,
+        "keep the database's and queries' descriptors here; a stopped evaluation goes on from what is there",
+        metavar="FOLDER",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Device, seed and results"""
+
+    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps", parse=_device, metavar="DEVICE")
+    use_amp16: bool = knob(False, "16-bit mixed precision: fp16 on CUDA, bf16 on CPU")
+    amp_dtype: str = knob("auto", "which 16-bit numbers --use_amp16 takes", choices=("auto", "fp16", "bf16"))
+    seed: int = knob(0, "of every random draw: one seed, one result", at_least=0, at_most=2**32 - 1)
+    num_workers: int | None = knob(
+        None,
+        "processes that load images; 0 loads in the main one",
+        parse=int,
+        at_least=0,
+        metavar="INT",
+        shown="8, or the number of cores where fewer",
+    )
+    save_dir: str = knob("default", "results go to logs/SAVE_DIR/<time>", aliases=("exp_name",), metavar="NAME")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caching:
+    """Cache"""
+
+    no_cache: bool = knob(False, "form the groups anew and keep nothing")
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """All settings of `cosplace train`."""
+
+    folders: Folders = Folders()
+    grouping: Grouping = Grouping()
+    model: Model = Model()
+    training: Training = Training()
+    departures: Departures = Departures()
+    augmenting: Augmenting = Augmenting()
+    testing: Testing = Testing()
+    running: Running = Running()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """All settings of `cosplace eval`."""
+
+    folders: Folders = Folders()
+    model: Model = Model()
+    weights: Weights = Weights()
+    test_size: TestSize = TestSize()
+    testing: Testing = Testing()
+    running: Running = Running()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupsConfig:
+    """All settings of `cosplace groups`."""
+
+    grouping: Grouping = Grouping()
+    caching: Caching = Caching()
+
+
+# `cosplace eval` reads only the test set and never trains: knobs that could do nothing there are not offered.
+LEFT_OUT: Mapping[type, frozenset[str]] = {
+    EvalConfig: frozenset({"train_set_folder", "val_set_folder", "train_all_layers"}),
+}
+
+
+def knobs(config_class: Any) -> Iterator[tuple[dataclasses.Field, list[dataclasses.Field]]]:
+    """(section, its knobs on the command line) for each section of a command's settings, in order."""
+    left_out = LEFT_OUT.get(config_class, frozenset())
+    for section in dataclasses.fields(config_class):
+        yield section, [item for item in dataclasses.fields(_default(section)) if item.name not in left_out]
+
+
+def _default(section: dataclasses.Field) -> Any:
+    return section.default
+
+
+def from_values(config_class: type[T], values: Mapping[str, Any]) -> T:
+    """Settings from flat names and values (a knob that is absent keeps its default).
+
+    Raises ConfigError for a value outside a knob's limits or an unknown name.
+    """
+    sections, known = {}, set()
+    for section, items in knobs(config_class):
+        given = {
+            item.name: tuple(values[item.name]) if item.metadata["several"] else values[item.name]
+            for item in items
+            if item.name in values
+        }
+        for item in items:
+            known.add(item.name)
+            if item.name in given:
+                _check_limits(item, given[item.name])
+        sections[section.name] = dataclasses.replace(_default(section), **given)
+    if unknown := set(values) - known:
+        name = min(unknown)
+        offered = nearest_names(name, known)
+        raise ConfigError(f"Unknown setting '{name}'" + (f": did you mean {offered[0]}?" if offered else "."))
+    return config_class(**sections)
+
+
+def to_values(config: Any) -> dict[str, Any]:
+    """The settings as one flat mapping, for `config.json` and comparisons."""
+    values: dict[str, Any] = {}
+    for section, items in knobs(type(config)):
+        values |= {item.name: getattr(getattr(config, section.name), item.name) for item in items}
+    return values
+
+
+def _check_limits(item: dataclasses.Field, value: Any) -> None:
+    meta = item.metadata
+    for one in value if meta["several"] else [value]:
+        if one is None:
+            continue
+        if meta["choices"] and one not in meta["choices"]:
+            raise ConfigError(f"--{item.name} {one}: choose from {', '.join(meta['choices'])}.")
+        # Written so that NaN fails too.
+        if meta["at_least"] is not None and not one >= meta["at_least"]:
+            raise ConfigError(f"--{item.name} {one} is too small: use {meta['at_least']} or more.")
+        if meta["at_most"] is not None and not one <= meta["at_most"]:
+            raise ConfigError(f"--{item.name} {one} is too large: use {meta['at_most']} or less.")
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def set_folder(folders: Folders, split: str) -> Path:
+    """The folder of a split ("train", "val" or "test"), given by its own flag or inside the dataset's folder.
+
+    Raises ConfigError when neither is given.
+    """
+    own = getattr(folders, f"{split}_set_folder")
+    if own:
+        return Path(own)
+    whole = folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
+    if whole:
+        return Path(whole) / split
+    raise ConfigError(
+        f"Where are the {split} photos?  Give --dataset_folder FOLDER (holding train/, val/ and test/), "
+        f"--{split}_set_folder FOLDER, or the environment variable {DATASET_VARIABLE}."
+    )
+
+
+def loading_workers(num_workers: int | None) -> int:
+    """How many loading processes: as asked, else the paper's 8 but no more than there are cores."""
+    return min(8, os.cpu_count() or 1) if num_workers is None else num_workers

@@ -1,0 +1,57 @@
+"""Where the arithmetic runs: the device asked for, and the 16-bit numbers it takes."""
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from cosplace.errors import ConfigError, DeviceError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name: auto (CUDA, else Apple's MPS, else CPU), cpu, mps, cuda or cuda:N.
+
+    Raises DeviceError when it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device '{name}': use auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            why = "torch sees no CUDA device" if torch.version.cuda else "this build of torch has no CUDA"
+            raise DeviceError(f"--device {name}: {why}; use `--device auto` or `--device cpu`.")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("--device mps: this machine has no MPS; use `--device auto` or `--device cpu`.")
+    return device
+
+
+def amp_type(use_amp16: bool, amp_dtype: str, device: torch.device) -> torch.dtype | None:
+    """The 16-bit type of mixed precision on a device; None for plain fp32.  auto: fp16 on CUDA, else bf16."""
+    if not use_amp16:
+        return None
+    if amp_dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.bfloat16
+    if amp_dtype == "fp16" and device.type == "cpu":
+        raise ConfigError("--amp_dtype fp16 needs a GPU: on CPU use `--amp_dtype bf16`.")
+    return torch.float16 if amp_dtype == "fp16" else torch.bfloat16
+
+
+def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    """Autocast to `dtype` on the device, or nothing for None."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Let torch compute with one thread, so that sums have one order whatever the machine or process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,37 @@
+"""What can go wrong, in words a user can act on.
+
+Every error that a user can cause is a CosPlaceError with a one-line message: what is wrong, the value, what to do
+next.  The command line prints that line and exits with code 2; anything else is our bug and keeps its traceback.
+"""
+
+
+class CosPlaceError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class ConfigError(CosPlaceError):
+    """A flag or an argument has a value that cannot work, or contradicts another one."""
+
+
+class DatasetError(CosPlaceError):
+    """A folder of photos is missing, empty, misnamed or too small for what is asked of it."""
+
+
+class ImageError(CosPlaceError):
+    """One photo cannot be opened: truncated, empty, too large or no picture at all."""
+
+
+class CheckpointError(CosPlaceError):
+    """A file of weights, a checkpoint or a cache is truncated, foreign or of another architecture."""
+
+
+class DownloadError(CosPlaceError):
+    """Weights could not be fetched."""
+
+
+class DeviceError(CosPlaceError):
+    """The device asked for is not there, or has not enough memory."""
+
+
+class StorageError(CosPlaceError):
+    """A result could not be written: disk full, read-only or no permission."""

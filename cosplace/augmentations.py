@@ -1,0 +1,279 @@
+"""Color jitter and random resized crop, one draw per image, batched, on CPU or GPU.  Pure: tensors in, tensors out.
+
+Distributions and pixels are those of torchvision's ColorJitter and RandomResizedCrop on float images, which CosPlace
+trains with (Berton et al., CVPR 2022, section 4.1).  A draw is made on the CPU, where the image is opened; the pixels
+may be changed elsewhere, and nothing here makes the CPU wait for a GPU.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosplace.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision rounds it
+CROP_RATIOS = (3 / 4, 4 / 3)  # width over height
+CROP_TRIES = 10
+
+# Columns of a draw.
+FACTORS = slice(0, 4)
+ORDER = slice(4, 8)
+CROP = slice(8, 12)
+DRAW_SIZE = 12
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How far images are changed; defaults are the paper's.  Raises ConfigError for values out of range."""
+
+    image_size: int
+    """Side in pixels of the square result."""
+    brightness: float = 0.7
+    """Factors are drawn from [max(0, 1 - x), 1 + x], likewise below."""
+    contrast: float = 0.7
+    saturation: float = 0.7
+    hue: float = 0.5
+    """Shifts are drawn from [-x, x], in turns of the circle of hues."""
+    random_resized_crop: float = 0.5
+    """Crops keep a fraction of the area drawn from [1 - x, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ConfigError(f"--image_size {self.image_size} is too small: use 1 or more, for example 512.")
+        limits = {"brightness": math.inf, "contrast": math.inf, "saturation": math.inf}
+        for name, most in (limits | {"hue": 0.5, "random_resized_crop": 1.0}).items():
+            value = getattr(self, name)
+            if not 0 <= value <= most or math.isinf(value):  # NaN fails the comparison too
+                wanted = "a number from 0 on" if math.isinf(most) else f"a number from 0 to {most:g}"
+                raise ConfigError(f"--{name} {value} cannot be: use {wanted}.")
+
+    @property
+    def strengths(self) -> tuple[float, float, float, float]:
+        """Brightness, contrast, saturation and hue."""
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Normalise images (..., 3, H, W), uint8 or float in [0, 1], as ImageNet's: float32, a new tensor."""
+    return _normalize_(_to_unit_floats(images))
+
+
+# --- draws -----------------------------------------------------------------------------------------------------------
+
+
+def draw(rng: np.random.Generator, height: int, width: int, settings: Augmentation) -> np.ndarray:
+    """Draw how one image of height x width pixels is changed: (12,) float64.
+
+    Four factors (brightness, contrast, saturation, hue), the order of these four as indices, then top, left, height
+    and width of the crop in pixels.
+    """
+    factors = [rng.uniform(max(0.0, 1 - strength), 1 + strength) for strength in settings.strengths[:HUE]]
+    factors.append(rng.uniform(-settings.hue, settings.hue))
+    order = rng.permutation(4)
+    return np.array([*factors, *order, *_draw_crop(rng, height, width, settings)], dtype=np.float64)
+
+
+def _draw_crop(rng: np.random.Generator, height: int, width: int, settings: Augmentation) -> tuple[int, int, int, int]:
+    narrowest, widest = (math.log(ratio) for ratio in CROP_RATIOS)
+    for _ in range(CROP_TRIES):
+        area = height * width * rng.uniform(1 - settings.random_resized_crop, 1)
+        ratio = math.exp(rng.uniform(narrowest, widest))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    # The largest crop in the middle whose ratio is allowed.
+    w = min(width, round(height * CROP_RATIOS[1]))
+    h = min(height, round(width / CROP_RATIOS[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def augment(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """Change images (B, 3, H, W), uint8 or float in [0, 1], by `draws` (B, 12) on the CPU: (B, 3, S, S) float32.
+
+    S is settings.image_size; the result, on the device of `images`, is normalised as ImageNet's.
+    """
+    assert images.ndim == 4 and images.shape[1] == 3, images.shape
+    assert draws.shape == (len(images), DRAW_SIZE) and draws.device.type == "cpu", (draws.shape, draws.device)
+    # On a CPU one image at a time stays in the cache; on a GPU launching kernels per image would take longest.
+    change = augment_one_by_one if images.device.type == "cpu" else augment_together
+    return change(images, draws, settings)
+
+
+def augment_one_by_one(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """Do what `augment` does, one image after the other."""
+    size = [settings.image_size, settings.image_size]
+    results = torch.empty((len(images), 3, *size), device=images.device)
+    for image, drawn, result in zip(images, draws.tolist(), results, strict=True):
+        pixels = _to_unit_floats(image)  # (3, H, W)
+        for operation in map(int, drawn[ORDER]):
+            if settings.strengths[operation]:
+                _adjust_(pixels, operation, drawn[operation])
+        top, left, height, width = map(int, drawn[CROP])
+        crop = pixels[None, :, top : top + height, left : left + width]
+        result.copy_(F.interpolate(crop, size=size, mode="bilinear", antialias=True, align_corners=False)[0])
+    return _normalize_(results)
+
+
+def augment_together(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """Do what `augment` does, all images in the same few kernels."""
+    device = images.device
+    jitters = any(settings.strengths)
+    pixels = _jitter_together(images, draws, settings) if jitters else _to_unit_floats(images)  # (B, 3, H, W)
+    tops, lefts, heights, widths = draws[:, CROP].double().unbind(1)
+    pixels = _resample(pixels, 2, *_taps(tops, heights, settings.image_size), device)
+    pixels = _resample(pixels, 3, *_taps(lefts, widths, settings.image_size), device)
+    return _normalize_(pixels)
+
+
+def _to_unit_floats(images: Tensor) -> Tensor:
+    """Copy images as contiguous float32 in [0, 1]."""
+    floats = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return floats if images.is_floating_point() else floats.div_(255)
+
+
+def _normalize_(images: Tensor) -> Tensor:
+    # Plain numbers, since a tensor of constants would have to be sent to the device and waited for.
+    for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
+        images.select(-3, channel).sub_(mean).div_(std)
+    return images
+
+
+# --- color jitter ----------------------------------------------------------------------------------------------------
+
+
+def _adjust_(image: Tensor, operation: int, factor: float) -> None:
+    """Change one image (3, H, W) in place by one operation."""
+    if operation == HUE:
+        _shift_hue_(image, factor)
+        return
+    if operation == BRIGHTNESS:
+        image.mul_(factor).clamp_(0, 1)
+        return
+    gray = _gray(image)  # (1, H, W)
+    other = gray.mean() if operation == CONTRAST else gray
+    image.mul_(factor).add_(other, alpha=1 - factor).clamp_(0, 1)
+
+
+def _jitter_together(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """Jitter images (B, 3, H, W), each with its own factors in its own order: float32 in [0, 1], a new tensor.
+
+    Brightness, contrast and saturation are all `clamp(factor * image + (1 - factor) * other)`, so one blend does
+    whichever an image has next.  Hue stands anywhere among the three.  With images sorted by its place, those whose
+    j-th blend comes before their hue are the tail of the batch and the others its head: slices, no index lists, and no
+    kernel works on an image in vain.
+    """
+    order = draws[:, ORDER].long()  # (B, 4)
+    places, by_place = (order == HUE).long().argmax(dim=1).sort(stable=True)  # (B,): how many blends come before hue
+    order, draws = order[by_place], draws[by_place]
+    heads = torch.searchsorted(places, torch.arange(HUE), right=True).tolist()
+    blends = order[order != HUE].view(-1, HUE)  # (B, 3) operations
+    # Everything that depends on draws goes to the device in two copies that the CPU does not wait for.
+    sent = torch.cat([_coefficients(blends, draws), draws[:, HUE : HUE + 1]], dim=1).float()
+    sent = sent.to(images.device, non_blocking=True)[:, :, None, None, None]  # (B, 10, 1, 1, 1)
+    back = by_place.argsort()
+    indices = torch.stack([by_place, back]).to(images.device, non_blocking=True)
+    images = _to_unit_floats(images.index_select(0, indices[0]))
+    blended = any(settings.strengths[:HUE])
+    for j, head in enumerate(heads):
+        if blended:
+            _blend_(images[head:], sent[head:, 3 * j : 3 * j + 3])
+    if settings.hue:
+        _shift_hue_(images, sent[:, 9, 0])
+    for j, head in enumerate(heads):
+        if blended:
+            _blend_(images[:head], sent[:head, 3 * j : 3 * j + 3])
+    return images.index_select(0, indices[1])
+
+
+def _coefficients(blends: Tensor, draws: Tensor) -> Tensor:
+    """Weights (B, 9) of the image, its gray version and its mean gray, for each of the blends (B, 3)."""
+    factors = draws.gather(1, blends)  # (B, 3)
+    gray = (1 - factors) * (blends == SATURATION)
+    mean = (1 - factors) * (blends == CONTRAST)
+    return torch.stack([factors, gray, mean], dim=2).flatten(1)
+
+
+def _blend_(images: Tensor, weights: Tensor) -> None:
+    """Blend images (B, 3, H, W) in place with gray and mean gray by weights (B, 3, 1, 1, 1)."""
+    if len(images):
+        image_weight, gray_weight, mean_weight = weights.unbind(1)  # each (B, 1, 1, 1)
+        gray = _gray(images)  # (B, 1, H, W)
+        mean = gray.mean(dim=(1, 2, 3), keepdim=True)
+        images.mul_(image_weight).add_(gray.mul_(gray_weight).add_(mean.mul_(mean_weight))).clamp_(0, 1)
+
+
+def _gray(images: Tensor) -> Tensor:
+    red, green, blue = images.split(1, dim=-3)
+    return red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def _shift_hue_(images: Tensor, shifts: Tensor | float) -> None:
+    """Turn the hues of images (..., 3, H, W) in place by shifts (..., 1, 1), in turns of the circle.
+
+    With V the largest and v the smallest channel, a pixel is v + (V - v) * w(distance of its hue from the channel's),
+    where hues run from -3 to 3 around the circle, red, green and blue stand at 0, 2 and -2, and w falls from 1 at
+    distance 1 to 0 at distance 2.  Unlike the six cases of HSV this needs no comparisons, which are slow on a CPU, and
+    no gathering; it is the same function.
+    """
+    red, green, blue = images.unbind(-3)
+    low = torch.minimum(red, green)
+    torch.minimum(low, blue, out=low)
+    spread = torch.maximum(red, green)
+    torch.maximum(spread, blue, out=spread).sub_(low)
+    # Gray pixels have spread 0, so that any hue will do.
+    hue = (green + blue).sub_(red).sub_(low).div_(spread.clamp(min=1e-12)).add_(1)  # distance from red, in 0..3
+    hue = hue.copysign_(green - blue).add_(shifts * 6)
+    hue.sub_(hue.mul(1 / 6).round_(), alpha=6)  # back to -3..3
+    for channel, place in enumerate((0, 2, -2)):
+        distance = hue.sub(place).abs_()
+        # Between 1 and 5 around the circle |distance - 3| - 1 is w already; red's distances end at 3.
+        weight = distance.sub_(3).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(low, spread, weight, out=images.select(-3, channel))
+
+
+# --- resized crops ---------------------------------------------------------------------------------------------------
+
+
+def _taps(starts: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which pixels make up each pixel of a resized line: indices (T, B, S) int64 and weights (T, B, S) float32.
+
+    The crop begins at `starts` (B,) and is `lengths` (B,) float64 long; the filter is a triangle that reaches as far as
+    a new pixel is wide, at least as an old one is, cut and rescaled where it reaches over the crop's end.
+    """
+    scale = (lengths / size).unsqueeze(1)  # (B, 1) old pixels per new one
+    reach = scale.clamp(min=1)
+    centers = scale * (torch.arange(size, dtype=torch.float64) + 0.5)  # (B, S)
+    num_taps = math.ceil(2 * reach.max().item())
+    taps = torch.arange(num_taps, dtype=torch.float64)[:, None, None]
+    places = (centers - reach + 0.5).floor() + taps  # (T, B, S)
+    weights = (1 - (places + 0.5 - centers).abs() / reach).clamp(min=0)
+    last = lengths.unsqueeze(1) - 1
+    weights *= (places >= 0) & (places <= last)
+    weights /= weights.sum(dim=0)
+    indices = places.clamp(min=0).minimum(last) + starts.unsqueeze(1)
+    return indices.long(), weights.float()
+
+
+def _resample(images: Tensor, dim: int, indices: Tensor, weights: Tensor, device: torch.device) -> Tensor:
+    """Resize images (B, 3, H, W) along one dimension, a weighted sum of T gathered images."""
+    # Gathering beats a product with (S, H) matrices that are nearly empty, and is exact where such products are TF32.
+    across = 3 if dim == 2 else 2
+    indices = indices.to(device, non_blocking=True).unsqueeze(2).unsqueeze(across + 1)  # (T, B, 1, ...) as images
+    weights = weights.to(device, non_blocking=True).unsqueeze(2).unsqueeze(across + 1)
+    shape = list(images.shape)
+    shape[dim] = indices.shape[1 + dim]
+    result = torch.zeros(shape, device=device)
+    for index, weight in zip(indices, weights, strict=True):
+        result.addcmul_(images.gather(dim, index.expand(shape)), weight)
+    return result

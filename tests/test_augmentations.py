@@ -1,0 +1,251 @@
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as F1
+import torchvision.transforms.v2.functional as F2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import RandomResizedCrop
+
+from cosplace.augmentations import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augmentation,
+    augment,
+    augment_one_by_one,
+    augment_together,
+    draw,
+    normalize,
+)
+from cosplace.errors import ConfigError
+
+CHANGES = (F2.adjust_brightness, F2.adjust_contrast, F2.adjust_saturation, F2.adjust_hue)
+PATHS = (augment_one_by_one, augment_together)
+STD = torch.tensor(IMAGENET_STD).view(3, 1, 1)
+MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+
+
+DEFAULTS = {"brightness": 0.7, "contrast": 0.7, "saturation": 0.7, "hue": 0.5}
+NONE = dict.fromkeys(DEFAULTS, 0.0)
+
+
+def batch(height: int, width: int, size: int, num_images: int = 12, strengths: Mapping[str, float] = DEFAULTS):
+    rng = np.random.default_rng(height * 1000 + width)
+    chosen = Augmentation(image_size=size, **strengths)
+    images = rng.integers(0, 256, (num_images, 3, height, width), np.uint8)
+    images[0] = images[0, :1]  # gray pixels, whose hue is undefined
+    images[1] = images[1] // 128 * 255  # only the corners of the color cube, where sectors of hues meet
+    draws = np.stack([draw(rng, height, width, chosen) for _ in range(num_images)])
+    return torch.from_numpy(images), torch.from_numpy(draws), chosen
+
+
+def torchvision_result(image: torch.Tensor, drawn: torch.Tensor, size: int) -> torch.Tensor:
+    """One image by torchvision's own functions, in [0, 1]."""
+    image = image.float() / 255
+    for operation in drawn[4:8].int().tolist():
+        image = CHANGES[operation](image, drawn[operation].item())
+    return F1.resized_crop(image, *drawn[8:].int().tolist(), size=[size, size], antialias=True)
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "height, width, size", [(64, 64, 64), (75, 101, 33), (40, 37, 97), (150, 90, 20), (31, 200, 64)]
+)
+def test_pixels_are_torchvisions(path, height: int, width: int, size: int):
+    images, draws, chosen = batch(height, width, size)
+    found = path(images, draws, chosen) * STD + MEAN
+    expected = torch.stack([torchvision_result(image, drawn, size) for image, drawn in zip(images, draws, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("operation", range(4))
+@pytest.mark.parametrize("place", range(4))
+def test_each_operation_at_each_place(path, operation: int, place: int):
+    order = [other for other in range(4) if other != operation]
+    order.insert(place, operation)
+    images, draws, chosen = batch(24, 24, 24, num_images=3)
+    draws[:, 4:8] = torch.tensor(order, dtype=draws.dtype)
+    expected = torch.stack([torchvision_result(image, drawn, 24) for image, drawn in zip(images, draws, strict=True)])
+    torch.testing.assert_close(path(images, draws, chosen) * STD + MEAN, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("shift", [-0.5, -1 / 3, -0.17, 0.0, 1 / 6, 0.4999, 0.5])
+def test_hues_turn_as_torchvisions(path, shift: float):
+    images, draws, chosen = batch(16, 16, 16)
+    draws[:] = torch.tensor([1, 1, 1, shift, 0, 1, 2, 3, 0, 0, 16, 16])
+    found = path(images, draws, chosen) * STD + MEAN
+    torch.testing.assert_close(found, F2.adjust_hue(images / 255, shift), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_neutral_draws_only_normalize(path):
+    images, draws, chosen = batch(20, 20, 20)
+    draws[:] = torch.tensor([1, 1, 1, 0, 2, 3, 0, 1, 0, 0, 20, 20])
+    torch.testing.assert_close(path(images, draws, chosen), normalize(images), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_without_jitter_only_the_crop_is_left(path):
+    images, draws, chosen = batch(30, 41, 16, strengths=NONE)
+    assert torch.equal(draws[:, :4], torch.tensor([[1.0, 1, 1, 0]], dtype=draws.dtype).expand(12, 4))
+    expected = [
+        F1.resized_crop(image / 255, *drawn[8:].int().tolist(), size=[16, 16], antialias=True)
+        for image, drawn in zip(images, draws, strict=True)
+    ]
+    found = path(images, draws, chosen) * STD + MEAN
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("only", ["brightness", "contrast", "saturation", "hue"])
+def test_one_kind_of_jitter_alone(path, only: str):
+    images, draws, chosen = batch(30, 30, 30, strengths=NONE | {only: 0.4})
+    expected = torch.stack([torchvision_result(image, drawn, 30) for image, drawn in zip(images, draws, strict=True)])
+    torch.testing.assert_close(path(images, draws, chosen) * STD + MEAN, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_images_do_not_depend_on_their_batch_and_inputs_stay(path):
+    images, draws, chosen = batch(28, 36, 24)
+    images_before, draws_before = images.clone(), draws.clone()
+    together = path(images, draws, chosen)
+    alone = torch.cat([path(images[i : i + 1], draws[i : i + 1], chosen) for i in range(len(images))])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    assert torch.equal(images, images_before)
+    assert torch.equal(draws, draws_before)
+    floats = images.float() / 255
+    torch.testing.assert_close(path(floats, draws, chosen), together, rtol=0, atol=1e-5)
+    assert torch.equal(floats, images.float() / 255)
+
+
+def test_draws_of_either_precision_and_autocast_change_nothing():
+    images, draws, chosen = batch(28, 36, 24)
+    expected = augment(images, draws, chosen)
+    torch.testing.assert_close(augment(images, draws.float(), chosen), expected, rtol=0, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(augment(images, draws, chosen), expected)
+        torch.testing.assert_close(augment_together(images, draws, chosen), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_same_pixels_and_never_waits():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    images, draws, chosen = batch(75, 101, 64)
+    on_gpu = images.cuda()
+    augment(on_gpu, draws, chosen)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = augment(on_gpu, draws, chosen)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), augment(images, draws, chosen), rtol=0, atol=5e-5)
+
+
+def test_normalize_is_torchvisions_for_bytes_and_floats():
+    images, _, _ = batch(9, 7, 8)
+    expected = F1.normalize(images / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    for given_images in (images, images / 255, (images / 255).double()):
+        found = normalize(given_images)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    floats = images[0] / 255
+    before = floats.clone()
+    normalize(floats)
+    assert torch.equal(floats, before)
+
+
+# --- draws -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    height=st.integers(1, 700),
+    width=st.integers(1, 700),
+    share=st.floats(0, 1),
+    hue=st.floats(0, 0.5),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=200, deadline=None, database=None)
+def test_draws_stay_in_their_limits(height: int, width: int, share: float, hue: float, seed: int):
+    chosen = Augmentation(image_size=8, brightness=1.5, hue=hue, random_resized_crop=share)
+    drawn = draw(np.random.default_rng(seed), height, width, chosen)
+    assert drawn.shape == (12,)
+    assert 0 <= drawn[0] <= 2.5
+    assert abs(drawn[3]) <= hue
+    assert sorted(drawn[4:8]) == [0, 1, 2, 3]
+    top, left, h, w = drawn[8:]
+    assert (drawn[8:] == np.floor(drawn[8:])).all()
+    assert top >= 0 and left >= 0 and h >= 1 and w >= 1
+    assert top + h <= height and left + w <= width
+
+
+def test_draws_have_the_papers_distributions():
+    chosen = Augmentation(image_size=512)
+    rng = np.random.default_rng(0)
+    draws = np.stack([draw(rng, 512, 512, chosen) for _ in range(6_000)])
+    for column, low, high in ((0, 0.3, 1.7), (1, 0.3, 1.7), (2, 0.3, 1.7), (3, -0.5, 0.5)):
+        factors = (draws[:, column] - low) / (high - low)
+        assert np.abs(np.sort(factors) - np.linspace(0, 1, len(factors))).max() < 0.025, column  # Kolmogorov-Smirnov
+    orders = draws[:, 4:8] @ [64, 16, 4, 1]
+    _, counts = np.unique(orders, return_counts=True)
+    assert len(counts) == 24
+    assert np.abs(counts / len(draws) - 1 / 24).max() < 0.01
+    assert abs(np.corrcoef(draws[:, :4].T) - np.eye(4)).max() < 0.05
+
+
+def test_crops_are_distributed_as_torchvisions():
+    chosen = Augmentation(image_size=512)
+    rng = np.random.default_rng(1)
+    ours = np.stack([draw(rng, 300, 400, chosen)[8:] for _ in range(4_000)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        image = torch.empty(3, 300, 400)
+        theirs = np.array([RandomResizedCrop.get_params(image, [0.5, 1.0], [3 / 4, 4 / 3]) for _ in range(4_000)])
+    for column in range(4):
+        values = np.concatenate([ours[:, column], theirs[:, column]])
+        grid = np.unique(values)
+        below = [np.searchsorted(np.sort(side[:, column]), grid, side="right") / 4_000 for side in (ours, theirs)]
+        assert np.abs(below[0] - below[1]).max() < 0.045, column  # two-sample Kolmogorov-Smirnov, p about 0.001
+    areas = ours[:, 2] * ours[:, 3] / (300 * 400)
+    assert areas.min() > 0.49
+
+
+@pytest.mark.parametrize("height, width, crop", [(100, 1000, (0, 433, 100, 133)), (1000, 100, (433, 0, 133, 100))])
+def test_very_long_images_fall_back_to_their_middle(height: int, width: int, crop: tuple[int, ...]):
+    chosen = Augmentation(image_size=8, random_resized_crop=0.1)
+    assert tuple(draw(np.random.default_rng(0), height, width, chosen)[8:]) == crop
+
+
+def test_one_generator_one_draw():
+    chosen = Augmentation(image_size=8)
+    first, again, other = (draw(np.random.default_rng(seed), 50, 60, chosen) for seed in (5, 5, 6))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(
+    "name, value, cure",
+    [
+        ("hue", 0.6, "from 0 to 0.5"),
+        ("random_resized_crop", 1.1, "from 0 to 1"),
+        ("brightness", -0.1, "from 0 on"),
+        ("contrast", math.nan, "from 0 on"),
+        ("saturation", math.inf, "from 0 on"),
+    ],
+)
+def test_values_out_of_range_are_refused(name: str, value: float, cure: str):
+    with pytest.raises(ConfigError, match=f"--{name} {value} cannot be: use a number {cure}"):
+        Augmentation(image_size=8, **{name: value})
+
+
+def test_images_of_no_size_are_refused():
+    with pytest.raises(ConfigError, match="--image_size 0"):
+        Augmentation(image_size=0)

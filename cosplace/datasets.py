@@ -1,0 +1,235 @@
+"""What is fed to the network: the batches of one CosPlace group; a database with its queries.
+
+Every random choice of training is a pure function of (seed, epoch, item): which class, which of its images, how it is
+augmented.  Batches are therefore the same for any number of loading processes, and a run resumes in mid-epoch exactly.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cosplace.augmentations import Augmentation, augment, draw
+from cosplace.device import one_thread
+from cosplace.errors import DatasetError, ImageError
+from cosplace.groups import Group
+from cosplace.images import ImageList, open_image, scan_images
+
+QUERIES_FOLDERS = ("queries_v1", "queries")
+CLASS_ORDER, ITEM = 0, 1  # the two kinds of random draws, so that their streams never meet
+MAX_REPLACEMENTS = 100
+
+
+# --- a database with its queries -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalDataset:
+    """A database of R photos and Q queries, all with known positions."""
+
+    name: str
+    folder: Path
+    database: ImageList
+    queries: ImageList
+    database_positions: np.ndarray  # (R, 2) float64, UTM east and north in meters
+    query_positions: np.ndarray  # (Q, 2) float64
+
+
+def open_retrieval_dataset(folder: str | Path, queries_folder: str | None = None) -> RetrievalDataset:
+    """Scan `folder`/database and its queries: `queries_folder`, else queries_v1, else queries.
+
+    Raises DatasetError when a folder is missing or empty, or a name lacks coordinates.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} does not exist: give the folder that holds database/ and queries/.")
+    if not (folder / "database").is_dir():
+        raise DatasetError(f"{folder} holds no folder `database`: give the folder that holds database/ and queries/.")
+    candidates = [queries_folder] if queries_folder else QUERIES_FOLDERS
+    queries = next((name for name in candidates if (folder / name).is_dir()), None)
+    if queries is None:
+        there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != "database")
+        found = f"; it holds {', '.join(there[:8])}: choose with --queries_folder" if there else ""
+        raise DatasetError(f"{folder} holds no folder of queries ({' or '.join(candidates)}){found}.")
+    database, query_images = scan_images(folder / "database"), scan_images(folder / queries)
+    return RetrievalDataset(
+        name=f"{folder.resolve().name}/{queries}",
+        folder=folder,
+        database=database,
+        queries=query_images,
+        database_positions=database.positions(),
+        query_positions=query_images.positions(),
+    )
+
+
+# --- one group -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One training image with what was drawn for it."""
+
+    image: torch.Tensor  # (3, H, W) uint8
+    label: int  # class within the group
+    draws: np.ndarray  # (12,), see cosplace.augmentations.draw
+    unreadable: tuple[str, ...]  # photos that were drawn before it and could not be opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """B training images: either raw, stacked by shape, or augmented."""
+
+    stacks: list[torch.Tensor]  # each (n, 3, H, W) uint8; or one (B, 3, S, S) float32, augmented
+    places: list[torch.Tensor]  # for each stack, (n,) int64: the places of its images in the batch
+    labels: torch.Tensor  # (B,) int64
+    draws: torch.Tensor  # (B, 12)
+    unreadable: tuple[str, ...]
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, for transfers beside computation."""
+        return Batch(
+            stacks=[stack.pin_memory() for stack in self.stacks],
+            places=self.places,
+            labels=self.labels.pin_memory(),
+            draws=self.draws,
+            unreadable=self.unreadable,
+        )
+
+    def images(self, settings: Augmentation, device: torch.device) -> torch.Tensor:
+        """(B, 3, S, S) float32: the images on the device, augmented and normalized."""
+        if self.stacks[0].dtype != torch.uint8:
+            return self.stacks[0].to(device, non_blocking=True)
+        stacks = [
+            augment(stack.to(device, non_blocking=True), self.draws[places], settings)
+            for stack, places in zip(self.stacks, self.places, strict=True)
+        ]
+        if len(stacks) == 1:
+            return stacks[0]
+        return torch.cat(stacks)[torch.argsort(torch.cat(self.places)).to(device)]
+
+
+class GroupImages(Dataset):
+    """The endless stream of training items of a group in one epoch; item k is a class and a random image of it.
+
+    Classes come in passes, each a new random order of all classes.
+    """
+
+    def __init__(self, group: Group, *, seed: int, epoch: int, settings: Augmentation) -> None:
+        self.group = group
+        self.seed = seed
+        self.epoch = epoch
+        self.settings = settings
+        self.class_order = lru_cache(maxsize=2)(self._class_order)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "class_order"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.class_order = lru_cache(maxsize=2)(self._class_order)
+
+    def _generator(self, kind: int, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, self.epoch], counter=[0, 0, kind, number]))
+
+    def _class_order(self, number: int) -> np.ndarray:
+        return self._generator(CLASS_ORDER, number).permutation(self.group.num_classes)
+
+    def __getitem__(self, index: int) -> Item:
+        rng = self._generator(ITEM, index)
+        passes, place = divmod(index, self.group.num_classes)
+        label = int(self.class_order(passes)[place])
+        first, size = int(self.group.class_starts[label]), self.group.class_size(label)
+        unreadable: list[str] = []
+        while len(unreadable) < MAX_REPLACEMENTS:
+            path = self.group.folder / self.group.image_name(first + int(rng.integers(size)))
+            try:
+                image = open_image(path)
+            except ImageError as error:  # another image of the class takes its place
+                unreadable.append(str(error))
+                continue
+            draws = draw(rng, image.shape[1], image.shape[2], self.settings)
+            return Item(image=image, label=label, draws=draws, unreadable=tuple(unreadable))
+        raise DatasetError(f"No image of a whole class can be opened: {unreadable[0]}  Mend or remove these files.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collate:
+    """Items -> Batch; with `settings`, augmented right here, on the CPU."""
+
+    settings: Augmentation | None
+
+    def __call__(self, items: Sequence[Item | DatasetError]) -> "Batch | DatasetError":
+        """The batch of some items, or the first error among them."""
+        for item in items:
+            if isinstance(item, DatasetError):
+                return item
+        return self._batch([item for item in items if isinstance(item, Item)])
+
+    def _batch(self, items: Sequence[Item]) -> Batch:
+        places_of: dict[torch.Size, list[int]] = {}
+        for place, item in enumerate(items):
+            places_of.setdefault(item.image.shape, []).append(place)
+        batch = Batch(
+            stacks=[torch.stack([items[place].image for place in places]) for places in places_of.values()],
+            places=[torch.tensor(places) for places in places_of.values()],
+            labels=torch.tensor([item.label for item in items]),
+            draws=torch.from_numpy(np.stack([item.draws for item in items])),
+            unreadable=tuple(dict.fromkeys(error for item in items for error in item.unreadable)),
+        )
+        if self.settings is None:
+            return batch
+        with one_thread():  # as in a loading process: the same bits with any number of them
+            images = batch.images(self.settings, torch.device("cpu"))
+        return Batch(
+            stacks=[images],
+            places=[torch.arange(len(items))],
+            labels=batch.labels,
+            draws=batch.draws,
+            unreadable=batch.unreadable,
+        )
+
+
+class _Answering(Dataset):
+    """Hands a user's error over as a value: an exception in a loading process would arrive as a wall of text."""
+
+    def __init__(self, items: GroupImages) -> None:
+        self.items = items
+
+    def __getitem__(self, index: int) -> Item | DatasetError:
+        try:
+            return self.items[index]
+        except DatasetError as error:
+            return error
+
+
+def training_batches(
+    items: GroupImages,
+    *,
+    batch_size: int,
+    first_iteration: int,
+    num_iterations: int,
+    num_workers: int,
+    augment_in_loader: bool,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The batches of iterations first_iteration … num_iterations - 1 of an epoch.
+
+    Raises DatasetError when no image of some class can be opened.
+    """
+    loader = DataLoader(
+        _Answering(items),
+        batch_size=batch_size,
+        sampler=range(first_iteration * batch_size, num_iterations * batch_size),
+        num_workers=num_workers,
+        collate_fn=Collate(settings=items.settings if augment_in_loader else None),
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # the loader draws a seed that nothing here uses: not from the global one
+    )
+    for batch in loader:
+        if isinstance(batch, DatasetError):
+            raise batch
+        yield batch

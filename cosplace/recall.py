@@ -1,0 +1,143 @@
+"""Recall@N: how often the right place is among the first N predictions.
+
+Protocol: Berton et al., CVPR 2022 (25 m, inclusive).  Pure: arrays in, arrays out.
+Legend: Q queries, R database images, K predictions per query, P positives of all queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import KDTree
+
+from cosplace.errors import ConfigError, DatasetError
+
+RECALL_VALUES = (1, 5, 10, 20)
+RADIUS_M = 25.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positives:
+    """For each query, the database images within `radius_m` of it (CSR: no list per query)."""
+
+    indices: np.ndarray  # (P,) int64, database images, query after query, ascending within a query
+    starts: np.ndarray  # (Q + 1,) int64
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many positives each query has, (Q,) int64."""
+        return np.diff(self.starts)
+
+    def of(self, query: int) -> np.ndarray:
+        """Return the positives of one query, (n,) int64, ascending."""
+        return self.indices[self.starts[query] : self.starts[query + 1]]
+
+
+def find_positives(
+    database_positions: np.ndarray, query_positions: np.ndarray, radius_m: float = RADIUS_M
+) -> Positives:
+    """All database images within `radius_m` (inclusive) of each query.
+
+    database_positions, query_positions: (R, 2) and (Q, 2), UTM east and north in meters.
+    Raises DatasetError for positions that are not finite, ConfigError for a negative radius.
+    """
+    if not radius_m >= 0 or not np.isfinite(radius_m):
+        raise ConfigError(f"A radius of {radius_m} m cannot be: give a number of meters from 0 on.")
+    database, queries = (
+        _checked_positions(positions, whose)
+        for positions, whose in ((database_positions, "database"), (query_positions, "queries"))
+    )
+    # The trees compare squared distances, which round differently: search a little wider, then judge each pair.
+    wider_m = radius_m * (1 + 1e-9) + 1e-6
+    trees = [KDTree(positions, balanced_tree=False) for positions in (queries, database)]
+    pairs = trees[0].sparse_distance_matrix(trees[1], wider_m, output_type="ndarray")
+    rows, columns = pairs["i"].astype(np.int64), pairs["j"].astype(np.int64)
+    offsets = queries[rows] - database[columns]
+    near = np.sqrt(offsets[:, 0] ** 2 + offsets[:, 1] ** 2) <= radius_m
+    rows, columns = rows[near], columns[near]
+    order = np.lexsort((columns, rows))
+    starts = np.zeros(len(queries) + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=len(queries)), out=starts[1:])
+    return Positives(indices=columns[order], starts=starts)
+
+
+def _checked_positions(positions: np.ndarray, whose: str) -> np.ndarray:
+    positions = np.asarray(positions, np.float64)
+    if positions.ndim != 2 or positions.shape[1] != 2:
+        raise DatasetError(f"Positions of the {whose} have the shape {positions.shape}: give (n, 2), east and north.")
+    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+    if len(bad):
+        raise DatasetError(
+            f"Position {bad[0]} of the {whose} is {tuple(positions[bad[0]].tolist())}: correct it, or leave that "
+            f"image out."
+        )
+    return positions
+
+
+def is_positive(predictions: np.ndarray, positives: Positives) -> np.ndarray:
+    """Tell which predictions are positives of their query, (Q, K) bool.
+
+    predictions: (Q, K) int64, database images; -1, where there is no prediction, is no positive.
+    """
+    if len(predictions) != len(positives):
+        raise DatasetError(
+            f"There are predictions for {len(predictions)} queries but positives for {len(positives)}: pass both of "
+            f"the same queries."
+        )
+    # Ascending (query, image) pairs as single numbers: one binary search answers for all queries.
+    stride = max(int(predictions.max(initial=0)), int(positives.indices.max(initial=0))) + 2
+    queries = np.arange(len(positives), dtype=np.int64)
+    pairs = np.repeat(queries, positives.counts) * stride + positives.indices + 1
+    wanted = queries[:, None] * stride + predictions + 1
+    if not len(pairs):
+        return np.zeros(predictions.shape, bool)
+    return pairs[np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)] == wanted
+
+
+def recall_at(predictions: np.ndarray, positives: Positives, ks: Sequence[int] = RECALL_VALUES) -> dict[int, float]:
+    """Percentage of queries with a positive among their first k predictions.
+
+    predictions: (Q, K) int64, database images, best first.  A query without positives counts as a miss.
+    Raises DatasetError when K is smaller than the largest k, or when there are no queries.
+    """
+    check_recall_values(ks)
+    num_queries, num_predictions = predictions.shape
+    if num_predictions < max(ks):
+        raise DatasetError(
+            f"Recall@{max(ks)} needs {max(ks)} predictions per query but there are {num_predictions}: pass ks up to "
+            f"{num_predictions} or search with k={max(ks)}."
+        )
+    if not num_queries:
+        raise DatasetError("There are no queries to judge: recalls are percentages of queries.")
+    hits = is_positive(predictions, positives)  # (Q, K) bool
+    # A hit at rank j is a hit for every k > j, so one running `or` serves all ks.
+    found = np.logical_or.accumulate(hits, axis=1)
+    return {k: 100 * float(found[:, k - 1].mean()) for k in ks}
+
+
+def chance_recalls(positives: Positives, num_database: int, ks: Sequence[int] = RECALL_VALUES) -> dict[int, float]:
+    """Return what guessing reaches: expected recalls in percent of predictions drawn at random without repetition.
+
+    Of R images P are positives; all of the first k miss with probability C(R - P, k) / C(R, k) (hypergeometric).
+    """
+    check_recall_values(ks)
+    if num_database < max(1, int(positives.indices.max(initial=-1)) + 1):
+        raise DatasetError(f"A database of {num_database} images is too small for these positives: pass its true size.")
+    counts, num_each = np.unique(positives.counts, return_counts=True)  # few different ones among many queries
+    recalls = {}
+    for k in ks:
+        left = num_database - np.arange(min(k, num_database))  # images to draw the next one from
+        share = np.minimum(counts[:, None] / left[None, :], 1.0)
+        with np.errstate(divide="ignore"):  # log of 0: none but positives are left, a sure hit
+            hit = -np.expm1(np.log1p(-share).sum(axis=1))
+        recalls[k] = 100 * float((hit * num_each).sum() / max(1, len(positives)))
+    return recalls
+
+
+def check_recall_values(ks: Sequence[int]) -> None:
+    """Raise ConfigError unless `ks` holds numbers from 1 on."""
+    if not len(ks) or min(ks) < 1:
+        raise ConfigError(f"Recall values {tuple(ks)} cannot be: give one or more numbers from 1 on.")

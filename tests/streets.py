@@ -1,0 +1,45 @@
+"""A tiny made dataset in SF-XL layout, quick to write and possible to learn: each place has its own stripes."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cosplace.images import format_image_name
+
+
+def place_picture(place: int, variant: int, side: int = 64) -> np.ndarray:
+    """(side, side, 3) uint8: stripes that belong to the place, in light and noise that belong to the variant."""
+    own = np.random.default_rng([1, place])
+    seen = np.random.default_rng([2, place, variant])
+    colors, widths = own.integers(30, 226, (8, 3)), own.integers(3, 12, 8)
+    columns = np.repeat(colors, widths, axis=0)
+    picture = np.resize(np.roll(columns, seen.integers(-3, 4), axis=0), (side, 3))[None].repeat(side, 0)
+    picture = picture * seen.uniform(0.7, 1.2) + seen.normal(0, 6, (side, side, 3))
+    picture[: side // 4] = own.integers(100, 200, 3)
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def write_place(folder: Path, place: int, variant: int, *, offset: float = 0.0, side: int = 64, suffix=".jpg") -> Path:
+    """One photo of a place; places are 10 m apart in a row, headings 0."""
+    name = format_image_name(
+        utm_east=550_000.0 + 10 * place + 2 + offset, utm_north=4_180_000.0 + variant % 3, zone=10, letter="S",
+        latitude=37.7, longitude=-122.4, pano_id=f"p{place}v{variant}", heading=0, timestamp="202001", suffix=suffix,
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(place_picture(place, variant, side)).save(folder / name)
+    return folder / name
+
+
+def write_streets(folder: Path, num_places: int = 24, images_per_place: int = 6, side: int = 64) -> Path:
+    """train/, val/{database,queries}, test/{database,queries_v1}; the splits are far apart."""
+    for place in range(num_places):
+        for variant in range(images_per_place):
+            write_place(folder / "train" / "37.70", place, variant, side=side)
+    for split, queries, first in (("val", "queries", 1000), ("test", "queries_v1", 2000)):
+        # Every third place: neighbours are 30 m apart, so that only the right one is a positive.
+        for place in range(first, first + 3 * 12, 3):
+            for variant in range(2):
+                write_place(folder / split / "database", place, variant, side=side)
+            write_place(folder / split / queries, place, 5, side=side)
+    return folder

@@ -1,0 +1,275 @@
+"""What must stand before the first iteration: data, network, classifiers, and what it all will cost."""
+
+import hashlib
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from cosplace.augmentations import Augmentation
+from cosplace.checkpoint import RunState
+from cosplace.config import EvalConfig, TrainConfig, loading_workers, set_folder
+from cosplace.cosface import MarginCosineProduct
+from cosplace.datasets import GroupImages, RetrievalDataset, open_retrieval_dataset, training_batches
+from cosplace.errors import CheckpointError, ConfigError
+from cosplace.groups import Groups, cached_partition, check_enough
+from cosplace.images import scan_images
+from cosplace.network import GeoLocalizationNet, network_from_state_dict
+from cosplace.zoo import available_imagenet_weights, read_state_dict
+
+log = logging.getLogger(__name__)
+
+WHITENING_IMAGES = 1024  # several times the feature dimension of the small network; seconds on a CPU
+WHITENING_FLOOR = 1e-3  # of the largest variance: directions below it hold noise, which whitening would blow up
+START_SEED = 1 << 32  # above any seed a user gives to a run's epochs: the images of a whitened start are their own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """The groups to train on, and the sets to judge by."""
+
+    groups: Groups
+    num_used: int
+    val: RetrievalDataset
+    test: RetrievalDataset
+
+    def digest(self) -> str:
+        """Tells whether two runs see the same classes."""
+        parts = hashlib.sha256(self.groups.cells.tobytes())
+        parts.update(self.groups.group_starts.tobytes())
+        parts.update(self.groups.class_starts.tobytes())
+        return parts.hexdigest()
+
+
+def open_training_data(config: TrainConfig) -> TrainingData:
+    """Scan the three sets and form the groups.  Raises DatasetError when anything is missing or too small."""
+    folders = {split: set_folder(config.folders, split) for split in ("train", "val", "test")}
+    groups = cached_partition(scan_images(folders["train"]), config.grouping)
+    check_enough(groups, config.grouping)
+    return TrainingData(
+        groups=groups,
+        num_used=config.grouping.groups_num,
+        val=open_retrieval_dataset(folders["val"], config.folders.queries_folder),
+        test=open_retrieval_dataset(folders["test"], config.folders.queries_folder),
+    )
+
+
+def augmentation_settings(config: TrainConfig) -> Augmentation:
+    """The knobs of augmentation, as the augmentations take them."""
+    knobs = config.augmenting
+    return Augmentation(
+        image_size=knobs.image_size,
+        brightness=knobs.brightness,
+        contrast=knobs.contrast,
+        saturation=knobs.saturation,
+        hue=knobs.hue,
+        random_resized_crop=knobs.random_resized_crop,
+    )
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def load_network(
+    path: str, *, backbone: str | None, fc_output_dim: int | None, train_all_layers: bool = False
+) -> GeoLocalizationNet:
+    """The network of a file of weights: backbone and dimension are read from its keys and shapes.
+
+    Raises CheckpointError when the file is none, and ConfigError when it contradicts what was asked for.
+    """
+    weights = read_state_dict(path)
+    try:
+        model = network_from_state_dict(weights, train_all_layers=train_all_layers)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    asked_and_found = {
+        "backbone": (backbone, model.backbone_name),
+        "fc_output_dim": (fc_output_dim, model.fc_output_dim),
+    }
+    for flag, (asked, found) in asked_and_found.items():
+        if asked is not None and asked != found:
+            raise ConfigError(f"--{flag} {asked} contradicts {path}, which holds {found}: leave the flag out.")
+    return model
+
+
+def new_network(
+    *, backbone: str, fc_output_dim: int, train_all_layers: bool, imagenet_weights: str | None, seed: int
+) -> GeoLocalizationNet:
+    """A network to train, its fresh layers drawn from the seed.  imagenet_weights None: v1 where they exist."""
+    if imagenet_weights is None and available_imagenet_weights(backbone):
+        imagenet_weights = "v1"
+    if imagenet_weights in (None, "none"):
+        imagenet_weights = None
+        frozen = not train_all_layers and available_imagenet_weights(backbone)
+        if frozen:
+            log.warning("The early layers are random and frozen: give --imagenet_weights, or --train_all_layers.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GeoLocalizationNet(backbone, fc_output_dim, train_all_layers, imagenet_weights)
+
+
+def new_state(config: TrainConfig, data: TrainingData, device: torch.device, dtype: torch.dtype | None) -> RunState:
+    """Network, classifiers, optimizers and scaler at the start of a run."""
+    knobs, model_knobs = config.training, config.model
+    if knobs.resume_model:
+        model = load_network(
+            knobs.resume_model, backbone=None, fc_output_dim=None, train_all_layers=model_knobs.train_all_layers
+        )
+    else:
+        model = new_network(
+            backbone=model_knobs.backbone,
+            fc_output_dim=model_knobs.fc_output_dim,
+            train_all_layers=model_knobs.train_all_layers,
+            imagenet_weights=model_knobs.imagenet_weights,
+            seed=config.running.seed,
+        )
+    model = model.to(device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+    classifiers = []
+    for number, (num_classes, _) in enumerate(data.groups.counts()[: data.num_used]):
+        generator = torch.Generator().manual_seed(config.running.seed * 1_000_003 + number)
+        classifiers.append(
+            MarginCosineProduct(model.fc_output_dim, num_classes, s=knobs.scale, m=knobs.margin, generator=generator)
+        )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return RunState(
+        model=model,
+        optimizer=torch.optim.Adam(trained, lr=knobs.lr),
+        classifiers=classifiers,
+        classifier_optimizers=[torch.optim.Adam(one.parameters(), lr=knobs.classifiers_lr) for one in classifiers],
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16 and device.type == "cuda"),
+    )
+
+
+@torch.no_grad()
+def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainConfig, device: torch.device) -> None:
+    """Make the last layer a PCA whitening of the features of training images, and settle batch normalization.
+
+    A random network's features are nearly collinear; whitened, they tell images apart from the first iteration.
+    Not in the paper.  Raises ConfigError when there are more descriptor dimensions than features.
+    """
+    linear = cast(torch.nn.Linear, model.aggregation[3])
+    if linear.out_features > linear.in_features:
+        raise ConfigError(
+            f"--whitened_start has {linear.in_features} features for --fc_output_dim {linear.out_features}: "
+            f"use {linear.in_features} dimensions or fewer."
+        )
+    batch_size = config.training.batch_size
+    items = GroupImages(
+        data.groups[0], seed=config.running.seed + START_SEED, epoch=0, settings=augmentation_settings(config)
+    )
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over all batches
+    model.train()
+    features = []
+    for batch in training_batches(
+        items,
+        batch_size=batch_size,
+        first_iteration=0,
+        num_iterations=-(-WHITENING_IMAGES // batch_size),
+        num_workers=loading_workers(config.running.num_workers),
+        augment_in_loader=device.type == "cpu",
+    ):
+        images = batch.images(items.settings, device).to(memory_format=torch.channels_last)
+        features.append(model.aggregation[:3](model.backbone(images)).double().cpu())
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+    stacked = torch.cat(features)  # (n, F)
+    mean = stacked.mean(0)
+    variances, directions = torch.linalg.eigh(torch.cov(stacked.T))  # ascending
+    variances, directions = variances.flip(0)[: linear.out_features], directions.flip(1)[:, : linear.out_features]
+    scales = (variances + WHITENING_FLOOR * variances[0]).rsqrt()
+    weight = scales[:, None] * directions.T
+    linear.weight.copy_(weight)
+    linear.bias.copy_(-weight @ mean)
+
+
+# --- what it will cost -----------------------------------------------------------------------------------------------
+
+
+def describe_plan(config: TrainConfig, data: TrainingData, state: RunState, dtype: torch.dtype | None) -> list[str]:
+    """Sentences about what will be trained, how often each class will be seen, and the memory it takes."""
+    knobs = config.training
+    lines = []
+    for number, (num_classes, num_images) in enumerate(data.groups.counts()[: data.num_used]):
+        epochs = len(range(number, knobs.epochs_num, data.num_used))
+        seen = epochs * knobs.iterations_per_epoch * knobs.batch_size / num_classes
+        lines.append(
+            f"group {number}: {num_classes} classes, {num_images} images; {epochs} epochs, each class seen "
+            f"about {seen:.3g} times"
+        )
+    if knobs.epochs_num < data.num_used:
+        lines.append(f"--epochs_num {knobs.epochs_num} reaches {knobs.epochs_num} of the {data.num_used} groups")
+    device_bytes, checkpoint_bytes = _expected_bytes(config, state, dtype)
+    lines.append(
+        f"expected memory: {_megabytes(device_bytes)} on the device, {_megabytes(checkpoint_bytes)} per checkpoint "
+        f"on disk"
+    )
+    return lines
+
+
+def _expected_bytes(config: TrainConfig, state: RunState, dtype: torch.dtype | None) -> tuple[int, int]:
+    trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    network = sum(value.numel() for value in state.model.state_dict().values())
+    largest = max(one.weight.numel() for one in state.classifiers)
+    every = sum(one.weight.numel() for one in state.classifiers)
+    num_classes = max(one.weight.shape[0] for one in state.classifiers)
+    logits = 3 * 4 * config.training.batch_size * num_classes
+    # Adam keeps two moments, and a gradient comes with each trained weight.
+    at_work = 4 * (network + 3 * trained + 4 * largest) + logits
+    activations = config.training.batch_size * _activation_bytes(state.model, config.augmenting.image_size)
+    return at_work + activations // (2 if dtype else 1), 4 * (network + 2 * trained + 3 * every)
+
+
+def _activation_bytes(model: GeoLocalizationNet, side: int) -> int:
+    """Bytes that one image leaves behind for the backward pass, by asking autograd what it keeps."""
+    storages: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(model.parameters()).device
+    model.eval()  # batch normalization must not see this picture
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(1, 3, side, side, device=device).to(memory_format=torch.channels_last))
+    return sum(storages.values())
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{math.ceil(count / 2**20)} MB"
+
+
+def run_folder(logs: Path, save_dir: str, time: str) -> Path:
+    """A new folder for a run: logs/<save_dir>/<time>, with a number where two runs start in one second."""
+    parent = logs / save_dir
+    for suffix in ("", *(f"_{number}" for number in range(2, 1000))):
+        folder = parent / f"{time}{suffix}"
+        if not folder.exists():
+            return folder
+    raise ConfigError(f"{parent} has a thousand runs of this second: choose another --save_dir.")
+
+
+def network_to_evaluate(config: EvalConfig, *, backbone: str | None, fc_output_dim: int | None) -> GeoLocalizationNet:
+    """The network that `cosplace eval` judges.
+
+    backbone, fc_output_dim: as the user gave them, None where not: weights know their own.
+    """
+    if config.weights.resume_model:
+        return load_network(config.weights.resume_model, backbone=backbone, fc_output_dim=fc_output_dim)
+    log.warning("No --resume_model: the last layer is random, so the recalls are those of an untrained network.")
+    return new_network(
+        backbone=config.model.backbone,
+        fc_output_dim=config.model.fc_output_dim,
+        train_all_layers=True,
+        imagenet_weights=config.model.imagenet_weights,
+        seed=config.running.seed,
+    )

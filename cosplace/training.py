@@ -1,0 +1,335 @@
+"""The loop of CosPlace (Berton et al., CVPR 2022, section 3.2): epoch e trains group e mod groups_num.
+
+Each group has its own classifier and optimizer, on the device only during its epochs.  After each epoch the network
+is judged on the validation set; the best by R@1 is tested at the end.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.tensorboard import SummaryWriter
+
+from cosplace.checkpoint import (
+    BEST_MODEL,
+    CONFIG,
+    LAST_CHECKPOINT,
+    RunState,
+    append_metrics,
+    checkpoint_file,
+    read_checkpoint,
+    read_metrics,
+    restore,
+    rewind_metrics,
+    save_best_model,
+    save_checkpoint,
+)
+from cosplace.config import TrainConfig, from_values, loading_workers, to_values
+from cosplace.datasets import GroupImages, RetrievalDataset, training_batches
+from cosplace.device import amp_type, choose_device, mixed_precision
+from cosplace.errors import CheckpointError, ConfigError, CosPlaceError
+from cosplace.evaluation import Evaluation, evaluate
+from cosplace.network import GeoLocalizationNet
+from cosplace.preparation import (
+    TrainingData,
+    augmentation_settings,
+    describe_plan,
+    load_network,
+    new_state,
+    open_training_data,
+    whiten_start,
+)
+from cosplace.storage import storage_errors, write_text
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with (what, done, of how many, a note), in images."""
+
+LOSSES_PER_EPOCH = 20
+ITERATION_SEEDS = 0x9E3779B97F4A7C15  # spreads (seed, step) over 64 bits
+
+# What may differ when a run goes on: it changes where and how fast, not what is learned.
+FREE_ON_RESUME = frozenset(
+    {
+        "dataset_folder", "train_set_folder", "val_set_folder", "test_set_folder", "device", "num_workers",
+        "save_dir", "checkpoint_minutes", "resume_train", "resume_model", "num_preds_to_save",
+        "save_only_wrong_preds", "infer_batch_size",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a finished run leaves in memory; its files lie in `folder`."""
+
+    folder: Path
+    data: TrainingData
+    model: GeoLocalizationNet  # the best on the validation set
+    test: Evaluation
+    best_epoch: int
+    metrics: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What stays the same while a run goes on."""
+
+    config: TrainConfig
+    folder: Path
+    data: TrainingData
+    device: torch.device
+    dtype: torch.dtype | None
+    board: SummaryWriter
+    progress: Progress
+
+
+def resumed_config(path: str, given: Mapping[str, Any]) -> TrainConfig:
+    """The settings of the run whose checkpoint this is, with those of `given` that may differ.
+
+    Raises ConfigError for a setting in `given` that would change what is learned.
+    """
+    file = checkpoint_file(path)
+    saved = from_values(TrainConfig, read_checkpoint(file)["config"])
+    values = to_values(saved)
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME and values[name] != value:
+            raise ConfigError(
+                f"--{name} {value} contradicts {file}, which was trained with {values[name]}: leave the flag out, "
+                f"or start a new run."
+            )
+    return from_values(TrainConfig, {**values, **given, "resume_train": str(file)})
+
+
+def train(config: TrainConfig, folder: Path, progress: Progress = lambda *_: None) -> TrainResult:
+    """Train in `folder`, from the start or (config.training.resume_train) from a checkpoint in it, and test.
+
+    Raises CosPlaceError for anything a user can mend; the last checkpoint then still stands.
+    """
+    device = choose_device(config.running.device)
+    dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
+    data = open_training_data(config)
+    state = new_state(config, data, device, dtype)
+    for line in describe_plan(config, data, state, dtype):
+        log.info(line)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG, json.dumps(to_values(config), indent=2) + "\n")
+    if config.training.resume_train:
+        _resume(state, data, config)
+        step = state.epoch * config.training.iterations_per_epoch + state.iteration
+        rewind_metrics(folder, step)
+    else:
+        step = 0
+        if config.departures.whitened_start:
+            whiten_start(state.model, data, config, device)
+        save_checkpoint(folder, state, to_values(config), data.digest())
+    with closing(SummaryWriter(str(folder), purge_step=step)) as board:
+        run = _Run(config=config, folder=folder, data=data, device=device, dtype=dtype, board=board, progress=progress)
+        while state.epoch < config.training.epochs_num:
+            _train_epoch(run, state)
+            _finish_epoch(run, state)
+        return _test_best(run, state)
+
+
+def _resume(state: RunState, data: TrainingData, config: TrainConfig) -> None:
+    file = checkpoint_file(config.training.resume_train or "")
+    content = read_checkpoint(file)
+    if content["data_digest"] != data.digest():
+        raise CheckpointError(
+            f"{file} was trained on other photos than {data.groups.folder} holds now: give the same photos, or start "
+            f"a new run from its weights with --resume_model."
+        )
+    restore(state, content, file)
+    log.info("goes on from epoch %d, iteration %d", state.epoch, state.iteration)
+
+
+# --- one epoch -------------------------------------------------------------------------------------------------------
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The network's learning rate at iteration `step` of the run."""
+    total = config.training.epochs_num * config.training.iterations_per_epoch
+    rate = config.training.lr
+    if step < config.departures.warmup_iterations:
+        rate *= (step + 1) / config.departures.warmup_iterations
+    if config.departures.lr_schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / total))
+    return rate
+
+
+def margin(config: TrainConfig, step: int) -> float:
+    """CosFace's margin at iteration `step` of the run."""
+    ramp = config.departures.margin_ramp * config.training.epochs_num * config.training.iterations_per_epoch
+    return config.training.margin * (min(1.0, step / ramp) if ramp else 1.0)
+
+
+def _train_epoch(run: _Run, state: RunState) -> None:
+    """Train from the state's iteration to the end of its epoch."""
+    knobs = run.config.training
+    group = state.epoch % run.data.num_used
+    classifier, classifier_optimizer = state.classifiers[group], state.classifier_optimizers[group]
+    _move(classifier, classifier_optimizer, run.device)
+    settings = augmentation_settings(run.config)
+    items = GroupImages(run.data.groups[group], seed=run.config.running.seed, epoch=state.epoch, settings=settings)
+    where = run.config.augmenting.augmentation_device
+    batches = training_batches(
+        items,
+        batch_size=knobs.batch_size,
+        first_iteration=state.iteration,
+        num_iterations=knobs.iterations_per_epoch,
+        num_workers=loading_workers(run.config.running.num_workers),
+        augment_in_loader=(run.device if where == "auto" else choose_device(where)).type == "cpu",
+        pin_memory=run.device.type == "cuda",
+    )
+    state.model.train()
+    # Sums stay on the device: reading a loss would make it wait.
+    stretch_sum = torch.tensor(state.stretch_sum, dtype=torch.float32, device=run.device)
+    stretch = max(1, knobs.iterations_per_epoch // LOSSES_PER_EPOCH)
+    what = f"epoch {state.epoch + 1}/{knobs.epochs_num}, group {group}"
+    num_images = knobs.iterations_per_epoch * knobs.batch_size
+    saved_at, note = time.monotonic(), ""
+    for batch in batches:
+        step = state.epoch * knobs.iterations_per_epoch + state.iteration
+        _set_rates(run, state, classifier, step)
+        images = batch.images(settings, run.device).to(memory_format=torch.channels_last)
+        labels = batch.labels.to(run.device, non_blocking=True)
+        with mixed_precision(run.device, run.dtype):
+            loss = cross_entropy(classifier(state.model(images), labels), labels)
+        state.optimizer.zero_grad()
+        classifier_optimizer.zero_grad()
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.step(classifier_optimizer)
+        state.scaler.update()
+        stretch_sum += loss.detach()
+
+        for message in batch.unreadable:
+            state.unreadable[message] = state.unreadable.get(message, 0) + 1
+        state.iteration += 1
+        if state.iteration % stretch == 0 or state.iteration == knobs.iterations_per_epoch:
+            in_stretch = state.iteration % stretch or stretch
+            mean = _read_losses(run, state, stretch_sum.item(), in_stretch, step + 1)
+            stretch_sum.zero_()
+            note = f"loss {mean:.3f}"
+        run.progress(what, state.iteration * knobs.batch_size, num_images, note)
+        # The end of the epoch has a checkpoint of its own, after validation.
+        due = time.monotonic() - saved_at >= 60 * knobs.checkpoint_minutes
+        if due and state.iteration < knobs.iterations_per_epoch:
+            state.stretch_sum = stretch_sum.item()
+            save_checkpoint(run.folder, state, to_values(run.config), run.data.digest())
+            saved_at = time.monotonic()
+    _move(classifier, classifier_optimizer, torch.device("cpu"))
+
+
+def _set_rates(run: _Run, state: RunState, classifier: Any, step: int) -> None:
+    """Set all that depends on how far the run is: learning rate, margin, and the seed of the network's own draws."""
+    for parameters in state.optimizer.param_groups:
+        parameters["lr"] = learning_rate(run.config, step)
+    classifier.m = margin(run.config, step)
+    # Only EfficientNet's stochastic depth draws from torch's generator.
+    torch.manual_seed((run.config.running.seed + 1 + step * ITERATION_SEEDS) % 2**63)
+
+
+def _read_losses(run: _Run, state: RunState, total: float, count: int, step: int) -> float:
+    """Book the losses of the last `count` iterations, and return their mean."""
+    mean = total / count
+    if not math.isfinite(mean):
+        raise CosPlaceError(
+            f"The loss is {mean} at epoch {state.epoch}, iteration {state.iteration}: start again from "
+            f"{run.folder / LAST_CHECKPOINT} or anew, with a smaller --lr or without --use_amp16."
+        )
+    state.loss_sum += total
+    append_metrics(run.folder, {"kind": "loss", "step": step, "epoch": state.epoch, "loss": mean})
+    run.board.add_scalar("loss", mean, step)
+    return mean
+
+
+def _move(classifier: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Move a classifier and its optimizer's moments."""
+    classifier.to(device)
+    for moments in optimizer.state.values():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.dim():  # the count of steps stays where it is
+                moments[name] = value.to(device)
+
+
+def _finish_epoch(run: _Run, state: RunState) -> None:
+    """Validate, keep the best model, write the checkpoint from which the next epoch starts."""
+    knobs = run.config.training
+    group = state.epoch % run.data.num_used
+    mean_loss = state.loss_sum / knobs.iterations_per_epoch
+    validation = _evaluate(run, state.model, run.data.val, f"epoch {state.epoch + 1} validation")
+    recall1 = validation.recalls[min(validation.recalls)]
+    best = recall1 > state.best_recall1
+    if best:
+        state.best_recall1, state.best_epoch = recall1, state.epoch
+        save_best_model(run.folder, state.model)
+    step = (state.epoch + 1) * knobs.iterations_per_epoch
+    recalls = {str(k): recall for k, recall in validation.recalls.items()}
+    row = {"kind": "epoch", "step": step, "epoch": state.epoch, "group": group, "loss": mean_loss, "recalls": recalls}
+    append_metrics(run.folder, row)
+    for k, recall in validation.recalls.items():
+        run.board.add_scalar(f"validation/R@{k}", recall, step)
+    log.info(
+        "epoch %d, group %d: loss %.4f, validation %s%s",
+        state.epoch, group, mean_loss, validation.recalls_text(), " (best so far)" if best else "",
+    )  # fmt: skip
+    if state.unreadable:
+        total = sum(state.unreadable.values())
+        log.warning("epoch %d: %d draws met %d photos that cannot be opened", state.epoch, total, len(state.unreadable))
+        for message, times in state.unreadable.items():
+            log.warning("skipped %d times: %s", times, message)
+    state.epoch, state.iteration = state.epoch + 1, 0
+    state.loss_sum, state.stretch_sum, state.unreadable = 0.0, 0.0, {}
+    save_checkpoint(run.folder, state, to_values(run.config), run.data.digest())
+
+
+def _evaluate(run: _Run, model: GeoLocalizationNet, dataset: RetrievalDataset, what: str) -> Evaluation:
+    testing = run.config.testing
+    return evaluate(
+        model,
+        dataset,
+        image_size=run.config.augmenting.image_size if testing.resize_test_imgs else None,
+        batch_size=testing.infer_batch_size,
+        num_workers=loading_workers(run.config.running.num_workers),
+        device=run.device,
+        autocast=run.dtype,
+        skip_unreadable=testing.skip_unreadable,
+        recall_values=testing.recall_values,
+        positive_dist_threshold=testing.positive_dist_threshold,
+        num_predictions=max(testing.num_preds_to_save, *testing.recall_values),
+        progress=partial(_progress_of, run.progress, what),
+    )
+
+
+def _progress_of(progress: Progress, what: str, done: int, total: int) -> None:
+    progress(what, done, total, "")
+
+
+def _test_best(run: _Run, state: RunState) -> TrainResult:
+    best = load_network(str(run.folder / BEST_MODEL), backbone=None, fc_output_dim=None)
+    best = best.to(run.device).to(memory_format=torch.channels_last)
+    log.info("test of the best model, of epoch %d", state.best_epoch)
+    test = _evaluate(run, best, run.data.test, "test")
+    log.info("%s: %s", run.data.test.name, test.recalls_text())
+    step = run.config.training.epochs_num * run.config.training.iterations_per_epoch
+    for k, recall in test.recalls.items():
+        run.board.add_scalar(f"test/R@{k}", recall, step)
+    return TrainResult(
+        folder=run.folder,
+        data=run.data,
+        model=best,
+        test=test,
+        best_epoch=state.best_epoch,
+        metrics=read_metrics(run.folder),
+    )

@@ -1,0 +1,246 @@
+"""The loop: reproducible to the byte, resumed exactly, and it learns."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cosplace.checkpoint import BEST_MODEL, LAST_CHECKPOINT, read_checkpoint, read_metrics
+from cosplace.config import TrainConfig, from_values
+from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError
+from cosplace.evaluation import evaluate
+from cosplace.network import GeoLocalizationNet
+from cosplace.training import learning_rate, margin, resumed_config, train
+from tests.streets import write_streets
+
+SETTINGS = {
+    "backbone": "ResNet18_Small", "fc_output_dim": 16, "N": 1, "L": 2, "M": 20, "alpha": 180, "groups_num": 1,
+    "min_images_per_class": 4, "batch_size": 6, "epochs_num": 3, "iterations_per_epoch": 5, "lr": 1e-3,
+    "image_size": 32, "resize_test_imgs": True, "num_workers": 0, "device": "cpu", "recall_values": [1, 2],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_streets(tmp_path_factory.mktemp("streets"))
+
+
+def settings(streets: Path, **changes) -> TrainConfig:
+    return from_values(TrainConfig, {**SETTINGS, "dataset_folder": str(streets), **changes})
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / BEST_MODEL).read_bytes()
+
+
+def all_weights(folder: Path) -> list[torch.Tensor]:
+    """Every tensor of the last checkpoint: network, classifiers and both kinds of moments."""
+    found = []
+
+    def collect(value) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            for key in value:
+                collect(value[key])
+        elif isinstance(value, list):
+            for one in value:
+                collect(one)
+
+    collect(read_checkpoint(folder))
+    return found
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert weights(a) == weights(b)
+    assert all(torch.equal(x, y) for x, y in zip(all_weights(a), all_weights(b), strict=True))
+    assert read_metrics(a) == read_metrics(b)
+
+
+@pytest.fixture(scope="module")
+def whole_run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    train(settings(streets), folder)
+    return folder
+
+
+def test_one_seed_one_result(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+    train(settings(streets, num_workers=2), tmp_path / "again")
+    assert_same_run(tmp_path / "again", whole_run)
+    train(settings(streets, seed=1), tmp_path / "other")
+    assert weights(tmp_path / "other") != weights(whole_run)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stops", [[1], [4, 7], [5, 10, 14]])
+@pytest.mark.parametrize("minutes", [0.0, 10.0])
+def test_a_stopped_run_resumes_exactly(streets: Path, whole_run: Path, tmp_path: Path, stops, minutes) -> None:
+    """minutes 0: a checkpoint after every iteration; 10: only at the ends of epochs, and the rest is done again."""
+    config = settings(streets, checkpoint_minutes=minutes)
+    for stop in stops:
+        epoch, iteration = divmod(stop, SETTINGS["iterations_per_epoch"])
+
+        def progress(what: str, done: int, total: int, note: str, epoch=epoch, iteration=iteration) -> None:
+            if what.startswith(f"epoch {epoch + 1}") and done >= iteration * SETTINGS["batch_size"]:
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            train(config, tmp_path, progress)
+        config = resumed_config(str(tmp_path), {"num_workers": 1, "checkpoint_minutes": minutes})
+    train(config, tmp_path)
+    assert_same_run(tmp_path, whole_run)
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_at_any_moment_loses_nothing(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+    flags = [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in SETTINGS.items()
+        if name != "recall_values"
+    ]
+    first = [*flags, "--recall_values", "1", "2", f"--dataset_folder={streets}", "--checkpoint_minutes=0"]
+    moments = random.Random(7)
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    for attempt in range(40):
+        folders = sorted((tmp_path / "logs" / "default").glob("*/last_checkpoint.pth"))
+        arguments = [f"--resume_train={folders[0]}", f"--num_workers={attempt % 2}"] if folders else first
+        with (tmp_path / "out").open("w") as out:
+            run = subprocess.Popen(
+                [sys.executable, "-m", "cosplace", "train", *arguments],
+                cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT, env=environment,
+            )  # fmt: skip
+            limit = time.monotonic() + 120
+            if attempt < 6:
+                before = folders[0].stat().st_mtime_ns if folders else 0
+                # Killed some time after the first new checkpoint: in the loop, while saving, while validating.
+                while time.monotonic() < limit and run.poll() is None:
+                    now = sorted((tmp_path / "logs" / "default").glob("*/last_checkpoint.pth"))
+                    if now and now[0].stat().st_mtime_ns != before:
+                        break
+                    time.sleep(0.01)
+                time.sleep(moments.uniform(0, 0.5))
+                run.send_signal(signal.SIGKILL)
+                run.wait()
+            elif run.wait(timeout=120) == 0:
+                break
+    assert run.returncode == 0, (tmp_path / "out").read_text()
+    assert_same_run(folders[0].parent, whole_run)
+
+
+def test_resuming_refuses_what_would_change_the_result(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--lr 0\.5 contradicts .* trained with 0\.001"):
+        resumed_config(str(whole_run), {"lr": 0.5})
+    assert resumed_config(str(whole_run), {"lr": 1e-3, "device": "auto"}).running.device == "auto"
+    other = write_streets(tmp_path, num_places=10)
+    with pytest.raises(CheckpointError, match="was trained on other photos"):
+        train(resumed_config(str(whole_run), {"dataset_folder": str(other)}), whole_run)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_bytes(b""), "truncated or no checkpoint"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no zip"), "truncated or no checkpoint"),
+        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "use --resume_model"),
+        (lambda path: torch.save([1, 2], path), "no checkpoint of a run"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, make, said: str) -> None:
+    make(tmp_path / LAST_CHECKPOINT)
+    with pytest.raises(CheckpointError, match=said):
+        resumed_config(str(tmp_path / LAST_CHECKPOINT), {})
+
+
+def test_a_truncated_checkpoint_is_refused(whole_run: Path, tmp_path: Path) -> None:
+    raw = (whole_run / LAST_CHECKPOINT).read_bytes()
+    (tmp_path / LAST_CHECKPOINT).write_bytes(raw[: len(raw) * 2 // 3])
+    with pytest.raises(CheckpointError, match="truncated"):
+        resumed_config(str(tmp_path), {})
+
+
+@pytest.mark.slow
+def test_it_learns_places_it_has_never_seen(streets: Path, tmp_path: Path) -> None:
+    config = settings(
+        streets, iterations_per_epoch=60, batch_size=16, lr=2e-3, whitened_start=True, margin_ramp=0.3,
+        lr_schedule="cosine", warmup_iterations=10, M=10, fc_output_dim=32, image_size=64, recall_values=[1, 5],
+    )  # fmt: skip
+    result = train(config, tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = evaluate(GeoLocalizationNet("ResNet18_Small", 32), result.data.test, recall_values=(1, 5))
+    assert result.test.recalls[1] >= untrained.recalls[1] + 10
+    losses = [row["loss"] for row in result.metrics if row["kind"] == "epoch"]
+    assert losses[-1] < losses[0]
+
+
+def test_best_model_is_kept_even_when_recall_stays_zero(streets: Path, tmp_path: Path) -> None:
+    config = settings(streets, epochs_num=1, iterations_per_epoch=1, positive_dist_threshold=0.0)
+    result = train(config, tmp_path)
+    assert result.test.recalls[1] == 0
+    assert GeoLocalizationNet("ResNet18_Small", 16).load_state_dict(
+        torch.load(tmp_path / BEST_MODEL, weights_only=True)
+    )
+
+
+def test_settings_of_the_original_save_a_plain_state_dict(whole_run: Path) -> None:
+    saved = torch.load(whole_run / BEST_MODEL, weights_only=True)
+    assert all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in saved.values())
+    assert "aggregation.1.p" in saved
+    assert saved["aggregation.3.weight"].shape == (16, 128)
+
+
+def test_unreadable_photos_are_reported_at_the_end_of_the_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_streets(tmp_path / "data", num_places=6)
+    bad = sorted((folder / "train").rglob("*.jpg"))[:4]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    with caplog.at_level("WARNING", logger="cosplace"):
+        train(settings(folder, epochs_num=1, iterations_per_epoch=20), tmp_path / "run")
+    said = caplog.text
+    assert "4 photos that cannot be opened" in said
+    assert all(path.name in said for path in bad)
+
+
+def test_schedules(streets: Path) -> None:
+    config = settings(streets, lr=1.0, warmup_iterations=4, lr_schedule="cosine", margin=0.4, margin_ramp=0.5)
+    total = 15
+    assert [round(learning_rate(config, step), 6) for step in (0, 1)] == [
+        0.25,
+        round(0.5 * learning_rate_at(1, total), 6),
+    ]
+    assert learning_rate(config, total - 1) < 0.05
+    assert margin(config, 0) == 0
+    assert margin(config, 4) == pytest.approx(0.4 * 4 / 7.5)
+    assert margin(config, 14) == 0.4
+    plain = settings(streets)
+    assert learning_rate(plain, 0) == learning_rate(plain, 14) == 1e-3
+    assert margin(plain, 0) == 0.4
+
+
+def learning_rate_at(step: int, total: int) -> float:
+    import math
+
+    return 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def test_too_little_data_says_what_to_change_and_writes_nothing(streets: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="groups_num"):
+        train(settings(streets, groups_num=5), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops(streets: Path, tmp_path: Path) -> None:
+    with pytest.raises(CosPlaceError, match="smaller --lr"):
+        train(settings(streets, lr=1e30, iterations_per_epoch=30), tmp_path)

@@ -253,7 +253,7 @@ class Running:
     """Device, seed and results"""
 
     device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps", parse=_device, metavar="DEVICE")
-    use_amp16: bool = knob(False, "16-bit mixed precision: fp16 on CUDA, bf16 on CPU")
+    use_amp16: bool = knob(False, "16-bit mixed precision: fp16 on CUDA, bf16 on CPUs that have it")
     amp_dtype: str = knob("auto", "which 16-bit numbers --use_amp16 takes", choices=("auto", "fp16", "bf16"))
     seed: int = knob(0, "of every random draw: one seed, one result", at_least=0, at_most=2**32 - 1)
     num_workers: int | None = knob(

@@ -1,11 +1,14 @@
 """Where the arithmetic runs: the device asked for, and the 16-bit numbers it takes."""
 
+import logging
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from cosplace.errors import ConfigError, DeviceError
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -31,14 +34,26 @@ def choose_device(name: str) -> torch.device:
 
 
 def amp_type(use_amp16: bool, amp_dtype: str, device: torch.device) -> torch.dtype | None:
-    """The 16-bit type of mixed precision on a device; None for plain fp32.  auto: fp16 on CUDA, else bf16."""
+    """The 16-bit type of mixed precision on a device; None for plain fp32.
+
+    auto: fp16 on CUDA, bf16 on MPS and on CPUs that can compute with it; other CPUs would emulate it ten times slower
+    than fp32, which they take instead.
+    """
     if not use_amp16:
+        return None
+    if device.type == "cpu" and amp_dtype == "fp16":
+        raise ConfigError("--amp_dtype fp16 needs a GPU: on CPU use `--amp_dtype bf16`.")
+    if amp_dtype == "auto" and device.type == "cpu" and not _cpu_has_bf16():
+        log.warning("--use_amp16: this CPU has no 16-bit arithmetic, so fp32 is used (force it: --amp_dtype bf16).")
         return None
     if amp_dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.bfloat16
-    if amp_dtype == "fp16" and device.type == "cpu":
-        raise ConfigError("--amp_dtype fp16 needs a GPU: on CPU use `--amp_dtype bf16`.")
     return torch.float16 if amp_dtype == "fp16" else torch.bfloat16
+
+
+def _cpu_has_bf16() -> bool:
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported and supported())
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:

@@ -10,10 +10,11 @@ from typing import cast
 import torch
 
 from cosplace.augmentations import Augmentation
-from cosplace.checkpoint import RunState
+from cosplace.checkpoint import RunState, checkpoint_file, read_checkpoint, restore
 from cosplace.config import EvalConfig, TrainConfig, loading_workers, set_folder
 from cosplace.cosface import MarginCosineProduct
 from cosplace.datasets import GroupImages, RetrievalDataset, open_retrieval_dataset, training_batches
+from cosplace.device import amp_type, choose_device
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.groups import Groups, cached_partition, check_enough
 from cosplace.images import scan_images
@@ -55,6 +56,37 @@ def open_training_data(config: TrainConfig) -> TrainingData:
         val=open_retrieval_dataset(folders["val"], config.folders.queries_folder),
         test=open_retrieval_dataset(folders["test"], config.folders.queries_folder),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """All that a run needs, found and checked; nothing is written yet."""
+
+    config: TrainConfig
+    data: TrainingData
+    state: RunState
+    device: torch.device
+    dtype: torch.dtype | None  # of mixed precision
+
+
+def prepare(config: TrainConfig) -> Preparation:
+    """Open the data and build the network.  Raises CosPlaceError for anything a user can mend."""
+    device = choose_device(config.running.device)
+    dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
+    data = open_training_data(config)
+    state = new_state(config, data, device, dtype)
+    if config.training.resume_train:
+        file = checkpoint_file(config.training.resume_train)
+        content = read_checkpoint(file)
+        if content["data_digest"] != data.digest():
+            raise CheckpointError(
+                f"{file} was trained on other photos than {data.groups.folder} holds now: give the same photos, or "
+                f"start a new run from its weights with --resume_model."
+            )
+        restore(state, content, file)
+    elif config.departures.whitened_start:
+        whiten_start(state.model, data, config, device)
+    return Preparation(config=config, data=data, state=state, device=device, dtype=dtype)
 
 
 def augmentation_settings(config: TrainConfig) -> Augmentation:
@@ -166,6 +198,7 @@ def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainCon
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over all batches
     model.train()
+    torch.manual_seed(config.running.seed)  # EfficientNet's stochastic depth draws from it
     features = []
     for batch in training_batches(
         items,
@@ -192,8 +225,9 @@ def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainCon
 # --- what it will cost -----------------------------------------------------------------------------------------------
 
 
-def describe_plan(config: TrainConfig, data: TrainingData, state: RunState, dtype: torch.dtype | None) -> list[str]:
+def describe_plan(prepared: Preparation) -> list[str]:
     """Sentences about what will be trained, how often each class will be seen, and the memory it takes."""
+    config, data = prepared.config, prepared.data
     knobs = config.training
     lines = []
     for number, (num_classes, num_images) in enumerate(data.groups.counts()[: data.num_used]):
@@ -205,7 +239,7 @@ def describe_plan(config: TrainConfig, data: TrainingData, state: RunState, dtyp
         )
     if knobs.epochs_num < data.num_used:
         lines.append(f"--epochs_num {knobs.epochs_num} reaches {knobs.epochs_num} of the {data.num_used} groups")
-    device_bytes, checkpoint_bytes = _expected_bytes(config, state, dtype)
+    device_bytes, checkpoint_bytes = _expected_bytes(config, prepared.state, prepared.dtype)
     lines.append(
         f"expected memory: {_megabytes(device_bytes)} on the device, {_megabytes(checkpoint_bytes)} per checkpoint "
         f"on disk"

@@ -96,22 +96,22 @@ def _check(queries: Descriptors, database: Descriptors, k: int, block_rows: int,
 @contextmanager
 def _full_precision(device: torch.device) -> Generator[None]:
     """Keep TF32, bfloat16 and autocast of the caller out of the products: the rounding bound counts on float32."""
-    # Callers may have used torch's newer settings (from 2.9 on), after which the older one must not even be read.
     places = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    newer = [(place, place.fp32_precision) for place in places if hasattr(place, "fp32_precision")]
-    older = None if newer else torch.get_float32_matmul_precision()
+    newer = []
     try:
-        for place, _ in newer:
-            place.fp32_precision = "ieee"
-        if older is not None:
-            torch.set_float32_matmul_precision("highest")
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller used torch's newer settings (from 2.9 on): the older one cannot be read then
+        older = None
+        newer = [(place, place.fp32_precision) for place in places if hasattr(place, "fp32_precision")]
+    torch.set_float32_matmul_precision("highest")  # sets both kinds
+    try:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for place, before in newer:
-            place.fp32_precision = before
         if older is not None:
             torch.set_float32_matmul_precision(older)
+        for place, before in newer:
+            place.fp32_precision = before
 
 
 # --- candidates ------------------------------------------------------------------------------------------------------

@@ -28,25 +28,22 @@ from cosplace.checkpoint import (
     checkpoint_file,
     read_checkpoint,
     read_metrics,
-    restore,
     rewind_metrics,
     save_best_model,
     save_checkpoint,
 )
 from cosplace.config import TrainConfig, from_values, loading_workers, to_values
 from cosplace.datasets import GroupImages, RetrievalDataset, training_batches
-from cosplace.device import amp_type, choose_device, mixed_precision
-from cosplace.errors import CheckpointError, ConfigError, CosPlaceError
+from cosplace.device import choose_device, mixed_precision
+from cosplace.errors import ConfigError, CosPlaceError
 from cosplace.evaluation import Evaluation, evaluate
 from cosplace.network import GeoLocalizationNet
 from cosplace.preparation import (
+    Preparation,
     TrainingData,
     augmentation_settings,
     describe_plan,
     load_network,
-    new_state,
-    open_training_data,
-    whiten_start,
 )
 from cosplace.storage import storage_errors, write_text
 
@@ -110,47 +107,39 @@ def resumed_config(path: str, given: Mapping[str, Any]) -> TrainConfig:
     return from_values(TrainConfig, {**values, **given, "resume_train": str(file)})
 
 
-def train(config: TrainConfig, folder: Path, progress: Progress = lambda *_: None) -> TrainResult:
-    """Train in `folder`, from the start or (config.training.resume_train) from a checkpoint in it, and test.
+def train(prepared: Preparation, folder: Path, progress: Progress = lambda *_: None) -> TrainResult:
+    """Train in `folder`, from where the prepared state stands, and test the best model.
 
     Raises CosPlaceError for anything a user can mend; the last checkpoint then still stands.
     """
-    device = choose_device(config.running.device)
-    dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
-    data = open_training_data(config)
-    state = new_state(config, data, device, dtype)
-    for line in describe_plan(config, data, state, dtype):
+    config, state, data = prepared.config, prepared.state, prepared.data
+    for line in describe_plan(prepared):
         log.info(line)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, json.dumps(to_values(config), indent=2) + "\n")
+    step = state.epoch * config.training.iterations_per_epoch + state.iteration
     if config.training.resume_train:
-        _resume(state, data, config)
-        step = state.epoch * config.training.iterations_per_epoch + state.iteration
+        log.info("goes on from epoch %d, iteration %d", state.epoch + 1, state.iteration)
         rewind_metrics(folder, step)
     else:
-        step = 0
-        if config.departures.whitened_start:
-            whiten_start(state.model, data, config, device)
         save_checkpoint(folder, state, to_values(config), data.digest())
     with closing(SummaryWriter(str(folder), purge_step=step)) as board:
-        run = _Run(config=config, folder=folder, data=data, device=device, dtype=dtype, board=board, progress=progress)
-        while state.epoch < config.training.epochs_num:
-            _train_epoch(run, state)
-            _finish_epoch(run, state)
-        return _test_best(run, state)
-
-
-def _resume(state: RunState, data: TrainingData, config: TrainConfig) -> None:
-    file = checkpoint_file(config.training.resume_train or "")
-    content = read_checkpoint(file)
-    if content["data_digest"] != data.digest():
-        raise CheckpointError(
-            f"{file} was trained on other photos than {data.groups.folder} holds now: give the same photos, or start "
-            f"a new run from its weights with --resume_model."
+        run = _Run(
+            config=config,
+            folder=folder,
+            data=data,
+            device=prepared.device,
+            dtype=prepared.dtype,
+            board=board,
+            progress=progress,
         )
-    restore(state, content, file)
-    log.info("goes on from epoch %d, iteration %d", state.epoch, state.iteration)
+        while state.epoch < config.training.epochs_num:
+            started, first = time.monotonic(), state.iteration
+            _train_epoch(run, state)
+            seconds = time.monotonic() - started
+            _finish_epoch(run, state, seconds, (state.iteration - first) * config.training.batch_size / seconds)
+        return _test_best(run, state)
 
 
 # --- one epoch -------------------------------------------------------------------------------------------------------
@@ -263,8 +252,11 @@ def _move(classifier: torch.nn.Module, optimizer: torch.optim.Optimizer, device:
                 moments[name] = value.to(device)
 
 
-def _finish_epoch(run: _Run, state: RunState) -> None:
-    """Validate, keep the best model, write the checkpoint from which the next epoch starts."""
+def _finish_epoch(run: _Run, state: RunState, seconds: float, images_per_second: float) -> None:
+    """Validate, keep the best model, write the checkpoint from which the next epoch starts.
+
+    seconds, images_per_second: of this process; a resumed epoch counts from where it was resumed.
+    """
     knobs = run.config.training
     group = state.epoch % run.data.num_used
     mean_loss = state.loss_sum / knobs.iterations_per_epoch
@@ -277,16 +269,19 @@ def _finish_epoch(run: _Run, state: RunState) -> None:
     step = (state.epoch + 1) * knobs.iterations_per_epoch
     recalls = {str(k): recall for k, recall in validation.recalls.items()}
     row = {"kind": "epoch", "step": step, "epoch": state.epoch, "group": group, "loss": mean_loss, "recalls": recalls}
-    append_metrics(run.folder, row)
+    speed = {"seconds": round(seconds, 1), "images_per_second": round(images_per_second, 1)}
+    append_metrics(run.folder, row | speed)
     for k, recall in validation.recalls.items():
         run.board.add_scalar(f"validation/R@{k}", recall, step)
     log.info(
-        "epoch %d, group %d: loss %.4f, validation %s%s",
-        state.epoch, group, mean_loss, validation.recalls_text(), " (best so far)" if best else "",
+        "epoch %d, group %d: loss %.4f, %.1f images/s, validation %s%s",
+        state.epoch + 1, group, mean_loss, images_per_second, validation.recalls_text(), " (best so far)" if best else "",
     )  # fmt: skip
     if state.unreadable:
         total = sum(state.unreadable.values())
-        log.warning("epoch %d: %d draws met %d photos that cannot be opened", state.epoch, total, len(state.unreadable))
+        log.warning(
+            "epoch %d: %d draws met %d photos that cannot be opened", state.epoch + 1, total, len(state.unreadable)
+        )
         for message, times in state.unreadable.items():
             log.warning("skipped %d times: %s", times, message)
     state.epoch, state.iteration = state.epoch + 1, 0
@@ -319,7 +314,7 @@ def _progress_of(progress: Progress, what: str, done: int, total: int) -> None:
 def _test_best(run: _Run, state: RunState) -> TrainResult:
     best = load_network(str(run.folder / BEST_MODEL), backbone=None, fc_output_dim=None)
     best = best.to(run.device).to(memory_format=torch.channels_last)
-    log.info("test of the best model, of epoch %d", state.best_epoch)
+    log.info("test of the best model, of epoch %d", state.best_epoch + 1)
     test = _evaluate(run, best, run.data.test, "test")
     log.info("%s: %s", run.data.test.name, test.recalls_text())
     step = run.config.training.epochs_num * run.config.training.iterations_per_epoch

@@ -1,0 +1,7 @@
+"""`python -m cosplace …` is `cosplace …`."""
+
+import sys
+
+from cosplace.cli import main
+
+sys.exit(main())

@@ -1,0 +1,101 @@
+"""The whole journey in minutes, without data or GPU: make a city, learn it, judge, write the report.
+
+The table sets the trained network beside chance, a tiny-image descriptor and the untrained network, because a recall
+alone says little.  A model trained on the made city says nothing about real photos.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from cosplace.city import CitySettings, build_city
+from cosplace.config import Grouping, TrainConfig, from_values
+from cosplace.datasets import RetrievalDataset, open_retrieval_dataset
+from cosplace.descriptors import tiny_image_descriptors
+from cosplace.evaluation import Evaluation, evaluate, evaluate_descriptors
+from cosplace.groups import partition
+from cosplace.images import image_list
+from cosplace.preparation import new_network, prepare
+from cosplace.report import RecallRow
+from cosplace.results import keep_training
+from cosplace.training import train
+
+Progress = Callable[[str, int, int, str], None]
+
+CITY = CitySettings(images=23_000, image_size=96)
+RECIPE = {
+    "backbone": "ResNet18_Small", "fc_output_dim": 128, "image_size": 96,
+    "M": 20, "alpha": 30, "N": 2, "L": 2, "groups_num": 4, "min_images_per_class": 2,
+    "batch_size": 32, "epochs_num": 8, "iterations_per_epoch": 225, "lr": 2e-3, "classifiers_lr": 0.01,
+    "margin": 0.3, "whitened_start": True, "margin_ramp": 0.3, "lr_schedule": "cosine", "warmup_iterations": 50,
+    "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.05, "random_resized_crop": 0.3,
+    "use_amp16": True, "device": "cpu", "num_workers": 1, "infer_batch_size": 64, "num_preds_to_save": 0,
+    "save_dir": "demo",
+}  # fmt: skip
+"""A small network, small images and few groups: what 2 cores learn in minutes.  Chosen on validation sets."""
+
+
+def run_demo(city_folder: Path, folder: Path, seed: int, progress: Progress) -> str:
+    """Make the city in `city_folder`, train in `folder`, write report.html there; returns the table of recalls."""
+    city = city_folder / f"city-{seed}"
+    config = from_values(TrainConfig, {**RECIPE, "seed": seed, "dataset_folder": str(city)})
+    build_city(
+        city,
+        dataclasses.replace(CITY, seed=seed),
+        progress=lambda done, total: progress("making the city", done, total, ""),
+        keep=lambda east, north, heading: in_used_groups(east, north, heading, config.grouping),
+    )
+    test = open_retrieval_dataset(city / "test")
+    baselines = [
+        RecallRow(name="tiny image", recalls=_tiny_image(test).recalls, note="16 × 16 pixels as the descriptor"),
+        RecallRow(name="untrained network", recalls=_untrained(test, config, progress).recalls, note="random weights"),
+    ]
+    result = train(prepare(config), folder, progress)
+    keep_training(result, config, baselines=baselines, title="CosPlace learns a made city")
+    trained = RecallRow(name="trained network", recalls=result.test.recalls)
+    chance = RecallRow(name="chance", recalls=result.test.chance)
+    return recall_table([chance, *baselines, trained])
+
+
+def in_used_groups(east: np.ndarray, north: np.ndarray, heading: np.ndarray, grouping: Grouping) -> np.ndarray:
+    """(I,) bool: the images that fall into the groups that are trained on; no others need to be made."""
+    names = [
+        f"@{e:.2f}@{n:.2f}@@@@@{i}@@{h}@@@@@@.jpg" for i, (e, n, h) in enumerate(zip(east, north, heading, strict=True))
+    ]
+    groups = partition(image_list(Path(), names), grouping)
+    used = np.zeros(len(names), bool)
+    for number in range(min(grouping.groups_num, len(groups))):
+        group = groups[number]
+        used[[int(group.image_name(image).split("@")[7]) for image in range(group.num_images)]] = True
+    return used
+
+
+def recall_table(rows: list[RecallRow]) -> str:
+    """Rows of recalls as aligned text."""
+    ks = list(rows[0].recalls)
+    width = max(len(row.name) for row in rows)
+    lines = [" " * width + "".join(f"{f'R@{k}':>8}" for k in ks)]
+    lines += [f"{row.name:<{width}}" + "".join(f"{row.recalls[k]:8.1f}" for k in ks) for row in rows]
+    return "\n".join(lines)
+
+
+def _tiny_image(test: RetrievalDataset) -> Evaluation:
+    return evaluate_descriptors(tiny_image_descriptors(test.database), tiny_image_descriptors(test.queries), test)
+
+
+def _untrained(test: RetrievalDataset, config: TrainConfig, progress: Progress) -> Evaluation:
+    network = new_network(
+        backbone=config.model.backbone,
+        fc_output_dim=config.model.fc_output_dim,
+        train_all_layers=False,
+        imagenet_weights=None,
+        seed=config.running.seed,
+    )
+    return evaluate(
+        network,
+        test,
+        batch_size=config.testing.infer_batch_size,
+        progress=lambda done, total: progress("untrained network", done, total, ""),
+    )

@@ -1,0 +1,236 @@
+"""Maps: the classes of each group, and where queries were found, drawn into small PNGs.
+
+Pixels rather than shapes: the file stays below a megabyte with a handful of classes or a million.
+Image rows run from north to south.  Pure: arrays in, HTML out.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cosplace.groups import Groups
+from cosplace.report.charts import nice_step
+from cosplace.report.contents import escape
+from cosplace.report.style import GROUP_COLORS, NEUTRAL_COLOR, OTHER_COLOR, QUERY_COLORS
+
+MAX_SIDE = 1100  # pixels of the longer side: even noise in ten colours then stays below a megabyte
+MIN_SHARE = 0.35  # the shorter side is at least so much of the longer one
+SECTOR_PIXELS = 24  # cells that are drawn this large show which way each class looks
+MAX_CELL_PIXELS = 48
+DETAIL_CELLS, DETAIL_SIDE = 12, 480  # the enlarged part: cells and pixels along each side
+OTHER, FIRST_COLOR = 1, 2  # values of pixels: 0 is the background, 1 grey, then colours
+DOT = FIRST_COLOR + len(GROUP_COLORS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """A raster that covers a rectangle on the ground."""
+
+    west: float  # meters, UTM, of the left edge
+    south: float  # meters, UTM, of the lower edge
+    pixels_per_m: float
+    pixels: np.ndarray  # (H, W) uint8
+
+    def columns(self, east: np.ndarray) -> np.ndarray:
+        """Column of each position."""
+        return np.floor((east - self.west) * self.pixels_per_m + 1e-6).astype(np.int64)
+
+    def rows(self, north: np.ndarray) -> np.ndarray:
+        """Row of each position, from the top."""
+        return len(self.pixels) - 1 - np.floor((north - self.south) * self.pixels_per_m + 1e-6).astype(np.int64)
+
+    def paint(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray | int) -> None:
+        """Colour pixels, the last value where several meet; what lies outside is left out."""
+        height, width = self.pixels.shape
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        self.pixels[rows[inside], columns[inside]] = values[inside] if isinstance(values, np.ndarray) else values
+
+
+def canvas_around(positions: np.ndarray, cell_m: float = 0.0) -> Canvas:
+    """Return an empty raster around positions (n, 2) in meters; a cell of `cell_m` is whole pixels if it can."""
+    low, high = positions.min(axis=0), positions.max(axis=0) + cell_m
+    margin = max(0.03 * float((high - low).max()), cell_m, 5.0)
+    low, high = low - margin, high + margin
+    longer = float((high - low).max())
+    short = np.maximum(longer * MIN_SHARE - (high - low), 0) / 2
+    low, high = low - short, high + short
+    pixels_per_m = MAX_SIDE / longer
+    if cell_m * pixels_per_m >= 1:
+        pixels_per_m = min(math.floor(cell_m * pixels_per_m), MAX_CELL_PIXELS) / cell_m
+        low = np.floor(low / cell_m) * cell_m
+    width, height = (int(side) for side in np.maximum(np.ceil((high - low) * pixels_per_m - 1e-6), 1))
+    pixels = np.zeros((min(height, MAX_SIDE + 1), min(width, MAX_SIDE + 1)), np.uint8)
+    return Canvas(west=float(low[0]), south=float(low[1]), pixels_per_m=pixels_per_m, pixels=pixels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupsMap:
+    """The HTML of a map of all classes, and of its densest part, enlarged, where that shows more."""
+
+    whole: str
+    detail: str
+
+
+def groups_map(
+    groups: Groups,
+    num_used: int,
+    *,
+    M: float | None = None,
+    alpha: float | None = None,
+    others: np.ndarray | None = None,
+) -> GroupsMap:
+    """Draw the cells of each class in the colour of its group; groups from `num_used` on are grey.
+
+    M, alpha: side of a cell in meters and width of a sector in degrees; None: as the corners tell.
+    others: (n, 2) positions of further photos, drawn as grey dots beneath; see `lie_near`.
+    """
+    cells = np.asarray(groups.cells)
+    M = float(M or common_step(cells[:, :2]) or 10)
+    alpha = float(alpha or common_step(np.append(cells[:, 2], 360)) or 360)
+    numbers = np.repeat(np.arange(len(groups)), np.diff(groups.group_starts))  # (C,) group of each class
+    # Of classes that share pixels none should always be on top: all are painted in one shuffled, fixed order,
+    # after those that were not used.
+    shuffled = np.random.Generator(np.random.Philox(key=0)).permutation(np.flatnonzero(numbers < num_used))
+    order = np.concatenate([np.flatnonzero(numbers >= num_used), shuffled])
+    cells, numbers = cells[order], numbers[order]
+    colors = np.where(numbers < num_used, FIRST_COLOR + numbers % len(GROUP_COLORS), OTHER).astype(np.uint8)
+
+    corners = cells[:, :2].astype(np.float64)
+    canvas = canvas_around(corners if others is None else np.concatenate([corners, others]), M)
+    if others is not None:
+        _paint_dots(canvas, others, DOT, 4 if len(others) < 20_000 else 1)
+    _paint_cells(canvas, cells, colors, M=M, alpha=alpha)
+    palette = (OTHER_COLOR, *GROUP_COLORS, OTHER_COLOR)
+    whole = _framed(canvas, palette, f"Map of {len(cells)} classes in the colours of their groups", grey_alpha=110)
+    if M * canvas.pixels_per_m >= SECTOR_PIXELS or len(np.unique(cells[:, 2])) < 2:
+        return GroupsMap(whole=whole, detail="")
+    canvas = _densest_part(corners, M)
+    southwest = np.array([canvas.west, canvas.south])
+    inside = ((corners >= southwest) & (corners < southwest + M * DETAIL_CELLS)).all(axis=1)
+    _paint_cells(canvas, cells[inside], colors[inside], M=M, alpha=alpha)
+    detail = _framed(canvas, palette, f"Detail of the map, {DETAIL_CELLS} cells wide", grey_alpha=110)
+    return GroupsMap(whole=whole, detail=detail)
+
+
+def _densest_part(corners: np.ndarray, M: float) -> Canvas:
+    """Return an empty raster over the square of DETAIL_CELLS x DETAIL_CELLS cells that holds most classes."""
+    squares = np.floor(corners / (M * DETAIL_CELLS)).astype(np.int64)
+    _, first, counts = np.unique(squares[:, 0] * (1 << 32) + squares[:, 1], return_index=True, return_counts=True)
+    west, south = squares[first[counts.argmax()]] * M * DETAIL_CELLS
+    pixels = np.zeros((DETAIL_SIDE, DETAIL_SIDE), np.uint8)
+    return Canvas(west=float(west), south=float(south), pixels_per_m=DETAIL_SIDE / (M * DETAIL_CELLS), pixels=pixels)
+
+
+def outcome_map(database: np.ndarray, queries: np.ndarray, outcome: np.ndarray | None) -> str:
+    """Draw the database as grey dots and of each query: a disc, a ring or a cross by its outcome.
+
+    database, queries: (R, 2) and (Q, 2) positions in meters; outcome: (Q,) 0 found first, 1 found later, 2 missed;
+    None draws all queries alike.
+    """
+    canvas = canvas_around(np.concatenate([database, queries]))
+    _paint_dots(canvas, database, OTHER, 3 if len(database) < 20_000 else 1)
+    size = 15 if len(queries) < 500 else 11 if len(queries) < 3000 else 7
+    if outcome is None:
+        _paint_stamp(canvas, queries, _disc(size), FIRST_COLOR)
+        return _framed(canvas, (OTHER_COLOR, NEUTRAL_COLOR), f"Map of {len(queries)} queries")
+    for kind, stamp in enumerate((_disc(size), _ring(size), _cross(size))):  # failures on top
+        _paint_stamp(canvas, queries[outcome == kind], stamp, FIRST_COLOR + kind)
+    return _framed(canvas, (OTHER_COLOR, *QUERY_COLORS), f"Map of {len(queries)} queries by what became of them")
+
+
+def lie_near(groups: Groups, positions: np.ndarray) -> bool:
+    """Whether photos lie near enough to the classes to share a map on which both can be made out."""
+    corners = np.asarray(groups.cells[:, :2], np.float64)
+    extent = float(np.ptp(corners, axis=0).max())
+    return float(np.ptp(np.concatenate([corners, positions]), axis=0).max()) <= 4 * max(extent, 250.0)
+
+
+def common_step(values: np.ndarray) -> int:
+    """Return the largest step that leads from any value to any other; 0 when they are all the same."""
+    values = np.unique(values.astype(np.int64))
+    return int(np.gcd.reduce(np.diff(values))) if len(values) > 1 else 0
+
+
+# --- painting --------------------------------------------------------------------------------------------------------
+
+
+def _paint_cells(canvas: Canvas, cells: np.ndarray, colors: np.ndarray, *, M: float, alpha: float) -> None:
+    corners, headings = cells[:, :2].astype(np.float64), cells[:, 2]
+    exact = M * canvas.pixels_per_m
+    smallest = 4 if len(corners) < 5_000 else 2 if len(corners) < 50_000 else 1  # a lone class must be seen
+    side = max(round(exact), smallest)
+    lower, left = canvas.rows(corners[:, 1]), canvas.columns(corners[:, 0])
+    sectors = side >= SECTOR_PIXELS and len(np.unique(headings)) > 1
+    for up in range(side):
+        for right in range(side):
+            chosen = slice(None)
+            if sectors:
+                # Degrees clockwise from north of this pixel, seen from the middle of its cell.
+                direction = math.degrees(math.atan2(right + 0.5 - side / 2, up + 0.5 - side / 2)) % 360
+                chosen = np.flatnonzero((direction - headings) % 360 < alpha)
+            canvas.paint(lower[chosen] - up, left[chosen] + right, colors[chosen])
+
+
+def _paint_dots(canvas: Canvas, positions: np.ndarray, value: int, size: int) -> None:
+    _paint_stamp(canvas, positions, np.ones((size, size), bool), value)
+
+
+def _paint_stamp(canvas: Canvas, positions: np.ndarray, stamp: np.ndarray, value: int) -> None:
+    rows, columns = canvas.rows(positions[:, 1]), canvas.columns(positions[:, 0])
+    middle = len(stamp) // 2
+    for down, right in np.argwhere(stamp):
+        canvas.paint(rows + (down - middle), columns + (right - middle), value)
+
+
+def _radii(size: int) -> np.ndarray:
+    places = np.arange(size) - size // 2
+    return np.hypot(places[:, None], places[None, :])
+
+
+def _disc(size: int) -> np.ndarray:
+    return _radii(size) <= size * 0.42
+
+
+def _ring(size: int) -> np.ndarray:
+    radii = _radii(size)
+    return (radii <= size / 2) & (radii > size * 0.26)
+
+
+def _cross(size: int) -> np.ndarray:
+    places = np.arange(size) - size // 2
+    down, right = np.abs(places[:, None]), np.abs(places[None, :])
+    return np.abs(down - right) <= size // 7
+
+
+# --- the frame around a raster ---------------------------------------------------------------------------------------
+
+
+def _png(canvas: Canvas, colors: Sequence[str], grey_alpha: int) -> str:
+    """Turn the raster into a PNG data URI; its background is transparent, so it suits light and dark pages."""
+    picture = Image.frombytes("P", canvas.pixels.shape[::-1], canvas.pixels.tobytes())
+    palette = [0, 0, 0]
+    for color in colors:
+        palette += [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+    picture.putpalette(palette)
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG", optimize=True, transparency=bytes([0, grey_alpha, *[255] * (len(colors) - 1)]))
+    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
+
+
+def _framed(canvas: Canvas, colors: Sequence[str], name: str, grey_alpha: int = 255) -> str:
+    """Return the raster in a frame, with a bar of round length, and where north is."""
+    rows, columns = canvas.pixels.shape
+    width_m = columns / canvas.pixels_per_m
+    bar_m = nice_step(width_m / 8)
+    length = f"{bar_m:g} m" if bar_m < 1000 else f"{bar_m / 1000:g} km"
+    sharp = ' class="sharp"' if columns < 600 else ""
+    return (
+        f'<div class="map"><img{sharp} src="{_png(canvas, colors, grey_alpha)}" width="{columns}" height="{rows}" '
+        f'alt="{escape(name)}"><div class="scale"><i style="width:{100 * bar_m / width_m:.2f}%"></i>{length}'
+        "<span>north ↑</span></div></div>"
+    )

@@ -3,24 +3,29 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# One thread a process: the tests already keep every core busy.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n auto
+	$(PYTEST) -n auto
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/ty check --quiet
-	$(BIN)/pytest -q -n auto -m "not slow"
+	$(PYTEST) -q -n auto -m "not slow"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+figures: $(VENV)/.dev  ## the table of README.md
+	$(BIN)/python benchmarks/demo.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/groups.py

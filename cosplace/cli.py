@@ -159,6 +159,9 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str | None = None) -> int:
     """Run a command line; returns its exit code."""
+    # Before torch is imported: its threads would spin while they wait for each other, and where loading processes share
+    # the cores that made a training step ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser(prog, only)
     try:
         arguments = _parse(parser, list(sys.argv[1:] if argv is None else argv), only)
@@ -309,11 +312,11 @@ def _train(values: dict[str, Any]) -> None:
     else:
         config = from_values(TrainConfig, values)
         folder = run_folder(LOGS, config.running.save_dir, _now())
-    prepared = prepare(config)
+    prepared = prepare(config, values)
     with _log_files(folder):
         log.info("results go to %s", folder)
         result = train(prepared, folder, _Bars())
-        keep_training(result, config)
+        keep_training(result, prepared.config)
     _say(result.test.recalls_text())
     _say(f"report: {folder / 'report.html'}")
 

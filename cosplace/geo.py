@@ -8,8 +8,7 @@ from functools import lru_cache
 import numpy as np
 from pyproj import Transformer
 
-FIRST_BAND_LETTERS = "CDEFGHJKLM"  # latitude bands of the southern hemisphere, without I
-BAND_LETTERS = FIRST_BAND_LETTERS + "NPQRSTUVWX"
+SOUTHERN_BANDS = "CDEFGHJKLM"  # letters of the latitude bands below the equator
 
 
 @lru_cache(maxsize=16)
@@ -19,7 +18,7 @@ def _transformer(zone: int, southern: bool) -> Transformer:
 
 def utm_to_latlon(east: np.ndarray, north: np.ndarray, zone: int, letter: str) -> tuple[np.ndarray, np.ndarray]:
     """Latitude and longitude in degrees of UTM positions in meters that share one zone."""
-    latitude, longitude = _transformer(zone, letter.upper() in FIRST_BAND_LETTERS).transform(east, north)
+    latitude, longitude = _transformer(zone, letter.upper() in SOUTHERN_BANDS).transform(east, north)
     return np.asarray(latitude), np.asarray(longitude)
 
 

@@ -1,11 +1,14 @@
 """What must stand before the first iteration: data, network, classifiers, and what it all will cost."""
 
+import dataclasses
 import hashlib
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 
@@ -69,24 +72,51 @@ class Preparation:
     dtype: torch.dtype | None  # of mixed precision
 
 
-def prepare(config: TrainConfig) -> Preparation:
-    """Open the data and build the network.  Raises CosPlaceError for anything a user can mend."""
+def prepare(config: TrainConfig, given: Mapping[str, Any] = MappingProxyType({})) -> Preparation:
+    """Open the data and build the network.
+
+    given: the settings that the user spelt out; weights to start from must not contradict them.
+    Raises CosPlaceError for anything a user can mend.
+    """
     device = choose_device(config.running.device)
     dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
     data = open_training_data(config)
-    state = new_state(config, data, device, dtype)
+    knobs = config.model
+    if config.training.resume_train:  # the checkpoint holds all weights
+        model = GeoLocalizationNet(knobs.backbone, knobs.fc_output_dim, knobs.train_all_layers)
+    elif config.training.resume_model:
+        model = load_network(
+            config.training.resume_model,
+            backbone=given.get("backbone"),
+            fc_output_dim=given.get("fc_output_dim"),
+            train_all_layers=knobs.train_all_layers,
+        )
+        knobs = dataclasses.replace(knobs, backbone=model.backbone_name, fc_output_dim=model.fc_output_dim)
+        config = dataclasses.replace(config, model=knobs)
+    else:
+        model = new_network(
+            backbone=knobs.backbone,
+            fc_output_dim=knobs.fc_output_dim,
+            train_all_layers=knobs.train_all_layers,
+            imagenet_weights=knobs.imagenet_weights,
+            seed=config.running.seed,
+        )
+    state = _new_state(config, data, model, device, dtype)
     if config.training.resume_train:
-        file = checkpoint_file(config.training.resume_train)
-        content = read_checkpoint(file)
-        if content["data_digest"] != data.digest():
-            raise CheckpointError(
-                f"{file} was trained on other photos than {data.groups.folder} holds now: give the same photos, or "
-                f"start a new run from its weights with --resume_model."
-            )
-        restore(state, content, file)
+        _restore_checkpoint(state, data, checkpoint_file(config.training.resume_train))
     elif config.departures.whitened_start:
         whiten_start(state.model, data, config, device)
     return Preparation(config=config, data=data, state=state, device=device, dtype=dtype)
+
+
+def _restore_checkpoint(state: RunState, data: TrainingData, file: Path) -> None:
+    content = read_checkpoint(file)
+    if content["data_digest"] != data.digest():
+        raise CheckpointError(
+            f"{file} was trained on other photos than {data.groups.folder} holds now: give the same photos, or start "
+            f"a new run from its best_model.pth with --resume_model."
+        )
+    restore(state, content, file)
 
 
 def augmentation_settings(config: TrainConfig) -> Augmentation:
@@ -143,21 +173,11 @@ def new_network(
         return GeoLocalizationNet(backbone, fc_output_dim, train_all_layers, imagenet_weights)
 
 
-def new_state(config: TrainConfig, data: TrainingData, device: torch.device, dtype: torch.dtype | None) -> RunState:
+def _new_state(
+    config: TrainConfig, data: TrainingData, model: GeoLocalizationNet, device: torch.device, dtype: torch.dtype | None
+) -> RunState:
     """Network, classifiers, optimizers and scaler at the start of a run."""
-    knobs, model_knobs = config.training, config.model
-    if knobs.resume_model:
-        model = load_network(
-            knobs.resume_model, backbone=None, fc_output_dim=None, train_all_layers=model_knobs.train_all_layers
-        )
-    else:
-        model = new_network(
-            backbone=model_knobs.backbone,
-            fc_output_dim=model_knobs.fc_output_dim,
-            train_all_layers=model_knobs.train_all_layers,
-            imagenet_weights=model_knobs.imagenet_weights,
-            seed=config.running.seed,
-        )
+    knobs = config.training
     model = model.to(device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     classifiers = []
     for number, (num_classes, _) in enumerate(data.groups.counts()[: data.num_used]):

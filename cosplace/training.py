@@ -275,7 +275,8 @@ def _finish_epoch(run: _Run, state: RunState, seconds: float, images_per_second:
         run.board.add_scalar(f"validation/R@{k}", recall, step)
     log.info(
         "epoch %d, group %d: loss %.4f, %.1f images/s, validation %s%s",
-        state.epoch + 1, group, mean_loss, images_per_second, validation.recalls_text(), " (best so far)" if best else "",
+        state.epoch + 1, group, mean_loss, images_per_second, validation.recalls_text(),
+        " (best so far)" if best else "",
     )  # fmt: skip
     if state.unreadable:
         total = sum(state.unreadable.values())

@@ -1,5 +1,6 @@
 """The loop: reproducible to the byte, resumed exactly, and it learns."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -139,6 +140,21 @@ def test_kill_minus_nine_at_any_moment_loses_nothing(streets: Path, whole_run: P
                 break
     assert run.returncode == 0, (tmp_path / "out").read_text()
     assert_same_run(folders[0].parent, whole_run)
+
+
+def test_training_starts_from_given_weights(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+    start = {"resume_model": str(whole_run / BEST_MODEL), "backbone": "ResNet50", "lr": 0.0, "epochs_num": 1}
+    prepared = prepare(settings(streets, **start))
+    assert prepared.config.model.backbone == "ResNet18_Small"
+    train(prepared, tmp_path)
+    convolutions = [key for key in torch.load(tmp_path / BEST_MODEL, weights_only=True) if key.endswith("conv1.weight")]
+    for key in convolutions:
+        assert torch.equal(*(torch.load(f / BEST_MODEL, weights_only=True)[key] for f in (tmp_path, whole_run)))
+    with pytest.raises(ConfigError, match="--backbone ResNet50 contradicts"):
+        prepare(settings(streets, **start), {"backbone": "ResNet50"})
+    # A resumed run holds all weights itself: what it started from may be gone.
+    config = resumed_config(str(tmp_path), {})
+    assert prepare(dataclasses.replace(config, training=dataclasses.replace(config.training, resume_model="gone")))
 
 
 def test_resuming_refuses_what_would_change_the_result(streets: Path, whole_run: Path, tmp_path: Path) -> None:

@@ -373,7 +373,8 @@ def _city(values: dict[str, Any]) -> None:
     settings = CitySettings(**values, num_threads=loading_workers(num_workers))
     bars = _Bars()
     summary = build_city(folder, settings, progress=lambda done, total: bars("city", done, total))
-    _say(f"{folder}: {summary}")
+    found = f" ({summary.num_found} were there already)" if summary.num_found else ""
+    _say(f"{folder}: {', '.join(f'{name} {count}' for name, count in summary.counts.items())} pictures{found}")
 
 
 def _demo(values: dict[str, Any]) -> None:

@@ -39,6 +39,11 @@ class Group:
     image_starts: np.ndarray  # (I,) int64: where each image's path starts in `names`, class after class
     names: np.ndarray  # (bytes,) uint8: relative paths, each ended by a newline
     folder: Path
+    whole: "Groups"
+    number: int
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Groups.__getitem__, (self.whole, self.number)  # a loading process maps the whole file again
 
     @property
     def num_classes(self) -> int:
@@ -85,6 +90,8 @@ class Groups:
             image_starts=self.image_starts[starts[0] : starts[-1]],
             names=self.names,
             folder=self.folder,
+            whole=self,
+            number=number,
         )
 
     def counts(self) -> list[tuple[int, int]]:
@@ -93,7 +100,7 @@ class Groups:
         return [(int(c), int(i)) for c, i in zip(np.diff(self.group_starts), images, strict=True)]
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        # A loading process that is spawned maps the file again, and so shares its pages.
+        # A process that is spawned maps the file again, and so shares its pages.
         if self.opened_from is not None:
             return open_groups, (*self.opened_from, self.folder)
         return _rebuild, ({name: getattr(self, name) for name in self.__slots__},)

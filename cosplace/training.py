@@ -97,12 +97,12 @@ def resumed_config(path: str, given: Mapping[str, Any]) -> TrainConfig:
     """
     file = checkpoint_file(path)
     saved = from_values(TrainConfig, read_checkpoint(file)["config"])
-    values = to_values(saved)
-    for name, value in given.items():
-        if name not in FREE_ON_RESUME and values[name] != value:
+    values, asked = to_values(saved), to_values(from_values(TrainConfig, given))
+    for name in given:
+        if name not in FREE_ON_RESUME and values[name] != asked[name]:
             raise ConfigError(
-                f"--{name} {value} contradicts {file}, which was trained with {values[name]}: leave the flag out, "
-                f"or start a new run."
+                f"--{name} {given[name]} contradicts {file}, which was trained with {values[name]}: leave the flag "
+                f"out, or start a new run."
             )
     return from_values(TrainConfig, {**values, **given, "resume_train": str(file)})
 

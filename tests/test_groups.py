@@ -130,10 +130,12 @@ def test_cache_gives_the_same_groups_and_follows_the_names(photos, tmp_path: Pat
 
 
 def test_groups_travel_to_loading_processes(photos, tmp_path: Path) -> None:
-    groups = cached_partition(photos, Grouping(), tmp_path)
+    groups = cached_partition(photos, Grouping(min_images_per_class=1), tmp_path)
     travelled = pickle.dumps(groups)
     assert len(travelled) < 2000  # a path, not the arrays
     assert as_dicts(pickle.loads(travelled)) == as_dicts(groups)
+    assert len(pickle.dumps(groups[0])) < 2000
+    assert pickle.loads(pickle.dumps(groups[0])).image_name(2) == groups[0].image_name(2)
     in_memory = partition(photos, Grouping())
     assert as_dicts(pickle.loads(pickle.dumps(in_memory))) == as_dicts(in_memory)
 

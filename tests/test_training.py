@@ -160,7 +160,8 @@ def test_training_starts_from_given_weights(streets: Path, whole_run: Path, tmp_
 def test_resuming_refuses_what_would_change_the_result(streets: Path, whole_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--lr 0\.5 contradicts .* trained with 0\.001"):
         resumed_config(str(whole_run), {"lr": 0.5})
-    assert resumed_config(str(whole_run), {"lr": 1e-3, "device": "auto"}).running.device == "auto"
+    same = {"lr": 1e-3, "recall_values": [1, 2], "device": "auto"}
+    assert resumed_config(str(whole_run), same).running.device == "auto"
     other = write_streets(tmp_path, num_places=10)
     with pytest.raises(CheckpointError, match="was trained on other photos"):
         train(prepare(resumed_config(str(whole_run), {"dataset_folder": str(other)})), whole_run)

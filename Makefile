@@ -12,13 +12,13 @@ demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
 
 test: $(VENV)/.dev
-	$(PYTEST) -n auto
+	$(PYTEST) -n auto --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/ty check --quiet
-	$(PYTEST) -q -n auto -m "not slow"
+	$(PYTEST) -q -n auto --dist loadfile -m "not slow"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

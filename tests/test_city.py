@@ -55,6 +55,7 @@ def digests(folder: Path) -> dict[str, str]:
 # --- the same seed gives the same pixels -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_other_batches_and_threads_give_the_same_bytes(
     small_city: CitySummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +64,7 @@ def test_other_batches_and_threads_give_the_same_bytes(
     assert digests(tmp_path / "again") == digests(small_city.folder)
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_pixels(small_plan: CityPlan) -> None:
     script = (
         "import hashlib\n"
@@ -78,6 +80,7 @@ def test_another_process_gives_the_same_pixels(small_plan: CityPlan) -> None:
     assert other.stdout.strip() == hashlib.sha256(made.tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_city(small_plan: CityPlan) -> None:
     other = plan_city(with_settings(seed=1))
     for mine, theirs in zip(small_plan.shots, other.shots, strict=True):
@@ -87,6 +90,7 @@ def test_another_seed_is_another_city(small_plan: CityPlan) -> None:
         )
 
 
+@pytest.mark.slow
 def test_pictures_of_one_folder_differ_and_are_well_exposed(small_city: CitySummary) -> None:
     paths = pictures(small_city.folder)
     assert len(set(digests(small_city.folder).values())) == len(paths)
@@ -98,6 +102,7 @@ def test_pictures_of_one_folder_differ_and_are_well_exposed(small_city: CitySumm
 # --- layout and names ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_counts_are_known_before_rendering(small_plan: CityPlan, small_city: CitySummary) -> None:
     assert tuple(small_plan.counts()) == FOLDERS
     assert small_plan.counts() == {"train": 96, **dict(zip(FOLDERS[1:], (24, 6, 24, 6), strict=True))}
@@ -113,6 +118,7 @@ def test_training_images_come_close_to_the_number_asked_for(images: int, years: 
     assert images <= count < images + 12 * years
 
 
+@pytest.mark.slow
 def test_names_tell_position_and_heading(small_plan: CityPlan, small_city: CitySummary) -> None:
     for shots in small_plan.shots:
         rows = np.arange(len(shots))
@@ -210,6 +216,7 @@ def agreement(shots: Shots, first: np.ndarray, second: np.ndarray, shift_m: floa
     return float((error < 0.03).mean()), int(near.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [0, 5])
 def test_a_facade_has_the_same_color_from_two_places(small_plan: CityPlan, pair: int) -> None:
     shots = small_plan.shots[0]
@@ -229,6 +236,7 @@ def test_a_facade_has_the_same_color_from_two_places(small_plan: CityPlan, pair:
     assert wrong < share - 0.2  # 30 centimeters beside, it is another picture
 
 
+@pytest.mark.slow
 def test_what_a_picture_shows_lies_where_its_name_says() -> None:
     """Points found from east, north and heading of the name alone lie on the walls of the city in UTM."""
     shots = plan_city(with_settings(heading_jitter_deg=0.0)).shots[0]
@@ -255,6 +263,7 @@ def moved(shots: Shots, row: int) -> np.ndarray:
     return pose
 
 
+@pytest.mark.slow
 def test_a_wall_casts_the_shadow_of_its_height() -> None:
     lots, objects = np.zeros(1, LOT), np.zeros(0, OBJECT)
     lots["corners"], lots["height"] = [(40, 40), (60, 40), (60, 60), (40, 60)], 12.0
@@ -272,6 +281,7 @@ def test_a_wall_casts_the_shadow_of_its_height() -> None:
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_picture_looks_at_as_many_things_in_a_city_ten_times_larger() -> None:
     visits, faces = [], []
     for images in (20_000, 200_000):
@@ -298,6 +308,7 @@ class Killed(BaseException):
     """What a user's Ctrl-C looks like from inside."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_goes_on_and_ends_the_same(
     small_city: CitySummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +333,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(
     assert sorted(path.name for path in out.iterdir()) == ["city.json", "test", "train", "val"]
 
 
+@pytest.mark.slow
 def test_a_complete_city_is_left_alone_and_a_lost_picture_comes_back(tmp_path: Path) -> None:
     out = tmp_path / "city"
     build_city(out, SMALL)
@@ -336,10 +348,12 @@ def test_a_complete_city_is_left_alone_and_a_lost_picture_comes_back(tmp_path: P
     assert record["counts"] == summary.counts
 
 
+@pytest.mark.slow
 def test_threads_do_not_make_another_city(small_city: CitySummary) -> None:
     assert build_city(small_city.folder, with_settings(num_threads=2)).num_written == 0
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_city_is_refused(small_city: CitySummary) -> None:
     with pytest.raises(DatasetError, match=r"another city \(seed 0 instead of 7\)"):
         build_city(small_city.folder, with_settings(seed=7))
@@ -363,6 +377,7 @@ def test_foreign_files_are_refused_and_kept(tmp_path: Path) -> None:
         build_city(tmp_path / "thesis.tex", SMALL)
 
 
+@pytest.mark.slow
 def test_kept_pictures_are_those_of_the_whole_city(small_city: CitySummary, tmp_path: Path) -> None:
     asked = []
 

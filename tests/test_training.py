@@ -87,8 +87,16 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stops", [[1], [4, 7], [5, 10, 14]])
-@pytest.mark.parametrize("minutes", [0.0, 10.0])
+@pytest.mark.parametrize(
+    ("stops", "minutes"),
+    [
+        ([4, 7], 0.0),
+        ([5, 10], 10.0),
+        pytest.param([1], 0.0, marks=pytest.mark.slow),
+        pytest.param([5, 10, 14], 0.0, marks=pytest.mark.slow),
+        pytest.param([4, 7], 10.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_resumes_exactly(streets: Path, whole_run: Path, tmp_path: Path, stops, minutes) -> None:
     """minutes 0: a checkpoint after every iteration; 10: only at the ends of epochs, and the rest is done again."""
     config = settings(streets, checkpoint_minutes=minutes)

@@ -1,6 +1,6 @@
 """README's table: the demo for several seeds, and the mean.
 
-    python benchmarks/demo.py [--seeds 1 2 3]
+    python benchmarks/demo.py [--seeds 3 4 5]
 
 Writes between the marks <!-- demo --> and <!-- /demo --> of README.md.
 """
@@ -35,7 +35,7 @@ def run_demo(seed: int) -> dict[str, list[float]]:
 def main() -> None:
     """Run and rewrite the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
     seeds = parser.parse_args().seeds
     runs = [run_demo(seed) for seed in seeds]
     lines = [f"| mean of seeds {', '.join(map(str, seeds))} | " + " | ".join(f"R@{k}" for k in KS) + " |"]

@@ -42,10 +42,10 @@ def main() -> None:
     lines.append("|---|" + "---:|" * len(KS))
     for name in runs[0]:
         means = [statistics.mean(run[name][column] for run in runs) for column in range(len(KS))]
-        cells = [f"{mean:.1f}" for mean in means]
+        cells = [name, *(f"{mean:.1f}" for mean in means)]
         if name.startswith("trained"):
             cells = [f"**{cell}**" for cell in cells]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)
     text = README.read_text()
     README.write_text(

@@ -15,7 +15,6 @@ import torch
 from cosplace.checkpoint import BEST_MODEL, LAST_CHECKPOINT, read_checkpoint, read_metrics
 from cosplace.config import TrainConfig, from_values
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError
-from cosplace.evaluation import evaluate
 from cosplace.network import GeoLocalizationNet
 from cosplace.preparation import prepare
 from cosplace.training import learning_rate, margin, resumed_config, train
@@ -199,18 +198,16 @@ def test_a_truncated_checkpoint_is_refused(whole_run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_it_learns_places_it_has_never_seen(streets: Path, tmp_path: Path) -> None:
+def test_it_learns_to_tell_classes_apart(streets: Path, tmp_path: Path) -> None:
     config = settings(
-        streets, iterations_per_epoch=60, batch_size=16, lr=2e-3, whitened_start=True, margin_ramp=0.3,
-        lr_schedule="cosine", warmup_iterations=10, M=10, fc_output_dim=32, image_size=64, recall_values=[1, 5],
+        streets, iterations_per_epoch=40, batch_size=16, lr=2e-3, whitened_start=True, lr_schedule="cosine",
+        warmup_iterations=10, M=10, fc_output_dim=32, image_size=64, margin=0.1,
     )  # fmt: skip
     result = train(prepare(config), tmp_path)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        untrained = evaluate(GeoLocalizationNet("ResNet18_Small", 32), result.data.test, recall_values=(1, 5))
-    assert result.test.recalls[1] >= untrained.recalls[1] + 10
     losses = [row["loss"] for row in result.metrics if row["kind"] == "epoch"]
-    assert losses[-1] < losses[0]
+    assert losses[2] < losses[1] < losses[0]
+    assert losses[2] < 0.8 * losses[0]
+    assert result.test.recalls[1] > 2 * result.test.chance[1]
 
 
 def test_best_model_is_kept_even_when_recall_stays_zero(streets: Path, tmp_path: Path) -> None:

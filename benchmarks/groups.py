@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cosplace.images import LISTED_FILES_CHECKED
+
 TARGETS = {"cpu_ratio": 12.0, "memory_ratio": 8.0}
 
 
@@ -114,7 +116,7 @@ def main() -> None:
         write_names(names, options.images)
         with names.open() as lines:  # the list is checked against the folder by a sample: make that sample exist
             paths = lines.read().splitlines()
-        for index in np.unique(np.linspace(0, len(paths) - 1, 200).astype(np.int64)):
+        for index in np.unique(np.linspace(0, len(paths) - 1, LISTED_FILES_CHECKED).astype(np.int64)):
             (train / paths[index]).parent.mkdir(exist_ok=True)
             (train / paths[index]).touch()
         turns = [(run(PLAIN, names), run(OURS, names)) for _ in range(options.repeats)]

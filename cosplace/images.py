@@ -27,7 +27,7 @@ MAX_PIXELS = 200_000_000  # a picture larger than this is refused before it is d
 MAX_FILE_BYTES = 500_000_000
 CHUNK = 1 << 15  # names parsed at once: their bytes stay in the processor's cache
 BLOCK = 1 << 20  # bytes of a list looked at once, likewise
-LISTED_FILES_CHECKED = 200
+LISTED_FILES_CHECKED = 100
 
 
 # --- lists of photos -------------------------------------------------------------------------------------------------
@@ -229,17 +229,28 @@ class _FieldBounds:
 
 
 def _field_bounds(text: np.ndarray, starts: np.ndarray, ends: np.ndarray, last_field: int) -> _FieldBounds:
-    slashes = np.flatnonzero(text == ord("/"))
-    if (table := _by_row(slashes, starts, ends)) is not None:
-        starts = table[:, -1] + 1  # fields count from the file name, not from an '@' in a folder's name
-    elif len(slashes):
-        before = np.searchsorted(slashes, ends) - 1
-        starts = np.maximum(starts, np.where(before >= 0, slashes[before] + 1, 0))
+    starts = _file_name_starts(text, starts, ends)
     signs = np.flatnonzero(text == ord("@"))
     table = _by_row(signs, starts, ends)
     first = np.searchsorted(signs, starts) if table is None else np.arange(0, len(signs), table.shape[1])
     signs = np.concatenate([signs, np.full(last_field + 1, len(text))])  # past the end, for names with too few
     return _FieldBounds(signs, first, ends)
+
+
+def _file_name_starts(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(rows,) behind each path's last slash: fields count from the file name, not from an '@' in a folder's name."""
+    is_slash = text == ord("/")
+    count = int(np.count_nonzero(is_slash))
+    if not count:
+        return starts
+    # Where all paths have their slashes at the same places, counting them is enough to know that there are no others.
+    places = np.flatnonzero(is_slash[starts[0] : ends[0]])
+    in_reach = count == len(places) * len(starts) and (starts + places[-1] < ends).all()
+    if in_reach and all(is_slash[starts + place].all() for place in places):
+        return starts + places[-1] + 1
+    slashes = np.flatnonzero(is_slash)
+    before = np.searchsorted(slashes, ends) - 1
+    return np.maximum(starts, np.where(before >= 0, slashes[before] + 1, 0))
 
 
 def _by_row(positions: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray | None:

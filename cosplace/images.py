@@ -26,8 +26,11 @@ FIELDS = {"utm_east": 1, "utm_north": 2, "heading": 9}  # the fields that the fi
 MAX_PIXELS = 200_000_000  # a picture larger than this is refused before it is decoded
 MAX_FILE_BYTES = 500_000_000
 CHUNK = 1 << 15  # names parsed at once: their bytes stay in the processor's cache
-BLOCK = 1 << 20  # bytes of a list looked at once, likewise
+BLOCK = 1 << 16  # bytes of a list looked at once, likewise
 LISTED_FILES_CHECKED = 100
+
+Bounds = Callable[[int], tuple[np.ndarray, np.ndarray]]
+"""From a field's number to where it begins and ends in each of some names, (rows,) int64 each."""
 
 
 # --- lists of photos -------------------------------------------------------------------------------------------------
@@ -147,15 +150,23 @@ def _starts_if_clean(list_file: Path) -> np.ndarray | None:
     starts, at, rest, previous = [np.zeros(1, np.int64)], 0, b"", b""
     with list_file.open("rb") as file:
         while block := file.read(BLOCK):
-            text, newline, rest = (rest + block).rpartition(b"\n")
-            lines = text.split(b"\n")
-            if b"\r" in text or lines[0] < previous or lines != sorted(lines) or (newline and not lines[0]):
+            block = rest + block
+            lines = block.split(b"\n")
+            rest = lines.pop()
+            if not lines:
+                continue
+            # Sorting what is sorted takes one comparison a line.
+            if b"\r" in block or not lines[0] or lines[0] < previous or lines != sorted(lines):
                 return None
-            if newline:
-                ends = np.flatnonzero(np.frombuffer(text + newline, np.uint8) == ord("\n")) + (at + 1)
-                starts.append(ends)
-                at, previous = int(ends[-1]), lines[-1]
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (at + 1)
+            starts.append(ends)
+            at, previous = int(ends[-1]), lines[-1]
     return np.concatenate(starts) if at and not rest else None
+
+
+def _words(text: np.ndarray) -> np.ndarray:
+    """The eight bytes from each position on, as little-endian integers: a view."""
+    return np.ndarray((len(text) - 7,), "<u8", buffer=text, strides=(1,))
 
 
 def _check_listed(images: ImageList, list_file: Path) -> None:
@@ -228,38 +239,55 @@ class _FieldBounds:
         return np.where(inside, begin, self.ends), np.where(inside, end, self.ends)
 
 
-def _field_bounds(text: np.ndarray, starts: np.ndarray, ends: np.ndarray, last_field: int) -> _FieldBounds:
-    starts = _file_name_starts(text, starts, ends)
+def _field_bounds(text: np.ndarray, starts: np.ndarray, ends: np.ndarray, last_field: int) -> Bounds:
+    """The function from a field to its bounds in each name, from all '@' of the text unless the names are alike."""
+    if len(alike := _signs_if_alike(text, starts, ends)) > last_field:
+        return lambda field: (alike[field - 1] + 1, alike[field])
     signs = np.flatnonzero(text == ord("@"))
-    table = _by_row(signs, starts, ends)
-    first = np.searchsorted(signs, starts) if table is None else np.arange(0, len(signs), table.shape[1])
+    first = np.searchsorted(signs, _file_name_starts(text, starts, ends))
     signs = np.concatenate([signs, np.full(last_field + 1, len(text))])  # past the end, for names with too few
     return _FieldBounds(signs, first, ends)
 
 
+def _signs_if_alike(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    """Where the '@' of the file names are, (rows,) int64 each, if all paths look like the first; none for others.
+
+    They may differ in the length of one stretch between two signs, as names do by their headings.
+
+    Each '@' and '/' of the first path is looked for at the same distance from the start of every path, or from its
+    end; where all are there, counting these signs is enough to know that there are no others.
+    """
+    path = text[starts[0] : ends[0]]
+    marks = np.flatnonzero((path == ord("@")) | (path == ord("/")))
+    if len(marks) * len(starts) != sum(int(np.count_nonzero(text == ord(sign))) for sign in "@/"):
+        return []
+    leading = _held_by_all(text, starts, path, marks)
+    trailing = _held_by_all(text, ends - len(path), path, marks[::-1])[::-1] if len(leading) < len(marks) else []
+    for split in range(len(marks) - len(trailing), len(leading) + 1):
+        places = [*leading[:split], *trailing[len(trailing) + split - len(marks) :]]
+        # The same sign may have been found from both sides.
+        around = [starts - 1, *places, ends][split : split + 2]
+        if (around[0] < around[1]).all():
+            return places[int((path[marks] == ord("/")).nonzero()[0].max(initial=-1)) + 1 :]
+    return []
+
+
+def _held_by_all(text: np.ndarray, origins: np.ndarray, path: np.ndarray, marks: np.ndarray) -> list[np.ndarray]:
+    """Where every path has the first of these marks, (rows,) int64 each, up to one that is not there in all."""
+    places: list[np.ndarray] = []
+    for mark in marks.tolist():
+        place = origins + mark
+        if not (text.take(place, mode="clip") == path[mark]).all():
+            break
+        places.append(place)
+    return places
+
+
 def _file_name_starts(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """(rows,) behind each path's last slash: fields count from the file name, not from an '@' in a folder's name."""
-    is_slash = text == ord("/")
-    count = int(np.count_nonzero(is_slash))
-    if not count:
-        return starts
-    # Where all paths have their slashes at the same places, counting them is enough to know that there are no others.
-    places = np.flatnonzero(is_slash[starts[0] : ends[0]])
-    in_reach = count == len(places) * len(starts) and (starts + places[-1] < ends).all()
-    if in_reach and all(is_slash[starts + place].all() for place in places):
-        return starts + places[-1] + 1
-    slashes = np.flatnonzero(is_slash)
+    slashes = np.flatnonzero(text == ord("/"))
     before = np.searchsorted(slashes, ends) - 1
-    return np.maximum(starts, np.where(before >= 0, slashes[before] + 1, 0))
-
-
-def _by_row(positions: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
-    """(rows, n): the positions that lie in each stretch, where all have the same number n > 0; else None."""
-    number, rest = divmod(len(positions), len(starts))
-    if rest or not number:
-        return None
-    table = positions.reshape(-1, number)
-    return table if (table[:, 0] >= starts).all() and (table[:, -1] < ends).all() else None
+    return np.maximum(starts, np.where(before >= 0, slashes[before] + 1, 0)) if len(slashes) else starts
 
 
 def _all_bytes(byte: int) -> np.uint64:
@@ -284,7 +312,7 @@ def _parse_numbers(
     negative = sign == ord("-")
     length = end - begin
     length -= negative | (sign == ord("+"))
-    words = np.ndarray((len(text) - 7,), "<u8", buffer=text, strides=(1,))  # the 8 bytes from each position on
+    words = _words(text)
 
     tail = words[end - 8]
     differs = (tail ^ POINTS) | ~KEEP_LAST.take(length, mode="clip")

@@ -131,6 +131,44 @@ def test_a_name_without_position_is_named_with_its_field(name: str, said: str) -
     assert str(Path("there") / name) in str(caught.value)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    headings=st.lists(st.sampled_from(["", "@", "7", "12", "112", "0", "360", "1@2"]), min_size=1, max_size=8),
+    before=st.sampled_from(["", "37.70/", "a@b/", "@/"]),
+    tail=st.sampled_from(["@@@@201311@@.jpg", "@.jpg", ".jpg", "@@@@"]),
+)
+def test_names_alike_but_for_one_field_are_read_as_all_others(headings: list[str], before: str, tail: str) -> None:
+    names = [f"{before}@{i}.5@0041@10@S@@@pano{i}@@{heading}{tail}" for i, heading in enumerate(headings)]
+    images = image_list(Path(), names)
+    fields = [images.name(i).split("/")[-1].split("@") for i in range(len(images))]
+    try:
+        expected = [[float(name[1]), float(name[2]), float(name[9])] for name in fields if len(name) > 10]
+        readable = len(expected) == len(names)
+    except ValueError:
+        readable = False
+    if readable:
+        values = np.concatenate([v for _, v in parse_fields(images, ("utm_east", "utm_north", "heading"))], axis=1)
+        assert values.T.tolist() == expected
+    else:
+        with pytest.raises(DatasetError, match="field 9"):
+            list(parse_fields(images, ("utm_east", "utm_north", "heading")))
+
+
+@pytest.mark.parametrize("swapped", [None, 0, 7, 40, 98])
+def test_a_long_list_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: int | None) -> None:
+    monkeypatch.setattr("cosplace.images.BLOCK", 64)
+    lines = [f"{i:03d}{'x' * (i % 90)}.jpg" for i in range(100)]
+    for line in lines:
+        touch(tmp_path / "train", line)
+    listed = lines.copy()
+    if swapped is not None:
+        listed[swapped], listed[swapped + 1] = listed[swapped + 1], listed[swapped]
+    (tmp_path / "train_images_paths.txt").write_text("".join(line + "\n" for line in listed))
+    images = scan_images(tmp_path / "train")
+    assert [images.name(i) for i in range(len(images))] == lines
+    assert (images.list_file is not None) == (swapped is None)
+
+
 def test_positions_need_only_two_fields() -> None:
     images = image_list(Path("x"), ["@3@4.5@.jpg", "pre@1@2@.jpg"])
     assert images.positions().tolist() == [[3, 4.5], [1, 2]]

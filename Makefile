@@ -28,13 +28,13 @@ figures: $(VENV)/.dev  ## the table of README.md
 	$(BIN)/python benchmarks/demo.py
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/groups.py
+	$(BIN)/cosplace bench --growth
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --editable '.[city]' --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable . --constraint constraints.txt
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip

@@ -7,8 +7,11 @@ One street of modules; a module imports only modules above it on this list:
                geo            UTM, latitude/longitude, headings, distances in meters
                config         every knob once: default, unit and --help on one line
                device         where the arithmetic runs, and its 16-bit numbers
+               compiled       the one door to numba: functions that run without the interpreter's lock
     photos     images         the '@' file names, the scan of a folder, opening one photo
                groups         images -> classes -> CosPlace groups (M, alpha, N, L)
+               loading        batches made ahead by threads or processes, in order
+               pixels         one image jittered, cropped and resized by compiled code
                augmentations  color jitter and random resized crop, batched, on CPU or GPU
                datasets       one CosPlace group; a database with its queries
                city           a synthetic city in SF-XL layout
@@ -22,10 +25,13 @@ One street of modules; a module imports only modules above it on this list:
                evaluation     the three above on one dataset
     learning   checkpoint     the whole state of a run, saved atomically, resumed exactly
                preparation    data, network and expected cost before the first iteration
+               iterations     forward, loss, backward, step; the next batch meanwhile
                training       the loop: epochs, groups, mixed precision, validation
+               forecast       time, memory and disk of a whole job, before it runs
     faces      report         an HTML page of results, predictions and failures
                results        what a finished run leaves: recalls, pictures, the page
                demo           a city made, learned and judged in minutes
+               bench          each stage beside the plain way to do it: equal results, then ratios
                cli            the only module that parses arguments, prints and exits
 
 The journey of one photo: a file name is scanned into a position and a heading, partitioned into a class and its

@@ -2,18 +2,23 @@
 
 Distributions and pixels are those of torchvision's ColorJitter and RandomResizedCrop on float images, which CosPlace
 trains with (Berton et al., CVPR 2022, section 4.1).  A draw is made on the CPU, where the image is opened; the pixels
-may be changed elsewhere, and nothing here makes the CPU wait for a GPU.
+may be changed elsewhere, and nothing here makes the CPU wait for a GPU.  On a CPU compiled code changes them.
 """
 
+import logging
 import math
 from dataclasses import dataclass
+from functools import cache
+from threading import Lock
+from types import ModuleType
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cosplace.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -105,24 +110,55 @@ def augment(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
     """
     assert images.ndim == 4 and images.shape[1] == 3, images.shape
     assert draws.shape == (len(images), DRAW_SIZE) and draws.device.type == "cpu", (draws.shape, draws.device)
-    # On a CPU one image at a time stays in the cache; on a GPU launching kernels per image would take longest.
-    change = augment_one_by_one if images.device.type == "cpu" else augment_together
-    return change(images, draws, settings)
+    if images.device.type != "cpu":
+        return augment_together(images, draws, settings)
+    pixels = _load_pixels() if images.dtype == torch.uint8 else None
+    if pixels is not None:
+        return _augment_compiled(pixels, images, draws, settings)
+    # One image at a time stays in the processor's cache, and does not depend on its batch.
+    results = torch.empty((len(images), 3, settings.image_size, settings.image_size))
+    for index, result in enumerate(results):
+        result.copy_(augment_together(images[index : index + 1], draws[index : index + 1], settings)[0])
+    return results
 
 
-def augment_one_by_one(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
-    """Do what `augment` does, one image after the other."""
-    size = [settings.image_size, settings.image_size]
-    results = torch.empty((len(images), 3, *size), device=images.device)
-    for image, drawn, result in zip(images, draws.tolist(), results, strict=True):
-        pixels = _to_unit_floats(image)  # (3, H, W)
-        for operation in map(int, drawn[ORDER]):
-            if settings.strengths[operation]:
-                _adjust_(pixels, operation, drawn[operation])
-        top, left, height, width = map(int, drawn[CROP])
-        crop = pixels[None, :, top : top + height, left : left + width]
-        result.copy_(F.interpolate(crop, size=size, mode="bilinear", antialias=True, align_corners=False)[0])
-    return _normalize_(results)
+_LOADING = Lock()
+
+
+@cache
+def _load_pixels() -> ModuleType | None:
+    """The compiled functions; None where numba, which comes with them, cannot be imported."""
+    with _LOADING:  # the threads of a pool all begin here, and an import that fails must not be tried by two at once
+        return _import_pixels()
+
+
+@cache
+def _import_pixels() -> ModuleType | None:
+    try:
+        from cosplace import pixels
+    except ConfigError as error:
+        log.warning("%s  Until then images are augmented without it, several times slower.", error)
+        return None
+    return pixels
+
+
+def _augment_compiled(pixels: ModuleType, images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    size, height, width = settings.image_size, images.shape[2], images.shape[3]
+    numbers = np.ascontiguousarray(draws.double().numpy())
+    order, crops = numbers[:, ORDER].astype(np.int64), numbers[:, CROP].astype(np.int64)
+    factors = np.take_along_axis(numbers[:, FACTORS], order, axis=1)
+    steps = np.where(np.array(settings.strengths, bool)[order], order, -1)
+    inside = (crops[:, :2] >= 0) & (crops[:, 2:] >= 1) & (crops[:, :2] + crops[:, 2:] <= (height, width))
+    assert inside.all(), crops
+    std = np.array(IMAGENET_STD)
+    channels = np.stack([LUMA, 1 / std, -np.array(IMAGENET_MEAN) / std]).astype(np.float32)
+    room = pixels.make_room(height, width, size)
+    # numpy asks for large pages of memory, which come several times faster than torch's.
+    results = np.empty((len(images), 3, size, size), np.float32)
+    for index, image in enumerate(images):
+        drawn = steps[index], factors[index], crops[index]
+        pixels.change(image.contiguous().numpy(), *drawn, channels, *room, results[index])
+    return torch.from_numpy(results)
 
 
 def augment_together(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
@@ -150,19 +186,6 @@ def _normalize_(images: Tensor) -> Tensor:
 
 
 # --- color jitter ----------------------------------------------------------------------------------------------------
-
-
-def _adjust_(image: Tensor, operation: int, factor: float) -> None:
-    """Change one image (3, H, W) in place by one operation."""
-    if operation == HUE:
-        _shift_hue_(image, factor)
-        return
-    if operation == BRIGHTNESS:
-        image.mul_(factor).clamp_(0, 1)
-        return
-    gray = _gray(image)  # (1, H, W)
-    other = gray.mean() if operation == CONTRAST else gray
-    image.mul_(factor).add_(other, alpha=1 - factor).clamp_(0, 1)
 
 
 def _jitter_together(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
@@ -218,7 +241,7 @@ def _gray(images: Tensor) -> Tensor:
     return red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def _shift_hue_(images: Tensor, shifts: Tensor | float) -> None:
+def _shift_hue_(images: Tensor, shifts: Tensor) -> None:
     """Turn the hues of images (..., 3, H, W) in place by shifts (..., 1, 1), in turns of the circle.
 
     With V the largest and v the smallest channel, a pixel is v + (V - v) * w(distance of its hue from the channel's),

@@ -105,8 +105,10 @@ def build_parser(prog: str = "cosplace", only: str | None = None) -> argparse.Ar
         "groups": "Form CosPlace classes and groups, and say whether they are fit for training.",
         "city": "Make a synthetic city in SF-XL layout: street photos that agree in 3D, for trials without data.",
         "demo": "Make a city, train on it, evaluate, write a report: the whole journey in minutes, without data.",
+        "bench": "Measure each stage beside the plain way to do it: equal results, then ratios of time and memory.",
     }
     add = {"train": _add_train, "eval": _add_eval, "groups": _add_groups, "city": _add_city, "demo": _add_demo}
+    add["bench"] = _add_bench
     if only:
         parser = _Parser(prog=prog, description=texts[only], formatter_class=_Formatter)
         add[only](parser)
@@ -155,6 +157,16 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="demo", help="where the city is kept (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the city and of training (default: 0)")
     parser.set_defaults(run=_demo)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stages", metavar="STAGE", nargs="*", help="stages to measure (default: all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, within a minute")
+    parser.add_argument("--growth", action="store_true", help="also how time and memory of ours grow with the size")
+    parser.add_argument("--turns", type=int, default=None, help="of each stage (default: 5, fewer for the longest)")
+    parser.add_argument("--photos", type=Path, default=None, metavar="FOLDER", help="photos instead of made ones")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the rows as JSON")
+    parser.set_defaults(run=_bench)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str | None = None) -> int:
@@ -302,7 +314,7 @@ def _train(values: dict[str, Any]) -> None:
     for split in ("train", "val", "test") if not values.get("resume_train") else ():
         set_folder(from_values(TrainConfig, values).folders, split)  # says at once when one is not given
 
-    from cosplace.preparation import prepare, run_folder
+    from cosplace.preparation import describe_plan, prepare, run_folder
     from cosplace.results import keep_training
     from cosplace.training import resumed_config, train
 
@@ -313,6 +325,12 @@ def _train(values: dict[str, Any]) -> None:
         config = from_values(TrainConfig, values)
         folder = run_folder(LOGS, config.running.save_dir, _now())
     prepared = prepare(config, values)
+    if config.running.dry_run:
+        from cosplace.forecast import forecast_training
+
+        for line in (*describe_plan(prepared), *forecast_training(prepared, folder, _Bars()).lines):
+            _say(line)
+        return
     with _log_files(folder):
         log.info("results go to %s", folder)
         result = train(prepared, folder, _Bars())
@@ -331,6 +349,12 @@ def _eval(values: dict[str, Any]) -> None:
 
     dataset = open_retrieval_dataset(folder, config.folders.queries_folder)
     model = network_to_evaluate(config, backbone=values.get("backbone"), fc_output_dim=values.get("fc_output_dim"))
+    if config.running.dry_run:
+        from cosplace.forecast import forecast_evaluation
+
+        for line in forecast_evaluation(model, dataset, config, _Bars()).lines:
+            _say(line)
+        return
     run = run_folder(LOGS, config.running.save_dir, _now())
     with _log_files(run):
         log.info("results go to %s", run)
@@ -386,6 +410,28 @@ def _demo(values: dict[str, Any]) -> None:
         table = run_demo(Path(values["folder"]), folder, values["seed"], _Bars())
     _say(table)
     _say(f"report: {(folder / 'report.html').resolve()}")
+
+
+def _bench(values: dict[str, Any]) -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before anything heavy is imported: one thread a side
+        os.environ.setdefault(name, "1")
+    from cosplace.bench import STAGES, BenchmarkError, Options, as_json, choose_stages, run_stages, table
+
+    options = Options(quick=values["quick"], photos=values["photos"])
+    if values["json"] is not None:  # now, and not after an hour
+        _write_json(values["json"], {"rows": []})
+    report = run_stages(
+        choose_stages(values["stages"], STAGES),
+        options=options,
+        turns=values["turns"],
+        growth=values["growth"],
+        progress=log.info,
+    )
+    _say(table(report))
+    if values["json"] is not None:
+        _write_json(values["json"], as_json(report, options))
+    if report.failures:
+        raise BenchmarkError("  ".join(report.failures))
 
 
 if __name__ == "__main__":

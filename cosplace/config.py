@@ -258,11 +258,20 @@ class Running:
     seed: int = knob(0, "of every random draw: one seed, one result", at_least=0, at_most=2**32 - 1)
     num_workers: int | None = knob(
         None,
-        "processes that load images; 0 loads in the main one",
+        "threads or processes that load images; 0 loads in between",
         parse=int,
         at_least=0,
         metavar="INT",
         shown="8, or the number of cores where fewer",
+    )
+    compile: bool = knob(
+        False, "compile the network for training with torch.compile: some minutes once, then faster iterations"
+    )
+    dry_run: bool = knob(False, "measure a few batches, print the time, memory and disk of the whole job, and stop")
+    loader: str = knob(
+        "auto",
+        "what loads images: threads, or processes, which need shared memory; auto is threads for a network on the CPU",
+        choices=("auto", "threads", "processes"),
     )
     save_dir: str = knob("default", "results go to logs/SAVE_DIR/<time>", aliases=("exp_name",), metavar="NAME")
 
@@ -313,7 +322,7 @@ class GroupsConfig:
 
 # `cosplace eval` reads only the test set and never trains: knobs that could do nothing there are not offered.
 LEFT_OUT: Mapping[type, frozenset[str]] = {
-    EvalConfig: frozenset({"train_set_folder", "val_set_folder", "train_all_layers"}),
+    EvalConfig: frozenset({"train_set_folder", "val_set_folder", "train_all_layers", "compile"}),
 }
 
 

@@ -4,20 +4,20 @@ Every random choice of training is a pure function of (seed, epoch, item): which
 augmented.  Batches are therefore the same for any number of loading processes, and a run resumes in mid-epoch exactly.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from cosplace.augmentations import Augmentation, augment, draw
 from cosplace.device import one_thread
 from cosplace.errors import DatasetError, ImageError
 from cosplace.groups import Group
-from cosplace.images import ImageList, open_image, scan_images
+from cosplace.images import ImageList, open_image, scan_images, stack_by_shape
+from cosplace.loading import load_ahead
 
 QUERIES_FOLDERS = ("queries_v1", "queries")
 CLASS_ORDER, ITEM = 0, 1  # the two kinds of random draws, so that their streams never meet
@@ -91,13 +91,13 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, for transfers beside computation."""
-        return Batch(
-            stacks=[stack.pin_memory() for stack in self.stacks],
-            places=self.places,
-            labels=self.labels.pin_memory(),
-            draws=self.draws,
-            unreadable=self.unreadable,
-        )
+        return replace(self, stacks=[stack.pin_memory() for stack in self.stacks], labels=self.labels.pin_memory())
+
+    def share_memory_(self) -> "Batch":
+        """Move its tensors into memory that other processes see."""
+        for tensor in (*self.stacks, *self.places, self.labels, self.draws):
+            tensor.share_memory_()
+        return self
 
     def images(self, settings: Augmentation, device: torch.device) -> torch.Tensor:
         """(B, 3, S, S) float32: the images on the device, augmented and normalized."""
@@ -112,7 +112,7 @@ class Batch:
         return torch.cat(stacks)[torch.argsort(torch.cat(self.places)).to(device)]
 
 
-class GroupImages(Dataset):
+class GroupImages:
     """The endless stream of training items of a group in one epoch; item k is a class and a random image of it.
 
     Classes come in passes, each a new random order of all classes.
@@ -157,53 +157,28 @@ class GroupImages(Dataset):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collate:
-    """Items -> Batch; with `settings`, augmented right here, on the CPU."""
+class BatchMaker:
+    """From the numbers of some items to their Batch, the same in any thread or process."""
 
-    settings: Augmentation | None
+    items: GroupImages
+    augmented: bool  # right here, on the CPU
 
-    def __call__(self, items: Sequence[Item | DatasetError]) -> "Batch | DatasetError":
-        """The batch of some items, or the first error among them."""
-        for item in items:
-            if isinstance(item, DatasetError):
-                return item
-        return self._batch([item for item in items if isinstance(item, Item)])
-
-    def _batch(self, items: Sequence[Item]) -> Batch:
-        places_of: dict[torch.Size, list[int]] = {}
-        for place, item in enumerate(items):
-            places_of.setdefault(item.image.shape, []).append(place)
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these items.  Raises DatasetError when no image of some class can be opened."""
+        items = [self.items[index] for index in indices]
+        stacks = stack_by_shape([item.image for item in items])
         batch = Batch(
-            stacks=[torch.stack([items[place].image for place in places]) for places in places_of.values()],
-            places=[torch.tensor(places) for places in places_of.values()],
+            stacks=[stack for _, stack in stacks],
+            places=[torch.tensor(places) for places, _ in stacks],
             labels=torch.tensor([item.label for item in items]),
             draws=torch.from_numpy(np.stack([item.draws for item in items])),
             unreadable=tuple(dict.fromkeys(error for item in items for error in item.unreadable)),
         )
-        if self.settings is None:
+        if not self.augmented:
             return batch
         with one_thread():  # as in a loading process: the same bits with any number of them
-            images = batch.images(self.settings, torch.device("cpu"))
-        return Batch(
-            stacks=[images],
-            places=[torch.arange(len(items))],
-            labels=batch.labels,
-            draws=batch.draws,
-            unreadable=batch.unreadable,
-        )
-
-
-class _Answering(Dataset):
-    """Hands a user's error over as a value: an exception in a loading process would arrive as a wall of text."""
-
-    def __init__(self, items: GroupImages) -> None:
-        self.items = items
-
-    def __getitem__(self, index: int) -> Item | DatasetError:
-        try:
-            return self.items[index]
-        except DatasetError as error:
-            return error
+            images = batch.images(self.items.settings, torch.device("cpu"))
+        return replace(batch, stacks=[images], places=[torch.arange(len(items))])
 
 
 def training_batches(
@@ -214,22 +189,18 @@ def training_batches(
     num_iterations: int,
     num_workers: int,
     augment_in_loader: bool,
+    loader: str = "processes",
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The batches of iterations first_iteration … num_iterations - 1 of an epoch.
 
-    Raises DatasetError when no image of some class can be opened.
+    loader: threads or processes.  Raises DatasetError when no image of some class can be opened, LoadingError when
+    a loading process is killed.
     """
-    loader = DataLoader(
-        _Answering(items),
-        batch_size=batch_size,
-        sampler=range(first_iteration * batch_size, num_iterations * batch_size),
+    return load_ahead(
+        BatchMaker(items=items, augmented=augment_in_loader),
+        [range(i * batch_size, (i + 1) * batch_size) for i in range(first_iteration, num_iterations)],
         num_workers=num_workers,
-        collate_fn=Collate(settings=items.settings if augment_in_loader else None),
+        loader=loader,
         pin_memory=pin_memory,
-        generator=torch.Generator(),  # the loader draws a seed that nothing here uses: not from the global one
     )
-    for batch in loader:
-        if isinstance(batch, DatasetError):
-            raise batch
-        yield batch

@@ -5,25 +5,24 @@ Legend: I images, B batch, D descriptor dimension.  Side effects: reads photos, 
 
 import hashlib
 import time
-import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from cosplace.augmentations import IMAGENET_STD, LUMA, normalize
-from cosplace.device import choose_device, mixed_precision
+from cosplace.device import choose_device, is_out_of_memory, mixed_precision
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, DeviceError, ImageError
-from cosplace.images import ImageList, open_image
+from cosplace.images import ImageList, open_image, stack_by_shape
+from cosplace.loading import choose_loader, load_ahead
+from cosplace.network import for_inference
 from cosplace.shards import (
     SHARD_ROWS,
     Descriptors,
@@ -61,6 +60,7 @@ def extract(
     image_size: int | None = None,
     batch_size: int = 16,
     num_workers: int = 0,
+    loader: str = "auto",
     device: str | torch.device = "cpu",
     autocast: torch.dtype | None = None,
     stored_dtype: str = "float32",
@@ -72,7 +72,8 @@ def extract(
     """Descriptors of all photos, by a model that turns (B, 3, H, W) ImageNet-normalized photos into (B, D).
 
     image_size: pixels of the shorter side after resizing (bilinear, antialiased); None keeps each photo's own size.
-    Photos of any sizes may mix; the result depends on neither batch_size nor num_workers.  The model moves to
+    Photos of any sizes may mix; the result depends on neither batch_size nor num_workers nor loader (auto, threads or
+    processes).  The model moves to
     `device` and runs in evaluation mode; each of its modules gets its former mode back.
     autocast: torch.float16 or torch.bfloat16 for mixed precision.  stored_dtype: float32 or float16.
     to: a folder for the descriptors, read back memory-mapped; a run that was stopped goes on after its last finished
@@ -84,12 +85,14 @@ def extract(
     """
     started = time.perf_counter()
     device = choose_device(str(device))
+    original = model.to(device)
     job = _Job(
-        model=model.to(device),
+        model=for_inference(original),
         images=images,
         image_size=image_size,
         batch_size=batch_size,
         num_workers=num_workers,
+        loader=choose_loader(loader, device),
         device=device,
         autocast=autocast,
         stored_dtype=stored_dtype,
@@ -97,8 +100,11 @@ def extract(
         shard_rows=shard_rows,
         progress=progress,
     )
-    with _evaluating(job.model):
-        descriptors, unreadable = _into_memory(job) if to is None else _into_folder(job, Path(to))
+    with _evaluating(original):
+        if to is None:
+            descriptors, unreadable = _into_memory(job)
+        else:
+            descriptors, unreadable = _into_folder(job, Path(to), model_checksum(original))
     readable = np.ones(len(images), bool)
     readable[[entry.index for entry in unreadable]] = False
     return Extraction(
@@ -118,6 +124,7 @@ class _Job:
     image_size: int | None
     batch_size: int
     num_workers: int
+    loader: str
     device: torch.device
     autocast: torch.dtype | None
     stored_dtype: str
@@ -160,12 +167,12 @@ def _into_memory(job: _Job) -> tuple[np.ndarray, list[UnreadableImage]]:
     return memory, unreadable
 
 
-def _into_folder(job: _Job, folder: Path) -> tuple[DescriptorShards, list[UnreadableImage]]:
+def _into_folder(job: _Job, folder: Path, model: str) -> tuple[DescriptorShards, list[UnreadableImage]]:
     meta = ShardsMeta(
         count=len(job.images),
         photos=hashlib.sha256(np.ascontiguousarray(job.images.names).data).hexdigest(),
         file_sizes=_some_file_sizes(job.images),
-        model=model_checksum(job.model),
+        model=model,
         image_size=job.image_size,
         autocast=None if job.autocast is None else str(job.autocast),
         dtype=job.stored_dtype,
@@ -203,12 +210,12 @@ def _describe_shard(
     failures: list[tuple[int, str]] = []
     num_seen = 0
     while num_seen < len(shard):
-        groups, failed = next(loaded)
-        failures += failed
+        batch = next(loaded)
+        failures += batch.failures
         if job.skip_unreadable or not failures:  # else the shard is lost: only look at the rest of its photos
-            for rows, photos in groups:
+            for rows, photos in batch.stacks:
                 buffer.add(rows, photos)
-        num_seen += sum(len(rows) for rows, _ in groups) + len(failed)
+        num_seen += sum(len(rows) for rows, _ in batch.stacks) + len(batch.failures)
         if job.progress is not None:
             job.progress(num_done + num_seen, len(job.images))
     unreadable = [UnreadableImage(index=row, name=job.images.name(row), message=text) for row, text in sorted(failures)]
@@ -238,65 +245,67 @@ def _stored(job: _Job, shard: range, found: np.ndarray) -> np.ndarray:
 
 # --- photos in, batch by batch ---------------------------------------------------------------------------------------
 
-LoadedBatch = tuple[list[tuple[list[int], Tensor]], list[tuple[int, str]]]  # photos by shape, failures
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedBatch:
+    """Photos by shape, (n, 3, H, W) uint8 with their rows in the list; and rows that failed, with what was wrong."""
+
+    stacks: list[tuple[list[int], Tensor]]
+    failures: list[tuple[int, str]]
+
+    def pin_memory(self) -> "LoadedBatch":
+        """The same batch in page-locked memory, for transfers beside computation."""
+        return replace(self, stacks=[(rows, photos.pin_memory()) for rows, photos in self.stacks])
+
+    def share_memory_(self) -> "LoadedBatch":
+        """Move its photos into memory that other processes see."""
+        for _, photos in self.stacks:
+            photos.share_memory_()
+        return self
 
 
-class _Photos(Dataset):
-    """Opens and resizes; an unreadable photo is an item too (its message), so no worker dies of it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Photos:
+    """From some rows of the list to their photos, opened, resized and stacked by shape.
 
-    def __init__(self, images: ImageList, image_size: int | None) -> None:
-        self.images = images
-        self.image_size = image_size
+    An unreadable photo is a failure (its message), so no worker dies of it.
+    """
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        try:
-            photo = open_image(self.images.path(index))
-        except ImageError as error:
-            return index, str(error)
-        if self.image_size is not None:
-            photo = resize(photo, [self.image_size], InterpolationMode.BILINEAR, antialias=True)
-        return index, photo
+    images: ImageList
+    image_size: int | None
 
-
-def _by_shape(items: list[tuple[int, Tensor | str]]) -> LoadedBatch:
-    """Stack photos of equal shape: in the worker, as each tensor that crosses processes costs a file descriptor."""
-    groups: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-    failures = []
-    for row, item in items:
-        if isinstance(item, str):
-            failures.append((row, item))
-        else:
-            groups.setdefault(item.shape, []).append((row, item))
-    stacked = [([row for row, _ in group], torch.stack([item for _, item in group])) for group in groups.values()]
-    return stacked, failures
+    def __call__(self, rows: Sequence[int]) -> LoadedBatch:
+        opened, photos, failures = [], [], []
+        for row in rows:
+            try:
+                photo = open_image(self.images.path(row))
+            except ImageError as error:
+                failures.append((row, str(error)))
+                continue
+            if self.image_size is not None:
+                photo = resize(photo, [self.image_size], InterpolationMode.BILINEAR, antialias=True)
+            opened.append(row)
+            photos.append(photo)
+        stacks = stack_by_shape(photos)
+        return LoadedBatch(
+            stacks=[([opened[place] for place in places], stack) for places, stack in stacks], failures=failures
+        )
 
 
 def _loaded_batches(job: _Job, shards: list[range]) -> Generator[LoadedBatch]:
     """All photos of the shards in order; no batch holds photos of two shards."""
-    batches: list[Any] = [
+    batches = [
         range(first, min(first + job.batch_size, shard.stop))
         for shard in shards
         for first in range(shard.start, shard.stop, job.batch_size)
     ]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
-        loader = DataLoader(
-            _Photos(job.images, job.image_size),
-            batch_sampler=batches,
-            num_workers=job.num_workers,
-            collate_fn=_by_shape,
-            pin_memory=job.device.type == "cuda",
-            generator=torch.Generator(),  # else each start would draw from the global one
-        )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DeviceError(
-            f"A process that loads photos was killed, most likely for lack of memory: use fewer than "
-            f"{job.num_workers} workers (--num_workers) or smaller batches."
-        ) from error
+    return load_ahead(
+        _Photos(images=job.images, image_size=job.image_size),
+        batches,
+        num_workers=job.num_workers,
+        loader=job.loader,
+        pin_memory=job.device.type == "cuda",
+    )
 
 
 class _ShardBuffer:
@@ -347,7 +356,7 @@ def describe(model: nn.Module, photos: Tensor, *, device: torch.device, autocast
         with mixed_precision(device, autocast):
             found = model(normalized)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise DeviceError(
                 f"Not enough memory on {device} for {len(photos)} photos of {photos.shape[3]} x {photos.shape[2]} "
                 f"pixels at once: use a smaller --infer_batch_size, or --resize_test_imgs."

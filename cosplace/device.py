@@ -1,7 +1,7 @@
 """Where the arithmetic runs: the device asked for, and the 16-bit numbers it takes."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -61,10 +61,23 @@ def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> Abstract
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says with this error that a device, or the machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def fused_adam(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Adam whose step is one kernel for all parameters, on the CPU too; it never waits for the device."""
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
 @contextmanager
 def one_thread() -> Generator[None]:
     """Let torch compute with one thread, so that sums have one order whatever the machine or process."""
     threads = torch.get_num_threads()
+    if threads == 1:  # setting it would change what threads of Python that are still to come start with
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield

@@ -33,5 +33,9 @@ class DeviceError(CosPlaceError):
     """The device asked for is not there, or has not enough memory."""
 
 
+class LoadingError(DeviceError):
+    """A process that loads photos was killed, or has no shared memory left."""
+
+
 class StorageError(CosPlaceError):
     """A result could not be written: disk full, read-only or no permission."""

@@ -381,7 +381,7 @@ def open_image(path: str | Path) -> "torch.Tensor":
 
 
 @cache
-def _fast_decoder() -> "Callable[[bytes], torch.Tensor]":
+def _fast_decoder() -> "Callable[[bytearray], torch.Tensor]":
     """Torchvision's decoder: the pixels of Pillow in less than half of its time."""
     import torch
     from torchvision.io import ImageReadMode, decode_image
@@ -389,27 +389,30 @@ def _fast_decoder() -> "Callable[[bytes], torch.Tensor]":
     # torchvision 0.29 announces that torchcodec will take this over; until then it is the decoder that is everywhere.
     warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities", module="torchvision")
 
-    def decode(raw: bytes) -> "torch.Tensor":
-        data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        return decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
+    def decode(raw: bytearray) -> "torch.Tensor":
+        return decode_image(torch.frombuffer(raw, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True)
 
     return decode
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path) -> bytearray:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise ImageError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB: no photo.")
+            raw = bytearray(size)  # as one block that the decoder reads, not copied again
+            view, done = memoryview(raw), 0
+            while done < size and (count := file.readinto(view[done:])):
+                done += count
     except OSError as error:
         raise ImageError(f"{path} cannot be read ({error.strerror}).") from error
-    if not raw:
+    if not done:
         raise ImageError(f"{path} is empty.")
-    if len(raw) > MAX_FILE_BYTES:
-        raise ImageError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB: no photo.")
-    return raw
+    return raw if done == size else raw[:done]
 
 
-def _check_size(raw: bytes, path: str | Path) -> None:
+def _check_size(raw: bytes | bytearray, path: str | Path) -> None:
     """Refuse by the header a picture whose pixels would fill the memory."""
     size = _jpeg_size(raw) if raw[:2] == b"\xff\xd8" else None
     if size is None and raw[:8] == b"\x89PNG\r\n\x1a\n" and len(raw) >= 24:
@@ -418,7 +421,7 @@ def _check_size(raw: bytes, path: str | Path) -> None:
         raise ImageError(f"{path} claims {size[0]} x {size[1]} pixels, more than {MAX_PIXELS:,} in all: refused.")
 
 
-def _jpeg_size(raw: bytes) -> tuple[int, int] | None:
+def _jpeg_size(raw: bytes | bytearray) -> tuple[int, int] | None:
     """Width and height in the frame header (marker SOF) of a JPEG; None where there is none."""
     at = 2
     while at + 9 < len(raw) and raw[at] == 0xFF:
@@ -431,7 +434,7 @@ def _jpeg_size(raw: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _open_with_pillow(raw: bytes, path: str | Path) -> "torch.Tensor":
+def _open_with_pillow(raw: bytes | bytearray, path: str | Path) -> "torch.Tensor":
     import io
 
     import torch
@@ -451,3 +454,17 @@ def _open_with_pillow(raw: bytes, path: str | Path) -> "torch.Tensor":
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
         raise ImageError(f"{path} cannot be decoded ({str(error).rstrip('.') or type(error).__name__}).") from error
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+
+
+def stack_by_shape(photos: "Sequence[torch.Tensor]") -> "list[tuple[list[int], torch.Tensor]]":
+    """Photos (3, H, W) of any sizes as stacks (n, 3, H, W), one per size, each with the places of its photos."""
+    import torch
+
+    places_of: dict[torch.Size, list[int]] = {}
+    for place, photo in enumerate(photos):
+        places_of.setdefault(photo.shape, []).append(place)
+    # The decoder's pixels lie side by side, channel after channel in each: so their stack is a plain copy.
+    return [
+        (places, torch.stack([photos[place].permute(1, 2, 0) for place in places]).permute(0, 3, 1, 2))
+        for places in places_of.values()
+    ]

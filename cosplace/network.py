@@ -9,15 +9,19 @@ those of the released models: `backbone.<i>...`, `aggregation.1.p`, `aggregation
 import math
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
 from torchvision.models import get_model
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from cosplace.config import BACKBONES, canonical_backbone
 from cosplace.errors import CheckpointError, ConfigError
@@ -25,6 +29,8 @@ from cosplace.zoo import imagenet_file, read_state_dict, released_file
 
 GEM_START = 3.0  # GeM's first power
 GEM_EPS = 1e-6
+UNIT_EPS = 1e-12  # shorter vectors are divided by this, as by F.normalize
+LN_2 = math.log(2)
 SMALL_WIDTHS = (32, 64, 128)  # channels of the three stages of ResNet18_Small
 TRAINED_FROM_RESNET = 6  # layer3, counted in children: the four of the stem, layer1, layer2
 TRAINED_FROM_VGG = 24  # the last block of convolutions
@@ -42,7 +48,8 @@ class L2Norm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Scale each vector of `inputs`; zero vectors stay zero."""
-        return F.normalize(inputs.float(), p=2.0, dim=1)
+        inputs = inputs.float()
+        return _UnitLength.apply(inputs) if _learns(inputs) else F.normalize(inputs, p=2.0, dim=1)
 
 
 class GeM(nn.Module):
@@ -55,10 +62,12 @@ class GeM(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Pool `inputs` in float32; the result has the precision of the parameters, for the layers that follow."""
-        # exp(p log x) is x ** p with half the work when training, since both gradients share the logarithm; a mean
-        # over dimensions, unlike pooling with the input's size as kernel, can be exported for photos of any size.
-        p = self.p.float()
-        powers = (inputs.float().clamp(min=self.eps).log() * p).exp()  # (B, D, H, W)
+        inputs, p = inputs.float(), self.p.float()
+        if _learns(inputs, p):
+            return _PowerMean.apply(inputs, p, self.eps).to(self.p.dtype)
+        # exp(p log x) is x ** p with half the work; a mean over dimensions, unlike pooling with the input's size as
+        # kernel, can be exported for photos of any size.
+        powers = (inputs.clamp(min=self.eps).log() * p).exp()  # (B, D, H, W)
         means = powers.mean(dim=(-2, -1), keepdim=True)  # (B, D, 1, 1)
         return (means.log() / p).exp().to(self.p.dtype)
 
@@ -112,6 +121,123 @@ class GeoLocalizationNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Compute descriptors (B, fc_output_dim) float32 of images (B, 3, H, W), normalised as ImageNet's are."""
         return self.aggregation(self.backbone(images))
+
+
+# --- gradients by formula: a fraction of autograd's work and memory --------------------------------------------------
+
+
+def _learns(*tensors: Tensor) -> bool:
+    """Whether gradients of any of `tensors` are recorded, eagerly: compilers and exporters take plain formulas."""
+    return (
+        torch.is_grad_enabled()
+        and any(tensor.requires_grad for tensor in tensors)
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    )
+
+
+class _UnitLength(Function):
+    """y = x / max(|x|, UNIT_EPS) along dimension 1; dx = (dy - y <y, dy>) / |x|."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(inputs, dim=1, keepdim=True)  # (B, 1, ...)
+        units = inputs / lengths.clamp(min=UNIT_EPS)
+        ctx.save_for_backward(units, lengths)
+        return units
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slopes: Tensor) -> Tensor:
+        units, lengths = ctx.saved_tensors
+        products = units * slopes
+        along = products.sum(1, keepdim=True)  # (B, 1, ...)
+        along.masked_fill_(lengths < UNIT_EPS, 0.0)  # there the divisor is constant
+        torch.mul(units, along, out=products)
+        return torch.sub(slopes, products, out=products).div_(lengths.clamp(min=UNIT_EPS))
+
+
+class _PowerMean(Function):
+    """y = (mean of max(x, eps) ** p over height and width) ** (1 / p), with gradients of x and p.
+
+    With M the mean: dy/dx = y / (M H W) x ** (p - 1) where x >= eps, else 0, and dy/dp = y / p (mean(x ** p ln x) / M -
+    ln(M) / p).  One tensor of the input's size is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, p: Tensor, eps: float) -> Tensor:
+        # Logarithms to base 2, as exp2 takes a third of exp's time on CPU.
+        logs = inputs.clamp(min=eps).log2_()  # (B, D, H, W)
+        powers = (logs * p).exp2_()  # (B, D, H, W)
+        means = powers.mean((-2, -1), keepdim=True)  # (B, D, 1, 1)
+        log_means = means.log2()
+        pooled = (log_means / p).exp2_()
+        mean_logs = logs.mul_(powers).mean((-2, -1), keepdim=True) / means
+        by_power = (mean_logs - log_means / p) * (pooled * (LN_2 / p))  # (B, D, 1, 1)
+        # The largest number below eps: clamp passes gradients where x >= eps, and threshold keeps what is greater.
+        below = torch.nextafter(torch.tensor(eps, dtype=inputs.dtype), torch.zeros((), dtype=inputs.dtype)).item()
+        slopes = powers.div_(F.threshold(inputs, below, math.inf))  # (B, D, H, W), x ** (p - 1) or 0
+        by_input = pooled / (means * (inputs.size(-2) * inputs.size(-1)))  # (B, D, 1, 1)
+        ctx.save_for_backward(slopes, by_input, by_power)
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        slopes, by_input, by_power = ctx.saved_tensors
+        return slopes * (by_input * gradients), (by_power * gradients).sum().view(1), None
+
+
+# --- inference -------------------------------------------------------------------------------------------------------
+
+
+def for_inference(network: nn.Module) -> nn.Module:
+    """A copy of a GeoLocalizationNet that extracts faster: same descriptors, within 1e-6, in evaluation mode.
+
+    Batch norms are folded into the convolutions before them and weights are stored channels last.  The copy shares
+    nothing with `network`, which stays as it is, and cannot be trained.  Any other module is returned itself.
+    """
+    if not isinstance(network, GeoLocalizationNet):
+        return network
+    copied = deepcopy(network).requires_grad_(False)
+    for parent, convolution, norm in _convolutions_with_norms(copied):
+        _fold(parent.get_submodule(convolution), parent.get_submodule(norm))
+        setattr(parent, norm, nn.Identity())
+    return copied.eval().to(memory_format=torch.channels_last)
+
+
+def _convolutions_with_norms(network: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(parent, name of a convolution, name of the batch norm that follows it directly), as torchvision builds them."""
+    found = []
+    for parent in network.modules():
+        if isinstance(parent, nn.Sequential):
+            names = list(pairwise(name for name, _ in parent.named_children()))
+        elif isinstance(parent, BasicBlock | Bottleneck):
+            names = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")][: 2 + isinstance(parent, Bottleneck)]
+        else:
+            continue
+        children = dict(parent.named_children())
+        found += [
+            (parent, convolution, norm)
+            for convolution, norm in names
+            if isinstance(children[convolution], nn.Conv2d) and isinstance(children[norm], nn.BatchNorm2d)
+        ]
+    return found
+
+
+def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+    """Let `convolution` do what `norm` does after it in evaluation mode; rounded once."""
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    weight = convolution.weight
+    # On the CPU, since not every device has float64.
+    mean, variance, gain, shift = (
+        values.detach().cpu().double() for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    scale = gain / (variance + norm.eps).sqrt()  # (C,)
+    before = 0 if convolution.bias is None else convolution.bias.detach().cpu().double()
+    folded = weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)
+    convolution.weight = nn.Parameter(folded.to(weight), requires_grad=False)
+    convolution.bias = nn.Parameter((shift + (before - mean) * scale).to(weight), requires_grad=False)
 
 
 # --- backbones -------------------------------------------------------------------------------------------------------

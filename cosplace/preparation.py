@@ -17,10 +17,11 @@ from cosplace.checkpoint import RunState, checkpoint_file, read_checkpoint, rest
 from cosplace.config import EvalConfig, TrainConfig, loading_workers, set_folder
 from cosplace.cosface import MarginCosineProduct
 from cosplace.datasets import GroupImages, RetrievalDataset, open_retrieval_dataset, training_batches
-from cosplace.device import amp_type, choose_device
+from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.groups import Groups, cached_partition, check_enough
 from cosplace.images import scan_images
+from cosplace.loading import choose_loader
 from cosplace.network import GeoLocalizationNet, network_from_state_dict
 from cosplace.zoo import available_imagenet_weights, read_state_dict
 
@@ -188,9 +189,9 @@ def _new_state(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return RunState(
         model=model,
-        optimizer=torch.optim.Adam(trained, lr=knobs.lr),
+        optimizer=fused_adam(trained, knobs.lr),
         classifiers=classifiers,
-        classifier_optimizers=[torch.optim.Adam(one.parameters(), lr=knobs.classifiers_lr) for one in classifiers],
+        classifier_optimizers=[fused_adam(one.parameters(), knobs.classifiers_lr) for one in classifiers],
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16 and device.type == "cuda"),
     )
 
@@ -226,6 +227,7 @@ def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainCon
         first_iteration=0,
         num_iterations=-(-WHITENING_IMAGES // batch_size),
         num_workers=loading_workers(config.running.num_workers),
+        loader=choose_loader(config.running.loader, device),
         augment_in_loader=device.type == "cpu",
     ):
         images = batch.images(items.settings, device).to(memory_format=torch.channels_last)
@@ -259,15 +261,16 @@ def describe_plan(prepared: Preparation) -> list[str]:
         )
     if knobs.epochs_num < data.num_used:
         lines.append(f"--epochs_num {knobs.epochs_num} reaches {knobs.epochs_num} of the {data.num_used} groups")
-    device_bytes, checkpoint_bytes = _expected_bytes(config, prepared.state, prepared.dtype)
+    device_bytes, checkpoint_bytes, _ = expected_bytes(config, prepared.state, prepared.dtype)
     lines.append(
-        f"expected memory: {_megabytes(device_bytes)} on the device, {_megabytes(checkpoint_bytes)} per checkpoint "
+        f"expected memory: {megabytes(device_bytes)} on the device, {megabytes(checkpoint_bytes)} per checkpoint "
         f"on disk"
     )
     return lines
 
 
-def _expected_bytes(config: TrainConfig, state: RunState, dtype: torch.dtype | None) -> tuple[int, int]:
+def expected_bytes(config: TrainConfig, state: RunState, dtype: torch.dtype | None) -> tuple[int, int, int]:
+    """Bytes on the device while training, of a checkpoint, and of the network's weights."""
     trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     network = sum(value.numel() for value in state.model.state_dict().values())
     largest = max(one.weight.numel() for one in state.classifiers)
@@ -277,7 +280,7 @@ def _expected_bytes(config: TrainConfig, state: RunState, dtype: torch.dtype | N
     # Adam keeps two moments, and a gradient comes with each trained weight.
     at_work = 4 * (network + 3 * trained + 4 * largest) + logits
     activations = config.training.batch_size * _activation_bytes(state.model, config.augmenting.image_size)
-    return at_work + activations // (2 if dtype else 1), 4 * (network + 2 * trained + 3 * every)
+    return at_work + activations // (2 if dtype else 1), 4 * (network + 2 * trained + 3 * every), 4 * network
 
 
 def _activation_bytes(model: GeoLocalizationNet, side: int) -> int:
@@ -298,7 +301,8 @@ def _activation_bytes(model: GeoLocalizationNet, side: int) -> int:
     return sum(storages.values())
 
 
-def _megabytes(count: float) -> str:
+def megabytes(count: float) -> str:
+    """Bytes in words."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{math.ceil(count / 2**20)} MB"
 
 

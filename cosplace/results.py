@@ -32,6 +32,7 @@ def evaluate_from_config(
         image_size=config.test_size.image_size if testing.resize_test_imgs else None,
         batch_size=testing.infer_batch_size,
         num_workers=loading_workers(config.running.num_workers),
+        loader=config.running.loader,
         device=device,
         autocast=amp_type(config.running.use_amp16, config.running.amp_dtype, device),
         skip_unreadable=testing.skip_unreadable,

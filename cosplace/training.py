@@ -8,15 +8,15 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from cosplace.checkpoint import (
@@ -33,10 +33,12 @@ from cosplace.checkpoint import (
     save_checkpoint,
 )
 from cosplace.config import TrainConfig, from_values, loading_workers, to_values
-from cosplace.datasets import GroupImages, RetrievalDataset, training_batches
-from cosplace.device import choose_device, mixed_precision
-from cosplace.errors import ConfigError, CosPlaceError
+from cosplace.datasets import Batch, GroupImages, RetrievalDataset, training_batches
+from cosplace.device import choose_device
+from cosplace.errors import ConfigError, CosPlaceError, DeviceError, LoadingError
 from cosplace.evaluation import Evaluation, evaluate
+from cosplace.iterations import batches_on_device, learner, move_classifier
+from cosplace.loading import choose_loader
 from cosplace.network import GeoLocalizationNet
 from cosplace.preparation import (
     Preparation,
@@ -53,6 +55,7 @@ Progress = Callable[[str, int, int, str], None]
 """Called with (what, done, of how many, a note), in images."""
 
 LOSSES_PER_EPOCH = 20
+ITERATIONS_BEFORE_NEXT = 8  # when the next group's classifier starts on its way to the device
 ITERATION_SEEDS = 0x9E3779B97F4A7C15  # spreads (seed, step) over 64 bits
 
 # What may differ when a run goes on: it changes where and how fast, not what is learned.
@@ -60,7 +63,7 @@ FREE_ON_RESUME = frozenset(
     {
         "dataset_folder", "train_set_folder", "val_set_folder", "test_set_folder", "device", "num_workers",
         "save_dir", "checkpoint_minutes", "resume_train", "resume_model", "num_preds_to_save",
-        "save_only_wrong_preds", "infer_batch_size",
+        "save_only_wrong_preds", "infer_batch_size", "loader", "compile", "dry_run",
     }
 )  # fmt: skip
 
@@ -84,6 +87,7 @@ class _Run:
     config: TrainConfig
     folder: Path
     data: TrainingData
+    forward: Callable[[Tensor], Tensor]  # the network, compiled where asked for
     device: torch.device
     dtype: torch.dtype | None
     board: SummaryWriter
@@ -129,20 +133,51 @@ def train(prepared: Preparation, folder: Path, progress: Progress = lambda *_: N
             config=config,
             folder=folder,
             data=data,
+            forward=forward_of(prepared),
             device=prepared.device,
             dtype=prepared.dtype,
             board=board,
             progress=progress,
         )
-        while state.epoch < config.training.epochs_num:
-            started, first = time.monotonic(), state.iteration
-            _train_epoch(run, state)
-            seconds = time.monotonic() - started
-            _finish_epoch(run, state, seconds, (state.iteration - first) * config.training.batch_size / seconds)
-        return _test_best(run, state)
+        try:
+            while state.epoch < config.training.epochs_num:
+                started, first = time.monotonic(), state.iteration
+                _train_epoch(run, state)
+                seconds = time.monotonic() - started
+                _finish_epoch(run, state, seconds, (state.iteration - first) * config.training.batch_size / seconds)
+            return _test_best(run, state)
+        except DeviceError as error:
+            raise type(error)(f"{error} The run goes on with --resume_train {folder}.") from error
 
 
 # --- one epoch -------------------------------------------------------------------------------------------------------
+
+
+def forward_of(prepared: Preparation) -> Callable[[Tensor], Tensor]:
+    """The network as it is called in training: compiled with --compile; the weights are the same ones."""
+    model = prepared.state.model
+    return torch.compile(model) if prepared.config.running.compile else model
+
+
+def epoch_batches(config: TrainConfig, data: TrainingData, state: RunState, device: torch.device) -> Generator[Batch]:
+    """The batches of the state's epoch from its iteration on, loaded ahead.  Close it to end its workers."""
+    items = GroupImages(
+        data.groups[state.epoch % data.num_used],
+        seed=config.running.seed,
+        epoch=state.epoch,
+        settings=augmentation_settings(config),
+    )
+    where = config.augmenting.augmentation_device
+    return training_batches(
+        items,
+        batch_size=config.training.batch_size,
+        first_iteration=state.iteration,
+        num_iterations=config.training.iterations_per_epoch,
+        num_workers=loading_workers(config.running.num_workers),
+        loader=choose_loader(config.running.loader, device),
+        augment_in_loader=(device if where == "auto" else choose_device(where)).type == "cpu",
+        pin_memory=device.type == "cuda",
+    )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -165,21 +200,10 @@ def margin(config: TrainConfig, step: int) -> float:
 def _train_epoch(run: _Run, state: RunState) -> None:
     """Train from the state's iteration to the end of its epoch."""
     knobs = run.config.training
-    group = state.epoch % run.data.num_used
-    classifier, classifier_optimizer = state.classifiers[group], state.classifier_optimizers[group]
-    _move(classifier, classifier_optimizer, run.device)
+    group, following = (epoch % run.data.num_used for epoch in (state.epoch, state.epoch + 1))
+    move_classifier(state, group, run.device)
+    learns = learner(state, group, run.forward, run.dtype, run.device)
     settings = augmentation_settings(run.config)
-    items = GroupImages(run.data.groups[group], seed=run.config.running.seed, epoch=state.epoch, settings=settings)
-    where = run.config.augmenting.augmentation_device
-    batches = training_batches(
-        items,
-        batch_size=knobs.batch_size,
-        first_iteration=state.iteration,
-        num_iterations=knobs.iterations_per_epoch,
-        num_workers=loading_workers(run.config.running.num_workers),
-        augment_in_loader=(run.device if where == "auto" else choose_device(where)).type == "cpu",
-        pin_memory=run.device.type == "cuda",
-    )
     state.model.train()
     # Sums stay on the device: reading a loss would make it wait.
     stretch_sum = torch.tensor(state.stretch_sum, dtype=torch.float32, device=run.device)
@@ -187,37 +211,49 @@ def _train_epoch(run: _Run, state: RunState) -> None:
     what = f"epoch {state.epoch + 1}/{knobs.epochs_num}, group {group}"
     num_images = knobs.iterations_per_epoch * knobs.batch_size
     saved_at, note = time.monotonic(), ""
-    for batch in batches:
-        step = state.epoch * knobs.iterations_per_epoch + state.iteration
-        _set_rates(run, state, classifier, step)
-        images = batch.images(settings, run.device).to(memory_format=torch.channels_last)
-        labels = batch.labels.to(run.device, non_blocking=True)
-        with mixed_precision(run.device, run.dtype):
-            loss = cross_entropy(classifier(state.model(images), labels), labels)
-        state.optimizer.zero_grad()
-        classifier_optimizer.zero_grad()
-        state.scaler.scale(loss).backward()
-        state.scaler.step(state.optimizer)
-        state.scaler.step(classifier_optimizer)
-        state.scaler.update()
-        stretch_sum += loss.detach()
+    with (
+        _kept_on(LoadingError, run, state, stretch_sum),
+        closing(epoch_batches(run.config, run.data, state, run.device)) as batches,
+    ):
+        for batch, images, labels in batches_on_device(batches, settings, run.device):
+            step = state.epoch * knobs.iterations_per_epoch + state.iteration
+            _set_rates(run, state, learns.classifier, step)
+            stretch_sum += learns.step(images, labels)
 
-        for message in batch.unreadable:
-            state.unreadable[message] = state.unreadable.get(message, 0) + 1
-        state.iteration += 1
-        if state.iteration % stretch == 0 or state.iteration == knobs.iterations_per_epoch:
-            in_stretch = state.iteration % stretch or stretch
-            mean = _read_losses(run, state, stretch_sum.item(), in_stretch, step + 1)
-            stretch_sum.zero_()
-            note = f"loss {mean:.3f}"
-        run.progress(what, state.iteration * knobs.batch_size, num_images, note)
-        # The end of the epoch has a checkpoint of its own, after validation.
-        due = time.monotonic() - saved_at >= 60 * knobs.checkpoint_minutes
-        if due and state.iteration < knobs.iterations_per_epoch:
-            state.stretch_sum = stretch_sum.item()
-            save_checkpoint(run.folder, state, to_values(run.config), run.data.digest())
-            saved_at = time.monotonic()
-    _move(classifier, classifier_optimizer, torch.device("cpu"))
+            for message in batch.unreadable:
+                state.unreadable[message] = state.unreadable.get(message, 0) + 1
+            state.iteration += 1
+            if state.iteration % stretch == 0 or state.iteration == knobs.iterations_per_epoch:
+                in_stretch = state.iteration % stretch or stretch
+                mean = _read_losses(run, state, stretch_sum.item(), in_stretch, step + 1)
+                stretch_sum.zero_()
+                note = f"loss {mean:.3f}"
+            run.progress(what, state.iteration * knobs.batch_size, num_images, note)
+            if state.iteration == knobs.iterations_per_epoch - ITERATIONS_BEFORE_NEXT:
+                move_classifier(state, following, run.device)
+            # The end of the epoch has a checkpoint of its own, after validation.
+            due = time.monotonic() - saved_at >= 60 * knobs.checkpoint_minutes
+            if due and state.iteration < knobs.iterations_per_epoch:
+                _save(run, state, stretch_sum)
+                saved_at = time.monotonic()
+    if following != group:
+        move_classifier(state, group, torch.device("cpu"))
+
+
+def _save(run: _Run, state: RunState, stretch_sum: Tensor) -> None:
+    """Write the checkpoint between two iterations; stretch_sum: losses since the last line of them."""
+    state.stretch_sum = stretch_sum.item()
+    save_checkpoint(run.folder, state, to_values(run.config), run.data.digest())
+
+
+@contextmanager
+def _kept_on(kind: type[CosPlaceError], run: _Run, state: RunState, stretch_sum: Tensor) -> Generator[None]:
+    """Write the checkpoint when such an error comes, which leaves the state as it is between two iterations."""
+    try:
+        yield
+    except kind:
+        _save(run, state, stretch_sum)
+        raise
 
 
 def _set_rates(run: _Run, state: RunState, classifier: Any, step: int) -> None:
@@ -243,15 +279,6 @@ def _read_losses(run: _Run, state: RunState, total: float, count: int, step: int
     return mean
 
 
-def _move(classifier: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Move a classifier and its optimizer's moments."""
-    classifier.to(device)
-    for moments in optimizer.state.values():
-        for name, value in moments.items():
-            if isinstance(value, torch.Tensor) and value.dim():  # the count of steps stays where it is
-                moments[name] = value.to(device)
-
-
 def _finish_epoch(run: _Run, state: RunState, seconds: float, images_per_second: float) -> None:
     """Validate, keep the best model, write the checkpoint from which the next epoch starts.
 
@@ -260,7 +287,8 @@ def _finish_epoch(run: _Run, state: RunState, seconds: float, images_per_second:
     knobs = run.config.training
     group = state.epoch % run.data.num_used
     mean_loss = state.loss_sum / knobs.iterations_per_epoch
-    validation = _evaluate(run, state.model, run.data.val, f"epoch {state.epoch + 1} validation")
+    with _kept_on(DeviceError, run, state, torch.zeros(())):
+        validation = _evaluate(run, state.model, run.data.val, f"epoch {state.epoch + 1} validation")
     recall1 = validation.recalls[min(validation.recalls)]
     best = recall1 > state.best_recall1
     if best:
@@ -298,6 +326,7 @@ def _evaluate(run: _Run, model: GeoLocalizationNet, dataset: RetrievalDataset, w
         image_size=run.config.augmenting.image_size if testing.resize_test_imgs else None,
         batch_size=testing.infer_batch_size,
         num_workers=loading_workers(run.config.running.num_workers),
+        loader=run.config.running.loader,
         device=run.device,
         autocast=run.dtype,
         skip_unreadable=testing.skip_unreadable,

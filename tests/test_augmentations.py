@@ -1,21 +1,27 @@
+import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms._functional_tensor as internals
 import torchvision.transforms.functional as F1
 import torchvision.transforms.v2.functional as F2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
+from cosplace import augmentations
 from cosplace.augmentations import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
     augment,
-    augment_one_by_one,
     augment_together,
     draw,
     normalize,
@@ -23,7 +29,15 @@ from cosplace.augmentations import (
 from cosplace.errors import ConfigError
 
 CHANGES = (F2.adjust_brightness, F2.adjust_contrast, F2.adjust_saturation, F2.adjust_hue)
-PATHS = (augment_one_by_one, augment_together)
+
+
+def without_numba(images: torch.Tensor, draws: torch.Tensor, chosen: Augmentation) -> torch.Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentations, "_load_pixels", lambda: None)
+        return augment(images, draws, chosen)
+
+
+PATHS = (augment, augment_together, without_numba)
 STD = torch.tensor(IMAGENET_STD).view(3, 1, 1)
 MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
 
@@ -124,6 +138,188 @@ def test_images_do_not_depend_on_their_batch_and_inputs_stay(path):
     floats = images.float() / 255
     torch.testing.assert_close(path(floats, draws, chosen), together, rtol=0, atol=1e-5)
     assert torch.equal(floats, images.float() / 255)
+
+
+# --- the compiled path -----------------------------------------------------------------------------------------------
+
+
+def exact_hue(image: torch.Tensor, shift: float) -> torch.Tensor:
+    """torchvision's adjust_hue, which itself would round doubles to float32."""
+    hue, saturation, value = internals._rgb2hsv(image).unbind(-3)
+    return internals._hsv2rgb(torch.stack([(hue + shift) % 1, saturation, value], dim=-3))
+
+
+def exact_result(image: torch.Tensor, drawn: torch.Tensor, chosen: Augmentation) -> torch.Tensor:
+    """One image by torchvision's functions in double precision, normalised."""
+    image = image.double() / 255
+    for operation in drawn[4:8].int().tolist():
+        if chosen.strengths[operation]:
+            image = (*CHANGES[:3], exact_hue)[operation](image, drawn[operation].item())
+    size = [chosen.image_size, chosen.image_size]
+    image = F1.resized_crop(image, *drawn[8:].int().tolist(), size=size, antialias=True)
+    return (image - MEAN.double()) / STD.double()
+
+
+def assert_exact(images: torch.Tensor, draws: torch.Tensor, chosen: Augmentation, error: float = 1e-5):
+    found = augment(images, draws, chosen)
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    expected = torch.stack([exact_result(image, drawn, chosen) for image, drawn in zip(images, draws, strict=True)])
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(4))])
+def test_all_orders_are_exact(order: tuple[int, ...]):
+    images, draws, chosen = batch(37, 41, 37, num_images=6)
+    draws[:, 4:8] = torch.tensor(order, dtype=draws.dtype)
+    assert_exact(images, draws, chosen)
+
+
+@pytest.mark.parametrize(
+    "height, width, size",
+    [(1, 1, 1), (1, 1, 5), (1, 9, 4), (9, 1, 4), (2, 3, 1), (63, 65, 64), (17, 33, 71), (211, 157, 40), (97, 331, 1)],
+)
+def test_all_sizes_are_exact(height: int, width: int, size: int):
+    assert_exact(*batch(height, width, size, num_images=4))
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 60, 50), (59, 49, 1, 1), (0, 7, 60, 1), (31, 0, 1, 50), (3, 5, 40, 40)])
+@pytest.mark.parametrize("size", [3, 40, 130])
+def test_any_crop_is_exact(crop: tuple[int, ...], size: int):
+    images, draws, chosen = batch(60, 50, size, num_images=3)
+    draws[:, 8:] = torch.tensor(crop, dtype=draws.dtype)
+    assert_exact(images, draws, chosen)
+
+
+@pytest.mark.parametrize("active", [*itertools.product([False, True], repeat=4)])
+def test_operations_of_no_strength_are_left_out(active: tuple[bool, ...]):
+    strengths = {name: 0.4 * on for name, on in zip(DEFAULTS, active, strict=True)}
+    images, draws, chosen = batch(20, 24, 20, num_images=3, strengths=strengths)
+    draws[:, :4] = torch.tensor([1.3, 0.7, 1.4, 0.3])  # for those left out, what would be seen
+    assert_exact(images, draws, chosen)
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 254, 255), (1, 0, 1)])
+def test_images_of_one_color_are_exact(color: tuple[int, ...]):
+    images, draws, chosen = batch(19, 23, 16)
+    images[:] = torch.tensor(color, dtype=torch.uint8).view(3, 1, 1)
+    assert_exact(images, draws, chosen)
+
+
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    size=st.integers(1, 90),
+    strength=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    hue=st.sampled_from([0.0, 0.1, 0.5]),
+    crop=st.floats(0, 1),
+    seed=st.integers(0, 2**32),
+    kind=st.sampled_from(["noise", "few values", "nearly gray"]),
+)
+@settings(max_examples=150, deadline=None, database=None)
+def test_wild_images_and_draws_are_exact(
+    height: int, width: int, size: int, strength: float, hue: float, crop: float, seed: int, kind: str
+):
+    rng = np.random.default_rng(seed)
+    chosen = Augmentation(
+        image_size=size,
+        brightness=strength,
+        contrast=strength,
+        saturation=strength,
+        hue=hue,
+        random_resized_crop=crop,
+    )
+    pixels = rng.integers(0, 256, (2, 3, height, width))
+    if kind == "few values":
+        pixels = pixels // 100 * 127
+    if kind == "nearly gray":
+        pixels = np.minimum(pixels[:, :1] + rng.integers(0, 2, pixels.shape), 255)
+    draws = np.stack([draw(rng, height, width, chosen) for _ in pixels])
+    assert_exact(torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(draws), chosen, error=2e-5)
+
+
+def test_the_same_bytes_alone_in_a_batch_and_in_any_memory_layout():
+    images, draws, chosen = batch(61, 47, 52)
+    together = augment(images, draws, chosen)
+    for index in range(len(images)):
+        alone = augment(images[index : index + 1], draws[index : index + 1], chosen)
+        assert torch.equal(alone[0], together[index])
+    padded = torch.zeros(12, 3, 70, 100, dtype=torch.uint8)
+    padded[:, :, 4:65, 3:97:2] = images
+    wide_draws = torch.zeros(12, 20, dtype=torch.float64)
+    wide_draws[:, 3:15] = draws
+    for same in (
+        images.contiguous(memory_format=torch.channels_last),
+        padded[:, :, 4:65, 3:97:2],
+        images.flip(3).flip(3),
+        images.transpose(2, 3).contiguous().transpose(2, 3),
+    ):
+        assert torch.equal(augment(same, draws, chosen), together)
+    assert torch.equal(augment(images, wide_draws[:, 3:15], chosen), together)
+    assert torch.equal(augment(images, draws.T.contiguous().T, chosen), together)
+
+
+def test_the_same_bytes_from_several_threads_at_once():
+    batches = [batch(40 + step, 70 - step, 48, num_images=4) for step in range(12)]
+    alone = [augment(*inputs) for inputs in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found, expected in zip(pool.map(lambda inputs: augment(*inputs), batches * 4), alone * 4, strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_no_images_become_none():
+    images, draws, chosen = batch(10, 10, 8)
+    for path in (augment, without_numba):
+        assert path(images[:0], draws[:0], chosen).shape == (0, 3, 8, 8)
+
+
+def test_crops_outside_an_image_never_reach_compiled_code():
+    images, draws, chosen = batch(10, 12, 8, num_images=2)
+    for crop in ((0, 0, 11, 4), (-1, 0, 4, 4), (0, 9, 4, 4), (0, 0, 4, 0)):
+        draws[:, 8:] = torch.tensor(crop, dtype=draws.dtype)
+        with pytest.raises(AssertionError):
+            augment(images, draws, chosen)
+
+
+def run_python(script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    return done.stdout
+
+
+def test_numba_is_loaded_only_by_the_first_augmented_image():
+    assert "loaded: False, then True" in run_python(
+        "import sys, numpy as np, torch, cosplace.cli, cosplace.augmentations as a\n"
+        "before = 'numba' in sys.modules\n"
+        "chosen = a.Augmentation(image_size=4)\n"
+        "draws = torch.from_numpy(a.draw(np.random.default_rng(0), 9, 9, chosen))[None]\n"
+        "a.augment(torch.zeros(1, 3, 9, 9), draws, chosen)\n"
+        "before |= 'numba' in sys.modules\n"
+        "a.augment(torch.zeros(1, 3, 9, 9, dtype=torch.uint8), draws, chosen)\n"
+        "print(f'loaded: {before}, then {\"numba\" in sys.modules}')\n"
+    )
+
+
+def test_without_numba_one_warning_says_what_to_install_and_images_are_the_same():
+    images, draws, chosen = batch(30, 41, 16)
+    torch.testing.assert_close(without_numba(images, draws, chosen), augment(images, draws, chosen), rtol=0, atol=1e-5)
+    lines = run_python(
+        "import logging, sys; sys.modules['numba'] = None\n"
+        "logging.basicConfig(stream=sys.stdout)\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "import numpy as np, torch, cosplace.augmentations as a\n"
+        "chosen = a.Augmentation(image_size=4)\n"
+        "draws = torch.from_numpy(a.draw(np.random.default_rng(0), 9, 9, chosen))[None]\n"
+        "image = torch.zeros(1, 3, 9, 9, dtype=torch.uint8)\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    for done in pool.map(lambda _: a.augment(image, draws, chosen), range(8)): pass\n"
+    ).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("WARNING:cosplace.augmentations:numba, which")
+    assert "run `pip install --upgrade numba`." in lines[0]
+
+
+# --- either way ------------------------------------------------------------------------------------------------------
 
 
 def test_draws_of_either_precision_and_autocast_change_nothing():

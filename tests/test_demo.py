@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("numba", reason="the demo needs the extra `city`")
+pytest.importorskip("numba", reason="the demo needs numba")
 
 from cosplace.config import Grouping, TrainConfig, from_values
 from cosplace.demo import RECIPE, in_used_groups, recall_table

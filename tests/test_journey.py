@@ -13,7 +13,7 @@ from cosplace.geo import utm_to_latlon
 from cosplace.network import network_from_state_dict
 from cosplace.search import nearest
 
-pytest.importorskip("numba", reason="the city needs the extra `city`")
+pytest.importorskip("numba", reason="the city needs numba")
 
 
 @pytest.mark.slow

@@ -1,21 +1,32 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 from torchvision.models import get_model
 
 from cosplace.augmentations import normalize
 from cosplace.config import BACKBONES
 from cosplace.cosface import MarginCosineProduct
 from cosplace.errors import CheckpointError, ConfigError
-from cosplace.network import GeM, GeoLocalizationNet, L2Norm, infer_architecture, network_from_state_dict
+from cosplace.network import (
+    GeM,
+    GeoLocalizationNet,
+    L2Norm,
+    _PowerMean,
+    _UnitLength,
+    for_inference,
+    infer_architecture,
+    network_from_state_dict,
+)
 
 REFERENCE_BACKBONES = ("ResNet18", "ResNet50", "ResNet101", "ResNet152", "VGG16", "EfficientNet_B0", "EfficientNet_B3")
 DESCRIPTORS = (
@@ -116,7 +127,7 @@ def test_training_follows_the_references_trajectory(reference_folder: Path):
             labels = torch.from_numpy(rng.integers(0, classifier.out_features, 8))
             optimizer.zero_grad()
             classifier_optimizer.zero_grad()
-            loss = F.cross_entropy(classifier(network(images), labels), labels)
+            loss = classifier.loss(network(images), labels)
             loss.backward()
             optimizer.step()
             classifier_optimizer.step()
@@ -166,6 +177,109 @@ def test_gem_takes_values_below_eps_as_eps():
 def test_l2norm_keeps_zero_vectors():
     vectors = torch.stack([torch.zeros(4), torch.full((4,), -3.0)])
     assert torch.equal(L2Norm()(vectors), torch.stack([torch.zeros(4), torch.full((4,), -0.5)]))
+
+
+def power_mean(images: Tensor, p: Tensor) -> Tensor:
+    means = F.avg_pool2d(images.clamp(min=1e-6).pow(p), (images.size(-2), images.size(-1)))
+    return means.pow(1 / p)
+
+
+def unit_length(images: Tensor, _: Tensor) -> Tensor:
+    return images / images.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def assert_gradients_follow(
+    formula: Callable[[Tensor, Tensor], Tensor], layer: nn.Module, images: Tensor, tolerance: float = 3e-6
+) -> None:
+    """Compare a layer and its gradients with autograd's through a formula, in double precision."""
+    p = getattr(layer, "p", torch.tensor([3.0]).requires_grad_())
+    exact, exact_p = (tensor.detach().double().requires_grad_() for tensor in (images, p))
+    images = images.detach().requires_grad_()
+    found, expected = layer(images), formula(exact, exact_p)
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=1e-12)
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    found.backward(weights.float())
+    expected.backward(weights)
+    assert images.grad is not None and exact.grad is not None
+    largest = exact.grad.abs().max().item()
+    torch.testing.assert_close(images.grad.double(), exact.grad, rtol=tolerance, atol=tolerance * largest)
+    if exact_p.grad is not None:  # a sum of terms as large as the outputs, of both signs
+        atol = tolerance * (weights * expected).abs().sum().item()
+        torch.testing.assert_close(p.grad.double(), exact_p.grad, rtol=tolerance, atol=atol)
+
+
+def activations(*shape: int) -> Tensor:
+    """What comes out of ReLU: many zeros."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).relu_()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("p", [1.0, 3.0, 4.7])
+def test_gem_has_the_gradients_of_the_formula(layout: torch.memory_format, p: float):
+    images = F.normalize(activations(3, 40, 9, 7), dim=1).contiguous(memory_format=layout)
+    assert_gradients_follow(power_mean, GeM(p), images)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_l2norm_has_the_gradients_of_the_formula(layout: torch.memory_format):
+    assert_gradients_follow(unit_length, L2Norm(), activations(3, 40, 9, 7).contiguous(memory_format=layout))
+    assert_gradients_follow(unit_length, L2Norm(), activations(5, 12))
+
+
+def test_gem_gives_no_gradient_below_eps_but_at_it():
+    eps = np.float32(1e-6)
+    values = [-1.0, 0.0, 5e-7, np.nextafter(eps, np.float32(0)), eps, 2e-6]
+    images = torch.tensor(np.array(values, np.float32)).view(1, 1, 2, 3).requires_grad_()
+    GeM()(images).sum().backward()
+    assert images.grad is not None
+    assert (images.grad != 0).flatten().tolist() == [False, False, False, False, True, True]
+
+
+def test_gradients_by_formula_are_those_of_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 4, 2, dtype=torch.float64, generator=generator).requires_grad_()
+    p = torch.tensor([2.7], dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda images, p: _PowerMean.apply(images, p, 0.3), (images, p))
+    assert torch.autograd.gradcheck(_UnitLength.apply, images)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    values=st.lists(
+        st.one_of(st.sampled_from([0.0, -1.0, 1e-42, 1e-7, 2e-6, 1e3]), st.floats(0, 2, width=32)),
+        min_size=6,
+        max_size=6,
+    ),
+    p=st.sampled_from([1.0, 2.5, 3.0, 6.0]),
+)
+def test_gem_and_its_gradients_follow_the_formula_for_wild_values(values: list[float], p: float):
+    images = torch.tensor(values).view(1, 2, 3, 1)
+    if (images - 1e-6).abs().min() > 1e-12:  # at eps single and double precision take different sides
+        assert_gradients_follow(power_mean, GeM(p), images, tolerance=2e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=st.lists(st.sampled_from([0.0, 1e-15, 1e-13, 1e-8, 1.0, 1e15]), min_size=4, max_size=4))
+def test_l2norm_and_its_gradients_follow_the_formula_for_vectors_of_any_length(lengths: list[float]):
+    vectors = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor(lengths).unsqueeze(1)
+    for vector in vectors.split(1):
+        assert_gradients_follow(unit_length, L2Norm(), vector)
+
+
+def test_layers_without_gradients_give_the_same_numbers():
+    images = activations(2, 8, 5, 4)
+    for layer in (L2Norm(), GeM()):
+        with torch.inference_mode():
+            expected = layer(images)
+        torch.testing.assert_close(layer(images.clone().requires_grad_()), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_gradients_reach_half_precision_features():
+    features = activations(2, 8, 5, 4).bfloat16().requires_grad_()
+    GeM()(L2Norm()(features)).sum().backward()
+    assert features.grad is not None
+    assert features.grad.dtype == torch.bfloat16
+    assert features.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -235,6 +349,57 @@ def test_export_keeps_height_and_width_free():
     )
     images = torch.randn(2, 3, 75, 130)
     torch.testing.assert_close(program.module()(images), network(images), rtol=1e-5, atol=1e-6)
+
+
+# --- inference -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "backbone", some_slow(("ResNet18", "ResNet18_Small", "ResNet50", "VGG16", "EfficientNet_B0", "EfficientNet_B3"))
+)
+def test_networks_for_inference_give_the_same_descriptors(backbone: str):
+    network = GeoLocalizationNet(backbone, 16, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():  # statistics and affine parameters that do something
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low in ((module.weight, 0.8), (module.bias, -0.1), (module.running_mean, -0.1)):
+                tensor.data.uniform_(low, low + 0.3, generator=generator)
+    network.train()(torch.randn(4, 3, 64, 64, generator=generator))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    folded = for_inference(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert not any(module.training for module in folded.modules())
+    assert all(module.training for module in network.modules())
+    images = torch.randn(2, 3, 96, 80, generator=generator)
+    with torch.inference_mode():
+        expected = network.eval()(images)
+        torch.testing.assert_close(folded(images), expected, rtol=0, atol=1e-6)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert F.cosine_similarity(folded(images), expected).min() > 0.999
+    after = network.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    ours = {parameter.data_ptr() for parameter in folded.parameters()}
+    assert not any(parameter.data_ptr() in ours for parameter in network.parameters())
+
+
+def test_networks_for_inference_are_the_references(reference_folder: Path):
+    network = for_inference(fill_by_rule(GeoLocalizationNet("ResNet18", 512)))
+    with torch.inference_mode():
+        found = network(reference_input()).numpy()
+    np.testing.assert_allclose(found, np.load(reference_folder / "descriptors.npz")["ResNet18_512"], rtol=0, atol=1e-5)
+
+
+def test_a_network_for_inference_may_be_prepared_again():
+    once = for_inference(GeoLocalizationNet("ResNet18_Small", 8))
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(for_inference(once)(images), once(images))
+
+
+def test_other_networks_for_inference_stay_as_they_are():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert for_inference(network) is network
+    assert len(list(network.buffers())) == 3
 
 
 # --- ImageNet weights ------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import torch
 
 from cosplace.checkpoint import BEST_MODEL, LAST_CHECKPOINT, read_checkpoint, read_metrics
 from cosplace.config import TrainConfig, from_values
-from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError
+from cosplace.datasets import GroupImages, Item
+from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError, DeviceError, LoadingError
 from cosplace.network import GeoLocalizationNet
 from cosplace.preparation import prepare
 from cosplace.training import learning_rate, margin, resumed_config, train
@@ -76,14 +77,27 @@ def whole_run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_seed_one_result(streets: Path, whole_run: Path, tmp_path: Path) -> None:
-    train(prepare(settings(streets, num_workers=2)), tmp_path / "again")
-    assert_same_run(tmp_path / "again", whole_run)
+    for loader in ("threads", "processes"):
+        train(prepare(settings(streets, num_workers=2, loader=loader)), tmp_path / loader)
+        assert_same_run(tmp_path / loader, whole_run)
     train(prepare(settings(streets, seed=1)), tmp_path / "other")
     assert weights(tmp_path / "other") != weights(whole_run)
 
 
 class StoppedError(Exception):
     pass
+
+
+def train_until(config: TrainConfig, folder: Path, stop: int) -> None:
+    """Train, and stop after that many iterations of the run, as a kill would."""
+    epoch, iteration = divmod(stop, SETTINGS["iterations_per_epoch"])
+
+    def progress(what: str, done: int, total: int, note: str) -> None:
+        if what.startswith(f"epoch {epoch + 1}") and done >= iteration * SETTINGS["batch_size"]:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(prepare(config), folder, progress)
 
 
 @pytest.mark.parametrize(
@@ -100,16 +114,84 @@ def test_a_stopped_run_resumes_exactly(streets: Path, whole_run: Path, tmp_path:
     """minutes 0: a checkpoint after every iteration; 10: only at the ends of epochs, and the rest is done again."""
     config = settings(streets, checkpoint_minutes=minutes)
     for stop in stops:
-        epoch, iteration = divmod(stop, SETTINGS["iterations_per_epoch"])
-
-        def progress(what: str, done: int, total: int, note: str, epoch=epoch, iteration=iteration) -> None:
-            if what.startswith(f"epoch {epoch + 1}") and done >= iteration * SETTINGS["batch_size"]:
-                raise StoppedError
-
-        with pytest.raises(StoppedError):
-            train(prepare(config), tmp_path, progress)
-        config = resumed_config(str(tmp_path), {"num_workers": 1, "checkpoint_minutes": minutes})
+        train_until(config, tmp_path, stop)
+        loader = "threads" if stop % 2 else "processes"
+        config = resumed_config(str(tmp_path), {"num_workers": 1, "loader": loader, "checkpoint_minutes": minutes})
     train(prepare(config), tmp_path)
+    assert_same_run(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"use_amp16": True, "amp_dtype": "bf16"},
+        {"groups_num": 2, "N": 2, "M": 10, "L": 1, "augmentation_device": "cpu"},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_every_mode_resumes_exactly(streets: Path, tmp_path: Path, mode: dict) -> None:
+    config = settings(streets, checkpoint_minutes=0.0, **mode)
+    train(prepare(config), tmp_path / "whole")
+    train_until(config, tmp_path / "stopped", stop=7)
+    train(prepare(resumed_config(str(tmp_path / "stopped"), {})), tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+    train(prepare(settings(streets, compile=True)), tmp_path)
+    for ours, plain in zip(all_weights(tmp_path), all_weights(whole_run), strict=True):
+        assert torch.allclose(ours.float(), plain.float(), rtol=0.02, atol=2e-3)
+    assert (
+        torch.load(tmp_path / BEST_MODEL, weights_only=True).keys()
+        == torch.load(whole_run / BEST_MODEL, weights_only=True).keys()
+    )
+
+
+def test_a_killed_loading_process_costs_no_iteration(
+    streets: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints come every 10 minutes, and one more when a loading process dies."""
+    called = GroupImages.__getitem__
+
+    def dies(self: GroupImages, index: int) -> Item:
+        if (self.epoch, index) == (1, 3 * SETTINGS["batch_size"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return called(self, index)
+
+    monkeypatch.setattr(GroupImages, "__getitem__", dies)
+    config = settings(streets, num_workers=1, loader="processes")
+    with pytest.raises(LoadingError, match=rf"--num_workers.*--resume_train {tmp_path}") as caught:
+        train(prepare(config), tmp_path)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    saved = read_checkpoint(tmp_path)["counters"]
+    assert saved["epoch"] == 1
+    assert 1 <= saved["iteration"] <= 3
+    train(prepare(resumed_config(str(tmp_path), {"loader": "threads"})), tmp_path)
+    assert_same_run(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_a_device_without_memory_names_the_knobs(
+    streets: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    called = GeoLocalizationNet.forward
+    calls = []
+
+    def full(self: GeoLocalizationNet, images: torch.Tensor) -> torch.Tensor:
+        calls.append(self.training)
+        if self.training == (where == "training") and calls.count(self.training) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+        return called(self, images)
+
+    monkeypatch.setattr(GeoLocalizationNet, "forward", full)
+    knob = "--batch_size" if where == "training" else "--infer_batch_size"
+    with pytest.raises(DeviceError, match=rf"{knob}.*--resume_train {tmp_path}") as caught:
+        train(prepare(settings(streets, checkpoint_minutes=0.0)), tmp_path)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    train(prepare(resumed_config(str(tmp_path), {})), tmp_path)
     assert_same_run(tmp_path, whole_run)
 
 

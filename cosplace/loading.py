@@ -153,11 +153,15 @@ def _by_processes(make: Callable[[Indices], T], batches: Sequence[Indices], work
         )
         with _own_child_signals():
             made = iter(loader)
-    with _loading_errors(workers, made):
-        for batch in made:
-            if isinstance(batch, CosPlaceError):
-                raise batch
-            yield batch
+    try:
+        with _loading_errors(workers, made):
+            for batch in made:
+                if isinstance(batch, CosPlaceError):
+                    raise batch
+                yield batch
+    finally:
+        # Now: else the processes would live as long as some traceback remembers them.
+        getattr(made, "_shutdown_workers", lambda: None)()
 
 
 @contextmanager

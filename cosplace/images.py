@@ -7,6 +7,7 @@ is one block of bytes with offsets into it: 41 million photos are an array, not 
 
 import os
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -119,16 +120,29 @@ def _scan_into(names: bytearray, folder: bytes, prefix: bytes, parents: frozense
     parents |= {(status.st_dev, status.st_ino)}
     with os.scandir(folder) as entries:
         # A folder sorts as its name with the slash: then depth first is the order of whole paths.
-        found = sorted(
-            entry.name + b"/" if entry.is_dir() else entry.name for entry in entries if not entry.name.startswith(b".")
-        )
-    for name in found:
-        if name.endswith(b"/"):
-            _scan_into(names, folder + b"/" + name[:-1], prefix + name, parents)
-        elif name.lower().endswith(SUFFIXES):
-            if b"\n" in name:
-                raise DatasetError(f"The file name {os.fsdecode(prefix + name)!r} holds a line break: rename it.")
-            names += prefix + name + b"\n"
+        found = [entry.name + b"/" if entry.is_dir() else entry.name for entry in entries]
+    found.sort()
+    del found[bisect_left(found, b".") : bisect_left(found, b"/")]  # hidden ones: "/" comes right after "."
+    wanted = (*SUFFIXES, b"/")
+    found = [name for name in found if name.endswith(wanted) or name.lower().endswith(wanted)]
+    any_folder = b"/" in b"".join(found)
+    folders = [place for place, name in enumerate(found) if name.endswith(b"/")] if any_folder else []
+    at = 0
+    for place in folders:
+        _append_photos(names, prefix, found[at:place])
+        _scan_into(names, folder + b"/" + found[place][:-1], prefix + found[place], parents)
+        at = place + 1
+    _append_photos(names, prefix, found[at:])
+
+
+def _append_photos(names: bytearray, prefix: bytes, photos: list[bytes]) -> None:
+    if photos:
+        names += prefix
+        first, line = len(names), b"\n" + prefix
+        names += line.join(photos) + b"\n"
+        if names.count(b"\n", first) != len(photos):
+            bad = next(name for name in photos if b"\n" in name)
+            raise DatasetError(f"The file name {os.fsdecode(prefix + bad)!r} holds a line break: rename it.")
 
 
 def _read_list(folder: Path, list_file: Path) -> ImageList:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
 from cosplace.errors import ConfigError, DatasetError
@@ -50,26 +51,34 @@ def find_positives(
         _checked_positions(positions, whose)
         for positions, whose in ((database_positions, "database"), (query_positions, "queries"))
     )
+    # The crops of a panorama stand side by side in a sorted list: their one position is judged once.
+    moves = (database[1:, 0] != database[:-1, 0]) | (database[1:, 1] != database[:-1, 1])
+    run_starts = np.concatenate([[0], np.flatnonzero(moves) + 1, [len(database)]])  # (U + 1,)
+    places = database[run_starts[:-1]]  # (U, 2)
     # The trees compare squared distances, which round differently: search a little wider, then judge each pair.
     wider_m = radius_m * (1 + 1e-9) + 1e-6
-    trees = [KDTree(positions, balanced_tree=False) for positions in (queries, database)]
+    trees = [KDTree(positions, balanced_tree=False, compact_nodes=False) for positions in (queries, places)]
     pairs = trees[0].sparse_distance_matrix(trees[1], wider_m, output_type="ndarray")
-    rows, columns = pairs["i"].astype(np.int64), pairs["j"].astype(np.int64)
-    offsets = queries[rows] - database[columns]
-    near = np.sqrt(offsets[:, 0] ** 2 + offsets[:, 1] ** 2) <= radius_m
-    rows, columns = rows[near], columns[near]
-    order = np.lexsort((columns, rows))
-    starts = np.zeros(len(queries) + 1, np.int64)
-    np.cumsum(np.bincount(rows, minlength=len(queries)), out=starts[1:])
-    return Positives(indices=columns[order], starts=starts)
+    rows, columns = pairs["i"], pairs["j"]
+    east, north = (queries[:, axis].take(rows) - places[:, axis].take(columns) for axis in (0, 1))
+    near = np.sqrt(east * east + north * north) <= radius_m
+    ordered = csr_array((near[near], (rows[near], columns[near])), (len(queries), len(places)))
+    ordered.sort_indices()
+    # From places to their images: counting on by one, but for a jump where the next place begins.
+    firsts, sizes = run_starts[ordered.indices], np.diff(run_starts)[ordered.indices]
+    ends = np.append(0, np.cumsum(sizes))
+    indices = np.ones(ends[-1], np.int64)
+    indices[ends[:-1]] = np.diff(firsts + sizes, prepend=1) - sizes + 1
+    np.cumsum(indices, out=indices)
+    return Positives(indices=indices, starts=ends[ordered.indptr])
 
 
 def _checked_positions(positions: np.ndarray, whose: str) -> np.ndarray:
     positions = np.asarray(positions, np.float64)
     if positions.ndim != 2 or positions.shape[1] != 2:
         raise DatasetError(f"Positions of the {whose} have the shape {positions.shape}: give (n, 2), east and north.")
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
+    if not (finite := np.isfinite(positions)).all():
+        bad = np.flatnonzero(~finite.all(axis=1))
         raise DatasetError(
             f"Position {bad[0]} of the {whose} is {tuple(positions[bad[0]].tolist())}: correct it, or leave that "
             f"image out."
@@ -82,19 +91,31 @@ def is_positive(predictions: np.ndarray, positives: Positives) -> np.ndarray:
 
     predictions: (Q, K) int64, database images; -1, where there is no prediction, is no positive.
     """
+    _check_same_queries(predictions, positives)
+    queries = np.repeat(np.arange(len(positives)), predictions.shape[1])
+    return _are_positive(predictions.ravel(), queries, positives).reshape(predictions.shape)
+
+
+def _check_same_queries(predictions: np.ndarray, positives: Positives) -> None:
     if len(predictions) != len(positives):
         raise DatasetError(
             f"There are predictions for {len(predictions)} queries but positives for {len(positives)}: pass both of "
             f"the same queries."
         )
-    # Ascending (query, image) pairs as single numbers: one binary search answers for all queries.
-    stride = max(int(predictions.max(initial=0)), int(positives.indices.max(initial=0))) + 2
-    queries = np.arange(len(positives), dtype=np.int64)
-    pairs = np.repeat(queries, positives.counts) * stride + positives.indices + 1
-    wanted = queries[:, None] * stride + predictions + 1
-    if not len(pairs):
-        return np.zeros(predictions.shape, bool)
-    return pairs[np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)] == wanted
+
+
+def _are_positive(images: np.ndarray, queries: np.ndarray, positives: Positives) -> np.ndarray:
+    """Whether each image is a positive of its query, (n,) bool: a binary search in all lists at once."""
+    low, end = positives.starts[queries], positives.starts[queries + 1]
+    high = end
+    for _ in range(int(positives.counts.max(initial=0)).bit_length()):
+        middle = (low + high) // 2
+        below = positives.indices.take(middle, mode="clip") < images
+        below &= low < high
+        low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+    if not len(positives.indices):
+        return np.zeros(len(images), bool)
+    return (low < end) & (positives.indices.take(low, mode="clip") == images)
 
 
 def recall_at(predictions: np.ndarray, positives: Positives, ks: Sequence[int] = RECALL_VALUES) -> dict[int, float]:
@@ -112,10 +133,16 @@ def recall_at(predictions: np.ndarray, positives: Positives, ks: Sequence[int] =
         )
     if not num_queries:
         raise DatasetError("There are no queries to judge: recalls are percentages of queries.")
-    hits = is_positive(predictions, positives)  # (Q, K) bool
-    # A hit at rank j is a hit for every k > j, so one running `or` serves all ks.
-    found = np.logical_or.accumulate(hits, axis=1)
-    return {k: 100 * float(found[:, k - 1].mean()) for k in ks}
+    _check_same_queries(predictions, positives)
+    # A hit at rank j is a hit for every k > j: a query that was found once is not looked at again.
+    num_found, first, missing, recalls = 0, 0, np.arange(num_queries), {}
+    for k in sorted(set(ks)):
+        looked_at = predictions[missing, first:k]
+        hits = _are_positive(looked_at.ravel(), np.repeat(missing, k - first), positives)
+        found = hits.reshape(looked_at.shape).any(axis=1)
+        num_found, first, missing = num_found + int(found.sum()), k, missing[~found]
+        recalls[k] = 100 * (num_found / num_queries)
+    return {k: recalls[k] for k in ks}
 
 
 def chance_recalls(positives: Positives, num_database: int, ks: Sequence[int] = RECALL_VALUES) -> dict[int, float]:

@@ -287,6 +287,7 @@ def run_python(script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_numba_is_loaded_only_by_the_first_augmented_image():
     assert "loaded: False, then True" in run_python(
         "import sys, numpy as np, torch, cosplace.cli, cosplace.augmentations as a\n"
@@ -300,6 +301,7 @@ def test_numba_is_loaded_only_by_the_first_augmented_image():
     )
 
 
+@pytest.mark.slow
 def test_without_numba_one_warning_says_what_to_install_and_images_are_the_same():
     images, draws, chosen = batch(30, 41, 16)
     torch.testing.assert_close(without_numba(images, draws, chosen), augment(images, draws, chosen), rtol=0, atol=1e-5)

@@ -66,8 +66,17 @@ class Augmentation:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Normalise images (..., 3, H, W), uint8 or float in [0, 1], as ImageNet's: float32, a new tensor."""
-    return _normalize_(_to_unit_floats(images))
+    """Normalise images (..., 3, H, W), uint8 or float in [0, 1], as ImageNet's: float32, a new tensor.
+
+    Where the channels of a pixel lie side by side, as a decoder leaves them, they do so in the result.
+    """
+    pixels = images.movedim(-3, -1)  # (..., H, W, 3)
+    if images.device.type != "cpu" or not pixels.is_contiguous():
+        return _normalize_(_to_unit_floats(images))
+    # Rows of 3 W numbers with constants as long: whole vectors, where a channel at a time would be every third number.
+    rows = _to_unit_floats(pixels.flatten(-2))
+    mean, std = (torch.tensor(values).repeat(pixels.shape[-2]) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return rows.sub_(mean).div_(std).view(pixels.shape).movedim(-1, -3)
 
 
 # --- draws -----------------------------------------------------------------------------------------------------------

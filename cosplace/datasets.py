@@ -16,7 +16,7 @@ from cosplace.augmentations import Augmentation, augment, draw
 from cosplace.device import one_thread
 from cosplace.errors import DatasetError, ImageError
 from cosplace.groups import Group
-from cosplace.images import ImageList, open_image, scan_images, stack_by_shape
+from cosplace.images import ImageList, PhotoStacks, open_image, scan_images
 from cosplace.loading import load_ahead
 
 QUERIES_FOLDERS = ("queries_v1", "queries")
@@ -139,6 +139,13 @@ class GroupImages:
         return self._generator(CLASS_ORDER, number).permutation(self.group.num_classes)
 
     def __getitem__(self, index: int) -> Item:
+        return self.item(index)
+
+    def item(self, index: int, stacks: PhotoStacks | None = None) -> Item:
+        """Item `index`, opened in the memory of `stacks` and kept there.
+
+        Raises DatasetError when no image of its class can be opened.
+        """
         rng = self._generator(ITEM, index)
         passes, place = divmod(index, self.group.num_classes)
         label = int(self.class_order(passes)[place])
@@ -147,10 +154,12 @@ class GroupImages:
         while len(unreadable) < MAX_REPLACEMENTS:
             path = self.group.folder / self.group.image_name(first + int(rng.integers(size)))
             try:
-                image = open_image(path)
+                image = open_image(path, stacks.room if stacks else None)
             except ImageError as error:  # another image of the class takes its place
                 unreadable.append(str(error))
                 continue
+            if stacks:
+                stacks.add(image)
             draws = draw(rng, image.shape[1], image.shape[2], self.settings)
             return Item(image=image, label=label, draws=draws, unreadable=tuple(unreadable))
         raise DatasetError(f"No image of a whole class can be opened: {unreadable[0]}  Mend or remove these files.")
@@ -165,8 +174,9 @@ class BatchMaker:
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         """The batch of these items.  Raises DatasetError when no image of some class can be opened."""
-        items = [self.items[index] for index in indices]
-        stacks = stack_by_shape([item.image for item in items])
+        photos = PhotoStacks(len(indices))
+        items = [self.items.item(index, photos) for index in indices]
+        stacks = photos.stacks()
         batch = Batch(
             stacks=[stack for _, stack in stacks],
             places=[torch.tensor(places) for places, _ in stacks],

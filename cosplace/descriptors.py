@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import resize
 from cosplace.augmentations import IMAGENET_STD, LUMA, normalize
 from cosplace.device import choose_device, is_out_of_memory, mixed_precision
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, DeviceError, ImageError
-from cosplace.images import ImageList, open_image, stack_by_shape
+from cosplace.images import ImageList, PhotoStacks, open_image
 from cosplace.loading import choose_loader, load_ahead
 from cosplace.network import for_inference
 from cosplace.shards import (
@@ -275,20 +275,21 @@ class _Photos:
     image_size: int | None
 
     def __call__(self, rows: Sequence[int]) -> LoadedBatch:
-        opened, photos, failures = [], [], []
+        opened, failures, photos = [], [], PhotoStacks(len(rows))
+        room = photos.room if self.image_size is None else None
         for row in rows:
             try:
-                photo = open_image(self.images.path(row))
+                photo = open_image(self.images.path(row), room)
             except ImageError as error:
                 failures.append((row, str(error)))
                 continue
             if self.image_size is not None:
                 photo = resize(photo, [self.image_size], InterpolationMode.BILINEAR, antialias=True)
             opened.append(row)
-            photos.append(photo)
-        stacks = stack_by_shape(photos)
+            photos.add(photo)
         return LoadedBatch(
-            stacks=[([opened[place] for place in places], stack) for places, stack in stacks], failures=failures
+            stacks=[([opened[place] for place in places], stack) for places, stack in photos.stacks()],
+            failures=failures,
         )
 
 
@@ -352,7 +353,7 @@ def describe(model: nn.Module, photos: Tensor, *, device: torch.device, autocast
     # Convolutions on CPU are a fifth faster with channels last, and 16-bit ones on CUDA take nothing else.
     layout = torch.channels_last if device.type == "cpu" or autocast is not None else torch.contiguous_format
     try:
-        normalized = normalize(photos.to(device, non_blocking=True)).contiguous(memory_format=layout)
+        normalized = normalize(photos.to(device, non_blocking=True).contiguous(memory_format=layout))
         with mixed_precision(device, autocast):
             found = model(normalized)
     except RuntimeError as error:

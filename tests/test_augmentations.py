@@ -348,6 +348,16 @@ def test_gpu_gives_the_same_pixels_and_never_waits():
     torch.testing.assert_close(found.cpu(), augment(images, draws, chosen), rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 9)])
+def test_normalize_keeps_channels_side_by_side_and_the_same_bits(size: tuple[int, int]):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8))
+    beside = pixels.permute(0, 3, 1, 2)
+    assert torch.equal(normalize(beside), normalize(beside.contiguous()))
+    assert normalize(beside).permute(0, 2, 3, 1).is_contiguous()
+    assert torch.equal(normalize(beside[0]), normalize(beside)[0])
+    assert torch.equal(normalize(beside / 255), normalize(beside))
+
+
 def test_normalize_is_torchvisions_for_bytes_and_floats():
     images, _, _ = batch(9, 7, 8)
     expected = F1.normalize(images / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))

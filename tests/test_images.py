@@ -1,5 +1,6 @@
 """Names, scans and the opening of photos."""
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -9,19 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cosplace.errors import DatasetError, ImageError
 from cosplace.images import (
     FIELDS,
     MAX_PIXELS,
-    _jpeg_size,
+    PhotoStacks,
     format_image_name,
     image_list,
     open_image,
     parse_fields,
     scan_images,
 )
+from cosplace.images.opening import jpeg_header
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -156,7 +158,7 @@ def test_names_alike_but_for_one_field_are_read_as_all_others(headings: list[str
 
 @pytest.mark.parametrize("swapped", [None, 0, 7, 40, 98])
 def test_a_long_list_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: int | None) -> None:
-    monkeypatch.setattr("cosplace.images.BLOCK", 64)
+    monkeypatch.setattr("cosplace.images.lists.BLOCK", 64)
     lines = [f"{i:03d}{'x' * (i % 90)}.jpg" for i in range(100)]
     for line in lines:
         touch(tmp_path / "train", line)
@@ -203,11 +205,49 @@ def test_pixels_are_pillows(tmp_path: Path, mode: str, suffix: str) -> None:
         assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(expected.convert("RGB")))
 
 
-def test_photos_are_turned_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_photos_are_turned_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    picture().save(tmp_path / "x.jpg", exif=exif)
-    assert open_image(tmp_path / "x.jpg").shape == (3, 40, 30)
+    exif[0x0112] = orientation
+    picture().save(tmp_path / f"x{suffix}", exif=exif)
+    found = open_image(tmp_path / f"x{suffix}")
+    assert found.shape == ((3, 40, 30) if 5 <= orientation <= 8 else (3, 30, 40))
+    with Image.open(tmp_path / f"x{suffix}") as stored:
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(ImageOps.exif_transpose(stored)))
+
+
+def test_a_broken_exif_block_does_no_harm(tmp_path: Path) -> None:
+    picture().save(tmp_path / "x.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert open_image(tmp_path / "x.jpg").shape == (3, 30, 40)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kinds=st.lists(
+        st.tuples(st.sampled_from([(8, 8), (16, 24)]), st.sampled_from([".jpg", ".png"]), st.sampled_from([1, 6])),
+        min_size=1,
+        max_size=7,
+    )
+)
+def test_photos_are_stacked_by_size_where_they_are_decoded(tmp_path_factory, kinds: list) -> None:
+    folder = tmp_path_factory.mktemp("stacked")
+    stacks, alone = PhotoStacks(len(kinds) + 1), []
+    for i, (size, suffix, orientation) in enumerate(kinds):
+        path, exif = folder / f"{i}{suffix}", Image.Exif()
+        exif[0x0112] = orientation
+        pixels = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(path, exif=exif)
+        alone.append(open_image(path))
+        stacks.add(open_image(path, stacks.room))
+        (folder / "bad.jpg").write_bytes(path.read_bytes()[:-40])  # what fails leaves nothing behind
+        with contextlib.suppress(ImageError):
+            open_image(folder / "bad.jpg", stacks.room)
+    found = stacks.stacks()
+    assert sorted(place for places, _ in found for place in places) == list(range(len(kinds)))
+    for places, photos in found:
+        assert len(places) == len(photos)
+        assert all(torch.equal(alone[place], photo) for place, photo in zip(places, photos, strict=True))
 
 
 def test_what_is_no_photo_is_refused_by_name(tmp_path: Path) -> None:
@@ -253,14 +293,14 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
 def test_sizes_are_read_from_the_header(options: dict) -> None:
     buffer = io.BytesIO()
     picture(size=(123, 77)).save(buffer, "JPEG", comment=b"x" * 60000 if not options else b"", **options)
-    assert _jpeg_size(buffer.getvalue()) == (123, 77)
+    assert jpeg_header(buffer.getvalue()) == (123, 77, 3, None)
 
 
 @settings(max_examples=200, deadline=None)
 @given(raw=st.binary(max_size=200))
 def test_any_bytes_give_a_size_or_none(raw: bytes) -> None:
-    size = _jpeg_size(b"\xff\xd8" + raw)
-    assert size is None or (0 <= size[0] < 65536 and 0 <= size[1] < 65536)
+    header = jpeg_header(b"\xff\xd8" + raw)
+    assert header is None or (0 <= header[0] < 65536 and 0 <= header[1] < 65536 and 0 <= header[2] < 256)
 
 
 @settings(max_examples=50, deadline=None)

@@ -16,6 +16,7 @@ from cosplace.checkpoint import BEST_MODEL, LAST_CHECKPOINT, read_checkpoint, re
 from cosplace.config import TrainConfig, from_values
 from cosplace.datasets import GroupImages, Item
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError, DeviceError, LoadingError
+from cosplace.images import PhotoStacks
 from cosplace.network import GeoLocalizationNet
 from cosplace.preparation import prepare
 from cosplace.training import learning_rate, margin, resumed_config, train
@@ -152,14 +153,14 @@ def test_a_killed_loading_process_costs_no_iteration(
     streets: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints come every 10 minutes, and one more when a loading process dies."""
-    called = GroupImages.__getitem__
+    called = GroupImages.item
 
-    def dies(self: GroupImages, index: int) -> Item:
+    def dies(self: GroupImages, index: int, stacks: PhotoStacks | None = None) -> Item:
         if (self.epoch, index) == (1, 3 * SETTINGS["batch_size"]):
             os.kill(os.getpid(), signal.SIGKILL)
-        return called(self, index)
+        return called(self, index, stacks)
 
-    monkeypatch.setattr(GroupImages, "__getitem__", dies)
+    monkeypatch.setattr(GroupImages, "item", dies)
     config = settings(streets, num_workers=1, loader="processes")
     with pytest.raises(LoadingError, match=rf"--num_workers.*--resume_train {tmp_path}") as caught:
         train(prepare(config), tmp_path)

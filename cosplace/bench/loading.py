@@ -206,7 +206,7 @@ STAGES = tuple(
         plain=Side(prepare=_prepare_plain, reveal=_reveal_plain),
         ours=Side(prepare=partial(_prepare_ours, loader), reveal=partial(_reveal_ours, loader)),
         compare=_compare,
-        full_size=1024,
+        full_size=4096,
         quick_size=96,
         targets={"cpu_ratio": least},
         growth_sizes=(512, 1024, 2048),

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # One thread a process: the tests already keep every core busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test check format bench figures clean
+.PHONY: demo test check format bench bench-gpu figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
@@ -29,6 +29,9 @@ figures: $(VENV)/.dev  ## the table of README.md
 
 bench: $(VENV)/.dev
 	$(BIN)/cosplace bench --growth
+
+bench-gpu: $(VENV)/.dev  ## needs a CUDA device
+	$(BIN)/cosplace bench --gpu
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

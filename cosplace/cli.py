@@ -166,6 +166,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=None, help="of each stage (default: 5, fewer for the longest)")
     parser.add_argument("--photos", type=Path, default=None, metavar="FOLDER", help="photos instead of made ones")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--gpu", action="store_true", help="measure training on a CUDA device instead of the stages")
+    parser.add_argument("--compile", action="store_true", help="with --gpu: compile our network with torch.compile")
     parser.set_defaults(run=_bench)
 
 
@@ -415,6 +417,10 @@ def _demo(values: dict[str, Any]) -> None:
 def _bench(values: dict[str, Any]) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before anything heavy is imported: one thread a side
         os.environ.setdefault(name, "1")
+    if values["compile"] and not values["gpu"]:
+        raise ConfigError("--compile belongs to `cosplace bench --gpu`: leave it out here.")
+    if values["gpu"]:
+        return _bench_gpu(values)
     from cosplace.bench import STAGES, BenchmarkError, Options, as_json, choose_stages, run_stages, table
 
     options = Options(quick=values["quick"], photos=values["photos"])
@@ -432,6 +438,20 @@ def _bench(values: dict[str, Any]) -> None:
         _write_json(values["json"], as_json(report, options))
     if report.failures:
         raise BenchmarkError("  ".join(report.failures))
+    return None
+
+
+def _bench_gpu(values: dict[str, Any]) -> None:
+    if values["stages"] or values["quick"] or values["growth"]:
+        raise ConfigError("--gpu measures training as a whole: leave out STAGE, --quick and --growth.")
+    from cosplace.bench.gpu import GpuOptions, gpu_table, measure_gpu
+
+    turns = {} if values["turns"] is None else {"turns": values["turns"]}
+    options = GpuOptions(compiled=values["compile"], photos=values["photos"], num_workers=os.cpu_count() or 1, **turns)
+    rows = measure_gpu(options, log.info)
+    _say(gpu_table(rows))
+    if values["json"] is not None:
+        _write_json(values["json"], {"rows": [dataclasses.asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ plain's figure divided by ours.  The map of the folder, each file importing only
     retrieval   extraction, exact search
     recalls     positives of queries, and the recalls
     catalog     all stages in the order of the table
+    gpu         training on a GPU: loader, augmentation, step, whole loop
 
 Nothing here prints.  Needs a system that forks; measured memory needs Linux.
 """

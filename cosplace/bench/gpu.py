@@ -41,6 +41,7 @@ BACKBONES = ("ResNet18", "ResNet50")
 NUM_PHOTOS, PHOTOS_A_CLASS = 4096, 8
 DIMENSION, NUM_CLASSES = 512, 35_000  # a group of SF-XL has some 35,000 classes
 GEMM_SIDE, GEMM_ROUNDS = 8192, 20
+FIRST_ITERATIONS = 5  # unmeasured
 MOST_ERROR = 2e-4  # of augmented pixels in normalised units: GPUs round divisions and sums in other ways
 MOST_LOSS_ERROR = 0.03
 LEAST_IMAGES_PER_SECOND, LEAST_RATIO = 5_000.0, 8.0  # of the whole loop with ResNet-18
@@ -59,7 +60,7 @@ class GpuOptions:
     batch_size: int = 32
     num_workers: int = 8
     loader: str = "processes"
-    dtype: torch.dtype = torch.float16
+    dtype: torch.dtype | None = torch.float16  # of mixed precision; None is plain fp32
     compiled: bool = False
     num_classes: int = NUM_CLASSES
     num_photos: int = NUM_PHOTOS
@@ -109,15 +110,15 @@ def _write_group(folder: Path, options: GpuOptions) -> GroupImages:
     return GroupImages(groups[0], seed=0, epoch=0, settings=Augmentation(image_size=options.image_size))
 
 
-def _ceiling(device: torch.device, dtype: torch.dtype) -> float:
+def _ceiling(device: torch.device, dtype: torch.dtype | None) -> float:
     """FLOP/s that the device reaches in a large matrix product: what no network exceeds."""
     side = GEMM_SIDE if device.type == "cuda" else 512
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    _ = a @ b
+    a, b = (torch.randn(side, side, device=device).to(dtype or torch.float32) for _ in range(2))
+    a @ b
     _wait_for(device)
     started = time.perf_counter()
     for _ in range(GEMM_ROUNDS):
-        _ = a @ b
+        a @ b
     _wait_for(device)
     return GEMM_ROUNDS * 2 * side**3 / (time.perf_counter() - started)
 
@@ -140,11 +141,12 @@ def _parts(bench: _Bench) -> Generator[tuple[str, str | None, Callable[[], Any],
 
 
 def _plain_batches(bench: _Bench) -> Generator[Any]:
-    photos: Any = PlainPhotos(bench.items.group.folder, 1 << 40)
-    loader = DataLoader(
-        photos, bench.options.batch_size, num_workers=bench.options.num_workers, pin_memory=bench.device.type == "cuda"
+    options = bench.options
+    num_batches = options.turns * options.iterations + FIRST_ITERATIONS
+    photos: Any = PlainPhotos(bench.items.group.folder, num_batches * options.batch_size)
+    yield from DataLoader(
+        photos, options.batch_size, num_workers=options.num_workers, pin_memory=bench.device.type == "cuda"
     )
-    yield from loader
 
 
 def _our_batches(bench: _Bench) -> Generator[Any]:
@@ -152,7 +154,7 @@ def _our_batches(bench: _Bench) -> Generator[Any]:
         bench.items,
         batch_size=bench.options.batch_size,
         first_iteration=0,
-        num_iterations=1 << 20,
+        num_iterations=bench.options.turns * bench.options.iterations + FIRST_ITERATIONS,
         num_workers=bench.options.num_workers,
         augment_in_loader=False,
         loader=bench.options.loader,
@@ -169,7 +171,7 @@ def _some_draws(bench: _Bench) -> tuple[Tensor, Tensor]:
 
 def _plain_augmentations(bench: _Bench) -> Generator[Tensor]:
     photos, draws = _some_draws(bench)
-    floats, drawn = photos.to(bench.device).float().div_(255), draws.tolist()
+    floats, drawn = photos.to(bench.device).float().div_(255).contiguous(), draws.tolist()
     while True:
         yield _augment_each(floats, drawn, bench.options.image_size)
 
@@ -184,14 +186,20 @@ def _our_augmentations(bench: _Bench) -> Generator[Tensor]:
     yield from (images for _, images, _ in batches_on_device(cycle([batch]), bench.items.settings, bench.device))
 
 
+def _first_weights(backbone: str, num_classes: int) -> tuple[PlainNetwork, Tensor]:
+    """The network and the class weights (C, D) that both sides start from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PlainNetwork(DIMENSION, backbone), torch.randn(num_classes, DIMENSION) * 0.01
+
+
 class _PlainLearner:
     """The field's step: a loss that is read, one optimizer after the other."""
 
     def __init__(self, bench: _Bench, backbone: str) -> None:
-        torch.manual_seed(0)
         self.device, self.dtype = bench.device, bench.options.dtype
-        self.network = PlainNetwork(DIMENSION, backbone).to(bench.device).train()
-        self.margin = PlainMargin(torch.randn(bench.options.num_classes, DIMENSION) * 0.01).to(bench.device)
+        network, classes = _first_weights(backbone, bench.options.num_classes)
+        self.network, self.margin = network.to(bench.device).train(), PlainMargin(classes).to(bench.device)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizers = torch.optim.Adam(trained, 1e-5), torch.optim.Adam(self.margin.parameters(), 1e-2)
         self.scaler = torch.amp.GradScaler(bench.device.type, enabled=self.dtype == torch.float16)
@@ -209,11 +217,11 @@ class _PlainLearner:
 
 
 def _our_learner(bench: _Bench, backbone: str) -> Learner:
-    torch.manual_seed(0)
+    plain, classes = _first_weights(backbone, bench.options.num_classes)
     network = GeoLocalizationNet(backbone, DIMENSION)
-    network.load_state_dict(PlainNetwork(DIMENSION, backbone).state_dict())
+    network.load_state_dict(plain.state_dict())
     classifier = MarginCosineProduct(DIMENSION, bench.options.num_classes)
-    classifier.weight.data.copy_(torch.randn(bench.options.num_classes, DIMENSION) * 0.01)
+    classifier.weight.data.copy_(classes)
     network = network.to(bench.device).to(memory_format=torch.channels_last).train()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return Learner(
@@ -289,7 +297,7 @@ def _row(bench: _Bench, title: str, backbone: str | None, plain: Any, ours: Any)
     options = bench.options
     with closing(plain()) as one, closing(ours()) as other:
         for side in (one, other):  # workers start, algorithms are chosen, networks compiled
-            for _ in islice(side, 5):
+            for _ in islice(side, FIRST_ITERATIONS):
                 pass
         turns = [(_seconds(bench, one), _seconds(bench, other)) for _ in range(options.turns)]
     images = options.iterations * options.batch_size

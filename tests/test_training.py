@@ -141,12 +141,13 @@ def test_every_mode_resumes_exactly(streets: Path, tmp_path: Path, mode: dict) -
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same(streets: Path, whole_run: Path, tmp_path: Path) -> None:
     train(prepare(settings(streets, compile=True)), tmp_path)
-    for ours, plain in zip(all_weights(tmp_path), all_weights(whole_run), strict=True):
-        assert torch.allclose(ours.float(), plain.float(), rtol=0.02, atol=2e-3)
-    assert (
-        torch.load(tmp_path / BEST_MODEL, weights_only=True).keys()
-        == torch.load(whole_run / BEST_MODEL, weights_only=True).keys()
+    ours, plain = (
+        [row["loss"] for row in read_metrics(folder) if row["kind"] == "loss"] for folder in (tmp_path, whole_run)
     )
+    assert ours[0] == pytest.approx(plain[0], rel=1e-4)
+    assert ours == pytest.approx(plain, rel=0.1)  # Adam's first steps turn rounding into steps
+    saved = [torch.load(folder / BEST_MODEL, weights_only=True) for folder in (tmp_path, whole_run)]
+    assert saved[0].keys() == saved[1].keys()
 
 
 def test_a_killed_loading_process_costs_no_iteration(

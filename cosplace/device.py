@@ -72,6 +72,17 @@ def fused_adam(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.opt
 
 
 @contextmanager
+def tuned_convolutions(device: torch.device) -> Generator[None]:
+    """Within: cuDNN tries its algorithms at the first photos of a size and keeps the fastest; nothing on a CPU."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def one_thread() -> Generator[None]:
     """Let torch compute with one thread, so that sums have one order whatever the machine or process."""
     threads = torch.get_num_threads()

@@ -21,7 +21,7 @@ from torch import nn
 from cosplace.config import EvalConfig, TrainConfig, loading_workers
 from cosplace.datasets import Batch, RetrievalDataset
 from cosplace.descriptors import extract
-from cosplace.device import amp_type, choose_device
+from cosplace.device import amp_type, choose_device, tuned_convolutions
 from cosplace.images import ImageList, image_list
 from cosplace.iterations import batches_on_device, learner, move_classifier
 from cosplace.preparation import Preparation, augmentation_settings, expected_bytes, megabytes
@@ -111,7 +111,7 @@ def _iteration_times(prepared: Preparation, progress: Progress) -> tuple[float, 
     move_classifier(state, group, device)
     learns = learner(state, group, forward_of(prepared), prepared.dtype, device)
     state.model.train()
-    with closing(_batches(prepared)) as batches:
+    with tuned_convolutions(device), closing(_batches(prepared)) as batches:
         ready = batches_on_device(batches, augmentation_settings(prepared.config), device)
         steps = (learns.step(images, labels) for _, images, labels in ready)
         started = time.perf_counter()
@@ -229,7 +229,7 @@ def _searching_seconds(num_queries: int, num_database: int, dimension: int, devi
 
 
 def _descriptor_bytes(dataset: RetrievalDataset, dimension: int) -> int:
-    """Bytes of all descriptors and of the scores of one step of the search."""
+    """Bytes of all descriptors of a dataset."""
     return 4 * dimension * (len(dataset.database) + len(dataset.queries))
 
 

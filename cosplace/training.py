@@ -34,7 +34,7 @@ from cosplace.checkpoint import (
 )
 from cosplace.config import TrainConfig, from_values, loading_workers, to_values
 from cosplace.datasets import Batch, GroupImages, RetrievalDataset, training_batches
-from cosplace.device import choose_device
+from cosplace.device import choose_device, tuned_convolutions
 from cosplace.errors import ConfigError, CosPlaceError, DeviceError, LoadingError
 from cosplace.evaluation import Evaluation, evaluate
 from cosplace.iterations import batches_on_device, learner, move_classifier
@@ -212,6 +212,7 @@ def _train_epoch(run: _Run, state: RunState) -> None:
     num_images = knobs.iterations_per_epoch * knobs.batch_size
     saved_at, note = time.monotonic(), ""
     with (
+        tuned_convolutions(run.device),
         _kept_on(LoadingError, run, state, stretch_sum),
         closing(epoch_batches(run.config, run.data, state, run.device)) as batches,
     ):

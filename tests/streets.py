@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cosplace.config import TrainConfig, from_values
 from cosplace.images import format_image_name
 
 
@@ -43,3 +44,16 @@ def write_streets(folder: Path, num_places: int = 24, images_per_place: int = 6,
                 write_place(folder / split / "database", place, variant, side=side)
             write_place(folder / split / queries, place, 5, side=side)
     return folder
+
+
+SETTINGS = {
+    "backbone": "ResNet18_Small", "fc_output_dim": 16, "N": 1, "L": 2, "M": 20, "alpha": 180, "groups_num": 1,
+    "min_images_per_class": 4, "batch_size": 6, "epochs_num": 3, "iterations_per_epoch": 5, "lr": 1e-3,
+    "image_size": 32, "resize_test_imgs": True, "num_workers": 0, "device": "cpu", "recall_values": [1, 2],
+}  # fmt: skip
+"""A network and a run that take seconds on the streets."""
+
+
+def settings(streets: Path, **changes) -> TrainConfig:
+    """Settings of a run on some streets."""
+    return from_values(TrainConfig, {**SETTINGS, "dataset_folder": str(streets), **changes})

@@ -187,6 +187,15 @@ def test_train_then_eval_gives_the_same_recalls(streets: Path, capsys: pytest.Ca
     assert run(*evaluation, "--fc_output_dim=16")[0] == 0
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_dry_run_tells_and_leaves_nothing(streets: Path, capsys: pytest.CaptureFixture, command: str) -> None:
+    flags = QUICK if command == "train" else JUDGED
+    code, left = run(command, f"--dataset_folder={streets}", *flags, "--dry_run")
+    assert (code, left) == (0, [])
+    said = capsys.readouterr().out
+    assert all(f"\n{word}: " in f"\n{said}" for word in ("time", "memory", "disk"))
+
+
 def test_old_spellings_and_layouts(
     streets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -10,13 +10,8 @@ from cosplace.datasets import open_retrieval_dataset
 from cosplace.forecast import duration, forecast_evaluation, forecast_training
 from cosplace.network import GeoLocalizationNet
 from cosplace.preparation import prepare
+from tests.streets import settings as tiny_run
 from tests.streets import write_streets
-
-SETTINGS = {
-    "backbone": "ResNet18_Small", "fc_output_dim": 16, "N": 1, "L": 2, "M": 20, "alpha": 180, "groups_num": 1,
-    "min_images_per_class": 4, "batch_size": 6, "epochs_num": 2, "iterations_per_epoch": 40, "lr": 1e-3,
-    "image_size": 32, "resize_test_imgs": True, "num_workers": 1, "device": "cpu", "recall_values": [1, 2],
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +20,7 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(streets: Path, **changes) -> TrainConfig:
-    return from_values(TrainConfig, {**SETTINGS, "dataset_folder": str(streets), **changes})
+    return tiny_run(streets, **{"epochs_num": 2, "iterations_per_epoch": 40, "num_workers": 1, **changes})
 
 
 def test_a_training_is_foretold_and_nothing_is_written(streets: Path, tmp_path: Path) -> None:

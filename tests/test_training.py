@@ -13,29 +13,19 @@ import pytest
 import torch
 
 from cosplace.checkpoint import BEST_MODEL, LAST_CHECKPOINT, read_checkpoint, read_metrics
-from cosplace.config import TrainConfig, from_values
+from cosplace.config import TrainConfig
 from cosplace.datasets import GroupImages, Item
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError, DeviceError, LoadingError
 from cosplace.images import PhotoStacks
 from cosplace.network import GeoLocalizationNet
 from cosplace.preparation import prepare
 from cosplace.training import learning_rate, margin, resumed_config, train
-from tests.streets import write_streets
-
-SETTINGS = {
-    "backbone": "ResNet18_Small", "fc_output_dim": 16, "N": 1, "L": 2, "M": 20, "alpha": 180, "groups_num": 1,
-    "min_images_per_class": 4, "batch_size": 6, "epochs_num": 3, "iterations_per_epoch": 5, "lr": 1e-3,
-    "image_size": 32, "resize_test_imgs": True, "num_workers": 0, "device": "cpu", "recall_values": [1, 2],
-}  # fmt: skip
+from tests.streets import SETTINGS, settings, write_streets
 
 
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_streets(tmp_path_factory.mktemp("streets"))
-
-
-def settings(streets: Path, **changes) -> TrainConfig:
-    return from_values(TrainConfig, {**SETTINGS, "dataset_folder": str(streets), **changes})
 
 
 def weights(folder: Path) -> bytes:

@@ -30,7 +30,7 @@ from cosplace.bench.records import BenchmarkError, Options, Row
 from cosplace.config import Grouping
 from cosplace.cosface import MarginCosineProduct
 from cosplace.datasets import GroupImages, training_batches
-from cosplace.device import choose_device, fused_adam, mixed_precision
+from cosplace.device import choose_device, fused_adam, mixed_precision, tuned_convolutions
 from cosplace.groups import partition
 from cosplace.images import format_image_name, scan_images
 from cosplace.iterations import Learner, batches_on_device
@@ -73,7 +73,7 @@ class GpuOptions:
 def measure_gpu(options: GpuOptions, progress: Progress = lambda _: None) -> list[Row]:
     """Measure all parts.  Raises DeviceError without the device, BenchmarkError when the sides differ."""
     device = choose_device(options.device)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tuned_convolutions(device):
         progress("writing photos")
         items = _write_group(Path(folder) / "train", options)
         bench = _Bench(options=options, device=device, items=items, ceiling=_ceiling(device, options.dtype))

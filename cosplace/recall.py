@@ -15,6 +15,7 @@ from cosplace.errors import ConfigError, DatasetError
 
 RECALL_VALUES = (1, 5, 10, 20)
 RADIUS_M = 25.0
+CHUNK = 1 << 13  # queries or predictions at once: what is computed of them stays in the processor's cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +58,38 @@ def find_positives(
     places = database[run_starts[:-1]]  # (U, 2)
     # The trees compare squared distances, which round differently: search a little wider, then judge each pair.
     wider_m = radius_m * (1 + 1e-9) + 1e-6
-    trees = [KDTree(positions, balanced_tree=False, compact_nodes=False) for positions in (queries, places)]
-    pairs = trees[0].sparse_distance_matrix(trees[1], wider_m, output_type="ndarray")
-    rows, columns = pairs["i"], pairs["j"]
-    east, north = (queries[:, axis].take(rows) - places[:, axis].take(columns) for axis in (0, 1))
-    near = np.sqrt(east * east + north * north) <= radius_m
-    ordered = csr_array((near[near], (rows[near], columns[near])), (len(queries), len(places)))
-    ordered.sort_indices()
-    # From places to their images: counting on by one, but for a jump where the next place begins.
-    firsts, sizes = run_starts[ordered.indices], np.diff(run_starts)[ordered.indices]
+    tree = KDTree(places, balanced_tree=False, compact_nodes=False)
+    found, counts = [], []
+    for first in range(0, len(queries), CHUNK):
+        some = queries[first : first + CHUNK]
+        pairs = KDTree(some, balanced_tree=False, compact_nodes=False).sparse_distance_matrix(
+            tree, wider_m, output_type="ndarray"
+        )
+        rows, columns = pairs["i"], pairs["j"]
+        east, north = (some[:, axis].take(rows) - places[:, axis].take(columns) for axis in (0, 1))
+        near = np.sqrt(east * east + north * north) <= radius_m
+        ordered = csr_array((near[near], (rows[near], columns[near])), (len(some), len(places)))
+        ordered.sort_indices()
+        indices, starts = _expanded(ordered.indices, ordered.indptr, run_starts)
+        found.append(indices)
+        counts.append(np.diff(starts))
+    empty = np.zeros(0, np.int64)
+    return Positives(
+        indices=found[0] if len(found) == 1 else np.concatenate([empty, *found]),
+        starts=np.concatenate([[0], np.cumsum(np.concatenate([empty, *counts]))]),
+    )
+
+
+def _expanded(places: np.ndarray, starts: np.ndarray, run_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From lists of places (CSR) to lists of their images: place p holds images run_starts[p] … run_starts[p + 1] - 1.
+
+    Counts on by one, but for a jump where the next place begins.
+    """
+    firsts, sizes = run_starts[places], np.diff(run_starts)[places]
     ends = np.append(0, np.cumsum(sizes))
     indices = np.ones(ends[-1], np.int64)
     indices[ends[:-1]] = np.diff(firsts + sizes, prepend=1) - sizes + 1
-    np.cumsum(indices, out=indices)
-    return Positives(indices=indices, starts=ends[ordered.indptr])
+    return np.cumsum(indices, out=indices), ends[starts]
 
 
 def _checked_positions(positions: np.ndarray, whose: str) -> np.ndarray:
@@ -106,16 +125,19 @@ def _check_same_queries(predictions: np.ndarray, positives: Positives) -> None:
 
 def _are_positive(images: np.ndarray, queries: np.ndarray, positives: Positives) -> np.ndarray:
     """Whether each image is a positive of its query, (n,) bool: a binary search in all lists at once."""
-    low, end = positives.starts[queries], positives.starts[queries + 1]
-    high = end
-    for _ in range(int(positives.counts.max(initial=0)).bit_length()):
-        middle = (low + high) // 2
-        below = positives.indices.take(middle, mode="clip") < images
-        below &= low < high
-        low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
-    if not len(positives.indices):
-        return np.zeros(len(images), bool)
-    return (low < end) & (positives.indices.take(low, mode="clip") == images)
+    found = np.zeros(len(images), bool)
+    num_halvings = int(positives.counts.max(initial=0)).bit_length()
+    for first in range(0, len(images) if num_halvings else 0, CHUNK):
+        some = slice(first, first + CHUNK)
+        wanted, low, end = images[some], positives.starts[queries[some]], positives.starts[queries[some] + 1]
+        high = end
+        for _ in range(num_halvings):
+            middle = (low + high) // 2
+            below = positives.indices.take(middle, mode="clip") < wanted
+            below &= low < high
+            low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+        found[some] = (low < end) & (positives.indices.take(low, mode="clip") == wanted)
+    return found
 
 
 def recall_at(predictions: np.ndarray, positives: Positives, ks: Sequence[int] = RECALL_VALUES) -> dict[int, float]:

@@ -133,12 +133,14 @@ def _candidates(
     In float64, rows whose scores differ by no more than rounding count as equal, and lower rows are kept.
     """
     parts = [queries[at : at + QUERY_ROWS] for at in range(0, len(queries), QUERY_ROWS)]
-    blocks = [_on_device(part, device, dtype, "queries", at * QUERY_ROWS) for at, part in enumerate(parts)]
+    blocks = [_on_device(part, device, dtype, whose="queries", first=at * QUERY_ROWS) for at, part in enumerate(parts)]
     kept = [(q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=device)) for q, _ in blocks]
     scores = torch.empty(min(QUERY_ROWS, len(queries)) * min(block_rows, len(database)), dtype=dtype, device=device)
     largest = 0.0  # squared norm in the database
+    room = np.empty((min(block_rows, len(database)), database.shape[1]), np.float32)  # fresh memory would cost more
     for first in range(0, len(database), block_rows):
-        rows, norms = _on_device(database[first : first + block_rows], device, dtype, "database", first)
+        block = database[first : first + block_rows]
+        rows, norms = _on_device(block, device, dtype, whose="database", first=first, room=room)
         largest = max(largest, float(norms.max()))
         if searchable is not None:
             norms[torch.from_numpy(~searchable[first : first + block_rows]).to(device)] = torch.inf
@@ -164,11 +166,22 @@ def _candidates(
 
 
 def _on_device(
-    rows: np.ndarray, device: torch.device, dtype: torch.dtype, whose: str, first: int
+    rows: np.ndarray,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    whose: str,
+    first: int,
+    room: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rows (n, D) and their squared norms (n,) on the device.  Raises DatasetError for values that are not finite."""
+    """Rows (n, D) and their squared norms (n,) on the device, by way of `room` (n or more, D) float32 where needed.
+
+    Raises DatasetError for values that are not finite.
+    """
     if not rows.flags.writeable or rows.dtype != np.float32:  # torch shares only memory that it might write
-        rows = rows.astype(np.float32)
+        copied = np.empty(rows.shape, np.float32) if room is None else room[: len(rows)]
+        np.copyto(copied, rows)
+        rows = copied
     found = torch.from_numpy(np.ascontiguousarray(rows)).to(device, dtype)
     norms = torch.linalg.vecdot(found, found)
     fine = norms < LARGEST_NORM  # not so for NaN

@@ -275,7 +275,7 @@ STAGES = (
         full_size=32,
         quick_size=8,
         targets={"cpu_ratio": 2.2},
-        growth_sizes=(16, 32, 64),
+        growth_sizes=(80, 160, 320),  # all beyond the caches and beyond the blocks that the allocator keeps
     ),
     _pieces_stage(
         "cosface",

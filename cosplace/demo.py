@@ -28,7 +28,7 @@ CITY = CitySettings(images=23_000, database_images=3_000, image_size=80, query_s
 RECIPE = {
     "backbone": "ResNet18_Small", "fc_output_dim": 128, "image_size": 80,
     "M": 20, "alpha": 30, "N": 2, "L": 2, "groups_num": 2, "min_images_per_class": 2,
-    "batch_size": 32, "epochs_num": 4, "iterations_per_epoch": 225, "lr": 4e-3, "classifiers_lr": 0.01,
+    "batch_size": 32, "epochs_num": 4, "iterations_per_epoch": 400, "lr": 4e-3, "classifiers_lr": 0.01,
     "margin": 0.3, "whitened_start": True, "margin_ramp": 0.3, "lr_schedule": "cosine", "warmup_iterations": 50,
     "brightness": 0.3, "contrast": 0.3, "saturation": 0.0, "hue": 0.0, "random_resized_crop": 0.3,
     "use_amp16": True, "device": "cpu", "num_workers": 1, "infer_batch_size": 64, "num_preds_to_save": 0,

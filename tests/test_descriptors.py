@@ -69,7 +69,7 @@ def images(tmp_path: Path) -> ImageList:
     return write_photos(tmp_path / "photos")
 
 
-@pytest.mark.parametrize(("image_size", "atol"), [(None, 2e-6), (24, 2e-4)])  # resized pixels may differ by one level
+@pytest.mark.parametrize(("image_size", "atol"), [(None, 2e-6), (24, 3e-3)])  # resized pixels may differ by one level
 def test_equals_one_photo_at_a_time(images: ImageList, image_size: int | None, atol: float) -> None:
     wanted = expected(TinyNet(), images, image_size)
     found = extract(TinyNet(), images, image_size=image_size, batch_size=3)

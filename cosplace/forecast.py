@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -93,7 +93,11 @@ def forecast_training(prepared: Preparation, folder: Path, progress: Progress = 
 
 
 def _batches(prepared: Preparation) -> Generator[Batch]:
-    return epoch_batches(prepared.config, prepared.data, prepared.state, prepared.device)
+    """Enough batches to measure, however few the job has or has left."""
+    config = prepared.config
+    training = replace(config.training, iterations_per_epoch=WARM_UP_ITERATIONS + MEASURED_ITERATIONS)
+    config = replace(config, training=training)
+    return epoch_batches(config, prepared.data, prepared.device, epoch=prepared.state.epoch)
 
 
 def _loading_speed(prepared: Preparation, progress: Progress) -> float:
@@ -135,7 +139,7 @@ def _timed(things: Generator, prepared: Preparation, what: str, progress: Progre
         if time.perf_counter() - started > MEASURED_SECONDS:
             break
     _wait_for(prepared.device)
-    return max(1, count), time.perf_counter() - started
+    return count, time.perf_counter() - started
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -159,19 +159,21 @@ def forward_of(prepared: Preparation) -> Callable[[Tensor], Tensor]:
     return torch.compile(model) if prepared.config.running.compile else model
 
 
-def epoch_batches(config: TrainConfig, data: TrainingData, state: RunState, device: torch.device) -> Generator[Batch]:
-    """The batches of the state's epoch from its iteration on, loaded ahead.  Close it to end its workers."""
+def epoch_batches(
+    config: TrainConfig, data: TrainingData, device: torch.device, *, epoch: int, iteration: int = 0
+) -> Generator[Batch]:
+    """The batches of an epoch from an iteration on, loaded ahead.  Close it to end its workers."""
     items = GroupImages(
-        data.groups[state.epoch % data.num_used],
+        data.groups[epoch % data.num_used],
         seed=config.running.seed,
-        epoch=state.epoch,
+        epoch=epoch,
         settings=augmentation_settings(config),
     )
     where = config.augmenting.augmentation_device
     return training_batches(
         items,
         batch_size=config.training.batch_size,
-        first_iteration=state.iteration,
+        first_iteration=iteration,
         num_iterations=config.training.iterations_per_epoch,
         num_workers=loading_workers(config.running.num_workers),
         loader=choose_loader(config.running.loader, device),
@@ -214,7 +216,9 @@ def _train_epoch(run: _Run, state: RunState) -> None:
     with (
         tuned_convolutions(run.device),
         _kept_on(LoadingError, run, state, stretch_sum),
-        closing(epoch_batches(run.config, run.data, state, run.device)) as batches,
+        closing(
+            epoch_batches(run.config, run.data, run.device, epoch=state.epoch, iteration=state.iteration)
+        ) as batches,
     ):
         for batch, images, labels in batches_on_device(batches, settings, run.device):
             step = state.epoch * knobs.iterations_per_epoch + state.iteration

@@ -56,6 +56,13 @@ def test_a_resumed_run_counts_only_what_is_left(streets: Path, tmp_path: Path) -
     assert "1 validations and the test" in text
 
 
+@pytest.mark.parametrize(("epoch", "iteration"), [(1, 40), (2, 0)])  # before the last validation; all done
+def test_a_run_with_no_iteration_left_is_foretold(streets: Path, tmp_path: Path, epoch: int, iteration: int) -> None:
+    prepared = prepare(settings(streets))
+    prepared.state.epoch, prepared.state.iteration = epoch, iteration
+    assert "iterations: 0 of 6" in forecast_training(prepared, tmp_path).lines[0]
+
+
 @pytest.mark.parametrize("kept", [None, "descriptors"])
 def test_an_evaluation_is_foretold_and_nothing_is_written(streets: Path, tmp_path: Path, kept: str | None) -> None:
     folder = None if kept is None else str(tmp_path / kept)

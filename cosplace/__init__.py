@@ -15,7 +15,7 @@ One street of modules; a module imports only modules above it on this list:
                augmentations  color jitter and random resized crop, batched, on CPU or GPU
                datasets       one CosPlace group; a database with its queries
                city           a synthetic city in SF-XL layout
-    model      zoo            files of weights: released ones by name, fetched once, read safely
+    model      weights        files of weights: fetched once, checked, read safely
                network        backbone + GeM aggregation = GeoLocalizationNet
                cosface        the margin loss over the classes of one group
     retrieval  shards         descriptors in a folder, memory-mapped

@@ -25,7 +25,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from cosplace.config import BACKBONES, canonical_backbone
 from cosplace.errors import CheckpointError, ConfigError
-from cosplace.zoo import imagenet_file, read_state_dict, released_file
+from cosplace.weights import imagenet_file, read_state_dict, released_file
 
 GEM_START = 3.0  # GeM's first power
 GEM_EPS = 1e-6

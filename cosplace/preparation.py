@@ -23,7 +23,7 @@ from cosplace.groups import Groups, cached_partition, check_enough
 from cosplace.images import scan_images
 from cosplace.loading import choose_loader
 from cosplace.network import GeoLocalizationNet, network_from_state_dict
-from cosplace.zoo import available_imagenet_weights, read_state_dict
+from cosplace.weights import available_imagenet_weights, read_state_dict
 
 log = logging.getLogger(__name__)
 

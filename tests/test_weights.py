@@ -14,7 +14,7 @@ import torch
 from cosplace.config import BACKBONES
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DownloadError
 from cosplace.network import GeoLocalizationNet, released_network
-from cosplace.zoo import (
+from cosplace.weights import (
     RELEASED,
     available_imagenet_weights,
     cache_folder,

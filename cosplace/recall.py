@@ -5,37 +5,100 @@ Legend: Q queries, R database images, K predictions per query, P positives of al
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.spatial import KDTree
 
 from cosplace.errors import ConfigError, DatasetError
 
 RECALL_VALUES = (1, 5, 10, 20)
 RADIUS_M = 25.0
-CHUNK = 1 << 13  # queries or predictions at once: what is computed of them stays in the processor's cache
+MOST_CELLS = 1 << 30  # along one side of a grid
+DENSE_CELLS = 1 << 20  # so many cells may have a table of their own
+# So many at once that what is computed of them stays in the processor's cache.
+QUERY_CHUNK, PREDICTION_CHUNK = 1 << 11, 1 << 13
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Positives:
-    """For each query, the database images within `radius_m` of it (CSR: no list per query)."""
+    """For each query, the database images within a radius of it (CSR: no list per query).
 
-    indices: np.ndarray  # (P,) int64, database images, query after query, ascending within a query
-    starts: np.ndarray  # (Q + 1,) int64
+    indices: (P,) int64, database images, query after query, ascending within a query; starts: (Q + 1,) int64.
+    places: what many images at one position share; then `indices` and `starts` list places, and the lists of images
+    are written out only when they are asked for; recalls do without.
+    """
+
+    def __init__(self, *, indices: np.ndarray, starts: np.ndarray, places: "Places | None" = None) -> None:
+        self.listed, self.listed_starts, self.places = indices, starts, places
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.listed_starts) - 1
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """Database images, query after query, ascending within a query, (P,) int64."""
+        if self.places is None:
+            return self.listed
+        images, num_images = self.places.images(self.listed), self.places.num_images
+        # One number a pair sorts fastest; queries are in order already.
+        return np.sort(np.repeat(np.arange(len(self)) * num_images, self.counts) + images) % max(1, num_images)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where the images of each query begin in `indices`, (Q + 1,) int64."""
+        if self.places is None:
+            return self.listed_starts
+        return np.append(0, np.cumsum(self.places.sizes[self.listed]))[self.listed_starts]
 
     @property
     def counts(self) -> np.ndarray:
         """How many positives each query has, (Q,) int64."""
         return np.diff(self.starts)
 
+    @property
+    def num_needed(self) -> int:
+        """How many images the database has at least."""
+        return int(self.listed.max(initial=-1)) + 1 if self.places is None else self.places.num_images
+
     def of(self, query: int) -> np.ndarray:
         """Return the positives of one query, (n,) int64, ascending."""
-        return self.indices[self.starts[query] : self.starts[query + 1]]
+        listed = self.listed[self.listed_starts[query] : self.listed_starts[query + 1]]
+        return listed if self.places is None else np.sort(self.places.images(listed))
+
+
+class Places:
+    """Images that stand side by side in a list, at one position, are a place; U places of R images."""
+
+    def __init__(self, firsts: np.ndarray, ends: np.ndarray) -> None:
+        self.firsts, self.ends = firsts, ends  # (U,) and (U,) int64: place p holds images firsts[p] ... ends[p] - 1
+        self.num_images = int(ends.max(initial=0))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many images each place holds, (U,) int64."""
+        return self.ends - self.firsts
+
+    def images(self, places: np.ndarray) -> np.ndarray:
+        """The images of some places, one place after the other, (n,) int64."""
+        return _ranges(self.firsts[places], self.ends[places])
+
+    def of(self, images: np.ndarray) -> np.ndarray:
+        """The places of images, (n,) int64; -1 for what is no image of the list."""
+        there = (images >= 0) & (images < self.num_images)
+        return np.where(there, self._of_each.take(images, mode="clip"), -1) if self.num_images else images * 0 - 1
+
+    @cached_property
+    def _of_each(self) -> np.ndarray:
+        order = np.argsort(self.firsts)
+        return np.repeat(order, self.sizes[order])
+
+
+def _ranges(firsts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The numbers firsts[i] ... ends[i] - 1 for each i in turn, (n,) int64: counts on, but for a jump to each first."""
+    firsts, ends = firsts[firsts < ends], ends[firsts < ends]
+    sizes = ends - firsts
+    steps = np.ones(sizes.sum(), np.int64)
+    steps[np.append(0, np.cumsum(sizes)[:-1])[: len(sizes)]] = np.diff(ends, prepend=1) - sizes + 1
+    return np.cumsum(steps, out=steps)
 
 
 def find_positives(
@@ -52,44 +115,59 @@ def find_positives(
         _checked_positions(positions, whose)
         for positions, whose in ((database_positions, "database"), (query_positions, "queries"))
     )
-    # The crops of a panorama stand side by side in a sorted list: their one position is judged once.
-    moves = (database[1:, 0] != database[:-1, 0]) | (database[1:, 1] != database[:-1, 1])
-    run_starts = np.concatenate([[0], np.flatnonzero(moves) + 1, [len(database)]])  # (U + 1,)
-    places = database[run_starts[:-1]]  # (U, 2)
-    # The trees compare squared distances, which round differently: search a little wider, then judge each pair.
-    wider_m = radius_m * (1 + 1e-9) + 1e-6
-    tree = KDTree(places, balanced_tree=False, compact_nodes=False)
-    found, counts = [], []
-    for first in range(0, len(queries), CHUNK):
-        some = queries[first : first + CHUNK]
-        pairs = KDTree(some, balanced_tree=False, compact_nodes=False).sparse_distance_matrix(
-            tree, wider_m, output_type="ndarray"
+    grid = _Grid(database, radius_m)
+    found, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for first in range(0, len(queries), QUERY_CHUNK):
+        some = queries[first : first + QUERY_CHUNK]
+        owners, near = grid.within(some, radius_m)
+        found.append(near)
+        counts.append(np.bincount(owners, minlength=len(some)))
+    starts = np.append(0, np.cumsum(np.concatenate(counts)))
+    return Positives(indices=np.concatenate(found), starts=starts, places=grid.places)
+
+
+class _Grid:
+    """Places in the order of cells as wide as the radius: all that lies within it is in nine cells, three in a row."""
+
+    def __init__(self, images: np.ndarray, radius_m: float) -> None:
+        # The crops of a panorama stand side by side in a sorted list: their one position is judged once.
+        moves = (images[1:, 0] != images[:-1, 0]) | (images[1:, 1] != images[:-1, 1])
+        firsts = np.append(np.zeros(min(1, len(images)), np.int64), np.flatnonzero(moves) + 1)  # (U,)
+        positions = images[firsts]  # (U, 2) meters
+        self.corner = positions.min(axis=0) if len(positions) else np.zeros(2)
+        extent = np.ptp(positions, axis=0) if len(positions) else np.zeros(2)
+        # Slightly wider than the radius, as cells are found with rounding; and no more than fit an integer.
+        self.side = max(radius_m * (1 + 1e-6) + 1e-6, float(extent.max()) / MOST_CELLS)
+        self.width, self.height = (extent / self.side).astype(np.int64) + 5  # with two cells of margin on all sides
+        cells = self._cells(positions)
+        order = np.argsort(cells, kind="stable")
+        self.cells, self.positions = cells[order], positions[order]
+        self.places = Places(firsts[order], np.append(firsts[1:], len(images))[order])
+        dense = self.width * self.height <= 4 * len(positions) + DENSE_CELLS
+        self.table = np.searchsorted(self.cells, np.arange(self.width * self.height + 1)) if dense else None
+
+    def _cells(self, positions: np.ndarray) -> np.ndarray:
+        """Number of the cell of each position, (n,) int64; in the margin for those outside."""
+        column, row = np.floor((positions - self.corner) / self.side).T + 2
+        column, row = (
+            np.clip(cells, 1, most - 2).astype(np.int64) for cells, most in ((column, self.width), (row, self.height))
         )
-        rows, columns = pairs["i"], pairs["j"]
-        east, north = (some[:, axis].take(rows) - places[:, axis].take(columns) for axis in (0, 1))
-        near = np.sqrt(east * east + north * north) <= radius_m
-        ordered = csr_array((near[near], (rows[near], columns[near])), (len(some), len(places)))
-        ordered.sort_indices()
-        indices, starts = _expanded(ordered.indices, ordered.indptr, run_starts)
-        found.append(indices)
-        counts.append(np.diff(starts))
-    empty = np.zeros(0, np.int64)
-    return Positives(
-        indices=found[0] if len(found) == 1 else np.concatenate([empty, *found]),
-        starts=np.concatenate([[0], np.cumsum(np.concatenate([empty, *counts]))]),
-    )
+        return row * self.width + column
 
+    def _num_before(self, cells: np.ndarray) -> np.ndarray:
+        """How many places lie in cells before the given ones, (n,) int64."""
+        return np.searchsorted(self.cells, cells) if self.table is None else self.table[cells]
 
-def _expanded(places: np.ndarray, starts: np.ndarray, run_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From lists of places (CSR) to lists of their images: place p holds images run_starts[p] … run_starts[p + 1] - 1.
-
-    Counts on by one, but for a jump where the next place begins.
-    """
-    firsts, sizes = run_starts[places], np.diff(run_starts)[places]
-    ends = np.append(0, np.cumsum(sizes))
-    indices = np.ones(ends[-1], np.int64)
-    indices[ends[:-1]] = np.diff(firsts + sizes, prepend=1) - sizes + 1
-    return np.cumsum(indices, out=indices), ends[starts]
+    def within(self, queries: np.ndarray, radius_m: float) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (query, place) of queries (Q, 2) no farther than the radius, ordered: (P,) and (P,) int64."""
+        cells = self._cells(queries)[:, None] + self.width * np.arange(-1, 2)  # (Q, 3)
+        firsts, ends = self._num_before(cells - 1), self._num_before(cells + 2)
+        owners = np.repeat(np.arange(len(queries)), (ends - firsts).sum(axis=1))  # (n,)
+        places = _ranges(firsts.ravel(), ends.ravel())  # (n,)
+        east, north = (queries[:, axis].take(owners) - self.positions[:, axis].take(places) for axis in (0, 1))
+        with np.errstate(over="ignore"):  # infinitely far is not near
+            near = np.sqrt(east * east + north * north) <= radius_m
+        return owners[near], places[near]
 
 
 def _checked_positions(positions: np.ndarray, whose: str) -> np.ndarray:
@@ -126,17 +204,19 @@ def _check_same_queries(predictions: np.ndarray, positives: Positives) -> None:
 def _are_positive(images: np.ndarray, queries: np.ndarray, positives: Positives) -> np.ndarray:
     """Whether each image is a positive of its query, (n,) bool: a binary search in all lists at once."""
     found = np.zeros(len(images), bool)
-    num_halvings = int(positives.counts.max(initial=0)).bit_length()
-    for first in range(0, len(images) if num_halvings else 0, CHUNK):
-        some = slice(first, first + CHUNK)
-        wanted, low, end = images[some], positives.starts[queries[some]], positives.starts[queries[some] + 1]
+    listed, starts = positives.listed, positives.listed_starts
+    num_halvings = int(np.diff(starts).max(initial=0)).bit_length()
+    for first in range(0, len(images) if num_halvings else 0, PREDICTION_CHUNK):
+        some = slice(first, first + PREDICTION_CHUNK)
+        wanted = images[some] if positives.places is None else positives.places.of(images[some])
+        low, end = starts[queries[some]], starts[queries[some] + 1]
         high = end
         for _ in range(num_halvings):
             middle = (low + high) // 2
-            below = positives.indices.take(middle, mode="clip") < wanted
+            below = listed.take(middle, mode="clip") < wanted
             below &= low < high
             low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
-        found[some] = (low < end) & (positives.indices.take(low, mode="clip") == wanted)
+        found[some] = (low < end) & (listed.take(low, mode="clip") == wanted)
     return found
 
 
@@ -173,7 +253,7 @@ def chance_recalls(positives: Positives, num_database: int, ks: Sequence[int] = 
     Of R images P are positives; all of the first k miss with probability C(R - P, k) / C(R, k) (hypergeometric).
     """
     check_recall_values(ks)
-    if num_database < max(1, int(positives.indices.max(initial=-1)) + 1):
+    if num_database < max(1, positives.num_needed):
         raise DatasetError(f"A database of {num_database} images is too small for these positives: pass its true size.")
     counts, num_each = np.unique(positives.counts, return_counts=True)  # few different ones among many queries
     recalls = {}

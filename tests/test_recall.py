@@ -39,6 +39,36 @@ def test_positives_are_those_of_brute_force(database: np.ndarray, queries: np.nd
     assert positives.counts.tolist() == near.sum(1).tolist()
 
 
+@settings(deadline=None)
+@given(positions(40), positions(12), st.lists(st.integers(-3, 45), min_size=4, max_size=4))
+def test_hits_are_membership_where_images_share_positions(
+    database: np.ndarray, queries: np.ndarray, images: list[int]
+) -> None:
+    positives = find_positives(np.repeat(database, 3, axis=0), queries)
+    predictions = np.tile(images, (len(queries), 1))
+    expected = [[image in positives.of(query) for image in images] for query in range(len(queries))]
+    assert is_positive(predictions, positives).tolist() == expected
+    listed = [positives.of(query).tolist() for query in range(len(queries))]
+    assert positives.indices.tolist() == [image for images_of in listed for image in images_of]
+    assert positives.counts.tolist() == [len(images_of) for images_of in listed]
+
+
+@pytest.mark.parametrize("radius_m", [0.0, 25.0, 1e9])
+def test_places_far_apart(radius_m: float) -> None:
+    corners = np.array([[0.0, 0.0], [1e12, -1e12], [5e5, 1e7], [-1e15, 3.0]])
+    positives = find_positives(np.vstack([corners, corners + 20]), np.vstack([corners, [[1e300, -1e300]]]), radius_m)
+    offsets = np.vstack([corners, [[1e300, -1e300]]])[:, None] - np.vstack([corners, corners + 20])[None]
+    with np.errstate(over="ignore"):
+        near = np.sqrt((offsets**2).sum(-1)) <= radius_m
+    assert [positives.of(query).tolist() for query in range(5)] == [np.flatnonzero(row).tolist() for row in near]
+
+
+def test_an_empty_database_has_no_positives() -> None:
+    positives = find_positives(np.zeros((0, 2)), np.zeros((3, 2)))
+    assert positives.counts.tolist() == [0, 0, 0]
+    assert not is_positive(np.array([[0, -1]] * 3), positives).any()
+
+
 def test_the_radius_is_inclusive() -> None:
     query = np.array([[0.0, 0.0]])
     database = np.array([[25.0, 0.0], [15.0, 20.0], [np.nextafter(25.0, 26.0), 0.0], [0.0, 25.001]])

@@ -89,7 +89,8 @@ class Places:
     @cached_property
     def _of_each(self) -> np.ndarray:
         order = np.argsort(self.firsts)
-        return np.repeat(order, self.sizes[order])
+        smallest = np.int32 if len(order) < 2**31 else np.int64  # half the memory to read at random
+        return np.repeat(order.astype(smallest), self.sizes[order])
 
 
 def _ranges(firsts: np.ndarray, ends: np.ndarray) -> np.ndarray:

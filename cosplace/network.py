@@ -25,7 +25,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from cosplace.config import BACKBONES, canonical_backbone
 from cosplace.errors import CheckpointError, ConfigError
-from cosplace.weights import imagenet_file, read_state_dict, released_file
+from cosplace.weights import imagenet_file, read_state_dict
 
 GEM_START = 3.0  # GeM's first power
 GEM_EPS = 1e-6
@@ -191,12 +191,13 @@ class _PowerMean(Function):
 
 
 def for_inference(network: nn.Module) -> nn.Module:
-    """A copy of a GeoLocalizationNet that extracts faster: same descriptors, within 1e-6, in evaluation mode.
+    """A copy of a network that extracts faster: same descriptors, within 1e-6, in evaluation mode.
 
     Batch norms are folded into the convolutions before them and weights are stored channels last.  The copy shares
-    nothing with `network`, which stays as it is, and cannot be trained.  Any other module is returned itself.
+    nothing with `network`, which stays as it is, and cannot be trained.  A module that neither is a GeoLocalizationNet
+    nor holds one is returned itself.
     """
-    if not isinstance(network, GeoLocalizationNet):
+    if not any(isinstance(module, GeoLocalizationNet) for module in network.modules()):
         return network
     copied = deepcopy(network).requires_grad_(False)
     for parent, convolution, norm in _convolutions_with_norms(copied):
@@ -401,14 +402,6 @@ def network_from_state_dict(state_dict: Mapping[str, Tensor], train_all_layers: 
     # Files without counters are complete too, so what is missing keeps its start.
     network.load_state_dict(network.state_dict() | dict(state_dict))
     return network
-
-
-def released_network(backbone: str, fc_output_dim: int) -> GeoLocalizationNet:
-    """Return a released CosPlace model in evaluation mode, fetched unless it is in the cache.
-
-    Raises ConfigError when there is none, DownloadError when it cannot be fetched, CheckpointError when it is damaged.
-    """
-    return network_from_state_dict(read_state_dict(released_file(backbone, fc_output_dim))).eval()
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> Shapes:

@@ -170,7 +170,9 @@ class Training:
     resume_train: str | None = knob(
         None, "last_checkpoint.pth of a run (or its folder) to go on from, exactly where it stopped", metavar="PATH"
     )
-    resume_model: str | None = knob(None, "weights to start from, as best_model.pth of another run", metavar="PATH")
+    resume_model: str | None = knob(
+        None, "weights to start from: best_model.pth of another run, or a name of `cosplace zoo list`", metavar="MODEL"
+    )
     checkpoint_minutes: float = knob(10.0, "write last_checkpoint.pth this often, and after each epoch", at_least=0)
 
 
@@ -239,7 +241,29 @@ class Weights:
     """Trained weights"""
 
     resume_model: str | None = knob(
-        None, "weights to evaluate: best_model.pth of a run, or a released model", metavar="PATH"
+        None,
+        "model to evaluate: a file of weights (best_model.pth of a run), a name of `cosplace zoo list`, or "
+        "hub:owner/repo:entry(args)",
+        aliases=("model",),
+        metavar="MODEL",
+    )
+    trust_remote_code: bool = knob(False, "allow a hub: model to run code of its repository on this machine")
+    reduce_to: int | None = knob(
+        None,
+        "evaluate with so many dimensions: the first ones of a model that `cosplace reduce` wrote, else fitted now on "
+        "--reduce_on",
+        parse=int,
+        at_least=1,
+        metavar="INT",
+    )
+    reduce_on: str | None = knob(
+        None,
+        "photos that --reduce_to is fitted on, in any subfolders; never those of the test",
+        metavar="FOLDER",
+        shown="DATASET_FOLDER/train, else DATASET_FOLDER/val/database",
+    )
+    reduce_method: str = knob(
+        "pca_whitening", "how --reduce_to makes fewer dimensions", choices=("pca_whitening", "pca", "truncation")
     )
     descriptors_folder: str | None = knob(
         None,
@@ -283,6 +307,33 @@ class Caching:
     no_cache: bool = knob(False, "form the groups anew and keep nothing")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reducing:
+    """How to make descriptors smaller"""
+
+    dims: int = knob(64, "dimensions that are left", at_least=1)
+    method: str = knob(
+        "pca_whitening",
+        "pca_whitening, pca, or truncation (the first numbers as they are, nothing is fitted)",
+        choices=("pca_whitening", "pca", "truncation"),
+    )
+    max_photos: int = knob(20_000, "fit on up to so many photos, evenly spread over the folder", at_least=2)
+    image_size: int | None = knob(
+        None, "pixels along the shorter side", parse=int, at_least=1, metavar="INT", shown="each photo's own size"
+    )
+    infer_batch_size: int = knob(16, "images per batch", at_least=1)
+    num_workers: int | None = knob(
+        None,
+        "threads or processes that load images; 0 loads in between",
+        parse=int,
+        at_least=0,
+        metavar="INT",
+        shown="8, or the number of cores where fewer",
+    )
+    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps", parse=_device, metavar="DEVICE")
+    trust_remote_code: bool = knob(False, "allow a hub: model to run code of its repository on this machine")
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +369,13 @@ class GroupsConfig:
 
     grouping: Grouping = Grouping()
     caching: Caching = Caching()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceConfig:
+    """All settings of `cosplace reduce`."""
+
+    reducing: Reducing = Reducing()
 
 
 # `cosplace eval` reads only the test set and never trains: knobs that could do nothing there are not offered.

@@ -20,6 +20,7 @@ from torch import nn
 
 from cosplace.config import EvalConfig, TrainConfig, loading_workers
 from cosplace.datasets import Batch, RetrievalDataset
+from cosplace.describing import find_dimension
 from cosplace.descriptors import extract
 from cosplace.device import amp_type, choose_device, tuned_convolutions
 from cosplace.images import ImageList, image_list
@@ -153,7 +154,7 @@ def forecast_evaluation(
     image_size = config.test_size.image_size if config.testing.resize_test_imgs else None
     _forget_peak(device)
     describing = _describing_seconds(model, dataset, config, image_size, partial(_told, progress, "measuring"))
-    dimension = int(getattr(model, "fc_output_dim", 0))
+    dimension = find_dimension(model.to(device), device)
     searching = _searching_seconds(len(dataset.queries), len(dataset.database), dimension, device)
     descriptors = _descriptor_bytes(dataset, dimension)
     kept = config.weights.descriptors_folder

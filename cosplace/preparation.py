@@ -11,10 +11,11 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from cosplace.augmentations import Augmentation
-from cosplace.checkpoint import RunState, checkpoint_file, read_checkpoint, restore
-from cosplace.config import EvalConfig, TrainConfig, loading_workers, set_folder
+from cosplace.checkpoint import RunState, checkpoint_file, is_original, read_checkpoint, restore, restore_original
+from cosplace.config import TrainConfig, loading_workers, set_folder
 from cosplace.cosface import MarginCosineProduct
 from cosplace.datasets import GroupImages, RetrievalDataset, open_retrieval_dataset, training_batches
 from cosplace.device import amp_type, choose_device, fused_adam
@@ -22,8 +23,10 @@ from cosplace.errors import CheckpointError, ConfigError
 from cosplace.groups import Groups, cached_partition, check_enough
 from cosplace.images import scan_images
 from cosplace.loading import choose_loader
-from cosplace.network import GeoLocalizationNet, network_from_state_dict
-from cosplace.weights import available_imagenet_weights, read_state_dict
+from cosplace.network import GeoLocalizationNet
+from cosplace.reduction import unreduced
+from cosplace.weights import available_imagenet_weights
+from cosplace.zoo import model_file, open_network
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +107,18 @@ def prepare(config: TrainConfig, given: Mapping[str, Any] = MappingProxyType({})
         )
     state = _new_state(config, data, model, device, dtype)
     if config.training.resume_train:
-        _restore_checkpoint(state, data, checkpoint_file(config.training.resume_train))
+        _restore_checkpoint(state, data, config, checkpoint_file(config.training.resume_train))
     elif config.departures.whitened_start:
         whiten_start(state.model, data, config, device)
     return Preparation(config=config, data=data, state=state, device=device, dtype=dtype)
 
 
-def _restore_checkpoint(state: RunState, data: TrainingData, file: Path) -> None:
+def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig, file: Path) -> None:
     content = read_checkpoint(file)
+    if is_original(content):
+        groups = [data.groups[number] for number in range(data.num_used)]
+        restore_original(state, content, groups, config.training.epochs_num, file)
+        return
     if content["data_digest"] != data.digest():
         raise CheckpointError(
             f"{file} was trained on other photos than {data.groups.folder} holds now: give the same photos, or start "
@@ -137,25 +144,41 @@ def augmentation_settings(config: TrainConfig) -> Augmentation:
 
 
 def load_network(
-    path: str, *, backbone: str | None, fc_output_dim: int | None, train_all_layers: bool = False
+    model: str, *, backbone: str | None, fc_output_dim: int | None, train_all_layers: bool = False
 ) -> GeoLocalizationNet:
-    """The network of a file of weights: backbone and dimension are read from its keys and shapes.
+    """The network of a file of weights or of a name in the zoo, for training: it knows its backbone and dimension.
 
-    Raises CheckpointError when the file is none, and ConfigError when it contradicts what was asked for.
+    Raises CheckpointError when the file is none, and ConfigError when it contradicts what was asked for or cannot be
+    trained here.
     """
-    weights = read_state_dict(path)
-    try:
-        model = network_from_state_dict(weights, train_all_layers=train_all_layers)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    model_file(model)  # refuses what comes through torch.hub, whatever trust is given
+    network = open_model(model, backbone=backbone, fc_output_dim=fc_output_dim)
+    if not isinstance(network, GeoLocalizationNet):
+        raise ConfigError(
+            f"{model} has a reduction behind it and cannot be trained: give the model that it was made from."
+        )
+    if train_all_layers:
+        network.requires_grad_(True)
+    return network
+
+
+def open_model(
+    model: str, *, backbone: str | None, fc_output_dim: int | None, trust_remote_code: bool = False
+) -> nn.Module:
+    """Any model that describes photos, in evaluation mode.
+
+    backbone, fc_output_dim: as the user gave them, None where not: models know their own.
+    Raises what `open_network` raises, and ConfigError when the model contradicts what was asked for.
+    """
+    network = open_network(model, trust_remote_code=trust_remote_code)
     asked_and_found = {
-        "backbone": (backbone, model.backbone_name),
-        "fc_output_dim": (fc_output_dim, model.fc_output_dim),
+        "backbone": (backbone, getattr(unreduced(network), "backbone_name", "a network of its own")),
+        "fc_output_dim": (fc_output_dim, getattr(network, "fc_output_dim", None)),
     }
     for flag, (asked, found) in asked_and_found.items():
         if asked is not None and asked != found:
-            raise ConfigError(f"--{flag} {asked} contradicts {path}, which holds {found}: leave the flag out.")
-    return model
+            raise ConfigError(f"--{flag} {asked} contradicts {model}, which holds {found}: leave the flag out.")
+    return network
 
 
 def new_network(
@@ -314,20 +337,3 @@ def run_folder(logs: Path, save_dir: str, time: str) -> Path:
         if not folder.exists():
             return folder
     raise ConfigError(f"{parent} has a thousand runs of this second: choose another --save_dir.")
-
-
-def network_to_evaluate(config: EvalConfig, *, backbone: str | None, fc_output_dim: int | None) -> GeoLocalizationNet:
-    """The network that `cosplace eval` judges.
-
-    backbone, fc_output_dim: as the user gave them, None where not: weights know their own.
-    """
-    if config.weights.resume_model:
-        return load_network(config.weights.resume_model, backbone=backbone, fc_output_dim=fc_output_dim)
-    log.warning("No --resume_model: the last layer is random, so the recalls are those of an untrained network.")
-    return new_network(
-        backbone=config.model.backbone,
-        fc_output_dim=config.model.fc_output_dim,
-        train_all_layers=True,
-        imagenet_weights=config.model.imagenet_weights,
-        seed=config.running.seed,
-    )

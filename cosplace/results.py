@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from cosplace.checkpoint import epoch_text
 from cosplace.config import EvalConfig, TrainConfig, loading_workers, to_values
 from cosplace.datasets import RetrievalDataset
 from cosplace.device import amp_type, choose_device
 from cosplace.evaluation import Evaluation, evaluate
-from cosplace.network import GeoLocalizationNet
 from cosplace.report import RecallRow, Report, save_predictions, write_report
 from cosplace.storage import write_text
 from cosplace.training import TrainResult
@@ -18,7 +20,7 @@ RESULTS, REPORT, PREDICTIONS = "results.json", "report.html", "preds"
 
 
 def evaluate_from_config(
-    model: GeoLocalizationNet,
+    model: nn.Module,
     dataset: RetrievalDataset,
     config: EvalConfig,
     progress: Callable[[str, int, int, str], None],
@@ -48,11 +50,15 @@ def keep_evaluation(folder: Path, evaluation: Evaluation, dataset: RetrievalData
     """Write the results of `cosplace eval` into its folder."""
     values = to_values(config)
     what = config.weights.resume_model or f"untrained {config.model.backbone}"
+    # Of a path its last part; hub:owner/repo:entry(args) and names of the zoo stay whole.
+    name = what if what.startswith("hub:") else Path(what).name
+    if config.weights.reduce_to:
+        what = f"{what}, reduced to {config.weights.reduce_to} dimensions"
     report = Report(
         title=f"CosPlace on {dataset.name}",
         summary=[f"{what}, judged on {dataset.folder}.", counts_text(evaluation)],
-        recall_rows=[_chance(evaluation), RecallRow(name=Path(what).name, recalls=evaluation.recalls)],
-        highlight=Path(what).name,
+        recall_rows=[_chance(evaluation), RecallRow(name=name, recalls=evaluation.recalls)],
+        highlight=name,
         metrics=[],
         groups=None,
         groups_used=0,
@@ -76,7 +82,7 @@ def keep_training(
             f"{result.model.backbone_name} with {result.model.fc_output_dim}-dimensional descriptors: "
             f"{knobs.epochs_num} epochs of {knobs.iterations_per_epoch} iterations of {knobs.batch_size} images, "
             f"on {data.num_used} of {len(data.groups)} groups.",
-            f"Tested is the model of epoch {result.best_epoch + 1}, the best on {data.val.name}.",
+            f"Tested is the model of {epoch_text(result.best_epoch)}, the best on {data.val.name}.",
             counts_text(result.test),
         ],
         recall_rows=[_chance(result.test), *baselines, RecallRow(name=trained, recalls=result.test.recalls)],

@@ -24,8 +24,13 @@ from cosplace.checkpoint import (
     CONFIG,
     LAST_CHECKPOINT,
     RunState,
+    adopt_best_model,
     append_metrics,
+    best_model_card,
     checkpoint_file,
+    epoch_text,
+    is_original,
+    original_values,
     read_checkpoint,
     read_metrics,
     rewind_metrics,
@@ -97,10 +102,14 @@ class _Run:
 def resumed_config(path: str, given: Mapping[str, Any]) -> TrainConfig:
     """The settings of the run whose checkpoint this is, with those of `given` that may differ.
 
+    A checkpoint of the original code holds none: there all come from `given`, but the network's own from its weights.
     Raises ConfigError for a setting in `given` that would change what is learned.
     """
     file = checkpoint_file(path)
-    saved = from_values(TrainConfig, read_checkpoint(file)["config"])
+    content = read_checkpoint(file, mapped=True)
+    if is_original(content):
+        return from_values(TrainConfig, {**original_values(content, given, file), "resume_train": str(file)})
+    saved = from_values(TrainConfig, content["config"])
     values, asked = to_values(saved), to_values(from_values(TrainConfig, given))
     for name in given:
         if name not in FREE_ON_RESUME and values[name] != asked[name]:
@@ -109,6 +118,12 @@ def resumed_config(path: str, given: Mapping[str, Any]) -> TrainConfig:
                 f"out, or start a new run."
             )
     return from_values(TrainConfig, {**values, **given, "resume_train": str(file)})
+
+
+def resumed_folder(path: str) -> Path | None:
+    """The folder in which a run goes on; None for a run of the original code, whose files stay as they are."""
+    file = checkpoint_file(path)
+    return None if is_original(read_checkpoint(file, mapped=True)) else file.parent
 
 
 def train(prepared: Preparation, folder: Path, progress: Progress = lambda *_: None) -> TrainResult:
@@ -126,6 +141,7 @@ def train(prepared: Preparation, folder: Path, progress: Progress = lambda *_: N
     if config.training.resume_train:
         log.info("goes on from epoch %d, iteration %d", state.epoch + 1, state.iteration)
         rewind_metrics(folder, step)
+        adopt_best_model(folder, Path(config.training.resume_train))
     else:
         save_checkpoint(folder, state, to_values(config), data.digest())
     with closing(SummaryWriter(str(folder), purge_step=step)) as board:
@@ -298,7 +314,7 @@ def _finish_epoch(run: _Run, state: RunState, seconds: float, images_per_second:
     best = recall1 > state.best_recall1
     if best:
         state.best_recall1, state.best_epoch = recall1, state.epoch
-        save_best_model(run.folder, state.model)
+        save_best_model(run.folder, state.model, best_model_card(run.config, state.epoch, validation.recalls))
     step = (state.epoch + 1) * knobs.iterations_per_epoch
     recalls = {str(k): recall for k, recall in validation.recalls.items()}
     row = {"kind": "epoch", "step": step, "epoch": state.epoch, "group": group, "loss": mean_loss, "recalls": recalls}
@@ -349,7 +365,7 @@ def _progress_of(progress: Progress, what: str, done: int, total: int) -> None:
 def _test_best(run: _Run, state: RunState) -> TrainResult:
     best = load_network(str(run.folder / BEST_MODEL), backbone=None, fc_output_dim=None)
     best = best.to(run.device).to(memory_format=torch.channels_last)
-    log.info("test of the best model, of epoch %d", state.best_epoch + 1)
+    log.info("test of the best model, of %s", epoch_text(state.best_epoch))
     test = _evaluate(run, best, run.data.test, "test")
     log.info("%s: %s", run.data.test.name, test.recalls_text())
     step = run.config.training.epochs_num * run.config.training.iterations_per_epoch

@@ -34,19 +34,17 @@ def _add_groups(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(values: dict[str, Any]) -> None:
-    for split in ("train", "val", "test") if not values.get("resume_train") else ():
+    resumed = values.get("resume_train")
+    for split in ("train", "val", "test") if not resumed else ():
         set_folder(from_values(TrainConfig, values).folders, split)  # says at once when one is not given
 
     from cosplace.preparation import describe_plan, prepare, run_folder
     from cosplace.results import keep_training
-    from cosplace.training import resumed_config, train
+    from cosplace.training import resumed_config, resumed_folder, train
 
-    if values.get("resume_train"):
-        config = resumed_config(values["resume_train"], values)
-        folder = Path(config.training.resume_train or "").parent
-    else:
-        config = from_values(TrainConfig, values)
-        folder = run_folder(LOGS, config.running.save_dir, now())
+    config = resumed_config(resumed, values) if resumed else from_values(TrainConfig, values)
+    folder = resumed_folder(resumed) if resumed else None
+    folder = folder or run_folder(LOGS, config.running.save_dir, now())
     prepared = prepare(config, values)
     if config.running.dry_run:
         from cosplace.forecast import forecast_training
@@ -67,7 +65,8 @@ def _eval(values: dict[str, Any]) -> None:
     folder = set_folder(config.folders, "test")
 
     from cosplace.datasets import open_retrieval_dataset
-    from cosplace.preparation import network_to_evaluate, run_folder
+    from cosplace.judging import network_to_evaluate, reduce_to_evaluate
+    from cosplace.preparation import run_folder
     from cosplace.results import evaluate_from_config, keep_evaluation
 
     dataset = open_retrieval_dataset(folder, config.folders.queries_folder)
@@ -75,6 +74,7 @@ def _eval(values: dict[str, Any]) -> None:
     if config.running.dry_run:
         from cosplace.forecast import forecast_evaluation
 
+        model = reduce_to_evaluate(model, config)
         for line in forecast_evaluation(model, dataset, config, Bars()).lines:
             say(line)
         return
@@ -82,7 +82,9 @@ def _eval(values: dict[str, Any]) -> None:
     with log_files(run):
         log.info("results go to %s", run)
         write_json(run / "config.json", to_values(config))
-        evaluation = evaluate_from_config(model, dataset, config, Bars())
+        bars = Bars()
+        model = reduce_to_evaluate(model, config, lambda done, total: bars("fitting the reduction", done, total))
+        evaluation = evaluate_from_config(model, dataset, config, bars)
         log.info("%s: %s", dataset.name, evaluation.recalls_text())
         keep_evaluation(run, evaluation, dataset, config)
     say(evaluation.recalls_text())

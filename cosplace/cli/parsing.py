@@ -62,8 +62,29 @@ def add_knobs(parser: argparse.ArgumentParser, config_class: type) -> None:
                 default=argparse.SUPPRESS,
                 help=text,
                 metavar=metavar or meta["parse"].__name__.upper(),
+                action=_OneValue,
                 **options,
             )
+
+
+class _OneValue(argparse.Action):
+    """Stores a value; two names of one flag must not say different things."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the value, or raise ConfigError."""
+        before = vars(namespace).setdefault("_given_as", {})
+        first, value = before.setdefault(self.dest, (option_string, values))
+        if first != option_string and value != values:
+            raise ConfigError(
+                f"{option_string} {values} contradicts {first} {value}: they are one setting, give one of them."
+            )
+        setattr(namespace, self.dest, values)
 
 
 def _shown(default: Any) -> str:
@@ -84,7 +105,7 @@ def _parse_or_explain(parse: Any, name: str) -> Any:
 def parse_arguments(parser: argparse.ArgumentParser, argv: list[str], only: str | None) -> dict[str, Any] | None:
     """The arguments by name; None when no command is named."""
     namespace, rest = parser.parse_known_args(argv)
-    arguments = vars(namespace)
+    arguments = {name: value for name, value in vars(namespace).items() if name != "_given_as"}
     command = only or arguments.pop("command", None)
     if rest:
         raise ConfigError(f"{_about_unknown(rest[0].partition('=')[0], command)} (`cosplace {command} --help`)")

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # One thread a process: the tests already keep every core busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test check format bench bench-gpu figures clean
+.PHONY: demo test check format bench bench-gpu bench-index figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
@@ -32,6 +32,10 @@ bench: $(VENV)/.dev
 
 bench-gpu: $(VENV)/.dev  ## needs a CUDA device
 	$(BIN)/cosplace bench --gpu
+
+ROWS ?= 1000000
+bench-index: $(VENV)/.dev  ## the photo index with ROWS made photos
+	$(BIN)/python -m cosplace.bench.index --rows $(ROWS)
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

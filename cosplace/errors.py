@@ -21,6 +21,14 @@ class ImageError(CosPlaceError):
     """One photo cannot be opened: truncated, empty, too large or no picture at all."""
 
 
+class PhotoFormatError(ImageError):
+    """A file is no picture of a format that is decoded here."""
+
+
+class PhotoSizeError(ImageError):
+    """A picture claims more pixels than are allowed; it was not decoded."""
+
+
 class CheckpointError(CosPlaceError):
     """A file of weights, a checkpoint or a cache is truncated, foreign or of another architecture."""
 
@@ -39,3 +47,7 @@ class LoadingError(DeviceError):
 
 class StorageError(CosPlaceError):
     """A result could not be written: disk full, read-only or no permission."""
+
+
+class PhotoIndexError(CosPlaceError):
+    """A photo index is missing, damaged, in use by another writer, or was made with another model."""

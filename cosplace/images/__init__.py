@@ -10,7 +10,7 @@ objects.  The map of the folder, each file importing only files above it:
 
 from cosplace.images.lists import LISTED_FILES_CHECKED, ImageList, image_list, scan_images
 from cosplace.images.names import FIELDS, format_image_name, parse_fields
-from cosplace.images.opening import MAX_PIXELS, PhotoStacks, open_image
+from cosplace.images.opening import MAX_PIXELS, PhotoStacks, open_image, open_photo_bytes
 
 __all__ = [
     "FIELDS",
@@ -21,6 +21,7 @@ __all__ = [
     "format_image_name",
     "image_list",
     "open_image",
+    "open_photo_bytes",
     "parse_fields",
     "scan_images",
 ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cosplace.errors import ImageError
+from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and scanning does not need it
     import torch
@@ -23,6 +23,8 @@ MAX_PIXELS = 200_000_000  # a picture larger than this is refused before it is d
 MAX_FILE_BYTES = 500_000_000
 ORIENTATION = 0x0112  # EXIF's tag
 EXIF = b"Exif\x00\x00"
+START_OF_SCAN = b"\xff\xda"  # in a JPEG; never within a scan's data, where 0 follows 255
+MAX_SCANS = 64  # cameras write 1, progressive files about 10
 
 Room = Callable[[int, int], np.ndarray]
 """From height and width to (H, W, 3) uint8 to decode into, contiguous."""
@@ -56,6 +58,35 @@ def open_image(path: str | Path, room: Room | None = None) -> "torch.Tensor":
         _check_size(int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big"), path)
     if pixels is None:
         pixels = _open_with_pillow(raw, path)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def open_photo_bytes(raw: bytes | bytearray, name: str, *, max_pixels: int = MAX_PIXELS) -> "torch.Tensor":
+    """One photo from a stranger as RGB, (3, H, W) uint8, upright; the first picture of several.
+
+    name: what the messages call it; it is never opened.  Only JPEG, PNG and WebP are decoded, told by their first
+    bytes, each by its own decoder alone; width and height are read from the header before any decoder runs.
+    Raises PhotoFormatError for other files, PhotoSizeError for more than max_pixels, ImageError for an empty or
+    damaged photo.
+    """
+    import torch
+
+    if not raw:
+        raise ImageError(f"{name} is empty.")
+    kind = _kind_of(raw)
+    if kind is None:
+        raise PhotoFormatError(f"{name} is no JPEG, PNG or WebP picture.")
+    size = HEADER_SIZES[kind](raw)
+    if size is not None:
+        _check_size(*size, name, max_pixels)
+    elif kind != "JPEG":  # of those, Pillow takes many that simplejpeg does not, and reads the header first
+        raise ImageError(f"{name} cannot be decoded (its {kind} header is damaged).")
+    raw = bytearray(raw)
+    if kind == "JPEG" and raw.count(START_OF_SCAN) > MAX_SCANS:
+        raise ImageError(f"{name} holds more than {MAX_SCANS} scans, each of which takes as long as a photo: refused.")
+    pixels = _open_jpeg(raw, name, None) if kind == "JPEG" and size is not None else None
+    if pixels is None:
+        pixels = _open_with_pillow(raw, name, formats=(kind,), max_pixels=max_pixels)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -116,10 +147,10 @@ def _read_file(path: Path) -> bytearray:
     return raw if done == size else raw[:done]
 
 
-def _check_size(width: int, height: int, path: str | Path) -> None:
+def _check_size(width: int, height: int, path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse by the header a picture whose pixels would fill the memory."""
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{path} claims {width} x {height} pixels, more than {MAX_PIXELS:,} in all: refused.")
+    if width * height > max_pixels:
+        raise PhotoSizeError(f"{path} claims {width} x {height} pixels, more than {max_pixels:,} in all: refused.")
 
 
 # --- JPEG ------------------------------------------------------------------------------------------------------------
@@ -178,18 +209,71 @@ def _orientation(exif: bytes) -> int:
         return 1
 
 
+# --- photos from strangers -------------------------------------------------------------------------------------------
+
+
+def _kind_of(raw: bytes | bytearray) -> str | None:
+    """Pillow's name of the format that the first bytes announce."""
+    if raw[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if raw[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    return "WEBP" if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP" else None
+
+
+def _jpeg_size(raw: bytes | bytearray) -> tuple[int, int] | None:
+    """Width and height as the decoder itself will read them; None for what it does not take."""
+    from simplejpeg import decode_jpeg_header
+
+    try:
+        height, width, *_ = decode_jpeg_header(raw)
+    except ValueError:
+        return None
+    return int(width), int(height)
+
+
+def _png_size(raw: bytes | bytearray) -> tuple[int, int] | None:
+    if len(raw) < 24 or raw[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
+
+
+def _webp_size(raw: bytes | bytearray) -> tuple[int, int] | None:
+    """Of the canvas.  Pillow would reserve it twice over before it says how large it is."""
+    chunk, data = raw[12:16], raw[20:30]
+    if len(data) < 10:
+        return None
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if chunk == b"VP8 ":
+        return int.from_bytes(data[6:8], "little") & 0x3FFF, int.from_bytes(data[8:10], "little") & 0x3FFF
+    return None
+
+
+HEADER_SIZES: dict[str, Callable[[bytes | bytearray], tuple[int, int] | None]] = {
+    "JPEG": _jpeg_size,
+    "PNG": _png_size,
+    "WEBP": _webp_size,
+}
+
+
 # --- all else --------------------------------------------------------------------------------------------------------
 
 
-def _open_with_pillow(raw: bytearray, path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8.  Raises ImageError."""
+def _open_with_pillow(
+    raw: bytearray, path: str | Path, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """(H, W, 3) uint8.  formats: those to try, by Pillow's names; None for all.  Raises ImageError."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is another one
-            with Image.open(io.BytesIO(raw)) as picture:
-                _check_size(picture.width, picture.height, path)
+            with Image.open(io.BytesIO(raw), formats=formats) as picture:
+                _check_size(picture.width, picture.height, path, max_pixels)
                 return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except ImageError:
         raise

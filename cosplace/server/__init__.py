@@ -1,0 +1,87 @@
+"""A REST API over one photo index, and the map: photos in, places out.
+
+    app = create_app(Localizer("my-city.index"), ServerSettings())    # any ASGI server runs it
+    serve("my-city.index", ServerSettings(port=8000))                 # or this one, until it is told to stop
+
+The map of the folder, each file importing only files above it:
+
+    settings    limits, address, token: all a server is told, checked
+    metrics     what Prometheus reads, in a registry of its own
+    batching    photos waiting in line: decoded by threads, described together by one worker
+    uploads     bodies read as streams, cut off at their limits
+    places      places as a request writes them
+    points      the photos in a box of the map, or clusters of them
+    pages       the files of the map and the page about the API
+    guarding    around every request: hosts, headers, limits of time, one log line, metrics
+    joining     an upload becomes a photo of the index
+    photos      the routes of the index's own photos: look, add, delete
+    app         create_app: all routes
+    running     serve: the socket, the log, the signals
+
+FastAPI and its companions come with `pip install 'cosplace[serve]'`; importing this package needs none of them.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosplace.errors import ConfigError
+from cosplace.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from cosplace.localization import Localizer
+
+__all__ = ["ServerSettings", "create_app", "require_extra", "serve"]
+
+EXTRA = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def require_extra() -> None:
+    """Raise ConfigError, with the cure, when a package that serving needs is not installed."""
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"Serving needs {', '.join(missing)}: install with  pip install 'cosplace[serve]'.")
+
+
+def create_app(localizer: "Localizer", settings: ServerSettings | None = None) -> "FastAPI":
+    """The application over an opened index; several may live in one process.
+
+    It owns a worker thread from the start of its lifespan to the end, which finishes what was accepted.
+    Raises ConfigError when the `serve` extra is not installed.
+    """
+    require_extra()
+    from cosplace.server.app import build_app
+
+    return build_app(localizer, settings or ServerSettings())
+
+
+def serve(
+    index: str | Path,
+    settings: ServerSettings | None = None,
+    *,
+    device: str = "auto",
+    precision: float | None = None,
+    min_confidence: float | None = None,
+    uncalibrated: bool = False,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Serve an index until SIGTERM or SIGINT; what was accepted by then is still answered.
+
+    device, precision, min_confidence, uncalibrated: as Localizer takes them.  announce: told the address.
+    Raises ConfigError for a port that is taken, and what Localizer raises for an index that is none.
+    """
+    require_extra()
+    from cosplace.server.running import run_server
+
+    run_server(
+        index,
+        settings or ServerSettings(),
+        device=device,
+        precision=precision,
+        min_confidence=min_confidence,
+        uncalibrated=uncalibrated,
+        announce=announce or (lambda _: None),
+    )

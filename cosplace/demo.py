@@ -1,4 +1,4 @@
-"""The whole journey in minutes, without data or GPU: make a city, learn it, judge, write the report.
+"""The whole journey in minutes, without data or GPU: make a city, learn it, judge, report, index it, locate photos.
 
 The table sets the trained network beside chance, a tiny-image descriptor and the untrained network, because a recall
 alone says little.  A model trained on the made city says nothing about real photos.
@@ -10,19 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
+from cosplace.checkpoint import BEST_MODEL
 from cosplace.city import CitySettings, build_city
 from cosplace.config import Grouping, TrainConfig, from_values
 from cosplace.datasets import RetrievalDataset, open_retrieval_dataset
+from cosplace.describing import load_model
 from cosplace.descriptors import tiny_image_descriptors
 from cosplace.evaluation import Evaluation, evaluate, evaluate_descriptors
 from cosplace.groups import partition
 from cosplace.images import image_list
+from cosplace.index import build_index, open_index, read_facts
+from cosplace.localization import Localizer, Location, calibrate
+from cosplace.localization.answers import plain_text
+from cosplace.localization.localizer import away_from_m
 from cosplace.preparation import new_network, prepare
+from cosplace.recall import RADIUS_M
 from cosplace.report import RecallRow
 from cosplace.results import keep_training
 from cosplace.training import train
 
 Progress = Callable[[str, int, int, str], None]
+
+INDEX = "index"  # in the run's folder
 
 CITY = CitySettings(images=23_000, database_images=3_000, image_size=80, query_sideways=0.2)
 RECIPE = {
@@ -37,9 +46,14 @@ RECIPE = {
 """A small network, small images and few groups: what 2 cores learn in minutes.  Chosen on validation sets."""
 
 
-def run_demo(city_folder: Path, folder: Path, seed: int, progress: Progress) -> str:
-    """Make the city in `city_folder`, train in `folder`, write report.html there; returns the table of recalls."""
-    city = city_folder / f"city-{seed}"
+def city_folder(cities: Path, seed: int) -> Path:
+    """Where the city of a seed is kept."""
+    return cities / f"city-{seed}"
+
+
+def run_demo(cities: Path, folder: Path, seed: int, progress: Progress) -> str:
+    """Make the city among `cities`, train in `folder`, write report.html there; returns the table of recalls."""
+    city = city_folder(cities, seed)
     config = from_values(TrainConfig, {**RECIPE, "seed": seed, "dataset_folder": str(city)})
     build_city(
         city,
@@ -57,6 +71,43 @@ def run_demo(city_folder: Path, folder: Path, seed: int, progress: Progress) -> 
     trained = RecallRow(name="trained network", recalls=result.test.recalls)
     chance = RecallRow(name="chance", recalls=result.test.chance)
     return recall_table([chance, *baselines, trained])
+
+
+def index_and_locate(city: Path, folder: Path, progress: Progress) -> str:
+    """Make `folder`/index of the test split with the run's best model, and tell where the queries were taken."""
+    describer, index = load_model(folder / BEST_MODEL, device="cpu"), folder / INDEX
+    batch_size = int(RECIPE["infer_batch_size"])
+    build_index(city / "test", describer, index, batch_size=batch_size, progress=_named(progress, "index"))
+    with open_index(index, write=True) as opened:
+        calibrate(opened, describer=describer, progress=_named(progress, "calibrating"))
+    queries = open_retrieval_dataset(city / "test").queries
+    paths = [queries.path(number) for number in range(len(queries))]
+    localizer = Localizer(index, device="cpu")
+    located = localizer.locate_many(paths)
+    facts = [read_facts(path, path.read_bytes()) for path in paths]
+    errors_m = [
+        away_from_m(location, fact.latitude, fact.longitude) for location, fact in zip(located, facts, strict=True)
+    ]
+    return located_text(located, errors_m)
+
+
+def located_text(located: list[Location], errors_m: list[float | None]) -> str:
+    """How many photos were located, how far off, and the first that was, as text."""
+    answered = [error_m for error_m in errors_m if error_m is not None]
+    lines = [f"{len(located)} photos located: {len(located) - len(answered)} unknown"]
+    if answered:
+        near = sum(error_m <= RADIUS_M for error_m in answered)
+        lines[0] += (
+            f", {near} of the other {len(answered)} within {RADIUS_M:g} m (median {np.median(answered):.1f} m).  "
+            f"The first:"
+        )
+        first = next(number for number, error_m in enumerate(errors_m) if error_m is not None)
+        lines += [plain_text(located[first]), f"  it was taken {errors_m[first]:.1f} m from there"]
+    return "\n".join(lines)
+
+
+def _named(progress: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, done, total, "")
 
 
 def in_used_groups(east: np.ndarray, north: np.ndarray, heading: np.ndarray, grouping: Grouping) -> np.ndarray:

@@ -7,13 +7,22 @@ import sys
 from collections.abc import Sequence
 
 from cosplace import __version__
-from cosplace.cli import learning, trying
+from cosplace.cli import export, index, learning, locate, models, serve, trying, zoo
 from cosplace.cli.console import console
 from cosplace.cli.parsing import Formatter, Parser, parse_arguments
 from cosplace.errors import CosPlaceError
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
-COMMANDS = (*learning.COMMANDS, *trying.COMMANDS)
+COMMANDS = (
+    *learning.COMMANDS,
+    *models.COMMANDS,
+    *export.COMMANDS,
+    *trying.COMMANDS,
+    *zoo.COMMANDS,
+    *index.COMMANDS,
+    *locate.COMMANDS,
+    *serve.COMMANDS,
+)
 
 log = logging.getLogger("cosplace")
 

@@ -10,6 +10,7 @@ from typing import Any
 from cosplace.cli.console import Bars, log_files, now, say, write_json
 from cosplace.cli.learning import LOGS
 from cosplace.cli.parsing import Command
+from cosplace.cli.serve import require_extra, serve_index
 from cosplace.config import loading_workers
 from cosplace.errors import ConfigError
 
@@ -29,6 +30,7 @@ def _add_city(parser: argparse.ArgumentParser) -> None:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="demo", help="where the city is kept (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the city and of training (default: 0)")
+    parser.add_argument("--serve", action="store_true", help="end with the map, at http://127.0.0.1:8000")
     parser.set_defaults(run=_demo)
 
 
@@ -56,14 +58,22 @@ def _city(values: dict[str, Any]) -> None:
 
 
 def _demo(values: dict[str, Any]) -> None:
-    from cosplace.demo import run_demo
+    if values["serve"]:  # now, and not after minutes
+        require_extra()
+
+    from cosplace.demo import INDEX, city_folder, index_and_locate, run_demo
     from cosplace.preparation import run_folder
 
-    folder = run_folder(LOGS, "demo", now())
+    folder, cities, seed = run_folder(LOGS, "demo", now()), Path(values["folder"]), values["seed"]
     with log_files(folder):
-        table = run_demo(Path(values["folder"]), folder, values["seed"], Bars())
-    say(table)
+        table = run_demo(cities, folder, seed, Bars())
+        located = index_and_locate(city_folder(cities, seed), folder, Bars())
+    say(f"{table}\n\n{located}\n")
     say(f"report: {(folder / 'report.html').resolve()}")
+    if values["serve"]:
+        serve_index(folder / INDEX)
+    else:
+        say(f"map:    cosplace serve --index {folder / INDEX}")
 
 
 def _bench(values: dict[str, Any]) -> None:

@@ -80,6 +80,7 @@ def run(*stages: Stage, **others):
     return run_stages(stages, options=Options(), **{"turns": 2} | others)
 
 
+@pytest.mark.slow
 def test_ratios_are_plain_over_ours() -> None:
     (row,) = run(toy(partial(burning, 2, 7), partial(burning, 1, 7)), turns=3).rows
     assert row.equal and row.met and row.turns == 3
@@ -88,6 +89,7 @@ def test_ratios_are_plain_over_ours() -> None:
     assert row.wall_ratio > 1
 
 
+@pytest.mark.slow
 def test_a_missed_target_is_told() -> None:
     report = run(toy(partial(burning, 1, 7), partial(burning, 2, 7)))
     assert report.rows[0].cpu_ratio < 0.7 and not report.rows[0].met
@@ -121,6 +123,7 @@ def test_different_results_are_a_failure_and_no_row() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "words"),
     [(dying, "toy: our side was ended by SIGKILL"), (raising, "toy: our side failed: ValueError: the reason, in two")],
@@ -186,6 +189,7 @@ def test_what_cannot_run_here_is_left_out_with_a_reason() -> None:
     assert "toy" in run_stages([slow], options=Options(quick=True)).left_out
 
 
+@pytest.mark.slow
 def test_json_holds_rows_and_machine() -> None:
     report = run(toy(partial(burning, 2, 7), partial(burning, 1, 7)))
     content = json.loads(json.dumps(as_json(report, Options())))
@@ -217,6 +221,7 @@ def test_growth_above_linear_is_marked(power: int, met: bool) -> None:
     assert growth.met is met
 
 
+@pytest.mark.slow
 def test_growth_is_measured() -> None:
     report = run(toy(None, partial(burning, 1, 7), growth_sizes=(1, 2, 4), targets={}), growth=True)
     assert 0.8 < report.growth[0].time_exponent < 1.2

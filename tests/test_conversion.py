@@ -132,6 +132,7 @@ def test_a_name_of_the_zoo_is_converted_with_what_the_zoo_knows(fetched: str, tm
     assert card["licence"]
 
 
+@pytest.mark.slow
 def test_a_name_of_the_zoo_is_evaluated_and_trained(
     fetched: str, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -270,6 +271,7 @@ def test_mistakes_in_reducing_write_nothing(run: Path, streets: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_reduce_and_eval_on_the_command_line(
     run: Path, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

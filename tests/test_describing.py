@@ -65,6 +65,7 @@ def test_what_eval_computes(model_file: Path, photos: list[Path], image_size: in
     assert (model.dimension, model.image_size, model.name) == (16, image_size, str(model_file))
 
 
+@pytest.mark.slow
 def test_the_package_offers_it_without_importing_torch() -> None:
     code = "import sys, cosplace; assert 'torch' not in sys.modules; print(cosplace.load_model.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

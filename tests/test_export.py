@@ -37,6 +37,8 @@ from cosplace.reduction import ReducedNetwork, Reduction
 from cosplace.weights import write_weights
 from tests.streets import write_streets
 
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
 onnx = pytest.importorskip("onnx", reason="pip install 'cosplace[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'cosplace[export]'")
 
@@ -273,7 +275,6 @@ def test_the_network_stays_as_it_was(network: GeoLocalizationNet, tmp_path: Path
     assert any(parameter.requires_grad for parameter in training.parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["VGG16", "ResNet18", "ResNet50", "EfficientNet_B0"])
 def test_every_kind_of_backbone(backbone: str, tmp_path: Path) -> None:
     network = trained_looking(GeoLocalizationNet(backbone, 24, generator=torch.Generator().manual_seed(0)))
@@ -284,7 +285,6 @@ def test_every_kind_of_backbone(backbone: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, described(network, photos), rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_real_photos(real_photos_folder: Path, tmp_path: Path) -> None:
     network = trained_looking(GeoLocalizationNet("ResNet18_Small", 64, generator=torch.Generator().manual_seed(0)))
     settings = ExportSettings(image_size=128, check_dataset=real_photos_folder / "test", precision="int8",

@@ -336,6 +336,7 @@ def test_exact_search_in_crowds_of_equal_rows(tmp_path: Path) -> None:
 # --- the benchmark ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_what_it_says(tmp_path: Path) -> None:
     said: list[str] = []
     figures = measure_index(tmp_path / "index", 3000, said.append, Settings(exact_rows=1000))

@@ -40,6 +40,8 @@ from cosplace.network import GeoLocalizationNet
 from cosplace.search import nearest
 from tests.streets import place_picture, write_place, write_streets
 
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
 
 class Stripes(nn.Module):
     """A network that takes milliseconds: 24 mean colors, of unit length."""
@@ -257,7 +259,6 @@ print("ended", flush=True)
 """
 
 
-@pytest.mark.slow
 def test_what_was_acknowledged_survives_twenty_kills(tmp_path: Path, describer: Describer) -> None:
     folder, rng = tmp_path / "photos", random.Random(4)
     for place in range(400):

@@ -229,6 +229,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory):
     return world, address
 
 
+@pytest.mark.slow
 def test_an_index_learns_a_confidence_that_holds_for_photos_it_never_saw(calibrated) -> None:
     world, address = calibrated
     localizer = Localizer(address)
@@ -341,6 +342,7 @@ def test_an_index_too_small_to_calibrate_says_so(tmp_path: Path) -> None:
         calibrate(index, num_changed=0)
 
 
+@pytest.mark.slow
 def test_calibration_does_not_depend_on_blocks_and_repeats(calibrated, monkeypatch) -> None:
     _, address = calibrated
     from cosplace.localization import calibrating

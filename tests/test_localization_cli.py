@@ -20,6 +20,8 @@ from cosplace.localization.changes import changed, non_places
 from cosplace.network import GeoLocalizationNet
 from tests.streets import place_picture, write_streets
 
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
 SIDE = 48
 
 

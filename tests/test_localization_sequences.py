@@ -19,6 +19,8 @@ from cosplace.localization.sequences import follow
 from cosplace.localization.tracks import frame_times, gpx_text, is_video, video_frames
 from tests.places import SPEC, D, new_photos, units
 
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 

@@ -19,6 +19,8 @@ from cosplace.preparation import prepare
 from cosplace.training import resumed_config, resumed_folder, train
 from tests.streets import SETTINGS, write_streets
 
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
 GROUPS = {"M": 10, "N": 2, "L": 1, "alpha": 180, "groups_num": 2, "min_images_per_class": 4}
 GIVEN = {**SETTINGS, **GROUPS, "epochs_num": 4}
 
@@ -256,7 +258,6 @@ def test_settings_that_do_not_fit_are_told(checkpoint: Path, streets: Path, chan
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
 def test_frozen_layers_that_do_not_fit_are_told(streets: Path, tmp_path: Path) -> None:
     knobs = {"backbone": "ResNet18"}
     whole = Original(streets, backbone="ResNet18", train_all_layers=True).save(tmp_path / "whole")

@@ -105,6 +105,7 @@ def test_detail_shows_the_densest_part() -> None:
     assert shows(pixels, GROUP_COLORS[1]).any() and not shows(pixels, GROUP_COLORS[0]).any()
 
 
+@pytest.mark.slow
 def test_map_of_many_scattered_classes_stays_small() -> None:
     rng = np.random.Generator(np.random.Philox(key=1))
     keys = rng.permutation(np.unique(rng.integers(0, 12 * 1000 * 1000, 320_000)))

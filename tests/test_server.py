@@ -29,6 +29,8 @@ from tests.server_stand import (
 )
 from tests.streets import place_picture
 
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
 FORM_WITHOUT_FILES = b'--abc\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--abc--\r\n'
 TOKEN = "a-token-for-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -20,6 +20,8 @@ from cosplace.server.running import listening_socket, make_server
 from tests.server_stand import NUM_PLACES, client_of, good_photo, make_index
 from tests.streets import write_place
 
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -100,7 +102,6 @@ def start(index_folder: Path, *flags: str, **variables: str) -> tuple[subprocess
     return process, process.stdout.readline().split()[-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_after_what_it_accepted(index_folder, number) -> None:
     process, address = start(index_folder, "--max_batch", "1", COSPLACE_TOKEN="a-token-from-outside")
@@ -142,7 +143,6 @@ def test_the_settings_reach_the_server() -> None:
         assert listener.getsockname()[0] in ("127.0.0.1", "::1")
 
 
-@pytest.mark.slow
 def test_right_answers_and_steady_memory_under_load(index_folder, tmp_path) -> None:
     for place in range(NUM_PLACES):
         write_place(tmp_path / "photos", place, 9)

@@ -47,6 +47,7 @@ print(len(torch.load(path, weights_only=True)), sorted(entry.name for entry in p
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_former_file_survives(tmp_path: Path) -> None:
     path = tmp_path / "last_checkpoint.pth"
     done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)

@@ -140,6 +140,7 @@ def test_a_compiled_network_learns_the_same(streets: Path, whole_run: Path, tmp_
     assert saved[0].keys() == saved[1].keys()
 
 
+@pytest.mark.slow
 def test_a_killed_loading_process_costs_no_iteration(
     streets: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_killed_loading_process_costs_no_iteration(
     assert_same_run(tmp_path, whole_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_a_device_without_memory_names_the_knobs(
     streets: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

@@ -13,6 +13,8 @@ import pytest
 
 from tests.web_stand_in import WEB, Town, make_app, make_photo, serving
 
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -362,7 +364,6 @@ def test_more_photos_than_points_become_clusters_that_open(browser: Any) -> None
         assert page.evaluate("() => cosplace.map.getZoom()") > before
 
 
-@pytest.mark.slow
 def test_the_page_and_the_real_server_agree(browser: Any, tmp_path: Path) -> None:
     from cosplace.localization import Localizer
     from cosplace.server import create_app

@@ -214,6 +214,7 @@ def test_a_whole_model_needs_no_imagenet_weights(small, monkeypatch: pytest.Monk
         GeoLocalizationNet("ResNet18", 32, imagenet_weights="v1")
 
 
+@pytest.mark.slow
 def test_paths_are_opened_in_both_formats(small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, content = small
     (tmp_path / "w.pth").write_bytes(content)
@@ -243,6 +244,7 @@ def test_a_file_of_another_architecture_under_a_name_is_refused(small) -> None:
     refused(CheckpointError, "holds ResNet18 with 32 dimensions, not cosplace_resnet18_64", "cosplace_resnet18_64")
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_refused_or_fetched_anew(mirror: Server, small) -> None:
     path = put_in_cache(ONE, small[1][:-5000])
     refused(CheckpointError, "ResNet18_32_cosplace", ONE)  # put there by hand: nothing tells what it should be
@@ -626,6 +628,7 @@ def test_info_tells_a_record(capsys: pytest.CaptureFixture) -> None:
     assert "--trust_remote_code" in run(capsys, "info", "cricavpr")[1]
 
 
+@pytest.mark.slow
 def test_download_then_verify(mirror: Server, small, capsys: pytest.CaptureFixture) -> None:
     mirror.files["ResNet18_32_cosplace.pth"] = small[1]
     path = cache_folder() / "ResNet18_32_cosplace.pth"
@@ -642,6 +645,7 @@ def test_download_then_verify(mirror: Server, small, capsys: pytest.CaptureFixtu
     assert path.read_bytes() == small[1]
 
 
+@pytest.mark.slow
 def test_verify_tells_of_downloads_that_were_stopped(mirror: Server, small, capsys: pytest.CaptureFixture) -> None:
     mirror.files["ResNet18_32_cosplace.pth"] = small[1]
     mirror.breaks_after = [5_000_000, 0, 0, 0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from cosplace.images import scan_images
 from cosplace.index import ModelSpec, NewPhoto, create_index, open_index
 from cosplace.localization import Localizer, calibrate
 from cosplace.localization.changes import changed, non_places
+from cosplace.localization.localizer import is_outgrown
 from cosplace.network import GeoLocalizationNet
 from tests.streets import place_picture, write_streets
 
@@ -285,3 +287,13 @@ def test_rerank_without_opencv_says_what_to_install(city: Path, capsys, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     code, _, err = run(capsys, queries(city)[0], "--index", city / "index", "--rerank")
     assert code == 2 and "pip install 'cosplace[rerank]'" in err and err.count("\n") == 1
+
+
+def test_a_calibration_is_outgrown(city: Path, tmp_path: Path) -> None:
+    shutil.copytree(city / "index", tmp_path / "index")
+    with open_index(tmp_path / "index", write=True) as index:
+        assert not is_outgrown(index)
+        index.remove(index.columns().ids[: len(index) // 2])
+        assert is_outgrown(index)
+    with open_index(city / "bare") as index:
+        assert not is_outgrown(index)

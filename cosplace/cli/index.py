@@ -86,6 +86,7 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     _add_address(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a model from a hub")
     parser.add_argument("--seed", type=int, default=0, help="of the photos that are held out (default: 0)")
 
 
@@ -136,11 +137,12 @@ def _build(values: dict[str, Any]) -> None:
 
 def _add(values: dict[str, Any]) -> None:
     from cosplace.index import add_photos, find_photos, open_index
+    from cosplace.localization.localizer import index_describer
 
     photos = find_photos(values["photos"])
     bars = Bars()
     with open_index(values["index"], write=True) as index:
-        describer = _load_model_of(index, values["device"], values["trust_remote_code"])
+        describer = index_describer(index, values["device"], trust_remote_code=values["trust_remote_code"])
         growth = add_photos(
             index,
             describer,
@@ -153,24 +155,6 @@ def _add(values: dict[str, Any]) -> None:
         bars.close()
         _tell(growth)
     _finish(values["index"], describer, bars, calibrate=False)
-
-
-def _load_model_of(index: Any, device: str, trust_remote_code: bool = False) -> Any:
-    """The model that made an index.  Raises PhotoIndexError when its file holds other weights now."""
-    from cosplace.describing import load_model
-
-    spec = index.spec
-    describer = load_model(spec.model, image_size=spec.image_size, device=device, trust_remote_code=trust_remote_code)
-    if describer.dimension > spec.dimension:  # a model of `cosplace reduce`, of which the first dimensions are used
-        describer = load_model(
-            spec.model,
-            image_size=spec.image_size,
-            device=device,
-            reduce_to=spec.dimension,
-            trust_remote_code=trust_remote_code,
-        )
-    index.check_model(describer.name, describer.checksum, describer.image_size)
-    return describer
 
 
 def _tell(growth: Any) -> None:
@@ -192,12 +176,15 @@ def _tell(growth: Any) -> None:
 def _finish(address: str, describer: Any, bars: Bars, *, calibrate: bool) -> None:
     """Prepare the search, calibrate, say what there is."""
     from cosplace.index import open_index
+    from cosplace.localization.localizer import is_outgrown
 
     with open_index(address, write=True) as index:
         index.update_search(lambda done, total: bars("preparing the search", done, total))
         bars.close()
         if calibrate and len(index):
             _calibrate_open(index, describer=describer, bars=bars)
+        elif is_outgrown(index):
+            say("the index has grown much since its confidences were calibrated: run `cosplace index calibrate` again")
         _say_info(index.info())
 
 
@@ -217,18 +204,23 @@ def _calibrate_open(index: Any, *, describer: Any, bars: Bars) -> None:
 def _calibrate(values: dict[str, Any]) -> None:
     from cosplace.index import open_index
     from cosplace.localization import calibrate
+    from cosplace.localization.calibrating import PAGE
+    from cosplace.localization.localizer import index_describer
 
     bars = Bars()
     with open_index(values["index"], write=True) as index:
-        describer = _load_model_of(index, values["device"])
-        calibrate(
+        describer = index_describer(index, values["device"], trust_remote_code=values["trust_remote_code"])
+        calibration = calibrate(
             index,
             describer=describer,
             seed=values["seed"],
             progress=lambda done, total: bars("calibrating", done, total),
         )
         bars.close()
-        say(f"{index.address}: confidences calibrated on photos of the index itself")
+        error = calibration.calibration_error
+        say(f"{index.address}: calibrated on photos of the index itself; expected calibration error {error:.3f}")
+        if (page := Path(index.address) / PAGE).is_file():
+            say(f"report: {page}")
 
 
 def _remove(values: dict[str, Any]) -> None:

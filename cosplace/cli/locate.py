@@ -24,6 +24,7 @@ def _add_locate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", required=True, metavar="INDEX", help="made by `cosplace index build`")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--neighbours", type=int, default=20, metavar="K", help="told as evidence (default: 20)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a model from a hub")
     parser.add_argument("--exact", action="store_true", help="compare with all photos, also in a large index")
     _add_doubt(parser.add_argument_group("doubt"))
     _add_priors(parser.add_argument_group("only photos of the index"))
@@ -85,6 +86,7 @@ def _locate(values: dict[str, Any]) -> None:
         precision=values["precision"],
         k=values["neighbours"],
         uncalibrated=values["uncalibrated"],
+        trust_remote_code=values["trust_remote_code"],
         exact=values["exact"],
     )
     if values["sequence"]:

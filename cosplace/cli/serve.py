@@ -24,6 +24,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", type=float, default=None, help="answers below it become `unknown`, such as 0.95")
     parser.add_argument("--min_confidence", type=float, default=None, help="the same by the confidence of one answer")
     parser.add_argument("--uncalibrated", action="store_true", help="take an index without calibration as it is")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a model from a hub")
     _add_address(parser.add_argument_group("address"))
     _add_limits(parser.add_argument_group("limits"))
     parser.set_defaults(run=_serve)
@@ -66,7 +67,8 @@ def _add_limits(group: Any) -> None:
 def _serve(values: dict[str, Any]) -> None:
     require_extra()
     index = values.pop("index")
-    own = {name: values.pop(name) for name in ("device", "precision", "min_confidence", "uncalibrated")}
+    names = ("device", "precision", "min_confidence", "uncalibrated", "trust_remote_code")
+    own = {name: values.pop(name) for name in names}
     token = values.pop("token") or os.environ.get(TOKEN_VARIABLE) or None
     if values["attribution"] and not values["tiles"]:
         raise ConfigError("--attribution belongs to --tiles: give both.")

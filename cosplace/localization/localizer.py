@@ -7,6 +7,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ NUM_SEARCHED = 50  # looked at; calibration looks at as many
 LEAST_CONFIDENCE = 0.5  # an answer that is wrong more often than right is no answer
 PHOTOS_AT_ONCE = 8
 BRIDGED = "not recognised itself: on the way between frames that are"
+OUTGROWN = 1.5  # times its size when it was calibrated
 MAX_SPEED_MPS = 20.0  # 72 km/h
 
 
@@ -40,7 +42,7 @@ class Localizer:
     precision: of the answers given this share is right, of photos from elsewhere this share is unknown.
     k: how many neighbours are told.  uncalibrated: an index without calibration is used all the same; then confidence
     is only the share of votes that agree.  exact: search all photos, also where the index is large.
-    describer: the model, where the caller has it loaded.
+    describer: the model, where the caller has it loaded.  trust_remote_code: let a model of torch.hub run its code.
 
     Raises ConfigError for an index without calibration and for a precision out of reach, PhotoIndexError for a model
     that is not the index's.
@@ -58,6 +60,7 @@ class Localizer:
         uncalibrated: bool = False,
         exact: bool = False,
         describer: Describer | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         if min_confidence is not None and precision is not None:
             raise ConfigError("--min_confidence and --precision contradict each other: give one of them.")
@@ -67,6 +70,7 @@ class Localizer:
             raise ConfigError(f"k is {k}: at least one neighbour is needed.")
         self.index = index if isinstance(index, PhotoIndex) else open_index(str(index))
         self.device, self.k, self.exact = device, k, exact
+        self.trust_remote_code = trust_remote_code
         self.calibration = read_calibration(self.index)
         if self.calibration is None and not uncalibrated:
             raise ConfigError(
@@ -84,7 +88,7 @@ class Localizer:
     def describer(self) -> Describer:
         """The index's model, loaded when it is first asked for."""
         if self._describer is None:
-            self._describer = index_describer(self.index, self.device)
+            self._describer = index_describer(self.index, self.device, trust_remote_code=self.trust_remote_code)
         return self._describer
 
     def locate(self, photo: Any, *, where: Where | None = None, name: str | None = None) -> Location:
@@ -293,12 +297,22 @@ def read_calibration(index: PhotoIndex) -> Calibration | None:
     return None if record is None else from_record(record)
 
 
-def index_describer(index: PhotoIndex, device: str = "auto") -> Describer:
+def is_outgrown(index: PhotoIndex) -> bool:
+    """Whether an index has grown, or shrunk, to another size than it was calibrated at."""
+    calibration = read_calibration(index)
+    calibrated_at = 0 if calibration is None else int(calibration.about.get("num_photos", 0))
+    return calibrated_at > 0 and not calibrated_at / OUTGROWN <= len(index) <= calibrated_at * OUTGROWN
+
+
+def index_describer(index: PhotoIndex, device: str = "auto", *, trust_remote_code: bool = False) -> Describer:
     """The model an index was built with.  Raises what `load_model` does, PhotoIndexError when it changed."""
     spec = index.spec
-    describer = load_model(spec.model, image_size=spec.image_size, device=device)
-    if describer.dimension != spec.dimension:
-        describer = load_model(spec.model, image_size=spec.image_size, device=device, reduce_to=spec.dimension)
+    load = partial(
+        load_model, spec.model, image_size=spec.image_size, device=device, trust_remote_code=trust_remote_code
+    )
+    describer = load()
+    if describer.dimension > spec.dimension:  # a model of `cosplace reduce`, of which the first dimensions are used
+        describer = load(reduce_to=spec.dimension)
     return check_describer(index, describer)
 
 

@@ -66,11 +66,13 @@ def serve(
     precision: float | None = None,
     min_confidence: float | None = None,
     uncalibrated: bool = False,
+    trust_remote_code: bool = False,
     announce: Callable[[str], None] | None = None,
 ) -> None:
     """Serve an index until SIGTERM or SIGINT; what was accepted by then is still answered.
 
-    device, precision, min_confidence, uncalibrated: as Localizer takes them.  announce: told the address.
+    device, precision, min_confidence, uncalibrated, trust_remote_code: as Localizer takes them.  announce: is told the
+    address.
     Raises ConfigError for a port that is taken, and what Localizer raises for an index that is none.
     """
     require_extra()
@@ -83,5 +85,6 @@ def serve(
         precision=precision,
         min_confidence=min_confidence,
         uncalibrated=uncalibrated,
+        trust_remote_code=trust_remote_code,
         announce=announce or (lambda _: None),
     )

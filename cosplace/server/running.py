@@ -32,6 +32,7 @@ def run_server(
     precision: float | None,
     min_confidence: float | None,
     uncalibrated: bool,
+    trust_remote_code: bool,
     announce: Callable[[str], None],
 ) -> None:
     """See cosplace.server.serve."""
@@ -44,7 +45,12 @@ def run_server(
                 extra={"event": "exposed"},
             )
         localizer = Localizer(
-            index, device=device, precision=precision, min_confidence=min_confidence, uncalibrated=uncalibrated
+            index,
+            device=device,
+            precision=precision,
+            min_confidence=min_confidence,
+            uncalibrated=uncalibrated,
+            trust_remote_code=trust_remote_code,
         )
         if not len(localizer.index) and settings.token is None:
             raise ConfigError(f"{index} holds no photos: add some with `cosplace index add`, or serve it with a token.")

@@ -65,10 +65,12 @@ def _eval(values: dict[str, Any]) -> None:
     folder = set_folder(config.folders, "test")
 
     from cosplace.datasets import open_retrieval_dataset
+    from cosplace.device import choose_device
     from cosplace.judging import network_to_evaluate, reduce_to_evaluate
     from cosplace.preparation import run_folder
     from cosplace.results import evaluate_from_config, keep_evaluation
 
+    choose_device(config.running.device)  # before a folder of results is made
     dataset = open_retrieval_dataset(folder, config.folders.queries_folder)
     model = network_to_evaluate(config, backbone=values.get("backbone"), fc_output_dim=values.get("fc_output_dim"))
     if config.running.dry_run:

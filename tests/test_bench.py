@@ -96,6 +96,7 @@ def test_a_missed_target_is_told() -> None:
     assert "NO" in table(report)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
 @pytest.mark.parametrize("memory", ["peak", "anonymous"])
 def test_memory_is_what_the_work_adds(memory: str) -> None:
@@ -140,6 +141,7 @@ def test_inputs_that_cannot_be_made_are_one_line() -> None:
     assert report.failures == ["toy: making its inputs failed: ZeroDivisionError: integer division or modulo by zero"]
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter_tells_its_whole_memory() -> None:
     (row,) = run(toy(partial(burning, 1, 7), partial(burning, 1, 7), fresh=True), turns=1).rows
     assert row.equal and row.ours["memory_mib"] > 5
@@ -169,6 +171,7 @@ def test_results_of_a_child_come_back_and_leave_nothing() -> None:
     assert "left behind" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_stage_alone_has_bounds_and_no_ratios() -> None:
     (row,) = run(toy(None, partial(burning, 1, 7), targets={"most_cpu_s": 1.0, "most_memory_mib": 1000.0})).rows
     assert row.met and row.cpu_ratio is row.wall_ratio is row.memory_ratio is row.plain is None

@@ -577,6 +577,7 @@ def test_truncated_safetensors_are_refused_wherever_they_end(tmp_path: Path):
             assert read_card(path) == {"backbone": "ResNet18"}
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, 700), value=st.integers(0, 255))
 def test_damaged_safetensors_never_escape_as_other_errors(place: int, value: int, tmp_path_factory):

@@ -274,6 +274,7 @@ def test_a_folder_may_be_the_mirror(small, tmp_path: Path, monkeypatch: pytest.M
 # --- verifying -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_tells_good_files_from_bad_ones(mirror: Server, small) -> None:
     mirror.files["ResNet18_32_cosplace.pth"] = small[1]
     path = model_file(ONE)
@@ -589,6 +590,7 @@ def test_wild_specs_are_read_or_refused(text: str) -> None:
             assert len(str(error)) < 500
 
 
+@pytest.mark.slow
 @given(
     args=st.lists(st.integers() | st.text(max_size=9) | st.booleans() | st.none()),
     kwargs=st.dictionaries(

@@ -1,99 +1,16 @@
-"""Every knob once: its default, its meaning and its --help, on one line.
+"""Sections of settings, and which sections each command has: every knob once, on one line."""
 
-A command's settings are a frozen dataclass of sections; a section is a frozen dataclass of knobs.  The command line
-is derived from them, `config.json` is written from them, and Python callers build them by name.  Importing this
-module imports nothing heavy, so that --help answers at once.  Defaults are those of the CosPlace paper.
-"""
+from dataclasses import dataclass
 
-import dataclasses
-import difflib
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
-
-from cosplace.errors import ConfigError
-
-BACKBONES = (
-    "VGG16",
-    "ResNet18",
-    "ResNet50",
-    "ResNet101",
-    "ResNet152",
-    *(f"EfficientNet_B{i}" for i in range(8)),
-    "ResNet18_Small",
+from cosplace.config.knobs import (
+    BACKBONES,
+    DATASET_VARIABLE,
+    canonical_backbone,
+    device_knob,
+    knob,
+    parse_device,
+    workers_knob,
 )
-DATASET_VARIABLE = "SF_XL_PROCESSED_FOLDER"
-
-T = TypeVar("T")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The names that a misspelt one may have meant, best first; case and separators do not count."""
-    by_plain = {_plain(candidate): candidate for candidate in names}
-    return [by_plain[plain] for plain in difflib.get_close_matches(_plain(name), by_plain, n=count, cutoff=0.5)]
-
-
-def canonical_backbone(name: str) -> str:
-    """The name in BACKBONES that `name` spells, in any case, with or without separators.
-
-    Raises ConfigError with the nearest names when there is none.
-    """
-    for backbone in BACKBONES:
-        if _plain(name) == _plain(backbone):
-            return backbone
-    offered = nearest_names(name, BACKBONES) or BACKBONES
-    raise ConfigError(f"Unknown backbone '{name}': did you mean {' or '.join(offered)}?")
-
-
-# --- one knob --------------------------------------------------------------------------------------------------------
-
-
-def knob(
-    default: Any,
-    text: str,
-    *,
-    parse: Callable[[str], Any] | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    aliases: tuple[str, ...] = (),
-    metavar: str | None = None,
-    several: bool = False,
-    shown: str | None = None,
-) -> Any:
-    """A field of a section.
-
-    parse: from the text of the command line; by default the type of `default`.  at_least, at_most: inclusive limits.
-    several: one or more values, kept as a tuple.  shown: how --help prints the default where its value says little.
-    """
-    metadata = {
-        "text": text,
-        "parse": parse or (str if default is None else type(default[0] if several else default)),
-        "at_least": at_least,
-        "at_most": at_most,
-        "choices": choices,
-        "aliases": aliases,
-        "metavar": metavar,
-        "several": several,
-        "shown": shown,
-    }
-    return field(default=default, metadata=metadata)
-
-
-def _device(text: str) -> str:
-    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        return text
-    raise ConfigError(f"Unknown device '{text}': use auto, cpu, cuda, cuda:N or mps.")
-
-
-# --- sections --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +124,7 @@ class Augmenting:
     augmentation_device: str = knob(
         "auto",
         "where images are augmented: cpu is in the loading workers; auto is where the network is",
-        parse=_device,
+        parse=parse_device,
         metavar="auto|cpu|cuda",
     )
 
@@ -276,18 +193,11 @@ class Weights:
 class Running:
     """Device, seed and results"""
 
-    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps", parse=_device, metavar="DEVICE")
+    device: str = device_knob()
     use_amp16: bool = knob(False, "16-bit mixed precision: fp16 on CUDA, bf16 on CPUs that have it")
     amp_dtype: str = knob("auto", "which 16-bit numbers --use_amp16 takes", choices=("auto", "fp16", "bf16"))
     seed: int = knob(0, "of every random draw: one seed, one result", at_least=0, at_most=2**32 - 1)
-    num_workers: int | None = knob(
-        None,
-        "threads or processes that load images; 0 loads in between",
-        parse=int,
-        at_least=0,
-        metavar="INT",
-        shown="8, or the number of cores where fewer",
-    )
+    num_workers: int | None = workers_knob()
     compile: bool = knob(
         False, "compile the network for training with torch.compile: some minutes once, then faster iterations"
     )
@@ -322,19 +232,12 @@ class Reducing:
         None, "pixels along the shorter side", parse=int, at_least=1, metavar="INT", shown="each photo's own size"
     )
     infer_batch_size: int = knob(16, "images per batch", at_least=1)
-    num_workers: int | None = knob(
-        None,
-        "threads or processes that load images; 0 loads in between",
-        parse=int,
-        at_least=0,
-        metavar="INT",
-        shown="8, or the number of cores where fewer",
-    )
-    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps", parse=_device, metavar="DEVICE")
+    num_workers: int | None = workers_knob()
+    device: str = device_knob()
     trust_remote_code: bool = knob(False, "allow a hub: model to run code of its repository on this machine")
 
 
-# --- commands --------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,91 +279,3 @@ class ReduceConfig:
     """All settings of `cosplace reduce`."""
 
     reducing: Reducing = Reducing()
-
-
-# `cosplace eval` reads only the test set and never trains: knobs that could do nothing there are not offered.
-LEFT_OUT: Mapping[type, frozenset[str]] = {
-    EvalConfig: frozenset({"train_set_folder", "val_set_folder", "train_all_layers", "compile"}),
-}
-
-
-def knobs(config_class: Any) -> Iterator[tuple[dataclasses.Field, list[dataclasses.Field]]]:
-    """(section, its knobs on the command line) for each section of a command's settings, in order."""
-    left_out = LEFT_OUT.get(config_class, frozenset())
-    for section in dataclasses.fields(config_class):
-        yield section, [item for item in dataclasses.fields(_default(section)) if item.name not in left_out]
-
-
-def _default(section: dataclasses.Field) -> Any:
-    return section.default
-
-
-def from_values(config_class: type[T], values: Mapping[str, Any]) -> T:
-    """Settings from flat names and values (a knob that is absent keeps its default).
-
-    Raises ConfigError for a value outside a knob's limits or an unknown name.
-    """
-    sections, known = {}, set()
-    for section, items in knobs(config_class):
-        given = {
-            item.name: tuple(values[item.name]) if item.metadata["several"] else values[item.name]
-            for item in items
-            if item.name in values
-        }
-        for item in items:
-            known.add(item.name)
-            if item.name in given:
-                _check_limits(item, given[item.name])
-        sections[section.name] = dataclasses.replace(_default(section), **given)
-    if unknown := set(values) - known:
-        name = min(unknown)
-        offered = nearest_names(name, known)
-        raise ConfigError(f"Unknown setting '{name}'" + (f": did you mean {offered[0]}?" if offered else "."))
-    return config_class(**sections)
-
-
-def to_values(config: Any) -> dict[str, Any]:
-    """The settings as one flat mapping, for `config.json` and comparisons."""
-    values: dict[str, Any] = {}
-    for section, items in knobs(type(config)):
-        values |= {item.name: getattr(getattr(config, section.name), item.name) for item in items}
-    return values
-
-
-def _check_limits(item: dataclasses.Field, value: Any) -> None:
-    meta = item.metadata
-    for one in value if meta["several"] else [value]:
-        if one is None:
-            continue
-        if meta["choices"] and one not in meta["choices"]:
-            raise ConfigError(f"--{item.name} {one}: choose from {', '.join(meta['choices'])}.")
-        # Written so that NaN fails too.
-        if meta["at_least"] is not None and not one >= meta["at_least"]:
-            raise ConfigError(f"--{item.name} {one} is too small: use {meta['at_least']} or more.")
-        if meta["at_most"] is not None and not one <= meta["at_most"]:
-            raise ConfigError(f"--{item.name} {one} is too large: use {meta['at_most']} or less.")
-
-
-# --- folders ---------------------------------------------------------------------------------------------------------
-
-
-def set_folder(folders: Folders, split: str) -> Path:
-    """The folder of a split ("train", "val" or "test"), given by its own flag or inside the dataset's folder.
-
-    Raises ConfigError when neither is given.
-    """
-    own = getattr(folders, f"{split}_set_folder")
-    if own:
-        return Path(own)
-    whole = folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
-    if whole:
-        return Path(whole) / split
-    raise ConfigError(
-        f"Where are the {split} photos?  Give --dataset_folder FOLDER (holding train/, val/ and test/), "
-        f"--{split}_set_folder FOLDER, or the environment variable {DATASET_VARIABLE}."
-    )
-
-
-def loading_workers(num_workers: int | None) -> int:
-    """How many loading processes: as asked, else the paper's 8 but no more than there are cores."""
-    return min(8, os.cpu_count() or 1) if num_workers is None else num_workers

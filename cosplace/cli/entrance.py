@@ -15,13 +15,13 @@ from cosplace.errors import CosPlaceError
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 COMMANDS = (
     *learning.COMMANDS,
+    *zoo.COMMANDS,
     *models.COMMANDS,
     *export.COMMANDS,
-    *trying.COMMANDS,
-    *zoo.COMMANDS,
     *index.COMMANDS,
     *locate.COMMANDS,
     *serve.COMMANDS,
+    *trying.COMMANDS,
 )
 
 log = logging.getLogger("cosplace")
@@ -36,7 +36,7 @@ def build_parser(prog: str = "cosplace", only: str | None = None) -> argparse.Ar
         return parser
     parser = Parser(
         prog=prog,
-        description="Recognise places from photos (CosPlace, CVPR 2022): train, evaluate, look at the results.",
+        description="Recognise places from photos (CosPlace, CVPR 2022): train, evaluate, index, locate.",
         epilog="Start with `cosplace demo`.  Each command explains itself: `cosplace train --help`.",
         formatter_class=Formatter,
     )

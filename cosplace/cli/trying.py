@@ -124,7 +124,7 @@ COMMANDS = (
     ),
     Command(
         name="demo",
-        text="Make a city, train on it, evaluate, write a report: the whole journey in minutes, without data.",
+        text="Make a city, train on it, evaluate, index it, locate photos: the whole journey in minutes, without data.",
         add=_add_demo,
     ),
     Command(

@@ -5,6 +5,7 @@ trains with (Berton et al., CVPR 2022, section 4.1).  A draw is made on the CPU,
 may be changed elsewhere, and nothing here makes the CPU wait for a GPU.  On a CPU compiled code changes them.
 """
 
+import itertools
 import logging
 import math
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ ORDER = slice(4, 8)
 CROP = slice(8, 12)
 DRAW_SIZE = 12
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = np.array(list(itertools.permutations(range(4))))
+NUMBERS_PER_DRAW = 4 + 1 + 2 * CROP_TRIES + 2  # factors, their order, areas and ratios of crops, the crop's place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,30 +85,41 @@ def normalize(images: Tensor) -> Tensor:
 # --- draws -----------------------------------------------------------------------------------------------------------
 
 
-def draw(rng: np.random.Generator, height: int, width: int, settings: Augmentation) -> np.ndarray:
-    """Draw how one image of height x width pixels is changed: (12,) float64.
+def draw(numbers: np.ndarray, sizes: np.ndarray, settings: Augmentation) -> np.ndarray:
+    """Draw how n images are changed, each from its own random numbers: (n, 12) float64.
 
-    Four factors (brightness, contrast, saturation, hue), the order of these four as indices, then top, left, height
-    and width of the crop in pixels.
+    numbers: (n, NUMBERS_PER_DRAW) uniform in [0, 1); sizes: (n, 2), heights and widths in pixels.  A draw is four
+    factors (brightness, contrast, saturation, hue), the order of these four as indices, then top, left, height and
+    width of the crop in pixels.
     """
-    factors = [rng.uniform(max(0.0, 1 - strength), 1 + strength) for strength in settings.strengths[:HUE]]
-    factors.append(rng.uniform(-settings.hue, settings.hue))
-    order = rng.permutation(4)
-    return np.array([*factors, *order, *_draw_crop(rng, height, width, settings)], dtype=np.float64)
+    jitters = np.array(settings.strengths[:HUE])
+    least = np.append(np.maximum(0.0, 1 - jitters), -settings.hue)
+    most = np.append(1 + jitters, settings.hue)
+    factors, orders, crops = np.split(numbers, (4, 5), axis=1)
+    drawn = np.empty((len(numbers), DRAW_SIZE))
+    drawn[:, FACTORS] = least + (most - least) * factors
+    drawn[:, ORDER] = ORDERS[(len(ORDERS) * orders[:, 0]).astype(np.int64)]
+    drawn[:, CROP] = _draw_crops(crops, sizes, settings.random_resized_crop)
+    return drawn
 
 
-def _draw_crop(rng: np.random.Generator, height: int, width: int, settings: Augmentation) -> tuple[int, int, int, int]:
-    narrowest, widest = (math.log(ratio) for ratio in CROP_RATIOS)
-    for _ in range(CROP_TRIES):
-        area = height * width * rng.uniform(1 - settings.random_resized_crop, 1)
-        ratio = math.exp(rng.uniform(narrowest, widest))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    # The largest crop in the middle whose ratio is allowed.
-    w = min(width, round(height * CROP_RATIOS[1]))
-    h = min(height, round(width / CROP_RATIOS[0]))
-    return (height - h) // 2, (width - w) // 2, h, w
+def _draw_crops(numbers: np.ndarray, sizes: np.ndarray, most_lost: float) -> np.ndarray:
+    """The first crop of some tries that lies in its image, (n, 4); most_lost: the largest fraction of area left out."""
+    areas, ratios, places = np.split(numbers, (CROP_TRIES, 2 * CROP_TRIES), axis=1)
+    areas = sizes.prod(axis=1, keepdims=True) * (1 - most_lost + most_lost * areas)
+    narrowest, widest = np.log(CROP_RATIOS)
+    ratios = np.exp(narrowest + (widest - narrowest) * ratios)
+    tries = np.stack([areas / ratios, areas * ratios], axis=2)  # (n, CROP_TRIES, 2)
+    tries = np.rint(np.sqrt(tries, out=tries), out=tries)  # heights and widths
+    fits = ((tries > 0) & (tries <= sizes[:, None])).all(axis=2)
+    crops = tries[np.arange(len(tries)), fits.argmax(axis=1)]  # (n, 2)
+    corners = np.floor(places * (sizes - crops + 1))
+    found = np.logical_or.reduce(fits, axis=1)
+    if not found.all():  # the largest crop in the middle whose ratio is allowed
+        largest = np.minimum(sizes, np.rint(sizes[:, ::-1] * (1 / CROP_RATIOS[0], CROP_RATIOS[1])))
+        crops = np.where(found[:, None], crops, largest)
+        corners = np.where(found[:, None], corners, (sizes - largest) // 2)
+    return np.concatenate([corners, crops], axis=1)
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------

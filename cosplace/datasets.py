@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cosplace.augmentations import Augmentation, augment, draw
+from cosplace.augmentations import NUMBERS_PER_DRAW, Augmentation, augment, draw
 from cosplace.device import one_thread
 from cosplace.errors import DatasetError, ImageError
 from cosplace.groups import Group
-from cosplace.images import ImageList, PhotoStacks, open_image, scan_images
+from cosplace.images import ImageList, PhotoStacks, SpareMemory, scan_images
 from cosplace.loading import load_ahead
 
 QUERIES_FOLDERS = ("queries_v1", "queries")
-CLASS_ORDER, ITEM = 0, 1  # the two kinds of random draws, so that their streams never meet
+CLASS_ORDER, ITEM, REPLACEMENTS = range(3)  # the kinds of random draws, so that their streams never meet
+NUMBERS_PER_ITEM = 1 + NUMBERS_PER_DRAW  # which image of the class, and how it is changed
+STEPS_PER_ITEM = NUMBERS_PER_ITEM // 4  # of Philox's counter, each of which gives four numbers
+assert NUMBERS_PER_ITEM % 4 == 0
 MAX_REPLACEMENTS = 100
 
 
@@ -70,16 +73,6 @@ def open_retrieval_dataset(folder: str | Path, queries_folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One training image with what was drawn for it."""
-
-    image: torch.Tensor  # (3, H, W) uint8
-    label: int  # class within the group
-    draws: np.ndarray  # (12,), see cosplace.augmentations.draw
-    unreadable: tuple[str, ...]  # photos that were drawn before it and could not be opened
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """B training images: either raw, stacked by shape, or augmented."""
 
@@ -123,14 +116,18 @@ class GroupImages:
         self.seed = seed
         self.epoch = epoch
         self.settings = settings
+        self._begin()
+
+    def _begin(self) -> None:
         self.class_order = lru_cache(maxsize=2)(self._class_order)
+        self.memory = SpareMemory()
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "class_order"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("class_order", "memory")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self.class_order = lru_cache(maxsize=2)(self._class_order)
+        self._begin()
 
     def _generator(self, kind: int, number: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed, self.epoch], counter=[0, 0, kind, number]))
@@ -138,31 +135,52 @@ class GroupImages:
     def _class_order(self, number: int) -> np.ndarray:
         return self._generator(CLASS_ORDER, number).permutation(self.group.num_classes)
 
-    def __getitem__(self, index: int) -> Item:
-        return self.item(index)
+    def _numbers(self, indices: Sequence[int]) -> np.ndarray:
+        """The random numbers of some items, (n, NUMBERS_PER_ITEM) in [0, 1): stretches of one stream."""
+        first, last = min(indices), max(indices)
+        stream = np.random.Philox(key=[self.seed, self.epoch], counter=[first * STEPS_PER_ITEM, 0, ITEM, 0])
+        numbers = np.random.Generator(stream).random((last + 1 - first, NUMBERS_PER_ITEM))
+        return numbers[np.asarray(indices) - first]
 
-    def item(self, index: int, stacks: PhotoStacks | None = None) -> Item:
-        """Item `index`, opened in the memory of `stacks` and kept there.
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """These items as they are, with what is drawn for each.
 
-        Raises DatasetError when no image of its class can be opened.
+        Raises DatasetError when no image of some class can be opened.
         """
-        rng = self._generator(ITEM, index)
-        passes, place = divmod(index, self.group.num_classes)
-        label = int(self.class_order(passes)[place])
+        numbers = self._numbers(indices)
+        photos = PhotoStacks(len(indices), self.memory)
+        labels, sizes, unreadable = [], [], []
+        for index, number in zip(indices, numbers[:, 0].tolist(), strict=True):
+            passes, place = divmod(index, self.group.num_classes)
+            labels.append(int(self.class_order(passes)[place]))
+            sizes.append(self._open(photos, index, labels[-1], number, unreadable))
+        stacks = photos.stacks()
+        return Batch(
+            stacks=[stack for _, stack in stacks],
+            places=[torch.tensor(places) for places, _ in stacks],
+            labels=torch.tensor(labels),
+            draws=torch.from_numpy(draw(numbers[:, 1:], np.array(sizes), self.settings)),
+            unreadable=tuple(dict.fromkeys(unreadable)),
+        )
+
+    def _open(
+        self, photos: PhotoStacks, index: int, label: int, number: float, unreadable: list[str]
+    ) -> tuple[int, int]:
+        """Open the image of item `index` that `number` in [0, 1) chooses: its height and width.
+
+        Another of its class takes the place of one that cannot be opened.
+        """
         first, size = int(self.group.class_starts[label]), self.group.class_size(label)
-        unreadable: list[str] = []
-        while len(unreadable) < MAX_REPLACEMENTS:
-            path = self.group.folder / self.group.image_name(first + int(rng.integers(size)))
+        others: np.random.Generator | None = None
+        chosen = int(number * size)
+        for _ in range(MAX_REPLACEMENTS):
             try:
-                image = open_image(path, stacks.room if stacks else None)
-            except ImageError as error:  # another image of the class takes its place
+                return photos.open(self.group.folder / self.group.image_name(first + chosen))
+            except ImageError as error:
                 unreadable.append(str(error))
-                continue
-            if stacks:
-                stacks.add(image)
-            draws = draw(rng, image.shape[1], image.shape[2], self.settings)
-            return Item(image=image, label=label, draws=draws, unreadable=tuple(unreadable))
-        raise DatasetError(f"No image of a whole class can be opened: {unreadable[0]}  Mend or remove these files.")
+            others = others or self._generator(REPLACEMENTS, index)
+            chosen = int(others.integers(size))
+        raise DatasetError(f"No image of a whole class can be opened: {unreadable[-1]}  Mend or remove these files.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,21 +192,12 @@ class BatchMaker:
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         """The batch of these items.  Raises DatasetError when no image of some class can be opened."""
-        photos = PhotoStacks(len(indices))
-        items = [self.items.item(index, photos) for index in indices]
-        stacks = photos.stacks()
-        batch = Batch(
-            stacks=[stack for _, stack in stacks],
-            places=[torch.tensor(places) for places, _ in stacks],
-            labels=torch.tensor([item.label for item in items]),
-            draws=torch.from_numpy(np.stack([item.draws for item in items])),
-            unreadable=tuple(dict.fromkeys(error for item in items for error in item.unreadable)),
-        )
+        batch = self.items.batch(indices)
         if not self.augmented:
             return batch
         with one_thread():  # as in a loading process: the same bits with any number of them
             images = batch.images(self.items.settings, torch.device("cpu"))
-        return replace(batch, stacks=[images], places=[torch.arange(len(items))])
+        return replace(batch, stacks=[images], places=[torch.arange(len(batch.labels))])
 
 
 def training_batches(

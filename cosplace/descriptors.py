@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import resize
 from cosplace.augmentations import IMAGENET_STD, LUMA, normalize
 from cosplace.device import choose_device, is_out_of_memory, mixed_precision
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, DeviceError, ImageError
-from cosplace.images import ImageList, PhotoStacks, open_image
+from cosplace.images import ImageList, PhotoStacks, SpareMemory, open_image
 from cosplace.loading import choose_loader, load_ahead
 from cosplace.network import for_inference
 from cosplace.shards import (
@@ -273,24 +273,27 @@ class _Photos:
 
     images: ImageList
     image_size: int | None
+    memory: SpareMemory = field(default_factory=SpareMemory)
 
     def __call__(self, rows: Sequence[int]) -> LoadedBatch:
-        opened, failures, photos = [], [], PhotoStacks(len(rows))
-        room = photos.room if self.image_size is None else None
+        opened, failures, photos = [], [], PhotoStacks(len(rows), self.memory)
         for row in rows:
             try:
-                photo = open_image(self.images.path(row), room)
+                self._open(self.images.path(row), photos)
             except ImageError as error:
                 failures.append((row, str(error)))
-                continue
-            if self.image_size is not None:
-                photo = resize(photo, [self.image_size], InterpolationMode.BILINEAR, antialias=True)
-            opened.append(row)
-            photos.add(photo)
+            else:
+                opened.append(row)
         return LoadedBatch(
             stacks=[([opened[place] for place in places], stack) for places, stack in photos.stacks()],
             failures=failures,
         )
+
+    def _open(self, path: Path, photos: PhotoStacks) -> None:
+        if self.image_size is None:
+            photos.open(path)
+        else:
+            photos.add(resize(open_image(path), [self.image_size], InterpolationMode.BILINEAR, antialias=True))
 
 
 def _loaded_batches(job: _Job, shards: list[range]) -> Generator[LoadedBatch]:

@@ -20,6 +20,7 @@ from cosplace import augmentations
 from cosplace.augmentations import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    NUMBERS_PER_DRAW,
     Augmentation,
     augment,
     augment_together,
@@ -46,13 +47,17 @@ DEFAULTS = {"brightness": 0.7, "contrast": 0.7, "saturation": 0.7, "hue": 0.5}
 NONE = dict.fromkeys(DEFAULTS, 0.0)
 
 
+def draws_of(rng: np.random.Generator, num_images: int, height: int, width: int, chosen: Augmentation) -> np.ndarray:
+    return draw(rng.random((num_images, NUMBERS_PER_DRAW)), np.full((num_images, 2), (height, width)), chosen)
+
+
 def batch(height: int, width: int, size: int, num_images: int = 12, strengths: Mapping[str, float] = DEFAULTS):
     rng = np.random.default_rng(height * 1000 + width)
     chosen = Augmentation(image_size=size, **strengths)
     images = rng.integers(0, 256, (num_images, 3, height, width), np.uint8)
     images[0] = images[0, :1]  # gray pixels, whose hue is undefined
     images[1] = images[1] // 128 * 255  # only the corners of the color cube, where sectors of hues meet
-    draws = np.stack([draw(rng, height, width, chosen) for _ in range(num_images)])
+    draws = draws_of(rng, num_images, height, width, chosen)
     return torch.from_numpy(images), torch.from_numpy(draws), chosen
 
 
@@ -233,7 +238,7 @@ def test_wild_images_and_draws_are_exact(
         pixels = pixels // 100 * 127
     if kind == "nearly gray":
         pixels = np.minimum(pixels[:, :1] + rng.integers(0, 2, pixels.shape), 255)
-    draws = np.stack([draw(rng, height, width, chosen) for _ in pixels])
+    draws = draws_of(rng, len(pixels), height, width, chosen)
     assert_exact(torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(draws), chosen, error=2e-5)
 
 
@@ -293,7 +298,7 @@ def test_numba_is_loaded_only_by_the_first_augmented_image():
         "import sys, numpy as np, torch, cosplace.cli, cosplace.augmentations as a\n"
         "before = 'numba' in sys.modules\n"
         "chosen = a.Augmentation(image_size=4)\n"
-        "draws = torch.from_numpy(a.draw(np.random.default_rng(0), 9, 9, chosen))[None]\n"
+        "draws = torch.from_numpy(a.draw(np.zeros((1, a.NUMBERS_PER_DRAW)), np.array([[9, 9]]), chosen))\n"
         "a.augment(torch.zeros(1, 3, 9, 9), draws, chosen)\n"
         "before |= 'numba' in sys.modules\n"
         "a.augment(torch.zeros(1, 3, 9, 9, dtype=torch.uint8), draws, chosen)\n"
@@ -311,7 +316,7 @@ def test_without_numba_one_warning_says_what_to_install_and_images_are_the_same(
         "from concurrent.futures import ThreadPoolExecutor\n"
         "import numpy as np, torch, cosplace.augmentations as a\n"
         "chosen = a.Augmentation(image_size=4)\n"
-        "draws = torch.from_numpy(a.draw(np.random.default_rng(0), 9, 9, chosen))[None]\n"
+        "draws = torch.from_numpy(a.draw(np.zeros((1, a.NUMBERS_PER_DRAW)), np.array([[9, 9]]), chosen))\n"
         "image = torch.zeros(1, 3, 9, 9, dtype=torch.uint8)\n"
         "with ThreadPoolExecutor(4) as pool:\n"
         "    for done in pool.map(lambda _: a.augment(image, draws, chosen), range(8)): pass\n"
@@ -384,7 +389,7 @@ def test_normalize_is_torchvisions_for_bytes_and_floats():
 @settings(max_examples=200, deadline=None, database=None)
 def test_draws_stay_in_their_limits(height: int, width: int, share: float, hue: float, seed: int):
     chosen = Augmentation(image_size=8, brightness=1.5, hue=hue, random_resized_crop=share)
-    drawn = draw(np.random.default_rng(seed), height, width, chosen)
+    (drawn,) = draws_of(np.random.default_rng(seed), 1, height, width, chosen)
     assert drawn.shape == (12,)
     assert 0 <= drawn[0] <= 2.5
     assert abs(drawn[3]) <= hue
@@ -398,7 +403,7 @@ def test_draws_stay_in_their_limits(height: int, width: int, share: float, hue: 
 def test_draws_have_the_papers_distributions():
     chosen = Augmentation(image_size=512)
     rng = np.random.default_rng(0)
-    draws = np.stack([draw(rng, 512, 512, chosen) for _ in range(6_000)])
+    draws = draws_of(rng, 6_000, 512, 512, chosen)
     for column, low, high in ((0, 0.3, 1.7), (1, 0.3, 1.7), (2, 0.3, 1.7), (3, -0.5, 0.5)):
         factors = (draws[:, column] - low) / (high - low)
         assert np.abs(np.sort(factors) - np.linspace(0, 1, len(factors))).max() < 0.025, column  # Kolmogorov-Smirnov
@@ -412,7 +417,7 @@ def test_draws_have_the_papers_distributions():
 def test_crops_are_distributed_as_torchvisions():
     chosen = Augmentation(image_size=512)
     rng = np.random.default_rng(1)
-    ours = np.stack([draw(rng, 300, 400, chosen)[8:] for _ in range(4_000)])
+    ours = draws_of(rng, 4_000, 300, 400, chosen)[:, 8:]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         image = torch.empty(3, 300, 400)
@@ -429,14 +434,17 @@ def test_crops_are_distributed_as_torchvisions():
 @pytest.mark.parametrize("height, width, crop", [(100, 1000, (0, 433, 100, 133)), (1000, 100, (433, 0, 133, 100))])
 def test_very_long_images_fall_back_to_their_middle(height: int, width: int, crop: tuple[int, ...]):
     chosen = Augmentation(image_size=8, random_resized_crop=0.1)
-    assert tuple(draw(np.random.default_rng(0), height, width, chosen)[8:]) == crop
+    assert tuple(draws_of(np.random.default_rng(0), 1, height, width, chosen)[0, 8:]) == crop
 
 
-def test_one_generator_one_draw():
-    chosen = Augmentation(image_size=8)
-    first, again, other = (draw(np.random.default_rng(seed), 50, 60, chosen) for seed in (5, 5, 6))
-    assert (first == again).all()
-    assert (first != other).any()
+def test_a_draw_depends_on_its_own_numbers_and_size_alone():
+    chosen = Augmentation(image_size=8, random_resized_crop=0.2)
+    numbers = np.random.default_rng(5).random((9, NUMBERS_PER_DRAW))
+    sizes = np.array([(50, 60), (500, 60), (60, 500)] * 3)  # no crop of the longer ones is found in a few tries
+    together = draw(numbers, sizes, chosen)
+    alone = [draw(numbers[i : i + 1], sizes[i : i + 1], chosen)[0] for i in range(9)]
+    assert (together == alone).all()
+    assert (together[0] != together[3]).any()
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,24 @@ def test_batches_do_not_depend_on_workers_or_on_where_they_start(streets: Path) 
 def test_each_pass_shows_each_class_once_with_a_random_image_of_it(streets: Path) -> None:
     group = first_group(streets / "train")
     items = GroupImages(group, seed=0, epoch=0, settings=SETTINGS)
-    passes = [[items[k].label for k in range(p * group.num_classes, (p + 1) * group.num_classes)] for p in range(3)]
+    passes = [items.batch(range(p * group.num_classes, (p + 1) * group.num_classes)).labels.tolist() for p in range(3)]
     assert all(sorted(labels) == list(range(group.num_classes)) for labels in passes)
     assert passes[0] != passes[1]
-    draws = [items[k] for k in range(30 * group.num_classes)]
-    seen = {item.image.numpy().tobytes() for item in draws if item.label == 0}
+    many = items.batch(range(30 * group.num_classes))
+    (photos,) = many.stacks
+    seen = {photo.numpy().tobytes() for photo in photos[many.labels == 0]}
     of_class = {open_image(group.folder / group.image_name(i)).numpy().tobytes() for i in range(group.class_size(0))}
     assert seen == of_class
+
+
+def test_an_item_is_the_same_in_any_batch(streets: Path) -> None:
+    items = GroupImages(first_group(streets / "train"), seed=1, epoch=2, settings=SETTINGS)
+    whole, some = items.batch(range(40)), items.batch([31, 7, 7, 38])
+    places = [31, 7, 7, 38]
+    assert torch.equal(whole.stacks[0][places], some.stacks[0])
+    assert torch.equal(whole.labels[places], some.labels)
+    assert torch.equal(whole.draws[places], some.draws)
+    assert len(whole.draws.unique(dim=0)) == 40
 
 
 def test_augmenting_in_the_loader_or_later_gives_the_same(streets: Path) -> None:
@@ -80,10 +91,10 @@ def test_images_of_any_size_share_a_batch(streets: Path, tmp_path: Path) -> None
     assert len(batch.stacks) == 2
     images = batch.images(SETTINGS, torch.device("cpu"))
     for k in range(16):
-        item = items[k]
-        alone = augment(item.image[None], torch.from_numpy(item.draws)[None], SETTINGS)
+        item = items.batch([k])
+        alone = augment(item.stacks[0], item.draws, SETTINGS)
         assert torch.allclose(images[k], alone[0], atol=1e-5)
-        assert batch.labels[k] == item.label
+        assert batch.labels[k] == item.labels
 
 
 def test_unreadable_photos_are_replaced_and_named(streets: Path, tmp_path: Path) -> None:

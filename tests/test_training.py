@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,8 @@ import torch
 
 from cosplace.checkpoint import BEST_MODEL, LAST_CHECKPOINT, read_checkpoint, read_metrics
 from cosplace.config import TrainConfig
-from cosplace.datasets import GroupImages, Item
+from cosplace.datasets import Batch, GroupImages
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError, DeviceError, LoadingError
-from cosplace.images import PhotoStacks
 from cosplace.network import GeoLocalizationNet
 from cosplace.preparation import prepare
 from cosplace.training import learning_rate, margin, resumed_config, train
@@ -145,14 +145,14 @@ def test_a_killed_loading_process_costs_no_iteration(
     streets: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints come every 10 minutes, and one more when a loading process dies."""
-    called = GroupImages.item
+    called = GroupImages.batch
 
-    def dies(self: GroupImages, index: int, stacks: PhotoStacks | None = None) -> Item:
-        if (self.epoch, index) == (1, 3 * SETTINGS["batch_size"]):
+    def dies(self: GroupImages, indices: Sequence[int]) -> Batch:
+        if self.epoch == 1 and 3 * SETTINGS["batch_size"] in indices:
             os.kill(os.getpid(), signal.SIGKILL)
-        return called(self, index, stacks)
+        return called(self, indices)
 
-    monkeypatch.setattr(GroupImages, "item", dies)
+    monkeypatch.setattr(GroupImages, "batch", dies)
     config = settings(streets, num_workers=1, loader="processes")
     with pytest.raises(LoadingError, match=rf"--num_workers.*--resume_train {tmp_path}") as caught:
         train(prepare(config), tmp_path)

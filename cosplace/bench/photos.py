@@ -144,11 +144,11 @@ def _compare_pixels(plain: list[bytes], ours: list[bytes]) -> str | None:
 
 def _make_batch(folder: Path, size: int, options: Options) -> Path:
     """Photos (B, 3, 512, 512) uint8, and what was drawn for each, (B, 12)."""
-    from cosplace.augmentations import Augmentation, draw
+    from cosplace.augmentations import NUMBERS_PER_DRAW, Augmentation, draw
 
     paths = write_photos(folder / "photos", size, options)
-    rng = np.random.default_rng(0)
-    draws = np.stack([draw(rng, SIDE, SIDE, Augmentation(image_size=SIDE)) for _ in paths])
+    numbers = np.random.default_rng(0).random((len(paths), NUMBERS_PER_DRAW))
+    draws = draw(numbers, np.full((len(paths), 2), SIDE), Augmentation(image_size=SIDE))
     np.save(folder / "photos.npy", np.stack([as_bytes(open_plainly(path)).numpy() for path in paths]))
     np.save(folder / "draws.npy", draws)
     return folder
@@ -202,11 +202,11 @@ def _warm_augmentation() -> None:
     """Compile what is compiled at the first call, once for all children."""
     import torch
 
-    from cosplace.augmentations import Augmentation, augment, draw
+    from cosplace.augmentations import NUMBERS_PER_DRAW, Augmentation, augment, draw
     from cosplace.device import one_thread
 
     settings = Augmentation(image_size=32)
-    drawn = torch.from_numpy(draw(np.random.default_rng(0), 32, 32, settings)[None])
+    drawn = torch.from_numpy(draw(np.zeros((1, NUMBERS_PER_DRAW)), np.array([[32, 32]]), settings))
     with one_thread():
         augment(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), drawn, settings)
 

@@ -1,4 +1,4 @@
-"""One photo, or a batch of them: files to pixels, upright, the same as Pillow's.
+"""One photo: a file to pixels, upright, the same as Pillow's.
 
 JPEG files go through simplejpeg (libjpeg-turbo), in half of Pillow's time and outside of the interpreter's lock; what
 it does not take (CMYK, damage that can be mended, other formats) Pillow does.
@@ -41,24 +41,29 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 """What turns (H, W, 3) stored with an EXIF orientation upright; 1 is upright."""
 
 
-def open_image(path: str | Path, room: Room | None = None) -> "torch.Tensor":
+def open_image(path: str | Path) -> "torch.Tensor":
     """One photo as RGB, (3, H, W) uint8, upright as its EXIF orientation says; its channels lie side by side.
 
-    room: gives the memory to decode into; it is asked for at most once, and what it gives may stay unused.
     Raises ImageError that names the file when it is missing, empty, truncated, no picture, or larger than
     MAX_PIXELS (checked before decoding).
     """
     import torch
 
-    raw = _read_file(Path(path))
+    return torch.from_numpy(open_pixels(path)).permute(2, 0, 1)
+
+
+def open_pixels(path: str | Path, room: Room | None = None) -> np.ndarray:
+    """What open_image gives, as (H, W, 3) uint8: the very array that `room` gave, or another one.
+
+    room: gives the memory to decode into; it is asked for at most once, and what it gives may stay unused.
+    """
+    raw = _read_file(path)
     pixels = None
     if raw[:2] == b"\xff\xd8":
         pixels = _open_jpeg(raw, path, room)
     elif raw[:8] == b"\x89PNG\r\n\x1a\n" and len(raw) >= 24:
         _check_size(int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big"), path)
-    if pixels is None:
-        pixels = _open_with_pillow(raw, path)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return _open_with_pillow(raw, path) if pixels is None else pixels
 
 
 def open_photo_bytes(raw: bytes | bytearray, name: str, *, max_pixels: int = MAX_PIXELS) -> "torch.Tensor":
@@ -81,7 +86,7 @@ def open_photo_bytes(raw: bytes | bytearray, name: str, *, max_pixels: int = MAX
         _check_size(*size, name, max_pixels)
     elif kind != "JPEG":  # of those, Pillow takes many that simplejpeg does not, and reads the header first
         raise ImageError(f"{name} cannot be decoded (its {kind} header is damaged).")
-    raw = bytearray(raw)
+    raw = bytes(raw)
     if kind == "JPEG" and raw.count(START_OF_SCAN) > MAX_SCANS:
         raise ImageError(f"{name} holds more than {MAX_SCANS} scans, each of which takes as long as a photo: refused.")
     pixels = _open_jpeg(raw, name, None) if kind == "JPEG" and size is not None else None
@@ -90,61 +95,27 @@ def open_photo_bytes(raw: bytes | bytearray, name: str, *, max_pixels: int = MAX
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-class PhotoStacks:
-    """Up to `most` photos of any sizes, each decoded where it stays: in a stack of the photos of its size."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.count = most, 0
-        self.buffers: dict[tuple[int, int], np.ndarray] = {}  # (most, H, W, 3) uint8
-        self.places: dict[tuple[int, int], list[int]] = {}  # of their photos among all
-
-    def room(self, height: int, width: int) -> np.ndarray:
-        """Memory for the next photo of that size, (H, W, 3) uint8; it is kept by `add`."""
-        size = height, width
-        if size not in self.buffers:
-            self.buffers[size], self.places[size] = np.empty((self.most, *size, 3), np.uint8), []
-        return self.buffers[size][len(self.places[size])]
-
-    def add(self, photo: "torch.Tensor") -> None:
-        """Keep a photo (3, H, W) uint8; it is copied unless it lies where `room` said."""
-        height, width = photo.shape[1:]
-        room, pixels = self.room(height, width), photo.permute(1, 2, 0).numpy()
-        if pixels.ctypes.data != room.ctypes.data or pixels.strides != room.strides:
-            room[:] = pixels
-        self.places[height, width].append(self.count)
-        self.count += 1
-
-    def stacks(self) -> "list[tuple[list[int], torch.Tensor]]":
-        """(places among all photos, (n, 3, H, W) uint8) of each size, in the order in which sizes appeared."""
-        import torch
-
-        found = []
-        for size, places in self.places.items():
-            if places:
-                photos = self.buffers[size][: len(places)]
-                whole = photos if len(places) == self.most else photos.copy()  # not with what stayed empty
-                found.append((places, torch.from_numpy(whole).permute(0, 3, 1, 2)))
-        return found
-
-
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path) -> bytearray:
+def _read_file(path: str | Path) -> bytes:
+    # With few calls to the system: after each a thread has to wait for the interpreter's lock.
     try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            size = os.fstat(file).st_size
             if size > MAX_FILE_BYTES:
                 raise ImageError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB: no photo.")
-            raw = bytearray(size)
-            view, done = memoryview(raw), 0
-            while done < size and (count := file.readinto(view[done:])):
-                done += count
+            raw = os.read(file, size)
+            while len(raw) < size and (more := os.read(file, size - len(raw))):
+                raw += more
+        finally:
+            os.close(file)
     except OSError as error:
         raise ImageError(f"{path} cannot be read ({error.strerror}).") from error
-    if not done:
+    if not raw:
         raise ImageError(f"{path} is empty.")
-    return raw if done == size else raw[:done]
+    return raw
 
 
 def _check_size(width: int, height: int, path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
@@ -163,7 +134,7 @@ def _jpeg_decoder() -> Callable[..., np.ndarray]:
     return decode_jpeg
 
 
-def _open_jpeg(raw: bytearray, path: str | Path, room: Room | None) -> np.ndarray | None:
+def _open_jpeg(raw: bytes, path: str | Path, room: Room | None) -> np.ndarray | None:
     """(H, W, 3) uint8; None for what Pillow should look at."""
     header = jpeg_header(raw)
     if header is None:
@@ -178,6 +149,8 @@ def _open_jpeg(raw: bytearray, path: str | Path, room: Room | None) -> np.ndarra
         pixels = _jpeg_decoder()(raw, buffer=buffer)
     except ValueError:  # also for damage that Pillow mends
         return None
+    if buffer is not None and pixels.shape == buffer.shape:
+        return buffer
     return np.ascontiguousarray(UPRIGHT[orientation](pixels)) if orientation in UPRIGHT else pixels
 
 
@@ -264,7 +237,7 @@ HEADER_SIZES: dict[str, Callable[[bytes | bytearray], tuple[int, int] | None]] =
 
 
 def _open_with_pillow(
-    raw: bytearray, path: str | Path, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+    raw: bytes, path: str | Path, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """(H, W, 3) uint8.  formats: those to try, by Pillow's names; None for all.  Raises ImageError."""
     from PIL import Image, ImageOps, UnidentifiedImageError

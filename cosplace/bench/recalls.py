@@ -24,6 +24,9 @@ LEAST_DATABASE, DATABASE_PER_QUERY = 100_000, 12  # positions
 PANORAMAS_PER_BLOCK = 40  # one every 5 m of street
 HEADINGS = 12
 K = 20
+GROWTH_FROM = {False: 20_000, True: 40_000}
+"""Queries of the smallest size of growth, positives being known or not: at all three sizes what is read at random lies
+between a processor's second cache (1 MB) and its third (32 MB); a step from one to the other is no growth of work."""
 
 
 # --- what is judged --------------------------------------------------------------------------------------------------
@@ -142,7 +145,7 @@ def _recall_stage(name: str, title: str, known: bool) -> Stage:
         full_size=8_000,
         quick_size=2_000,
         targets={"cpu_ratio": 50.0},
-        growth_sizes=(20_000, 40_000, 80_000),  # all beyond the caches
+        growth_sizes=tuple(GROWTH_FROM[known] * times for times in (1, 2, 4)),
         imports=("cosplace.recall",),
         optional_imports=("sklearn.neighbors",),
     )

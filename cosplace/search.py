@@ -137,7 +137,8 @@ def _candidates(
     kept = [(q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=device)) for q, _ in blocks]
     scores = torch.empty(min(QUERY_ROWS, len(queries)) * min(block_rows, len(database)), dtype=dtype, device=device)
     largest = 0.0  # squared norm in the database
-    room = np.empty((min(block_rows, len(database)), database.shape[1]), np.float32)  # fresh memory would cost more
+    shape = min(block_rows, len(database)), database.shape[1]
+    room = torch.empty(shape, dtype=dtype, device=device)  # fresh memory for each block would cost more
     for first in range(0, len(database), block_rows):
         block = database[first : first + block_rows]
         rows, norms = _on_device(block, device, dtype, whose="database", first=first, room=room)
@@ -172,18 +173,20 @@ def _on_device(
     *,
     whose: str,
     first: int,
-    room: np.ndarray | None = None,
+    room: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rows (n, D) and their squared norms (n,) on the device, by way of `room` (n or more, D) float32 where needed.
+    """Rows (n, D) and their squared norms (n,) on the device, in `room` (n or more, D) where they must be copied.
 
     Raises DatasetError for values that are not finite.
     """
-    if not rows.flags.writeable or rows.dtype != np.float32:  # torch shares only memory that it might write
-        copied = np.empty(rows.shape, np.float32) if room is None else room[: len(rows)]
-        np.copyto(copied, rows)
-        rows = copied
-    found = torch.from_numpy(np.ascontiguousarray(rows)).to(device, dtype)
-    norms = torch.linalg.vecdot(found, found)
+    if not rows.flags.writeable:  # torch shares only memory that it might write
+        rows = rows.copy()
+    given = torch.from_numpy(np.ascontiguousarray(rows))
+    if room is None or (device, dtype) == (room.device, given.dtype):
+        found = given.to(device, dtype)
+    else:
+        found = room[: len(rows)].copy_(given)
+    norms = torch.linalg.vector_norm(found, dim=1).square_()  # far faster than a product of each row with itself
     fine = norms < LARGEST_NORM  # not so for NaN
     if not bool(fine.all()):
         bad = first + int((~fine).nonzero()[0])

@@ -199,7 +199,7 @@ def _open_shard(folder: Path, number: int, meta: ShardsMeta, dimension: int) -> 
     if not path.is_file():
         raise DatasetError(f"{path} is missing, the extraction was stopped: run it again, it goes on from there.")
     try:
-        shard = np.load(path, mmap_mode="r", allow_pickle=False)
+        shard = np.load(path, mmap_mode="c", allow_pickle=False)  # torch does not share read-only memory
         if shard.shape == shape and shard.dtype == meta.dtype:
             return shard
         found = f"holds {shard.shape} {shard.dtype}"

@@ -126,7 +126,7 @@ class Stored:
         """Queries in memory, the database mapped."""
         from cosplace.shards import DescriptorShards
 
-        return np.load(self.queries), DescriptorShards([np.load(shard, mmap_mode="r") for shard in self.shards])
+        return np.load(self.queries), DescriptorShards([np.load(shard, mmap_mode="c") for shard in self.shards])
 
 
 def _make_descriptors(dtype: str, folder: Path, size: int, options: Options) -> Stored:

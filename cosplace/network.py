@@ -193,9 +193,9 @@ class _PowerMean(Function):
 def for_inference(network: nn.Module) -> nn.Module:
     """A copy of a network that extracts faster: same descriptors, within 1e-6, in evaluation mode.
 
-    Batch norms are folded into the convolutions before them and weights are stored channels last.  The copy shares
-    nothing with `network`, which stays as it is, and cannot be trained.  A module that neither is a GeoLocalizationNet
-    nor holds one is returned itself.
+    Batch norms are folded into the convolutions before them, weights are stored channels last, and pooling behind a
+    ReLU counts on what that leaves.  The copy shares nothing with `network`, which stays as it is, and cannot be
+    trained.  A module that neither is a GeoLocalizationNet nor holds one is returned itself.
     """
     if not any(isinstance(module, GeoLocalizationNet) for module in network.modules()):
         return network
@@ -203,6 +203,8 @@ def for_inference(network: nn.Module) -> nn.Module:
     for parent, convolution, norm in _convolutions_with_norms(copied):
         _fold(parent.get_submodule(convolution), parent.get_submodule(norm))
         setattr(parent, norm, nn.Identity())
+    for parent, pool in _pools_after_relu(copied):
+        setattr(parent, pool, _PoolAfterReLU(kernel_size=3, stride=2, padding=1))
     return copied.eval().to(memory_format=torch.channels_last)
 
 
@@ -223,6 +225,49 @@ def _convolutions_with_norms(network: nn.Module) -> list[tuple[nn.Module, str, s
             if isinstance(children[convolution], nn.Conv2d) and isinstance(children[norm], nn.BatchNorm2d)
         ]
     return found
+
+
+def _pools_after_relu(network: nn.Module) -> list[tuple[nn.Module, str]]:
+    """(parent, name of a pooling) where _PoolAfterReLU does the same."""
+    return [
+        (parent, name)
+        for parent in network.modules()
+        if isinstance(parent, nn.Sequential)
+        for (_, before), (name, pool) in pairwise(parent.named_children())
+        if isinstance(before, nn.ReLU)
+        and isinstance(pool, nn.MaxPool2d)
+        and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (3, 2, 1, 1, False)
+    ]
+
+
+MAGNITUDE = 0x7FFF  # all bits of 16 but the sign
+
+
+class _PoolAfterReLU(nn.MaxPool2d):
+    """The largest of 3 x 3 numbers at every second place, the same as torch's; none may be below 0.
+
+    bfloat16 from 0 on is ordered as its bits read as an integer are: on a CPU such maxima take a fifth of the time.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D, ceil(H / 2), ceil(W / 2))."""
+        height, width = input.shape[2:]
+        by_bits = input.dtype == torch.bfloat16 and input.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not by_bits or height % 2 or width % 2 or input.requires_grad:
+            return super().forward(input)
+        bits = input.permute(0, 2, 3, 1).view(torch.int16)
+        bits.bitwise_and_(MAGNITUDE)  # NaN may have a sign, and must be the largest
+        return _of_threes(_of_threes(bits, 1), 2).view(torch.bfloat16).permute(0, 3, 1, 2)
+
+
+def _of_threes(numbers: Tensor, dim: int) -> Tensor:
+    """The largest of each even place and its two neighbours along a dimension of even length: half as long."""
+    half = numbers.shape[dim] // 2
+    even, odd = numbers.unflatten(dim, (half, 2)).unbind(dim + 1)
+    largest = torch.maximum(even, odd)
+    later = largest.narrow(dim, 1, half - 1)
+    torch.maximum(later, odd.narrow(dim, 0, half - 1), out=later)
+    return largest
 
 
 def _fold(convolution: nn.Module, norm: nn.Module) -> None:

@@ -487,6 +487,31 @@ def test_networks_for_inference_give_the_same_descriptors(backbone: str):
     assert not any(parameter.data_ptr() in ours for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("height, width", [(2, 2), (2, 10), (16, 24), (5, 8), (8, 5), (1, 1)])
+def test_pooling_after_relu_is_torchs_bit_for_bit(height: int, width: int, layout: torch.memory_format):
+    (pool,) = (m for m in for_inference(GeoLocalizationNet("ResNet18", 8)).modules() if isinstance(m, nn.MaxPool2d))
+    assert type(pool) is not nn.MaxPool2d
+    numbers = torch.randn(3, 7, height, width, generator=torch.Generator().manual_seed(0)) * 1e3
+    numbers.view(-1)[:2] = torch.tensor([torch.inf, torch.nan])
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = numbers.to(dtype).relu().to(memory_format=layout)
+        with torch.inference_mode():
+            found, expected = pool(inputs), torch.nn.functional.max_pool2d(inputs, 3, 2, 1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backbone", ["ResNet18", "ResNet18_Small", "ResNet50", "VGG16"])
+def test_in_bfloat16_only_poolings_after_a_relu_are_other_ones(backbone: str):
+    fast = for_inference(GeoLocalizationNet(backbone, 8, generator=torch.Generator().manual_seed(0)))
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        ours = fast(images)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cosplace.network._PoolAfterReLU.forward", nn.MaxPool2d.forward)
+            assert torch.equal(fast(images), ours)
+
+
 def test_networks_for_inference_are_the_references(reference_folder: Path):
     network = for_inference(fill_by_rule(GeoLocalizationNet("ResNet18", 512)))
     with torch.inference_mode():

@@ -287,7 +287,7 @@ def test_unknown_says_why_and_tells_no_position(calibrated, tmp_path: Path) -> N
     doubtful = Localizer(address, min_confidence=1.0).locate_descriptors(row)[0]
     assert (
         doubtful.unknown
-        and doubtful.reason.endswith("asked for 1.00")
+        and doubtful.reason.endswith("asked for 1.00)")
         and doubtful.latitude is doubtful.radius_m is None
     )
     nowhere = Localizer(address).locate_descriptors(row, where=Where(near=(0, 0, 10)))[0]
@@ -408,7 +408,7 @@ def test_forms_of_an_answer(calibrated) -> None:
     assert table[3] == "x.jpg,,,,,True,no picture,,"
     text = plain_text(known)
     assert "https://www.openstreetmap.org/?mlat=45." in text and "confidence" in text and text.count(".jpg") == 4
-    assert "unknown: confidence" in plain_text(unknown)
+    assert "unknown: not sure enough (confidence" in plain_text(unknown)
 
 
 def test_the_page_shows_numbers_and_loads_nothing(calibrated) -> None:

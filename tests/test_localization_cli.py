@@ -177,7 +177,7 @@ def test_mistakes_about_the_index_and_the_photos(city: Path, capsys, tmp_path: P
         code, _, err = run(capsys, *words)
         assert code == 2 and err.count("\n") == 1 and message in err, err
     code, out, _ = run(capsys, photo, "--index", city / "bare", "--uncalibrated", "--json")
-    assert code == 0 and json.loads(out)["reason"].startswith(("uncalibrated", "confidence"))
+    assert code == 0 and json.loads(out)["reason"].startswith(("uncalibrated", "not sure enough"))
 
 
 def test_another_model_is_refused(city: Path) -> None:

@@ -22,12 +22,11 @@ from cosplace.network import (
     GeM,
     GeoLocalizationNet,
     L2Norm,
-    _PowerMean,
-    _UnitLength,
     for_inference,
     infer_architecture,
     network_from_state_dict,
 )
+from cosplace.network.layers import _PowerMean, _UnitLength
 
 # The numbers of the reference were computed by kernels for AVX-512; others round otherwise.
 ROUNDS_AS_REFERENCE = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -508,7 +507,7 @@ def test_in_bfloat16_only_poolings_after_a_relu_are_other_ones(backbone: str):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         ours = fast(images)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cosplace.network._PoolAfterReLU.forward", nn.MaxPool2d.forward)
+            patch.setattr("cosplace.network.inference._PoolAfterReLU.forward", nn.MaxPool2d.forward)
             assert torch.equal(fast(images), ours)
 
 

@@ -286,9 +286,7 @@ def test_unknown_says_why_and_tells_no_position(calibrated, tmp_path: Path) -> N
     row, _, _ = world.capture(np.array([7]), np.random.default_rng(1), (0.3, 0.3))
     doubtful = Localizer(address, min_confidence=1.0).locate_descriptors(row)[0]
     assert (
-        doubtful.unknown
-        and doubtful.reason.endswith("asked for 1.00)")
-        and doubtful.latitude is doubtful.radius_m is None
+        doubtful.unknown and doubtful.reason.endswith("needs 1.00)") and doubtful.latitude is doubtful.radius_m is None
     )
     nowhere = Localizer(address).locate_descriptors(row, where=Where(near=(0, 0, 10)))[0]
     assert nowhere.unknown and nowhere.reason == "no photo of the index passes the filter" and not nowhere.neighbours

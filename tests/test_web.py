@@ -410,8 +410,8 @@ def test_words(browser: Any) -> None:
         "belief({latitude: 1, longitude: 2, radius_m, confidence: 0.29})": "29 in 100 such answers are right.",
         "belief({latitude: 1, longitude: 2, radius_m, confidence: 0.014})": "1 in 100 such answers is right.",
         "belief({latitude: 1, longitude: 2, radius_m, confidence: 0})": "Fewer than 1 in 100 such answers are right.",
-        "reason({reason: 'not sure enough (confidence 0.31, asked for 0.50)'})": (
-            "Not sure enough (confidence 0.31, asked for 0.50)."
+        "reason({reason: 'not sure enough (confidence 0.31, needs 0.50)'})": (
+            "Not sure enough (confidence 0.31, needs 0.50)."
         ),
         "belief({unknown: true})": "No known photo is alike enough.",
         "belief({latitude: 1, longitude: 2, radius_m: null, confidence: 0.9})": (

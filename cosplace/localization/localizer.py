@@ -240,7 +240,7 @@ class Localizer:
         if np.isnan(fusion.latitudes[row]):
             return f"none of the {num_found} most similar photos has a position"
         if confidence < self.min_confidence:
-            return f"not sure enough (confidence {confidence:.2f}, asked for {self.min_confidence:.2f})"
+            return f"not sure enough (confidence {confidence:.2f}, needs {self.min_confidence:.2f})"
         return "uncalibrated: confidence is the share of votes that agree" if self.calibration is None else ""
 
 

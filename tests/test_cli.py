@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from cosplace.cli import main
+from cosplace.cli.console import Bars, console
 from cosplace.config import EvalConfig, TrainConfig, knobs
+from cosplace.errors import ConfigError
 from tests.streets import write_place, write_streets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,3 +225,14 @@ def test_reference_recall_of_a_random_network_on_real_photos(real_photos_folder:
     assert run("eval", f"--dataset_folder={real_photos_folder}", *arguments)[0] == 0
     recall1 = float(capsys.readouterr().out.split("R@1: ")[1].split(",")[0])
     assert 20 <= recall1 <= 34
+
+
+def test_a_bar_that_an_error_interrupts_is_cleared_before_the_error_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    bars = Bars()
+    with pytest.raises(ConfigError), console():
+        bars("training", 1, 5)
+        raise ConfigError("interrupted")
+    shown = capsys.readouterr().err
+    assert "training" in shown
+    assert shown.endswith("\r")
+    assert shown.split("\r")[-2].isspace()

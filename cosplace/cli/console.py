@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from cosplace.errors import CosPlaceError
 
@@ -18,6 +19,7 @@ class Bars:
 
     def __init__(self) -> None:
         self.what, self.bar = "", None
+        _BARS.add(self)
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         """Show `done` of `total`; another `what` begins another bar."""
@@ -42,6 +44,9 @@ class Bars:
             self.bar = None
 
 
+_BARS: WeakSet[Bars] = WeakSet()
+
+
 class _BarHandler(logging.Handler):
     """Log lines above a progress bar."""
 
@@ -52,7 +57,7 @@ class _BarHandler(logging.Handler):
 
 
 class console:  # noqa: N801 - reads as a statement
-    """Within: log lines of level INFO go to the terminal."""
+    """Within: log lines of level INFO go to the terminal.  Bars end with it, so that an error has a line of its own."""
 
     def __enter__(self) -> None:
         log.setLevel(logging.DEBUG)
@@ -61,6 +66,8 @@ class console:  # noqa: N801 - reads as a statement
         log.addHandler(self.handler)
 
     def __exit__(self, *_: object) -> None:
+        for bars in list(_BARS):
+            bars.close()
         log.removeHandler(self.handler)
 
 

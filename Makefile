@@ -35,7 +35,7 @@ bench-gpu: $(VENV)/.dev  ## needs a CUDA device
 
 ROWS ?= 1000000
 bench-index: $(VENV)/.dev  ## the photo index with ROWS made photos
-	$(BIN)/python -m cosplace.bench.index --rows $(ROWS)
+	$(BIN)/python -m benchmarks.index --rows $(ROWS)
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

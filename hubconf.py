@@ -15,6 +15,6 @@ def get_trained_model(backbone: str = "ResNet50", fc_output_dim: int = 2048, met
     >>> model = torch.hub.load("gmberton/cosplace", "get_trained_model", backbone="ResNet50", fc_output_dim=2048)
     """
     # Imported late because torch.hub reads this file for its list of entry points before anything is asked for.
-    from cosplace.zoo import released_network
+    from cosplace.models.opening import released_network
 
     return released_network(backbone, fc_output_dim, method)

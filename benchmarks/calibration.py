@@ -12,16 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from cosplace.describing import Describer, load_model
-from cosplace.images import scan_images
-from cosplace.index import build_index, open_index, read_facts
-from cosplace.localization import Localizer, calibrate
+from cosplace.index.building import build_index
+from cosplace.index.photo_index import open_index
+from cosplace.localization.calibration import calibrate
+from cosplace.localization.localizer import Localizer
 from cosplace.localization.plane import ground_distances_m
+from cosplace.models.encoder import Encoder, load_model
+from cosplace.photos.metadata import read_metadata
+from cosplace.photos.scanning import scan_images
 
 SHARE, RIGHT_M, BINS, REPEATS = 0.3, 25.0, 10, 300
 
 
-def located(paths: list[Path], describer: Describer, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def located(paths: list[Path], encoder: Encoder, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Confidences (n,) and whether each answer is right (n,), of the photos kept aside."""
     aside = np.random.default_rng(seed).random(len(paths)) < SHARE
     with tempfile.TemporaryDirectory() as name:
@@ -29,12 +32,12 @@ def located(paths: list[Path], describer: Describer, seed: int) -> tuple[np.ndar
         folder.mkdir()
         for path in (path for path, kept in zip(paths, aside, strict=True) if not kept):
             (folder / path.name).symlink_to(path.absolute())
-        build_index(folder, describer, index, batch_size=32)
+        build_index(folder, encoder, index, batch_size=32)
         with open_index(index, write=True) as opened:
-            calibrate(opened, describer=describer)
+            calibrate(opened, encoder=encoder)
         asked = [path for path, kept in zip(paths, aside, strict=True) if kept]
-        answers = Localizer(index, min_confidence=0.0, describer=describer).locate_many(asked)
-    facts = [read_facts(path, path.read_bytes()) for path in asked]
+        answers = Localizer(index, min_confidence=0.0, encoder=encoder).locate_many(asked)
+    facts = [read_metadata(path, path.read_bytes()) for path in asked]
     errors_m = [
         ground_distances_m(answer.latitude, answer.longitude, fact.latitude, fact.longitude)
         for answer, fact in zip(answers, facts, strict=True)
@@ -57,9 +60,9 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     arguments = parser.parse_args()
-    images, describer = scan_images(arguments.photos), load_model(arguments.model, image_size=arguments.image_size)
+    images, encoder = scan_images(arguments.photos), load_model(arguments.model, image_size=arguments.image_size)
     paths = [images.path(number) for number in range(len(images))]
-    runs = [located(paths, describer, seed) for seed in arguments.seeds]
+    runs = [located(paths, encoder, seed) for seed in arguments.seeds]
     confidences, right = (np.concatenate(parts) for parts in zip(*runs, strict=True))
     rng = np.random.default_rng(0)
     perfect = [calibration_error(confidences, rng.random(len(confidences)) < confidences) for _ in range(REPEATS)]

@@ -28,9 +28,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cosplace.images import scan_images
-from cosplace.localization import Localizer, as_json
 from tests.server_stand import malformed
+
+from cosplace.localization.answers import as_json
+from cosplace.localization.localizer import Localizer
+from cosplace.photos.scanning import scan_images
 
 BAD_SHARE = 0.15  # of the uploads under load
 TOLERANCE = 2e-3  # of similarities and confidence: the photos of a batch change a convolution's last digits

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from cosplace.images import scan_images
-from cosplace.localization import Localizer
+from cosplace.localization.localizer import Localizer
+from cosplace.photos.scanning import scan_images
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 SETTLES_MS = 2000  # the map's movements, and photos on their way

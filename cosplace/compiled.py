@@ -32,7 +32,7 @@ kernel: Decorator = njit(**INNER)
 inlined: Decorator = njit(**INNER, forceinline=True)  # for what every ray calls with many arguments
 
 
-def leaf(signature: str) -> Decorator:
+def inner_function(signature: str) -> Decorator:
     """Compile a function that only compiled code calls, for one signature only, kept on disk.
 
     It may call others of its file, not of other files, whose changes the cache on disk would miss.  Without the
@@ -41,7 +41,7 @@ def leaf(signature: str) -> Decorator:
     return lambda function: _kept(function, signature, INNER)
 
 
-def entry(function: Callable[..., Any]) -> Any:
+def compiled_function(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, kept on disk.
 
     When it calls functions of other files, it must close over a `fingerprint` of these.
@@ -49,7 +49,7 @@ def entry(function: Callable[..., Any]) -> Any:
     return _kept(function, None, SHARED)
 
 
-def entry_for(signature: str) -> Decorator:
+def compiled_for(signature: str) -> Decorator:
     """Compile a function that Python calls, for one signature only and at once, kept on disk; else as `leaf`."""
     return lambda function: _kept(function, signature, SHARED)
 

@@ -10,24 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
-from cosplace.checkpoint import BEST_MODEL
-from cosplace.city import CitySettings, build_city
-from cosplace.config import Grouping, TrainConfig, from_values
-from cosplace.datasets import RetrievalDataset, open_retrieval_dataset
-from cosplace.describing import load_model
-from cosplace.descriptors import tiny_image_descriptors
-from cosplace.evaluation import Evaluation, evaluate, evaluate_descriptors
-from cosplace.groups import partition
-from cosplace.images import image_list
-from cosplace.index import build_index, open_index, read_facts
-from cosplace.localization import Localizer, Location, calibrate
-from cosplace.localization.answers import plain_text
-from cosplace.localization.localizer import away_from_m
-from cosplace.preparation import new_network, prepare
-from cosplace.recall import RADIUS_M
-from cosplace.report import RecallRow
-from cosplace.results import keep_training
-from cosplace.training import train
+from cosplace.config.sections import Grouping, TrainConfig
+from cosplace.config.values import from_values
+from cosplace.index.building import build_index
+from cosplace.index.photo_index import open_index
+from cosplace.localization.answers import Location, plain_text
+from cosplace.localization.calibration import calibrate
+from cosplace.localization.localizer import Localizer, away_from_m
+from cosplace.models.encoder import load_model
+from cosplace.photos.image_list import image_list
+from cosplace.photos.metadata import read_metadata
+from cosplace.report.calibration_page import write_calibration_page
+from cosplace.report.contents import RecallRow
+from cosplace.report.results import keep_training
+from cosplace.retrieval.baselines import tiny_image_descriptors
+from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
+from cosplace.retrieval.evaluation import Evaluation, evaluate, evaluate_descriptors
+from cosplace.retrieval.recall import RADIUS_M
+from cosplace.training.checkpoint import BEST_MODEL
+from cosplace.training.groups import partition
+from cosplace.training.loop import train
+from cosplace.training.setup import new_network, prepare
+from synthcity.capture import build_city
+from synthcity.settings import CitySettings
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -75,16 +80,17 @@ def run_demo(cities: Path, folder: Path, seed: int, progress: Progress) -> str:
 
 def index_and_locate(city: Path, folder: Path, progress: Progress) -> str:
     """Make `folder`/index of the test split with the run's best model, and tell where the queries were taken."""
-    describer, index = load_model(folder / BEST_MODEL, device="cpu"), folder / INDEX
+    encoder, index = load_model(folder / BEST_MODEL, device="cpu"), folder / INDEX
     batch_size = int(RECIPE["infer_batch_size"])
-    build_index(city / "test", describer, index, batch_size=batch_size, progress=_named(progress, "index"))
+    build_index(city / "test", encoder, index, batch_size=batch_size, progress=_named(progress, "index"))
     with open_index(index, write=True) as opened:
-        calibrate(opened, describer=describer, progress=_named(progress, "calibrating"))
+        calibration = calibrate(opened, encoder=encoder, progress=_named(progress, "calibrating"))
+        write_calibration_page(calibration, opened.address)
     queries = open_retrieval_dataset(city / "test").queries
     paths = [queries.path(number) for number in range(len(queries))]
     localizer = Localizer(index, device="cpu")
     located = localizer.locate_many(paths)
-    facts = [read_facts(path, path.read_bytes()) for path in paths]
+    facts = [read_metadata(path, path.read_bytes()) for path in paths]
     errors_m = [
         away_from_m(location, fact.latitude, fact.longitude) for location, fact in zip(located, facts, strict=True)
     ]

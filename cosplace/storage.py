@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from cosplace.errors import StorageError
+from cosplace.errors import ConfigError, StorageError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -82,3 +82,26 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def cache_folder(kind: str, default: Path | None = None) -> Path:
+    """Folder for cached files of one kind, such as "groups" or "index".
+
+    $COSPLACE_HOME/<kind> if that variable is set, else `default`, else cosplace/<kind> in the user's cache folder.
+    """
+    home = os.environ.get("COSPLACE_HOME")
+    if home:
+        return Path(home).expanduser() / kind
+    if default is not None:
+        return default
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cosplace" / kind
+
+
+def run_folder(logs: Path, save_dir: str, time: str) -> Path:
+    """A new folder for a run: logs/<save_dir>/<time>, with a number where two runs start in one second."""
+    parent = logs / save_dir
+    for suffix in ("", *(f"_{number}" for number in range(2, 1000))):
+        folder = parent / f"{time}{suffix}"
+        if not folder.exists():
+            return folder
+    raise ConfigError(f"{parent} has a thousand runs of this second: choose another --save_dir.")

@@ -110,13 +110,13 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.6, help="cosine similarity of one place")
     options = parser.parse_args()
     if options.photos:
-        from cosplace.describing import load_model
+        from cosplace.models.encoder import load_model
 
         model = load_model(options.model or parser.error("--photos needs --model"), image_size=options.image_size)
         describe_s, found = [], []
         for path in sorted(path for path in options.photos.iterdir() if path.suffix.lower() in (".jpg", ".png")):
             started = time.perf_counter()
-            found.append(model.describe(path)[0])
+            found.append(model.encode(path)[0])
             describe_s.append(time.perf_counter() - started)
         if not found:
             parser.error(f"there are no .jpg or .png frames in {options.photos}")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cosplace.index import ModelSpec, NewPhoto, PhotoIndex, create_index
+from cosplace.index.photo_index import PhotoIndex, create_index
+from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.localization.plane import moved
 
 D = 32

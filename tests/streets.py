@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cosplace.config import TrainConfig, from_values
-from cosplace.images import format_image_name
+from cosplace.config.sections import TrainConfig
+from cosplace.config.values import from_values
+from cosplace.photos.names import format_image_name
 
 
 def place_picture(place: int, variant: int, side: int = 64) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("numba")
 
 from cosplace import compiled
-from cosplace.compiled import entry_for, fingerprint
+from cosplace.compiled import compiled_for, fingerprint
 
 
 def twice(numbers):
@@ -30,31 +30,31 @@ def test_without_a_folder_to_write_functions_are_compiled_in_memory(monkeypatch:
 
     monkeypatch.setattr(compiled, "njit", njit_without_folder)
     numbers = np.arange(5.0)
-    entry_for("void(float64[::1])")(twice)(numbers)
+    compiled_for("void(float64[::1])")(twice)(numbers)
     assert numbers.tolist() == [0, 2, 4, 6, 8]
     assert refused == [("void(float64[::1])",)]
 
 
 def test_a_broken_file_of_the_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
-    entry_for("void(float64[::1])")(twice)
+    compiled_for("void(float64[::1])")(twice)
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert kept
     for path in kept:
         path.write_bytes(b"")
     numbers = np.ones(3)
-    entry_for("void(float64[::1])")(twice)(numbers)
+    compiled_for("void(float64[::1])")(twice)(numbers)
     assert numbers.tolist() == [2, 2, 2]
 
 
 def test_errors_of_our_own_are_not_hidden():
     with pytest.raises(Exception, match="no_such_thing"):
-        entry_for("void(float64[::1])")(broken)
+        compiled_for("void(float64[::1])")(broken)
 
 
 def test_only_the_one_signature_is_taken():
     with pytest.raises(TypeError, match="No matching definition"):
-        entry_for("void(float64[::1])")(twice)(np.ones(3, np.float32))
+        compiled_for("void(float64[::1])")(twice)(np.ones(3, np.float32))
 
 
 def test_fingerprints_follow_the_content_of_files(tmp_path: Path):

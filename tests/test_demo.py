@@ -7,11 +7,12 @@ import pytest
 
 pytest.importorskip("numba", reason="the demo needs numba")
 
-from cosplace.config import Grouping, TrainConfig, from_values
+from cosplace.config.sections import Grouping, TrainConfig
+from cosplace.config.values import from_values
 from cosplace.demo import RECIPE, in_used_groups, recall_table
-from cosplace.groups import partition
-from cosplace.images import image_list
-from cosplace.report import RecallRow
+from cosplace.photos.image_list import image_list
+from cosplace.report.contents import RecallRow
+from cosplace.training.groups import partition
 
 
 def test_only_images_of_the_used_groups_are_made() -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cosplace.cli import main
-from cosplace.datasets import open_retrieval_dataset
-from cosplace.descriptors import extract
 from cosplace.geo import utm_to_latlon
-from cosplace.network import network_from_state_dict
-from cosplace.search import nearest
+from cosplace.models.network import network_from_state_dict
+from cosplace.retrieval.dataset import open_retrieval_dataset
+from cosplace.retrieval.extraction import extract
+from cosplace.retrieval.search import nearest
 
 pytest.importorskip("numba", reason="the city needs numba")
 

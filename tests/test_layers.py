@@ -1,51 +1,65 @@
-"""The street of modules: a module imports only modules above it on the list in the package's docstring."""
+"""Layers: a module imports only from layers below its own, and inside a folder only from files listed above it.
+
+The order of the layers stands in the docstring of `cosplace`, the order of files in the docstring of each folder.
+"""
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import cosplace
 
 PACKAGE = Path(cosplace.__file__).parent
-ENTRANCES = {"__init__", "__main__"}
+FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
-def street() -> list[str]:
-    listing = (cosplace.__doc__ or "").split("\n\n")[1:]
-    rows = [row for block in listing for row in block.splitlines()]
-    return [match[1] for row in rows if (match := re.match(r" {4}(?:\w+ +| {11})(\w+)  +\S", row))]
-
-
-def module_of(path: Path) -> str:
-    """The word on the list that a file belongs to: its own name, or its folder's."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def listed(docstring: str | None) -> list[str]:
+    """The names at the start of the lines `    name    what it does`, in order."""
+    return re.findall(r"^ *(\w+) {2,}\S", docstring or "", re.MULTILINE)
 
 
 def imported_modules(path: Path) -> set[str]:
+    """Modules of this package that a file imports, anywhere in it, without the leading `cosplace.`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import in line {node.lineno}"
-            names = [node.module or ""]
-            if node.module == "cosplace":
-                names = [f"cosplace.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("cosplace.")}
-    return found - {"__version__"}
+            for alias in node.names:
+                is_module = (
+                    (PACKAGE.parent / f"{node.module}.{alias.name}".replace(".", "/")).with_suffix(".py").is_file()
+                )
+                found.add(f"{node.module}.{alias.name}" if is_module else str(node.module))
+    return {name.removeprefix("cosplace.") for name in found if name.startswith("cosplace.")}
 
 
-def test_every_module_is_on_the_street() -> None:
-    files = {module_of(path) for path in PACKAGE.rglob("*.py")} - ENTRANCES
-    assert files == set(street())
+def test_every_module_is_listed_in_the_package() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert modules | set(FOLDERS) == set(listed(cosplace.__doc__))
 
 
-def test_imports_only_go_up_the_street() -> None:
-    order = street()
-    for path in PACKAGE.rglob("*.py"):
-        module = module_of(path)
-        if module in ENTRANCES:
-            continue
-        above = set(order[: order.index(module)]) | {module}
-        assert imported_modules(path) <= above, f"{path.name} imports {imported_modules(path) - above} from below"
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_file_is_listed_in_its_folder(folder: str) -> None:
+    files = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    assert files == set(listed(import_module(f"cosplace.{folder}").__doc__))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_from_below(path: Path) -> None:
+    place = path.relative_to(PACKAGE).with_suffix("").parts
+    if place in {("__init__",), ("__main__",)}:
+        return
+    layers = listed(cosplace.__doc__)
+    below = layers[: layers.index(place[0])]
+    files = listed(import_module(f"cosplace.{place[0]}").__doc__) if len(place) == 2 else []
+    above_in_folder = files if place[-1] == "__init__" else files[: files.index(place[-1])] if files else []
+    for module in imported_modules(path):
+        layer, _, file = module.partition(".")
+        if layer == place[0]:
+            assert file in above_in_folder, f"imports {module}, which its folder does not list above it"
+        else:
+            assert layer in below, f"imports {module} from a layer that is not below"

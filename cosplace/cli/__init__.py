@@ -1,9 +1,21 @@
-"""The command line: the only module that parses arguments, prints and exits.
+"""The command line: the only layer that parses arguments, prints and exits.
 
 A user's mistake prints one line and exits with code 2.  Heavy modules are imported by the command that needs them,
 so that --help answers at once.
+
+    console     progress bars, log lines, results
+    arguments   flags from settings
+    training    train, eval, groups
+    zoo         zoo
+    models      convert, reduce
+    export      export
+    index       index
+    locate      locate
+    serve       serve
+    demo        city, demo
+    commands    all commands: from a command line to an exit code
 """
 
-from cosplace.cli.entrance import build_parser, main
+from cosplace.cli.commands import build_parser, main
 
 __all__ = ["build_parser", "main"]

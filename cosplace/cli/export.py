@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cosplace.cli.arguments import Command
 from cosplace.cli.console import Bars, say
-from cosplace.cli.parsing import Command
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +71,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(values: dict[str, Any]) -> None:
-    from cosplace.export import ExportSettings, export_model
-    from cosplace.export.settings import format_of
+    from cosplace.export.exporter import export_model
+    from cosplace.export.settings import ExportSettings, format_of
 
     model, to = values.pop("model"), Path(values.pop("to"))
     form = values.pop("format") or format_of(to)

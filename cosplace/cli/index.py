@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from cosplace.cli.arguments import Command, Formatter
 from cosplace.cli.console import Bars, say
-from cosplace.cli.parsing import Command, Formatter
-from cosplace.config import loading_workers
+from cosplace.config.values import loading_workers
 from cosplace.errors import ConfigError
 
 SHOWN_PROBLEMS = 10  # photos that cannot be opened, told one by one
@@ -103,11 +103,12 @@ def _build(values: dict[str, Any]) -> None:
         if values[name] < least:
             raise ConfigError(f"--{name} is {values[name]}: it must be at least {least}.")
 
-    from cosplace.describing import load_model
-    from cosplace.index import Settings, build_index, find_photos
+    from cosplace.index.building import build_index, find_photos
+    from cosplace.index.records import Settings
+    from cosplace.models.encoder import load_model
 
     find_photos(values["dataset"])  # before a model is loaded: a wrong folder is told at once
-    describer = load_model(
+    encoder = load_model(
         values["model"],
         image_size=values["image_size"],
         device=values["device"],
@@ -122,7 +123,7 @@ def _build(values: dict[str, Any]) -> None:
     bars = Bars()
     growth = build_index(
         values["dataset"],
-        describer,
+        encoder,
         values["to"],
         settings=settings,
         source=values["source"],
@@ -132,20 +133,21 @@ def _build(values: dict[str, Any]) -> None:
     )
     bars.close()
     _tell(growth)
-    _finish(values["to"], describer, bars, calibrate=not values["no_calibrate"])
+    _finish(values["to"], encoder, bars, calibrate=not values["no_calibrate"])
 
 
 def _add(values: dict[str, Any]) -> None:
-    from cosplace.index import add_photos, find_photos, open_index
-    from cosplace.localization.localizer import index_describer
+    from cosplace.index.building import add_photos, find_photos
+    from cosplace.index.photo_index import open_index
+    from cosplace.localization.localizer import open_index_encoder
 
     photos = find_photos(values["photos"])
     bars = Bars()
     with open_index(values["index"], write=True) as index:
-        describer = index_describer(index, values["device"], trust_remote_code=values["trust_remote_code"])
+        encoder = open_index_encoder(index, values["device"], trust_remote_code=values["trust_remote_code"])
         growth = add_photos(
             index,
-            describer,
+            encoder,
             photos,
             source=values["source"] or str(photos.folder),
             batch_size=values["infer_batch_size"],
@@ -154,7 +156,7 @@ def _add(values: dict[str, Any]) -> None:
         )
         bars.close()
         _tell(growth)
-    _finish(values["index"], describer, bars, calibrate=False)
+    _finish(values["index"], encoder, bars, calibrate=False)
 
 
 def _tell(growth: Any) -> None:
@@ -173,28 +175,30 @@ def _tell(growth: Any) -> None:
             say(f"  ... and {len(growth.unreadable) - SHOWN_PROBLEMS} more")
 
 
-def _finish(address: str, describer: Any, bars: Bars, *, calibrate: bool) -> None:
+def _finish(address: str, encoder: Any, bars: Bars, *, calibrate: bool) -> None:
     """Prepare the search, calibrate, say what there is."""
-    from cosplace.index import open_index
+    from cosplace.index.photo_index import open_index
     from cosplace.localization.localizer import is_outgrown
 
     with open_index(address, write=True) as index:
         index.update_search(lambda done, total: bars("preparing the search", done, total))
         bars.close()
         if calibrate and len(index):
-            _calibrate_open(index, describer=describer, bars=bars)
+            _calibrate_open(index, encoder=encoder, bars=bars)
         elif is_outgrown(index):
             say("the index has grown much since its confidences were calibrated: run `cosplace index calibrate` again")
         _say_info(index.info())
 
 
-def _calibrate_open(index: Any, *, describer: Any, bars: Bars) -> None:
+def _calibrate_open(index: Any, *, encoder: Any, bars: Bars) -> None:
     """Calibrate; an index too small for it stays as it is, with a word on why."""
     from cosplace.errors import CosPlaceError
-    from cosplace.localization import calibrate
+    from cosplace.localization.calibration import calibrate
+    from cosplace.report.calibration_page import write_calibration_page
 
     try:
-        calibrate(index, describer=describer, progress=lambda done, total: bars("calibrating", done, total))
+        calibration = calibrate(index, encoder=encoder, progress=lambda done, total: bars("calibrating", done, total))
+        write_calibration_page(calibration, index.address)
     except CosPlaceError as error:
         log.warning("The index is whole but its confidences are not calibrated: %s", error)
     finally:
@@ -202,29 +206,30 @@ def _calibrate_open(index: Any, *, describer: Any, bars: Bars) -> None:
 
 
 def _calibrate(values: dict[str, Any]) -> None:
-    from cosplace.index import open_index
-    from cosplace.localization import calibrate
-    from cosplace.localization.calibrating import PAGE
-    from cosplace.localization.localizer import index_describer
+    from cosplace.index.photo_index import open_index
+    from cosplace.localization.calibration import calibrate
+    from cosplace.localization.localizer import open_index_encoder
+    from cosplace.report.calibration_page import write_calibration_page
 
     bars = Bars()
     with open_index(values["index"], write=True) as index:
-        describer = index_describer(index, values["device"], trust_remote_code=values["trust_remote_code"])
+        encoder = open_index_encoder(index, values["device"], trust_remote_code=values["trust_remote_code"])
         calibration = calibrate(
             index,
-            describer=describer,
+            encoder=encoder,
             seed=values["seed"],
             progress=lambda done, total: bars("calibrating", done, total),
         )
         bars.close()
         error = calibration.calibration_error
         say(f"{index.address}: calibrated on photos of the index itself; expected calibration error {error:.3f}")
-        if (page := Path(index.address) / PAGE).is_file():
+        if page := write_calibration_page(calibration, index.address):
             say(f"report: {page}")
 
 
 def _remove(values: dict[str, Any]) -> None:
-    from cosplace.index import find_ids, open_index
+    from cosplace.index.building import find_ids
+    from cosplace.index.photo_index import open_index
 
     with open_index(values["index"], write=True) as index:
         removed = index.remove(find_ids(index, values["photos"]))
@@ -232,7 +237,7 @@ def _remove(values: dict[str, Any]) -> None:
 
 
 def _info(values: dict[str, Any]) -> None:
-    from cosplace.index import open_index
+    from cosplace.index.photo_index import open_index
 
     with open_index(values["index"]) as index:
         info = index.info()
@@ -264,7 +269,7 @@ def _say_info(info: dict[str, Any]) -> None:
 
 
 def _compact(values: dict[str, Any]) -> None:
-    from cosplace.index import open_index
+    from cosplace.index.photo_index import open_index
 
     bars = Bars()
     with open_index(values["index"], write=True) as index:

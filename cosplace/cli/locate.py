@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosplace.cli.arguments import Command
 from cosplace.cli.console import Bars, say
-from cosplace.cli.parsing import Command
 from cosplace.errors import ConfigError, DatasetError, ImageError
 
 if TYPE_CHECKING:
-    from cosplace.index import Where
-    from cosplace.localization import Answer, Localizer
+    from cosplace.index.filters import SearchFilter
+    from cosplace.localization.answers import Answer
+    from cosplace.localization.localizer import Localizer
 
 AGREES_M = 25.0  # between an answer and EXIF, or the answer's radius where that is larger
 
@@ -74,10 +75,10 @@ def _locate(values: dict[str, Any]) -> None:
     where = _where(values)
     paths, is_list = _photos([Path(text) for text in values["photos"]], sequence=values["sequence"])
     if values["rerank"]:
-        from cosplace.localization.closer import require_opencv
+        from cosplace.localization.reranking import require_opencv
 
         require_opencv()
-    from cosplace.localization import Localizer
+    from cosplace.localization.localizer import Localizer
 
     localizer = Localizer(
         values["index"],
@@ -112,8 +113,8 @@ def _check(values: dict[str, Any]) -> None:
 
 def _photos(named: list[Path], *, sequence: bool) -> tuple[list[Path], bool]:
     """All photos, and whether they are several by the way they were asked for."""
-    from cosplace.images import scan_images
     from cosplace.localization.tracks import is_video
+    from cosplace.photos.scanning import scan_images
 
     paths: list[Path] = []
     for path in named:
@@ -138,11 +139,10 @@ Row = tuple[Any, dict[str, Any] | None]
 """An answer, and what EXIF says of it."""
 
 
-def _each(localizer: "Localizer", paths: list[Path], where: "Where | None", values: dict[str, Any]) -> list[Row]:
-    from cosplace.images import open_image
-    from cosplace.localization import Location
-    from cosplace.localization.answers import plain_text
-    from cosplace.localization.closer import look_closer
+def _each(localizer: "Localizer", paths: list[Path], where: "SearchFilter | None", values: dict[str, Any]) -> list[Row]:
+    from cosplace.localization.answers import Location, plain_text
+    from cosplace.localization.reranking import look_closer
+    from cosplace.photos.opening import open_image
 
     rows: list[Row] = []
     bars = Bars()
@@ -160,7 +160,7 @@ def _each(localizer: "Localizer", paths: list[Path], where: "Where | None", valu
 
 
 def _exif_check(answer: "Answer", path: Path) -> dict[str, Any] | None:
-    from cosplace.localization import Location
+    from cosplace.localization.answers import Location
     from cosplace.localization.localizer import away_from_m
     from cosplace.localization.tracks import read_exif
 
@@ -186,12 +186,12 @@ def _exif_lines(check: dict[str, Any] | None) -> list[str]:
 
 
 def _sequence(
-    localizer: "Localizer", paths: list[Path], where: "Where | None", values: dict[str, Any]
+    localizer: "Localizer", paths: list[Path], where: "SearchFilter | None", values: dict[str, Any]
 ) -> "list[Answer]":
     import numpy as np
 
     from cosplace.localization.answers import Unreadable
-    from cosplace.localization.localizer import MAX_SPEED_MPS, PHOTOS_AT_ONCE, describe_readable
+    from cosplace.localization.localizer import MAX_SPEED_MPS, PHOTOS_AT_ONCE, encode_readable
     from cosplace.localization.tracks import gpx_text
     from cosplace.storage import write_text
 
@@ -201,7 +201,7 @@ def _sequence(
     failed: dict[int, str] = {}
     bars = Bars()
     for batch in _batches(_frames(paths, values["fps"]), PHOTOS_AT_ONCE):
-        found, failures = describe_readable(localizer.describer, [photo for _, _, photo in batch])
+        found, failures = encode_readable(localizer.encoder, [photo for _, _, photo in batch])
         failed |= {len(names) + place: text for place, text in failures}
         rows.append(found)
         names += [name for name, _, _ in batch]
@@ -271,16 +271,16 @@ def _tell(rows: Sequence[Row], values: dict[str, Any], *, is_list: bool) -> None
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 
-def _where(values: dict[str, Any]) -> "Where | None":
+def _where(values: dict[str, Any]) -> "SearchFilter | None":
     if not any(values[name] is not None for name in ("near", "bbox", "after", "before")):
         return None
-    from cosplace.index import Where
+    from cosplace.index.filters import SearchFilter
 
     near = None if values["near"] is None else _numbers("near", values["near"], 3)
     bbox = None if values["bbox"] is None else _numbers("bbox", values["bbox"], 4)
     before = None if values["before"] is None else _date("before", values["before"]) - 1e-3
     after = None if values["after"] is None else _date("after", values["after"])
-    return Where(near=near, bbox=bbox, after=after, before=before)
+    return SearchFilter(near=near, bbox=bbox, after=after, before=before)
 
 
 def _numbers(name: str, text: str, count: int) -> Any:

@@ -5,9 +5,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from cosplace.cli.arguments import Command, add_knobs
 from cosplace.cli.console import Bars, say
-from cosplace.cli.parsing import Command, add_knobs
-from cosplace.config import ReduceConfig, from_values, loading_workers
+from cosplace.config.sections import ReduceConfig
+from cosplace.config.values import from_values, loading_workers
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(values: dict[str, Any]) -> None:
-    from cosplace.conversion import convert
+    from cosplace.export.conversion import convert
 
     _tell(convert(values["source"], values["to"], force=values["force"]))
 
@@ -38,8 +39,8 @@ def _reduce(values: dict[str, Any]) -> None:
     places = {name: values.pop(name) for name in ("model", "on", "to", "force")}
     config = from_values(ReduceConfig, values).reducing
 
-    from cosplace.conversion import reduce
     from cosplace.device import choose_device
+    from cosplace.export.conversion import reduce
 
     bars = Bars()
     written = reduce(

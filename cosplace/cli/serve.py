@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cosplace.cli.arguments import Command
 from cosplace.cli.console import say
-from cosplace.cli.parsing import Command
 from cosplace.errors import ConfigError
 from cosplace.server import ServerSettings, require_extra, serve
 
@@ -85,7 +85,7 @@ def serve_index(index: str | Path, settings: ServerSettings = DEFAULTS, **own: A
 @contextmanager
 def _json_log() -> Generator[None]:
     """Within: what the server tells goes to stderr, one JSON object a line."""
-    from cosplace.server.guarding import JsonLines
+    from cosplace.server.middleware import JsonLines
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())

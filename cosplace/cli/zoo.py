@@ -5,8 +5,8 @@ import dataclasses
 import json
 from typing import Any
 
+from cosplace.cli.arguments import Command, Formatter
 from cosplace.cli.console import say
-from cosplace.cli.parsing import Command, Formatter
 from cosplace.errors import CheckpointError, ConfigError
 
 ACTIONS = {
@@ -41,11 +41,11 @@ def _zoo(values: dict[str, Any]) -> None:
 
 
 def _list(values: dict[str, Any]) -> None:
-    from cosplace.weights import cache_folder
-    from cosplace.zoo import HUB_MODELS, MODELS
+    from cosplace.models.downloads import weights_folder
+    from cosplace.models.zoo import HUB_MODELS, MODELS
 
     models = [model for model in MODELS.values() if values["method"] in (None, model.method)]
-    folder = cache_folder()
+    folder = weights_folder()
     if values["json"]:
         say(json.dumps([_record(model) for model in models], indent=2))
         return
@@ -68,7 +68,7 @@ def _list(values: dict[str, Any]) -> None:
 
 
 def _info(values: dict[str, Any]) -> None:
-    from cosplace.zoo import HubModel, find_model
+    from cosplace.models.zoo import HubModel, find_model
 
     model = find_model(values["name"])
     record = _record(model)
@@ -83,7 +83,8 @@ def _info(values: dict[str, Any]) -> None:
 
 
 def _download(values: dict[str, Any]) -> None:
-    from cosplace.zoo import MODELS, find_model, model_file
+    from cosplace.models.opening import model_file
+    from cosplace.models.zoo import MODELS, find_model
 
     # All names are looked up before the first is fetched.
     names = [find_model(name).name for name in values["names"]] + [*(MODELS if values["all"] else ())]
@@ -94,8 +95,8 @@ def _download(values: dict[str, Any]) -> None:
 
 
 def _verify(values: dict[str, Any]) -> None:
-    from cosplace.weights import cache_folder
-    from cosplace.zoo import begun, verify
+    from cosplace.models.cache import begun, verify
+    from cosplace.models.downloads import weights_folder
 
     found = verify()
     if values["json"]:
@@ -106,7 +107,7 @@ def _verify(values: dict[str, Any]) -> None:
             say(f"{file.name:28s}  {file.problem or f'good ({source}, {file.sha256[:16]}...)'}")
         for model, size in begun():
             say(f"{model.name:28s}  begun ({size / 1e6:.1f} MB): `cosplace zoo download {model.name}` goes on")
-        say(f"{len(found)} models in {cache_folder()}")
+        say(f"{len(found)} models in {weights_folder()}")
     bad = [file.name for file in found if not file.is_good]
     if bad:
         raise CheckpointError(
@@ -116,14 +117,14 @@ def _verify(values: dict[str, Any]) -> None:
 
 def _record(model: Any) -> dict[str, Any]:
     """A model's record as JSON takes it, with where it is and what is recorded of it."""
-    from cosplace.weights import cache_folder, recorded_digest
-    from cosplace.zoo import ZooModel, released_url
+    from cosplace.models.downloads import recorded_digest, weights_folder
+    from cosplace.models.zoo import ZooModel, released_url
 
     record = {
         key: dict(value) if key == "recalls" else value for key in model.__slots__ for value in (getattr(model, key),)
     }
     if isinstance(model, ZooModel):
-        path = cache_folder() / model.file_name
+        path = weights_folder() / model.file_name
         record["url"] = released_url(model)
         record["path"] = str(path) if path.is_file() else None
         record["recorded_sha256"] = recorded_digest(path) or None

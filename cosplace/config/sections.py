@@ -14,7 +14,7 @@ from cosplace.config.knobs import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Folders:
+class DatasetFolders:
     """Where the photos are"""
 
     dataset_folder: str | None = knob(
@@ -74,7 +74,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
+class TrainingSettings:
     """Training"""
 
     batch_size: int = knob(32, "images per iteration; batch normalization needs 2", at_least=2)
@@ -94,8 +94,8 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Departures:
-    """Departures from the paper, all off by default"""
+class Extensions:
+    """Extensions from the paper, all off by default"""
 
     whitened_start: bool = knob(
         False, "start the last layer as a PCA whitening of the features of training images, not at random"
@@ -108,7 +108,7 @@ class Departures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Augmenting:
+class AugmentationSettings:
     """Augmentation of training images"""
 
     image_size: int = knob(
@@ -130,7 +130,7 @@ class Augmenting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Testing:
+class TestSettings:
     """Validation and test"""
 
     resize_test_imgs: bool = knob(False, "resize test images to --image_size along the shorter side")
@@ -147,7 +147,7 @@ class Testing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestSize:
+class TestImageSize:
     """Size of test images"""
 
     image_size: int = knob(512, "with --resize_test_imgs, pixels along the shorter side", at_least=32)
@@ -190,7 +190,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Running:
+class RuntimeSettings:
     """Device, seed and results"""
 
     device: str = device_knob()
@@ -211,14 +211,14 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Caching:
+class CacheSettings:
     """Cache"""
 
     no_cache: bool = knob(False, "form the groups anew and keep nothing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reducing:
+class ReductionSettings:
     """How to make descriptors smaller"""
 
     dims: int = knob(64, "dimensions that are left", at_least=1)
@@ -244,26 +244,26 @@ class Reducing:
 class TrainConfig:
     """All settings of `cosplace train`."""
 
-    folders: Folders = Folders()
+    folders: DatasetFolders = DatasetFolders()
     grouping: Grouping = Grouping()
     model: Model = Model()
-    training: Training = Training()
-    departures: Departures = Departures()
-    augmenting: Augmenting = Augmenting()
-    testing: Testing = Testing()
-    running: Running = Running()
+    training: TrainingSettings = TrainingSettings()
+    departures: Extensions = Extensions()
+    augmenting: AugmentationSettings = AugmentationSettings()
+    testing: TestSettings = TestSettings()
+    running: RuntimeSettings = RuntimeSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
     """All settings of `cosplace eval`."""
 
-    folders: Folders = Folders()
+    folders: DatasetFolders = DatasetFolders()
     model: Model = Model()
     weights: Weights = Weights()
-    test_size: TestSize = TestSize()
-    testing: Testing = Testing()
-    running: Running = Running()
+    test_size: TestImageSize = TestImageSize()
+    testing: TestSettings = TestSettings()
+    running: RuntimeSettings = RuntimeSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,11 +271,11 @@ class GroupsConfig:
     """All settings of `cosplace groups`."""
 
     grouping: Grouping = Grouping()
-    caching: Caching = Caching()
+    caching: CacheSettings = CacheSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReduceConfig:
     """All settings of `cosplace reduce`."""
 
-    reducing: Reducing = Reducing()
+    reducing: ReductionSettings = ReductionSettings()

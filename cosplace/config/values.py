@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cosplace.config.knobs import DATASET_VARIABLE, nearest_names
-from cosplace.config.sections import EvalConfig, Folders
+from cosplace.config.sections import DatasetFolders, EvalConfig
 from cosplace.errors import ConfigError
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def _check_limits(item: dataclasses.Field, value: Any) -> None:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def set_folder(folders: Folders, split: str) -> Path:
+def set_folder(folders: DatasetFolders, split: str) -> Path:
     """The folder of a split ("train", "val" or "test"), given by its own flag or inside the dataset's folder.
 
     Raises ConfigError when neither is given.

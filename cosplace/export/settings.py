@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
-from cosplace.config import nearest_names
+from cosplace.config.knobs import nearest_names
 from cosplace.errors import ConfigError, CosPlaceError, StorageError
 
 FORMATS: Mapping[str, str] = MappingProxyType({"onnx": ".onnx", "torch_export": ".pt2"})

@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cosplace.errors import ConfigError, PhotoIndexError
-from cosplace.groups import cache_folder
+from cosplace.index.filters import SearchFilter, in_box
 from cosplace.index.inverted import InvertedLists, Progress, build_lists, open_lists
-from cosplace.index.ledger import Ledger
-from cosplace.index.records import Added, Columns, ModelSpec, Neighbours, NewPhoto, Photo, Settings
+from cosplace.index.keys import Ledger
+from cosplace.index.records import Added, Columns, Matches, ModelSpec, NewPhoto, Photo, Settings
 from cosplace.index.snapshot import Snapshot
 from cosplace.index.store import OutdatedError, Store, WriterLock, is_local, photo_schema
-from cosplace.index.where import Where, in_box
+from cosplace.storage import cache_folder
 
 FORMAT_VERSION = 1
 SPEC, NEXT_ID = "spec", "next_id"
@@ -114,7 +114,9 @@ class PhotoIndex:
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
-    def search(self, descriptors: np.ndarray, k: int, *, where: Where | None = None, exact: bool = False) -> Neighbours:
+    def search(
+        self, descriptors: np.ndarray, k: int, *, where: SearchFilter | None = None, exact: bool = False
+    ) -> Matches:
         """The k photos most similar to each descriptor (Q, D), by cosine; among equals the lower id comes first.
 
         where: only photos that pass.  exact: compare with all of them, as evaluation does; otherwise many photos
@@ -421,7 +423,7 @@ class PhotoIndex:
         beside = Path(self.address) / LOCAL_SEARCH
         if is_local(self.address) and (beside.is_dir() or os.access(self.address, os.W_OK)):
             return beside
-        return cache_folder().parent / "index" / self._record["index"]
+        return cache_folder("index") / self._record["index"]
 
     def _build_lists(self, count: int, progress: Progress | None) -> InvertedLists:
         return build_lists(

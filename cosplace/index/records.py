@@ -15,7 +15,7 @@ class ModelSpec:
     """The model whose descriptors an index holds; another one has no business there."""
 
     model: str  # what load_model takes: a name of the zoo, or the absolute path of weights
-    checksum: str  # of structure and weights, as cosplace.descriptors.model_checksum gives it
+    checksum: str  # of structure and weights, as cosplace.models.weight_files.model_checksum gives it
     dimension: int
     image_size: int | None = None  # pixels of the shorter side after resizing; None keeps each photo's own
 
@@ -30,7 +30,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
+class Matches:
     """The k most similar photos of each query, best first; places that stay empty have id -1."""
 
     ids: np.ndarray  # (Q, K) int64, -1 for none

@@ -7,12 +7,12 @@ Importing this module imports numba.
 
 import numpy as np
 
-from cosplace.compiled import entry_for
+from cosplace.compiled import compiled_for
 
 QUERY_LEVELS = 2047  # times 127, times 4096 dimensions: below 2**31
 
 
-@entry_for("void(int8[:, ::1], float32[::1], int64[::1], int64[::1], int16[::1], float32, float32[::1])")
+@compiled_for("void(int8[:, ::1], float32[::1], int64[::1], int64[::1], int16[::1], float32, float32[::1])")
 def _scan(codes, scales, firsts, lasts, query, query_scale, out):  # noqa: ANN001, ANN202, PLR0917 - compiled, see above
     at = 0
     for part in range(len(firsts)):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cosplace.index.filters import SearchFilter
 from cosplace.index.inverted import InvertedLists
-from cosplace.index.records import Columns, Neighbours
+from cosplace.index.records import Columns, Matches
 from cosplace.index.store import Store
-from cosplace.index.where import Where
-from cosplace.search import nearest
+from cosplace.retrieval.search import nearest
 
 ROUNDING = 1e-4  # more than sums in float32 lose
 GATHERED_ROWS = 50_000  # at most; reading so many here and there takes as long as reading lists
@@ -77,7 +77,7 @@ class Snapshot:
             most_gathered=min(GATHERED_ROWS, exact_rows),
         )
 
-    def search(self, queries: np.ndarray, k: int, where: Where | None, *, exact: bool) -> Neighbours:
+    def search(self, queries: np.ndarray, k: int, where: SearchFilter | None, *, exact: bool) -> Matches:
         """The k most similar photos of each query (Q, D) float32 among those that pass the filter."""
         passes = None if where is None or where.is_everywhere else where.mask(self.columns)
         num_passing = len(self.columns) if passes is None else int(np.count_nonzero(passes))
@@ -161,7 +161,7 @@ class Snapshot:
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
-    def _neighbours(self, rows: np.ndarray, similarities: np.ndarray, k: int) -> Neighbours:
+    def _neighbours(self, rows: np.ndarray, similarities: np.ndarray, k: int) -> Matches:
         empty = ((0, 0), (0, k - rows.shape[1]))
         rows = np.pad(rows, empty, constant_values=-1)
         similarities = np.pad(similarities.astype(np.float32), empty, constant_values=-np.inf)
@@ -173,7 +173,7 @@ class Snapshot:
             return np.where(missing, column.dtype.type(nothing), column[np.where(missing, 0, rows)])
 
         columns = self.columns
-        return Neighbours(
+        return Matches(
             ids=values(columns.ids, -1),
             similarities=similarities,
             latitudes=values(columns.latitudes, np.nan),

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Match:
     """One neighbour: a photo of the index that looks alike."""
 
     id: int
@@ -32,7 +32,7 @@ class Location:
     confidence: float  # probability that the position is right within 25 m
     unknown: bool
     reason: str  # why it is unknown, or a caveat; "" otherwise
-    neighbours: tuple[Evidence, ...]
+    neighbours: tuple[Match, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from cosplace.errors import ConfigError
-from cosplace.localization.features import FEATURES, SIGNS
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE
+from cosplace.localization.signals import FEATURES, SIGNS
 
 SHARE_ELSEWHERE = 0.05  # of photos asked about that are assumed to show no place of the index
 RIDGE = 1e-3

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.describing import Describer, load_model
 from cosplace.errors import ConfigError, ImageError
-from cosplace.images import open_image
-from cosplace.index import Neighbours, PhotoIndex, Where, open_index
-from cosplace.localization.answers import Answer, Evidence, Location, Unreadable
+from cosplace.index.filters import SearchFilter
+from cosplace.index.photo_index import PhotoIndex, open_index
+from cosplace.index.records import Matches
+from cosplace.localization.answers import Answer, Location, Match, Unreadable
 from cosplace.localization.confidence import Calibration, from_record
-from cosplace.localization.features import features_of
 from cosplace.localization.fusion import Fusion, fuse
 from cosplace.localization.plane import ground_distances_m
 from cosplace.localization.sequences import follow
+from cosplace.localization.signals import features_of
+from cosplace.models.encoder import Encoder, load_model
+from cosplace.photos.opening import open_image
 
 RECORD = "calibration"
 NUM_NEIGHBOURS = 20  # told as evidence
@@ -42,7 +44,7 @@ class Localizer:
     precision: of the answers given this share is right, of photos from elsewhere this share is unknown.
     k: how many neighbours are told.  uncalibrated: an index without calibration is used all the same; then confidence
     is only the share of votes that agree.  exact: search all photos, also where the index is large.
-    describer: the model, where the caller has it loaded.  trust_remote_code: let a model of torch.hub run its code.
+    encoder: the model, where the caller has it loaded.  trust_remote_code: let a model of torch.hub run its code.
 
     Raises ConfigError for an index without calibration and for a precision out of reach, PhotoIndexError for a model
     that is not the index's.
@@ -59,7 +61,7 @@ class Localizer:
         k: int = NUM_NEIGHBOURS,
         uncalibrated: bool = False,
         exact: bool = False,
-        describer: Describer | None = None,
+        encoder: Encoder | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         if min_confidence is not None and precision is not None:
@@ -82,23 +84,23 @@ class Localizer:
         self.min_confidence = LEAST_CONFIDENCE if min_confidence is None else min_confidence
         if self.calibration is not None and precision is not None:
             self.min_confidence = self.calibration.least_confidence(precision)
-        self._describer = None if describer is None else check_describer(self.index, describer)
+        self._encoder = None if encoder is None else check_encoder(self.index, encoder)
 
     @property
-    def describer(self) -> Describer:
+    def encoder(self) -> Encoder:
         """The index's model, loaded when it is first asked for."""
-        if self._describer is None:
-            self._describer = index_describer(self.index, self.device, trust_remote_code=self.trust_remote_code)
-        return self._describer
+        if self._encoder is None:
+            self._encoder = open_index_encoder(self.index, self.device, trust_remote_code=self.trust_remote_code)
+        return self._encoder
 
-    def locate(self, photo: Any, *, where: Where | None = None, name: str | None = None) -> Location:
+    def locate(self, photo: Any, *, where: SearchFilter | None = None, name: str | None = None) -> Location:
         """Where one photo was taken: a path, a PIL picture, an array (H, W, 3) uint8 or a tensor (3, H, W).
 
         where: only photos of the index that pass are searched.  Raises ImageError for a photo that cannot be opened.
         """
-        return self.locate_descriptors(self.describer.describe(photo), [_name_of(photo, name)], where=where)[0]
+        return self.locate_descriptors(self.encoder.encode(photo), [_name_of(photo, name)], where=where)[0]
 
-    def locate_many(self, photos: Iterable[Any], *, where: Where | None = None) -> list[Location]:
+    def locate_many(self, photos: Iterable[Any], *, where: SearchFilter | None = None) -> list[Location]:
         """Where each of many photos was taken.  Raises ImageError for the first that cannot be opened."""
         found = []
         for answer in self.answers(photos, where=where):
@@ -107,7 +109,7 @@ class Localizer:
             found.append(answer)
         return found
 
-    def answers(self, photos: Iterable[Any], *, where: Where | None = None) -> Iterator[Answer]:
+    def answers(self, photos: Iterable[Any], *, where: SearchFilter | None = None) -> Iterator[Answer]:
         """As `locate_many`, batch by batch; a photo that cannot be opened is Unreadable in its place."""
         batch: list[Any] = []
         for photo in photos:
@@ -117,9 +119,9 @@ class Localizer:
                 batch = []
         yield from self._answer_batch(batch, where)
 
-    def _answer_batch(self, photos: list[Any], where: Where | None) -> list[Answer]:
+    def _answer_batch(self, photos: list[Any], where: SearchFilter | None) -> list[Answer]:
         names = [_name_of(photo, None) for photo in photos]
-        rows, failures = describe_readable(self.describer, photos)
+        rows, failures = encode_readable(self.encoder, photos)
         answers: list[Answer | None] = [None] * len(photos)
         for place, error in failures:
             answers[place] = Unreadable(photo=names[place], error=error)
@@ -137,7 +139,7 @@ class Localizer:
         times_s: Sequence[float] | np.ndarray,
         *,
         max_speed_mps: float = MAX_SPEED_MPS,
-        where: Where | None = None,
+        where: SearchFilter | None = None,
     ) -> list[Location]:
         """Where the frames of one camera were taken: descriptors (T, D) and times (T,) in seconds, ascending.
 
@@ -174,12 +176,12 @@ class Localizer:
             for location, between in zip(located, way.bridged, strict=True)
         ]
 
-    def search(self, descriptors: np.ndarray, *, where: Where | None = None) -> Neighbours:
+    def search(self, descriptors: np.ndarray, *, where: SearchFilter | None = None) -> Matches:
         """The neighbours that answers rest on, more than are told."""
         return self.index.search(descriptors, max(self.k, NUM_SEARCHED), where=where, exact=self.exact)
 
     def locate_descriptors(
-        self, descriptors: np.ndarray, names: Sequence[str] | None = None, *, where: Where | None = None
+        self, descriptors: np.ndarray, names: Sequence[str] | None = None, *, where: SearchFilter | None = None
     ) -> list[Location]:
         """Where the photos of some descriptors (Q, D) were taken; names: what each is called in its answer."""
         descriptors = np.atleast_2d(np.asarray(descriptors, np.float32))
@@ -188,13 +190,13 @@ class Localizer:
             return []
         return self.answer_neighbours(self.search(descriptors, where=where), names)
 
-    def answer_neighbours(self, neighbours: Neighbours, names: Sequence[str]) -> list[Location]:
+    def answer_neighbours(self, neighbours: Matches, names: Sequence[str]) -> list[Location]:
         """Answers from lists of neighbours, as `search` finds them."""
         fusion = self.fuse(neighbours)
         return self._told(neighbours, fusion, self.confidences(neighbours, fusion), names)
 
     def _told(
-        self, neighbours: Neighbours, fusion: Fusion, confidences: np.ndarray, names: Sequence[str]
+        self, neighbours: Matches, fusion: Fusion, confidences: np.ndarray, names: Sequence[str]
     ) -> list[Location]:
         radii = np.full(len(names), np.nan) if self.calibration is None else self.calibration.radius_m(confidences)
         return [
@@ -204,21 +206,21 @@ class Localizer:
             for row, name in enumerate(names)
         ]
 
-    def fuse(self, neighbours: Neighbours) -> Fusion:
+    def fuse(self, neighbours: Matches) -> Fusion:
         """Positions of queries from their neighbours."""
         known = {} if self.calibration is None else {
             "temperature": self.calibration.temperature, "agree_m": self.calibration.agree_m,
         }  # fmt: skip
         return fuse(neighbours.similarities, neighbours.latitudes, neighbours.longitudes, **known)
 
-    def confidences(self, neighbours: Neighbours, fusion: Fusion) -> np.ndarray:
+    def confidences(self, neighbours: Matches, fusion: Fusion) -> np.ndarray:
         """Confidences (Q,) of fused positions."""
         if self.calibration is None:
             return (fusion.votes * fusion.agreeing).sum(axis=1)
         return self.calibration.confidences(features_of(neighbours.similarities, fusion))
 
     def _location(
-        self, neighbours: Neighbours, fusion: Fusion, row: int, *, name: str, confidence: float, radius_m: float
+        self, neighbours: Matches, fusion: Fusion, row: int, *, name: str, confidence: float, radius_m: float
     ) -> Location:
         reason = self._reason(neighbours, fusion, row, confidence)
         unknown = bool(np.isnan(fusion.latitudes[row])) or confidence < self.min_confidence
@@ -230,10 +232,10 @@ class Localizer:
             confidence=confidence,
             unknown=unknown,
             reason=reason,
-            neighbours=evidence_of(neighbours, fusion, row, self.k),
+            neighbours=matches_of(neighbours, fusion, row, self.k),
         )
 
-    def _reason(self, neighbours: Neighbours, fusion: Fusion, row: int, confidence: float) -> str:
+    def _reason(self, neighbours: Matches, fusion: Fusion, row: int, confidence: float) -> str:
         num_found = int((neighbours.ids[row] >= 0).sum())
         if num_found == 0:
             return "no photo of the index passes the filter" if len(self.index) else "the index is empty"
@@ -250,7 +252,7 @@ def _name_of(photo: Any, name: str | None) -> str:
     return str(photo) if isinstance(photo, str | Path) else str(getattr(photo, "filename", "") or "photo")
 
 
-def describe_readable(describer: Describer, photos: Sequence[Any]) -> tuple[np.ndarray, list[tuple[int, str]]]:
+def encode_readable(encoder: Encoder, photos: Sequence[Any]) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Descriptors (n, D) of the photos that can be opened, in order; places of the others with what is wrong."""
     opened, failures = [], []
     for place, photo in enumerate(photos):
@@ -259,21 +261,21 @@ def describe_readable(describer: Describer, photos: Sequence[Any]) -> tuple[np.n
         except ImageError as error:
             failures.append((place, str(error)))
     try:
-        return describer.describe(opened), failures
+        return encoder.encode(opened), failures
     except ImageError:  # something in memory that is no photo: find out which
         rows, failures = [], []
         for place, photo in enumerate(photos):
             try:
-                rows.append(describer.describe(photo))
+                rows.append(encoder.encode(photo))
             except ImageError as error:
                 failures.append((place, str(error)))
-        return np.concatenate(rows) if rows else np.empty((0, describer.dimension), np.float32), failures
+        return np.concatenate(rows) if rows else np.empty((0, encoder.dimension), np.float32), failures
 
 
-def evidence_of(neighbours: Neighbours, fusion: Fusion, row: int, k: int) -> tuple[Evidence, ...]:
+def matches_of(neighbours: Matches, fusion: Fusion, row: int, k: int) -> tuple[Match, ...]:
     """The first k neighbours of one query."""
     return tuple(
-        Evidence(
+        Match(
             id=int(neighbours.ids[row, place]),
             path=neighbours.paths[row][place],
             latitude=_known(neighbours.latitudes[row, place]),
@@ -304,22 +306,22 @@ def is_outgrown(index: PhotoIndex) -> bool:
     return calibrated_at > 0 and not calibrated_at / OUTGROWN <= len(index) <= calibrated_at * OUTGROWN
 
 
-def index_describer(index: PhotoIndex, device: str = "auto", *, trust_remote_code: bool = False) -> Describer:
+def open_index_encoder(index: PhotoIndex, device: str = "auto", *, trust_remote_code: bool = False) -> Encoder:
     """The model an index was built with.  Raises what `load_model` does, PhotoIndexError when it changed."""
     spec = index.spec
     load = partial(
         load_model, spec.model, image_size=spec.image_size, device=device, trust_remote_code=trust_remote_code
     )
-    describer = load()
-    if describer.dimension > spec.dimension:  # a model of `cosplace reduce`, of which the first dimensions are used
-        describer = load(reduce_to=spec.dimension)
-    return check_describer(index, describer)
+    encoder = load()
+    if encoder.dimension > spec.dimension:  # a model of `cosplace reduce`, of which the first dimensions are used
+        encoder = load(reduce_to=spec.dimension)
+    return check_encoder(index, encoder)
 
 
-def check_describer(index: PhotoIndex, describer: Describer) -> Describer:
-    """The describer, if its descriptors are those of the index.  Raises PhotoIndexError."""
-    index.check_model(describer.name or "the model", describer.checksum, describer.image_size)
-    return describer
+def check_encoder(index: PhotoIndex, encoder: Encoder) -> Encoder:
+    """The encoder, if its descriptors are those of the index.  Raises PhotoIndexError."""
+    index.check_model(encoder.name or "the model", encoder.checksum, encoder.image_size)
+    return encoder
 
 
 def away_from_m(location: Location, latitude: float, longitude: float) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 from cosplace.errors import ConfigError
 from cosplace.localization.fusion import AGREE_M, Fusion
 from cosplace.localization.plane import in_space, on_ground
-from cosplace.recall import RADIUS_M
+from cosplace.retrieval.recall import RADIUS_M
 
 SLACK_M = 15.0  # that two positions may be off together, beyond what was driven
 STEP_LOST, STEP_STAYING_LOST = 0.1, 0.3  # against 1 for a step within reach

@@ -11,18 +11,18 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from cosplace.errors import ConfigError, DatasetError, ImageError
-from cosplace.index import Facts, facts_of_exif
 from cosplace.localization.answers import Answer, Location
+from cosplace.photos.metadata import PhotoMetadata, metadata_from_exif
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
-def read_exif(path: str | Path) -> Facts:
+def read_exif(path: str | Path) -> PhotoMetadata:
     """Position and time in a photo's EXIF block; all unknown for a file without one, or that is no photo."""
     try:
-        return facts_of_exif(Path(path).read_bytes())
+        return metadata_from_exif(Path(path).read_bytes())
     except OSError:
-        return Facts()
+        return PhotoMetadata()
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------

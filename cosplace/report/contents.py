@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.datasets import RetrievalDataset
-from cosplace.evaluation import Evaluation
 from cosplace.geo import distances_m
-from cosplace.groups import Groups
+from cosplace.retrieval.dataset import RetrievalDataset
+from cosplace.retrieval.evaluation import Evaluation
+from cosplace.training.groups import Groups
 
 FOUND_FIRST, FOUND_LATER, MISSED = 0, 1, 2  # what became of a query
 RIGHT_SIGN, WRONG_SIGN = "✓", "✗"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.evaluation import Evaluation
 from cosplace.report.charts import Axis, Band, Line, line_chart, linear_axis
 from cosplace.report.contents import RecallRow
+from cosplace.retrieval.evaluation import Evaluation
 
 MAX_ROWS = 10  # curves in one chart
 MAX_POINTS = 400  # of one curve

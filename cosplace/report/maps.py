@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from cosplace.groups import Groups
 from cosplace.report.charts import nice_step
 from cosplace.report.contents import escape
 from cosplace.report.style import GROUP_COLORS, NEUTRAL_COLOR, OTHER_COLOR, QUERY_COLORS
+from cosplace.training.groups import Groups
 
 MAX_SIDE = 1100  # pixels of the longer side: even noise in ten colours then stays below a megabyte
 MIN_SHARE = 0.35  # the shorter side is at least so much of the longer one

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from cosplace import __version__
-from cosplace.datasets import RetrievalDataset
-from cosplace.evaluation import Evaluation
 from cosplace.report.contents import (
     FOUND_FIRST,
     FOUND_LATER,
@@ -36,8 +34,10 @@ from cosplace.report.curves import (
     validation_chart,
 )
 from cosplace.report.maps import groups_map, lie_near, outcome_map
-from cosplace.report.photos import choose_queries, placeholder_tile, thumbnail
 from cosplace.report.style import GROUP_COLORS, NEUTRAL_COLOR, OTHER_COLOR, QUERY_COLORS, STYLE
+from cosplace.report.thumbnails import choose_queries, placeholder_tile, thumbnail
+from cosplace.retrieval.dataset import RetrievalDataset
+from cosplace.retrieval.evaluation import Evaluation
 from cosplace.storage import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -1,22 +1,22 @@
-"""A REST API over one photo index, and the map: photos in, places out.
+"""A REST API over one photo index, and the map.
 
-    app = create_app(Localizer("my-city.index"), ServerSettings())    # any ASGI server runs it
-    serve("my-city.index", ServerSettings(port=8000))                 # or this one, until it is told to stop
+    app = create_app(Localizer("my-city.index"), ServerSettings())    # for any ASGI server
+    serve("my-city.index", ServerSettings(port=8000))                 # run until stopped
 
-The map of the folder, each file importing only files above it:
+Files, each importing only files listed above it:
 
-    settings    limits, address, token: all a server is told, checked
-    metrics     what Prometheus reads, in a registry of its own
-    batching    photos waiting in line: decoded by threads, described together by one worker
-    uploads     bodies read as streams, cut off at their limits
-    places      places as a request writes them
-    points      the photos in a box of the map, or clusters of them
-    pages       the files of the map and the page about the API
-    guarding    around every request: hosts, headers, limits of time, one log line, metrics
-    joining     an upload becomes a photo of the index
-    photos      the routes of the index's own photos: look, add, delete
-    app         create_app: all routes
-    running     serve: the socket, the log, the signals
+    settings       address, limits, token
+    metrics        Prometheus metrics
+    batching       a queue of photos: decoded by threads, located in batches
+    uploads        request bodies read as streams, with limits
+    parameters     parse `near`, `bbox` and numbers of a request
+    points         the photos in a box of the map, or clusters of them
+    static         the files of the map, and the page about the API
+    middleware     hosts, headers, time limits, one log line and metrics of each request
+    additions      add an uploaded photo to the index
+    photo_routes   view, add and delete photos of the index
+    app            create_app: all routes
+    process        serve: socket, log, signals
 
 FastAPI and its companions come with `pip install 'cosplace[serve]'`; importing this package needs none of them.
 """
@@ -32,7 +32,7 @@ from cosplace.server.settings import ServerSettings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from cosplace.localization import Localizer
+    from cosplace.localization.localizer import Localizer
 
 __all__ = ["ServerSettings", "create_app", "require_extra", "serve"]
 
@@ -76,7 +76,7 @@ def serve(
     Raises ConfigError for a port that is taken, and what Localizer raises for an index that is none.
     """
     require_extra()
-    from cosplace.server.running import run_server
+    from cosplace.server.process import run_server
 
     run_server(
         index,

@@ -15,15 +15,16 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from cosplace import __version__
 from cosplace.errors import CosPlaceError, ImageError, PhotoFormatError, PhotoSizeError
-from cosplace.index import Where
-from cosplace.localization import Localizer, as_json
+from cosplace.index.filters import SearchFilter
+from cosplace.localization.answers import as_json
+from cosplace.localization.localizer import Localizer
 from cosplace.server.batching import BusyError, ExpiredError, Line
-from cosplace.server.guarding import Guard
 from cosplace.server.metrics import Metrics
-from cosplace.server.pages import answer_with_bytes, answer_with_file, api_page, read_static_files, style_sheet
-from cosplace.server.photos import Shelf, add_photo_routes
-from cosplace.server.places import BBOX_TEXT, NEAR_TEXT, parse_bbox, parse_near
+from cosplace.server.middleware import Guard
+from cosplace.server.parameters import BBOX_TEXT, NEAR_TEXT, parse_bbox, parse_near
+from cosplace.server.photo_routes import Shelf, add_photo_routes
 from cosplace.server.settings import ServerSettings
+from cosplace.server.static import answer_with_bytes, answer_with_file, api_page, read_static_files, style_sheet
 from cosplace.server.uploads import Intake, files_body
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -126,7 +127,7 @@ def _add_locate_route(app: FastAPI, line: Line, intake: Intake) -> None:
         deadline = time.monotonic() + line.settings.time_limit_s
         where = None
         if near is not None or bbox is not None:
-            where = Where(
+            where = SearchFilter(
                 near=None if near is None else parse_near(near), bbox=None if bbox is None else parse_bbox(bbox)
             )
         if line.is_full():  # before the body is read

@@ -20,9 +20,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from cosplace.errors import CosPlaceError, ImageError
-from cosplace.images import open_photo_bytes
-from cosplace.index import Where
-from cosplace.localization import Localizer, Location
+from cosplace.index.filters import SearchFilter
+from cosplace.localization.answers import Location
+from cosplace.localization.localizer import Localizer
+from cosplace.photos.opening import open_photo_bytes
 from cosplace.server.metrics import Metrics
 from cosplace.server.settings import ServerSettings
 
@@ -46,7 +47,7 @@ class _Photo:
     """One photo in line."""
 
     name: str
-    where: Where | None
+    where: SearchFilter | None
     deadline: float  # of time.monotonic()
     answer: "Future[Location]" = field(default_factory=Future)
     pixels: Tensor | None = None  # (3, H, W) uint8, from when it is decoded
@@ -65,7 +66,7 @@ class Line:
 
     def __init__(self, localizer: Localizer, settings: ServerSettings, metrics: Metrics) -> None:
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
-        self.side = localizer.describer.image_size
+        self.side = localizer.encoder.image_size
         self.num_inside, self.lock = 0, threading.Lock()
         self.waiting: queue.SimpleQueue[_Photo | None] = queue.SimpleQueue()  # bounded by num_inside
         self.decoders: ThreadPoolExecutor | None = None
@@ -110,7 +111,7 @@ class Line:
         """Whether there is no place for one more."""
         return self.num_inside >= self.settings.max_queue
 
-    def submit(self, raw: bytes, name: str, where: Where | None, deadline: float) -> "Future[Location]":
+    def submit(self, raw: bytes, name: str, where: SearchFilter | None, deadline: float) -> "Future[Location]":
         """Locate one photo in a reserved place.  The future raises ImageError, ExpiredError or what went wrong."""
         photo = _Photo(name=name, where=where, deadline=deadline)
         photo.answer.set_running_or_notify_cancel()  # whoever stops waiting must not free a place that is still used
@@ -186,7 +187,7 @@ class Line:
 
     def _locate(self, batch: list[_Photo]) -> list[Location]:
         with _measured(self.metrics, "describe"):
-            descriptors = self.localizer.describer.describe(
+            descriptors = self.localizer.encoder.encode(
                 [photo.pixels for photo in batch], batch_size=self.settings.max_batch
             )
         found: dict[int, Location] = {}

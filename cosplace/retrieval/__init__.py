@@ -1,0 +1,11 @@
+"""Descriptors of datasets, exact search, positives and recall.
+
+dataset             a database with its queries
+shards              descriptors in a folder, memory-mapped
+extraction          photos to descriptors, in memory or in shards
+baselines           descriptors without a network
+reduction_fitting   fit a reduction on photos
+search              k nearest descriptors
+recall              positives and Recall@N
+evaluation          extraction, search and recall on one dataset
+"""

@@ -1,0 +1,296 @@
+"""Color jitter and random resized crop, one draw per image, batched, on CPU or GPU.  Pure: tensors in, tensors out.
+
+Distributions and pixels are those of torchvision's ColorJitter and RandomResizedCrop on float images, which CosPlace
+trains with (Berton et al., CVPR 2022, section 4.1).  A draw is made on the CPU, where the image is opened; the pixels
+may be changed elsewhere, and nothing here makes the CPU wait for a GPU.  On a CPU compiled code changes them.
+"""
+
+import itertools
+import logging
+import math
+from dataclasses import dataclass
+from functools import cache
+from threading import Lock
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosplace.errors import ConfigError
+from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD, LUMA, normalize_in_place, to_unit_floats
+
+log = logging.getLogger(__name__)
+
+CROP_RATIOS = (3 / 4, 4 / 3)  # width over height
+CROP_TRIES = 10
+
+# Columns of a draw.
+FACTORS = slice(0, 4)
+ORDER = slice(4, 8)
+CROP = slice(8, 12)
+DRAW_SIZE = 12
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = np.array(list(itertools.permutations(range(4))))
+NUMBERS_PER_DRAW = 4 + 1 + 2 * CROP_TRIES + 2  # factors, their order, areas and ratios of crops, the crop's place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How far images are changed; defaults are the paper's.  Raises ConfigError for values out of range."""
+
+    image_size: int
+    """Side in pixels of the square result."""
+    brightness: float = 0.7
+    """Factors are drawn from [max(0, 1 - x), 1 + x], likewise below."""
+    contrast: float = 0.7
+    saturation: float = 0.7
+    hue: float = 0.5
+    """Shifts are drawn from [-x, x], in turns of the circle of hues."""
+    random_resized_crop: float = 0.5
+    """Crops keep a fraction of the area drawn from [1 - x, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ConfigError(f"--image_size {self.image_size} is too small: use 1 or more, for example 512.")
+        limits = {"brightness": math.inf, "contrast": math.inf, "saturation": math.inf}
+        for name, most in (limits | {"hue": 0.5, "random_resized_crop": 1.0}).items():
+            value = getattr(self, name)
+            if not 0 <= value <= most or math.isinf(value):  # NaN fails the comparison too
+                wanted = "a number from 0 on" if math.isinf(most) else f"a number from 0 to {most:g}"
+                raise ConfigError(f"--{name} {value} cannot be: use {wanted}.")
+
+    @property
+    def strengths(self) -> tuple[float, float, float, float]:
+        """Brightness, contrast, saturation and hue."""
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+
+# --- draws -----------------------------------------------------------------------------------------------------------
+
+
+def draw(numbers: np.ndarray, sizes: np.ndarray, settings: Augmentation) -> np.ndarray:
+    """Draw how n images are changed, each from its own random numbers: (n, 12) float64.
+
+    numbers: (n, NUMBERS_PER_DRAW) uniform in [0, 1); sizes: (n, 2), heights and widths in pixels.  A draw is four
+    factors (brightness, contrast, saturation, hue), the order of these four as indices, then top, left, height and
+    width of the crop in pixels.
+    """
+    jitters = np.array(settings.strengths[:HUE])
+    least = np.append(np.maximum(0.0, 1 - jitters), -settings.hue)
+    most = np.append(1 + jitters, settings.hue)
+    factors, orders, crops = np.split(numbers, (4, 5), axis=1)
+    drawn = np.empty((len(numbers), DRAW_SIZE))
+    drawn[:, FACTORS] = least + (most - least) * factors
+    drawn[:, ORDER] = ORDERS[(len(ORDERS) * orders[:, 0]).astype(np.int64)]
+    drawn[:, CROP] = _draw_crops(crops, sizes, settings.random_resized_crop)
+    return drawn
+
+
+def _draw_crops(numbers: np.ndarray, sizes: np.ndarray, most_lost: float) -> np.ndarray:
+    """The first crop of some tries that lies in its image, (n, 4); most_lost: the largest fraction of area left out."""
+    areas, ratios, places = np.split(numbers, (CROP_TRIES, 2 * CROP_TRIES), axis=1)
+    areas = sizes.prod(axis=1, keepdims=True) * (1 - most_lost + most_lost * areas)
+    narrowest, widest = np.log(CROP_RATIOS)
+    ratios = np.exp(narrowest + (widest - narrowest) * ratios)
+    tries = np.stack([areas / ratios, areas * ratios], axis=2)  # (n, CROP_TRIES, 2)
+    tries = np.rint(np.sqrt(tries, out=tries), out=tries)  # heights and widths
+    fits = ((tries > 0) & (tries <= sizes[:, None])).all(axis=2)
+    crops = tries[np.arange(len(tries)), fits.argmax(axis=1)]  # (n, 2)
+    corners = np.floor(places * (sizes - crops + 1))
+    found = np.logical_or.reduce(fits, axis=1)
+    if not found.all():  # the largest crop in the middle whose ratio is allowed
+        largest = np.minimum(sizes, np.rint(sizes[:, ::-1] * (1 / CROP_RATIOS[0], CROP_RATIOS[1])))
+        crops = np.where(found[:, None], crops, largest)
+        corners = np.where(found[:, None], corners, (sizes - largest) // 2)
+    return np.concatenate([corners, crops], axis=1)
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def augment(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """Change images (B, 3, H, W), uint8 or float in [0, 1], by `draws` (B, 12) on the CPU: (B, 3, S, S) float32.
+
+    S is settings.image_size; the result, on the device of `images`, is normalised as ImageNet's.
+    """
+    assert images.ndim == 4 and images.shape[1] == 3, images.shape
+    assert draws.shape == (len(images), DRAW_SIZE) and draws.device.type == "cpu", (draws.shape, draws.device)
+    if images.device.type != "cpu":
+        return augment_together(images, draws, settings)
+    pixels = _load_pixels() if images.dtype == torch.uint8 else None
+    if pixels is not None:
+        return _augment_compiled(pixels, images, draws, settings)
+    # One image at a time stays in the processor's cache, and does not depend on its batch.
+    results = torch.empty((len(images), 3, settings.image_size, settings.image_size))
+    for index, result in enumerate(results):
+        result.copy_(augment_together(images[index : index + 1], draws[index : index + 1], settings)[0])
+    return results
+
+
+_LOADING = Lock()
+
+
+@cache
+def _load_pixels() -> ModuleType | None:
+    """The compiled functions; None where numba, which comes with them, cannot be imported."""
+    with _LOADING:  # the threads of a pool all begin here, and an import that fails must not be tried by two at once
+        return _import_pixels()
+
+
+@cache
+def _import_pixels() -> ModuleType | None:
+    try:
+        from cosplace.training import compiled_augmentation as pixels
+    except ConfigError as error:
+        log.warning("%s  Until then images are augmented without it, several times slower.", error)
+        return None
+    return pixels
+
+
+def _augment_compiled(pixels: ModuleType, images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    size, height, width = settings.image_size, images.shape[2], images.shape[3]
+    numbers = np.ascontiguousarray(draws.double().numpy())
+    order, crops = numbers[:, ORDER].astype(np.int64), numbers[:, CROP].astype(np.int64)
+    factors = np.take_along_axis(numbers[:, FACTORS], order, axis=1)
+    steps = np.where(np.array(settings.strengths, bool)[order], order, -1)
+    inside = (crops[:, :2] >= 0) & (crops[:, 2:] >= 1) & (crops[:, :2] + crops[:, 2:] <= (height, width))
+    assert inside.all(), crops
+    std = np.array(IMAGENET_STD)
+    channels = np.stack([LUMA, 1 / std, -np.array(IMAGENET_MEAN) / std]).astype(np.float32)
+    room = pixels.make_room(height, width, size)
+    # numpy asks for large pages of memory, which come several times faster than torch's.
+    results = np.empty((len(images), 3, size, size), np.float32)
+    for index, image in enumerate(images):
+        drawn = steps[index], factors[index], crops[index]
+        pixels.change(image.contiguous().numpy(), *drawn, channels, *room, results[index])
+    return torch.from_numpy(results)
+
+
+def augment_together(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """Do what `augment` does, all images in the same few kernels."""
+    device = images.device
+    jitters = any(settings.strengths)
+    pixels = _jitter_together(images, draws, settings) if jitters else to_unit_floats(images)  # (B, 3, H, W)
+    tops, lefts, heights, widths = draws[:, CROP].double().unbind(1)
+    pixels = _resample(pixels, 2, *_taps(tops, heights, settings.image_size), device)
+    pixels = _resample(pixels, 3, *_taps(lefts, widths, settings.image_size), device)
+    return normalize_in_place(pixels)
+
+
+# --- color jitter ----------------------------------------------------------------------------------------------------
+
+
+def _jitter_together(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """Jitter images (B, 3, H, W), each with its own factors in its own order: float32 in [0, 1], a new tensor.
+
+    Brightness, contrast and saturation are all `clamp(factor * image + (1 - factor) * other)`, so one blend does
+    whichever an image has next.  Hue stands anywhere among the three.  With images sorted by its place, those whose
+    j-th blend comes before their hue are the tail of the batch and the others its head: slices, no index lists, and no
+    kernel works on an image in vain.
+    """
+    order = draws[:, ORDER].long()  # (B, 4)
+    places, by_place = (order == HUE).long().argmax(dim=1).sort(stable=True)  # (B,): how many blends come before hue
+    order, draws = order[by_place], draws[by_place]
+    heads = torch.searchsorted(places, torch.arange(HUE), right=True).tolist()
+    blends = order[order != HUE].view(-1, HUE)  # (B, 3) operations
+    # Everything that depends on draws goes to the device in two copies that the CPU does not wait for.
+    sent = torch.cat([_coefficients(blends, draws), draws[:, HUE : HUE + 1]], dim=1).float()
+    sent = sent.to(images.device, non_blocking=True)[:, :, None, None, None]  # (B, 10, 1, 1, 1)
+    back = by_place.argsort()
+    indices = torch.stack([by_place, back]).to(images.device, non_blocking=True)
+    images = to_unit_floats(images.index_select(0, indices[0]))
+    blended = any(settings.strengths[:HUE])
+    for j, head in enumerate(heads):
+        if blended:
+            _blend_(images[head:], sent[head:, 3 * j : 3 * j + 3])
+    if settings.hue:
+        _shift_hue_(images, sent[:, 9, 0])
+    for j, head in enumerate(heads):
+        if blended:
+            _blend_(images[:head], sent[:head, 3 * j : 3 * j + 3])
+    return images.index_select(0, indices[1])
+
+
+def _coefficients(blends: Tensor, draws: Tensor) -> Tensor:
+    """Weights (B, 9) of the image, its gray version and its mean gray, for each of the blends (B, 3)."""
+    factors = draws.gather(1, blends)  # (B, 3)
+    gray = (1 - factors) * (blends == SATURATION)
+    mean = (1 - factors) * (blends == CONTRAST)
+    return torch.stack([factors, gray, mean], dim=2).flatten(1)
+
+
+def _blend_(images: Tensor, weights: Tensor) -> None:
+    """Blend images (B, 3, H, W) in place with gray and mean gray by weights (B, 3, 1, 1, 1)."""
+    if len(images):
+        image_weight, gray_weight, mean_weight = weights.unbind(1)  # each (B, 1, 1, 1)
+        gray = _gray(images)  # (B, 1, H, W)
+        mean = gray.mean(dim=(1, 2, 3), keepdim=True)
+        images.mul_(image_weight).add_(gray.mul_(gray_weight).add_(mean.mul_(mean_weight))).clamp_(0, 1)
+
+
+def _gray(images: Tensor) -> Tensor:
+    red, green, blue = images.split(1, dim=-3)
+    return red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def _shift_hue_(images: Tensor, shifts: Tensor) -> None:
+    """Turn the hues of images (..., 3, H, W) in place by shifts (..., 1, 1), in turns of the circle.
+
+    With V the largest and v the smallest channel, a pixel is v + (V - v) * w(distance of its hue from the channel's),
+    where hues run from -3 to 3 around the circle, red, green and blue stand at 0, 2 and -2, and w falls from 1 at
+    distance 1 to 0 at distance 2.  Unlike the six cases of HSV this needs no comparisons, which are slow on a CPU, and
+    no gathering; it is the same function.
+    """
+    red, green, blue = images.unbind(-3)
+    low = torch.minimum(red, green)
+    torch.minimum(low, blue, out=low)
+    spread = torch.maximum(red, green)
+    torch.maximum(spread, blue, out=spread).sub_(low)
+    # Gray pixels have spread 0, so that any hue will do.
+    hue = (green + blue).sub_(red).sub_(low).div_(spread.clamp(min=1e-12)).add_(1)  # distance from red, in 0..3
+    hue = hue.copysign_(green - blue).add_(shifts * 6)
+    hue.sub_(hue.mul(1 / 6).round_(), alpha=6)  # back to -3..3
+    for channel, place in enumerate((0, 2, -2)):
+        distance = hue.sub(place).abs_()
+        # Between 1 and 5 around the circle |distance - 3| - 1 is w already; red's distances end at 3.
+        weight = distance.sub_(3).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(low, spread, weight, out=images.select(-3, channel))
+
+
+# --- resized crops ---------------------------------------------------------------------------------------------------
+
+
+def _taps(starts: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which pixels make up each pixel of a resized line: indices (T, B, S) int64 and weights (T, B, S) float32.
+
+    The crop begins at `starts` (B,) and is `lengths` (B,) float64 long; the filter is a triangle that reaches as far as
+    a new pixel is wide, at least as an old one is, cut and rescaled where it reaches over the crop's end.
+    """
+    scale = (lengths / size).unsqueeze(1)  # (B, 1) old pixels per new one
+    reach = scale.clamp(min=1)
+    centers = scale * (torch.arange(size, dtype=torch.float64) + 0.5)  # (B, S)
+    num_taps = math.ceil(2 * reach.max().item())
+    taps = torch.arange(num_taps, dtype=torch.float64)[:, None, None]
+    places = (centers - reach + 0.5).floor() + taps  # (T, B, S)
+    weights = (1 - (places + 0.5 - centers).abs() / reach).clamp(min=0)
+    last = lengths.unsqueeze(1) - 1
+    weights *= (places >= 0) & (places <= last)
+    weights /= weights.sum(dim=0)
+    indices = places.clamp(min=0).minimum(last) + starts.unsqueeze(1)
+    return indices.long(), weights.float()
+
+
+def _resample(images: Tensor, dim: int, indices: Tensor, weights: Tensor, device: torch.device) -> Tensor:
+    """Resize images (B, 3, H, W) along one dimension, a weighted sum of T gathered images."""
+    # Gathering beats a product with (S, H) matrices that are nearly empty, and is exact where such products are TF32.
+    across = 3 if dim == 2 else 2
+    indices = indices.to(device, non_blocking=True).unsqueeze(2).unsqueeze(across + 1)  # (T, B, 1, ...) as images
+    weights = weights.to(device, non_blocking=True).unsqueeze(2).unsqueeze(across + 1)
+    shape = list(images.shape)
+    shape[dim] = indices.shape[1 + dim]
+    result = torch.zeros(shape, device=device)
+    for index, weight in zip(indices, weights, strict=True):
+        result.addcmul_(images.gather(dim, index.expand(shape)), weight)
+    return result

@@ -1,0 +1,85 @@
+"""Groups kept in a file of the cache folder, mapped into memory."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from cosplace.config.sections import Grouping
+from cosplace.errors import CheckpointError
+from cosplace.photos.image_list import ImageList
+from cosplace.storage import cache_folder, write_atomically
+from cosplace.training.groups import Groups, partition
+
+FORMAT = "cosplace groups 1"
+
+
+HEADER_BYTES = 4096
+
+
+ALIGNMENT = 64
+
+
+def cached_partition(images: ImageList, grouping: Grouping, folder: Path | None = None) -> Groups:
+    """`partition`, kept in a file below `folder` (default: `cache_folder("groups")`) and mapped into memory.
+
+    The file's name is a digest of the list of names and of the parameters: a changed folder never meets an old
+    cache.  Raises CheckpointError for a file there that is truncated or not ours.
+    """
+    path = (folder or cache_folder("groups")) / f"groups-{_key(images, grouping)}.bin"
+    if not path.exists():
+        groups = partition(images, grouping)
+        write_atomically(path, lambda file: _write_groups(file, groups, images))
+    return open_groups(path, images.list_file, images.folder)
+
+
+def _key(images: ImageList, grouping: Grouping) -> str:
+    # groups_num only chooses among the groups.
+    parameters = [grouping.M, grouping.alpha, grouping.N, grouping.L, grouping.min_images_per_class]
+    digest = hashlib.blake2b(json.dumps([FORMAT, images.list_file is None, *parameters]).encode(), digest_size=16)
+    for first in range(0, len(images.names), 1 << 24):
+        digest.update(images.text(first, min(first + (1 << 24), len(images.names))).data)
+    return digest.hexdigest()
+
+
+def _write_groups(file: BinaryIO, groups: Groups, images: ImageList) -> None:
+    arrays = {name: getattr(groups, name) for name in ("cells", "group_starts", "class_starts", "image_starts")}
+    if images.list_file is None:  # else the list file itself holds the names
+        arrays["names"] = groups.names
+    places, at = {}, HEADER_BYTES
+    for name, array in arrays.items():
+        places[name] = [str(array.dtype), list(array.shape), at]
+        at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    header = {"format": FORMAT, "num_scanned": groups.num_scanned, "bytes": at, "arrays": places}
+    file.write(json.dumps(header).encode().ljust(HEADER_BYTES - 1) + b"\n")
+    for array in arrays.values():
+        file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        file.write(b"\0" * (-array.nbytes % ALIGNMENT))
+
+
+def open_groups(path: Path, list_file: Path | None, folder: Path) -> Groups:
+    """Map a file of groups into memory.  Raises CheckpointError when it is truncated or not ours."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(HEADER_BYTES))
+            if header["format"] != FORMAT or header["bytes"] != os.fstat(file.fileno()).st_size:
+                raise ValueError
+        block = np.memmap(path, np.uint8, mode="r")
+        arrays = {
+            name: block[at : at + int(np.prod(shape)) * np.dtype(kind).itemsize].view(kind).reshape(shape)
+            for name, (kind, shape, at) in header["arrays"].items()
+        }
+        if list_file is not None:
+            arrays["names"] = np.memmap(list_file, np.uint8, mode="r")
+        fields = {name: np.asarray(array) for name, array in arrays.items()}
+        return Groups(
+            **fields,
+            folder=folder,
+            num_scanned=header["num_scanned"],
+            opened_from=(open_groups, (path, list_file, folder)),
+        )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or no cache of groups: delete it and run again.") from error

@@ -1,0 +1,347 @@
+"""The photo index: what is stored, found, filtered, removed and refused."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyproj import Geod
+
+from benchmarks.index import index_table, measure_index
+from cosplace.errors import ConfigError, PhotoIndexError, StorageError
+from cosplace.index.filters import SearchFilter, great_circle_m, in_box
+from cosplace.index.photo_index import PhotoIndex, create_index, open_index
+from cosplace.index.records import ModelSpec, NewPhoto, Settings
+from cosplace.index.scanning import products, quantize, query_error
+from cosplace.retrieval.search import nearest
+
+D = 16
+SPEC = ModelSpec(model="made", checksum="c" * 64, dimension=D)
+
+
+def units(count: int, seed: int, num_places: int = 40) -> np.ndarray:
+    """(count, D) float32: photos of places, so that neighbours mean something."""
+    rng = np.random.default_rng(seed)
+    places = np.random.default_rng(7).standard_normal((num_places, D))
+    rows = places[rng.integers(num_places, size=count)] + 0.5 * rng.standard_normal((count, D))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def photos(count: int, first: int = 0) -> list[NewPhoto]:
+    """Photos along a meridian, one each 0.001 degrees; every fifth has no position."""
+    return [
+        NewPhoto(
+            path=f"/photos/{number}.jpg",
+            key=f"key-{number}",
+            latitude=float("nan") if number % 5 == 4 else 10 + 0.001 * number,
+            longitude=float("nan") if number % 5 == 4 else 20.0,
+            heading=float(number % 360),
+            time=1e9 + number,
+            source="made",
+            thumbnail=b"jpeg-%d" % number,
+        )
+        for number in range(first, first + count)
+    ]
+
+
+def filled(address: Path, count: int, **settings) -> PhotoIndex:
+    index = create_index(address, SPEC, Settings(**settings))
+    index.add(photos(count), units(count, 1))
+    return index
+
+
+@pytest.fixture(params=["few", "many", "many, float16", "many, with later ones"])
+def index(request, tmp_path: Path):
+    """600 photos, in memory or in lists."""
+    if request.param == "few":
+        made = filled(tmp_path / "index", 600)
+    elif request.param == "many, with later ones":
+        made = create_index(tmp_path / "index", SPEC, Settings(exact_rows=100))
+        made.add(photos(600)[:450], units(600, 1)[:450])
+        made.update_search()
+        made.add(photos(600)[450:], units(600, 1)[450:])
+    else:
+        made = filled(
+            tmp_path / "index", 600, exact_rows=100, stored_dtype=request.param.split()[-1].replace("many", "float32")
+        )
+        made.update_search()
+    with made:
+        yield made
+
+
+def test_exact_search_finds_what_nearest_finds(index: PhotoIndex) -> None:
+    queries = units(50, 2)
+    stored = units(600, 1).astype(index.settings.stored_dtype)
+    rows, _ = nearest(queries, stored, 7)
+    found = index.search(queries, 7, exact=True)
+    assert np.array_equal(found.ids, rows)
+    assert np.allclose(found.similarities, np.einsum("qkd,qd->qk", stored[rows].astype(np.float32), queries), atol=1e-6)
+    assert found.paths[3][2] == f"/photos/{rows[3, 2]}.jpg"
+
+
+def test_plain_search_finds_most_of_it(index: PhotoIndex) -> None:
+    queries = units(200, 2)
+    rows, _ = nearest(queries, units(600, 1), 5)
+    found = index.search(queries, 5)
+    assert (found.ids[:, 0] == rows[:, 0]).mean() >= 0.97
+    assert (np.diff(found.similarities, axis=1) <= 1e-6).all()
+    assert index.descriptors(found.ids[0]) @ queries[0] == pytest.approx(found.similarities[0], abs=1e-3)
+
+
+def test_photos_are_returned_whole(index: PhotoIndex) -> None:
+    photo = index.photo(7)
+    assert (photo.path, photo.source, photo.heading, photo.time) == ("/photos/7.jpg", "made", 7.0, 1e9 + 7)
+    assert photo.latitude == pytest.approx(10.007)
+    assert index.photo(9).latitude is None
+    assert index.thumbnail(7) == b"jpeg-7"
+    assert np.allclose(index.descriptors([5, 500, 5]), units(600, 1)[[5, 500, 5]], atol=1e-3)
+    columns = index.within((19, 10.0995, 21, 10.1035))
+    assert columns.ids.tolist() == [100, 101, 102, 103]
+    assert columns.paths() == [f"/photos/{number}.jpg" for number in (100, 101, 102, 103)]
+    with pytest.raises(PhotoIndexError, match="no photo with id 600"):
+        index.photo(600)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_filters_are_exact(index: PhotoIndex, exact: bool) -> None:
+    queries, stored = units(20, 2), units(600, 1)
+    where = SearchFilter(bbox=(19, 10.2, 21, 10.3), after=1e9 + 210)
+    passes = np.array([number % 5 != 4 and 210 <= number <= 300 for number in range(600)])
+    rows, _ = nearest(queries, stored, 10, searchable=passes)
+    found = index.search(queries, 10, where=where, exact=exact)
+    if index.settings.stored_dtype == "float32":
+        assert (found.ids == rows).mean() > (0.999 if exact else 0.98)  # float16 may turn near ties around
+    assert passes[found.ids].all()
+
+
+def test_a_photo_is_added_once(tmp_path: Path) -> None:
+    with filled(tmp_path / "index", 30) as index:
+        again = index.add([*photos(2, first=29), photos(1, first=30)[0]], units(3, 3))
+        assert again.ids.tolist() == [29, 30, 30]
+        assert again.is_new.tolist() == [False, True, False]
+        assert len(index) == 31
+        assert index.find(["key-3", "key-99"]).tolist() == [3, -1]
+    with open_index(tmp_path / "index", write=True) as index:
+        assert index.add(photos(31), units(31, 1)).is_new.sum() == 0
+        assert len(index) == len(index.columns()) == 31
+
+
+def test_removed_photos_are_not_found_and_ids_are_not_given_again(index: PhotoIndex) -> None:
+    query = index.descriptors([599])
+    assert index.search(query, 1).ids[0, 0] == 599
+    assert index.remove([599, 598, 7, 12345]) == 3
+    assert len(index) == 597
+    for exact in (False, True):
+        assert not np.isin(index.search(units(50, 2), 20, exact=exact).ids, [599, 598, 7]).any()
+    assert index.add(photos(1, first=700), units(1, 9)).ids.tolist() == [600]
+    assert index.search(units(1, 9), 1).ids.tolist() == [[600]]
+    index.compact()
+    assert index.search(units(1, 9), 1, exact=True).ids.tolist() == [[600]]
+    rows, _ = nearest(units(50, 2), index.descriptors(index.columns().ids), 3)
+    assert np.array_equal(index.search(units(50, 2), 3, exact=True).ids, index.columns().ids[rows])
+
+
+def test_removing_all_and_searching_an_empty_index(tmp_path: Path) -> None:
+    with filled(tmp_path / "index", 3) as index:
+        assert index.remove([0, 1, 2]) == 3
+        found = index.search(units(2, 2), 4)
+        assert (found.ids == -1).all() and np.isneginf(found.similarities).all() and found.paths == (("",) * 4,) * 2
+        assert np.isnan(found.latitudes).all() and np.isnan(found.times).all()
+        assert index.info()["count"] == 0 and index.info()["bounds"] is None
+        assert index.descriptors([]).shape == (0, D)
+
+
+def test_places_beyond_the_last_photo_stay_empty(tmp_path: Path) -> None:
+    with filled(tmp_path / "index", 3) as index:
+        found = index.search(units(2, 2), 5)
+        assert sorted(found.ids[0].tolist()) == [-1, -1, 0, 1, 2]
+        assert (index.search(units(2, 2), 5, where=SearchFilter(after=2e9)).ids == -1).all()
+
+
+def test_a_reader_sees_what_is_new_after_refresh(tmp_path: Path) -> None:
+    writer = filled(tmp_path / "index", 20)
+    reader = open_index(tmp_path / "index")
+    assert len(reader) == 20 and not reader.refresh()
+    writer.add(photos(5, first=20), units(5, 4))
+    assert len(reader) == len(reader.columns()) == 20
+    assert reader.refresh() and len(reader) == 25
+    writer.compact()  # forgets the version that the reader is at
+    writer.remove([3])
+    writer.compact()
+    writer.close()
+    assert reader.thumbnail(22) == b"jpeg-22"
+    assert 3 not in reader.columns().ids
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with filled(tmp_path / "index", 2) as first:
+        with pytest.raises(PhotoIndexError, match=r"in use by another writer \(pid \d+\)"):
+            open_index(tmp_path / "index", write=True)
+        assert open_index(tmp_path / "index").search(units(1, 2), 1).ids[0, 0] in (0, 1)
+        assert first.can_write
+    with pytest.raises(PhotoIndexError, match="for reading only"):
+        first.add(photos(1), units(1, 1))
+    open_index(tmp_path / "index", write=True).close()
+
+
+def test_lists_are_kept_and_made_again_when_they_are_gone(tmp_path: Path) -> None:
+    with filled(tmp_path / "index", 600, exact_rows=100) as index:
+        assert index.update_search() and not index.update_search()
+    meta = tmp_path / "index" / "search" / "1" / "meta.json"
+    before = meta.stat().st_mtime_ns
+    queries = units(30, 2)
+    expected = open_index(tmp_path / "index").search(queries, 5).ids
+    assert meta.stat().st_mtime_ns == before
+    meta.write_text("{")
+    assert np.array_equal(open_index(tmp_path / "index").search(queries, 5).ids, expected)
+    info = open_index(tmp_path / "index").info()["search"]
+    assert info["kind"] == "lists" and info["recall_at_1"] >= 0.99 and info["measured_on"] == 600
+
+
+def test_lists_are_made_anew_when_many_photos_came_later(tmp_path: Path) -> None:
+    with filled(tmp_path / "index", 300, exact_rows=100) as index:
+        index.update_search()
+        index.add(photos(150, first=300), units(150, 5))
+        assert index.info()["search"]["added_since"] == 150
+        assert index.update_search()
+        assert index.info()["search"]["added_since"] == 0
+
+
+def test_records_are_kept(tmp_path: Path) -> None:
+    with filled(tmp_path / "index", 1) as index:
+        assert index.read_record("calibration") is None
+        for value in (1, 2):
+            index.write_record("calibration", {"value": value})
+        assert open_index(tmp_path / "index").read_record("calibration") == {"value": 2}
+
+
+def test_another_model_is_refused_with_both_names(tmp_path: Path) -> None:
+    with filled(tmp_path / "index", 1) as index:
+        index.check_model("made", "c" * 64, None)
+        with pytest.raises(PhotoIndexError, match=r"made with the model made .*cccc.* not with other .*dddd"):
+            index.check_model("other", "d" * 64, None)
+        with pytest.raises(PhotoIndexError, match="at their own size, not at 224 pixels"):
+            index.check_model("made", "c" * 64, 224)
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PhotoIndexError, match="does not exist"):
+        open_index(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    with pytest.raises(PhotoIndexError, match="is no index"):
+        open_index(tmp_path)
+    with filled(tmp_path / "index", 2) as index:
+        with pytest.raises(PhotoIndexError, match="holds an index already"):
+            create_index(tmp_path / "index", SPEC)
+        with pytest.raises(ConfigError, match="shape"):
+            index.search(units(2, 1)[:, :5], 1)
+        with pytest.raises(ConfigError, match="not finite"):
+            index.search(np.full((1, D), np.nan, np.float32), 1)
+        with pytest.raises(ConfigError, match="length 1"):
+            index.add(photos(1, first=5), 3 * units(1, 1))
+        with pytest.raises(ConfigError, match="1 photos come with 2"):
+            index.add(photos(1, first=5), units(2, 1))
+        with pytest.raises(ConfigError, match="at least 1"):
+            index.search(units(1, 1), 0)
+        assert len(index) == 2
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with filled(tmp_path / "index", 10) as index:
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        with pytest.raises(StorageError, match="all photos so far are kept"):
+            index.add(photos(5, first=10), units(5, 1))
+        monkeypatch.undo()
+        assert index.add(photos(5, first=10), units(5, 1)).ids.tolist() == [10, 11, 12, 13, 14]
+        assert len(index) == 15
+
+
+def test_threads_may_search_one_index(index: PhotoIndex) -> None:
+    queries = units(64, 2)
+    alone = index.search(queries, 5)
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda query: index.search(query[None], 5).ids[0], queries))
+    assert np.array_equal(np.stack(together), alone.ids)
+
+
+# --- filters ---------------------------------------------------------------------------------------------------------
+
+LATITUDES, LONGITUDES = st.floats(-90, 90), st.floats(-180, 180)
+
+
+@given(LATITUDES, LONGITUDES, LATITUDES, LONGITUDES)
+def test_great_circles_agree_with_the_ellipsoid(a: float, b: float, c: float, d: float) -> None:
+    exact = Geod(ellps="WGS84").inv(b, a, d, c)[2]
+    assert great_circle_m(np.array([a]), np.array([b]), c, d)[0] == pytest.approx(exact, rel=0.006, abs=1e-3)
+
+
+@given(LONGITUDES, st.floats(0, 359), LONGITUDES)
+def test_boxes_cross_the_antimeridian(west: float, width: float, longitude: float) -> None:
+    east = west + width if west + width <= 180 else west + width - 360
+    away = (longitude - west) % 360
+    found = bool(in_box(np.array([0.0]), np.array([longitude]), (west, -1, east, 1))[0])
+    if min(abs(away - width), away, 360 - away) > 1e-6:  # off the borders
+        assert found == (away < width)
+
+
+def test_unknown_positions_are_in_no_box() -> None:
+    nothing = np.array([np.nan])
+    assert not in_box(nothing, nothing, (-180, -90, 180, 90))[0]
+
+
+def test_near_is_inclusive_and_exact(index: PhotoIndex) -> None:
+    columns = index.columns()
+    passes = SearchFilter(near=(10.1, 20.0, 1000.0)).mask(columns)
+    away = great_circle_m(columns.latitudes, columns.longitudes, 10.1, 20.0)
+    assert np.array_equal(passes, away <= 1000.0) and 10 < passes.sum() < 20
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"near": (91, 0, 5)}, {"near": (0, 0, -1)}, {"bbox": (0, 5, 1, 4)}, {"after": 5, "before": 4}, {"after": np.nan}],
+)
+def test_impossible_filters_are_refused(given: dict) -> None:
+    with pytest.raises(ConfigError):
+        SearchFilter(**given)
+
+
+# --- what lists are made of ------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.floats(1e-6, 1e3))
+def test_codes_are_as_near_as_they_say(seed: int, dimension: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    rows, query = scale * rng.standard_normal((9, dimension)), rng.standard_normal(dimension)
+    rows, query = rows.astype(np.float32), (query / np.linalg.norm(query)).astype(np.float32)
+    codes, scales = quantize(rows)
+    found = products(query, codes, scales, np.array([0, 5]), np.array([3, 9]))
+    error = np.linalg.norm(codes * scales[:, None] - rows, axis=1)
+    bound = error + np.linalg.norm(rows, axis=1) * query_error(query) * (1 + error.max())
+    assert (np.abs(found - (rows @ query)[[0, 1, 2, 5, 6, 7, 8]]) <= bound[[0, 1, 2, 5, 6, 7, 8]] * 1.05 + 1e-6).all()
+
+
+def test_exact_search_in_crowds_of_equal_rows(tmp_path: Path) -> None:
+    rows = np.repeat(units(8, 3), 100, axis=0)
+    rows[::7] += 1e-4 * np.random.default_rng(1).standard_normal((len(rows[::7]), D)).astype(np.float32)
+    with create_index(tmp_path / "index", SPEC, Settings(exact_rows=50)) as index:
+        index.add(photos(800), rows)
+        index.update_search()
+        expected, _ = nearest(units(20, 2), rows, 30)
+        assert np.array_equal(index.search(units(20, 2), 30, exact=True).ids, expected)
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_what_it_says(tmp_path: Path) -> None:
+    said: list[str] = []
+    figures = measure_index(tmp_path / "index", 3000, said.append, Settings(exact_rows=1000))
+    assert figures["recall_at_1"] >= 0.97 and figures["right_place_first"] >= 0.97
+    assert figures["within_300_m_recall_at_1"] == 1
+    assert figures["search"]["kind"] == "lists" and figures["disk_mb"] > 3000 * 512 * 4 / 1e6
+    assert "| search p50 ms |" in index_table(figures) and said

@@ -1,0 +1,131 @@
+"""Batches made ahead: the same in any thread or process, in order; and what the system does to processes."""
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cosplace.errors import ConfigError, DatasetError, LoadingError
+from cosplace.photos.loading import choose_loader, load_ahead
+
+KINDS = ("threads", "processes")
+BATCHES = [range(first, first + 3) for first in range(0, 30, 3)]
+
+
+def squares(batch: Sequence[int]) -> torch.Tensor:
+    time.sleep(0.02 * (batch[0] % 2))  # later batches may be ready sooner
+    return torch.tensor([index**2 for index in batch])
+
+
+def failing(batch: Sequence[int], *, error: Exception) -> torch.Tensor:
+    if batch[0] == 12:
+        raise error
+    return squares(batch)
+
+
+def killed(batch: Sequence[int], *, folder: Path) -> torch.Tensor:
+    if batch[0] == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return squares(batch)
+
+
+def num_threads(batch: Sequence[int]) -> int:
+    return torch.get_num_threads()
+
+
+@pytest.mark.parametrize("loader", KINDS)
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_batches_are_the_same_and_in_order(loader: str, num_workers: int) -> None:
+    made = list(load_ahead(squares, BATCHES, num_workers=num_workers, loader=loader))
+    assert torch.equal(torch.stack(made), torch.arange(30).view(10, 3) ** 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(num_batches=st.integers(0, 12), num_workers=st.integers(1, 5))
+def test_any_number_of_threads_makes_any_number_of_batches(num_batches: int, num_workers: int) -> None:
+    batches = [[index] for index in range(num_batches)]
+    assert list(load_ahead(list, batches, num_workers=num_workers, loader="threads")) == batches
+
+
+@pytest.mark.parametrize("loader", KINDS)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_users_error_arrives_as_it_is(loader: str, num_workers: int) -> None:
+    make = partial(failing, error=DatasetError("photo.jpg is empty."))
+    seen = []
+    with pytest.raises(DatasetError, match=r"^photo.jpg is empty\.$"):
+        for batch in load_ahead(make, BATCHES, num_workers=num_workers, loader=loader):
+            seen.append(int(batch[0]))
+    assert seen == [0, 9, 36, 81]
+
+
+@pytest.mark.parametrize("loader", KINDS)
+def test_a_bug_keeps_its_traceback(loader: str) -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(load_ahead(partial(failing, error=ZeroDivisionError()), BATCHES, num_workers=2, loader=loader))
+
+
+def test_a_killed_process_is_one_line_with_the_knobs(tmp_path: Path) -> None:
+    with pytest.raises(LoadingError, match=r"killed.*--num_workers.*--loader threads") as caught:
+        list(load_ahead(partial(killed, folder=tmp_path), BATCHES, num_workers=2, loader="processes"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("unable to write to file </torch_1>: No space left on device (28), shared memory"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ..."),
+    ],
+)
+def test_full_shared_memory_is_one_line_with_the_knobs(error: Exception) -> None:
+    with pytest.raises(LoadingError, match=r"/dev/shm.*--loader threads.*--num_workers"):
+        list(load_ahead(partial(failing, error=error), BATCHES, num_workers=2, loader="processes"))
+
+
+def test_threads_compute_alone_and_leave_the_main_thread_its_own() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert set(load_ahead(num_threads, BATCHES, num_workers=2, loader="threads")) == {1}
+        assert torch.get_num_threads() == 3
+        later = []
+        other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert later == [3]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_closing_ends_the_threads() -> None:
+    with closing(load_ahead(squares, BATCHES * 100, num_workers=3, loader="threads")) as made:
+        next(made)
+        assert any(thread.name.startswith("loading") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("loading") for thread in threading.enumerate())
+
+
+def test_threads_run_ahead_but_not_far() -> None:
+    begun = []
+    with closing(load_ahead(begun.append, BATCHES, num_workers=2, loader="threads")) as made:
+        next(made)
+        time.sleep(0.1)
+        assert 1 <= len(begun) <= 5
+
+
+def test_the_loader_is_chosen_by_the_device() -> None:
+    assert choose_loader("auto", torch.device("cpu")) == "threads"
+    assert choose_loader("auto", torch.device("cuda")) == "processes"
+    assert choose_loader("processes", torch.device("cpu")) == "processes"
+    with pytest.raises(ConfigError, match="--loader fibers"):
+        choose_loader("fibers", torch.device("cpu"))

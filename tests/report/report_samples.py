@@ -1,0 +1,153 @@
+"""A small database with queries, its evaluation and a report made of them, and a reader of the page."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cosplace.report.contents import RecallRow, Report
+from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
+from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
+from cosplace.training.groups import Groups
+
+EAST, NORTH = 550_000.0, 4_170_000.0
+VOID_TAGS = {"meta", "img", "br", "path", "rect", "circle"}
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags with attributes, and the text inside chosen tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open_tags: list[str] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID_TAGS:
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID_TAGS:
+            assert self.open_tags.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open_tags[-1] if self.open_tags else "", data))
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def text(self) -> str:
+        return " ".join("".join(text for tag, text in self.texts if tag != "style").split())
+
+
+def assert_stands_alone(html: str) -> None:
+    page = Page(html)
+    assert page.open_tags == []
+    assert not page.of("script") and not page.of("link") and not page.of("iframe")
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+                assert value.startswith("data:image/")
+    assert "url(" not in html and "@import" not in html
+    assert "http://" not in html and "https://" not in html
+    policies = [meta["content"] for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def tiles_of(html: str) -> list[tuple[str, str]]:
+    """(kind, caption) of each photo."""
+    found = re.findall(r'<figure class="tile (\w+)">.*?<figcaption>(.*?)</figcaption>', html)
+    return [(kind, re.sub(r"<[^>]+>", "", caption)) for kind, caption in found]
+
+
+def write_photo(folder: Path, east: float, north: float, note: str = "", size: tuple[int, int] = (64, 48)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shade = int(east * 7 + north * 3) % 200
+    Image.new("RGB", size, (shade, 90, 200 - shade)).save(folder / f"@{east:.2f}@{north:.2f}@{note}@.jpg")
+
+
+# Each query's predictions lie so many meters east of it; 25 m is still right.
+OFFSETS = {
+    0: (0.0, 400.0, 3.0),
+    1: (300.0, 25.0, 12.0),
+    2: (25.01, 90.0, 7000.0),
+    3: (24.0, 26.0, 2.0),
+}
+
+
+def make_dataset(folder: Path) -> RetrievalDataset:
+    for query, offsets in OFFSETS.items():
+        # Queries stand 20 km apart from south to north, so that the list's order is theirs.
+        write_photo(folder / "queries", EAST + query, NORTH + 20_000 * query)
+        for offset in offsets:
+            write_photo(folder / "database", EAST + query + offset, NORTH + 20_000 * query)
+    return open_retrieval_dataset(folder)
+
+
+def make_evaluation(dataset: RetrievalDataset) -> Evaluation:
+    """Predictions in the order of OFFSETS, by descriptors made for it."""
+    database = np.zeros((len(dataset.database), 12), np.float32)
+    queries = np.zeros((len(OFFSETS), 12), np.float32)
+    for query, offsets in OFFSETS.items():
+        queries[query, 3 * query : 3 * query + 3] = (1.0, 0.5, 0.25)
+        for rank, offset in enumerate(offsets):
+            place = np.array([EAST + query + offset, NORTH + 20_000 * query])
+            database[np.abs(dataset.database_positions - place).sum(axis=1).argmin(), 3 * query + rank] = 1.0
+    result = evaluate_descriptors(database, queries, dataset, recall_values=(1, 2, 3))
+    np.testing.assert_allclose(result.distances_m, np.array(list(OFFSETS.values())), atol=0.006)
+    return result
+
+
+METRICS: list[dict[str, Any]] = [
+    {"kind": "loss", "step": 10, "epoch": 0, "loss": 12.0},
+    {"kind": "loss", "step": 20, "epoch": 0, "loss": 10.0},
+    {"kind": "epoch", "epoch": 0, "group": 0, "loss": 11.0, "recalls": {"1": 40.0, "5": 60.0}, "seconds": 30.0},
+    {"kind": "loss", "step": 30, "epoch": 1, "loss": 9.0},
+    {"kind": "epoch", "epoch": 1, "group": 1, "loss": 9.0, "recalls": {"1": 55.5, "5": 70.0}, "seconds": 40.0},
+    {"kind": "loss", "step": 40, "epoch": 2, "loss": 8.0},
+    {"kind": "epoch", "epoch": 2, "group": 0, "loss": 8.0, "recalls": {"1": 50.0, "5": 71.0}, "seconds": 50.0},
+]
+
+
+def make_groups(cells: list[tuple[int, int, int]], sizes: list[int]) -> Groups:
+    """Groups that hold so many of the cells one after another, each with ten images."""
+    num_images = 10 * len(cells)
+    return Groups(
+        folder=Path("train"),
+        cells=np.array(cells, np.int64).reshape(-1, 3),
+        group_starts=np.concatenate([[0], np.cumsum(sizes)]),
+        class_starts=np.arange(0, num_images + 1, 10),
+        image_starts=np.zeros(num_images, np.int64),
+        names=np.zeros(0, np.uint8),
+        num_scanned=num_images + 7,
+    )
+
+
+SQUARE = [(1000 + 10 * x, 5000 + 10 * y, 0) for x in range(10) for y in range(10)]
+
+
+def make_report(dataset: RetrievalDataset, evaluation: Evaluation) -> Report:
+    return Report(
+        title="A run",
+        summary=["Trained for three epochs.", "Tested once."],
+        recall_rows=[
+            RecallRow(name="chance", recalls=evaluation.chance, note="random"),
+            RecallRow(name="ours", recalls=evaluation.recalls),
+        ],
+        highlight="ours",
+        metrics=METRICS,
+        groups=make_groups(SQUARE, [60, 30, 10]),
+        groups_used=2,
+        dataset=dataset,
+        evaluation=evaluation,
+        settings={"M": 10, "alpha": 30, "backbone": "ResNet18", "recall_values": (1, 2, 3)},
+        num_predictions_shown=2,
+    )

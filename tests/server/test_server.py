@@ -1,0 +1,544 @@
+"""The server: right answers, right refusals, limits, order, a stop that loses nothing."""
+
+import json
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cosplace.errors import DeviceError
+from cosplace.index.photo_index import open_index
+from cosplace.localization.answers import as_json
+from cosplace.localization.localizer import Localizer
+from cosplace.photos.opening import open_photo_bytes
+from tests.server.server_stand import (
+    NUM_PLACES,
+    SIDE,
+    client_of,
+    encoded,
+    good_photo,
+    jpeg,
+    make_index,
+    malformed,
+    place_of,
+    png_claiming,
+)
+from tests.streets import place_picture
+
+pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+
+FORM_WITHOUT_FILES = b'--abc\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--abc--\r\n'
+TOKEN = "a-token-for-tests"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_index(tmp_path_factory.mktemp("stand"))
+
+
+@pytest.fixture(scope="module")
+def localizer(index_folder: Path) -> Localizer:
+    return Localizer(index_folder, device="cpu", uncalibrated=True)
+
+
+@pytest.fixture
+def client(localizer: Localizer):
+    with client_of(localizer) as client:
+        yield client
+
+
+def answer_of(localizer: Localizer, raw: bytes, name: str, where=None) -> dict:
+    return as_json(localizer.locate(open_photo_bytes(raw, name), name=name, where=where))
+
+
+def assert_same(got: dict, expected: dict) -> None:
+    """Equal but for the last digits, which depend on the photos that passed the network together."""
+    assert got.keys() == expected.keys()
+    for key in ("photo", "unknown", "reason"):
+        assert got[key] == expected[key]
+    for key in ("latitude", "longitude", "radius_m", "confidence"):
+        assert got[key] == pytest.approx(expected[key], abs=2e-4)
+    assert [row["id"] for row in got["neighbours"][:3]] == [row["id"] for row in expected["neighbours"][:3]]
+    assert [row["similarity"] for row in got["neighbours"]] == pytest.approx(
+        [row["similarity"] for row in expected["neighbours"]], abs=2e-4
+    )
+
+
+class Wrapped:
+    """A localizer whose encoder or answers are disturbed."""
+
+    def __init__(self, localizer: Localizer, describe=None) -> None:
+        self.index, self.inner = localizer.index, localizer
+        self.encoder = self
+        self.name, self.image_size = localizer.encoder.name, localizer.encoder.image_size
+        self.batches: list[int] = []
+        self.before = describe or (lambda photos: None)
+
+    def describe(self, photos, **options) -> np.ndarray:
+        self.batches.append(len(photos))
+        self.before(photos)
+        return self.inner.encoder.encode(photos, **options)
+
+    def locate_descriptors(self, descriptors, names, *, where=None):
+        return self.inner.locate_descriptors(descriptors, names, where=where)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_one_photo_gets_the_localizers_own_answer(client, localizer, kind) -> None:
+    raw = good_photo(3, kind=kind)
+    found = client.post("/locate", files=[("files", ("here.jpg", raw))])
+    assert found.status_code == 200
+    (answer,) = found.json()["results"]
+    assert_same(answer, answer_of(localizer, raw, "here.jpg"))
+    assert len(answer["neighbours"]) == 20
+
+
+def test_bytes_as_the_body(client, localizer) -> None:
+    raw = good_photo(4)
+    for kind in ("image/jpeg", "application/octet-stream"):
+        found = client.post("/locate", content=raw, headers={"Content-Type": kind})
+        assert_same(found.json()["results"][0], answer_of(localizer, raw, "photo"))
+
+
+def test_several_photos_keep_their_order_and_a_bad_one_its_place(client, localizer) -> None:
+    photos = [(f"{number}.jpg", good_photo(number)) for number in range(5)]
+    files = [*photos[:2], ("bad.jpg", good_photo(9)[:500]), *photos[2:]]
+    found = client.post("/locate", files=[("files", file) for file in files])
+    assert found.status_code == 200
+    results = found.json()["results"]
+    assert [result["photo"] for result in results] == [name for name, _ in files]
+    assert set(results.pop(2)) == {"photo", "error"}
+    for result, (name, raw) in zip(results, photos, strict=True):
+        assert_same(result, answer_of(localizer, raw, name))
+
+
+def test_filters_reach_the_search(client) -> None:
+    latitude, longitude = place_of(5)
+    raw = good_photo(1)
+    near = client.post("/locate", params={"near": f"{latitude},{longitude},20"}, content=raw).json()["results"][0]
+    assert {row["latitude"] for row in near["neighbours"]} == {round(latitude, 7)}
+    box = f"-122.5,{latitude - 0.0001},-122.3,{latitude + 0.001}"
+    boxed = client.post("/locate", params={"bbox": box}, content=raw).json()["results"][0]
+    assert {row["latitude"] for row in boxed["neighbours"]} == {round(place_of(n)[0], 7) for n in (5, 6)}
+    for parameters in (
+        {"near": "1,2"},
+        {"near": "95,0,5"},
+        {"near": "1,2,-3"},
+        {"near": "nan,0,5"},
+        {"bbox": "a,b,c,d"},
+    ):
+        refused = client.post("/locate", params=parameters, content=raw)
+        assert refused.status_code == 422 and next(iter(parameters)) in refused.json()["detail"]
+
+
+def test_photos_of_many_requests_pass_the_network_together(localizer) -> None:
+    gate = threading.Event()
+    wrapped = Wrapped(localizer, lambda photos: gate.wait(10))
+    raws = {number: good_photo(number) for number in range(NUM_PLACES)}
+    with client_of(wrapped, max_batch=8, batch_wait_ms=50) as client, ThreadPoolExecutor(NUM_PLACES) as clients:
+        asked = {0: clients.submit(client.post, "/locate", content=raws.pop(0))}
+        wait_until(lambda: wrapped.batches == [1])
+        asked |= {number: clients.submit(client.post, "/locate", content=raw) for number, raw in raws.items()}
+        decoded = f'cosplace_stage_seconds_count{{stage="decode"}} {NUM_PLACES}.0'
+        wait_until(lambda: decoded in client.get("/metrics").text)
+        gate.set()
+        answers = {number: future.result().json()["results"][0] for number, future in asked.items()}
+    assert wrapped.batches == [1, 8, NUM_PLACES - 9]
+    for number, answer in answers.items():
+        assert_same(answer, answer_of(localizer, good_photo(number), "photo"))
+
+
+def wait_until(condition, seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.01)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_malformed_uploads_get_a_4xx_and_leave_the_server_well(client, localizer) -> None:
+    source = malformed()
+    for number in range(120):
+        what, raw, statuses = next(source)
+        if number % 2:
+            refused = client.post("/locate", files=[("files", ("x.jpg", raw))])
+        else:
+            refused = client.post("/locate", content=raw, headers={"Content-Type": "image/jpeg"})
+        assert refused.status_code in statuses, (what, refused.status_code, refused.text)
+        detail = refused.json()["detail"]
+        assert detail and "\n" not in detail and "Traceback" not in detail, what
+    assert client.get("/health").json()["in_line"] == 0
+    raw = good_photo(2)
+    assert_same(client.post("/locate", content=raw).json()["results"][0], answer_of(localizer, raw, "photo"))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{}", "application/json", 415),
+        (b"a=b", "application/x-www-form-urlencoded", 415),
+        (b"x", "multipart/form-data", 400),
+        (b"no boundary here", "multipart/form-data; boundary=abc", 400),
+        (b"--abc\r\n\r\nx\r\n--abc--\r\n", "multipart/form-data; boundary=abc", 400),
+        (FORM_WITHOUT_FILES, "multipart/form-data; boundary=abc", 400),
+        (b"", "image/jpeg", 400),
+    ],
+)  # fmt: skip
+def test_bodies_of_other_kinds(client, content, kind, status) -> None:
+    refused = client.post("/locate", content=content, headers={"Content-Type": kind})
+    assert refused.status_code == status
+    assert refused.json()["detail"]
+
+
+def test_upload_limits_hold_with_and_without_a_declared_length(localizer) -> None:
+    def chunks(total: int):
+        for _ in range(total // 65_536):
+            yield b"\xff" * 65_536
+
+    with client_of(localizer, max_upload_mb=1, max_files=2) as client:
+        for body in (b"\xff" * 1_100_000, chunks(1_310_720), b"\xff" * 9_000_000, chunks(9_000_000)):
+            refused = client.post("/locate", content=body, headers={"Content-Type": "image/jpeg"})
+            assert refused.status_code == 413, refused.text
+            assert "MB" in refused.json()["detail"]
+        one = ("files", ("a.jpg", b"\xff" * 1_100_000))
+        assert client.post("/locate", files=[one]).status_code == 413
+        three = [("files", ("a.jpg", good_photo(0)))] * 3
+        assert client.post("/locate", files=three).status_code == 413
+        assert client.post("/locate", files=three[:2]).status_code == 200
+        assert "cosplace_body_bytes 0.0" in client.get("/metrics").text
+
+
+def test_a_form_of_countless_tiny_parts_is_refused(client) -> None:
+    for parts in ({f"f{number}": "x" for number in range(20_000)}, {"one": "x" * 100_000}):
+        refused = client.post("/locate", data=parts, files=[("files", ("a.jpg", good_photo(0)))])
+        assert refused.status_code == 413, refused.text
+
+
+def test_pixels_are_counted_before_decoding(localizer) -> None:
+    with client_of(localizer, max_pixels=SIDE * SIDE - 1) as client:
+        refused = client.post("/locate", content=good_photo(0))
+        assert refused.status_code == 413
+        assert "64 x 64" in refused.json()["detail"]
+
+
+def test_a_file_is_named_in_messages_but_never_a_path(client) -> None:
+    for given, shown in (
+        ("../../etc/passwd", "passwd"),
+        ("C:\\photos\\a.jpg", "a.jpg"),
+        ("a\u202eb.jpg", "a b.jpg"),
+        ("", None),
+    ):
+        files = [("files", (given, b"no photo"))] if given else [("files", ("x" * 500, b"no photo"))]
+        detail = client.post("/locate", files=files).json()["detail"]
+        assert "/" not in detail.removesuffix("picture.") and len(detail) < 200
+        assert shown is None or shown in detail
+
+
+# --- full, late, failing ---------------------------------------------------------------------------------------------
+
+
+def test_a_full_line_says_when_to_come_back(localizer) -> None:
+    gate = threading.Event()
+    wrapped = Wrapped(localizer, lambda photos: gate.wait(10))
+    with client_of(wrapped, max_queue=2, max_files=2, max_batch=1) as client, ThreadPoolExecutor(2) as clients:
+        waiting = [clients.submit(client.post, "/locate", content=good_photo(0)) for _ in range(2)]
+        wait_until(lambda: client.get("/health").json()["in_line"] == 2)
+        refused = client.post("/locate", content=good_photo(1))
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        gate.set()
+        assert [future.result().status_code for future in waiting] == [200, 200]
+        assert client.post("/locate", content=good_photo(1)).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_told_and_its_place_given_back(localizer) -> None:
+    gate = threading.Event()
+    wrapped = Wrapped(localizer, lambda photos: gate.wait(10))
+    with client_of(wrapped, time_limit_s=0.3, max_batch=1) as client:
+        started = time.monotonic()
+        late = client.post("/locate", files=[("files", (f"{n}.jpg", good_photo(n))) for n in range(3)])
+        assert late.status_code == 504 and "0.3 s" in late.json()["detail"]
+        assert time.monotonic() - started < 5
+        gate.set()
+        wait_until(lambda: client.get("/health").json()["in_line"] == 0)
+        assert len(wrapped.batches) == 1  # the photos behind it were not described for nobody
+        assert client.post("/locate", content=good_photo(1)).status_code == 200
+
+
+def test_a_photo_that_fails_does_not_spoil_those_beside_it(localizer, caplog) -> None:
+    bad = open_photo_bytes(good_photo(1), "x")
+
+    def fail(photos) -> None:
+        if any(bool((photo == bad).all()) for photo in photos):
+            raise DeviceError("Not enough memory on /secret/path") if len(photos) == 1 else RuntimeError("a bug")
+
+    with client_of(Wrapped(localizer, fail)) as client:
+        results = client.post("/locate", files=[("files", (f"{n}.jpg", good_photo(n))) for n in range(3)]).json()[
+            "results"
+        ]
+        assert [("error" in result) for result in results] == [False, True, False]
+        assert "secret" not in results[1]["error"]
+        alone = client.post("/locate", content=good_photo(1))
+        assert alone.status_code == 500 and "secret" not in alone.text
+        assert client.get("/health").status_code == 200
+
+
+def test_stopping_finishes_what_was_accepted(localizer) -> None:
+    wrapped = Wrapped(localizer, lambda photos: time.sleep(0.1))
+    with ThreadPoolExecutor(8) as clients:
+        with client_of(wrapped, max_batch=1) as client:
+            asked = [clients.submit(client.post, "/locate", content=good_photo(n)) for n in range(6)]
+            wait_until(lambda: client.get("/health").json()["in_line"] >= 5)
+        assert [future.result().status_code for future in asked] == [200] * 6
+
+
+# --- the index's photos ----------------------------------------------------------------------------------------------
+
+
+def test_photos_of_the_index_are_shown(client) -> None:
+    listed = client.get("/photos", params={"bbox": "-123,37,-122,38"}).json()
+    assert listed["total"] == 3 * NUM_PLACES == len(listed["points"]) and not listed["clusters"]
+    assert {point["heading"] for point in listed["points"]} == {None, 10.0, 20.0}
+    clustered = client.get("/photos", params={"limit": 8}).json()
+    counts = sum(cluster["count"] for cluster in clustered["clusters"])
+    assert counts + len(clustered["points"]) == 3 * NUM_PLACES
+    assert len(clustered["clusters"]) + len(clustered["points"]) <= 8
+    first = listed["points"][0]["id"]
+    photo = client.get(f"/photos/{first}").json()
+    assert photo == {
+        "id": first, "path": "street/0-0.jpg", "latitude": 37.7, "longitude": -122.4, "heading": None, "time": 1.6e9,
+        "source": "street",
+    }  # fmt: skip
+    image = client.get(f"/photos/{first}/image")
+    assert image.headers["content-type"] == "image/jpeg"
+    assert open_photo_bytes(image.content, "x").shape == (3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("number", ["999999", "-1", str(2**70), "abc", "..%2f..%2fetc%2fpasswd"])
+def test_photos_that_are_not_there(client, number) -> None:
+    for address in (f"/photos/{number}", f"/photos/{number}/image"):
+        refused = client.get(address)
+        assert refused.status_code in (404, 422)
+        assert isinstance(refused.json()["detail"], str)
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    return make_index(tmp_path)
+
+
+def test_photos_are_added_found_and_deleted(own_folder) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    raw, form = good_photo(50), {"latitude": "48.5", "longitude": "9.05", "heading": "45"}
+    with client_of(localizer, token=TOKEN) as client:
+        assert client.get("/config.json").json()["can_write"]
+        files = [("files", ("new.jpg", raw)), ("files", ("bad.jpg", b"no photo"))]
+        added = client.post("/photos", files=files, data=form, headers=BEARER)
+        assert added.status_code == 201
+        good, bad = added.json()["results"]
+        assert good["added"] and "JPEG" in bad["error"]
+        again = client.post("/photos", files=files[:1], data=form, headers=BEARER).json()["results"][0]
+        assert (again["id"], again["added"]) == (good["id"], False)
+        photo = client.get(f"/photos/{good['id']}").json()
+        assert (photo["latitude"], photo["longitude"], photo["heading"], photo["source"]) == (
+            48.5,
+            9.05,
+            45.0,
+            "upload",
+        )
+        assert photo["path"].endswith("/new.jpg")
+        assert open_photo_bytes(client.get(f"/photos/{good['id']}/image").content, "x").shape[0] == 3
+        assert client.get("/config.json").json()["count"] == 3 * NUM_PLACES + 1
+        assert client.get("/photos", params={"bbox": "9,48,10,49"}).json()["total"] == 1
+        nearest = client.post("/locate", content=raw).json()["results"][0]["neighbours"][0]
+        assert nearest["id"] == good["id"] and nearest["similarity"] == pytest.approx(1, abs=1e-3)
+        assert client.delete(f"/photos/{good['id']}", headers=BEARER).json() == {"deleted": good["id"]}
+        assert client.delete(f"/photos/{good['id']}", headers=BEARER).status_code == 404
+        assert client.get(f"/photos/{good['id']}").status_code == 404
+        assert client.get("/photos", params={"bbox": "9,48,10,49"}).json()["total"] == 0
+    with open_index(own_folder) as index:
+        assert len(index) == 3 * NUM_PLACES
+
+
+def with_gps(latitude: float, longitude: float, heading: float) -> bytes:
+    exif = Image.Exif()
+    degrees = [(abs(int(value)), (abs(value) % 1) * 60, 0.0) for value in (latitude, longitude)]
+    signs = ("S" if latitude < 0 else "N"), ("W" if longitude < 0 else "E")
+    exif[0x8825] = {1: signs[0], 2: degrees[0], 3: signs[1], 4: degrees[1], 17: heading}
+    return jpeg(place_picture(60, 0, SIDE), exif=exif)
+
+
+def test_a_position_comes_from_exif_data_where_the_form_has_none(own_folder) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    with client_of(localizer, token=TOKEN) as client:
+        raw = with_gps(-33.855, 151.215, 270.0)
+        added = client.post("/photos", files=[("files", ("phone.jpg", raw))], headers=BEARER).json()["results"][0]
+        photo = client.get(f"/photos/{added['id']}").json()
+        assert photo["latitude"] == pytest.approx(-33.855) and photo["longitude"] == pytest.approx(151.215)
+        assert photo["heading"] == 270
+        for form in ({}, {"latitude": "1"}, {"latitude": "91", "longitude": "0"}, {"latitude": "x", "longitude": "0"}):
+            refused = client.post("/photos", files=[("files", ("b.jpg", good_photo(1)))], data=form, headers=BEARER)
+            assert refused.status_code == 422, form
+            assert "latitude" in refused.json()["detail"]
+
+
+def test_writing_needs_the_token(own_folder) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    files = [("files", ("a.jpg", good_photo(1)))]
+    with client_of(localizer) as client:  # without one, nobody writes
+        for headers in ({}, BEARER, {"Authorization": "Bearer"}):
+            assert client.post("/photos", files=files, headers=headers).status_code == 403
+            assert client.delete("/photos/0", headers=headers).status_code == 403
+    wrong = ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"})
+    with client_of(localizer, token=TOKEN) as client:
+        for headers in (*wrong, {"Authorization": "Bearer tökén".encode("latin-1")}):
+            refused = client.delete("/photos/0", headers=headers)
+            assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+            assert client.post("/photos", files=files, headers=headers).status_code == 401
+        assert client.get("/health").json()["photos"] == 3 * NUM_PLACES
+
+
+def test_another_writer_is_told_as_a_conflict(own_folder) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    form = {"latitude": "1", "longitude": "2"}
+    with client_of(localizer, token=TOKEN) as client:
+        with open_index(own_folder, write=True):
+            files = [("files", ("a.jpg", good_photo(1)))]
+            refused = client.post("/photos", files=files, data=form, headers=BEARER)
+            assert refused.status_code == 409 and "another writer" in refused.json()["detail"]
+            assert str(own_folder) not in refused.text
+            assert client.delete("/photos/0", headers=BEARER).status_code == 409
+        assert client.delete("/photos/0", headers=BEARER).status_code == 200
+
+
+def test_what_others_write_is_seen(own_folder) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    with client_of(localizer, refresh_s=0.05) as client:
+        with open_index(own_folder, write=True) as index:
+            index.remove([0, 1])
+        wait_until(lambda: client.get("/config.json").json()["count"] == 3 * NUM_PLACES - 2)
+        assert client.get("/photos/0").status_code == 404
+
+
+# --- around each request ---------------------------------------------------------------------------------------------
+
+
+def test_every_answer_carries_safe_headers(client) -> None:
+    asked = [client.get(path) for path in ("/health", "/photos", "/nowhere", "/docs", "/config.json", "/static/app.js")]
+    for answer in [*asked, client.post("/locate", content=b"x"), client.request("OPTIONS", "/locate")]:
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+        assert len(answer.headers["x-request-id"]) == 12
+    assert asked[0].headers["cache-control"] == "no-store"
+
+
+def test_tiles_are_the_only_other_place_a_page_may_load_from(localizer) -> None:
+    tiles = "https://{s}.tiles.example.org/{z}/{x}/{y}.png"
+    with client_of(localizer, tiles=tiles, attribution="(c) Tiles") as client:
+        policy = client.get("/").headers["content-security-policy"]
+        assert "img-src 'self' blob: data: https://*.tiles.example.org;" in policy
+        config = client.get("/config.json").json()
+        assert (config["tiles"], config["attribution"]) == (tiles, "(c) Tiles")
+
+
+def test_names_of_other_hosts_are_refused_on_loopback(localizer) -> None:
+    with client_of(localizer, allowed_hosts=("maps.example.org",)) as client:
+        for host, status in (
+            ("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("MAPS.example.org", 200),
+            ("evil.example.org", 421), ("127.0.0.1.evil.example.org:80", 421), ("", 421),
+        ):  # fmt: skip
+            assert client.get("/health", headers={"Host": host}).status_code == status, host
+    with client_of(localizer, host="0.0.0.0") as client:
+        assert client.get("/health", headers={"Host": "anything.example.org"}).status_code == 200
+
+
+def test_logs_tell_of_requests_but_not_of_photos_or_places(client, caplog) -> None:
+    with caplog.at_level("INFO", "cosplace.server"):
+        client.post("/locate", params={"near": "37.7,-122.4,5000"}, files=[("files", ("secret.jpg", good_photo(1)))])
+        client.get("/%0afake-line")
+    from cosplace.server.middleware import JsonLines
+
+    lines = [JsonLines().format(record) for record in caplog.records if record.name == "cosplace.server"]
+    parsed = [json.loads(line) for line in lines]
+    located = next(line for line in parsed if line.get("route") == "/locate")
+    assert located["event"] == "request" and located["status"] == 200 and located["bytes"] > 1_000
+    assert not any("\n" in line for line in lines)
+    assert not any(word in line for line in lines for word in ("secret", "37.7", "fake"))
+
+
+def test_metrics_count_each_apps_own_requests(client, localizer) -> None:
+    client.post("/locate", content=good_photo(0))
+    client.post("/locate", content=b"no photo")
+    client.get("/nowhere/at/all")
+    client.request("BREW", "/locate")
+    text = client.get("/metrics").text
+    for line in (
+        'cosplace_requests_total{method="POST",route="/locate",status="200"} 1.0',
+        'cosplace_requests_total{method="POST",route="/locate",status="415"} 1.0',
+        'cosplace_requests_total{method="GET",route="unknown",status="404"} 1.0',
+        'cosplace_photos_total{outcome="refused"} 1.0',
+        "cosplace_batch_photos_count 1.0",
+        f"cosplace_index_photos {3 * NUM_PLACES}.0",
+        "cosplace_queue_photos 0.0",
+    ):
+        assert line in text, line
+    assert 'method="BREW"' not in text
+    with client_of(localizer) as other:
+        assert 'route="/locate"' not in other.get("/metrics").text
+
+
+def test_the_page_about_the_api_asks_nobody(client) -> None:
+    page = client.get("/docs").text
+    described = client.get("/openapi.json").json()
+    for path in ("/locate", "/photos", "/photos/{photo_id}/image", "/health", "/metrics"):
+        assert path in described["paths"] and path in page
+    assert "<script" not in page and "https://" not in page
+    assert page.count("http://") == page.count(f"{client.base_url}/") > 0
+    assert client.get("/docs.css").headers["content-type"].startswith("text/css")
+    assert "files" in json.dumps(described["paths"]["/locate"]["post"]["requestBody"])
+    assert described["paths"]["/photos"]["post"]["security"]
+
+
+def test_the_map_and_all_it_asks_for_are_served(client) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    wanted = re.findall(r'(?:src|href)="(static/[^"]+)"', page.text)
+    assert wanted
+    for name in wanted:
+        answer = client.get(f"/{name}")
+        assert answer.status_code == 200 and answer.content, name
+        again = client.get(f"/{name}", headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/static/app.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_long_lists_are_packed_for_who_asks(client) -> None:
+    plain = client.get("/photos", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers and plain.json()["total"] == 3 * NUM_PLACES
+
+
+def test_static_files_are_looked_up_and_nothing_else(client) -> None:
+    for path in ("../server/app.py", "..%2f__init__.py", "%2e%2e/errors.py", "/etc/passwd", "nothing.js", ""):
+        assert client.get(f"/static/{path}").status_code == 404, path
+
+
+def test_a_bomb_within_the_limits_is_only_a_black_photo(client) -> None:
+    import zlib
+
+    bomb = png_claiming(64, 64, zlib.compress(bytes(50_000_000), 9))
+    assert client.post("/locate", content=bomb).status_code == 200
+    assert client.post("/locate", content=encoded(np.zeros((64, 64), np.uint8), "PNG")).status_code == 200

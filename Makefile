@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # One thread a process: the tests already keep every core busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test check format bench bench-gpu bench-index figures clean
+.PHONY: demo test check minimum format docs bench bench-gpu bench-index figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
@@ -20,21 +20,28 @@ check: $(VENV)/.dev
 	$(BIN)/ty check --quiet
 	$(PYTEST) -q -n auto --dist loadfile -m "not slow"
 
+minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies
+	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n auto --dist loadfile -m "not slow"
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.dev  ## docs/commands.md
+	$(BIN)/python -m cosplace.cli.reference > docs/commands.md
+
 figures: $(VENV)/.dev  ## the table of README.md
 	$(BIN)/python benchmarks/demo.py
 
-bench: $(VENV)/.dev
-	$(BIN)/cosplace bench --growth
+ARGS ?= --growth
+bench: $(VENV)/.dev  ## e.g. make bench ARGS="--quick --json FILE"
+	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-gpu: $(VENV)/.dev  ## needs a CUDA device
-	$(BIN)/cosplace bench --gpu
+	$(BIN)/python -m benchmarks --gpu
 
 ROWS ?= 1000000
-bench-index: $(VENV)/.dev  ## the photo index with ROWS made photos
+bench-index: $(VENV)/.dev  ## the photo index with ROWS synthetic photos
 	$(BIN)/python -m benchmarks.index --rows $(ROWS)
 
 $(VENV)/bin/pip:
@@ -48,5 +55,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@ $(VENV)/.demo
 
+.venv-minimum/.installed: pyproject.toml constraints-minimum.txt
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/pip install --quiet --editable '.[dev]' --constraint constraints-minimum.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-minimum .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -6,15 +6,16 @@ dependencies = ["torch", "torchvision"]
 
 
 def get_trained_model(backbone: str = "ResNet50", fc_output_dim: int = 2048, method: str = "cosplace") -> nn.Module:
-    """Return a released model in evaluation mode: photos (B, 3, H, W), normalised -> unit (B, D).
+    """Return a released model in evaluation mode: normalized images (B, 3, H, W) -> unit descriptors (B, D).
 
     method: "cosplace" or "eigenplaces".  CosPlace models exist for VGG16 (64 to 512 dimensions), ResNet18 (32 to 512),
-    ResNet50, ResNet101 and ResNet152 (32 to 2048), EigenPlaces models for VGG16 (512), ResNet18 (256, 512), ResNet50
-    and ResNet101 (128 to 2048), in powers of two.  The weights are fetched once, then read from the cache.
+    ResNet50, ResNet101 and ResNet152 (32 to 2048); EigenPlaces models for VGG16 (512), ResNet18 (256, 512), ResNet50
+    and ResNet101 (128 to 2048); all in powers of two.  The weights are downloaded once, then read from the cache.
 
     >>> model = torch.hub.load("gmberton/cosplace", "get_trained_model", backbone="ResNet50", fc_output_dim=2048)
     """
-    # Imported late because torch.hub reads this file for its list of entry points before anything is asked for.
-    from cosplace.models.opening import released_network
+    # Imported late: torch.hub also reads this file to list its entry points.
+    from cosplace.models.opening import open_model
+    from cosplace.models.zoo import released
 
-    return released_network(backbone, fc_output_dim, method)
+    return open_model(released(backbone, fc_output_dim, method).name)

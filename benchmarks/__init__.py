@@ -1,30 +1,26 @@
-"""The benchmark: each stage done the plain way and ours, results compared first, then ratios of time and memory.
+"""The benchmark: each stage by a plain implementation and by cosplace, results compared first, then ratios.
 
-Plain is how this field writes the stage, in code of our own that is no slower than it need be within that recipe.
-Both sides get the same inputs and take turns, each turn in a process of its own; a ratio is the median over turns of
-plain's figure divided by ours.  The map of the folder, each file importing only files above it:
+The plain implementation follows the usual recipe of the field and is as fast as that recipe allows.  Both sides get the
+same inputs and take turns, each turn in a process of its own.  A ratio is the median over turns of the plain side's
+figure divided by cosplace's.  Run it with `python -m benchmarks`.  Each file imports only files above it:
 
-    records     what a benchmark is made of: sides, stages, measurements, rows
-    measuring   one side, measured once, in a child process
-    judging     measurements -> ratios, targets, growth, the table (pure)
-    running     the run: which stages, how often, compared before they are told of
-    recipe      the field's network and loss in plain PyTorch
-    names       names -> classes -> groups
-    opening     cached groups, the scan of a folder, --help
-    photos      opening photos, augmenting them
-    loading     batches by processes and threads beside a training loop
-    learning    the training step, GeM, CosFace
-    retrieval   extraction, exact search
-    recalls     positives of queries, and the recalls
-    catalog     all stages in the order of the table
-    gpu         training on a GPU: loader, augmentation, step, whole loop
+    stage          what defines a stage, what is measured, what is reported
+    measurement    CPU time, wall time and memory of one side, in a child process
+    results        ratios, targets, growth, the table (pure functions)
+    run            measures a list of stages
+    filenames      generated lists of '@' file names
+    plain_network  the network and loss in plain PyTorch
+    groups         file names to groups; reading cached groups
+    startup        scanning a folder; --help
+    photos         decoding and augmenting photos
+    loading        batches from processes and threads during a training loop
+    training       training step, GeM, CosFace
+    retrieval      extraction, exact search
+    recall         positives of queries, and recalls
+    stages         the list of all stages
+    gpu            training on a GPU: loader, augmentation, step, whole loop
+    __main__       the command line
 
-Nothing here prints.  Needs a system that forks; measured memory needs Linux.
+Programs of their own: demo (the table in README.md), index (the photo index), calibration, load_server, pictures.
+Needs a system that can fork; memory is measured on Linux.
 """
-
-from benchmarks.catalog import STAGES
-from benchmarks.judging import table
-from benchmarks.records import BenchmarkError, Options, Report
-from benchmarks.running import as_json, choose_stages, run_stages
-
-__all__ = ["STAGES", "BenchmarkError", "Options", "Report", "as_json", "choose_stages", "run_stages", "table"]

@@ -1,8 +1,8 @@
-"""README's table: the demo for several seeds, and the mean.
+"""Write the table of README.md: mean recalls of `cosplace demo` over several seeds.
 
     python benchmarks/demo.py [--seeds 3 4 5]
 
-Writes between the marks <!-- demo --> and <!-- /demo --> of README.md.
+Replaces the text between <!-- demo --> and <!-- /demo --> in README.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ KS = (1, 5, 10, 20)
 
 
 def run_demo(seed: int) -> dict[str, list[float]]:
-    """Recalls by row of the demo's table, for one seed, in a folder of its own."""
+    """Run the demo with a seed in a temporary folder; returns the recalls of each row of its table."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "cosplace", "demo", "--seed", str(seed)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
@@ -33,7 +33,7 @@ def run_demo(seed: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Run and rewrite the table."""
+    """Run the demos and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
     seeds = parser.parse_args().seeds

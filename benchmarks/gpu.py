@@ -1,16 +1,17 @@
 """Training on a GPU, part by part: loader, augmentation, step and the whole loop, in images per second.
 
-Plain is how this field writes them: float photos from processes, a loop over the images that jitters and crops each on
-the GPU, NCHW, powers and average pooling, a one-hot margin, Adam's defaults, and a loss that is read at each iteration.
-Both sides run in this process and take turns, with the device warm; what they compute is compared first.
+The plain side follows the usual recipe: float photos from processes, a loop over the images that jitters and crops each
+on the GPU, NCHW, powers and average pooling, a one-hot margin, Adam's defaults, and a loss that is read in each
+iteration.  Both sides run in this process and take turns, on a warm device.  Their results are compared first.
 
 Source of the schedule: Berton et al., CVPR 2022, section 4.1 (50 epochs of 10,000 iterations of 32 images).
 """
 
+import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -23,9 +24,9 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.loading import PlainPhotos
-from benchmarks.photos import augment_plainly, write_photos
-from benchmarks.recipe import PlainMargin, PlainNetwork
-from benchmarks.records import BenchmarkError, Options, Row
+from benchmarks.photos import augment_with_torchvision, write_photos
+from benchmarks.plain_network import PlainMargin, PlainNetwork
+from benchmarks.stage import BenchmarkError, Options, Row
 from cosplace.config.sections import Grouping
 from cosplace.device import choose_device, fused_adam, mixed_precision, tuned_convolutions
 from cosplace.models.network import GeoLocalizationNet
@@ -35,25 +36,24 @@ from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import GroupImages, training_batches
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.groups import partition
-from cosplace.training.step import Learner, batches_on_device
+from cosplace.training.step import TrainingStep, batches_on_device
 
 PAPER_IMAGES = 50 * 10_000 * 32
 BACKBONES = ("ResNet18", "ResNet50")
-NUM_PHOTOS, PHOTOS_A_CLASS = 4096, 8
-DIMENSION, NUM_CLASSES = 512, 35_000  # a group of SF-XL has some 35,000 classes
+NUM_PHOTOS, PHOTOS_PER_CLASS = 4096, 8
+DIMENSION, NUM_CLASSES = 512, 35_000  # a group of SF-XL has about 35,000 classes
 GEMM_SIDE, GEMM_ROUNDS = 8192, 20
-FIRST_ITERATIONS = 5  # unmeasured
-MOST_ERROR = 2e-4  # of augmented pixels in normalised units: GPUs round divisions and sums in other ways
-MOST_LOSS_ERROR = 0.03
-LEAST_IMAGES_PER_SECOND, LEAST_RATIO = 5_000.0, 8.0  # of the whole loop with ResNet-18
+WARM_UP_ITERATIONS = 5
+MAX_ERROR = 2e-4  # of augmented pixels in normalized units: GPUs round divisions and sums differently
+MAX_LOSS_ERROR = 0.03
+TARGET_IMAGES_PER_SECOND, TARGET_RATIO = 5_000.0, 8.0  # of the whole loop with ResNet-18
 
-Progress = Callable[[str], None]
-Batches = Iterable[tuple[Tensor, Tensor]]
+log = logging.getLogger("cosplace.benchmarks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuOptions:
-    """What is measured; defaults are the paper's."""
+    """What is measured.  The defaults are those of the paper."""
 
     device: str = "cuda"
     backbones: Sequence[str] = BACKBONES
@@ -61,31 +61,31 @@ class GpuOptions:
     batch_size: int = 32
     num_workers: int = 8
     loader: str = "processes"
-    dtype: torch.dtype | None = torch.float16  # of mixed precision; None is plain fp32
+    dtype: torch.dtype | None = torch.float16  # of mixed precision; None: fp32
     compiled: bool = False
     num_classes: int = NUM_CLASSES
     num_photos: int = NUM_PHOTOS
     iterations: int = 60
     turns: int = 3
     photos: Path | None = None
-    """Folder of photos that take the place of made ones."""
+    """Folder of photos to use instead of generated ones."""
 
 
-def measure_gpu(options: GpuOptions, progress: Progress = lambda _: None) -> list[Row]:
-    """Measure all parts.  Raises DeviceError without the device, BenchmarkError when the sides differ."""
+def measure_gpu(options: GpuOptions) -> list[Row]:
+    """Measure all parts.  Raises DeviceError without the device, BenchmarkError if the results of the sides differ."""
     device = choose_device(options.device)
     with tempfile.TemporaryDirectory() as folder, tuned_convolutions(device):
-        progress("writing photos")
+        log.info("writing photos")
         items = _write_group(Path(folder) / "train", options)
         bench = _Bench(options=options, device=device, items=items, ceiling=_ceiling(device, options.dtype))
-        progress("comparing augmentations")
+        log.info("comparing augmentations")
         _compare_augmentations(bench)
         rows = []
         for name in options.backbones:
-            progress(f"comparing losses of {name}")
+            log.info("comparing losses of %s", name)
             _compare_losses(bench, name)
         for title, backbone, plain, ours in _parts(bench):
-            progress(title)
+            log.info("measuring: %s", title)
             rows.append(_row(bench, title, backbone, plain, ours))
         return rows
 
@@ -101,7 +101,7 @@ class _Bench:
 def _write_group(folder: Path, options: GpuOptions) -> GroupImages:
     names = [
         format_image_name(
-            utm_east=540_005 + 10 * (i // PHOTOS_A_CLASS), utm_north=4_170_005, zone=10, letter="S", latitude=37.7,
+            utm_east=540_005 + 10 * (i // PHOTOS_PER_CLASS), utm_north=4_170_005, zone=10, letter="S", latitude=37.7,
             longitude=-122.4, pano_id=f"{i:06d}", heading=5,
         )
         for i in range(options.num_photos)
@@ -112,19 +112,19 @@ def _write_group(folder: Path, options: GpuOptions) -> GroupImages:
 
 
 def _ceiling(device: torch.device, dtype: torch.dtype | None) -> float:
-    """FLOP/s that the device reaches in a large matrix product: what no network exceeds."""
+    """FLOP/s of the device in a large matrix product: the upper limit for any network."""
     side = GEMM_SIDE if device.type == "cuda" else 512
     a, b = (torch.randn(side, side, device=device).to(dtype or torch.float32) for _ in range(2))
     a @ b
-    _wait_for(device)
+    _synchronize(device)
     started = time.perf_counter()
     for _ in range(GEMM_ROUNDS):
         a @ b
-    _wait_for(device)
+    _synchronize(device)
     return GEMM_ROUNDS * 2 * side**3 / (time.perf_counter() - started)
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -133,7 +133,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _parts(bench: _Bench) -> Generator[tuple[str, str | None, Callable[[], Any], Callable[[], Any]]]:
-    """(title, backbone, plain, ours): each side is one endless stream of iterations that the measuring draws from."""
+    """(title, backbone, plain, ours).  Each side is an endless generator; each item is one iteration."""
     yield "loader", None, lambda: _plain_batches(bench), lambda: _our_batches(bench)
     yield "augmentation", None, lambda: _plain_augmentations(bench), lambda: _our_augmentations(bench)
     for name in bench.options.backbones:
@@ -143,7 +143,7 @@ def _parts(bench: _Bench) -> Generator[tuple[str, str | None, Callable[[], Any],
 
 def _plain_batches(bench: _Bench) -> Generator[Any]:
     options = bench.options
-    num_batches = options.turns * options.iterations + FIRST_ITERATIONS
+    num_batches = options.turns * options.iterations + WARM_UP_ITERATIONS
     photos: Any = PlainPhotos(bench.items.group.folder, num_batches * options.batch_size)
     yield from DataLoader(
         photos, options.batch_size, num_workers=options.num_workers, pin_memory=bench.device.type == "cuda"
@@ -155,7 +155,7 @@ def _our_batches(bench: _Bench) -> Generator[Any]:
         bench.items,
         batch_size=bench.options.batch_size,
         first_iteration=0,
-        num_iterations=bench.options.turns * bench.options.iterations + FIRST_ITERATIONS,
+        num_iterations=bench.options.turns * bench.options.iterations + WARM_UP_ITERATIONS,
         num_workers=bench.options.num_workers,
         augment_in_loader=False,
         loader=bench.options.loader,
@@ -163,22 +163,22 @@ def _our_batches(bench: _Bench) -> Generator[Any]:
     )
 
 
-def _some_draws(bench: _Bench) -> tuple[Tensor, Tensor]:
-    """One batch of photos (B, 3, H, W) uint8 and its draws."""
+def _photos_and_draws(bench: _Bench) -> tuple[Tensor, Tensor]:
+    """One batch of photos (B, 3, H, W) uint8 and its random draws."""
     with closing(_our_batches(bench)) as batches:
         batch = next(batches)
     return batch.stacks[0], batch.draws
 
 
 def _plain_augmentations(bench: _Bench) -> Generator[Tensor]:
-    photos, draws = _some_draws(bench)
+    photos, draws = _photos_and_draws(bench)
     floats, drawn = photos.to(bench.device).float().div_(255).contiguous(), draws.tolist()
     while True:
         yield _augment_each(floats, drawn, bench.options.image_size)
 
 
 def _augment_each(floats: Tensor, drawn: Sequence[Sequence[float]], side: int) -> Tensor:
-    return torch.stack([augment_plainly(photo, one, side) for photo, one in zip(floats, drawn, strict=True)])
+    return torch.stack([augment_with_torchvision(photo, one, side) for photo, one in zip(floats, drawn, strict=True)])
 
 
 def _our_augmentations(bench: _Bench) -> Generator[Tensor]:
@@ -188,14 +188,14 @@ def _our_augmentations(bench: _Bench) -> Generator[Tensor]:
 
 
 def _first_weights(backbone: str, num_classes: int) -> tuple[PlainNetwork, Tensor]:
-    """The network and the class weights (C, D) that both sides start from."""
+    """The initial network and class weights (C, D) of both sides."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return PlainNetwork(DIMENSION, backbone), torch.randn(num_classes, DIMENSION) * 0.01
 
 
-class _PlainLearner:
-    """The field's step: a loss that is read, one optimizer after the other."""
+class _PlainStep:
+    """The usual training step: one optimizer after the other, and the loss is read."""
 
     def __init__(self, bench: _Bench, backbone: str) -> None:
         self.device, self.dtype = bench.device, bench.options.dtype
@@ -205,7 +205,8 @@ class _PlainLearner:
         self.optimizers = torch.optim.Adam(trained, 1e-5), torch.optim.Adam(self.margin.parameters(), 1e-2)
         self.scaler = torch.amp.GradScaler(bench.device.type, enabled=self.dtype == torch.float16)
 
-    def step(self, images: Tensor, labels: Tensor) -> float:
+    def __call__(self, images: Tensor, labels: Tensor) -> float:
+        """Train on one batch and return the loss."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         with mixed_precision(self.device, self.dtype):
@@ -217,7 +218,7 @@ class _PlainLearner:
         return loss.item()
 
 
-def _our_learner(bench: _Bench, backbone: str) -> Learner:
+def _our_step(bench: _Bench, backbone: str) -> TrainingStep:
     plain, classes = _first_weights(backbone, bench.options.num_classes)
     network = GeoLocalizationNet(backbone, DIMENSION)
     network.load_state_dict(plain.state_dict())
@@ -225,7 +226,7 @@ def _our_learner(bench: _Bench, backbone: str) -> Learner:
     classifier.weight.data.copy_(classes)
     network = network.to(bench.device).to(memory_format=torch.channels_last).train()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return Learner(
+    return TrainingStep(
         forward=torch.compile(network) if bench.options.compiled else network,
         classifier=classifier.to(bench.device),
         optimizers=(fused_adam(trained, 1e-5), fused_adam(classifier.parameters(), 1e-2)),
@@ -243,35 +244,35 @@ def _one_batch(bench: _Bench) -> tuple[Tensor, Tensor]:
 
 
 def _plain_steps(bench: _Bench, backbone: str) -> Generator[float]:
-    learner = _PlainLearner(bench, backbone)
+    step = _PlainStep(bench, backbone)
     images, labels = _one_batch(bench)
     images = images.contiguous()
     while True:
-        yield learner.step(images, labels)
+        yield step(images, labels)
 
 
 def _our_steps(bench: _Bench, backbone: str) -> Generator[Tensor]:
-    learner = _our_learner(bench, backbone)
+    step = _our_step(bench, backbone)
     images, labels = _one_batch(bench)
     while True:
-        yield learner.step(images, labels)
+        yield step(images, labels)
 
 
 def _plain_loop(bench: _Bench, backbone: str) -> Generator[float]:
-    learner = _PlainLearner(bench, backbone)
-    _, draws = _some_draws(bench)
+    step = _PlainStep(bench, backbone)
+    _, draws = _photos_and_draws(bench)
     drawn = draws.tolist()
     with closing(_plain_batches(bench)) as batches:
         for photos, labels in batches:
             images = _augment_each(photos.to(bench.device, non_blocking=True), drawn, bench.options.image_size)
-            yield learner.step(images, labels.to(bench.device, non_blocking=True))
+            yield step(images, labels.to(bench.device, non_blocking=True))
 
 
 def _our_loop(bench: _Bench, backbone: str) -> Generator[Tensor]:
-    learner = _our_learner(bench, backbone)
+    step = _our_step(bench, backbone)
     with closing(_our_batches(bench)) as batches:
         for _, images, labels in batches_on_device(batches, bench.items.settings, bench.device):
-            yield learner.step(images, labels)
+            yield step(images, labels)
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -280,15 +281,15 @@ def _our_loop(bench: _Bench, backbone: str) -> Generator[Tensor]:
 def _compare_augmentations(bench: _Bench) -> None:
     with closing(_plain_augmentations(bench)) as plain, closing(_our_augmentations(bench)) as ours:
         error = float((next(plain) - next(ours)).abs().max())
-    if not error <= MOST_ERROR:
-        raise BenchmarkError(f"augmentation: images differ by {error:.2g} at equal draws, more than {MOST_ERROR:g}.")
+    if not error <= MAX_ERROR:
+        raise BenchmarkError(f"augmentation: with equal draws, images differ by {error:.2g}, more than {MAX_ERROR:g}.")
 
 
 def _compare_losses(bench: _Bench, backbone: str) -> None:
     with closing(_plain_steps(bench, backbone)) as plain, closing(_our_steps(bench, backbone)) as ours:
         losses = [(float(a), float(b)) for a, b in islice(zip(plain, ours, strict=True), 3)]
-    if not all(abs(a - b) <= MOST_LOSS_ERROR * abs(a) for a, b in losses):
-        raise BenchmarkError(f"step {backbone}: losses (plain, ours) differ by more than 3 %: {losses}.")
+    if not all(abs(a - b) <= MAX_LOSS_ERROR * abs(a) for a, b in losses):
+        raise BenchmarkError(f"step {backbone}: losses (plain, ours) differ by more than 3%: {losses}.")
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -297,8 +298,8 @@ def _compare_losses(bench: _Bench, backbone: str) -> None:
 def _row(bench: _Bench, title: str, backbone: str | None, plain: Any, ours: Any) -> Row:
     options = bench.options
     with closing(plain()) as one, closing(ours()) as other:
-        for side in (one, other):  # workers start, algorithms are chosen, networks compiled
-            for _ in islice(side, FIRST_ITERATIONS):
+        for side in (one, other):  # starts workers, chooses algorithms, compiles networks
+            for _ in islice(side, WARM_UP_ITERATIONS):
                 pass
         turns = [(_seconds(bench, one), _seconds(bench, other)) for _ in range(options.turns)]
     images = options.iterations * options.batch_size
@@ -312,7 +313,7 @@ def _row(bench: _Bench, title: str, backbone: str | None, plain: Any, ours: Any)
         findings["ceiling_tflops"] = bench.ceiling / 1e12
         findings["paper_schedule_hours"] = PAPER_IMAGES / speeds[1] / 3600
     if title == "loop ResNet18":
-        target = {"images_per_second": LEAST_IMAGES_PER_SECOND, "wall_ratio": LEAST_RATIO}
+        target = {"images_per_second": TARGET_IMAGES_PER_SECOND, "wall_ratio": TARGET_RATIO}
     return Row(
         stage=title, title=title, size=images, unit="images", turns=options.turns, equal=True, cpu_ratio=None,
         wall_ratio=ratio, memory_ratio=None, target=target,
@@ -324,16 +325,16 @@ def _row(bench: _Bench, title: str, backbone: str | None, plain: Any, ours: Any)
 
 
 def _seconds(bench: _Bench, side: Generator) -> float:
-    _wait_for(bench.device)
+    _synchronize(bench.device)
     started = time.perf_counter()
     for _ in islice(side, bench.options.iterations):
         pass
-    _wait_for(bench.device)
+    _synchronize(bench.device)
     return time.perf_counter() - started
 
 
 def _flops_per_image(bench: _Bench, backbone: str) -> float:
-    """FLOPs of a training step for one image, counted by operator."""
+    """FLOPs of a training step per image, counted by operator."""
     network = GeoLocalizationNet(backbone, DIMENSION).to(bench.device).train()
     side = bench.options.image_size
     images = torch.randn(2, 3, side, side, device=bench.device)

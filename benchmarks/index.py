@@ -1,16 +1,16 @@
-"""The photo index under load: build, reopen, search, filter, add, remove; times, recall, memory, disk.
+"""The photo index with many photos: build, open, search, filter, add, remove; times, recall, memory, disk.
 
     python -m benchmarks.index [--rows N] [--folder FOLDER] [--json FILE]
 
-Descriptors are made, as no one ships a million photos.  They resemble those of a trained network on real streets: a
-common mean of length 0.34, and variances that fall as (i + 3)^-1.3, which is what a ResNet-18 shows on SF-XS (its
-first 10 of 512 directions hold half of the variance).  A place is one draw; its 10 photos, and the queries, which the
-index does not hold, are that place with noise of the same spectrum: the cosine of two photos of a place is about 0.7,
-of two photos of the city about 0.1, and the best of a wrong place above 0.5.
+The descriptors are synthetic, and resemble those of a trained network: a common mean of length 0.34, and variances that
+fall as (i + 3)^-1.3, as for a ResNet-18 on SF-XS (its first 10 of 512 directions have half of the variance).  A place
+is one random vector.  Its 10 photos, and the queries, which are not in the index, are that vector with noise of the
+same spectrum.  The cosine of two photos of a place is about 0.7, of two photos of the city about 0.1, and of the most
+similar photo of another place above 0.5.
 """
 
 import argparse
-import json
+import logging
 import os
 import shutil
 import sys
@@ -22,25 +22,28 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.cli.console import log_to_terminal, print_result, write_json
+from cosplace.config.index import IndexSettings
 from cosplace.errors import CosPlaceError
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
-from cosplace.index.records import ModelSpec, NewPhoto, Settings
+from cosplace.index.records import ModelSpec, NewPhoto
 
 DIMENSION = 512
 PHOTOS_PER_PLACE = 10
-NOISE = 0.62  # of a photo, in units of the spread of places
+NOISE = 0.62  # of a photo, relative to the spread of places
 MEAN_LENGTH = 0.34
-ADDED_AT_ONCE = 20_000
+ROWS_PER_ADD = 20_000
 NUM_QUERIES, NUM_EXACT_QUERIES, NUM_CHANGED, K = 200, 20, 1000, 20
 WARM_QUERIES = 50
-PLACES_AT_ONCE = 256
+PLACES_PER_SEED = 256
 
 Figures = dict[str, Any]
+log = logging.getLogger("cosplace.benchmarks")
 
 
-class MadeWorld:
-    """Descriptors of a made city, and where its photos were taken."""
+class SyntheticPlaces:
+    """Descriptors and positions of photos of synthetic places."""
 
     def __init__(self, num_places: int) -> None:
         variances = (np.arange(DIMENSION) + 3.0) ** -1.3
@@ -50,18 +53,18 @@ class MadeWorld:
         self.num_places = num_places
 
     def descriptors(self, places: np.ndarray, seed: int) -> np.ndarray:
-        """(n, D) float32 unit descriptors of photos of some places; another seed takes other photos of them."""
+        """(n, D) float32 unit descriptors of one photo of each place; another seed returns other photos."""
         rows = np.empty((len(places), DIMENSION), np.float32)
-        for number in np.unique(places // PLACES_AT_ONCE).tolist():
-            inside = places // PLACES_AT_ONCE == number
-            centers = np.random.default_rng([2, number]).standard_normal((PLACES_AT_ONCE, DIMENSION), np.float32)
-            rows[inside] = centers[places[inside] - number * PLACES_AT_ONCE]
+        for number in np.unique(places // PLACES_PER_SEED).tolist():
+            inside = places // PLACES_PER_SEED == number
+            centers = np.random.default_rng([2, number]).standard_normal((PLACES_PER_SEED, DIMENSION), np.float32)
+            rows[inside] = centers[places[inside] - number * PLACES_PER_SEED]
         rows += NOISE * np.random.default_rng([3, seed]).standard_normal(rows.shape, np.float32)
         rows = rows * self.spread + self.mean
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def photos(self, places: np.ndarray, first: int) -> list[NewPhoto]:
-        """Photos on a grid of places 10 m apart."""
+        """Photos of places on a grid with a spacing of 10 m; first: number of the first photo."""
         side = int(np.ceil(self.num_places**0.5))
         return [
             NewPhoto(
@@ -71,49 +74,49 @@ class MadeWorld:
                 longitude=-122.5 + 0.00011 * (place % side),
                 heading=float(number * 36 % 360),
                 time=1.5e9 + number,
-                source="made",
+                source="synthetic",
             )
             for number, place in enumerate(places.tolist(), first)
         ]
 
 
-def measure_index(
-    address: Path, num_rows: int, say: Callable[[str], None], settings: Settings | None = None
-) -> Figures:
-    """Build an index of so many made photos at the address, use it, and tell what it took."""
-    world = MadeWorld(max(1, num_rows // PHOTOS_PER_PLACE))
+def measure_index(address: Path, num_rows: int, settings: IndexSettings | None = None) -> Figures:
+    """Build an index of `num_rows` synthetic photos at an address, use it, and return times, recalls and sizes."""
+    world = SyntheticPlaces(max(1, num_rows // PHOTOS_PER_PLACE))
     figures: Figures = {"rows": num_rows, "dimension": DIMENSION}
-    with create_index(address, ModelSpec(model="made", checksum="made", dimension=DIMENSION), settings) as index:
-        figures["add_s"], figures["making_s"] = _fill(index, world, num_rows, say)
+    with create_index(
+        address, ModelSpec(model="synthetic", checksum="synthetic", dimension=DIMENSION), settings
+    ) as index:
+        figures["add_s"], figures["making_s"] = _fill(index, world, num_rows)
         started = time.perf_counter()
-        index.update_search(lambda done, total: None)
+        index.update_search()
         figures["build_search_s"] = time.perf_counter() - started
-        say(f"search structure made in {figures['build_search_s']:.0f} s")
+        log.info("search index built in %.0f s", figures["build_search_s"])
     figures["disk_mb"] = sum(file.stat().st_size for file in address.rglob("*") if file.is_file()) / 1e6
-    figures |= _search(address, world, say)
+    figures |= _search(address, world)
     figures |= _change(address, world, num_rows)
     figures["peak_memory_mb"] = _peak_mb()
-    return figures
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in figures.items()}
 
 
-def _fill(index: PhotoIndex, world: MadeWorld, num_rows: int, say: Callable[[str], None]) -> tuple[float, float]:
-    """Seconds that adding took, and that making took beside it."""
-    adding = making = 0.0
-    for first in range(0, num_rows, ADDED_AT_ONCE):
+def _fill(index: PhotoIndex, world: SyntheticPlaces, num_rows: int) -> tuple[float, float]:
+    """Add the photos; returns the seconds spent on adding, and on generating them."""
+    adding_s = generating_s = 0.0
+    for first in range(0, num_rows, ROWS_PER_ADD):
         started = time.perf_counter()
-        places = np.arange(first, min(first + ADDED_AT_ONCE, num_rows)) // PHOTOS_PER_PLACE
+        places = np.arange(first, min(first + ROWS_PER_ADD, num_rows)) // PHOTOS_PER_PLACE
         places = np.minimum(places, world.num_places - 1)
         photos, descriptors = world.photos(places, first), world.descriptors(places, 100 + first)
-        made = time.perf_counter()
+        generated = time.perf_counter()
         index.add(photos, descriptors)
-        making, adding = making + made - started, adding + time.perf_counter() - made
-        if first // ADDED_AT_ONCE % 10 == 0:
-            say(f"{first + len(places):,} of {num_rows:,} photos added")
-    return adding, making
+        generating_s, adding_s = generating_s + generated - started, adding_s + time.perf_counter() - generated
+        if first // ROWS_PER_ADD % 10 == 0:
+            log.info("%s of %s photos added", f"{first + len(places):,}", f"{num_rows:,}")
+    return adding_s, generating_s
 
 
-def _search(address: Path, world: MadeWorld, say: Callable[[str], None]) -> Figures:
-    """Open and search as a reader does."""
+def _search(address: Path, world: SyntheticPlaces) -> Figures:
+    """Open the index as a reader, and search it."""
     places = np.sort(np.random.default_rng(5).choice(world.num_places, min(NUM_QUERIES, world.num_places), False))
     queries = world.descriptors(places, 6)
     before = _memory_mb()
@@ -129,7 +132,7 @@ def _search(address: Path, world: MadeWorld, say: Callable[[str], None]) -> Figu
         found.append(index.search(query[None], K).ids[0])
         times_ms.append(1e3 * (time.perf_counter() - started))
     figures["search_p50_ms"], figures["search_p95_ms"] = np.percentile(times_ms, [50, 95])
-    say(f"p50 {figures['search_p50_ms']:.1f} ms")
+    log.info("median search time %.1f ms", figures["search_p50_ms"])
     started = time.perf_counter()
     exact = index.search(queries, K, exact=True).ids
     figures["exact_batch_ms_per_query"] = 1e3 * (time.perf_counter() - started) / len(queries)
@@ -147,21 +150,21 @@ def _search(address: Path, world: MadeWorld, say: Callable[[str], None]) -> Figu
 
 
 def _search_filtered(index: PhotoIndex, queries: np.ndarray, places: np.ndarray) -> Figures:
-    """Within 300 m around the true position."""
-    columns, times_ms, right = index.columns(), [], []
+    """Search within 300 m of the true position."""
+    columns, times_ms, is_equal = index.columns(), [], []
     for query, place in zip(queries, places.tolist(), strict=True):
         row = place * PHOTOS_PER_PLACE
         where = SearchFilter(near=(float(columns.latitudes[row]), float(columns.longitudes[row]), 300.0))
         started = time.perf_counter()
         found = index.search(query[None], K, where=where).ids
         times_ms.append(1e3 * (time.perf_counter() - started))
-        right.append(index.search(query[None], 1, where=where, exact=True).ids[0, 0] == found[0, 0])
-        if len(right) == NUM_EXACT_QUERIES:
+        is_equal.append(index.search(query[None], 1, where=where, exact=True).ids[0, 0] == found[0, 0])
+        if len(is_equal) == NUM_EXACT_QUERIES:
             break
-    return {"within_300_m_p50_ms": np.median(times_ms), "within_300_m_recall_at_1": float(np.mean(right))}
+    return {"within_300_m_p50_ms": np.median(times_ms), "within_300_m_recall_at_1": float(np.mean(is_equal))}
 
 
-def _change(address: Path, world: MadeWorld, num_rows: int) -> Figures:
+def _change(address: Path, world: SyntheticPlaces, num_rows: int) -> Figures:
     """Add some photos, find one of them, remove some."""
     with open_index(address, write=True) as index:
         places = np.sort(np.random.default_rng(7).choice(world.num_places, NUM_CHANGED))
@@ -186,7 +189,7 @@ def _time_ms(work: Callable[[], object]) -> float:
 
 
 def _memory_mb() -> float:
-    """Resident memory of this process, mapped files included."""
+    """Resident memory of this process, including mapped files."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
@@ -197,34 +200,36 @@ def _peak_mb() -> float:
 
 
 def index_table(figures: Figures) -> str:
-    """What was measured, as a table of Markdown."""
+    """The figures as a Markdown table."""
+    values = {name: value for name, value in figures.items() if name != "search"}
+    values |= {f"search index: {name}": value for name, value in figures["search"].items()}
     lines = ["| what | figure |", "|---|---:|"]
-    for name, value in figures.items():
-        shown = f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-        lines.append(f"| {name.replace('_', ' ')} | {shown} |")
+    for name, value in values.items():
+        text = f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        lines.append(f"| {name.replace('_', ' ')} | {text} |")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000, help="photos (default: 1000000)")
-    parser.add_argument("--folder", type=Path, default=None, help="where the index is made (default: a temporary one)")
-    parser.add_argument("--json", type=Path, default=None, help="also write the figures there")
+    """Measure an index and print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="photos (default: 1000000)")
+    parser.add_argument("--folder", type=Path, help="folder for the index (default: a temporary one)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args(argv)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="bench-index-"))
     try:
-        figures = measure_index(folder / "index", arguments.rows, lambda text: print(text, file=sys.stderr))
+        with log_to_terminal():
+            figures = measure_index(folder / "index", arguments.rows)
+        print_result(index_table(figures))
+        if arguments.json is not None:
+            write_json(arguments.json, figures)
     except CosPlaceError as error:
-        sys.stderr.write(f"error: {error}\n")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder)
-    figures = {name: value.item() if isinstance(value, np.generic) else value for name, value in figures.items()}
-    sys.stdout.write(index_table(figures) + "\n")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=2))
     return 0
 
 

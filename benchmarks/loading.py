@@ -1,8 +1,8 @@
-"""Batches of photos, made by two workers beside a training loop, as uint8.
+"""Batches of photos from two workers, during a training loop, as uint8.
 
-The loop takes a small training step a batch in the main thread; the CPU time of that thread in the steps is taken off
-both sides, so that what is compared is the loading, under the lock of an interpreter that is busy.  Plain: a torch
-DataLoader with two processes, Pillow, ToTensor and the default collate function.
+The loop takes small training steps in the main thread, so that the workers compete for the interpreter's lock.  The CPU
+time of these steps is subtracted from both sides: the loading is compared.  The plain side is a torch DataLoader with
+two processes, Pillow, ToTensor and the default collate function.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.photos import SIDE, as_bytes, open_plainly, write_photos
-from benchmarks.records import Less, Options, Side, Stage, Work
+from benchmarks.photos import SIDE, as_bytes, open_with_pillow, write_photos
+from benchmarks.stage import ExcludedTime, Options, Side, Stage, Work
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 BATCH = 32
 NUM_WORKERS = 2
-NUM_CLASSES = 32  # with one photo each, so that a pass over the classes is a pass over the photos
-STEPS_A_BATCH = 10
-STEP_EVERY = 16  # pixels: the loop's network is small
+NUM_CLASSES = 32  # with one photo each
+STEPS_PER_BATCH = 10
+STRIDE = 16  # the network sees every 16th pixel
 
 
 def _make_train_folder(folder: Path, size: int, options: Options) -> tuple[Path, int]:
-    """A folder of one photo a class, and how many batches are wanted."""
+    """A folder with one photo per class, and the number of batches."""
     from cosplace.photos.names import format_image_name
 
     names = [
@@ -48,11 +48,11 @@ def _make_train_folder(folder: Path, size: int, options: Options) -> tuple[Path,
     return folder / "train", max(1, size // BATCH)
 
 
-# --- the loop that is fed --------------------------------------------------------------------------------------------
+# --- training loop ---------------------------------------------------------------------------------------------------
 
 
 class _Loop:
-    """A training loop that takes no account of what it is fed with."""
+    """A small training loop."""
 
     def __init__(self) -> None:
         import torch
@@ -60,30 +60,30 @@ class _Loop:
 
         generator = torch.Generator().manual_seed(0)
         self.network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(NUM_CLASSES))
-        self.network(torch.zeros(BATCH, 3, SIDE // STEP_EVERY, SIDE // STEP_EVERY))
+        self.network(torch.zeros(BATCH, 3, SIDE // STRIDE, SIDE // STRIDE))
         for parameter in self.network.parameters():
             nn.init.normal_(parameter, std=0.01, generator=generator)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3)
         self.cpu_s = 0.0
 
-    def feed(self, images: "torch.Tensor", labels: "torch.Tensor") -> None:
-        """Take some steps, and count their time."""
+    def train(self, images: "torch.Tensor", labels: "torch.Tensor") -> None:
+        """Take some steps, and add up their CPU time."""
         from torch.nn.functional import cross_entropy
 
         started = time.thread_time()
-        small = images[:, :, ::STEP_EVERY, ::STEP_EVERY].float()
-        for _ in range(STEPS_A_BATCH):
+        small = images[:, :, ::STRIDE, ::STRIDE].float()
+        for _ in range(STEPS_PER_BATCH):
             self.optimizer.zero_grad()
             cross_entropy(self.network(small), labels).backward()
             self.optimizer.step()
         self.cpu_s += time.thread_time() - started
 
 
-def _warmed_loop() -> _Loop:
+def _warmed_up_loop() -> _Loop:
     import torch
 
     loop = _Loop()
-    loop.feed(torch.zeros(BATCH, 3, SIDE, SIDE), torch.zeros(BATCH, dtype=torch.int64))
+    loop.train(torch.zeros(BATCH, 3, SIDE, SIDE), torch.zeros(BATCH, dtype=torch.int64))
     loop.cpu_s = 0.0
     return loop
 
@@ -92,7 +92,7 @@ def _warmed_loop() -> _Loop:
 
 
 class PlainPhotos:
-    """Photos with their classes, as the DataLoader wants them."""
+    """Dataset of photos with their classes."""
 
     def __init__(self, folder: Path, length: int) -> None:
         self.paths = sorted(folder.iterdir())
@@ -103,7 +103,7 @@ class PlainPhotos:
 
     def __getitem__(self, index: int) -> "tuple[torch.Tensor, int]":
         label = index % len(self.paths)
-        return open_plainly(self.paths[label]), label
+        return open_with_pillow(self.paths[label]), label
 
 
 def _plain_batches(folder: Path, num_batches: int) -> Iterable[Any]:
@@ -115,18 +115,18 @@ def _plain_batches(folder: Path, num_batches: int) -> Iterable[Any]:
 
 def _prepare_plain(inputs: tuple[Path, int]) -> Work:
     folder, num_batches = inputs
-    loop = _warmed_loop()
-    open_plainly(next(folder.iterdir()))
+    loop = _warmed_up_loop()
+    open_with_pillow(next(folder.iterdir()))
 
-    def work() -> Less:
+    def work() -> ExcludedTime:
         for images, labels in _plain_batches(folder, num_batches):
-            loop.feed(images, labels)
-        return Less(None, loop.cpu_s)
+            loop.train(images, labels)
+        return ExcludedTime(None, loop.cpu_s)
 
     return work
 
 
-def _reveal_plain(inputs: tuple[Path, int], _: None) -> dict[str, str]:
+def _plain_output(inputs: tuple[Path, int], _: None) -> dict[str, str]:
     folder, paths = inputs[0], sorted(inputs[0].iterdir())
     return {
         paths[label].name: _digest(as_bytes(image))
@@ -165,25 +165,25 @@ def _our_batches(items: "GroupImages", num_batches: int, loader: str) -> Any:
 
 def _prepare_ours(loader: str, inputs: tuple[Path, int]) -> Work:
     folder, num_batches = inputs
-    loop, items = _warmed_loop(), _items(folder)
+    loop, items = _warmed_up_loop(), _items(folder)
     items.batch([0])
 
-    def work() -> Less:
+    def work() -> ExcludedTime:
         with closing(_our_batches(items, num_batches, loader)) as batches:
             for batch in batches:
-                loop.feed(batch.stacks[0], batch.labels)
-        return Less(None, loop.cpu_s)
+                loop.train(batch.stacks[0], batch.labels)
+        return ExcludedTime(None, loop.cpu_s)
 
     return work
 
 
-def _reveal_ours(loader: str, inputs: tuple[Path, int], _: None) -> dict[str, str]:
+def _our_output(loader: str, inputs: tuple[Path, int], _: None) -> dict[str, str]:
     items = _items(inputs[0])
     with closing(_our_batches(items, NUM_CLASSES // BATCH, loader)) as batches:
         return {
             items.group.image_name(label): _digest(image)
             for batch in batches
-            for stack, places in zip(batch.stacks, batch.places, strict=True)
+            for stack, places in zip(batch.stacks, batch.rows, strict=True)
             for image, label in zip(stack, batch.labels[places].tolist(), strict=True)
         }
 
@@ -194,24 +194,28 @@ def _digest(image: "torch.Tensor") -> str:
 
 def _compare(plain: dict[str, str], ours: dict[str, str]) -> str | None:
     wrong = [name for name in plain.keys() | ours.keys() if plain.get(name) != ours.get(name)]
-    return f"{len(wrong)} of {len(plain)} photos have other pixels or are missing, as {min(wrong)}" if wrong else None
+    return (
+        f"{len(wrong)} of {len(plain)} photos have different pixels or are missing, for example {min(wrong)}"
+        if wrong
+        else None
+    )
 
 
 STAGES = tuple(
     Stage(
         name=f"load-{loader}",
-        title=f"batches of 32 by 2 {loader}, beside a training loop",
+        title=f"batches of 32 from 2 {loader}, during a training loop",
         unit="photos",
         make_inputs=_make_train_folder,
-        plain=Side(prepare=_prepare_plain, reveal=_reveal_plain),
-        ours=Side(prepare=partial(_prepare_ours, loader), reveal=partial(_reveal_ours, loader)),
+        plain=Side(prepare=_prepare_plain, output=_plain_output),
+        ours=Side(prepare=partial(_prepare_ours, loader), output=partial(_our_output, loader)),
         compare=_compare,
         full_size=4096,
         quick_size=96,
-        targets={"cpu_ratio": least},
+        targets={"cpu_ratio": target},
         growth_sizes=(512, 1024, 2048),
         imports=("torch", "torchvision", "torch.utils.data", "PIL.Image", "cosplace.training.batches"),
         memory=None,
     )
-    for loader, least in (("processes", 2.7), ("threads", 5.0))
+    for loader, target in (("processes", 2.7), ("threads", 5.0))
 )

@@ -1,8 +1,8 @@
-"""Photos for the stages that open them, the decoding of one, and its augmentation.
+"""Decoding and augmenting photos, and generated photos for all stages.
 
-Made photos are smoothed noise of many sizes with straight edges, so that their files are as large as those of street
-photos (some 85 KB at 512 pixels).  Plain: Pillow and ToTensor; torchvision's functional
-transforms, image by image, as the field writes them.
+Generated photos consist of rectangles and of noise at many scales, so that their files are as large as those of street
+photos (about 85 KB at 512 pixels).  The plain side uses Pillow and ToTensor, and torchvision's functional transforms
+image by image.
 """
 
 import io
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.records import Options, Side, Stage, Work
+from benchmarks.stage import Options, Side, Stage, Work
 from cosplace.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -22,26 +22,28 @@ SIDE = 512
 QUALITY = 90
 NUM_EDGES = 60
 AMPLITUDE = 100.0
-DIFFERENT_PHOTOS, QUICK_PHOTOS = 64, 8  # more are copies: a decoder remembers nothing
+DISTINCT_PHOTOS, QUICK_PHOTOS = 64, 8  # further photos are copies: decoders do not cache
 WARM_PHOTOS = 16
-MOST_ERROR = 1e-5  # of augmented images, in normalised units
+MAX_ERROR = 1e-5  # of augmented images, in normalized units
 
 
 # --- the photos ------------------------------------------------------------------------------------------------------
 
 
-def make_photo(seed: int, side: int = SIDE) -> bytes:
-    """A JPEG file with the statistics of a photo."""
+def generate_photo(seed: int, side: int = SIDE) -> bytes:
+    """Generate a JPEG file with the statistics of a photo."""
     from PIL import Image
 
     rng = np.random.default_rng(seed)
     photo = np.full((side, side, 3), 110.0, np.float32)
-    for _ in range(NUM_EDGES):  # rectangles: houses, windows, cars
+    for _ in range(NUM_EDGES):  # rectangles, such as buildings, windows and cars
         (left, top), (width, height) = rng.uniform(-0.1, 1, 2) * side, rng.uniform(0.02, 0.4, 2) * side
-        rows, columns = (slice(max(0, int(at)), max(0, int(at + long))) for at, long in ((top, height), (left, width)))
+        rows, columns = (
+            slice(max(0, int(start)), max(0, int(start + length))) for start, length in ((top, height), (left, width))
+        )
         photo[rows, columns] = rng.uniform(20, 230, 3)
     size = 4
-    while size <= side:  # the finer, the fainter; colors are smoother than light
+    while size <= side:  # fine noise is fainter; colors are smoother than brightness
         colored = size <= side // 8
         noise = rng.normal(0, AMPLITUDE / size**0.5, (size, size, 3 if colored else 1)).astype(np.float32)
         layers = [Image.fromarray(layer).resize((side, side), Image.Resampling.BILINEAR) for layer in noise.T]
@@ -51,19 +53,19 @@ def make_photo(seed: int, side: int = SIDE) -> bytes:
 
 
 def write_photos(folder: Path, count: int, options: Options, names: list[str] | None = None) -> list[Path]:
-    """Photos of 512 x 512 pixels under `names`: made ones, or those of options.photos, shrunk and cropped."""
+    """Write photos of 512 x 512 pixels as `names`: generated ones, or those of options.photos, resized and cropped."""
     names = [f"{i:05d}.jpg" for i in range(count)] if names is None else names
     folder.mkdir(parents=True, exist_ok=True)
-    count = min(count, QUICK_PHOTOS if options.quick else DIFFERENT_PHOTOS)
-    given = None if options.photos is None else _given_photos(options.photos, count)
-    different = given or [make_photo(seed) for seed in range(count)]
+    count = min(count, QUICK_PHOTOS if options.quick else DISTINCT_PHOTOS)
+    own = None if options.photos is None else _own_photos(options.photos, count)
+    distinct = own or [generate_photo(seed) for seed in range(count)]
     paths = [folder / name for name in names]
     for i, path in enumerate(paths):
-        path.write_bytes(different[i % len(different)])
+        path.write_bytes(distinct[i % len(distinct)])
     return paths
 
 
-def _given_photos(folder: Path, count: int) -> list[bytes]:
+def _own_photos(folder: Path, count: int) -> list[bytes]:
     from PIL import Image, ImageOps
 
     from cosplace.photos.scanning import scan_images
@@ -75,7 +77,7 @@ def _given_photos(folder: Path, count: int) -> list[bytes]:
             with Image.open(images.path(index)) as photo:
                 fitted = ImageOps.fit(photo.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
         except OSError as error:
-            raise DatasetError(f"{images.path(index)} cannot be opened ({error}): take it out of {folder}.") from error
+            raise DatasetError(f"Cannot open {images.path(index)} ({error}). Remove it from {folder}.") from error
         files.append(_encoded(fitted))
     return files
 
@@ -89,8 +91,8 @@ def _encoded(photo: Any) -> bytes:
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
-def open_plainly(path: Path) -> "torch.Tensor":
-    """One photo as the field opens it: (3, H, W) float32 in [0, 1]."""
+def open_with_pillow(path: Path) -> "torch.Tensor":
+    """Open a photo with Pillow and ToTensor: (3, H, W) float32 in [0, 1]."""
     from PIL import Image
     from torchvision.transforms.functional import to_tensor
 
@@ -99,57 +101,59 @@ def open_plainly(path: Path) -> "torch.Tensor":
 
 
 def as_bytes(photo: "torch.Tensor") -> "torch.Tensor":
-    """The pixels that a float image stands for, uint8."""
+    """Convert a float image in [0, 1] to uint8."""
     return photo.mul(255).round().byte()
 
 
 def _prepare_plain_decoding(paths: list[Path]) -> Work:
-    return _opening(open_plainly, paths)
+    return _open_all(open_with_pillow, paths)
 
 
-def _opening(open_one: Callable[[Path], Any], paths: list[Path]) -> Work:
-    """Open photo after photo; some first, until the allocator has settled."""
+def _open_all(open_one: Callable[[Path], Any], paths: list[Path]) -> Work:
+    """Work that opens photo after photo.  Opens some now, to warm up the allocator."""
 
-    def work(some: list[Path] = paths) -> None:
-        for path in some:
+    def work(chosen: list[Path] = paths) -> None:
+        for path in chosen:
             open_one(path)
 
     work(paths[:WARM_PHOTOS])
     return work
 
 
-def _reveal_plain_decoding(paths: list[Path], _: None) -> list[bytes]:
-    return [as_bytes(open_plainly(path)).numpy().tobytes() for path in paths[:DIFFERENT_PHOTOS]]
+def _plain_pixels(paths: list[Path], _: None) -> list[bytes]:
+    return [as_bytes(open_with_pillow(path)).numpy().tobytes() for path in paths[:DISTINCT_PHOTOS]]
 
 
 def _prepare_decoding(paths: list[Path]) -> Work:
     from cosplace.photos.opening import open_image
 
-    return _opening(open_image, paths)
+    return _open_all(open_image, paths)
 
 
-def _reveal_decoding(paths: list[Path], _: None) -> list[bytes]:
+def _our_pixels(paths: list[Path], _: None) -> list[bytes]:
     from cosplace.photos.opening import open_image
 
-    return [open_image(path).numpy().tobytes() for path in paths[:DIFFERENT_PHOTOS]]
+    return [open_image(path).numpy().tobytes() for path in paths[:DISTINCT_PHOTOS]]
 
 
 def _compare_pixels(plain: list[bytes], ours: list[bytes]) -> str | None:
     wrong = [i for i, (one, other) in enumerate(zip(plain, ours, strict=True)) if one != other]
-    return f"{len(wrong)} of {len(plain)} photos have other pixels, the first: number {wrong[0]}" if wrong else None
+    return (
+        f"{len(wrong)} of {len(plain)} photos have different pixels, the first is number {wrong[0]}" if wrong else None
+    )
 
 
 # --- augmentation ----------------------------------------------------------------------------------------------------
 
 
 def _make_batch(folder: Path, size: int, options: Options) -> Path:
-    """Photos (B, 3, 512, 512) uint8, and what was drawn for each, (B, 12)."""
+    """Photos (B, 3, 512, 512) uint8, and the random draws of each, (B, 12)."""
     from cosplace.training.augmentation import NUMBERS_PER_DRAW, Augmentation, draw
 
     paths = write_photos(folder / "photos", size, options)
     numbers = np.random.default_rng(0).random((len(paths), NUMBERS_PER_DRAW))
     draws = draw(numbers, np.full((len(paths), 2), SIDE), Augmentation(image_size=SIDE))
-    np.save(folder / "photos.npy", np.stack([as_bytes(open_plainly(path)).numpy() for path in paths]))
+    np.save(folder / "photos.npy", np.stack([as_bytes(open_with_pillow(path)).numpy() for path in paths]))
     np.save(folder / "draws.npy", draws)
     return folder
 
@@ -164,17 +168,19 @@ def _prepare_plain_augmentation(folder: Path) -> Work:
     import torch
 
     photos, draws = _load_batch(folder)
-    floats = photos.float().div(255)  # ToTensor's part, see decoding
+    floats = photos.float().div(255)  # the work of ToTensor is part of decoding
 
     def work() -> torch.Tensor:
-        return torch.stack([augment_plainly(photo, drawn) for photo, drawn in zip(floats, draws.tolist(), strict=True)])
+        return torch.stack(
+            [augment_with_torchvision(photo, drawn) for photo, drawn in zip(floats, draws.tolist(), strict=True)]
+        )
 
-    augment_plainly(floats[0], draws[0].tolist())
+    augment_with_torchvision(floats[0], draws[0].tolist())
     return work
 
 
-def augment_plainly(photo: "torch.Tensor", drawn: Sequence[float], side: int = SIDE) -> "torch.Tensor":
-    """Color jitter, resized crop and normalisation of one photo (3, H, W) float in [0, 1]: (3, side, side)."""
+def augment_with_torchvision(photo: "torch.Tensor", drawn: Sequence[float], side: int = SIDE) -> "torch.Tensor":
+    """Color jitter, resized crop and normalization of one photo (3, H, W) float in [0, 1]: (3, side, side)."""
     from torchvision.transforms import functional as transforms
 
     from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD
@@ -199,8 +205,8 @@ def _prepare_augmentation(folder: Path) -> Work:
     return lambda: augment(photos, draws, settings)
 
 
-def _warm_augmentation() -> None:
-    """Compile what is compiled at the first call, once for all children."""
+def _warm_up_augmentation() -> None:
+    """Compile the augmentation, once for all child processes."""
     import torch
 
     from cosplace.device import one_thread
@@ -212,33 +218,36 @@ def _warm_augmentation() -> None:
         augment(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), drawn, settings)
 
 
-def _reveal_plain_augmentation(folder: Path, images: "torch.Tensor") -> tuple[np.ndarray, float]:
-    """The images that float64 arithmetic gives, as float32, and how far float32 arithmetic is from them."""
+def _exact_images(folder: Path, images: "torch.Tensor") -> tuple[np.ndarray, float]:
+    """The images computed in float64, as float32, and the largest error of float32."""
     photos, draws = _load_batch(folder)
-    exact = [augment_plainly(photo.double() / 255, drawn) for photo, drawn in zip(photos, draws.tolist(), strict=True)]
+    exact = [
+        augment_with_torchvision(photo.double() / 255, drawn)
+        for photo, drawn in zip(photos, draws.tolist(), strict=True)
+    ]
     error = max(float((image - right).abs().max()) for image, right in zip(images, exact, strict=True))
     return np.stack([image.float().numpy() for image in exact]), error
 
 
-def _reveal_augmentation(_: Path, images: "torch.Tensor") -> np.ndarray:
+def _our_images(_: Path, images: "torch.Tensor") -> np.ndarray:
     return images.numpy()
 
 
 def _compare_augmented(plain: tuple[np.ndarray, float], ours: np.ndarray) -> str | None:
-    # Strong jitter of nearly gray pixels is ill-conditioned: there plain's own rounding may exceed the bound.
+    # Strong jitter of nearly gray pixels is ill-conditioned: the rounding of the plain side may exceed the bound.
     exact, rounding = plain
-    error, most = float(np.abs(exact - ours).max()), max(MOST_ERROR, 1.5 * rounding)
-    return None if error < most else f"pixels differ by up to {error:.2g} in normalised units, more than {most:.2g}"
+    error, maximum = float(np.abs(exact - ours).max()), max(MAX_ERROR, 1.5 * rounding)
+    return None if error < maximum else f"normalized pixels differ by up to {error:.2g}, more than {maximum:.2g}"
 
 
 STAGES = (
     Stage(
         name="decode",
-        title="opening JPEG photos, 512 pixels, identical pixels",
+        title="decoding JPEG photos, 512 pixels, identical pixels",
         unit="photos",
         make_inputs=lambda folder, size, options: write_photos(folder / "photos", size, options),
-        plain=Side(prepare=_prepare_plain_decoding, reveal=_reveal_plain_decoding),
-        ours=Side(prepare=_prepare_decoding, reveal=_reveal_decoding),
+        plain=Side(prepare=_prepare_plain_decoding, output=_plain_pixels),
+        ours=Side(prepare=_prepare_decoding, output=_our_pixels),
         compare=_compare_pixels,
         full_size=256,
         quick_size=96,
@@ -251,14 +260,14 @@ STAGES = (
         title="color jitter and resized crop, 512 pixels, equal draws",
         unit="photos",
         make_inputs=_make_batch,
-        plain=Side(prepare=_prepare_plain_augmentation, reveal=_reveal_plain_augmentation),
-        ours=Side(prepare=_prepare_augmentation, reveal=_reveal_augmentation),
+        plain=Side(prepare=_prepare_plain_augmentation, output=_exact_images),
+        ours=Side(prepare=_prepare_augmentation, output=_our_images),
         compare=_compare_augmented,
         full_size=32,
         quick_size=8,
         targets={"cpu_ratio": 8.0},
         growth_sizes=(8, 16, 32),
         imports=("torch", "torchvision", "cosplace.training.augmentation"),
-        warm=_warm_augmentation,
+        warm_up=_warm_up_augmentation,
     ),
 )

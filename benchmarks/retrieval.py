@@ -1,8 +1,8 @@
-"""Descriptors and their nearest neighbours; on one thread.
+"""Extraction of descriptors, and exact search.  With one thread.
 
-Memory of the search is anonymous memory, of both sides: our descriptors stay in their files, and pages of a file can
-be dropped at any time, while the plain side's two copies cannot.  Plain, as the field writes it: all descriptors in one
-array and a second copy in an index (faiss; without faiss, products and argpartition on a copy).
+The plain search loads all descriptors into one array and copies them into an index (faiss; without faiss, matrix
+products and argpartition on a copy).  The memory of the search is anonymous memory: ours maps descriptors from their
+files, and the system can drop pages of a file at any time.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.learning import DIMENSION, IMPORTS, no_bf16
-from benchmarks.photos import open_plainly, write_photos
-from benchmarks.records import Options, Side, Stage, Work
+from benchmarks.photos import open_with_pillow, write_photos
+from benchmarks.stage import Options, Side, Stage, Work
+from benchmarks.training import DIMENSION, IMPORTS, no_bf16
 
 if TYPE_CHECKING:
     from cosplace.retrieval.shards import DescriptorShards
@@ -37,7 +37,7 @@ def _make_photos(folder: Path, size: int, options: Options) -> Path:
 
     paths = write_photos(folder / "photos", size, options)
     side = QUICK_PHOTO_SIDE if options.quick else None
-    photos = torch.stack([open_plainly(path).mul(255).round().byte()[:, :side, :side] for path in paths])
+    photos = torch.stack([open_with_pillow(path).mul(255).round().byte()[:, :side, :side] for path in paths])
     network = GeoLocalizationNet("ResNet18", DIMENSION, generator=torch.Generator().manual_seed(0))
     torch.save({"photos": photos, "network": network.state_dict()}, folder / "photos.torch")
     return folder / "photos.torch"
@@ -46,18 +46,18 @@ def _make_photos(folder: Path, size: int, options: Options) -> Path:
 def _prepare_plain_extraction(file: Path) -> Work:
     import torch
 
-    from benchmarks.recipe import PlainNetwork, normalize_plainly
+    from benchmarks.plain_network import PlainNetwork, normalize_photos
 
-    given = torch.load(file)
+    stored = torch.load(file)
     network = PlainNetwork(DIMENSION)
-    network.load_state_dict(given["network"])
+    network.load_state_dict(stored["network"])
     network.eval()
 
-    def work(photos: torch.Tensor = given["photos"]) -> torch.Tensor:
+    def work(photos: torch.Tensor = stored["photos"]) -> torch.Tensor:
         with torch.no_grad():
-            return torch.cat([network(normalize_plainly(batch)) for batch in photos.split(EXTRACTION_BATCH)])
+            return torch.cat([network(normalize_photos(batch)) for batch in photos.split(EXTRACTION_BATCH)])
 
-    work(given["photos"][:EXTRACTION_BATCH])
+    work(stored["photos"][:EXTRACTION_BATCH])
     return work
 
 
@@ -65,25 +65,25 @@ def _prepare_extraction(autocast: str | None, file: Path) -> Work:
     import torch
 
     from cosplace.models.encoder import encode_batch
-    from cosplace.models.inference import for_inference
+    from cosplace.models.inference import optimize_for_inference
     from cosplace.models.network import GeoLocalizationNet
 
-    given, device = torch.load(file), torch.device("cpu")
+    stored, device = torch.load(file), torch.device("cpu")
     dtype = None if autocast is None else getattr(torch, autocast)
     trained = GeoLocalizationNet("ResNet18", DIMENSION)
-    trained.load_state_dict(given["network"])
-    network = for_inference(trained)
+    trained.load_state_dict(stored["network"])
+    network = optimize_for_inference(trained)
 
-    def work(photos: torch.Tensor = given["photos"]) -> torch.Tensor:
+    def work(photos: torch.Tensor = stored["photos"]) -> torch.Tensor:
         with torch.inference_mode():
             batches = photos.split(EXTRACTION_BATCH)
             return torch.cat([encode_batch(network, batch, device=device, autocast=dtype) for batch in batches])
 
-    work(given["photos"][:EXTRACTION_BATCH])
+    work(stored["photos"][:EXTRACTION_BATCH])
     return work
 
 
-def _reveal_descriptors(_: Path, descriptors: Any) -> np.ndarray:
+def _descriptors_output(_: Path, descriptors: Any) -> np.ndarray:
     return descriptors.numpy()
 
 
@@ -93,8 +93,8 @@ def _compare_descriptors(plain: np.ndarray, ours: np.ndarray) -> str | None:
 
 
 def _compare_cosines(plain: np.ndarray, ours: np.ndarray) -> str | None:
-    least = float((plain * ours).sum(1).min())
-    return None if least >= 0.999 else f"a descriptor has cosine {least:.5f} with the other side's, less than 0.999"
+    cosine = float((plain * ours).sum(1).min())
+    return None if cosine >= 0.999 else f"the descriptors of a photo have a cosine of {cosine:.5f}, less than 0.999"
 
 
 def _extraction_stage(name: str, title: str, autocast: str | None, **others: Any) -> Stage:
@@ -103,8 +103,8 @@ def _extraction_stage(name: str, title: str, autocast: str | None, **others: Any
         title=title,
         unit="photos",
         make_inputs=_make_photos,
-        plain=Side(prepare=_prepare_plain_extraction, reveal=_reveal_descriptors),
-        ours=Side(prepare=partial(_prepare_extraction, autocast), reveal=_reveal_descriptors),
+        plain=Side(prepare=_prepare_plain_extraction, output=_descriptors_output),
+        ours=Side(prepare=partial(_prepare_extraction, autocast), output=_descriptors_output),
         full_size=16,
         quick_size=4,
         growth_sizes=(8, 16, 32),
@@ -118,34 +118,34 @@ def _extraction_stage(name: str, title: str, autocast: str | None, **others: Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Descriptors in files."""
+    """Files of descriptors."""
 
     queries: Path
     shards: tuple[Path, ...]
 
     def open(self) -> "tuple[np.ndarray, DescriptorShards]":
-        """Queries in memory, the database mapped."""
+        """Load the queries and map the database."""
         from cosplace.retrieval.shards import DescriptorShards
 
         return np.load(self.queries), DescriptorShards([np.load(shard, mmap_mode="c") for shard in self.shards])
 
 
 def _make_descriptors(dtype: str, folder: Path, size: int, options: Options) -> Stored:
-    """Unit vectors; each query is the blurred copy of a database row."""
+    """Random unit vectors.  Each query is a database row with noise."""
     from cosplace.retrieval.shards import SHARD_ROWS
 
     rng = np.random.default_rng(0)
     dimension, num_queries = (QUICK_DIMENSION, QUICK_QUERIES) if options.quick else (SEARCH_DIMENSION, NUM_QUERIES)
-    shards, some = [], []
+    shards, samples = [], []
     for first in range(0, size, SHARD_ROWS):
         rows = _units(rng.standard_normal((min(SHARD_ROWS, size - first), dimension), np.float32))
         shards.append(folder / f"descriptors-{first // SHARD_ROWS:05}.npy")
         np.save(shards[-1], rows.astype(dtype))
-        some.append(rows[:: max(1, size // num_queries)])
-    originals = np.concatenate(some)
+        samples.append(rows[:: max(1, size // num_queries)])
+    originals = np.concatenate(samples)
     originals = originals[np.arange(num_queries) % len(originals)]
-    blurred = _units(originals + 0.05 * rng.standard_normal(originals.shape, np.float32))
-    np.save(folder / "queries.npy", blurred)
+    noisy = _units(originals + 0.05 * rng.standard_normal(originals.shape, np.float32))
+    np.save(folder / "queries.npy", noisy)
     return Stored(queries=folder / "queries.npy", shards=tuple(shards))
 
 
@@ -168,21 +168,21 @@ def _prepare_index(stored: Stored) -> Work:
     warm.search(queries[:10], min(K, len(queries[:100])))
 
     def work() -> np.ndarray:
-        everything, at = np.empty(shape, np.float32), 0
+        database, start = np.empty(shape, np.float32), 0
         for shard in stored.shards:
             rows = np.load(shard)
-            everything[at : at + len(rows)] = rows
-            at += len(rows)
+            database[start : start + len(rows)] = rows
+            start += len(rows)
             del rows
         index = make_index(shape[1])
-        index.add(everything)
+        index.add(database)
         return index.search(queries, K)[1]
 
     return work
 
 
 class _CopiedRows:
-    """What stands for faiss's index where there is none: exact search in a copy, block by block."""
+    """Replacement for the index of faiss: exact search in a copy, block by block."""
 
     def __init__(self, dimension: int) -> None:
         self.rows = np.empty((0, dimension), np.float32)
@@ -211,8 +211,8 @@ def _prepare_search(stored: Stored) -> Work:
     return lambda: nearest(queries, shards, K)[0]
 
 
-def _reveal_search(stored: Stored, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (Q, K) and their squared distances in float64, from the files."""
+def _search_output(stored: Stored, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions (Q, K) and their squared distances in float64, computed from the files."""
     queries, shards = stored.open()
     rows = shards[predictions.ravel().astype(np.int64)].reshape(*predictions.shape, -1)
     distances = [((found.astype(np.float64) - query) ** 2).sum(1) for found, query in zip(rows, queries, strict=True)]
@@ -221,7 +221,7 @@ def _reveal_search(stored: Stored, predictions: np.ndarray) -> tuple[np.ndarray,
 
 def _compare_predictions(plain: tuple[np.ndarray, np.ndarray], ours: tuple[np.ndarray, np.ndarray]) -> str | None:
     wrong = (plain[0] != ours[0]) & ~(np.abs(plain[1] - ours[1]) <= TIE)
-    return f"{int(wrong.any(1).sum())} of {len(wrong)} queries have other neighbours" if wrong.any() else None
+    return f"{int(wrong.any(1).sum())} of {len(wrong)} queries have other neighbors" if wrong.any() else None
 
 
 def _search_stage(name: str, dtype: str) -> Stage:
@@ -230,8 +230,8 @@ def _search_stage(name: str, dtype: str) -> Stage:
         title=f"exact search, k = {K}, {dtype} on disk",
         unit="rows",
         make_inputs=partial(_make_descriptors, dtype),
-        plain=Side(prepare=_prepare_index, reveal=_reveal_search),
-        ours=Side(prepare=_prepare_search, reveal=_reveal_search),
+        plain=Side(prepare=_prepare_index, output=_search_output),
+        ours=Side(prepare=_prepare_search, output=_search_output),
         compare=_compare_predictions,
         full_size=500_000,
         quick_size=20_000,
@@ -255,12 +255,12 @@ STAGES = (
     ),
     _extraction_stage(
         "extract-bf16",
-        "ResNet-18 descriptors, bf16 against fp32",
+        "ResNet-18 descriptors, bf16 compared with fp32",
         "bfloat16",
         compare=_compare_cosines,
         targets={"cpu_ratio": 2.5},
         quick_targets={"cpu_ratio": 1.4},
-        absent=no_bf16,
+        unavailable=no_bf16,
     ),
     _search_stage("search", "float32"),
     _search_stage("search-fp16", "float16"),

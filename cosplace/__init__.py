@@ -20,21 +20,67 @@ Layers, from the ground up; a module imports only from layers listed above its o
     server         REST API and the map
     demo           the whole system on a synthetic city
     cli            the command line
+
+The names below are the public API, imported when they are first used.  Everything else may change.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cosplace.index.photo_index import open_index
+    from cosplace.localization.localizer import Localizer
+    from cosplace.models.encoder import load_model
+    from cosplace.models.network import GeoLocalizationNet
+    from cosplace.photos.scanning import scan_images
+    from cosplace.retrieval.evaluation import evaluate
+    from cosplace.retrieval.recall import find_positives, recall_at
+    from cosplace.retrieval.search import nearest
+    from cosplace.training.cosface import MarginCosineProduct
+    from cosplace.training.groups import partition
+    from cosplace.training.loop import train
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from cosplace.models.encoder import Encoder as Encoder
-    from cosplace.models.encoder import load_model as load_model
+__all__ = [
+    "GeoLocalizationNet",
+    "Localizer",
+    "MarginCosineProduct",
+    "evaluate",
+    "find_positives",
+    "load_model",
+    "nearest",
+    "open_index",
+    "partition",
+    "recall_at",
+    "scan_images",
+    "train",
+]
+
+_MODULES = {
+    "GeoLocalizationNet": "models.network",
+    "Localizer": "localization.localizer",
+    "MarginCosineProduct": "training.cosface",
+    "evaluate": "retrieval.evaluation",
+    "find_positives": "retrieval.recall",
+    "load_model": "models.encoder",
+    "nearest": "retrieval.search",
+    "open_index": "index.photo_index",
+    "partition": "training.groups",
+    "recall_at": "retrieval.recall",
+    "scan_images": "photos.scanning",
+    "train": "training.loop",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for."""
-    if name in ("Encoder", "load_model"):
-        from cosplace.models import encoder
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'cosplace' has no attribute '{name}'")
+    value = getattr(import_module(f"cosplace.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return getattr(encoder, name)
-    raise AttributeError(f"module 'cosplace' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""Where the arithmetic runs: the device asked for, and the 16-bit numbers it takes."""
+"""Choose the device and the 16-bit type for computing; settings of torch for the time of a block."""
 
 import logging
 from collections.abc import Generator, Iterable
@@ -12,39 +12,42 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name: auto (CUDA, else Apple's MPS, else CPU), cpu, mps, cuda or cuda:N.
+    """The device with this name: auto (CUDA, else Apple's MPS, else CPU), cpu, mps, cuda or cuda:N.
 
-    Raises DeviceError when it is not there.
+    Raises DeviceError if it is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"Unknown device '{name}': use auto, cpu, cuda, cuda:N or mps.") from error
+        raise ConfigError(f"Unknown device '{name}'. Use auto, cpu, cuda, cuda:N or mps.") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            why = "torch sees no CUDA device" if torch.version.cuda else "this build of torch has no CUDA"
-            raise DeviceError(f"--device {name}: {why}; use `--device auto` or `--device cpu`.")
+            reason = "torch finds no CUDA device" if torch.version.cuda else "this build of torch has no CUDA support"
+            raise DeviceError(f"--device {name}: {reason}. Use `--device auto` or `--device cpu`.")
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
+            count = torch.cuda.device_count()
+            raise DeviceError(f"--device {name}: torch finds {count} CUDA device(s), numbered from 0. Use cuda:0.")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("--device mps: this machine has no MPS; use `--device auto` or `--device cpu`.")
+        raise DeviceError("--device mps: this machine has no MPS. Use `--device auto` or `--device cpu`.")
     return device
 
 
 def amp_type(use_amp16: bool, amp_dtype: str, device: torch.device) -> torch.dtype | None:
     """The 16-bit type of mixed precision on a device; None for plain fp32.
 
-    auto: fp16 on CUDA, bf16 on MPS and on CPUs that can compute with it; other CPUs would emulate it ten times slower
-    than fp32, which they take instead.
+    auto: fp16 on CUDA, bf16 on MPS and on CPUs with bf16 instructions, fp32 on other CPUs, where emulated bf16 is ten
+    times slower than fp32.
     """
     if not use_amp16:
         return None
     if device.type == "cpu" and amp_dtype == "fp16":
-        raise ConfigError("--amp_dtype fp16 needs a GPU: on CPU use `--amp_dtype bf16`.")
+        raise ConfigError("--amp_dtype fp16 needs a GPU. On a CPU, use `--amp_dtype bf16`.")
     if amp_dtype == "auto" and device.type == "cpu" and not _cpu_has_bf16():
-        log.warning("--use_amp16: this CPU has no 16-bit arithmetic, so fp32 is used (force it: --amp_dtype bf16).")
+        log.warning(
+            "--use_amp16: this CPU has no bf16 instructions, so fp32 is used. To emulate bf16, use --amp_dtype bf16."
+        )
         return None
     if amp_dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.bfloat16
@@ -57,23 +60,23 @@ def _cpu_has_bf16() -> bool:
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
-    """Autocast to `dtype` on the device, or nothing for None."""
+    """Autocast to `dtype` on the device; for None, a context that changes nothing."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says with this error that a device, or the machine, has no memory left."""
+    """Whether torch raised this error because a device, or the machine, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def fused_adam(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Adam whose step is one kernel for all parameters, on the CPU too; it never waits for the device."""
+    """Adam with one kernel per step for all parameters, on the CPU too; it does not wait for the device."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
 @contextmanager
 def tuned_convolutions(device: torch.device) -> Generator[None]:
-    """Within: cuDNN tries its algorithms at the first photos of a size and keeps the fastest; nothing on a CPU."""
+    """Let cuDNN try its algorithms on the first photos of a size and use the fastest; changes nothing on a CPU."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before or device.type == "cuda"
     try:
@@ -84,9 +87,9 @@ def tuned_convolutions(device: torch.device) -> Generator[None]:
 
 @contextmanager
 def one_thread() -> Generator[None]:
-    """Let torch compute with one thread, so that sums have one order whatever the machine or process."""
+    """Let torch compute with one thread, so that sums have the same order on all machines and in all processes."""
     threads = torch.get_num_threads()
-    if threads == 1:  # setting it would change what threads of Python that are still to come start with
+    if threads == 1:  # setting it would change the number for Python threads that start later
         yield
         return
     torch.set_num_threads(1)

@@ -1,44 +1,44 @@
-"""What can go wrong, in words a user can act on.
+"""Errors that a user can act on.
 
-Every error that a user can cause is a CosPlaceError with a one-line message: what is wrong, the value, what to do
-next.  The command line prints that line and exits with code 2; anything else is our bug and keeps its traceback.
+Each is a CosPlaceError with a one-line message: what is wrong, the value, what to do next.  The command line prints
+that line and exits with code 2; any other exception is a bug and keeps its traceback.
 """
 
 
 class CosPlaceError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base class of all errors that a user can act on."""
 
 
 class ConfigError(CosPlaceError):
-    """A flag or an argument has a value that cannot work, or contradicts another one."""
+    """A flag or an argument has an invalid value, or contradicts another one."""
 
 
 class DatasetError(CosPlaceError):
-    """A folder of photos is missing, empty, misnamed or too small for what is asked of it."""
+    """A folder of photos is missing, empty or too small, or its photos have other names than expected."""
 
 
 class ImageError(CosPlaceError):
-    """One photo cannot be opened: truncated, empty, too large or no picture at all."""
+    """A photo cannot be read: truncated, empty, too large or not an image."""
 
 
 class PhotoFormatError(ImageError):
-    """A file is no picture of a format that is decoded here."""
+    """A file is not an image of a supported format."""
 
 
 class PhotoSizeError(ImageError):
-    """A picture claims more pixels than are allowed; it was not decoded."""
+    """An image has more pixels than allowed; it was not decoded."""
 
 
 class CheckpointError(CosPlaceError):
-    """A file of weights, a checkpoint or a cache is truncated, foreign or of another architecture."""
+    """A weights file, a checkpoint or a cache is truncated, of another program or of another architecture."""
 
 
 class DownloadError(CosPlaceError):
-    """Weights could not be fetched."""
+    """Weights could not be downloaded."""
 
 
 class DeviceError(CosPlaceError):
-    """The device asked for is not there, or has not enough memory."""
+    """A device is not available, or has too little memory."""
 
 
 class LoadingError(DeviceError):
@@ -46,8 +46,8 @@ class LoadingError(DeviceError):
 
 
 class StorageError(CosPlaceError):
-    """A result could not be written: disk full, read-only or no permission."""
+    """A result could not be written: the disk is full or read-only, or permission is missing."""
 
 
 class PhotoIndexError(CosPlaceError):
-    """A photo index is missing, damaged, in use by another writer, or was made with another model."""
+    """A photo index is missing, damaged, in use by another writer, or built with another model."""

@@ -1,15 +1,37 @@
-"""Progress of long tasks, and sizes and durations in words."""
+"""Progress of long tasks; sizes and durations in words."""
 
 import math
+from typing import Protocol
 
 
-def megabytes(count: float) -> str:
-    """Bytes in words."""
+class Progress(Protocol):
+    """A function that long tasks call as they advance, such as a progress bar."""
+
+    def __call__(self, task: str, done: int, total: int, note: str = "", /) -> None:
+        """Report that `done` of `total` items of `task` are finished; note: a short text such as the current loss."""
+        ...
+
+
+def no_progress(task: str, done: int, total: int, note: str = "") -> None:
+    """Report nothing: the default of every `progress` parameter."""
+
+
+def part_of(progress: Progress, task: str, start: int = 0, total: int | None = None) -> Progress:
+    """Report a part of a longer task: `start` items are added to what is done, out of `total` (default: the part's)."""
+
+    def report(_: str, done: int, part_total: int, note: str = "") -> None:
+        progress(task, start + done, part_total if total is None else total, note)
+
+    return report
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes: 12 MB, 1.5 GB."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{math.ceil(count / 2**20)} MB"
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: 42 s, 7 min, 3 h 20 min, 2 days 4 h."""
+def format_duration(seconds: float) -> str:
+    """Format a duration: 42 s, 7 min, 3 h 20 min, 2 days 4 h."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 1 else "under a second"

@@ -1,4 +1,4 @@
-"""Files written beside, synced, renamed: a reader sees the old file or the new one, never half of one."""
+"""Write files atomically (a reader sees the old file or the new one, never a part), and choose folders."""
 
 import errno
 import os
@@ -11,43 +11,43 @@ from cosplace.errors import ConfigError, StorageError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` with a file beside `path`, then put that file in its place in one step.
+    """Call `write` with a temporary file next to `path`, then rename that file to `path`.
 
-    Whatever goes wrong, `path` keeps what it held.  Raises StorageError when the disk is full or refuses.
+    After an error, `path` is unchanged.  Raises StorageError if the disk is full or the file cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with beside.open("wb") as file:
-                remembering = _Remembering(file)
+            with temporary.open("wb") as file:
+                recorder = _WriteErrorRecorder(file)
                 try:
-                    write(cast(BinaryIO, remembering))
+                    write(cast(BinaryIO, recorder))
                 except Exception:
-                    # torch.save and np.save hide why a write failed behind errors of their own.
-                    if remembering.failure is not None:
-                        raise remembering.failure from None
+                    # torch.save and np.save replace the error of a failed write by their own.
+                    if recorder.error is not None:
+                        raise recorder.error from None
                     raise
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+            temporary.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
 
 
-class _Remembering:
-    """A file that remembers the error with which the system refused a write."""
+class _WriteErrorRecorder:
+    """A file that records the operating system's error of a failed write."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.failure: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         try:
             return self.file.write(data)
         except OSError as error:
-            self.failure = error
+            self.error = error
             raise
 
     def __getattr__(self, name: str) -> Any:
@@ -55,27 +55,27 @@ class _Remembering:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
+    """Write a text file atomically."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
 @contextmanager
 def storage_errors(path: Path) -> Generator[None]:
-    """Turn the operating system's refusals to write `path` into one StorageError."""
+    """Turn operating system errors of writing `path` into a StorageError."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
-                f"No space left while writing {path}: free some space; what was there before is untouched."
+                f"No space left while writing {path}. Free some space; an existing file is unchanged."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            raise StorageError(f"Cannot write {path} ({error.strerror}): choose another folder.") from error
+            raise StorageError(f"Cannot write {path} ({error.strerror}). Choose another folder.") from error
         raise
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut (not possible, nor needed, on Windows)."""
+    """Make a rename survive a power failure (neither possible nor needed on Windows)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -87,7 +87,7 @@ def _sync_folder(folder: Path) -> None:
 def cache_folder(kind: str, default: Path | None = None) -> Path:
     """Folder for cached files of one kind, such as "groups" or "index".
 
-    $COSPLACE_HOME/<kind> if that variable is set, else `default`, else cosplace/<kind> in the user's cache folder.
+    $COSPLACE_HOME/<kind> if the variable is set, else `default`, else cosplace/<kind> in the user's cache folder.
     """
     home = os.environ.get("COSPLACE_HOME")
     if home:
@@ -98,10 +98,10 @@ def cache_folder(kind: str, default: Path | None = None) -> Path:
 
 
 def run_folder(logs: Path, save_dir: str, time: str) -> Path:
-    """A new folder for a run: logs/<save_dir>/<time>, with a number where two runs start in one second."""
+    """Path of a new folder for a run: logs/<save_dir>/<time>, with a number if it exists already."""
     parent = logs / save_dir
     for suffix in ("", *(f"_{number}" for number in range(2, 1000))):
         folder = parent / f"{time}{suffix}"
         if not folder.exists():
             return folder
-    raise ConfigError(f"{parent} has a thousand runs of this second: choose another --save_dir.")
+    raise ConfigError(f"{parent} already has 1,000 runs of {time}. Choose another --save_dir.")

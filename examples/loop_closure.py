@@ -1,10 +1,10 @@
-"""Loop closure for a robot, without ROS: was I here before?  `add` each keyframe, `query` it against older ones.
+"""Loop closure for a robot, without ROS: has the camera been here before?  Query each keyframe, then add it.
 
-    python examples/loop_closure.py                          # made descriptors, prints latencies
+    python examples/loop_closure.py                          # synthetic descriptors, prints latencies
     python examples/loop_closure.py --photos FOLDER --model best_model.pth --image_size 320
 
-A keyframe is a descriptor with its number.  Candidates are older than `gap` keyframes (the last ones always look
-alike), alike beyond `threshold`, and confirmed by a run of neighbours: the keyframe before must point near there too.
+A keyframe is a descriptor with a number.  It is matched with older keyframes only, because the last `gap` ones always
+look similar.  A match needs a similarity of at least `threshold`, and the match of the previous keyframe must be near.
 """
 
 import argparse
@@ -14,126 +14,131 @@ from pathlib import Path
 
 import numpy as np
 
+MAX_PRINTED = 20  # loop closures
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closure:
-    """Keyframe `now` shows the place of keyframe `then`."""
+    """Keyframe `query` shows the same place as the older keyframe `match`."""
 
-    now: int
-    then: int
+    query: int
+    match: int
     similarity: float  # cosine
 
 
 @dataclass(slots=True)
 class LoopCloser:
-    """Keyframes so far; one array that doubles when it is full, so that `add` never copies much."""
+    """The keyframes so far, in an array that doubles when it is full, so that `add` is fast on average."""
 
     dimension: int
     threshold: float = 0.6
     gap: int = 50
-    near: int = 3  # keyframes: consecutive answers may be so far apart, beyond the one step made
+    max_step: int = 4  # keyframes between the matches of two consecutive keyframes
     count: int = 0
-    rows: np.ndarray = field(init=False)
-    last: int = -1  # what the keyframe before pointed to, -1 for nothing
+    descriptors: np.ndarray = field(init=False)
+    previous_match: int = -1  # of the previous keyframe, -1 for none
 
     def __post_init__(self) -> None:
-        self.rows = np.empty((1024, self.dimension), np.float32)
+        self.descriptors = np.empty((1024, self.dimension), np.float32)
 
     def add(self, descriptor: np.ndarray) -> int:
-        """Remember a keyframe (D,), a unit vector; returns its number."""
-        if self.count == len(self.rows):
-            self.rows = np.concatenate([self.rows, np.empty_like(self.rows)])
-        self.rows[self.count] = descriptor
+        """Add a keyframe (D,), a unit vector; return its number."""
+        if self.count == len(self.descriptors):
+            self.descriptors = np.concatenate([self.descriptors, np.empty_like(self.descriptors)])
+        self.descriptors[self.count] = descriptor
         self.count += 1
         return self.count - 1
 
     def query(self, descriptor: np.ndarray) -> Closure | None:
-        """The older keyframe of the same place; None when there is none, or none that the keyframe before confirms."""
-        old = self.rows[: max(0, self.count - self.gap)]
-        before, self.last = self.last, -1
-        if not len(old):
+        """Find the older keyframe of the same place; None if there is none that the previous keyframe confirms."""
+        candidates = self.descriptors[: max(0, self.count - self.gap)]
+        previous, self.previous_match = self.previous_match, -1
+        if not len(candidates):
             return None
-        similarities = old @ descriptor
+        similarities = candidates @ descriptor
         best = int(similarities.argmax())
         if similarities[best] < self.threshold:
             return None
-        self.last = best
-        if before < 0 or abs(best - before) > self.near + 1:
+        self.previous_match = best
+        if previous < 0 or abs(best - previous) > self.max_step:
             return None
-        return Closure(now=self.count, then=best, similarity=float(similarities[best]))
+        return Closure(query=self.count, match=best, similarity=float(similarities[best]))
 
 
-def made_drive(num_places: int, dimension: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Descriptors (2 P, D) of a drive around P places, twice, and the number of the place of each.
+def synthetic_drive(num_places: int, dimension: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Descriptors (2 P, D) of a drive that passes P places twice, and the place of each.
 
-    Looks change slowly along the way; the second round has other light, made as noise.
+    Descriptors change slowly from place to place; noise stands for other light in the second round.
     """
     rng = np.random.default_rng(seed)
     steps = rng.standard_normal((num_places, dimension))
     kernel = np.array([0.25, 0.5, 1.0, 0.5, 0.25])
     smooth = sum(weight * np.roll(steps, shift, axis=0) for weight, shift in zip(kernel, range(-2, 3), strict=True))
-    looks = np.concatenate([smooth, smooth]) / np.linalg.norm(smooth, axis=1).mean()
-    rows = looks + 0.5 * rng.standard_normal(looks.shape) / np.sqrt(dimension)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows.astype(np.float32), np.tile(np.arange(num_places), 2)
+    places = np.concatenate([smooth, smooth]) / np.linalg.norm(smooth, axis=1).mean()
+    descriptors = places + 0.5 * rng.standard_normal(places.shape) / np.sqrt(dimension)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    return descriptors.astype(np.float32), np.tile(np.arange(num_places), 2)
 
 
-def run(rows: np.ndarray, threshold: float) -> tuple[list[Closure], np.ndarray, np.ndarray]:
-    """Closures, and seconds of each `query` and of each `add`."""
-    closer = LoopCloser(rows.shape[1], threshold=threshold)
+def run(descriptors: np.ndarray, threshold: float) -> tuple[list[Closure], np.ndarray, np.ndarray]:
+    """Find the closures of all keyframes; return them, and the seconds of each `query` and each `add`."""
+    closer = LoopCloser(descriptors.shape[1], threshold=threshold)
     closures, query_s, add_s = [], [], []
-    for row in rows:
+    for descriptor in descriptors:
         started = time.perf_counter()
-        closure = closer.query(row)
-        asked = time.perf_counter()
-        closer.add(row)
-        query_s.append(asked - started)
-        add_s.append(time.perf_counter() - asked)
-        closures += [closure] if closure else []
+        closure = closer.query(descriptor)
+        queried = time.perf_counter()
+        closer.add(descriptor)
+        query_s.append(queried - started)
+        add_s.append(time.perf_counter() - queried)
+        if closure is not None:
+            closures.append(closure)
     return closures, np.array(query_s), np.array(add_s)
 
 
 def latency_text(name: str, seconds: np.ndarray) -> str:
-    """Median, 95th percentile and worst in milliseconds."""
-    median, most = np.percentile(seconds * 1000, [50, 95])
-    return f"{name:9s} p50 {median:8.3f} ms   p95 {most:8.3f} ms   worst {seconds.max() * 1000:8.3f} ms"
+    """Median, 95th percentile and maximum in milliseconds."""
+    median, high = np.percentile(seconds * 1000, [50, 95])
+    return f"{name:9s} p50 {median:8.3f} ms   p95 {high:8.3f} ms   max {seconds.max() * 1000:8.3f} ms"
 
 
 def main() -> None:
-    """Run on a made drive, or on a folder of frames."""
+    """Run on a synthetic drive, or on a folder of frames."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--places", type=int, default=5000, help="of the made drive, which passes each twice")
-    parser.add_argument("--dimension", type=int, default=512, help="of made descriptors")
-    parser.add_argument("--photos", type=Path, help="a folder of frames, in order of their names")
-    parser.add_argument("--model", help="weights or a name of `cosplace zoo list`, for --photos")
-    parser.add_argument("--image_size", type=int, default=None, help="shorter side in pixels, for --photos")
-    parser.add_argument("--threshold", type=float, default=0.6, help="cosine similarity of one place")
+    parser.add_argument(
+        "--places", type=int, default=5000, help="places of the synthetic drive, which passes each twice"
+    )
+    parser.add_argument("--dimension", type=int, default=512, help="dimension of synthetic descriptors")
+    parser.add_argument("--photos", type=Path, help="folder of frames, in the order of their names")
+    parser.add_argument("--model", help="weights file or a name from `cosplace zoo list`, for --photos")
+    parser.add_argument("--image_size", type=int, default=None, help="with --photos: shorter side in pixels")
+    parser.add_argument("--threshold", type=float, default=0.6, help="minimum cosine similarity of a match")
     options = parser.parse_args()
     if options.photos:
-        from cosplace.models.encoder import load_model
+        from cosplace import load_model
 
         model = load_model(options.model or parser.error("--photos needs --model"), image_size=options.image_size)
-        describe_s, found = [], []
+        encode_s, found = [], []
         for path in sorted(path for path in options.photos.iterdir() if path.suffix.lower() in (".jpg", ".png")):
             started = time.perf_counter()
             found.append(model.encode(path)[0])
-            describe_s.append(time.perf_counter() - started)
+            encode_s.append(time.perf_counter() - started)
         if not found:
-            parser.error(f"there are no .jpg or .png frames in {options.photos}")
-        rows, places = np.stack(found), None
-        print(latency_text("describe", np.array(describe_s)))
+            parser.error(f"{options.photos} has no .jpg or .png frames")
+        descriptors, places = np.stack(found), None
+        print(latency_text("encode", np.array(encode_s)))
     else:
-        rows, places = made_drive(options.places, options.dimension)
-    closures, query_s, add_s = run(rows, options.threshold)
+        descriptors, places = synthetic_drive(options.places, options.dimension)
+    closures, query_s, add_s = run(descriptors, options.threshold)
     print(latency_text("query", query_s))
     print(latency_text("add", add_s))
-    print(f"{len(rows)} keyframes, {len(closures)} closures")
+    print(f"{len(descriptors)} keyframes, {len(closures)} loop closures")
     if places is not None:
-        right = sum(abs(int(places[closure.now]) - int(places[closure.then])) <= 2 for closure in closures)
-        print(f"{right} of them right, of {len(rows) // 2} places that were passed again")
+        num_correct = sum(abs(int(places[closure.query]) - int(places[closure.match])) <= 2 for closure in closures)
+        print(f"{num_correct} of them correct, {len(descriptors) // 2} places passed a second time")
     else:
-        for closure in closures[:20]:
-            print(f"  {closure.now} shows the place of {closure.then} (similarity {closure.similarity:.3f})")
+        for closure in closures[:MAX_PRINTED]:
+            print(f"  {closure.query} shows the place of {closure.match} (similarity {closure.similarity:.3f})")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,33 @@
-"""A synthetic city in SF-XL layout: streets to train on, drive through and be lost in, from one seed.
+"""A synthetic city in SF-XL layout, for demos and tests: images that are consistent in 3D, from one seed.
 
-Nothing is downloaded and no picture is stored in the package: facades are pure functions of place, lot and year, so
-that the same house is seen from every street, in every year and weather.  The map of the folder, each file importing
-only files above it:
+Nothing is downloaded and no image is stored in the package.  Facades are pure functions of position, lot and year, so a
+building looks the same from every street, in every year and weather.  Each file imports only files above it:
 
-    settings    every choice of a city in one record
-    scene       the records a city is made of: walls, lots, objects, light, poses
+    settings    all settings of a city
+    scene       the records of a city: walls, lots, objects, light, poses
     lots        the style of each building
     lattice     the streets of a district
-    furniture   what stands in the streets
+    furniture   objects in the streets
     lighting    weather, season and camera of a capture
-    layout      blocks, lots and all else of a district
-    poses       where the cameras stand: plan_city
-    compiling   the one door to numba            (all files below need it; all above are plain numpy)
+    layout      blocks, lots and objects of a district
+    poses       camera poses: plan_city
+    compiling   decorators of numba; files below need numba, files above do not
     noise       hashes and value noise
-    materials, windows, shops, facades           the color of a building at a point of its wall
-    ground, sky                                  the rest of the world
+    materials   wall surfaces
+    windows     windows and balconies
+    shops       ground floors
+    facades     color of a building at a point of its wall
+    ground      color of the ground
+    sky         color of the sky
     shadows     shadow maps of a district
-    view        one camera, its canvas and what lies in front of it
-    walls       buildings, ground and sky, column by column
-    cars, things                                 what stands in front of them
-    render      poses in, pictures out
-    capture     pictures to files: build_city
+    view        one camera and its canvas
+    walls       draws buildings, ground and sky, column by column
+    cars        draws cars
+    things      draws trees, people, lamps, signs
+    render      from poses to images
+    capture     from images to files: build_city
 
-Pictures are plausible, not real: what a network learns here says nothing yet about photographs.
+A model trained on the synthetic city says nothing about real photos.
 """
 
 from synthcity.capture import CitySummary, build_city

@@ -1,4 +1,4 @@
-"""Parked and moving cars: two convex parts each, body and cabin, cut out of the ray by their planes."""
+"""Parked and moving cars.  A car has two convex parts, body and cabin, which rays intersect plane by plane."""
 
 from typing import Any, NamedTuple
 
@@ -6,17 +6,17 @@ import numpy as np
 
 from synthcity.compiling import inner_function, kernel
 from synthcity.noise import hash01, hash_int, smooth
-from synthcity.view import GROUND, Canvas, Shade, View, haze_at, put, sun_at
+from synthcity.view import GROUND, Canvas, Shade, View, haze_at, sun_at, write_sample
 
 FARTHEST_M = 120.0
-NEAREST_M = 4.2  # closer cars would fill the picture
+NEAREST_M = 4.2  # closer cars would fill the image
 CLEARANCE_M = 0.22
 WHEEL_M = 0.33
 Rgb = tuple[float, float, float]
 
 
 class Car(NamedTuple):
-    """One car in its own axes: x forward, y left, z up, the origin under its middle."""
+    """One car in its own axes: x forward, y left, z up, the origin on the ground below its center."""
 
     x: float
     y: float
@@ -26,9 +26,9 @@ class Car(NamedTuple):
     half_width: float
     belt: float  # height where the cabin begins
     roof: float
-    base_back: float  # the cabin's ends at the belt
+    base_back: float  # ends of the cabin at the belt
     base_front: float
-    top_back: float  # and at the roof
+    top_back: float  # ends of the cabin at the roof
     top_front: float
     paint: Rgb
     seed: int
@@ -36,10 +36,10 @@ class Car(NamedTuple):
 
 @kernel
 def make_car(thing: Any, seed: int) -> Car:
-    """Choose the car that stands on a slot; seed: of the slot and the day."""
+    """Create the car of a parking slot.  seed: of the slot and the day."""
     shape = hash01(seed, 1)
     paint = _paint(seed)
-    # Cars do not stand exactly in the middle of a slot.
+    # Cars are not parked exactly at the center of a slot.
     shift, slide = 0.5 * (hash01(seed, 2) - 0.5), 0.24 * (hash01(seed, 3) - 0.5)
     ahead_x, ahead_y = np.cos(float(thing.direction)), np.sin(float(thing.direction))
     x, y = thing.x + shift * ahead_x - slide * ahead_y, thing.y + shift * ahead_y + slide * ahead_x
@@ -73,7 +73,7 @@ def _paint(seed: int) -> Rgb:
 
 @kernel
 def draw_car(view: View, car: Car, light: Any, shade: Shade, canvas: Canvas) -> None:
-    """Draw a car where nothing nearer stands, and its contact shadow on the ground."""
+    """Draw a car where nothing is nearer, and its contact shadow on the ground."""
     dx, dy = car.x - view.x, car.y - view.y
     middle_z = dx * view.forward_x + dy * view.forward_y
     distance = np.sqrt(dx * dx + dy * dy)
@@ -106,7 +106,7 @@ def draw_car(view: View, car: Car, light: Any, shade: Shade, canvas: Canvas) -> 
             facing = max(0.0, normal[0] * sun_x + normal[1] * sun_y + normal[2] * light.sun[2])
             ambient = 0.62 + 0.38 * normal[2] + gloss
             ambient *= 0.55 + 0.45 * smooth(0.1, 0.7, z)
-            put(canvas, row, column, depth, color, facing * sunshine, ambient, light, haze)
+            write_sample(canvas, row, column, depth, color, facing * sunshine, ambient, light, haze)
 
 
 @kernel
@@ -136,7 +136,7 @@ def _bounds(view: View, car: Car, extra: float) -> tuple[int, int, int, int]:
 def _clip(
     enter: float, leave: float, plane: int, number: int, outside: float, speed: float
 ) -> tuple[float, float, int]:
-    """Cut a ray by one plane.  outside: distance of its origin beyond the plane; speed: how fast it moves outwards."""
+    """Clip a ray at one plane.  outside: distance of its origin beyond the plane; speed: its outward velocity."""
     if speed < -1e-9:
         depth = -outside / speed
         if depth > enter:
@@ -157,7 +157,7 @@ def _hit(car: Car, x: float, y: float, z: float, dx: float, dy: float, dz: float
     enter, leave, plane = _clip(enter, leave, plane, 3, -y - car.half_width, -dy)
     enter, leave, plane = _clip(enter, leave, plane, 4, z - car.belt, dz)
     enter, leave, plane = _clip(enter, leave, plane, 5, -z, -dz)
-    # The bonnet falls towards the front, the boot a little towards the back.
+    # The hood slopes towards the front, the trunk slightly towards the back.
     enter, leave, plane = _clip(enter, leave, plane, 6, z - car.belt + 0.16 * (x - car.base_front), dz + 0.16 * dx)
     enter, leave, plane = _clip(enter, leave, plane, 7, z - car.belt - 0.12 * (x - car.base_back), dz - 0.12 * dx)
     best, best_plane, part = 0.0, -1, 0
@@ -179,7 +179,7 @@ def _hit(car: Car, x: float, y: float, z: float, dx: float, dy: float, dz: float
 
 @kernel
 def _surface(car: Car, part: int, plane: int, x: float, y: float, z: float) -> tuple[Rgb, Rgb, float]:
-    """Color, normal and extra mirrored sky of a point of a car."""
+    """Color, normal and additional reflected sky of a point of a car."""
     normal = (0.0, 0.0, 1.0)
     if plane == 0:
         normal = (0.94, 0.0, 0.34) if part else (1.0, 0.0, 0.0)
@@ -249,7 +249,7 @@ def _end(car: Car, front: bool, y: float, z: float) -> Rgb:
 
 @kernel
 def _contact_shadow(view: View, car: Car, canvas: Canvas, first: int, last: int, low: int) -> None:
-    """Darken the ground under and close around a car."""
+    """Darken the ground below and around a car."""
     for row in range(max(0, int(view.horizon) + 1), low + 1):
         depth = view.z * view.focal / (row + 0.5 - view.horizon)
         for column in range(first, last + 1):
@@ -268,5 +268,5 @@ def _contact_shadow(view: View, car: Car, canvas: Canvas, first: int, last: int,
 
 @kernel
 def car_seed(thing: Any, day: int) -> int:
-    """Seed of the car on a slot on a day."""
+    """Seed of the car in a slot on a day."""
     return hash_int(thing.seed, day)

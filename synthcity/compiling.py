@@ -1,4 +1,4 @@
-"""What the city needs to be compiled: `cosplace.compiled`, and a number that watches over the files of this folder."""
+"""Decorators of numba for this package, and a fingerprint of its source files."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ __all__ = ["compiled_function", "inlined", "inner_function", "kernel", "sources_
 
 
 def sources_fingerprint() -> int:
-    """Return a number that changes with any source file of this folder: `entry` functions must close over it."""
+    """A number that changes with any source file of this folder.  Each `compiled_function` must close over it."""
     return fingerprint(Path(__file__).parent.glob("*.py"))

@@ -1,7 +1,7 @@
-"""The color of a building at a point of its wall: a pure function of place, lot and year, the same from every side.
+"""The color of a building at a point of its wall: a pure function of place, lot and year, seen from any position.
 
 A point is `u` meters along the wall and `v` above the street.  Functions return linear red, green, blue and the share
-of light that the point gives off itself (lit windows), which no sun or shadow changes.
+of emitted light (lit windows), which does not depend on sun and shadow.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from synthcity.compiling import kernel
 from synthcity.materials import TIMBER, timber_beam, wall_brightness
 from synthcity.noise import hash01, hash_int, smooth
 from synthcity.scene import FRONT, SIDE
-from synthcity.shops import dwelling_entrance, garage, shop_front
+from synthcity.shops import garage, residence_entrance, shop_front
 from synthcity.windows import BARE_WALL, window
 
 Rgb = tuple[float, float, float]
@@ -20,7 +20,7 @@ REPAINT_CHANCE = 0.04
 
 @kernel
 def roof_rise(lot: Any, kind: int, u: float, length: float) -> float:
-    """Meters that the roof line rises above the flat top of a wall at `u`."""
+    """Height in meters of the roof line above the flat top of a wall at `u`."""
     if kind != FRONT:
         return 0.0
     middle = abs(2.0 * u / length - 1.0)  # 0 in the middle, 1 at the corners
@@ -40,7 +40,7 @@ def roof_rise(lot: Any, kind: int, u: float, length: float) -> float:
 
 @kernel
 def painted(lot: Any, year: int) -> Rgb:
-    """Return the wall color of a building in a year: houses are repainted now and then."""
+    """The wall color of a building in a year: some buildings are repainted."""
     for past in range(1, year + 1):
         if hash01(lot.seed, 900 + past) < REPAINT_CHANCE:
             return lot.repaint[0], lot.repaint[1], lot.repaint[2]
@@ -58,42 +58,42 @@ def facade(
     year: int,
     capture: int,
     lamps: float,
-    foot: float,
+    footprint: float,
 ) -> Rgbg:
-    """Color of a wall.  paint: from `painted`; capture: seed of what changes daily; lamps: share of lit windows."""
-    color = _covering(lot, kind, u, v, length, year, capture, lamps, foot)
+    """Color of a wall.  paint: from `painted`; capture: seed of daily changes; lamps: share of lit windows."""
+    color = _covering(lot, kind, u, v, length, year, capture, lamps, footprint)
     if color[3] >= 0.0:
         return color
-    tone = wall_brightness(lot.material, u, v, lot.seed, foot)
+    tone = wall_brightness(lot.material, u, v, lot.seed, footprint)
     return paint[0] * color[0] * tone, paint[1] * color[1] * tone, paint[2] * color[2] * tone, 0.0
 
 
 @kernel
 def _covering(
-    lot: Any, kind: int, u: float, v: float, length: float, year: int, capture: int, lamps: float, foot: float
+    lot: Any, kind: int, u: float, v: float, length: float, year: int, capture: int, lamps: float, footprint: float
 ) -> Rgbg:
-    """What covers the wall at a point, or BARE_WALL."""
+    """Color of the part that covers the wall at a point, or BARE_WALL."""
     if v > lot.height:
-        return _roof(lot, kind, u, v, length, foot)
+        return _roof(lot, kind, u, v, length, footprint)
     if kind == SIDE:
-        return _party_wall(lot, u, v, length, capture, lamps, foot)
+        return _party_wall(lot, u, v, length, capture, lamps, footprint)
     top = lot.height - lot.cornice_m
     if v > top:
-        return _cornice(lot, u, v - top, foot) if kind == FRONT else BARE_WALL
+        return _cornice(lot, u, v - top, footprint) if kind == FRONT else BARE_WALL
     if v < lot.ground_floor_m:
         if kind != FRONT:
             return BARE_WALL
         if lot.street_use == 1:
-            return shop_front(lot, u, v, length, year, lamps, foot)
+            return shop_front(lot, u, v, length, year, lamps, footprint)
         if lot.street_use == 2:
-            return garage(lot, u, v, length, foot)
-        return dwelling_entrance(lot, u, v, length, capture, lamps, foot)
-    return _upper_floor(lot, kind, u, v - lot.ground_floor_m, length, capture, lamps, foot)
+            return garage(lot, u, v, length, footprint)
+        return residence_entrance(lot, u, v, length, capture, lamps, footprint)
+    return _upper_floor(lot, kind, u, v - lot.ground_floor_m, length, capture, lamps, footprint)
 
 
 @kernel
 def _upper_floor(
-    lot: Any, kind: int, u: float, above: float, length: float, capture: int, lamps: float, foot: float
+    lot: Any, kind: int, u: float, above: float, length: float, capture: int, lamps: float, footprint: float
 ) -> Rgbg:
     floor = int(above / lot.floor_m)
     v = above - floor * lot.floor_m
@@ -105,10 +105,10 @@ def _upper_floor(
         shade = 0.7 if v < 0.05 else 1.0
         return lot.trim[0] * shade, lot.trim[1] * shade, lot.trim[2] * shade, 0.0
     slot = hash_int(lot.seed + 13 * bay, 1000 + floor + 500 * kind)
-    # A few bays are blind, the same on every floor.
+    # A few bays have no windows, on all floors.
     color = BARE_WALL
     if bays <= 2 or hash01(lot.seed + bay, 41) >= 0.06:
-        color = window(lot, local - 0.5 * width, v, width, slot, capture, lamps, foot)
+        color = window(lot, local - 0.5 * width, v, width, slot, capture, lamps, footprint)
     beams = lot.material == TIMBER and kind == FRONT and color[3] < 0.0
     if beams and timber_beam(local, v, width, lot.floor_m, lot.seed + bay):
         return 0.055, 0.035, 0.025, 0.0
@@ -116,8 +116,8 @@ def _upper_floor(
 
 
 @kernel
-def _party_wall(lot: Any, u: float, v: float, length: float, capture: int, lamps: float, foot: float) -> Rgbg:
-    """Paint a wall towards a lower neighbour: bare, darker, at times with an advertisement or a few windows."""
+def _party_wall(lot: Any, u: float, v: float, length: float, capture: int, lamps: float, footprint: float) -> Rgbg:
+    """Wall towards a lower neighbor: bare and darker, sometimes with an advertisement or a few windows."""
     choice = hash01(lot.seed, 61)
     if v > lot.height - 0.25:
         return lot.trim[0] * 0.7, lot.trim[1] * 0.7, lot.trim[2] * 0.7, 0.0
@@ -138,7 +138,7 @@ def _party_wall(lot: Any, u: float, v: float, length: float, capture: int, lamps
                 slot,
                 capture,
                 lamps,
-                foot,
+                footprint,
             )
     return 0.86, 0.86, 0.86, -1.0
 
@@ -160,14 +160,14 @@ def _mural(seed: int, x: float, y: float) -> Rgbg:
 
 
 @kernel
-def _cornice(lot: Any, u: float, v: float, foot: float) -> Rgbg:
-    """Paint the ledge under the roof: a shadow below, brackets, a light edge."""
+def _cornice(lot: Any, u: float, v: float, footprint: float) -> Rgbg:
+    """Ledge below the roof: a shadow, brackets, a light edge."""
     height = lot.cornice_m
     part = v / height
     shade = 1.0
     if part < 0.18:
         shade = 0.5
-    elif part < 0.55 and foot < 0.25:
+    elif part < 0.55 and footprint < 0.25:
         bracket = u / 0.55
         shade = 0.6 if bracket - int(bracket) < 0.45 else 0.92
     elif part > 0.9:
@@ -178,8 +178,8 @@ def _cornice(lot: Any, u: float, v: float, foot: float) -> Rgbg:
 
 
 @kernel
-def _roof(lot: Any, kind: int, u: float, v: float, length: float, foot: float) -> Rgbg:
-    """Above the flat top: a gable continues the wall, a mansard shows tiles and dormers, chimneys are brick."""
+def _roof(lot: Any, kind: int, u: float, v: float, length: float, footprint: float) -> Rgbg:
+    """Part above the flat top: gables continue the wall, mansards have tiles and dormers, chimneys are brick."""
     above = v - lot.height
     if lot.profile in (1, 2, 4):
         middle = abs(u - 0.5 * length)
@@ -192,8 +192,8 @@ def _roof(lot: Any, kind: int, u: float, v: float, length: float, foot: float) -
     if lot.profile == 6:
         return 0.2, 0.09, 0.06, 0.0
     course = above / 0.3
-    tone = 0.75 + 0.25 * (course - int(course)) if foot < 0.2 else 0.87
-    tone *= 0.85 + 0.3 * hash01(lot.seed + int(u / 0.35), int(course)) if foot < 0.12 else 1.0
+    tone = 0.75 + 0.25 * (course - int(course)) if footprint < 0.2 else 0.87
+    tone *= 0.85 + 0.3 * hash01(lot.seed + int(u / 0.35), int(course)) if footprint < 0.12 else 1.0
     if lot.profile == 3:
         dormers = max(1, int(length / 4.2))
         width = length / dormers

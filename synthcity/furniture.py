@@ -1,11 +1,11 @@
-"""What stands in the streets: trees, lamps, signals, signs, advertising columns; slots for cars and people."""
+"""Objects in the streets: trees, lamps, signals, signs, advertising columns, slots for cars and people."""
 
 import numpy as np
 
 from synthcity.lattice import Lattice, all_streets
 from synthcity.scene import COLUMN, LAMP, MOVING, OBJECT, PARKED, PERSON, SIGN, SIGNAL, TREE
 
-CORNER_M = 9.0  # kept free of trees and cars, beyond the crossing road
+CORNER_M = 9.0  # without trees and cars, measured from the crossing road
 CAR_SLOT_M = 5.9
 
 
@@ -56,7 +56,7 @@ def _along(
         part = np.zeros(len(street), dtype=OBJECT)
         part["x"] = chosen[:, 0] + chosen[:, 2] * position + chosen[:, 3] * lateral
         part["y"] = chosen[:, 1] + chosen[:, 3] * position - chosen[:, 2] * lateral
-        # Cars drive and park on the right: side +1 lies to the right of the street's direction.
+        # Cars drive and park on the right.  Side +1 is right of the direction of the street.
         part["direction"] = np.arctan2(side * chosen[:, 3], side * chosen[:, 2])
         part["kind"], part["chance"] = kind, chance
         part["size"] = random.uniform(*size, len(street))
@@ -67,7 +67,7 @@ def _along(
 
 def _moving(streets: np.ndarray, random: np.random.Generator) -> np.ndarray:
     lanes = _along(streets, MOVING, 11.0, 6.0, 0.0, random, chance=0.07, size=(0.0, 1.0))
-    half = np.repeat(0.0, len(lanes)) + 2.9  # from the curb to the middle of the lane
+    half = np.repeat(0.0, len(lanes)) + 2.9  # from the curb to the center of the lane
     lanes["x"] -= half * np.sin(lanes["direction"])
     lanes["y"] += half * np.cos(lanes["direction"])
     return lanes

@@ -1,6 +1,6 @@
-"""The streets of a district: a lattice of jittered nodes, each line of streets with a width of its own.
+"""The streets of a district: a lattice of jittered nodes, where each line of streets has its own width.
 
-Cameras use only streets between nodes at least MARGIN blocks inside: border streets look into open country.
+Cameras use only streets between nodes at least MARGIN blocks from the border, where buildings surround them.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ BLOCK_M = 62.0
 BLOCK_RANGE = (0.8, 1.3)
 NODE_JITTER_M = 9.0
 HALF_ROADS_M = (4.2, 4.6, 5.2, 6.4)
-PAVEMENT_M = 3.0
+SIDEWALK_M = 3.0
 PARK_SHARE = 0.06
 MARGIN = 2  # blocks between the last street with cameras and open country
 
@@ -28,10 +28,10 @@ class Lattice:
     park: np.ndarray  # (X, Y) bool
     xs: np.ndarray  # (X + 1,) float64, the lines before the jitter
     ys: np.ndarray  # (Y + 1,) float64
-    pavement_m: float = PAVEMENT_M
+    sidewalk_m: float = SIDEWALK_M
 
 
-def lay_lattice(columns: int, rows: int, random: np.random.Generator) -> Lattice:
+def build_lattice(columns: int, rows: int, random: np.random.Generator) -> Lattice:
     """Lay out columns x rows cells."""
     xs = np.concatenate([[0.0], np.cumsum(BLOCK_M * random.uniform(*BLOCK_RANGE, columns))])
     ys = np.concatenate([[0.0], np.cumsum(BLOCK_M * random.uniform(*BLOCK_RANGE, rows))])
@@ -47,12 +47,12 @@ def lay_lattice(columns: int, rows: int, random: np.random.Generator) -> Lattice
     )
 
 
-def lay_ground(lattice: Lattice) -> Ground:
-    """The lattice as the renderer reads it: for each cell the four streets around it."""
+def build_ground(lattice: Lattice) -> Ground:
+    """The lattice for the renderer: for each cell the four streets around it."""
     nodes, across, upward = lattice.nodes, lattice.across_half, lattice.upward_half
     columns, rows = lattice.park.shape
     corners = (nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:])
-    # Streets run to the right or upwards on both of their sides, so that their markings agree.
+    # Seen from both sides, a street runs to the right or upwards, so that its markings agree.
     sides = ((0, 1, 1.0), (1, 2, 1.0), (3, 2, -1.0), (0, 3, -1.0))
     left, right = (np.broadcast_to(half[:, None], (columns, rows)) for half in (upward[:-1], upward[1:]))
     lower, upper = (np.broadcast_to(half[None, :], (columns, rows)) for half in (across[:-1], across[1:]))
@@ -71,7 +71,7 @@ def lay_ground(lattice: Lattice) -> Ground:
         table[:, :, side, 7:] = np.stack(half, axis=-1)
     return Ground(
         sides=table,
-        pavement_m=lattice.pavement_m,
+        sidewalk_m=lattice.sidewalk_m,
         column_of=_cell_table(lattice.xs),
         row_of=_cell_table(lattice.ys),
         park=lattice.park.astype(np.uint8),
@@ -100,9 +100,9 @@ def _street_rows(start: np.ndarray, end: np.ndarray, *halves: np.ndarray) -> np.
 
 
 def camera_streets(lattice: Lattice) -> np.ndarray:
-    """Streets (streets, 6) float64 with both ends at least MARGIN cells inside, row by row.
+    """Streets (streets, 6) float64 with both ends at least MARGIN cells from the border, row by row.
 
-    Columns: x and y of the start, x and y of the end, half width of the road, width of the pavement, in meters.
+    Columns: x and y of the start, x and y of the end, half width of the road, width of the sidewalk, in meters.
     """
     inner = lattice.nodes[MARGIN:-MARGIN, MARGIN:-MARGIN]
     upward_half, across_half = lattice.upward_half[MARGIN:-MARGIN], lattice.across_half[MARGIN:-MARGIN]
@@ -111,7 +111,7 @@ def camera_streets(lattice: Lattice) -> np.ndarray:
         for column in range(inner.shape[0]):
             here = inner[column, row]
             if column + 1 < inner.shape[0]:
-                streets.append((*here, *inner[column + 1, row], across_half[row], lattice.pavement_m))
+                streets.append((*here, *inner[column + 1, row], across_half[row], lattice.sidewalk_m))
             if row + 1 < inner.shape[1]:
-                streets.append((*here, *inner[column, row + 1], upward_half[column], lattice.pavement_m))
+                streets.append((*here, *inner[column, row + 1], upward_half[column], lattice.sidewalk_m))
     return np.array(streets, dtype=np.float64)

@@ -1,7 +1,7 @@
-"""Blocks, lots, walls and all else of one district, from a seed.
+"""Blocks, lots, walls and objects of one district, from a seed.
 
-What the streets leave of a cell of the lattice is a block; blocks are cut into lots along their four sides, all in the
-block's own bilinear coordinates, so that lots are convex and never overlap.
+A block is a cell of the lattice without its streets.  It is divided into lots along its four sides, in its bilinear
+coordinates, so that lots are convex and never overlap.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from synthcity.lattice import (
     MARGIN,
     NODE_JITTER_M,
     Lattice,
+    build_ground,
+    build_lattice,
     camera_streets,
-    lay_ground,
-    lay_lattice,
 )
 from synthcity.lots import sample_lots
 from synthcity.scene import BACK, FACE, FRONT, SIDE, District, Scene, build_grid
@@ -44,12 +44,12 @@ def interior_size(street_m: float) -> tuple[int, int]:
 def build_district(
     name: str, across: int, upward: int, east: float, north: float, random: np.random.Generator
 ) -> District:
-    """Lay out a district with across x upward nodes where cameras drive.  All randomness comes from `random`."""
-    lattice = lay_lattice(across + 2 * MARGIN - 1, upward + 2 * MARGIN - 1, random)
+    """Lay out a district whose camera streets have across x upward nodes.  All randomness comes from `random`."""
+    lattice = build_lattice(across + 2 * MARGIN - 1, upward + 2 * MARGIN - 1, random)
     blocks = _block_corners(lattice)  # (X, Y, 4, 2)
     cut = _cut_lots(blocks, lattice.park, random)
     lots = sample_lots(cut.corners, cut.block, random)
-    faces = _raise_faces(cut, lots)
+    faces = _build_faces(cut, lots)
     objects = place_objects(lattice, blocks, random)
     scene = Scene(
         faces=faces,
@@ -57,7 +57,7 @@ def build_district(
         lots=lots,
         objects=objects,
         object_grid=build_grid(objects["x"], objects["y"]),
-        ground=lay_ground(lattice),
+        ground=build_ground(lattice),
     )
     rotation = float(random.uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG))
     return District(
@@ -72,14 +72,14 @@ def build_district(
 
 
 def district_extent_m(across: int, upward: int) -> float:
-    """Bound a district's diameter in meters, margin included, from above."""
+    """Upper bound of the diameter of a district in meters, margin included."""
     longest = BLOCK_M * BLOCK_RANGE[1]
     return float(np.hypot(across + 2 * MARGIN, upward + 2 * MARGIN) * longest + 4 * NODE_JITTER_M)
 
 
 def _block_corners(lattice: Lattice) -> np.ndarray:
-    """Return what roads and pavements leave of each cell: corners (X, Y, 4, 2), counterclockwise from lower left."""
-    nodes, inset = lattice.nodes, lattice.pavement_m
+    """Cells without roads and sidewalks: corners (X, Y, 4, 2), counterclockwise from the lower left."""
+    nodes, inset = lattice.nodes, lattice.sidewalk_m
     columns, rows = nodes.shape[0] - 1, nodes.shape[1] - 1
     corners = (nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:])
     upward, across = lattice.upward_half + inset, lattice.across_half + inset
@@ -96,12 +96,12 @@ def _block_corners(lattice: Lattice) -> np.ndarray:
         inward = np.stack([-direction[..., 1], direction[..., 0]], axis=-1)
         points.append(start + inward * insets[side][..., None])
         directions.append(direction)
-    block = [_meet(points[side - 1], directions[side - 1], points[side], directions[side]) for side in range(4)]
+    block = [_intersection(points[side - 1], directions[side - 1], points[side], directions[side]) for side in range(4)]
     return np.stack(block, axis=2)
 
 
-def _meet(p: np.ndarray, d: np.ndarray, q: np.ndarray, e: np.ndarray) -> np.ndarray:
-    """Where the lines p + s d and q + t e cross."""
+def _intersection(p: np.ndarray, d: np.ndarray, q: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """Intersection of the lines p + s d and q + t e."""
     across = d[..., 0] * e[..., 1] - d[..., 1] * e[..., 0]
     s = ((q - p)[..., 0] * e[..., 1] - (q - p)[..., 1] * e[..., 0]) / across
     return p + s[..., None] * d
@@ -109,12 +109,12 @@ def _meet(p: np.ndarray, d: np.ndarray, q: np.ndarray, e: np.ndarray) -> np.ndar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cut:
-    """Lots before they have a style."""
+    """Lots without a style."""
 
     corners: np.ndarray  # (lots, 4, 2): street side first, counterclockwise
     block: np.ndarray  # (lots,) int64
-    previous: np.ndarray  # (lots,) int64: the neighbour across the wall 3 -> 0, or -1
-    following: np.ndarray  # (lots,) int64: the neighbour across the wall 1 -> 2, or -1
+    previous: np.ndarray  # (lots,) int64: the neighbor across the wall 3 -> 0, or -1
+    following: np.ndarray  # (lots,) int64: the neighbor across the wall 1 -> 2, or -1
     ends: np.ndarray  # (lots, 2) bool: the wall 3 -> 0, the wall 1 -> 2 faces a street
 
 
@@ -130,7 +130,7 @@ def _cut_lots(blocks: np.ndarray, park: np.ndarray, random: np.random.Generator)
         sides = np.linalg.norm(np.roll(block, -1, axis=0) - block, axis=1)  # (4,) meters
         depth = random.uniform(*LOT_DEPTH_M, 4) / np.array([sides[1], sides[0], sides[1], sides[0]])
         for side in range(4):
-            # Lower and upper rows own the corners; left and right rows fill what lies between them.
+            # Lots of the lower and upper side include the corners; lots of the left and right side lie between them.
             whole = side % 2 == 0
             low, high = (0.0, 1.0) if whole else (depth[side - 1], 1.0 - depth[(side + 1) % 4])
             cuts = _cut_side(low, high, sides[side], random)
@@ -152,7 +152,7 @@ def _cut_lots(blocks: np.ndarray, park: np.ndarray, random: np.random.Generator)
 
 
 def _cut_side(low: float, high: float, length_m: float, random: np.random.Generator) -> np.ndarray:
-    """Borders of the lots along one side, shares of its length."""
+    """Borders of the lots along one side, as shares of its length."""
     most = max(1, int((high - low) * length_m / (LOT_WIDTH_M[0] + 1.0)))
     widths = random.uniform(*LOT_WIDTH_M, most)
     count = max(1, int(np.searchsorted(np.cumsum(widths), (high - low) * length_m)))
@@ -161,23 +161,23 @@ def _cut_side(low: float, high: float, length_m: float, random: np.random.Genera
 
 
 def _bilinear(block: np.ndarray, side: int, a: float, b: float, depth: float) -> np.ndarray:
-    """Corners (4, 2) of the lot between shares a and b of one side of a block, `depth` (a share) deep."""
+    """Corners (4, 2) of the lot between shares a and b of one side of a block; depth: a share too."""
     p, q, r, s = (block[(side + k) % 4] for k in range(4))
     share, inward = np.array([a, b, b, a])[:, None], np.array([0.0, 0.0, depth, depth])[:, None]
     return (p * (1 - share) + q * share) * (1 - inward) + (s * (1 - share) + r * share) * inward
 
 
-def _raise_faces(cut: _Cut, lots: np.ndarray) -> np.ndarray:
-    """Walls (faces,) FACE of all lots; walls hidden by a neighbour at least as high are left out."""
-    heights = np.append(lots["height"], 0.0)  # index -1: no neighbour
+def _build_faces(cut: _Cut, lots: np.ndarray) -> np.ndarray:
+    """Walls (faces,) FACE of all lots; without walls that are hidden by a neighbor of at least the same height."""
+    heights = np.append(lots["height"], 0.0)  # index -1: no neighbor
     built = lots["height"] > 0
     parts = []
     for edge in range(4):
         kind = np.full(len(lots), (FRONT, SIDE, BACK, SIDE)[edge], dtype=np.int32)
         shown = built.copy()
         if edge in (1, 3):
-            neighbour = cut.following if edge == 1 else cut.previous
-            shown &= heights[neighbour] < lots["height"]
+            neighbor = cut.following if edge == 1 else cut.previous
+            shown &= heights[neighbor] < lots["height"]
             kind[cut.ends[:, 1 if edge == 1 else 0]] = FRONT
         start, end = cut.corners[:, edge], cut.corners[:, (edge + 1) % 4]
         part = np.zeros(int(shown.sum()), dtype=FACE)

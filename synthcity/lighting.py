@@ -1,4 +1,4 @@
-"""Weather, season and camera of a capture: each an independent draw, mild enough to keep pictures readable."""
+"""Weather, season and camera of a capture: independent draws, with moderate variation."""
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def sample_lights(count: int, strength: float, rotation_deg: float, random: np.r
 
 
 def sun_vectors(rotation_deg: float) -> np.ndarray:
-    """Return unit vectors (NUM_SUNS, 3) towards the suns, in the axes of a district turned by `rotation_deg`."""
+    """Return unit vectors (NUM_SUNS, 3) towards the suns, in the axes of a district rotated by `rotation_deg`."""
     azimuth, elevation = np.radians(np.array(SUNS)).T
     local = azimuth - np.radians(rotation_deg)
     flat = np.cos(elevation)

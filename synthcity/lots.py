@@ -4,7 +4,7 @@ import numpy as np
 
 from synthcity.scene import LOT
 
-EMPTY_SHARE = 0.03  # gaps between houses
+EMPTY_SHARE = 0.03  # gaps between buildings
 # Wall colors as sRGB bytes, by material: plaster, brick, stone, boards, concrete, timber frame.
 WALLS = (
     (
@@ -51,7 +51,7 @@ MATERIAL_SHARES = (0.34, 0.24, 0.13, 0.12, 0.11, 0.06)
 
 
 def srgb_to_linear(color: np.ndarray) -> np.ndarray:
-    """Linear RGB in [0, 1] of sRGB bytes, with the square the renderer's tone curve undoes."""
+    """Linear RGB in [0, 1] of sRGB bytes; the tone curve of the renderer inverts this square."""
     return (np.asarray(color, dtype=np.float64) / 255.0) ** 2.0
 
 
@@ -117,7 +117,7 @@ def _sample_windows(lots: np.ndarray, random: np.random.Generator) -> None:
 def _pick(
     colors: tuple[tuple[int, int, int], ...], count: int, spread: float, random: np.random.Generator
 ) -> np.ndarray:
-    """Colors (count, 3) linear near randomly chosen ones: lighter or darker as a whole, a little off in hue."""
+    """Linear colors (count, 3): randomly chosen ones with variations in brightness and hue."""
     chosen = np.array(colors, dtype=np.float64)[random.integers(0, len(colors), count)]
     chosen = chosen + random.normal(0.0, spread, (count, 1)) + random.normal(0.0, spread * 0.6, (count, 3))
     return srgb_to_linear(np.clip(chosen, 8, 250))

@@ -1,4 +1,4 @@
-"""Hashes and value noise for compiled code: the same number for the same place, everywhere and always."""
+"""Hashes and value noise for compiled code: the same input gives the same number on every machine."""
 
 import math
 
@@ -26,14 +26,14 @@ def hash01(a: int, b: int) -> float:
 
 @inner_function("float64(float64, float64, float64)")
 def smooth(low: float, high: float, x: float) -> float:
-    """0 below low, 1 above high, a soft step between."""
+    """Smooth step: 0 below low, 1 above high."""
     t = min(max((x - low) / (high - low), 0.0), 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 @inner_function("float64(int64)")
 def _corner(word: int) -> float:
-    """Hash one corner of the noise's lattice to [0, 1): a lighter hash, since each point needs four."""
+    """Hash one corner of the noise lattice to [0, 1).  A faster hash, because each point needs four."""
     h = word & WORD
     h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & WORD
     h = ((h ^ (h >> 13)) * 0x297A2D39) & WORD
@@ -42,7 +42,7 @@ def _corner(word: int) -> float:
 
 @inner_function("float64(float64, float64, int64)")
 def value_noise(x: float, y: float, seed: int) -> float:
-    """Smooth noise in [0, 1) with features of size one."""
+    """Smooth noise in [0, 1) with features of size 1."""
     column, row = math.floor(x), math.floor(y)
     fx, fy = x - column, y - row
     fx, fy = fx * fx * (3.0 - 2.0 * fx), fy * fy * (3.0 - 2.0 * fy)

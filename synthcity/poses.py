@@ -1,4 +1,4 @@
-"""Where the cameras stand: every picture of the city as a row of numbers, known before anything is rendered."""
+"""Camera poses: all images of a city as rows of numbers, before anything is rendered."""
 
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ DATABASE_YEAR, QUERY_YEAR = 1, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shots:
-    """The pictures of one folder of the data set."""
+    """The images of one folder of the dataset."""
 
-    folder: str  # relative to the data set, with slashes
+    folder: str  # relative to the dataset, with slashes
     prefix: str  # of panorama names
     district: District
     poses: np.ndarray  # (I,) POSE
@@ -33,13 +33,13 @@ class Shots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CityPlan:
-    """All pictures of a city: train, val/database, val/queries, test/database, test/queries_v1, in this order."""
+    """All images of a city: train, val/database, val/queries, test/database, test/queries_v1, in this order."""
 
     settings: CitySettings
     shots: tuple[Shots, ...]
 
     def counts(self) -> dict[str, int]:
-        """Count the pictures of each folder."""
+        """Count the images of each folder."""
         return {shots.folder: len(shots) for shots in self.shots}
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class CityPlan:
 
 
 def plan_city(settings: CitySettings) -> CityPlan:
-    """Lay out three districts and place all cameras.  Pure numpy: nothing is rendered, numba is not needed."""
+    """Lay out three districts and place all cameras.  Renders nothing and does not need numba."""
     sites = {
         TRAIN: -(-settings.images // (HEADINGS_PER_SITE * settings.years)),
         VAL: -(-settings.database_images // HEADINGS_PER_SITE),
@@ -63,10 +63,10 @@ def plan_city(settings: CitySettings) -> CityPlan:
         district = build_district(name, *size, east, NORTH_M, random)
         east += extent + GAP_M + VIEW_LIMIT_M
         if name == TRAIN:
-            made = [_train_shots(settings, district, num_sites, _generator(settings.seed, number, 1))]
+            parts = [_train_shots(settings, district, num_sites, _generator(settings.seed, number, 1))]
         else:
-            made = _evaluation_shots(settings, district, num_sites, number)
-        for part in made:
+            parts = _evaluation_shots(settings, district, num_sites, number)
+        for part in parts:
             part.poses["image_id"] = first_id + np.arange(len(part))
             first_id += len(part)
             shots.append(part)
@@ -114,7 +114,7 @@ def _panoramas(
     folder: str,
     prefix: str,
 ) -> Shots:
-    """Twelve pictures at each site in each year; a street has one light and one camera a year."""
+    """Twelve images per site and year.  A street has one light and one camera per year."""
     street, along = _sites(district, spacing_m, num_sites)
     sites, num_captures = len(street), len(district.streets) * years
     lights = sample_lights(num_captures, settings.light_strength, district.rotation_deg, random)
@@ -136,8 +136,8 @@ def _panoramas(
     poses["site"], poses["traffic"] = site[:, None], settings.traffic
     for field, values in zip(("fov_deg", "height_m", "horizon"), camera, strict=True):
         poses[field] = values[capture][:, None]
-    beside = random.uniform(-settings.heading_jitter_deg, settings.heading_jitter_deg, (len(site), 1))
-    poses["view_deg"] = poses["heading"] + beside - district.rotation_deg
+    offset_deg = random.uniform(-settings.heading_jitter_deg, settings.heading_jitter_deg, (len(site), 1))
+    poses["view_deg"] = poses["heading"] + offset_deg - district.rotation_deg
     return Shots(folder=folder, prefix=prefix, district=district, poses=poses.reshape(-1), lights=lights)
 
 
@@ -154,7 +154,7 @@ def _evaluation_shots(settings: CitySettings, district: District, num_sites: int
 def _query_shots(
     settings: CitySettings, district: District, num_sites: int, random: np.random.Generator, folder: str, letter: str
 ) -> Shots:
-    """Pictures from anywhere near the sites of the database: each with its own light, camera and heading."""
+    """Images near the sites of the database, each with its own light, camera and heading."""
     count = settings.num_queries
     street, along = _sites(district, settings.database_spacing_m, num_sites)
     chosen = random.integers(0, len(street), count)

@@ -1,4 +1,4 @@
-"""Poses in, pictures out: the compiled renderer and the camera that develops its samples into bytes."""
+"""From poses to images: the compiled renderer, and the camera that converts its samples to bytes."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from synthcity.noise import hash01, hash_int
 from synthcity.scene import MOVING, PARKED, PERSON, TREE, District, Grid, Ground, Scene
 from synthcity.shadows import cast_shadows
 from synthcity.things import draw_person, draw_post, draw_tree
-from synthcity.view import MAX_FOUND, MAX_WALLS, Canvas, Scratch, Shade, View, gather, make_view
+from synthcity.view import MAX_FOUND, MAX_WALLS, Canvas, Scratch, Shade, View, collect_visible, make_view
 from synthcity.walls import draw_city
 
 OBJECT_REACH_M = 3.5
-TARGET_BRIGHTNESS = 0.36  # mean linear brightness that the camera aims at
-ADAPTATION = 0.7  # how much of the difference its automatic exposure makes up for
+TARGET_BRIGHTNESS = 0.36  # mean linear brightness, target of the automatic exposure
+ADAPTATION = 0.7  # share of the difference that the automatic exposure corrects
 WHITE = 3.2  # linear brightness that becomes white
 
 
@@ -24,7 +24,7 @@ WHITE = 3.2  # linear brightness that becomes white
 def _draw_objects(
     scene: Any, view: View, pose: Any, light: Any, shade: Shade, canvas: Canvas, found: np.ndarray
 ) -> int:
-    count, _ = gather(view, scene.object_grid, OBJECT_REACH_M, found)
+    count, _ = collect_visible(view, scene.object_grid, OBJECT_REACH_M, found)
     for index in range(count):
         thing = scene.objects[found[index]]
         if thing.kind == TREE:
@@ -50,7 +50,7 @@ def _draw_objects(
 def _average(canvas: Canvas, rays: int, size: int) -> float:
     """Average the rays x rays samples of each pixel, in place: pixel (i, j) moves to sample (i, j).
 
-    A sample is overwritten only after its own pixel has been read.  Returns the mean brightness of the picture.
+    A sample is overwritten only after its own pixel has been read.  Returns the mean brightness of the image.
     """
     linear = canvas.color
     share = 1.0 / (rays * rays)
@@ -61,7 +61,7 @@ def _average(canvas: Canvas, rays: int, size: int) -> float:
                 value = 0.0
                 for i in range(rays):
                     for j in range(rays):
-                        # A lamp brighter than white must not spread its jagged edge over the whole pixel.
+                        # Clipped, because a lamp brighter than white would dominate the pixel and show jagged edges.
                         value += min(canvas.color[row * rays + i, column * rays + j, c], 4.0)
                 linear[row, column, c] = value * share
             total += 0.3 * linear[row, column, 0] + 0.6 * linear[row, column, 1] + 0.1 * linear[row, column, 2]
@@ -95,10 +95,10 @@ def _develop(canvas: Canvas, rays: int, pose: Any, light: Any, out: np.ndarray) 
 
 @kernel
 def _unpack(city: Any, canvas: Any) -> tuple[Scene, Shade, Canvas]:
-    """Give plain tuples their names back.
+    """Convert plain tuples to named ones.
 
-    Only plain tuples and arrays pass the entries: numba stores the types of their arguments on disk, and a class that
-    a later version of this package has moved could not be read back.
+    Compiled functions take only plain tuples and arrays from Python: numba caches the types of their arguments on disk,
+    and a class that a later version has moved could not be read from this cache.
     """
     faces, face_grid, lots, objects, object_grid, ground, shade = city
     scene = Scene(faces, _grid(face_grid), lots, objects, _grid(object_grid), _ground(ground))
@@ -119,10 +119,10 @@ def _pack(scene: Scene, shade: tuple[np.ndarray, float, float]) -> tuple[Any, ..
     return (*(tuple(part) if isinstance(part, tuple) else part for part in scene), shade)
 
 
-def _entries(fingerprint: int) -> tuple[Any, Any, Any]:
-    """The three doors into compiled code.
+def _compile_entry_points(fingerprint: int) -> tuple[Any, Any, Any]:
+    """The three compiled functions that Python calls.
 
-    They are called one after the other from Python: nested in one function, everything would be optimized twice.
+    They are called one after the other: nested in one function, everything would be optimized twice.
     """
 
     @compiled_function
@@ -131,8 +131,8 @@ def _entries(fingerprint: int) -> tuple[Any, Any, Any]:
             return 0
         scene, shade, canvas = _unpack(city, samples)
         view = make_view(poses[0], canvas.depth.shape[0])
-        room = Scratch(scratch[0], scratch[1], scratch[2], scratch[3], scratch[4])
-        return draw_city(scene, view, poses[0], lights[poses[0].light], shade, canvas, room)
+        buffers = Scratch(scratch[0], scratch[1], scratch[2], scratch[3], scratch[4])
+        return draw_city(scene, view, poses[0], lights[poses[0].light], shade, canvas, buffers)
 
     @compiled_function
     def objects(city: Any, lights: np.ndarray, poses: np.ndarray, samples: Any, found: np.ndarray) -> int:
@@ -152,7 +152,7 @@ def _entries(fingerprint: int) -> tuple[Any, Any, Any]:
     return city, objects, develop
 
 
-_CITY, _OBJECTS, _DEVELOP = _entries(sources_fingerprint())
+_CITY, _OBJECTS, _DEVELOP = _compile_entry_points(sources_fingerprint())
 
 
 def render(
@@ -165,10 +165,10 @@ def render(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render poses (I,) POSE under lights (lights,) LIGHT.
 
-    shade: from `district_shade`.  Returns pictures (I, image_size, image_size, 3) uint8 and how many walls and objects
-    each of them looked at, (I, 2) int64.  A picture depends on its pose alone, not on its batch.
+    shade: from `district_shade`.  Returns images (I, image_size, image_size, 3) uint8, and the numbers of walls and
+    objects that each of them processed, (I, 2) int64.  An image depends only on its pose, not on its batch.
     """
-    pictures = np.empty((len(poses), image_size, image_size, 3), np.uint8)
+    images = np.empty((len(poses), image_size, image_size, 3), np.uint8)
     visits = np.empty((len(poses), 2), np.int64)
     rays = round(samples_per_pixel**0.5)
     samples, scratch = _samples(image_size * rays), _scratch(image_size * rays)
@@ -177,14 +177,14 @@ def render(
         pose = poses[index : index + 1]
         visits[index, 0] = _CITY(city, lights, pose, samples, scratch)
         visits[index, 1] = _OBJECTS(city, lights, pose, samples, scratch[0])
-        _DEVELOP(lights, pose, samples, rays, pictures[index])
-    return pictures, visits
+        _DEVELOP(lights, pose, samples, rays, images[index])
+    return images, visits
 
 
 def trace(
     scene: Scene, shade: tuple[np.ndarray, float, float], lights: np.ndarray, pose: np.ndarray, side: int
 ) -> Canvas:
-    """Trace side x side rays of one pose (1,) POSE through the static city: no camera, no trees, cars or people.
+    """Trace side x side rays of one pose (1,) POSE through the city, without camera effects, trees, cars and people.
 
     Returns linear colors, depths along the optical axis in meters and what each ray shows.
     """

@@ -1,7 +1,7 @@
-"""The records a city is made of: walls, lots, objects, light, poses.  Plain arrays, shared with the compiled renderer.
+"""Records of a city: walls, lots, objects, light, poses.  Plain arrays, shared with the compiled renderer.
 
-Coordinates are local to one district: x to the right, y up the map, z above the street, in meters; a district is turned
-against north by `rotation_deg`.  Angles of records are radians or degrees as their names say.
+Coordinates are local to one district: x to the right, y up the map, z above the street, in meters.  `rotation_deg` is
+the rotation of a district against north.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-VIEW_LIMIT_M = 160.0  # nothing farther is ever drawn: districts farther apart share no building
+VIEW_LIMIT_M = 160.0  # nothing farther is drawn, so districts farther apart share no building
 GRID_CELL_M = 24.0
 SHADOW_CELL_M = 1.0
 NUM_SUNS = 6
@@ -24,7 +24,7 @@ FACE: np.dtype[Any] = np.dtype(
         ("x1", "f8"),
         ("y1", "f8"),
         ("length", "f8"),
-        ("height", "f8"),  # of the wall's flat part; gables and roofs stand on it
+        ("height", "f8"),  # of the flat part of the wall, without gables and roofs
         ("kind", "i8"),
         ("lot", "i8"),
     ],
@@ -66,7 +66,7 @@ OBJECT: np.dtype[Any] = np.dtype(
         ("kind", "i8"),
         ("size", "f8"),
         ("direction", "f8"),  # radians, counterclockwise from x
-        ("chance", "f8"),  # of being there, for what comes and goes
+        ("chance", "f8"),  # of being present, for cars and people
         ("seed", "i8"),
     ],
     align=True,
@@ -75,7 +75,7 @@ OBJECT: np.dtype[Any] = np.dtype(
 LIGHT: np.dtype[Any] = np.dtype(
     [
         ("seed", "i8"),
-        ("sun", "f8", 3),  # unit vector towards the sun, in the district's axes
+        ("sun", "f8", 3),  # unit vector towards the sun, in the axes of the district
         ("sun_index", "i8"),  # layer of the shadow map
         ("sun_rgb", "f8", 3),
         ("ambient", "f8", 3),
@@ -87,7 +87,7 @@ LIGHT: np.dtype[Any] = np.dtype(
         ("leaves", "f8", 3),
         ("leaf_density", "f8"),
         ("wet", "f8"),
-        ("lamps", "f8"),  # how many windows and lamps are lit, 0 to 1
+        ("lamps", "f8"),  # share of lit windows and lamps, 0 to 1
         ("exposure", "f8"),
         ("white", "f8", 3),
         ("saturation", "f8"),
@@ -100,12 +100,12 @@ LIGHT: np.dtype[Any] = np.dtype(
 
 POSE: np.dtype[Any] = np.dtype(
     [
-        ("image_id", "i8"),  # over the whole city: seeds the sensor noise
-        ("site_seed", "i8"),  # shared by the pictures of one panorama: seeds people and moving cars
-        ("capture_seed", "i8"),  # shared by one street in one year: seeds parked cars and curtains
+        ("image_id", "i8"),  # unique in the city; seed of the sensor noise
+        ("site_seed", "i8"),  # shared by the images of a panorama; seed of people and moving cars
+        ("capture_seed", "i8"),  # shared by a street in one year; seed of parked cars and curtains
         ("x", "f8"),
         ("y", "f8"),
-        ("view_deg", "f8"),  # direction of sight, clockwise from the district's y axis
+        ("view_deg", "f8"),  # viewing direction, clockwise from the y axis of the district
         ("heading", "i8"),  # whole degrees clockwise from north, as in the file name
         ("fov_deg", "f8"),
         ("height_m", "f8"),
@@ -120,25 +120,25 @@ POSE: np.dtype[Any] = np.dtype(
 
 
 class Ground(NamedTuple):
-    """Blocks between streets, as the renderer reads them: X by Y cells of a jittered lattice."""
+    """Blocks between streets, for the renderer: X by Y cells of a jittered lattice."""
 
     sides: np.ndarray  # (X, Y, 4, 10) float64: lower, right, upper, left street, each as in SIDE_FIELDS
-    pavement_m: float
+    sidewalk_m: float
     column_of: np.ndarray  # (meters,) int32: a first guess of the block's column at x
     row_of: np.ndarray  # (meters,) int32
     park: np.ndarray  # (X, Y) uint8
 
 
-# A street as seen from a block beside it: a x + b y + c is the distance of a point from its middle line, positive in
-# the block; d x + e y + f is the way along it; its length, its half width, those of the roads at its two ends.
+# A street next to a block: a x + b y + c is the distance of a point from its center line, positive in the block;
+# d x + e y + f is the position along it; then its length, its half width, and half widths of the roads at both ends.
 SIDE_FIELDS = ("a", "b", "c", "d", "e", "f", "length", "half", "first_half", "last_half")
 
 
 class Grid(NamedTuple):
-    """Things by square cell, cell after cell (CSR): what a picture visits does not grow with the city."""
+    """Objects or walls by square cell (CSR), so that the work for an image does not grow with the city."""
 
     starts: np.ndarray  # (columns * rows + 1,) int64
-    order: np.ndarray  # (things,) int64
+    order: np.ndarray  # (items,) int64
     columns: int
     rows: int
     x0: float
@@ -146,7 +146,7 @@ class Grid(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """All the renderer needs of one district."""
+    """One district for the renderer."""
 
     faces: np.ndarray  # FACE
     face_grid: Grid
@@ -158,7 +158,7 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class District:
-    """One part of the city on the ground: where it lies, its streets for cameras and its scene."""
+    """One part of the city: its position, the streets with cameras, and its scene."""
 
     name: str
     east: float  # UTM of the local origin
@@ -166,7 +166,7 @@ class District:
     rotation_deg: float  # of the district's y axis, clockwise from north
     scene: Scene
     nodes: np.ndarray  # (X + 1, Y + 1, 2) float64: corners of the streets
-    streets: np.ndarray  # (streets, 6) float64: x0, y0, x1, y1, half width of the road, pavement; both ends interior
+    streets: np.ndarray  # (streets, 6) float64: x0, y0, x1, y1, half width of the road, sidewalk; both ends interior
 
     def to_utm(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """UTM east and north in meters of local points."""
@@ -185,7 +185,7 @@ def build_grid(x: np.ndarray, y: np.ndarray) -> Grid:
     column = ((x - x0) // GRID_CELL_M).astype(np.int64)
     row = ((y - y0) // GRID_CELL_M).astype(np.int64)
     columns, rows = int(column.max()) + 1, int(row.max()) + 1
-    cell = row * columns + column  # (things,) int64
+    cell = row * columns + column  # (items,) int64
     counts = np.bincount(cell, minlength=columns * rows)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Grid(starts, np.argsort(cell, kind="stable").astype(np.int64), columns, rows, x0, y0)

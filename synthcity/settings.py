@@ -1,4 +1,4 @@
-"""Every choice of a synthetic city in one frozen record: size, seed, captures, difficulty."""
+"""Settings of a synthetic city: size, seed, captures, difficulty."""
 
 import math
 import os
@@ -8,44 +8,44 @@ from cosplace.errors import ConfigError
 
 HEADINGS_PER_SITE = 12  # crops of one panorama, 30 degrees apart
 MAX_IMAGES = 20_000_000
-UNRELATED_TO_PIXELS = ("num_threads",)
+WITHOUT_EFFECT_ON_IMAGES = ("num_threads",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CitySettings:
-    """What city to build.  The defaults make a set on which a small network learns in minutes.
+    """Settings of a city.  With the defaults, a small network can be trained in minutes.
 
-    Lengths are meters, angles degrees; `horizon` is how far below the middle of a picture the horizon lies, as a
-    share of its height; pairs are (lowest, highest).  Raises ConfigError for values that cannot work.
+    `horizon` is the distance of the horizon below the center of an image, as a share of its height.  Pairs are (lowest,
+    highest).  Raises ConfigError for invalid values.
     """
 
-    images: int = 23_000  # training images, about: rounded up to whole sites (12 headings x years)
-    database_images: int = 3_700  # database images of val and of test, about
+    images: int = 23_000  # training images, rounded up to whole sites (12 headings x years)
+    database_images: int = 3_700  # database images of val and of test, rounded up to whole sites
     num_queries: int = 300  # queries of val and of test
     seed: int = 0
-    image_size: int = 96  # pixels, square pictures
+    image_size: int = 96  # pixels; images are square
     samples_per_pixel: int = 4  # 1, 4, 9 or 16 rays per pixel
     jpeg_quality: int = 90
     years: int = 4  # captures of every training site
     train_spacing_m: float = 8.0
     database_spacing_m: float = 5.0
-    position_jitter_m: float = 0.8  # a capture stands up to this far from its site
-    heading_jitter_deg: float = 3.0  # a picture looks up to this far beside the heading of its name
+    position_jitter_m: float = 0.8  # maximum distance of a capture from its site, in each direction
+    heading_jitter_deg: float = 3.0  # maximum difference of the true heading from the one in the name
     fov_deg: tuple[float, float] = (70.0, 80.0)
     camera_height_m: tuple[float, float] = (2.2, 2.8)
     horizon: tuple[float, float] = (0.07, 0.13)
-    query_sideways: float = 0.3  # share of the half street that queries use: harder towards 1
+    query_sideways: float = 0.3  # share of the width of the street that queries use; harder towards 1
     query_fov_deg: tuple[float, float] = (70.0, 80.0)
     query_height_m: tuple[float, float] = (1.5, 1.8)
     query_horizon: tuple[float, float] = (0.06, 0.14)
     light_strength: float = 1.0  # 0: neutral light everywhere, 1: full variety of weather and season
     query_light_strength: float = 0.8
-    traffic: float = 0.55  # share of the parking slots taken
+    traffic: float = 0.55  # share of occupied parking slots
     query_traffic: float = 0.7
     num_threads: int = 0  # 0: one per available core
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for the first value that cannot work."""
+        """Raise ConfigError for the first invalid value."""
         _check_counts(self)
         _check_lengths(self)
         _check_pairs(self)
@@ -55,14 +55,14 @@ class CitySettings:
         """Threads that render: `num_threads`, or one per core that this process may use."""
         if self.num_threads > 0:
             return self.num_threads
-        # Windows and macOS cannot tell which cores a process may use.
+        # Not available on Windows and macOS.
         allowed = getattr(os, "sched_getaffinity", None)
         return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def settings_to_json(settings: CitySettings) -> dict[str, object]:
-    """The settings that decide pixels and names, as plain JSON values; threads are left out."""
-    values = {name: value for name, value in asdict(settings).items() if name not in UNRELATED_TO_PIXELS}
+    """The settings that determine pixels and names, as JSON values."""
+    values = {name: value for name, value in asdict(settings).items() if name not in WITHOUT_EFFECT_ON_IMAGES}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -80,9 +80,9 @@ def _check_counts(settings: CitySettings) -> None:
     for name, (lowest, highest) in ranges.items():
         value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-            raise ConfigError(f"The city's {name} is {value!r}: give a whole number from {lowest} to {highest}.")
+            raise ConfigError(f"The city's {name} must be a whole number from {lowest} to {highest}, got {value!r}.")
     if settings.samples_per_pixel not in (1, 4, 9, 16):
-        raise ConfigError(f"The city's samples_per_pixel is {settings.samples_per_pixel!r}: choose 1, 4, 9 or 16.")
+        raise ConfigError(f"The city's samples_per_pixel must be 1, 4, 9 or 16, got {settings.samples_per_pixel!r}.")
 
 
 def _check_lengths(settings: CitySettings) -> None:
@@ -100,7 +100,7 @@ def _check_lengths(settings: CitySettings) -> None:
     for name, (lowest, highest) in ranges.items():
         value = getattr(settings, name)
         if not math.isfinite(value) or not lowest <= value <= highest:
-            raise ConfigError(f"The city's {name} is {value!r}: give a number from {lowest} to {highest}.")
+            raise ConfigError(f"The city's {name} must be a number from {lowest} to {highest}, got {value!r}.")
 
 
 def _check_pairs(settings: CitySettings) -> None:
@@ -116,5 +116,5 @@ def _check_pairs(settings: CitySettings) -> None:
         pair = getattr(settings, name)
         if len(pair) != 2 or not lowest <= pair[0] <= pair[1] <= highest:
             raise ConfigError(
-                f"The city's {name} is {pair!r}: give two numbers (lowest, highest) between {lowest} and {highest}."
+                f"The city's {name} must be two numbers (lowest, highest) between {lowest} and {highest}, got {pair!r}."
             )

@@ -1,4 +1,4 @@
-"""Cast shadows: for each sun, the height below which each square meter of a district lies in the shade."""
+"""Shadow maps: for each sun, the height below which each square meter of a district is in the shade."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from synthcity.noise import smooth
 from synthcity.scene import SHADOW_CELL_M, TREE
 
 STEP_M = 0.25  # of stored heights
-LOWEST_M = -4.0  # shade below the ground tells where between two cells a shadow ends
+LOWEST_M = -4.0  # heights below the ground, so that the end of a shadow can be interpolated between cells
 MARGIN_M = 20.0
 TALLEST_M = 50.0
 
 
 @kernel
 def _fill_lot(heights: np.ndarray, lot: Any, x0: float, y0: float) -> None:
-    """Write a building's height into the cells whose centers its four walls enclose."""
+    """Write the height of a building into the cells whose centers are inside its four walls."""
     corners = lot.corners
     columns, rows = heights.shape
     first = max(0, int((min(corners[0, 0], corners[1, 0], corners[2, 0], corners[3, 0]) - x0) / SHADOW_CELL_M))
@@ -50,7 +50,7 @@ def _fill_tree(heights: np.ndarray, tree: Any, x0: float, y0: float) -> None:
 
 @kernel
 def _cast(heights: np.ndarray, sun: np.ndarray, shade: np.ndarray) -> None:
-    """Walk from each cell towards the sun; the highest line of sight that a roof cuts is the cell's shade height."""
+    """Shade height of each cell: step towards the sun and keep the highest line to the sun that a roof blocks."""
     flat = (sun[0] ** 2 + sun[1] ** 2) ** 0.5
     dx, dy, drop = sun[0] / flat, sun[1] / flat, sun[2] / flat * SHADOW_CELL_M
     columns, rows = heights.shape
@@ -102,7 +102,7 @@ def cast_shadows(
 ) -> tuple[np.ndarray, float, float]:
     """Shadow maps of a district: (suns, columns, rows) uint8 and the x, y of their lower left corner.
 
-    A stored value s means: below s * STEP_M + LOWEST_M meters this square meter is in the shade.
+    A stored value s means that this square meter is in the shade below s * STEP_M + LOWEST_M meters.
     """
     x0, y0 = (float(nodes[..., axis].min()) - MARGIN_M for axis in (0, 1))
     columns, rows = (
@@ -116,7 +116,7 @@ def cast_shadows(
 
 @inlined
 def shade_top(shade: np.ndarray, x0: float, y0: float, layer: int, x: float, y: float) -> float:
-    """The height in meters below which a place lies in the shade of one sun."""
+    """Height in meters below which a position is in the shade of one sun."""
     column, row = (x - x0) / SHADOW_CELL_M - 0.5, (y - y0) / SHADOW_CELL_M - 0.5
     i, j = int(column), int(row)
     if column < 0.0 or row < 0.0 or i >= shade.shape[1] - 1 or j >= shade.shape[2] - 1:
@@ -129,5 +129,5 @@ def shade_top(shade: np.ndarray, x0: float, y0: float, layer: int, x: float, y: 
 
 @inlined
 def sunlit(z: float, top: float) -> float:
-    """Share of the sun at height z where the shade ends at `top`: 0 below, 1 above, a soft edge between."""
+    """Share of the sun at height z, if the shade ends at `top`: 0 below, 1 above, with a soft edge."""
     return smooth(-0.35, 0.35, z - top)

@@ -1,4 +1,4 @@
-"""Ground floors: shops whose owners change over the years, entrances of dwellings, garages."""
+"""Ground floors: shops whose owners change over the years, entrances of residences, garages."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ SHOP_M = 5.5
 
 @kernel
 def shop_owner(seed: int, shop: int, year: int) -> int:
-    """Seed of everything that belongs to a shop's owner of that year."""
+    """Seed of the owner of a shop in a year, for the look of the shop."""
     owner = 0
     for past in range(1, year + 1):
         if hash01(seed + 101 * shop, 300 + past) < NEW_OWNER_CHANCE:
@@ -23,7 +23,7 @@ def shop_owner(seed: int, shop: int, year: int) -> int:
 
 @kernel
 def shop_color(seed: int) -> tuple[float, float, float]:
-    """A sign or awning color: any hue, mostly muted."""
+    """Color of a sign or awning: any hue, mostly muted."""
     hue = hash01(seed, 0) * 6.0
     full = 0.10 + 0.55 * hash01(seed, 1) ** 1.5
     gray = full * (0.15 + 0.5 * hash01(seed, 2))
@@ -44,8 +44,8 @@ def shop_color(seed: int) -> tuple[float, float, float]:
 
 
 @kernel
-def shop_front(lot: Any, u: float, v: float, length: float, year: int, lamps: float, foot: float) -> Rgbg:
-    """Paint a ground floor of shops, each about SHOP_M wide: sign, awning, shop windows, door."""
+def shop_front(lot: Any, u: float, v: float, length: float, year: int, lamps: float, footprint: float) -> Rgbg:
+    """Ground floor with shops, each about SHOP_M wide: sign, awning, shop windows, door."""
     shops = max(1, int(length / SHOP_M + 0.5))
     width = length / shops
     shop = min(int(u / width), shops - 1)
@@ -56,15 +56,15 @@ def shop_front(lot: Any, u: float, v: float, length: float, year: int, lamps: fl
     if x < 0.22 or x > width - 0.22 or v > top:
         return BARE_WALL
     if v > sign_low:
-        return _sign(owner, x - 0.22, v - sign_low, width - 0.44, top - sign_low, lamps, foot)
+        return _sign(owner, x - 0.22, v - sign_low, width - 0.44, top - sign_low, lamps, footprint)
     if lot.awning and hash01(owner, 21) < 0.7 and v > sign_low - 0.75:
         return _awning(owner, x, (v - sign_low + 0.75) / 0.75, lot.awning == 1)
-    return _shop_window(owner, x, v, width, sign_low, lamps, foot)
+    return _shop_window(owner, x, v, width, sign_low, lamps, footprint)
 
 
 @kernel
-def _sign(owner: int, x: float, v: float, width: float, height: float, lamps: float, foot: float) -> Rgbg:
-    """Paint a board with a name in block letters, strokes on a 4 x 5 raster per letter."""
+def _sign(owner: int, x: float, v: float, width: float, height: float, lamps: float, footprint: float) -> Rgbg:
+    """Board with block letters, with strokes on a 4 x 5 grid per letter."""
     red, green, blue = shop_color(hash_int(owner, 30))
     if v < 0.05 or v > height - 0.05:
         return red * 0.6, green * 0.6, blue * 0.6, 0.0
@@ -73,11 +73,11 @@ def _sign(owner: int, x: float, v: float, width: float, height: float, lamps: fl
     start = 0.5 * (width - letters * pitch) * (0.3 + 0.7 * (hash01(owner, 34) < 0.7))
     place = (x - start) / pitch
     letter = int(place)
-    if 0.0 <= place < letters and foot < 0.4 * height:
+    if 0.0 <= place < letters and footprint < 0.4 * height:
         column, row = int((place - letter) * 4.0), int((v / height - 0.16) / 0.68 * 5.0)
         inside = column < 3 and 0 <= row < 5 and v / height > 0.16
         shape = hash_int(owner, 400 + letter)
-        # A stroke on the left or in the middle and two bars make most letters of most alphabets.
+        # A vertical stroke on the left or in the center and two horizontal ones resemble most letters.
         stem = column == (shape & 1) or (column == 2 and (shape >> 1) & 1)
         bar = row == ((shape >> 2) % 3) * 2 or row == ((shape >> 5) % 3) * 2
         if inside and (stem or bar):
@@ -89,7 +89,7 @@ def _sign(owner: int, x: float, v: float, width: float, height: float, lamps: fl
 
 @kernel
 def _awning(owner: int, x: float, part: float, striped: bool) -> Rgbg:
-    """Cloth that comes forward: lighter above, a darker hem with a scalloped edge."""
+    """Awning: lighter towards the top, with a darker hem."""
     red, green, blue = shop_color(hash_int(owner, 40))
     shade = 0.75 + 0.35 * part
     if part < 0.2:
@@ -100,7 +100,7 @@ def _awning(owner: int, x: float, part: float, striped: bool) -> Rgbg:
 
 
 @kernel
-def _shop_window(owner: int, x: float, v: float, width: float, top: float, lamps: float, foot: float) -> Rgbg:
+def _shop_window(owner: int, x: float, v: float, width: float, top: float, lamps: float, footprint: float) -> Rgbg:
     plinth = 0.35 + 0.35 * hash01(owner, 22)
     frame = shop_color(hash_int(owner, 50))
     door = 0.3 + (width - 1.7) * (0.0 if hash01(owner, 23) < 0.4 else (1.0 if hash01(owner, 23) < 0.8 else 0.5))
@@ -116,7 +116,7 @@ def _shop_window(owner: int, x: float, v: float, width: float, top: float, lamps
     pane = (x - 0.22) / 1.55
     if pane - int(pane) < 0.05 or v < plinth + 0.07 or top - v < 0.07:
         return frame[0], frame[1], frame[2], 0.0
-    # Goods behind the glass: a shelf's worth of soft blobs, brighter near the bottom.
+    # Goods behind the glass: soft blobs, brighter near the bottom.
     goods = value_noise(x * 2.4, v * 2.0, owner)
     hue = value_noise(x * 1.3, v * 1.1, owner + 1)
     full = 0.05 + 0.28 * smooth(0.45, 0.8, goods) * smooth(top, plinth, v)
@@ -131,8 +131,10 @@ def _shop_window(owner: int, x: float, v: float, width: float, top: float, lamps
 
 
 @kernel
-def dwelling_entrance(lot: Any, u: float, v: float, length: float, capture: int, lamps: float, foot: float) -> Rgbg:
-    """Paint a plinth, a door with steps and fanlight in one bay, windows in the others; or an arcade."""
+def residence_entrance(
+    lot: Any, u: float, v: float, length: float, capture: int, lamps: float, footprint: float
+) -> Rgbg:
+    """Ground floor of a residence: a plinth, a door in one bay, windows in the others; or an arcade."""
     bays = max(1, int(length / (lot.bay_m * 1.15) + 0.5))
     width = length / bays
     bay = min(int(u / width), bays - 1)
@@ -140,7 +142,7 @@ def dwelling_entrance(lot: Any, u: float, v: float, length: float, capture: int,
     if lot.street_use == 3:
         return _arch(x, v, 0.36 * width, lot)
     if bay == hash_int(lot.seed, 81) % bays:
-        return _door(lot, x, v, foot)
+        return _door(lot, x, v, footprint)
     if v < 0.55:
         return 0.62, 0.62, 0.62, -1.0
     half, low, high = 0.26 * width, 1.15, lot.ground_floor_m - 0.7
@@ -158,7 +160,7 @@ def dwelling_entrance(lot: Any, u: float, v: float, length: float, capture: int,
 
 
 @kernel
-def _door(lot: Any, x: float, v: float, foot: float) -> Rgbg:
+def _door(lot: Any, x: float, v: float, footprint: float) -> Rgbg:
     half, step, top = 0.62, 0.32, 2.75
     if abs(x) < half + 0.3 and v < step:
         shade = 0.34 if int(v / 0.16) % 2 == 0 else 0.42
@@ -168,7 +170,7 @@ def _door(lot: Any, x: float, v: float, foot: float) -> Rgbg:
             return 0.07, 0.08, 0.09, 0.0
         panel = abs(abs(x) - 0.3) < 0.2 and (0.5 < v < 1.15 or 1.35 < v < 2.1)
         shade = 0.72 if panel else 1.0
-        if 0.45 < x < 0.55 and abs(v - 1.2) < 0.06 and foot < 0.06:
+        if 0.45 < x < 0.55 and abs(v - 1.2) < 0.06 and footprint < 0.06:
             return 0.6, 0.5, 0.25, 0.0
         return lot.door[0] * shade, lot.door[1] * shade, lot.door[2] * shade, 0.0
     if abs(x) < half + 0.18 and v < top + 0.2:
@@ -189,17 +191,17 @@ def _arch(x: float, v: float, half: float, lot: Any) -> Rgbg:
 
 
 @kernel
-def garage(lot: Any, u: float, v: float, length: float, foot: float) -> Rgbg:
-    """Garage doors beside a house door."""
+def garage(lot: Any, u: float, v: float, length: float, footprint: float) -> Rgbg:
+    """Garage doors next to an entrance."""
     doors = max(1, int((length - 1.8) / 3.6))
     width = (length - 1.8) / doors
     if u > length - 1.8:
-        return _door(lot, u - (length - 0.9), v, foot)
+        return _door(lot, u - (length - 0.9), v, footprint)
     x = u - (int(u / width) + 0.5) * width
     half = min(1.35, 0.4 * width)
     if abs(x) < half and v < 2.4:
         panel = v / 0.5
-        shade = 0.7 if (panel - int(panel) < 0.1 and foot < 0.12) else 0.95
+        shade = 0.7 if (panel - int(panel) < 0.1 and footprint < 0.12) else 0.95
         return lot.door[0] * shade, lot.door[1] * shade, lot.door[2] * shade, 0.0
     if abs(x) < half + 0.15 and v < 2.55:
         return lot.trim[0], lot.trim[1], lot.trim[2], 0.0

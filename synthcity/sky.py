@@ -1,4 +1,4 @@
-"""The sky: a gradient, clouds on a flat layer, the glow around the sun, the far city as a hazy silhouette."""
+"""The sky: a gradient, clouds on a flat layer, the glow around the sun, the distant city as a hazy silhouette."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ Rgb = tuple[float, float, float]
 
 @kernel
 def skyline(azimuth: float) -> float:
-    """Tangent of the height of the far city and hills above the horizon, by direction in radians."""
+    """Tangent of the elevation of the distant city and hills, by direction in radians."""
     hills = 0.012 + 0.05 * value_noise(azimuth * 3.0 + 20.0, 0.5, 301) ** 2
     block = int((azimuth + 10.0) * 60.0)
     far = 0.02 + 0.045 * hash01(block, 302) ** 2
@@ -22,7 +22,7 @@ def skyline(azimuth: float) -> float:
 def sky_color(light: Any, dx: float, dy: float, slope: float, far: float) -> Rgb:
     """Linear color in direction (dx, dy, slope), (dx, dy) of length 1; far: `skyline` of the direction."""
     if slope < far:
-        # Haze swallows the foot of the silhouette.
+        # Haze hides the bottom of the silhouette.
         mix = 0.22 + 0.2 * smooth(0.0, far, slope)
         shade = 0.5 + 0.2 * far * 10.0
         return (

@@ -1,4 +1,4 @@
-"""Trees, people, lamps, signals, signs and advertising columns: small things drawn over the city by depth."""
+"""Trees, people, lamps, signals, signs and advertising columns: objects drawn over the city, by depth."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from synthcity.compiling import kernel
 from synthcity.noise import hash01, hash_int, smooth, value_noise
 from synthcity.scene import COLUMN, LAMP, SIGN, SIGNAL
-from synthcity.view import Canvas, Shade, View, haze_at, put, sun_at
+from synthcity.view import Canvas, Shade, View, haze_at, sun_at, write_sample
 
 PERSON_FARTHEST_M = 80.0
 NEAREST_M = 0.9
@@ -16,7 +16,7 @@ Rgb = tuple[float, float, float]
 
 @kernel
 def _place(view: View, x: float, y: float) -> tuple[float, float, float]:
-    """Meters right of and in front of the camera, and distance, of a point."""
+    """Position of a point: meters to the right of the camera, meters in front of it, distance."""
     dx, dy = x - view.x, y - view.y
     return (
         dx * view.right_x + dy * view.right_y,
@@ -27,7 +27,7 @@ def _place(view: View, x: float, y: float) -> tuple[float, float, float]:
 
 @kernel
 def _box(view: View, a: float, depth: float, half: float, low: float, high: float) -> tuple[int, int, int, int]:
-    """Columns first..last and rows top..bottom of an upright rectangle at a depth, cut to the canvas."""
+    """Columns first..last and rows top..bottom of an upright rectangle at a depth, clipped to the canvas."""
     scale = view.focal / depth
     middle, side = a * scale + view.middle, view.side - 1
     return (
@@ -40,7 +40,7 @@ def _box(view: View, a: float, depth: float, half: float, low: float, high: floa
 
 @kernel
 def _round_sun(view: View, light: Any, offset: float) -> float:
-    """Sunshine on an upright round thing, `offset` (-1 to 1) right of its axis as the camera sees it."""
+    """Sunshine on an upright cylinder, `offset` (-1 to 1) to the right of its axis as the camera sees it."""
     forward = np.sqrt(max(0.0, 1.0 - offset * offset))
     normal_x = view.right_x * offset - view.forward_x * forward
     normal_y = view.right_y * offset - view.forward_y * forward
@@ -60,7 +60,7 @@ def _pillar(
     high: float,
     color: Rgb,
 ) -> None:
-    """Draw a round post.  Thinner than a sample, it is drawn one sample wide."""
+    """Draw a round post, at least one sample wide."""
     a, depth, distance = _place(view, x, y)
     if depth < 0.4:
         return
@@ -72,7 +72,7 @@ def _pillar(
         sun = lit * _round_sun(view, light, min(max(offset, -1.0), 1.0))
         for row in range(top, bottom + 1):
             if depth < canvas.depth[row, column]:
-                put(canvas, row, column, depth, color, sun, 0.75, light, haze)
+                write_sample(canvas, row, column, depth, color, sun, 0.75, light, haze)
 
 
 @kernel
@@ -138,12 +138,12 @@ def _leaves(
             facing = max(0.0, 0.25 + 0.75 * (dx * sun_right + dy * light.sun[2] + up * sun_back))
             tone = tint * (0.55 + 0.6 * clump) * (0.7 + 0.6 * leaf)
             color = (light.leaves[0] * tone, light.leaves[1] * tone, light.leaves[2] * tone)
-            put(canvas, row, column, ball_depth, color, facing * lit, 0.5 + 0.3 * dy, light, haze)
+            write_sample(canvas, row, column, ball_depth, color, facing * lit, 0.5 + 0.3 * dy, light, haze)
 
 
 @kernel
 def draw_person(view: View, person: Any, seed: int, light: Any, shade: Shade, canvas: Canvas) -> None:
-    """Someone on the pavement: head, coat, arms, legs in step."""
+    """Draw a person on the sidewalk: head, coat, arms, legs."""
     x = person.x + 1.6 * (hash01(seed, 1) - 0.5)
     y = person.y + 1.6 * (hash01(seed, 2) - 0.5)
     a, depth, distance = _place(view, x, y)
@@ -174,12 +174,12 @@ def draw_person(view: View, person: Any, seed: int, light: Any, shade: Shade, ca
             elif part == 3:
                 color = (0.04, 0.03, 0.025)
             sun = lit * _round_sun(view, light, min(max(dx / 0.25, -1.0), 1.0))
-            put(canvas, row, column, depth, color, sun, 0.6 + 0.25 * v, light, haze)
+            write_sample(canvas, row, column, depth, color, sun, 0.6 + 0.25 * v, light, haze)
 
 
 @kernel
 def _body_part(dx: float, v: float, stride: float) -> int:
-    """Tell what a point of a person shows: 0 nothing, 1 coat, 2 trousers, 3 hair or shoes, 4 skin."""
+    """What a point of a person shows: 0 nothing, 1 coat, 2 trousers, 3 hair or shoes, 4 skin."""
     if v > 0.86:
         head = (dx / 0.105) ** 2 + ((v - 0.932) / 0.068) ** 2
         if head < 1.0:
@@ -213,7 +213,7 @@ def _cloth(seed: int) -> Rgb:
 
 @kernel
 def draw_post(view: View, thing: Any, light: Any, shade: Shade, canvas: Canvas) -> None:
-    """Lamps, traffic lights, signs and advertising columns."""
+    """Draw a lamp, a traffic light, a sign or an advertising column."""
     _, depth, distance = _place(view, thing.x, thing.y)
     if depth < 0.4 or distance < NEAREST_M:
         return
@@ -250,7 +250,7 @@ def draw_post(view: View, thing: Any, light: Any, shade: Shade, canvas: Canvas) 
 
 @kernel
 def _advertising(view: View, thing: Any, light: Any, shade: Shade, canvas: Canvas) -> None:
-    """Draw a round column with posters that stay where they are glued, whoever looks."""
+    """Draw a round column with posters, which are fixed in the world."""
     a, depth, distance = _place(view, thing.x, thing.y)
     half, height = 0.62, float(thing.size)
     if depth < 1.2:
@@ -276,7 +276,7 @@ def _advertising(view: View, thing: Any, light: Any, shade: Shade, canvas: Canva
                 inner = poster - int(poster)
                 if 0.25 < inner < 0.75 and 0.3 < v / 1.1 - int(v / 1.1) < 0.6:
                     color = (0.75 - color[0], 0.75 - color[1], 0.7 - color[2])
-            put(canvas, row, column, depth, color, sun, 0.7, light, haze)
+            write_sample(canvas, row, column, depth, color, sun, 0.7, light, haze)
 
 
 @kernel
@@ -295,7 +295,7 @@ def _signal(view: View, thing: Any, light: Any, canvas: Canvas) -> None:
             color = (0.02, 0.02, 0.02)
             if dx * dx + ((v - int(v) - 0.5) * 0.32) ** 2 < 0.012 and int(v) == lamp:
                 color = (0.1, 1.2, 0.4) if lamp == 0 else ((1.3, 0.8, 0.1) if lamp == 1 else (1.4, 0.1, 0.08))
-            put(canvas, row, column, depth - 0.1, color, 0.3, 0.8, light, haze)
+            write_sample(canvas, row, column, depth - 0.1, color, 0.3, 0.8, light, haze)
 
 
 @kernel
@@ -320,4 +320,4 @@ def _plate(view: View, thing: Any, light: Any, canvas: Canvas) -> None:
                 color = (0.8, 0.55, 0.04) if reach < 0.28 else (0.02, 0.02, 0.02)
             elif reach > 0.24 or (abs(dy) < 0.06 and hash01(thing.seed, 2) < 0.5):
                 color = (0.6, 0.02, 0.02)
-            put(canvas, row, column, depth - 0.06, color, 0.4, 0.75, light, haze)
+            write_sample(canvas, row, column, depth - 0.06, color, 0.4, 0.75, light, haze)

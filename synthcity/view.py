@@ -1,4 +1,4 @@
-"""One camera over one district: what lies in front of it, where a point falls, how far haze reaches."""
+"""One camera in one district: visible objects, samples, haze."""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ from synthcity.scene import GRID_CELL_M, VIEW_LIMIT_M
 from synthcity.shadows import shade_top, sunlit
 
 HALF_DIAGONAL_M = 0.7072 * GRID_CELL_M
-MAX_WALLS = 32  # kept per column: the nearest ones
+MAX_WALLS = 32  # per column, the nearest ones
 MAX_FOUND = 16384
 GROUND, WALL, SKY, THING = range(4)  # what a sample shows
 
 
 class View(NamedTuple):
-    """A camera without roll whose pitch only shifts the horizon, so that walls stay upright."""
+    """A camera without roll.  Its pitch only shifts the horizon, so that walls stay upright."""
 
     x: float
     y: float
@@ -32,7 +32,7 @@ class View(NamedTuple):
 
 
 class Canvas(NamedTuple):
-    """Samples of one picture: linear color, depth along the optical axis in meters, what they show."""
+    """Samples of one image: linear color, depth along the optical axis in meters, what they show."""
 
     color: np.ndarray  # (side, side, 3) float32
     depth: np.ndarray  # (side, side) float32
@@ -40,13 +40,13 @@ class Canvas(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room for what is found on the way to a picture."""
+    """Working memory for one image."""
 
     found: np.ndarray  # (MAX_FOUND,) int64
     walls: np.ndarray  # (side, MAX_WALLS) int64: the walls of each column, near to far
     depths: np.ndarray  # (side, MAX_WALLS) float64
-    shares: np.ndarray  # (side, MAX_WALLS) float64: where along the wall, 0 to 1
-    numbers: np.ndarray  # (side,) int64: how many walls each column has
+    shares: np.ndarray  # (side, MAX_WALLS) float64: position along the wall, 0 to 1
+    numbers: np.ndarray  # (side,) int64: number of walls of each column
 
 
 class Shade(NamedTuple):
@@ -79,11 +79,12 @@ def make_view(pose: Any, side: int) -> View:
 
 
 @kernel
-def gather(view: View, grid: Any, reach_m: float, found: np.ndarray) -> tuple[int, int]:
-    """Things whose cell may be seen: writes their numbers to `found`, returns how many and how many cells were read.
+def collect_visible(view: View, grid: Any, reach_m: float, found: np.ndarray) -> tuple[int, int]:
+    """Find objects or walls whose cell may be visible: writes their numbers to `found`, returns how many, and how many
+    cells were read.
 
-    Only cells within VIEW_LIMIT_M in front of the camera are read, however large the district.
-    reach_m: how far a thing may stick out of its cell.
+    Reads only cells within VIEW_LIMIT_M in front of the camera, however large the district is.
+    reach_m: maximum distance of an object from its cell.
     """
     margin = HALF_DIAGONAL_M + reach_m
     half = view.middle / view.focal
@@ -113,7 +114,7 @@ def gather(view: View, grid: Any, reach_m: float, found: np.ndarray) -> tuple[in
 
 @inlined
 def haze_at(light: Any, distance: float) -> float:
-    """Share of haze in what is seen at a distance: all of it at the view limit."""
+    """Share of haze in the color at a distance; 1 at the view limit."""
     part = distance / light.haze_m
     return max(part / (1.0 + part), smooth(0.7 * VIEW_LIMIT_M, 0.99 * VIEW_LIMIT_M, distance))
 
@@ -125,7 +126,7 @@ def sun_at(shade: Shade, light: Any, x: float, y: float, z: float) -> float:
 
 
 @kernel
-def put(
+def write_sample(
     canvas: Canvas,
     row: int,
     column: int,
@@ -136,7 +137,7 @@ def put(
     light: Any,
     haze: float,
 ) -> None:
-    """Write one thing's sample: its own color under sun and sky, behind haze."""
+    """Write one sample of an object: its color lit by sun and sky, behind haze."""
     clear = 1.0 - haze
     for c in range(3):
         lit = color[c] * (sun * light.sun_rgb[c] + ambient * light.ambient[c])

@@ -1,4 +1,4 @@
-"""Buildings, ground and sky of one picture, column by column, from the ground up and from near to far."""
+"""Buildings, ground and sky of one image, column by column, from the ground up and from near to far."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from synthcity.noise import smooth
 from synthcity.scene import VIEW_LIMIT_M
 from synthcity.shadows import shade_top, sunlit
 from synthcity.sky import sky_color, skyline
-from synthcity.view import GROUND, MAX_WALLS, SKY, WALL, Canvas, Scratch, Shade, View, gather, haze_at, sun_at
+from synthcity.view import GROUND, MAX_WALLS, SKY, WALL, Canvas, Scratch, Shade, View, collect_visible, haze_at, sun_at
 
 NEAR_M = 0.12
 
 
 @kernel
 def draw_city(scene: Any, view: View, pose: Any, light: Any, shade: Shade, canvas: Canvas, scratch: Scratch) -> int:
-    """Fill every sample of the canvas with wall, ground or sky; returns how many walls were looked at."""
-    count, _ = gather(view, scene.face_grid, 9.0, scratch.found)
+    """Fill every sample of the canvas with wall, ground or sky; returns the number of walls considered."""
+    count, _ = collect_visible(view, scene.face_grid, 9.0, scratch.found)
     scratch.numbers[:] = 0
     for index in range(count):
         number = scratch.found[index]
@@ -44,9 +44,9 @@ def draw_city(scene: Any, view: View, pose: Any, light: Any, shade: Shade, canva
 
 @kernel
 def _project_face(face: Any, index: int, view: View, scratch: Scratch) -> None:
-    """Insert a wall that faces the camera into the lists, sorted by depth, of the columns that it crosses."""
+    """Insert a wall that faces the camera into the lists of its columns, which are sorted by depth."""
     x0, y0, x1, y1 = face.x0 - view.x, face.y0 - view.y, face.x1 - view.x, face.y1 - view.y
-    if (x1 - x0) * y0 - (y1 - y0) * x0 < 0.0:  # seen from inside
+    if (x1 - x0) * y0 - (y1 - y0) * x0 < 0.0:  # faces away from the camera
         return
     a0, z0 = x0 * view.right_x + y0 * view.right_y, x0 * view.forward_x + y0 * view.forward_y
     a1, z1 = x1 * view.right_x + y1 * view.right_y, x1 * view.forward_x + y1 * view.forward_y
@@ -78,7 +78,7 @@ def _insert(column: int, index: int, depth: float, share: float, scratch: Scratc
         place -= 1
     else:
         numbers[column] += 1
-    # Ties, as at shared walls, are settled by the wall's number: never by the order of a grid's cells.
+    # Ties, as for shared walls, are decided by the number of the wall, not by the order of grid cells.
     while place > 0 and (
         depths[column, place - 1] > depth or (depths[column, place - 1] == depth and walls[column, place - 1] > index)
     ):
@@ -104,7 +104,7 @@ def _draw_wall(
     face: Any,
     share: float,
 ) -> int:
-    """Draw what one wall adds above `row`; returns the first row above it."""
+    """Draw the part of one wall above `row`; returns the first row above it."""
     lot = scene.lots[face.lot]
     u = share * face.length
     top = face.height + roof_rise(lot, face.kind, u, face.length)
@@ -118,13 +118,13 @@ def _draw_wall(
     shaded = shade_top(shade.maps, shade.x0, shade.y0, light.sun_index, x, y)
     paint = painted(lot, pose.year)
     haze = haze_at(light, depth * np.sqrt(1.0 + tangent * tangent))
-    foot = depth / view.focal
-    # Walls look alike from sunrise to sunset but for a little more sky on those that face south.
+    footprint = depth / view.focal
+    # Walls look similar at all times of the day, with slightly more sky on those that face the sun.
     sky = 0.84 + 0.1 * (normal_x * light.sun[0] + normal_y * light.sun[1])
     while row >= 0 and row + 0.5 > top_row:
         v = max(0.0, view.z + depth * (view.horizon - (row + 0.5)) / view.focal)
         red, green, blue, glow = facade(
-            lot, face.kind, u, v, face.length, paint, pose.year, pose.capture_seed, light.lamps, foot
+            lot, face.kind, u, v, face.length, paint, pose.year, pose.capture_seed, light.lamps, footprint
         )
         sun = facing * sunlit(v, shaded)
         ambient = sky * (0.68 + 0.32 * smooth(0.0, 3.5, v))
@@ -171,9 +171,9 @@ def _draw_ground(
         if block_x < 0:
             block_x, block_y = guess_block(ground, x, y)
             block_x, block_y = find_block(ground, x, y, block_x, block_y)
-        # A ray's footprint on the ground is long and narrow: take the mean of both.
-        foot = depth / view.focal * np.sqrt(max(1.0, depth / view.z))
-        red, green, blue = ground_color(ground, x, y, block_x, block_y, foot)
+        # The footprint of a ray on the ground is long and narrow: take the mean of length and width.
+        footprint = depth / view.focal * np.sqrt(max(1.0, depth / view.z))
+        red, green, blue = ground_color(ground, x, y, block_x, block_y, footprint)
         sun = light.sun[2] * sun_at(shade, light, x, y, 0.0)
         haze = haze_at(light, distance)
         clear = 1.0 - haze

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: where the optional reference data lies, and isolation from the user's own caches."""
+"""Fixtures of all tests: optional reference data, and isolation from the user's caches."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ SHARED = Path(os.environ.get("COSPLACE_REFERENCE", Path(__file__).resolve().pare
 
 def _optional_folder(folder: Path, what: str) -> Path:
     if not folder.is_dir():
-        pytest.skip(f"{what} not found at {folder}: set COSPLACE_REFERENCE to the folder that holds it")
+        pytest.skip(f"{what} not found at {folder}. Set COSPLACE_REFERENCE to its parent folder")
     return folder
 
 
@@ -22,11 +22,11 @@ def reference_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def real_photos_folder() -> Path:
-    """A slice of SF-XS: real street photos."""
+    """A part of SF-XS: real photos."""
     return _optional_folder(SHARED / "data" / "sf-xs-slice", "real photos")
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _separate_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COSPLACE_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("SF_XL_PROCESSED_FOLDER", raising=False)

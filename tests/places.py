@@ -1,21 +1,21 @@
-"""A made world of descriptors: places on the ground that look like nothing else, or like each other; no photos."""
+"""A synthetic world of descriptors: places that look unique or similar to each other; no photos."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cosplace.geo import destination
 from cosplace.index.photo_index import PhotoIndex, create_index
 from cosplace.index.records import ModelSpec, NewPhoto
-from cosplace.localization.plane import moved
 
 D = 32
-SPEC = ModelSpec(model="made", checksum="c" * 64, dimension=D)
+SPEC = ModelSpec(model="synthetic", checksum="c" * 64, dimension=D)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Places in a square grid; their photos are the place's own vector with noise, some with much of it."""
+    """Places in a square grid; the descriptor of a photo is the vector of its place with noise, weak or strong."""
 
     vectors: np.ndarray  # (P, D)
     east_north_m: np.ndarray  # (P, 2)
@@ -27,7 +27,7 @@ class World:
         levels = rng.uniform(*noise, (len(places), 1))
         rows = self.vectors[places] + levels * rng.standard_normal((len(places), D)) / np.sqrt(D)
         at = self.east_north_m[places] + rng.uniform(-4, 4, (len(places), 2))
-        return (units(rows), *moved(self.latitude, self.longitude, at[:, 0], at[:, 1]))
+        return (units(rows), *destination(self.latitude, self.longitude, at[:, 0], at[:, 1]))
 
 
 def units(rows: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def units(rows: np.ndarray) -> np.ndarray:
 
 
 def make_world(num_places: int, *, seed: int = 0, latitude: float = 45.0, longitude: float = 7.0) -> World:
-    """Places 60 m apart; all look somewhat alike, as streets of one city do."""
+    """Places 60 m apart; all are somewhat similar, like the streets of one city."""
     rng = np.random.default_rng([seed, 1])
     side = int(np.ceil(np.sqrt(num_places)))
     grid = np.stack(np.divmod(np.arange(num_places), side), axis=1) * 60.0
@@ -45,14 +45,19 @@ def make_world(num_places: int, *, seed: int = 0, latitude: float = 45.0, longit
 
 def new_photos(latitudes: np.ndarray, longitudes: np.ndarray, prefix: str = "p") -> list[NewPhoto]:
     return [
-        NewPhoto(path=f"/made/{prefix}{number}.jpg", key=f"{prefix}{number}", latitude=float(lat), longitude=float(lon),
-                 time=1e9 + 86_400.0 * number)
+        NewPhoto(
+            path=f"/synthetic/{prefix}{number}.jpg",
+            key=f"{prefix}{number}",
+            latitude=float(lat),
+            longitude=float(lon),
+            time=1e9 + 86_400.0 * number,
+        )
         for number, (lat, lon) in enumerate(zip(latitudes, longitudes, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def world_index(address: Path, world: World, captures: int = 5, noise: tuple[float, float] = (0.3, 1.2)) -> PhotoIndex:
-    """An index, open for writing, with so many photos of each place."""
+    """An index, open for writing, with `captures` photos of each place."""
     rng = np.random.default_rng(2)
     places = np.repeat(np.arange(len(world.vectors)), captures)
     rows, lat, lon = world.capture(places, rng, noise)

@@ -1,3 +1,5 @@
+"""Compiled functions: caching on disk, signatures, fingerprints."""
+
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ def broken(numbers):
     numbers.no_such_thing()
 
 
-def test_without_a_folder_to_write_functions_are_compiled_in_memory(monkeypatch: pytest.MonkeyPatch):
+def test_without_a_writable_cache_functions_are_compiled_in_memory(monkeypatch: pytest.MonkeyPatch):
     refused = []
     njit = compiled.njit
 
@@ -35,29 +37,29 @@ def test_without_a_folder_to_write_functions_are_compiled_in_memory(monkeypatch:
     assert refused == [("void(float64[::1])",)]
 
 
-def test_a_broken_file_of_the_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_damaged_cache_files_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
     compiled_for("void(float64[::1])")(twice)
-    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert kept
-    for path in kept:
+    cached = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert cached
+    for path in cached:
         path.write_bytes(b"")
     numbers = np.ones(3)
     compiled_for("void(float64[::1])")(twice)(numbers)
     assert numbers.tolist() == [2, 2, 2]
 
 
-def test_errors_of_our_own_are_not_hidden():
+def test_compile_errors_are_raised():
     with pytest.raises(Exception, match="no_such_thing"):
         compiled_for("void(float64[::1])")(broken)
 
 
-def test_only_the_one_signature_is_taken():
+def test_other_types_than_the_signature_are_refused():
     with pytest.raises(TypeError, match="No matching definition"):
         compiled_for("void(float64[::1])")(twice)(np.ones(3, np.float32))
 
 
-def test_fingerprints_follow_the_content_of_files(tmp_path: Path):
+def test_fingerprints_change_with_the_content_of_files(tmp_path: Path):
     one, other = tmp_path / "one.py", tmp_path / "other.py"
     one.write_text("a = 1")
     other.write_text("b = 2")

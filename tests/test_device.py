@@ -1,4 +1,4 @@
-"""Devices and 16-bit numbers."""
+"""Devices and 16-bit types."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from cosplace.device import amp_type, choose_device, mixed_precision, one_thread
 from cosplace.errors import ConfigError, DeviceError
 
 
-def test_auto_is_a_device_that_is_there() -> None:
+def test_auto_is_an_available_device() -> None:
     assert torch.ones(1, device=choose_device("auto")).item() == 1
     assert choose_device("cpu").type == "cpu"
 
 
-def test_devices_that_are_not_there_are_refused() -> None:
+def test_unavailable_devices_are_refused() -> None:
     with pytest.raises(DeviceError):
         choose_device(f"cuda:{torch.cuda.device_count() + 3}")
     with pytest.raises(ConfigError):
@@ -33,7 +33,7 @@ def test_sixteen_bit_types() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_one_thread_is_given_back() -> None:
+def test_one_thread_restores_the_number() -> None:
     before = torch.get_num_threads()
     with one_thread():
         assert torch.get_num_threads() == 1

@@ -1,4 +1,4 @@
-"""Nothing is ever half-written."""
+"""Atomic writes."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from cosplace.errors import StorageError
 from cosplace.storage import write_atomically, write_text
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
 
@@ -24,9 +24,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_folders_are_made_and_files_in_the_way_are_told(tmp_path: Path) -> None:
+def test_folders_are_created_unless_a_file_blocks_them(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "b", "x")
-    with pytest.raises(StorageError, match="choose another folder"):
+    with pytest.raises(StorageError, match="Choose another folder"):
         write_text(tmp_path / "a" / "b" / "c", "y")
 
 
@@ -48,7 +48,7 @@ print(len(torch.load(path, weights_only=True)), sorted(entry.name for entry in p
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_former_file_survives(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "last_checkpoint.pth"
     done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)
     assert "No space left while writing" in done.stdout

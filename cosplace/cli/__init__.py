@@ -1,10 +1,12 @@
 """The command line: the only layer that parses arguments, prints and exits.
 
-A user's mistake prints one line and exits with code 2.  Heavy modules are imported by the command that needs them,
-so that --help answers at once.
+A user's mistake prints one line and exits with code 2.  Heavy modules are imported by the command that needs them, so
+that --help answers at once.
 
     console     progress bars, log lines, results
-    arguments   flags from settings
+    command     one command: name, summary, function, settings
+    help        help texts, from settings
+    parser      settings from the words of a command line; suggestions for misspelled ones
     training    train, eval, groups
     zoo         zoo
     models      convert, reduce
@@ -13,9 +15,10 @@ so that --help answers at once.
     locate      locate
     serve       serve
     demo        city, demo
-    commands    all commands: from a command line to an exit code
+    commands    all commands; from a command line to an exit code
+    reference   docs/commands.md, from settings
 """
 
-from cosplace.cli.commands import build_parser, main
+from cosplace.cli.commands import main
 
-__all__ = ["build_parser", "main"]
+__all__ = ["main"]

@@ -1,77 +1,186 @@
-"""From a command line to an exit code."""
+"""All commands; from a command line to an exit code."""
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from cosplace import __version__
-from cosplace.cli import demo as trying
-from cosplace.cli import export, index, locate, models, serve, zoo
-from cosplace.cli import training as learning
-from cosplace.cli.arguments import Formatter, Parser, parse_arguments
-from cosplace.cli.console import console
-from cosplace.errors import CosPlaceError
+from cosplace.cli.command import Command
+from cosplace.cli.console import log_to_terminal
+from cosplace.cli.help import help_text
+from cosplace.cli.parser import HelpRequested, about_unknown_action, parse_words
+from cosplace.errors import ConfigError, CosPlaceError
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
-COMMANDS = (
-    *learning.COMMANDS,
-    *zoo.COMMANDS,
-    *models.COMMANDS,
-    *export.COMMANDS,
-    *index.COMMANDS,
-    *locate.COMMANDS,
-    *serve.COMMANDS,
-    *trying.COMMANDS,
+COSPLACE = Command(
+    name="cosplace",
+    summary="Visual place recognition with CosPlace (CVPR 2022): train and evaluate models, build an index of photos, "
+    "and find where photos were taken. Start with `cosplace demo`.",
+    actions=(
+        Command(
+            name="train",
+            summary="Train a CosPlace model: form groups, train, validate after each epoch, test the best model.",
+            function="training:run_train",
+        ),
+        Command(
+            name="eval",
+            summary="Evaluate a model on a test set: Recall@N and an HTML report.",
+            function="training:run_eval",
+        ),
+        Command(
+            name="groups",
+            summary="Form CosPlace classes and groups, and check whether they are suitable for training.",
+            function="training:run_groups",
+        ),
+        Command(
+            name="zoo",
+            summary="List, inspect, download and verify released models.",
+            default_action="list",
+            actions=(
+                Command(
+                    name="list",
+                    summary="List all released models, and models of other projects that torch.hub loads.",
+                    function="zoo:run_list",
+                ),
+                Command(name="info", summary="Print all information about one model.", function="zoo:run_info"),
+                Command(
+                    name="download",
+                    summary="Download models into the cache, so that they can be used without a network connection.",
+                    function="zoo:run_download",
+                ),
+                Command(
+                    name="verify",
+                    summary="Check the models in the cache: checksum, content and architecture.",
+                    function="zoo:run_verify",
+                ),
+            ),
+        ),
+        Command(
+            name="convert",
+            summary="Convert a model to .safetensors, with a model card, or to .pth; the weights stay identical.",
+            function="models:run_convert",
+        ),
+        Command(
+            name="reduce",
+            summary="Reduce the dimension of descriptors: fit PCA whitening or PCA on photos, store it with the model.",
+            function="models:run_reduce",
+        ),
+        Command(
+            name="export",
+            summary="Export a model to ONNX or torch.export, in fp32, fp16 or int8, and compare it with PyTorch.",
+            function="export:run_export",
+        ),
+        Command(
+            name="index",
+            summary="Build and maintain a searchable index of photos with their positions.",
+            actions=(
+                Command(
+                    name="build",
+                    summary="Build an index of the photos of a folder, or continue one that was interrupted.",
+                    function="index:run_build",
+                ),
+                Command(
+                    name="add",
+                    summary="Add the photos of a folder to an index; photos that it already contains are skipped.",
+                    function="index:run_add",
+                ),
+                Command(
+                    name="remove",
+                    summary="Remove photos from an index, by id, path or folder.",
+                    function="index:run_remove",
+                ),
+                Command(
+                    name="info",
+                    summary="Print what an index contains, and the recall of its search.",
+                    function="index:run_info",
+                ),
+                Command(
+                    name="compact",
+                    summary="Free the disk space of removed photos, and rebuild the search index of a large index.",
+                    function="index:run_compact",
+                ),
+                Command(
+                    name="calibrate",
+                    summary="Calibrate confidence: measure on the photos of an index how often answers are correct.",
+                    function="index:run_calibrate",
+                ),
+            ),
+        ),
+        Command(
+            name="locate",
+            summary="Find where photos were taken, with a confidence and the matches in an index of photos.",
+            function="locate:run_locate",
+        ),
+        Command(
+            name="serve",
+            summary="Serve an index: a map in the browser, and a REST API that finds where photos were taken.",
+            function="serve:run_serve",
+        ),
+        Command(
+            name="city",
+            summary="Render a synthetic city in SF-XL layout: street photos, consistent in 3D, to try all commands.",
+            function="demo:run_city",
+        ),
+        Command(
+            name="demo",
+            summary="Run all steps on a synthetic city in minutes: train, evaluate, build an index and locate photos.",
+            function="demo:run_demo",
+        ),
+    ),
 )
 
 log = logging.getLogger("cosplace")
 
 
-def build_parser(prog: str = "cosplace", only: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands, or of one (`only`) for the scripts train.py and eval.py."""
-    if only:
-        command = next(command for command in COMMANDS if command.name == only)
-        parser = Parser(prog=prog, description=command.text, formatter_class=Formatter)
-        command.add(parser)
-        return parser
-    parser = Parser(
-        prog=prog,
-        description="Recognise places from photos (CosPlace, CVPR 2022): train, evaluate, index, locate.",
-        epilog="Start with `cosplace demo`.  Each command explains itself: `cosplace train --help`.",
-        formatter_class=Formatter,
-    )
-    parser.add_argument("--version", action="version", version=f"cosplace {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
-    for command in COMMANDS:
-        command.add(
-            commands.add_parser(command.name, help=command.text, description=command.text, formatter_class=Formatter)
-        )
-    return parser
-
-
 def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str | None = None) -> int:
-    """Run a command line; returns its exit code."""
-    # Before torch is imported: its threads would spin while they wait for each other, and where loading processes share
-    # the cores that made a training step ten times slower.
+    """Run a command line; returns its exit code.  only: a command, for the scripts train.py and eval.py."""
+    # Before torch is imported: its threads would spin while they wait for each other.  When loading processes share the
+    # cores, that makes a training step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = build_parser(prog, only)
     try:
-        arguments = parse_arguments(parser, list(sys.argv[1:] if argv is None else argv), only)
-        if arguments is None:
-            parser.print_help()
-            return EXIT_USER_ERROR
-        with console():
-            arguments.pop("run")(arguments)
+        return _run(list(sys.argv[1:] if argv is None else argv), prog, only)
     except CosPlaceError as error:
         log.debug("stopped", exc_info=True)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; a training run goes on with --resume_train", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(error.args[0] if error.args else "Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(words: list[str], prog: str, only: str | None) -> int:
+    command = COSPLACE if only is None else COSPLACE.find_action(only)
+    assert command is not None
+    while command.actions:
+        word = words[0] if words else command.default_action
+        if word in ("-h", "--help"):
+            print(help_text(command, prog), end="")
+            return 0
+        if word == "--version" and command is COSPLACE:
+            print(f"cosplace {__version__}")
+            return 0
+        if not word:
+            print(help_text(command, prog), end="")
+            return EXIT_USER_ERROR
+        action = command.find_action(word)
+        if action is None and word.startswith("-"):
+            raise ConfigError(f"Choose {_kind(prog)} before {word}: {', '.join(a.name for a in command.actions)}.")
+        if action is None:
+            raise ConfigError(about_unknown_action(word, command, prog))
+        command, words, prog = action, words[1:], f"{prog} {word}"
+    try:
+        config, given = parse_words(command, words, prog, COSPLACE)
+    except HelpRequested:
+        print(help_text(command, prog), end="")
+        return 0
+    with log_to_terminal():
+        command(config, given)
     return 0
+
+
+def _kind(prog: str) -> str:
+    return "a command" if prog == "cosplace" else "an action"

@@ -1,10 +1,18 @@
-"""All settings: default, unit and help text of each, in one place.
+"""All settings: default, limits, unit and help text of each, in one place.
 
-A command's settings are a frozen dataclass of sections; a section is a frozen dataclass of fields made by `knob`.  The
-command line is derived from them, `config.json` is written from them, and Python callers build them by name.  Importing
-this package imports nothing heavy.  Defaults are those of the CosPlace paper.
+The settings of a command are a frozen dataclass whose fields are settings, or sections of settings.  The command line,
+`config.json` and docs/commands.md are made from them; Python code creates them by name.  Importing this package imports
+nothing heavy.  Defaults of training and evaluation are those of the CosPlace paper.
 
-    knobs      one setting: default, limits, help text
-    sections   groups of settings, and the settings of each command
-    values     settings to and from flat names and values
+    names       names that users type: backbones, devices; suggestions for misspelled names
+    setting     one setting, and the check of a value against its limits
+    defaults    default values that functions and flags share
+    sections    shared sections; settings of train, eval, groups
+    models      settings of zoo, convert, reduce
+    export      settings of export
+    index       settings of index build, add, remove, info, compact, calibrate
+    locate      settings of locate
+    server      settings of serve
+    demo        settings of city, demo
+    values      settings from flat names and values, and back
 """

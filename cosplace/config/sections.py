@@ -1,281 +1,377 @@
-"""Sections of settings, and which sections each command has: every knob once, on one line."""
+"""Sections of settings that several commands share, and the settings of train, eval and groups.
+
+`to_values` of TrainConfig and EvalConfig is the content of `config.json`: names and types of these settings stay as
+they are, so that old runs can be read.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
-from cosplace.config.knobs import (
-    BACKBONES,
-    DATASET_VARIABLE,
-    canonical_backbone,
-    device_knob,
-    knob,
-    parse_device,
-    workers_knob,
-)
+from cosplace.config.defaults import MIN_CONFIDENCE, RADIUS_M, RECALL_VALUES
+from cosplace.config.names import BACKBONES, canonical_backbone, parse_device
+from cosplace.config.setting import Section, required, section, setting
+from cosplace.errors import ConfigError
+
+DATASET_VARIABLE = "SF_XL_PROCESSED_FOLDER"
+REDUCTION_METHODS = ("pca_whitening", "pca", "truncation")
+MODEL_HELP = "weights file, name from `cosplace zoo list`, or hub:owner/repo:entry(args)"
+
+
+# --- shared by all commands ------------------------------------------------------------------------------------------
+
+
+def device_setting() -> Any:
+    """Return the setting --device."""
+    return setting(
+        "auto", "where to compute: auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
+        parse=parse_device, metavar="DEVICE",
+    )  # fmt: skip
+
+
+def trust_remote_code_setting() -> Any:
+    """Return the setting --trust_remote_code."""
+    return setting(False, "allow a model from torch.hub to run the code of its repository on this machine")
+
+
+def infer_batch_size_setting() -> Any:
+    """Return the setting --infer_batch_size."""
+    return setting(16, "images per batch when computing descriptors", at_least=1)
+
+
+def num_workers_setting(help: str = "threads or processes that load images; 0 loads them between batches") -> Any:
+    """Return the setting --num_workers; `loading_workers` chooses a number for None."""
+    return setting(
+        None, help, parse=int, at_least=0, metavar="INT", default_text="8, or the number of cores if that is less"
+    )
+
+
+def seed_setting(help: str) -> Any:
+    """Return the setting --seed."""
+    return setting(0, help, at_least=0, at_most=2**32 - 1)
+
+
+def json_setting(what: str) -> Any:
+    """Return the setting --json."""
+    return setting(False, f"print {what} as JSON")
+
+
+def index_setting(**options: Any) -> Any:
+    """Return the setting for an index that exists."""
+    return required(
+        "index built by `cosplace index build`: a folder, or object storage such as s3://bucket/city",
+        metavar="INDEX",
+        **options,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetFolders:
-    """Where the photos are"""
+class DeviceSettings(Section):
+    """Device and remote code"""
 
-    dataset_folder: str | None = knob(
+    device: str = device_setting()
+    trust_remote_code: bool = trust_remote_code_setting()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodingSettings(Section):
+    """Speed and memory"""
+
+    infer_batch_size: int = infer_batch_size_setting()
+    num_workers: int | None = num_workers_setting()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidenceSettings(Section):
+    """Confidence of answers"""
+
+    min_confidence: float | None = setting(
+        None, "minimum confidence of an answer, from 0 to 1; less confident answers are unknown", parse=float,
+        at_least=0, at_most=1, metavar="P", default_text=str(MIN_CONFIDENCE),
+    )  # fmt: skip
+    precision: float | None = setting(
+        None, "target precision, such as 0.95, used instead of --min_confidence: the share of answers that are "
+        "correct, and of photos taken outside the area of the index that are unknown", parse=float, metavar="P",
+    )  # fmt: skip
+    uncalibrated: bool = setting(
+        False, "accept an index that has not been calibrated; confidence is then only the share of matches that agree"
+    )
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        if self.min_confidence is not None and self.precision is not None:
+            raise ConfigError("--min_confidence and --precision contradict each other. Use only one of them.")
+
+
+# --- train, eval, groups ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetFolders(Section):
+    """Photos"""
+
+    dataset_folder: str | None = setting(
         None,
-        f"folder that holds train/, val/ and test/, as SF-XL's processed/ does; else the environment variable "
-        f"{DATASET_VARIABLE}",
+        "folder with train/, val/ and test/, such as processed/ of SF-XL",
         metavar="FOLDER",
+        default_text=f"the environment variable {DATASET_VARIABLE}",
     )
-    train_set_folder: str | None = knob(
-        None, "training photos, in any subfolders", metavar="FOLDER", shown="DATASET_FOLDER/train"
+    train_set_folder: str | None = setting(
+        None, "training photos, in any subfolders", metavar="FOLDER", default_text="DATASET_FOLDER/train"
     )
-    val_set_folder: str | None = knob(
-        None, "validation set, holding database/ and queries/", metavar="FOLDER", shown="DATASET_FOLDER/val"
+    val_set_folder: str | None = setting(
+        None, "validation set, with database/ and queries/", metavar="FOLDER", default_text="DATASET_FOLDER/val"
     )
-    test_set_folder: str | None = knob(
-        None, "test set, holding database/ and queries_v1/ or queries/", metavar="FOLDER", shown="DATASET_FOLDER/test"
-    )
-    queries_folder: str | None = knob(
+    test_set_folder: str | None = setting(
         None,
-        "name of the folder of queries beside database/, for example queries_night",
+        "test set, with database/ and queries_v1/ or queries/",
+        metavar="FOLDER",
+        default_text="DATASET_FOLDER/test",
+    )
+    queries_folder: str | None = setting(
+        None,
+        "name of the folder of queries next to database/, for example queries_night",
         metavar="NAME",
-        shown="queries_v1, else queries",
+        default_text="queries_v1, or queries if that does not exist",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grouping:
-    """CosPlace classes and groups"""
+class Grouping(Section):
+    """Classes and groups"""
 
-    M: int = knob(10, "side of a class's square cell, in meters", at_least=1)
-    alpha: int = knob(30, "width of a class's sector of headings, in degrees", at_least=1, at_most=360)
-    N: int = knob(5, "classes of one group are at least N cells apart: N*N groups by position", at_least=1)
-    L: int = knob(2, "classes of one group are at least L sectors apart: L groups by heading", at_least=1)
-    groups_num: int = knob(8, "how many of the N*N*L groups to train on, one per epoch in turn", at_least=1)
-    min_images_per_class: int = knob(10, "classes with fewer images are left out", at_least=1)
+    M: int = setting(10, "side of the square cell of a class, in meters", at_least=1)
+    alpha: int = setting(30, "range of headings of a class, in degrees", at_least=1, at_most=360)
+    N: int = setting(
+        5, "minimum distance between two classes of a group, in cells: there are N x N groups by position", at_least=1
+    )
+    L: int = setting(
+        2,
+        "minimum distance between two classes of a group, in ranges of --alpha degrees: there are L groups by heading",
+        at_least=1,
+    )
+    groups_num: int = setting(8, "number of groups to train on, of all N x N x L; one per epoch, in turn", at_least=1)
+    min_images_per_class: int = setting(10, "minimum images per class; smaller classes are left out", at_least=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class Model(Section):
     """Network"""
 
-    backbone: str = knob(
+    backbone: str = setting(
         "ResNet18",
-        f"{', '.join(BACKBONES)}; any case, with or without separators.  ResNet18_Small (half the width, without "
-        "the last stage) is meant for small images and devices without GPU",
+        f"one of {', '.join(BACKBONES)}; in upper or lower case, with or without separators. ResNet18_Small (half the "
+        "width, without the last stage) is for small images and machines without a GPU",
         parse=canonical_backbone,
         metavar="NAME",
     )
-    fc_output_dim: int = knob(512, "dimension of the descriptors", at_least=1)
-    train_all_layers: bool = knob(False, "train the early layers too, which are frozen by default")
-    imagenet_weights: str | None = knob(
+    fc_output_dim: int = setting(512, "dimension of the descriptors", at_least=1)
+    train_all_layers: bool = setting(False, "also train the early layers, which are frozen by default")
+    imagenet_weights: str | None = setting(
         None,
-        "weights to start from: v1 (the paper's), v2, none (random), or the path of a torchvision state dict",
+        "weights to start from: v1 (those of the paper), v2, none (random), or the path of a torchvision state dict",
         metavar="v1|v2|none|PATH",
-        shown="v1 where the backbone has them",
+        default_text="v1, or none for a backbone without ImageNet weights",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSettings:
+class TrainingSettings(Section):
     """Training"""
 
-    batch_size: int = knob(32, "images per iteration; batch normalization needs 2", at_least=2)
-    epochs_num: int = knob(50, "epochs; epoch e trains group e mod groups_num", at_least=1)
-    iterations_per_epoch: int = knob(10000, "batches per epoch", at_least=1)
-    lr: float = knob(1e-5, "Adam's learning rate of the network", at_least=0)
-    classifiers_lr: float = knob(0.01, "Adam's learning rate of the groups' classifiers", at_least=0)
-    margin: float = knob(0.40, "CosFace's margin m", at_least=0, at_most=1)
-    scale: float = knob(30.0, "CosFace's scale s", at_least=1)
-    resume_train: str | None = knob(
-        None, "last_checkpoint.pth of a run (or its folder) to go on from, exactly where it stopped", metavar="PATH"
+    batch_size: int = setting(32, "images per iteration; batch normalization needs at least 2", at_least=2)
+    epochs_num: int = setting(50, "number of epochs; each trains one group, in turn", at_least=1)
+    iterations_per_epoch: int = setting(10000, "number of training steps in one epoch, each on one batch", at_least=1)
+    lr: float = setting(1e-5, "learning rate of the network, for Adam", at_least=0)
+    classifiers_lr: float = setting(0.01, "learning rate of the classifiers of the groups, for Adam", at_least=0)
+    margin: float = setting(0.40, "margin m of the CosFace loss", at_least=0, at_most=1)
+    scale: float = setting(30.0, "scale s of the CosFace loss", at_least=1)
+    resume_train: str | None = setting(
+        None, "folder of a run, or its last_checkpoint.pth: continue exactly where it stopped", metavar="PATH"
     )
-    resume_model: str | None = knob(
-        None, "weights to start from: best_model.pth of another run, or a name of `cosplace zoo list`", metavar="MODEL"
+    resume_model: str | None = setting(
+        None,
+        "weights to start from: best_model.pth of another run, or a name from `cosplace zoo list`",
+        metavar="MODEL",
     )
-    checkpoint_minutes: float = knob(10.0, "write last_checkpoint.pth this often, and after each epoch", at_least=0)
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between two checkpoints (last_checkpoint.pth); there is also one after each epoch", at_least=0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extensions:
-    """Extensions from the paper, all off by default"""
+class Extensions(Section):
+    """Extensions beyond the paper, all off by default"""
 
-    whitened_start: bool = knob(
-        False, "start the last layer as a PCA whitening of the features of training images, not at random"
+    whitened_start: bool = setting(
+        False, "initialize the last layer by PCA whitening of training features instead of randomly"
     )
-    margin_ramp: float = knob(
-        0.0, "let the margin grow from 0 to --margin over this fraction of the iterations", at_least=0, at_most=1
+    margin_ramp: float = setting(
+        0.0,
+        "fraction of all iterations, from 0 to 1, over which the margin grows from 0 to --margin; 0 keeps it constant",
+        at_least=0,
+        at_most=1,
     )
-    lr_schedule: str = knob("constant", "learning rate of the network over the run", choices=("constant", "cosine"))
-    warmup_iterations: int = knob(0, "let the network's learning rate grow from 0 over so many iterations", at_least=0)
+    lr_schedule: str = setting(
+        "constant", "schedule of the learning rate of the network", choices=("constant", "cosine")
+    )
+    warmup_iterations: int = setting(
+        0,
+        "number of iterations at the start over which the learning rate of the network grows from 0 to --lr",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AugmentationSettings:
+class AugmentationSettings(Section):
     """Augmentation of training images"""
 
-    image_size: int = knob(
-        512, "side in pixels of training images, and of test images with --resize_test_imgs", at_least=32
+    image_size: int = setting(
+        512, "width and height of training images, in pixels; see also --resize_test_imgs", at_least=32
     )
-    brightness: float = knob(0.7, "color jitter: factors drawn from 1 +- this", at_least=0)
-    contrast: float = knob(0.7, "color jitter: factors drawn from 1 +- this", at_least=0)
-    hue: float = knob(0.5, "color jitter: shifts drawn from +- this, of the full circle", at_least=0, at_most=0.5)
-    saturation: float = knob(0.7, "color jitter: factors drawn from 1 +- this", at_least=0)
-    random_resized_crop: float = knob(
-        0.5, "random crops keep between 1 - this and all of an image's area", at_least=0, at_most=1
+    brightness: float = setting(0.7, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
+    contrast: float = setting(0.7, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
+    hue: float = setting(
+        0.5, "color jitter: the shift is drawn from -x to x, as a fraction of the full circle", at_least=0, at_most=0.5
     )
-    augmentation_device: str = knob(
+    saturation: float = setting(0.7, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
+    random_resized_crop: float = setting(
+        0.5, "random crops keep a fraction of the image area that is drawn from 1 - x to 1", at_least=0, at_most=1
+    )
+    augmentation_device: str = setting(
         "auto",
-        "where images are augmented: cpu is in the loading workers; auto is where the network is",
+        "where to augment images: auto is the device of the network, cpu the threads or processes that load them",
         parse=parse_device,
         metavar="auto|cpu|cuda",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestSettings:
+class TestSettings(Section):
     """Validation and test"""
 
-    resize_test_imgs: bool = knob(False, "resize test images to --image_size along the shorter side")
-    infer_batch_size: int = knob(16, "images per batch when only descriptors are computed", at_least=1)
-    positive_dist_threshold: float = knob(
-        25.0, "a prediction is right within so many meters of its query", at_least=0, parse=float
+    resize_test_imgs: bool = setting(
+        False, "resize test images to --image_size pixels along the shorter side; by default they keep their size"
     )
-    recall_values: tuple[int, ...] = knob((1, 5, 10, 20), "the N of Recall@N", at_least=1, several=True, metavar="N")
-    num_preds_to_save: int = knob(0, "save a picture of each query with so many predictions", at_least=0)
-    save_only_wrong_preds: bool = knob(False, "save pictures only of queries whose first prediction is wrong")
-    skip_unreadable: bool = knob(
-        False, "leave photos that cannot be opened out of the database, and count such queries as misses, not stop"
+    infer_batch_size: int = infer_batch_size_setting()
+    positive_dist_threshold: float = setting(
+        RADIUS_M, "a prediction is correct within this distance of its query, in meters", at_least=0
+    )
+    recall_values: tuple[int, ...] = setting(
+        RECALL_VALUES, "the values N of Recall@N, the share of queries with a correct image in the first N", at_least=1,
+        metavar="N",
+    )  # fmt: skip
+    num_preds_to_save: int = setting(
+        0, "save an image of each query with this number of predictions; 0 saves none", at_least=0
+    )
+    save_only_wrong_preds: bool = setting(
+        False, "with --num_preds_to_save, save only queries whose first prediction is wrong"
+    )
+    skip_unreadable: bool = setting(
+        False, "skip photos that cannot be read instead of stopping; such queries count as misses"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestImageSize:
+class TestImageSize(Section):
     """Size of test images"""
 
-    image_size: int = knob(512, "with --resize_test_imgs, pixels along the shorter side", at_least=32)
+    image_size: int = setting(512, "with --resize_test_imgs, pixels of the shorter side", at_least=32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """Trained weights"""
+class Weights(Section):
+    """Trained model"""
 
-    resume_model: str | None = knob(
+    resume_model: str | None = setting(
         None,
-        "model to evaluate: a file of weights (best_model.pth of a run), a name of `cosplace zoo list`, or "
-        "hub:owner/repo:entry(args)",
+        f"model to evaluate: {MODEL_HELP}",
         aliases=("model",),
         metavar="MODEL",
+        default_text="a network with a random last layer",
     )
-    trust_remote_code: bool = knob(False, "allow a hub: model to run code of its repository on this machine")
-    reduce_to: int | None = knob(
+    trust_remote_code: bool = trust_remote_code_setting()
+    reduce_to: int | None = setting(
         None,
-        "evaluate with so many dimensions: the first ones of a model that `cosplace reduce` wrote, else fitted now on "
-        "--reduce_on",
-        parse=int,
+        "evaluate with this number of dimensions: the first ones of a model written by `cosplace reduce`; for other "
+        "models, a reduction is fitted on --reduce_on",
         at_least=1,
-        metavar="INT",
+        default_text="all",
     )
-    reduce_on: str | None = knob(
+    reduce_on: str | None = setting(
         None,
-        "photos that --reduce_to is fitted on, in any subfolders; never those of the test",
+        "photos to fit the reduction on, in any subfolders; not those of the test set",
         metavar="FOLDER",
-        shown="DATASET_FOLDER/train, else DATASET_FOLDER/val/database",
+        default_text="DATASET_FOLDER/train, or DATASET_FOLDER/val/database if that does not exist",
     )
-    reduce_method: str = knob(
-        "pca_whitening", "how --reduce_to makes fewer dimensions", choices=("pca_whitening", "pca", "truncation")
-    )
-    descriptors_folder: str | None = knob(
+    reduce_method: str = setting("pca_whitening", "how --reduce_to reduces the dimension", choices=REDUCTION_METHODS)
+    descriptors_folder: str | None = setting(
         None,
-        "keep the database's and queries' descriptors here; a stopped evaluation goes on from what is there",
+        "folder that stores the descriptors of database and queries; an interrupted evaluation continues from it",
         metavar="FOLDER",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeSettings:
+class RuntimeSettings(Section):
     """Device, seed and results"""
 
-    device: str = device_knob()
-    use_amp16: bool = knob(False, "16-bit mixed precision: fp16 on CUDA, bf16 on CPUs that have it")
-    amp_dtype: str = knob("auto", "which 16-bit numbers --use_amp16 takes", choices=("auto", "fp16", "bf16"))
-    seed: int = knob(0, "of every random draw: one seed, one result", at_least=0, at_most=2**32 - 1)
-    num_workers: int | None = workers_knob()
-    compile: bool = knob(
-        False, "compile the network for training with torch.compile: some minutes once, then faster iterations"
+    device: str = device_setting()
+    use_amp16: bool = setting(False, "16-bit mixed precision: fp16 on CUDA, bf16 on CPUs that support it")
+    amp_dtype: str = setting("auto", "16-bit type for --use_amp16", choices=("auto", "fp16", "bf16"))
+    seed: int = seed_setting("seed of all random numbers; the same seed gives the same result")
+    num_workers: int | None = num_workers_setting()
+    compile: bool = setting(
+        False, "compile the network with torch.compile for training: takes minutes once, then iterations are faster"
     )
-    dry_run: bool = knob(False, "measure a few batches, print the time, memory and disk of the whole job, and stop")
-    loader: str = knob(
+    dry_run: bool = setting(
+        False, "measure a few batches, print the time, memory and disk space that the command needs, and stop"
+    )
+    loader: str = setting(
         "auto",
-        "what loads images: threads, or processes, which need shared memory; auto is threads for a network on the CPU",
+        "load images in threads or in processes, which need shared memory; auto is threads for a network on the CPU",
         choices=("auto", "threads", "processes"),
     )
-    save_dir: str = knob("default", "results go to logs/SAVE_DIR/<time>", aliases=("exp_name",), metavar="NAME")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheSettings:
-    """Cache"""
-
-    no_cache: bool = knob(False, "form the groups anew and keep nothing")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReductionSettings:
-    """How to make descriptors smaller"""
-
-    dims: int = knob(64, "dimensions that are left", at_least=1)
-    method: str = knob(
-        "pca_whitening",
-        "pca_whitening, pca, or truncation (the first numbers as they are, nothing is fitted)",
-        choices=("pca_whitening", "pca", "truncation"),
+    save_dir: str = setting(
+        "default",
+        "name for the results, which are written to logs/SAVE_DIR/TIME",
+        aliases=("exp_name",),
+        metavar="NAME",
     )
-    max_photos: int = knob(20_000, "fit on up to so many photos, evenly spread over the folder", at_least=2)
-    image_size: int | None = knob(
-        None, "pixels along the shorter side", parse=int, at_least=1, metavar="INT", shown="each photo's own size"
-    )
-    infer_batch_size: int = knob(16, "images per batch", at_least=1)
-    num_workers: int | None = workers_knob()
-    device: str = device_knob()
-    trust_remote_code: bool = knob(False, "allow a hub: model to run code of its repository on this machine")
-
-
-# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """All settings of `cosplace train`."""
+    """Settings of `cosplace train`."""
 
-    folders: DatasetFolders = DatasetFolders()
-    grouping: Grouping = Grouping()
-    model: Model = Model()
-    training: TrainingSettings = TrainingSettings()
-    departures: Extensions = Extensions()
-    augmenting: AugmentationSettings = AugmentationSettings()
-    testing: TestSettings = TestSettings()
-    running: RuntimeSettings = RuntimeSettings()
+    folders: DatasetFolders = section(DatasetFolders)
+    grouping: Grouping = section(Grouping)
+    model: Model = section(Model)
+    training: TrainingSettings = section(TrainingSettings)
+    extensions: Extensions = section(Extensions)
+    augmenting: AugmentationSettings = section(AugmentationSettings)
+    testing: TestSettings = section(TestSettings)
+    running: RuntimeSettings = section(RuntimeSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
-    """All settings of `cosplace eval`."""
+    """Settings of `cosplace eval`."""
 
-    folders: DatasetFolders = DatasetFolders()
-    model: Model = Model()
-    weights: Weights = Weights()
-    test_size: TestImageSize = TestImageSize()
-    testing: TestSettings = TestSettings()
-    running: RuntimeSettings = RuntimeSettings()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupsConfig:
-    """All settings of `cosplace groups`."""
-
-    grouping: Grouping = Grouping()
-    caching: CacheSettings = CacheSettings()
+    folders: DatasetFolders = section(DatasetFolders, hidden=("train_set_folder", "val_set_folder"))
+    model: Model = section(Model, hidden=("train_all_layers",))
+    weights: Weights = section(Weights)
+    test_size: TestImageSize = section(TestImageSize)
+    testing: TestSettings = section(TestSettings)
+    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReduceConfig:
-    """All settings of `cosplace reduce`."""
+class GroupsConfig(Section):
+    """Settings of `cosplace groups`."""
 
-    reducing: ReductionSettings = ReductionSettings()
+    folder: str = required("training photos with '@' names, in any subfolders", positional=True, metavar="FOLDER")
+    json: bool = json_setting("the groups")
+    no_cache: bool = setting(
+        False, "form the groups again instead of reading them from the cache, and do not store them"
+    )
+    grouping: Grouping = section(Grouping)

@@ -1,100 +1,106 @@
-"""The way between settings and flat names and values."""
+"""Settings from flat names and values, and back; folders and numbers that follow from settings."""
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cosplace.config.knobs import DATASET_VARIABLE, nearest_names
-from cosplace.config.sections import DatasetFolders, EvalConfig
+from cosplace.config.names import similar_names
+from cosplace.config.sections import DATASET_VARIABLE, DatasetFolders
+from cosplace.config.setting import Setting, own_settings
 from cosplace.errors import ConfigError
 
 T = TypeVar("T")
 
-# `cosplace eval` reads only the test set and never trains: knobs that could do nothing there are not offered.
-LEFT_OUT: Mapping[type, frozenset[str]] = {
-    EvalConfig: frozenset({"train_set_folder", "val_set_folder", "train_all_layers", "compile"}),
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingGroup:
+    """The settings of one section of a command, without hidden ones."""
+
+    section: str | None  # name of the section's field; None for the settings that the command has itself
+    kind: type  # dataclass of the section
+    settings: tuple[Setting, ...]
+
+    @property
+    def title(self) -> str:
+        """Heading in help texts."""
+        return (self.kind.__doc__ or "").partition("\n")[0]
 
 
-def knobs(config_class: Any) -> Iterator[tuple[dataclasses.Field, list[dataclasses.Field]]]:
-    """(section, its knobs on the command line) for each section of a command's settings, in order."""
-    left_out = LEFT_OUT.get(config_class, frozenset())
-    for section in dataclasses.fields(config_class):
-        yield section, [item for item in dataclasses.fields(_default(section)) if item.name not in left_out]
+def setting_groups(config_class: Any) -> Iterator[SettingGroup]:
+    """Settings of a command by section; those that it has itself come first."""
+    if own := own_settings(config_class):
+        yield SettingGroup(section=None, kind=config_class, settings=own)
+    for item in fields(config_class):
+        if "hidden" not in item.metadata:
+            continue
+        kind, hidden = item.default_factory, item.metadata["hidden"]
+        assert isinstance(kind, type)
+        visible = tuple(one for one in own_settings(kind) if one.name not in hidden)
+        yield SettingGroup(section=item.name, kind=kind, settings=visible)
 
 
-def _default(section: dataclasses.Field) -> Any:
-    return section.default
+def all_settings(config_class: Any) -> list[Setting]:
+    """All settings of a command, in order."""
+    return [one for group in setting_groups(config_class) for one in group.settings]
 
 
 def from_values(config_class: type[T], values: Mapping[str, Any]) -> T:
-    """Settings from flat names and values (a knob that is absent keeps its default).
+    """Create the settings of a command from names and values; a setting that is absent keeps its default.
 
-    Raises ConfigError for a value outside a knob's limits or an unknown name.
+    Raises ConfigError for an unknown name, a value outside its limits, and a missing value without a default.
     """
-    sections, known = {}, set()
-    for section, items in knobs(config_class):
+    known = {one.name: one for one in all_settings(config_class)}
+    if unknown := sorted(set(values) - set(known)):
+        similar = similar_names(unknown[0], known, count=1)
+        raise ConfigError(f"Unknown setting '{unknown[0]}'." + (f" Did you mean {similar[0]}?" if similar else ""))
+    missing = [one for one in known.values() if one.is_required and one.name not in values]
+    if missing:
+        raise ConfigError(f"{missing[0].label} is required: {missing[0].help}.")
+    arguments: dict[str, Any] = {}
+    for group in setting_groups(config_class):
         given = {
-            item.name: tuple(values[item.name]) if item.metadata["several"] else values[item.name]
-            for item in items
-            if item.name in values
+            one.name: tuple(values[one.name]) if one.is_list else values[one.name]
+            for one in group.settings
+            if one.name in values
         }
-        for item in items:
-            known.add(item.name)
-            if item.name in given:
-                _check_limits(item, given[item.name])
-        sections[section.name] = dataclasses.replace(_default(section), **given)
-    if unknown := set(values) - known:
-        name = min(unknown)
-        offered = nearest_names(name, known)
-        raise ConfigError(f"Unknown setting '{name}'" + (f": did you mean {offered[0]}?" if offered else "."))
-    return config_class(**sections)
+        if group.section is None:
+            arguments |= given
+        else:
+            arguments[group.section] = group.kind(**given)
+    return config_class(**arguments)
 
 
 def to_values(config: Any) -> dict[str, Any]:
-    """The settings as one flat mapping, for `config.json` and comparisons."""
+    """Return the settings of a command as one flat mapping, for `config.json` and comparisons."""
     values: dict[str, Any] = {}
-    for section, items in knobs(type(config)):
-        values |= {item.name: getattr(getattr(config, section.name), item.name) for item in items}
+    for group in setting_groups(type(config)):
+        owner = config if group.section is None else getattr(config, group.section)
+        values |= {one.name: getattr(owner, one.name) for one in group.settings}
     return values
 
 
-def _check_limits(item: dataclasses.Field, value: Any) -> None:
-    meta = item.metadata
-    for one in value if meta["several"] else [value]:
-        if one is None:
-            continue
-        if meta["choices"] and one not in meta["choices"]:
-            raise ConfigError(f"--{item.name} {one}: choose from {', '.join(meta['choices'])}.")
-        # Written so that NaN fails too.
-        if meta["at_least"] is not None and not one >= meta["at_least"]:
-            raise ConfigError(f"--{item.name} {one} is too small: use {meta['at_least']} or more.")
-        if meta["at_most"] is not None and not one <= meta["at_most"]:
-            raise ConfigError(f"--{item.name} {one} is too large: use {meta['at_most']} or less.")
-
-
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- what follows from settings --------------------------------------------------------------------------------------
 
 
 def set_folder(folders: DatasetFolders, split: str) -> Path:
-    """The folder of a split ("train", "val" or "test"), given by its own flag or inside the dataset's folder.
+    """Return the folder of a split ("train", "val" or "test"): its own flag, or in the folder of the dataset.
 
     Raises ConfigError when neither is given.
     """
     own = getattr(folders, f"{split}_set_folder")
     if own:
         return Path(own)
-    whole = folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
-    if whole:
-        return Path(whole) / split
+    dataset = folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
+    if dataset:
+        return Path(dataset) / split
     raise ConfigError(
-        f"Where are the {split} photos?  Give --dataset_folder FOLDER (holding train/, val/ and test/), "
-        f"--{split}_set_folder FOLDER, or the environment variable {DATASET_VARIABLE}."
+        f"--dataset_folder is required: the folder with train/, val/ and test/. Or use --{split}_set_folder, or set "
+        f"the environment variable {DATASET_VARIABLE}."
     )
 
 
 def loading_workers(num_workers: int | None) -> int:
-    """How many loading processes: as asked, else the paper's 8 but no more than there are cores."""
+    """Return the number of threads or processes that load images: --num_workers, or up to 8 but not above the cores."""
     return min(8, os.cpu_count() or 1) if num_workers is None else num_workers

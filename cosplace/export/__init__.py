@@ -1,12 +1,12 @@
-"""A model as one file for other runtimes: ONNX or torch.export, checked before it is kept.
+"""Models as files for other programs: ONNX and torch.export, .pth and .safetensors.
 
 settings        options of an export
-deployable      the network with batch norms folded, traced for photos of any size
+deployable      the network to export: folded batch norms, optional preprocessing; tracing
 onnx_format     write ONNX files
 quantization    8-bit weights and activations
-torch_program   write torch.export files
-runtime         run an exported file
+torch_program   write and read torch.export files
+runtime         open an exported file as a network
 verification    compare an exported file with PyTorch
-exporter        from a model's name to a checked file
-conversion      .pth and .safetensors, smaller descriptors
+exporter        export a model and check the file
+conversion      .pth and .safetensors, reduced models
 """

@@ -1,9 +1,9 @@
-"""Models as files to share: .pth and .safetensors into each other, and smaller descriptors beside their network.
+"""Convert weights files between .pth and .safetensors, and write reduced models.
 
-A .safetensors holds a card, text by name: format, backbone, fc_output_dim, method, source, image_size, recalls (JSON:
-dataset -> k -> percent, or dataset -> R@1), created, cosplace_version, tensors_sha256; of a reduced model also
-reduction, features_dim, reduction_photos and, where the network is not in the file, base_model.  What is not known is
-left out.  Side effects: writes one file, then reads it back.
+A .safetensors file holds a model card, text by name: format, backbone, fc_output_dim, method, source, image_size,
+recalls (JSON: dataset -> k -> percent, or dataset -> R@1), created, cosplace_version, tensors_sha256; for a reduced
+model also reduction, features_dim, reduction_photos and, if the network is not in the file, base_model.  Unknown
+entries are left out.  Side effects: writes one file, then reads it back.
 """
 
 import json
@@ -11,125 +11,131 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from cosplace.config.defaults import MAX_FITTED_PHOTOS
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import from_values
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError
 from cosplace.models.hub import is_hub, parse_hub
+from cosplace.models.model_files import BASE_MODEL, model_card, model_tensors
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.models.opening import model_file, open_network
-from cosplace.models.reduction import BASE_MODEL, ReducedNetwork, network_from_weights, tensors_to_keep, unreduced
+from cosplace.models.opening import open_model, weights_path
+from cosplace.models.reduction import ReducedNetwork, unreduced
 from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256, write_weights
 from cosplace.models.zoo import MODELS, find_model
 from cosplace.photos.scanning import scan_images
-from cosplace.retrieval.reduction_fitting import MAX_FITTED_PHOTOS, fit_reduction
-from cosplace.training.checkpoint import CONFIG, best_model_card, own_card, read_metrics
+from cosplace.progress import Progress, no_progress
+from cosplace.retrieval.extraction import ExtractionSettings
+from cosplace.retrieval.reduction_fitting import fit_reduction
+from cosplace.training.best_model import BEST_MODEL, best_model_card
+from cosplace.training.metrics import read_metrics
+from cosplace.training.run import CONFIG
 
-SAFE, TORCH = ".safetensors", (".pth", ".pt")
-OF_SMALLER = frozenset({"recalls", "created", "reduction", "reduction_photos"})  # not true of a model made smaller
+SAFETENSORS, TORCH_SUFFIXES = ".safetensors", (".pth", ".pt")
+NOT_INHERITED = frozenset({"recalls", "created", "reduction", "reduction_photos"})  # card entries that reducing changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenModel:
-    """A file of weights that was just written and read back."""
+    """A weights file that was written and read back."""
 
     path: Path
     num_bytes: int
-    card: Mapping[str, str]  # what is known of it; a .pth has no place for it
+    card: Mapping[str, str]  # the model card; .pth files do not store it
 
 
-def convert(source: str | Path, to: str | Path, *, force: bool = False) -> WrittenModel:
-    """Write a model's tensors, bit for bit, in the kind of file that the suffix of `to` says.
+def convert_model(source: str | Path, to: str | Path, *, force: bool = False) -> WrittenModel:
+    """Write the tensors of a model, bit for bit, in the format of the suffix of `to`.
 
-    source: a file of weights, or a name of the zoo.  force: write over what is there.
-    Raises ConfigError for a file that is there or a suffix that says nothing, CheckpointError when the source is no
-    model of ours.
+    source: a weights file, or a name from `cosplace zoo list`.  force: replace an existing file.
+    Raises ConfigError if the file exists or has an unknown suffix, CheckpointError if the source is not a model.
     """
     to = _checked_target(to, force)
-    path = model_file(source)
+    path = weights_path(source)
     tensors, card = read_state_dict(path), read_card(path)
-    try:
-        network = network_from_weights(tensors, card, _refuse_base)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if to.suffix != SAFE and isinstance(network, ReducedNetwork):
-        raise ConfigError(f"{to}: a reduced model is opened by its card, for which only {SAFE} has a place: use that.")
-    known = {**card, **_card_of_run(path), **_card_of_zoo(source), **own_card(network, tensors)}
+    if BASE_MODEL in card:
+        raise CheckpointError(
+            f"{path} contains only a reduction of {card[BASE_MODEL]} and cannot be converted. Copy the file instead."
+        )
+    network = open_model(path)
+    if isinstance(network, ReducedNetwork):
+        _check_stores_card(to)
+    known = {**card, **_run_card(path), **_zoo_card(source), **model_card(network, tensors)}
     if "created" not in known:
-        known |= {"source": known.get("source", _origin(source)), "created": _now()}
+        known |= {"source": known.get("source", _source_name(source)), "created": _now()}
     return _write(to, tensors, known)
 
 
-def reduce(
+def reduce_model(
     model: str | Path,
     folder: str | Path,
     to: str | Path,
     dims: int,
     *,
+    settings: ExtractionSettings | None = None,
     method: str = "pca_whitening",
     max_photos: int = MAX_FITTED_PHOTOS,
     force: bool = False,
     trust_remote_code: bool = False,
-    **knobs: Any,
+    progress: Progress = no_progress,
 ) -> WrittenModel:
-    """Fit a reduction of a model on the photos below a folder, and write both as one model.
+    """Fit a reduction of a model to `dims` dimensions on the photos of a folder, and write both as one model.
 
-    A reduction that the model has already is fitted anew.  Of a torch.hub model the file holds the reduction and the
-    name alone: opening it fetches and runs that repository's code again, with trust_remote_code.
-    knobs: of `extract` (image_size, batch_size, num_workers, loader, device, autocast, progress).
-    Raises ConfigError for too many dimensions, too few photos or a file that is there, DatasetError, CheckpointError.
+    A reduction that the model already has is fitted again.  For a model from torch.hub, the file holds only the
+    reduction and the name of the model: opening it runs the code of that repository, so it needs trust_remote_code.
+    Raises ConfigError for too many dimensions, too few photos or an existing file, DatasetError, CheckpointError.
     """
-    to = _checked_target(to, force)
-    if to.suffix != SAFE:
-        raise ConfigError(f"{to}: a reduced model is opened by its card, for which only {SAFE} has a place: use that.")
-    network = unreduced(open_network(model, trust_remote_code=trust_remote_code))
+    to, settings = _checked_target(to, force), settings or ExtractionSettings()
+    _check_stores_card(to)
+    network = unreduced(open_model(model, trust_remote_code=trust_remote_code))
     images = scan_images(folder)
-    reduction, count = fit_reduction(network, images, dims, method=method, max_photos=max_photos, **knobs)
+    reduction, num_photos = fit_reduction(
+        network, images, dims, settings, method=method, max_photos=max_photos, progress=progress
+    )
     reduced = ReducedNetwork(network.cpu(), reduction)
-    whole = isinstance(network, GeoLocalizationNet)
-    tensors = tensors_to_keep(reduced, with_base=whole)
-    card = {key: value for key, value in _card_of(model).items() if key not in OF_SMALLER}
-    card |= {"source": card.get("source", _origin(model)), "created": _now(), **own_card(reduced, tensors)}
+    with_base = isinstance(network, GeoLocalizationNet)
+    tensors = model_tensors(reduced, with_base=with_base)
+    card = {key: value for key, value in _known_card(model).items() if key not in NOT_INHERITED}
+    card |= {"source": card.get("source", _source_name(model)), "created": _now(), **model_card(reduced, tensors)}
     if method != "truncation":
-        card["reduction_photos"] = f"{count} of {Path(folder).resolve().name}"
-    if not whole:
-        card[BASE_MODEL] = _spec(model)
-    if knobs.get("image_size"):
-        card["image_size"] = str(knobs["image_size"])
+        card["reduction_photos"] = f"{num_photos} of {Path(folder).resolve().name}"
+    if not with_base:
+        card[BASE_MODEL] = _absolute_hub_name(model)
+    if settings.image_size:
+        card["image_size"] = str(settings.image_size)
     return _write(to, tensors, card)
 
 
-# --- cards -----------------------------------------------------------------------------------------------------------
+# --- model cards -----------------------------------------------------------------------------------------------------
 
 
-def _card_of(model: str | Path) -> dict[str, str]:
-    """What is known of a model from where it comes."""
+def _known_card(model: str | Path) -> dict[str, str]:
+    """The card of a model: from its file, from its training run or from the zoo."""
     try:
-        path = model_file(model)
-    except ConfigError:  # of torch.hub
+        path = weights_path(model)
+    except ConfigError:  # a model from torch.hub
         return {}
-    return {**read_card(path), **_card_of_run(path), **_card_of_zoo(model)}
+    return {**read_card(path), **_run_card(path), **_zoo_card(model)}
 
 
-def _card_of_run(path: Path) -> dict[str, str]:
-    """What the files of a run beside its best model tell."""
-    file = path.parent / CONFIG
-    if path.name != "best_model.pth" or not file.is_file():
+def _run_card(path: Path) -> dict[str, str]:
+    """The card of the best model of a training run, from the files next to it; empty for other files."""
+    config_file = path.parent / CONFIG
+    if path.name != BEST_MODEL or not config_file.is_file():
         return {}
     try:
-        config = from_values(TrainConfig, json.loads(file.read_text()))
+        config = from_values(TrainConfig, json.loads(config_file.read_text()))
         epochs = [row for row in read_metrics(path.parent) if row["kind"] == "epoch"]
         best = max(epochs, key=lambda row: row["recalls"][min(row["recalls"], key=int)])
         return best_model_card(config, best["epoch"], {int(k): recall for k, recall in best["recalls"].items()})
-    except (CosPlaceError, ValueError, KeyError, TypeError, AttributeError):  # of another version, or of someone else
+    except (CosPlaceError, ValueError, KeyError, TypeError, AttributeError):  # files of another version or program
         return {}
 
 
-def _card_of_zoo(model: str | Path) -> dict[str, str]:
-    """What the zoo says of a released model."""
+def _zoo_card(model: str | Path) -> dict[str, str]:
+    """The card of a released model; empty for others."""
     name = str(model)
     if isinstance(model, Path) or Path(name).is_file():
         return {}
@@ -141,18 +147,18 @@ def _card_of_zoo(model: str | Path) -> dict[str, str]:
     return card | ({"recalls": json.dumps(dict(record.recalls))} if record.recalls else {})
 
 
-def _origin(model: str | Path) -> str:
-    """Where a model comes from, without the folders of whoever converts it."""
+def _source_name(model: str | Path) -> str:
+    """The name of a model for the card: for a file, its name without folders, which may be private."""
     return Path(model).name if Path(model).is_file() else str(model)
 
 
-def _spec(model: str | Path) -> str:
-    """What opens a torch.hub model again from any folder: the name, or with the path of a clone made absolute."""
-    spec = str(model)
-    if not is_hub(spec):
-        return spec
-    entry = parse_hub(spec)
-    _, _, call = spec.rpartition(f":{entry.entry}")
+def _absolute_hub_name(model: str | Path) -> str:
+    """Name that opens a torch.hub model from any folder: the path of a local clone becomes absolute."""
+    name = str(model)
+    if not is_hub(name):
+        return name
+    entry = parse_hub(name)
+    _, _, call = name.rpartition(f":{entry.entry}")
     return f"hub:{entry.source}:{entry.entry}{call}"
 
 
@@ -164,22 +170,26 @@ def _now() -> str:
 
 
 def _checked_target(to: str | Path, force: bool) -> Path:
-    """The path to write, when its suffix says how and nothing is there."""
+    """Path of the file to write.  Raises ConfigError for an unknown suffix or an existing file."""
     to = Path(to)
-    if to.suffix not in (SAFE, *TORCH):
-        raise ConfigError(f"{to}: its suffix says what to write, so end it with {SAFE} or {TORCH[0]}.")
-    if to.exists() and not (force and to.is_file()):
-        raise ConfigError(f"{to} is there already: give another name{'' if to.is_dir() else ', or --force'}.")
+    if to.suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
+        raise ConfigError(f"{to} has an unknown suffix, '{to.suffix}'. Use {SAFETENSORS} or {TORCH_SUFFIXES[0]}.")
+    if to.is_dir():
+        raise ConfigError(f"{to} is a folder. Choose another name.")
+    if to.exists() and not force:
+        raise ConfigError(f"{to} already exists. Choose another name, or replace it with --force.")
     return to
 
 
+def _check_stores_card(to: Path) -> None:
+    """Raise ConfigError unless the format of the file stores the model card, which opens a reduced model."""
+    if to.suffix != SAFETENSORS:
+        raise ConfigError(f"{to} cannot store the card that a reduced model needs. Use the suffix {SAFETENSORS}.")
+
+
 def _write(to: Path, tensors: Mapping[str, Tensor], card: dict[str, str]) -> WrittenModel:
-    """Write, read back and compare."""
-    write_weights(to, tensors, card if to.suffix == SAFE else None)
+    """Write the file, read it back and compare."""
+    write_weights(to, tensors, card if to.suffix == SAFETENSORS else None)
     if tensors_sha256(read_state_dict(to)) != card["tensors_sha256"]:
-        raise CheckpointError(f"{to} does not hold what was written: check the disk, then write it again.")
+        raise CheckpointError(f"{to} differs from what was written. Check the disk, then write the file again.")
     return WrittenModel(path=to, num_bytes=to.stat().st_size, card=card)
-
-
-def _refuse_base(model: str) -> nn.Module:
-    raise CheckpointError(f"it holds the reduction of {model} alone, which only opens as it is: copy the file.")

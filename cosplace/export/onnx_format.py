@@ -1,7 +1,7 @@
-"""ONNX: one file, free axes with names, and facts about the model inside.
+"""ONNX files: one file per model, with named dynamic axes and metadata.
 
-The file is written by torch's exporter from a trace.  What it notes about the machine it ran on (paths of source
-files, names inside of Python) is taken out again.
+torch's exporter writes the model from a trace.  What it adds about the machine (paths of source files, names of Python
+modules) is removed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from cosplace.export.deployable import Portable, first_line, quietly, trace
+from cosplace.export.deployable import DeployableNetwork, summarize_error, suppress_messages, trace
 from cosplace.export.settings import ExportError
 
 INPUT, OUTPUT = "images", "descriptors"
-LARGEST_FILE = 2_000_000_000  # bytes; beyond, protobuf needs a second file for the weights
+MAX_FILE_BYTES = 2_000_000_000  # larger models need a second file for the weights, because of protobuf
 
 
-def write_onnx(portable: Portable, path: Path) -> None:
-    """Write a network as ONNX.  Raises ExportError when torch cannot, or the file would be too large."""
-    program = trace(portable)
+def write_onnx(deployable: DeployableNetwork, path: Path) -> None:
+    """Write a network as ONNX.  Raises ExportError if torch cannot export it, or if the file would be too large."""
+    program = trace(deployable)
     try:
-        with quietly(), torch.no_grad():
+        with suppress_messages(), torch.no_grad():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -31,59 +31,69 @@ def write_onnx(portable: Portable, path: Path) -> None:
                 optimize=True,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises nearly anything
-        raise ExportError(f"PyTorch cannot write the network as ONNX ({first_line(error)}).") from error
+    except Exception as error:  # the exporter raises many types
+        raise ExportError(
+            f"PyTorch cannot write the network as ONNX ({summarize_error(error)}). Use another version of torch."
+        ) from error
     assert exported is not None
     model = exported.model_proto
-    _without_notes(model)
-    _name_axes(model, portable.with_preprocessing)
+    _remove_debug_metadata(model)
+    _name_axes(model, deployable.with_preprocessing)
     save_onnx(model, path)
 
 
 def save_onnx(model: Any, path: Path) -> None:
-    """Check and write an ONNX model as one file."""
+    """Check an ONNX model and write it as one file."""
     import onnx
 
     size = model.ByteSize()
-    if size > LARGEST_FILE:
+    if size > MAX_FILE_BYTES:
         raise ExportError(
-            f"The network takes {size / 1e9:.1f} GB, more than one ONNX file holds: use --precision fp16."
+            f"The network needs {size / 1e9:.1f} GB, but an ONNX file holds at most {MAX_FILE_BYTES / 1e9:.0f} GB. Use "
+            f"--precision fp16."
         )
     model.producer_name, model.producer_version = "cosplace", ""
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
 
-def add_facts(path: Path, facts: Mapping[str, str]) -> None:
-    """Put facts about the model into its file, where ONNX Runtime finds them as custom metadata."""
+def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Store metadata in an ONNX file; ONNX Runtime returns it as custom metadata."""
     import onnx
 
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, dict(facts))
+    onnx.helper.set_model_props(model, dict(metadata))
     save_onnx(model, path)
 
 
 def opset_of(path: Path) -> int:
-    """Version of ONNX's standard operators that a file needs."""
+    """Return the version of ONNX's standard operators that a file needs."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
-def _without_notes(model: Any) -> None:
-    """Take out what the exporter noted: names inside of torch, stacks with paths of this machine."""
+def nodes_from(model: Any, operators: Iterable[str]) -> list[str]:
+    """Names of all nodes from the first one with one of these operators on, in the order of computation."""
+    nodes, operators = list(model.graph.node), set(operators)
+    first = next((number for number, node in enumerate(nodes) if node.op_type in operators), len(nodes))
+    return [node.name for node in nodes[first:]]
+
+
+def _remove_debug_metadata(model: Any) -> None:
+    """Remove what the exporter adds for debugging: names of torch's modules, stack traces with paths."""
     graph = model.graph
     values = (*graph.input, *graph.output, *graph.initializer)
-    for thing in (model, graph, *graph.node, *values):
-        thing.doc_string = ""
-        del thing.metadata_props[:]
-    del graph.value_info[:]  # shapes in between, under names of torch's; runtimes find them anew
+    for part in (model, graph, *graph.node, *values):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.value_info[:]  # shapes of intermediate results, which runtimes infer themselves
     graph.name = "cosplace"
 
 
 def _name_axes(model: Any, channels_last: bool) -> None:
-    """Give the free axes their names.  Raises ExportError when the exporter fixed one of them."""
+    """Name the dynamic axes.  Raises ExportError if the exporter made one of them constant."""
     layout = ("batch", "height", "width", 3) if channels_last else ("batch", 3, "height", "width")
     for value, names in ((model.graph.input[0], layout), (model.graph.output[0], ("batch", None))):
         axes = value.type.tensor_type.shape.dim
@@ -92,13 +102,6 @@ def _name_axes(model: Any, channels_last: bool) -> None:
                 continue
             if axis.HasField("dim_value"):
                 raise ExportError(
-                    f"PyTorch fixed the {name} of the exported network to {axis.dim_value}: use another version."
+                    f"PyTorch exported a network with a fixed {name} of {axis.dim_value}. Use another version of torch."
                 )
             axis.dim_param = name
-
-
-def node_names(model: Any, operators: Iterable[str]) -> list[str]:
-    """Names of the nodes from the first of `operators` on, in the order in which they are computed."""
-    wanted = set(operators)
-    first = next((at for at, node in enumerate(model.graph.node) if node.op_type in wanted), len(model.graph.node))
-    return [node.name for node in model.graph.node[first:]]

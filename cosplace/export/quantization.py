@@ -1,101 +1,104 @@
-"""8-bit weights and activations, calibrated on photos (ONNX Runtime's static quantization, QDQ form).
+"""8-bit weights and activations, calibrated on photos (ONNX Runtime's static quantization, QDQ format).
 
-Convolutions, additions and poolings of the backbone compute with 8 bits: weights signed and scaled by channel,
-activations unsigned.  From the first norm on all stays in float32: GeM's powers would magnify rounding, and the linear
-layer is small.  Ranges of activations are percentiles of what is seen, so that a rare peak does not widen them.
+Convolutions, additions and poolings of the backbone compute with 8 bits: signed weights with one scale per channel,
+unsigned activations.  From the first norm on, everything stays in float32: the powers of GeM would amplify rounding
+errors, and the linear layer is small.  The ranges of activations are percentiles, so that rare peaks do not widen them.
 """
 
 import contextlib
 import io
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from cosplace.errors import DatasetError, ImageError
-from cosplace.export.deployable import first_line, quietly
-from cosplace.export.onnx_format import INPUT, node_names, save_onnx
+from cosplace.export.deployable import summarize_error, suppress_messages
+from cosplace.export.onnx_format import INPUT, nodes_from, save_onnx
 from cosplace.export.settings import ExportError
-from cosplace.photos.image_list import ImageList
+from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.normalization import normalize
 from cosplace.photos.opening import open_image
+from cosplace.photos.resizing import resize_shorter_side
+from cosplace.progress import Progress, no_progress
 
-QUANTIZED = ("Conv", "Add", "MaxPool", "Relu")
-FLOAT_FROM = ("ReduceL2", "Log", "LpNormalization")  # the first of them is the norm before GeM
-PERCENTILE = 99.999
+QUANTIZED_OPERATORS = ("Conv", "Add", "MaxPool", "Relu")
+FIRST_FLOAT_OPERATORS = ("ReduceL2", "Log", "LpNormalization")  # the first of them is the norm before GeM
+PERCENTILE = 99.999  # of the activations, within the range of 8 bits
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]  # (photos done, all photos)
 
 
 def quantize(
-    fp32: Path,
+    fp32_path: Path,
     to: Path,
     images: ImageList,
     rows: list[int],
     *,
     image_size: int | None,
     with_preprocessing: bool,
-    progress: Progress,
+    progress: Progress = no_progress,
 ) -> None:
-    """Quantize an ONNX file, calibrated on some photos of a list, which can be opened.
+    """Quantize an ONNX file.
 
-    Raises ExportError when ONNX Runtime cannot.
+    rows: the photos of `images` to calibrate on.  with_preprocessing: the input of the file is (B, H, W, 3) uint8.
+    Raises ExportError if ONNX Runtime cannot quantize it.
     """
     import onnx
     from onnxruntime import quantization
 
-    reader: Any = _Reader(images, rows, image_size=image_size, with_preprocessing=with_preprocessing, progress=progress)
+    reader: Any = _CalibrationReader(
+        images, rows, image_size=image_size, with_preprocessing=with_preprocessing, progress=progress
+    )
     try:
-        with quietly(), contextlib.redirect_stdout(io.StringIO()):  # the calibrator prints
+        with suppress_messages(), contextlib.redirect_stdout(io.StringIO()):  # the calibrator prints
             quantization.quantize_static(
-                str(fp32),
+                str(fp32_path),
                 str(to),
                 reader,
                 quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=list(QUANTIZED),
-                nodes_to_exclude=node_names(onnx.load(fp32), FLOAT_FROM),
+                op_types_to_quantize=list(QUANTIZED_OPERATORS),
+                nodes_to_exclude=nodes_from(onnx.load(fp32_path), FIRST_FLOAT_OPERATORS),
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.Percentile,
-                # One photo at a time: else the activations of all photos would be held in memory at once.
+                # One photo at a time, otherwise the activations of all photos are in memory at once.
                 extra_options={"CalibStridedMinMax": 1, "CalibPercentile": PERCENTILE},
             )
     except ImageError:
         raise
-    except Exception as error:  # the quantizer raises nearly anything
-        raise ExportError(f"ONNX Runtime cannot quantize the network ({first_line(error)}).") from error
+    except Exception as error:  # the quantizer raises many types
+        raise ExportError(
+            f"ONNX Runtime cannot quantize the network ({summarize_error(error)}). Use --precision fp32."
+        ) from error
     save_onnx(onnx.load(to), to)
 
 
-def spread_photos(images: ImageList, most: int) -> list[int]:
-    """Rows of up to `most` photos, evenly spread over a list; those that cannot be opened are left out.
+def select_photos(images: ImageList, count: int) -> list[int]:
+    """Rows of up to `count` photos, evenly spaced over a list, without those that cannot be opened.
 
-    Raises DatasetError when that is every one of them.
+    Raises DatasetError if none of them can be opened.
     """
-    chosen, first_problem = [], ""
-    for row in np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).astype(np.int64)).tolist():
+    rows, errors = [], []
+    for row in evenly_spaced(images, count):
         try:
             open_image(images.path(row))
+            rows.append(row)
         except ImageError as error:
-            first_problem = first_problem or str(error)
-            continue
-        chosen.append(row)
-    if not chosen:
-        raise DatasetError(f"None of the photos chosen in {images.folder} can be opened, the first: {first_problem}")
-    if first_problem:
-        log.warning("photos are left out: %s", first_problem)
-    return chosen
+            errors.append(str(error))
+    if not rows:
+        raise DatasetError(
+            f"None of the photos selected in {images.folder} can be opened, the first error: {errors[0]}"
+        )
+    if errors:
+        log.warning("%d photos are skipped. The first error: %s", len(errors), errors[0])
+    return rows
 
 
-class _Reader:
-    """Photos one after another, in the form that ONNX Runtime's calibrators ask for."""
+class _CalibrationReader:
+    """Photos as inputs of the network, one at a time: ONNX Runtime's interface of calibration data."""
 
     def __init__(
         self,
@@ -108,32 +111,22 @@ class _Reader:
     ) -> None:
         self.images, self.rows, self.image_size = images, rows, image_size
         self.with_preprocessing, self.progress = with_preprocessing, progress
-        self.next_place, self.stop = 0, len(rows)
+        self.position, self.end = 0, len(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Give only some of the photos, then end."""
-        self.next_place, self.stop = start_index, end_index
+        """Continue with photo start_index and stop before photo end_index."""
+        self.position, self.end = start_index, end_index
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next photo as input of the network; None after the last."""
-        if self.next_place >= self.stop:
+        if self.position >= self.end:
             return None
-        photo = open_image(self.images.path(self.rows[self.next_place]))
-        self.next_place += 1
-        self.progress(self.next_place, len(self.rows))
-        return {INPUT: file_input(sized(photo, self.image_size)[None], self.with_preprocessing).numpy()}
-
-
-def sized(photo: torch.Tensor, image_size: int | None) -> torch.Tensor:
-    """A photo (3, H, W) uint8 with so many pixels along its shorter side, as everywhere in the package."""
-    if image_size is None:
-        return photo
-    return resize(photo, [image_size], InterpolationMode.BILINEAR, antialias=True)
-
-
-def file_input(photos: torch.Tensor, with_preprocessing: bool) -> torch.Tensor:
-    """Photos (B, 3, H, W) uint8 as a file takes them: (B, H, W, 3) uint8, or normalised (B, 3, H, W) float32."""
-    return photos.permute(0, 2, 3, 1).contiguous() if with_preprocessing else normalize(photos).contiguous()
+        photo = open_image(self.images.path(self.rows[self.position]))
+        photos = resize_shorter_side(photo, self.image_size)[None]  # (1, 3, H, W) uint8
+        self.position += 1
+        self.progress("calibration", self.position, len(self.rows))
+        inputs = photos.permute(0, 2, 3, 1) if self.with_preprocessing else normalize(photos)
+        return {INPUT: inputs.contiguous().numpy()}

@@ -1,6 +1,6 @@
-"""torch.export: the network as a .pt2 file, which PyTorch runs without this package.
+"""torch.export files (.pt2), which PyTorch runs without this package.
 
-Reading one runs operators of PyTorch that the file names, so read only files whose origin you trust.
+Reading such a file runs the operators of PyTorch that it names: read only files from sources that you trust.
 """
 
 import io
@@ -13,26 +13,28 @@ import torch
 from torch import nn
 
 from cosplace.errors import CheckpointError
-from cosplace.export.deployable import Portable, quietly, trace
+from cosplace.export.deployable import DeployableNetwork, suppress_messages, trace
 
-FACTS = "cosplace.json"  # beside the program, inside the file
+METADATA_FILE = "cosplace.json"  # inside the .pt2 file
 
 
-def write_program(portable: Portable, path: Path, facts: Mapping[str, str]) -> None:
-    """Write a network as a program of torch.export.  Raises ExportError when torch cannot trace it."""
-    program = trace(portable)
+def write_program(deployable: DeployableNetwork, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a network as a torch.export file.  Raises ExportError if torch cannot trace it."""
+    program = trace(deployable)
     buffer = io.BytesIO()
-    with quietly():
-        torch.export.save(program, buffer, extra_files={FACTS: json.dumps(dict(facts), indent=2)})
+    with suppress_messages():
+        torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(dict(metadata), indent=2)})
     path.write_bytes(buffer.getvalue())
 
 
 def read_program(path: Path) -> tuple[nn.Module, dict[str, str]]:
-    """Read the network of a .pt2 file and the facts beside it.  Raises CheckpointError when it is no such file."""
-    extra: dict[str, Any] = {FACTS: ""}
+    """Read the network and the metadata of a .pt2 file.  Raises CheckpointError for other or damaged files."""
+    extra: dict[str, Any] = {METADATA_FILE: ""}
     try:
-        with quietly():
+        with suppress_messages():
             module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
-        return module, json.loads(extra[FACTS])
-    except Exception as error:  # readers of damaged archives raise nearly anything
-        raise CheckpointError(f"{path} is no file of `cosplace export --format torch_export`: export again.") from error
+        return module, json.loads(extra[METADATA_FILE])
+    except Exception as error:  # readers of damaged archives raise many types
+        raise CheckpointError(
+            f"{path} is damaged or not a file of `cosplace export --format torch_export`. Export the model again."
+        ) from error

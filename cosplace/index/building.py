@@ -1,6 +1,6 @@
-"""Photos into an index: described, stored a few thousand at a time, gone on with after a stop.
+"""Add photos to an index: compute their descriptors and store them, a few thousand at a time.
 
-Legend: n photos.  Side effects: reads photos, writes the index.
+A run that was stopped continues where it stopped.  Legend: n photos.  Side effects: reads photos, writes the index.
 """
 
 import os
@@ -12,35 +12,37 @@ from pathlib import Path
 
 import numpy as np
 
+from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError, PhotoIndexError
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
-from cosplace.index.records import ModelSpec, NewPhoto, Settings
+from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.index.store import has_index
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.metadata import make_thumbnail, photo_key, read_metadata
 from cosplace.photos.opening import open_image
 from cosplace.photos.scanning import scan_images
-from cosplace.retrieval.extraction import extract
+from cosplace.progress import Progress, no_progress, part_of
+from cosplace.retrieval.extraction import ExtractionSettings, extract
 
-STORED_AT_ONCE = 1024  # photos; those of one commit are there together or not at all
+TASK = "indexing photos"
+PHOTOS_PER_COMMIT = 1024  # photos of one commit are stored together or not at all
 DATABASE = "database"
 
-Progress = Callable[[int, int], None]  # (done, total)
-Stored = Callable[[list[str], np.ndarray], None]
+OnStored = Callable[[list[str], np.ndarray], None]
 """Called with paths and ids of photos as soon as they are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Growth:
-    """What became of the photos that an index was given."""
+class IndexingResult:
+    """What happened to the photos that were given to an index."""
 
     num_given: int
     num_added: int
-    num_known: int  # were there already
-    num_replaced: int  # of those added, files that had changed since
-    num_without_position: int  # of those added
-    unreadable: tuple[str, ...]  # what was wrong, a line a photo
+    num_known: int  # already in the index
+    num_replaced: int  # of the added ones, files that had changed
+    num_without_position: int  # of the added ones
+    unreadable: tuple[str, ...]  # one message per photo
     seconds: float
 
 
@@ -49,26 +51,27 @@ def build_index(
     encoder: Encoder,
     address: str | Path,
     *,
-    settings: Settings | None = None,
+    settings: IndexSettings | None = None,
     source: str = "",
     batch_size: int = 16,
     num_workers: int = 0,
-    progress: Progress | None = None,
-    stored: Stored | None = None,
-) -> Growth:
-    """Make an index of all photos of a folder, or go on with one that was stopped.
+    progress: Progress = no_progress,
+    stored: OnStored | None = None,
+) -> IndexingResult:
+    """Build an index of all photos of a folder, or continue one that was stopped.
 
-    dataset_folder: photos in any subfolders; where it holds database/ (or test/database/), those.  The photos keep the
-    order of evaluation, so that among equal neighbours both name the same.
-    Raises PhotoIndexError when the index there was made with another model or with other settings, and what
-    `add_photos` raises.
+    dataset_folder: photos in any subfolders; of a dataset, the photos of its database/ (or test/database/).  Photos
+    keep the order of an evaluation, so that among equally similar matches both return the same one.
+    Raises PhotoIndexError if the index was built with another model or other settings, and what `add_photos` raises.
     """
     photos = find_photos(dataset_folder)
     if has_index(str(address)):
         index = open_index(address, write=True)
         if settings is not None and index.settings != settings:
             index.close()
-            raise PhotoIndexError(f"{address} holds an index with other settings ({index.settings}): choose another.")
+            raise PhotoIndexError(
+                f"{address} contains an index with other settings ({index.settings}). Choose another address."
+            )
     else:
         spec = ModelSpec(
             model=encoder.name,
@@ -91,7 +94,7 @@ def build_index(
 
 
 def find_photos(folder: str | Path) -> ImageList:
-    """The photos of a folder; of its database/ or test/database/ where it is a dataset."""
+    """List the photos of a folder; of a dataset, those of its database/ or test/database/."""
     folder = Path(folder)
     for inside in (folder / DATABASE, folder / "test" / DATABASE):
         if inside.is_dir():
@@ -109,76 +112,79 @@ def add_photos(
     source: str = "",
     batch_size: int = 16,
     num_workers: int = 0,
-    stored_at_once: int = STORED_AT_ONCE,
-    progress: Progress | None = None,
-    stored: Stored | None = None,
-) -> Growth:
-    """Describe photos and add them; each is added once, whether it is found again by its path or by its content.
+    photos_per_commit: int = PHOTOS_PER_COMMIT,
+    progress: Progress = no_progress,
+    stored: OnStored | None = None,
+) -> IndexingResult:
+    """Compute the descriptors of photos and add them; each photo is added once, by its path and by its content.
 
-    A photo whose file changed since takes the place of its former self.  A photo that cannot be opened is left out and
-    told.  stored: called after each commit; what it was told of survives any kill.
-    Raises PhotoIndexError for an index of another model, StorageError when the disk is full.
+    A photo whose file has changed replaces its former version.  Photos that cannot be opened are left out and
+    reported.  stored: called after each commit; what it reports survives any kill.
+    Raises PhotoIndexError for an index of another model, StorageError if the disk is full.
     """
-    if stored_at_once < 1:
-        raise ConfigError(f"stored_at_once is {stored_at_once}: it must be at least 1.")
+    if photos_per_commit < 1:
+        raise ConfigError(f"photos_per_commit must be at least 1, got {photos_per_commit}.")
     index.check_model(encoder.name, encoder.checksum, encoder.image_size)
     started = time.perf_counter()
-    adding = _Adding(
+    extraction = ExtractionSettings(
+        image_size=encoder.image_size,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=encoder.device,
+        skip_unreadable=True,
+    )
+    indexing = _Indexing(
         index=index,
         encoder=encoder,
         photos=photos,
         source=source,
-        batch_size=batch_size,
-        num_workers=num_workers,
+        extraction=extraction,
         stored=stored,
         stamps=index.stamps(),
     )
-    unknown = [row for row in range(len(photos)) if not adding.is_known(photos.path(row))]
-    adding.known = done = len(photos) - len(unknown)
-    if progress is not None and done:
-        progress(done, len(photos))
+    new_rows = [row for row in range(len(photos)) if not indexing.is_unchanged(photos.path(row))]
+    indexing.num_known = num_done = len(photos) - len(new_rows)
+    if num_done:
+        progress(TASK, num_done, len(photos))
     with ThreadPoolExecutor(max(1, num_workers)) as readers:
-        for at in range(0, len(unknown), stored_at_once):
-            rows = unknown[at : at + stored_at_once]
-            if progress is not None:
-                adding.progress = lambda some, _, done=done: progress(done + some, len(photos))
-            adding.add(rows, list(readers.map(adding.read, rows)))
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(photos))
-    return Growth(
+        for start in range(0, len(new_rows), photos_per_commit):
+            rows = new_rows[start : start + photos_per_commit]
+            indexing.progress = part_of(progress, TASK, num_done, len(photos))
+            indexing.add(rows, list(readers.map(indexing.read, rows)))
+            num_done += len(rows)
+            progress(TASK, num_done, len(photos))
+    return IndexingResult(
         num_given=len(photos),
-        num_added=adding.added,
-        num_known=adding.known,
-        num_replaced=adding.replaced,
-        num_without_position=adding.without_position,
-        unreadable=tuple(adding.unreadable),
+        num_added=indexing.num_added,
+        num_known=indexing.num_known,
+        num_replaced=indexing.num_replaced,
+        num_without_position=indexing.num_without_position,
+        unreadable=tuple(indexing.unreadable),
         seconds=time.perf_counter() - started,
     )
 
 
 @dataclass(slots=True, kw_only=True)
-class _Adding:
-    """Photos on their way into an index, and counts of what became of them."""
+class _Indexing:
+    """Adds photos to an index, and counts what happens to them."""
 
     index: PhotoIndex
     encoder: Encoder
     photos: ImageList
     source: str
-    batch_size: int
-    num_workers: int
-    stored: Stored | None
-    stamps: dict[str, tuple[int, int, int]]  # path -> (bytes, time of change, id)
-    progress: Progress | None = None  # within one stretch
-    added: int = 0
-    known: int = 0
-    replaced: int = 0
-    without_position: int = 0
+    extraction: ExtractionSettings
+    stored: OnStored | None
+    stamps: dict[str, tuple[int, int, int]]  # path -> (bytes, modification time, id)
+    progress: Progress = no_progress  # of the photos of one commit
+    num_added: int = 0
+    num_known: int = 0
+    num_replaced: int = 0
+    num_without_position: int = 0
     unreadable: list[str] = field(default_factory=list)
 
-    def is_known(self, path: Path) -> bool:
-        """Whether the index has this very file, unchanged since."""
-        stamp = self.stamps.get(_text(path))
+    def is_unchanged(self, path: Path) -> bool:
+        """Whether the index has this file, and the file has not changed since."""
+        stamp = self.stamps.get(_path_text(path))
         if stamp is None:
             return False
         try:
@@ -188,20 +194,20 @@ class _Adding:
         return stamp[:2] == (status.st_size, status.st_mtime_ns)
 
     def read(self, row: int) -> NewPhoto | str:
-        """All of a photo but its descriptor; what is wrong for one that cannot be read."""
+        """Everything about a photo except its descriptor; an error message if it cannot be read."""
         path = self.photos.path(row)
         try:
             raw, status = path.read_bytes(), path.stat()
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})."
-        facts = read_metadata(path, raw)
+        metadata = read_metadata(path, raw)
         return NewPhoto(
-            path=_text(path),
-            key=photo_key(raw, facts),
-            latitude=facts.latitude,
-            longitude=facts.longitude,
-            heading=facts.heading,
-            time=facts.time,
+            path=_path_text(path),
+            key=photo_key(raw, metadata),
+            latitude=metadata.latitude,
+            longitude=metadata.longitude,
+            heading=metadata.heading,
+            time=metadata.time,
             source=self.source,
             num_bytes=status.st_size,
             modified_ns=status.st_mtime_ns,
@@ -209,68 +215,55 @@ class _Adding:
         )
 
     def add(self, rows: Sequence[int], read: Sequence[NewPhoto | str]) -> None:
-        """Describe some photos of the list and add them in one commit; nothing is described that is there already."""
+        """Add some photos of the list in one commit; descriptors are computed only for new ones."""
         self.unreadable += [entry for entry in read if isinstance(entry, str)]
         readable = [(row, entry) for row, entry in zip(rows, read, strict=True) if isinstance(entry, NewPhoto)]
-        there = self.index.find([entry.key for _, entry in readable])
-        for photo_id, (_, entry) in zip(there.tolist(), readable, strict=True):
+        known_ids = self.index.find([entry.key for _, entry in readable]).tolist()
+        for photo_id, (_, entry) in zip(known_ids, readable, strict=True):
             if photo_id >= 0:
-                self.known += 1
-                self._forget_former(entry.path, photo_id)
-        fresh = [both for photo_id, both in zip(there.tolist(), readable, strict=True) if photo_id < 0]
-        descriptors, failures = self._describe([row for row, _ in fresh])
+                self.num_known += 1
+                self._remove_former(entry.path, photo_id)
+        new = [pair for photo_id, pair in zip(known_ids, readable, strict=True) if photo_id < 0]
+        descriptors, failures = self._compute_descriptors([row for row, _ in new])
         self.unreadable += [failures[number] for number in sorted(failures)]
-        kept = [number for number in range(len(fresh)) if number not in failures]
+        kept = [number for number in range(len(new)) if number not in failures]
         if kept:
-            self._store([fresh[number][1] for number in kept], descriptors[kept])
+            self._store([new[number][1] for number in kept], descriptors[kept])
 
     def _store(self, entries: list[NewPhoto], descriptors: np.ndarray) -> None:
-        added = self.index.add(entries, descriptors)
-        for entry, photo_id, is_new in zip(entries, added.ids.tolist(), added.is_new.tolist(), strict=True):
-            self.added += is_new
-            self.known += not is_new  # twice in the list
-            self.without_position += is_new and bool(np.isnan(entry.latitude))
-            self._forget_former(entry.path, photo_id)
+        result = self.index.add(entries, descriptors)
+        for entry, photo_id, is_new in zip(entries, result.ids.tolist(), result.is_new.tolist(), strict=True):
+            self.num_added += is_new
+            self.num_known += not is_new  # twice in the list
+            self.num_without_position += is_new and bool(np.isnan(entry.latitude))
+            self._remove_former(entry.path, photo_id)
         if self.stored is not None:
-            self.stored([entry.path for entry in entries], added.ids)
+            self.stored([entry.path for entry in entries], result.ids)
 
-    def _forget_former(self, path: str, photo_id: int) -> None:
-        """Remove what a file held before it changed.  Last: a kill before leaves both, the next run removes it."""
+    def _remove_former(self, path: str, photo_id: int) -> None:
+        """Remove the former version of a changed file.
+
+        This comes last: if the process is killed before, both versions stay and the next run removes the old one.
+        """
         stamp = self.stamps.get(path)
         if stamp is not None and stamp[2] != photo_id:
-            self.replaced += self.index.remove([stamp[2]])
+            self.num_replaced += self.index.remove([stamp[2]])
 
-    def _describe(self, rows: list[int]) -> tuple[np.ndarray, dict[int, str]]:
-        """Descriptors (n, D), and number -> what is wrong of the photos that cannot be opened."""
-        nothing = np.empty((0, self.encoder.dimension), np.float32)
+    def _compute_descriptors(self, rows: list[int]) -> tuple[np.ndarray, dict[int, str]]:
+        """Descriptors (n, D), and number -> error message of the photos that cannot be opened."""
+        empty = np.empty((0, self.encoder.dimension), np.float32)
         if not rows:
-            return nothing, {}
-        some = _listed(self.photos, rows)
+            return empty, {}
+        photos = self.photos.subset(rows)
         try:
-            extraction = extract(
-                self.encoder.network,
-                some,
-                image_size=self.encoder.image_size,
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                device=self.encoder.device,
-                skip_unreadable=True,
-                progress=self.progress,
-            )
-        except ImageError:  # not one of them can be opened
-            return nothing, dict(_failures(some))
-        return np.asarray(extraction.descriptors), {entry.index: entry.message for entry in extraction.unreadable}
+            result = extract(self.encoder.network, photos, self.extraction, progress=self.progress)
+        except ImageError:  # none of them can be opened
+            return empty, dict(_failures(photos))
+        return np.asarray(result.descriptors), {entry.index: entry.message for entry in result.unreadable}
 
 
-def _text(path: Path) -> str:
+def _path_text(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _listed(photos: ImageList, rows: list[int]) -> ImageList:
-    """Some photos of a list, in their order there."""
-    parts = [photos.text(int(photos.starts[row]), int(photos.starts[row + 1])) for row in rows]
-    starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    return ImageList(folder=photos.folder, names=np.concatenate(parts), starts=starts)
 
 
 def _failures(photos: ImageList) -> Iterator[tuple[int, str]]:
@@ -281,25 +274,25 @@ def _failures(photos: ImageList) -> Iterator[tuple[int, str]]:
             yield number, str(error)
 
 
-def find_ids(index: PhotoIndex, what: Sequence[str]) -> np.ndarray:
-    """Ids of photos named by id (a number), by path, or by a folder they lie in.
+def find_ids(index: PhotoIndex, names: Sequence[str]) -> np.ndarray:
+    """Ids of photos given by id (a number), by path, or by a folder that contains them.
 
-    Raises DatasetError for a name that no photo answers to.
+    Raises DatasetError for a name that matches no photo.
     """
     columns = index.columns()
     rows_of = {path: row for row, path in enumerate(columns.paths())} if len(columns) else {}
     found: list[int] = []
-    for name in what:
+    for name in names:
         if name.isdigit() and (row := columns.row_of(int(name))) is not None:
             found.append(int(columns.ids[row]))
             continue
-        path = _text(Path(name).absolute())
+        path = _path_text(Path(name).absolute())
         rows = (
             [rows_of[path]]
             if path in rows_of
             else [row for other, row in rows_of.items() if other.startswith(path.rstrip("/") + "/")]
         )
         if not rows:
-            raise DatasetError(f"{index.address} has no photo '{name}': give an id, a path, or a folder of photos.")
+            raise DatasetError(f"{index.address} has no photo '{name}'. Use an id, a path, or a folder of photos.")
         found += columns.ids[rows].tolist()
     return np.unique(np.array(found, np.int64))

@@ -1,11 +1,10 @@
-"""The truth of an index: two Lance tables in a folder or on object storage.
+"""The storage of an index: two Lance tables in a folder or on object storage.
 
-    <address>/photos.lance     one row a photo: position, time, path, descriptor, thumbnail
-              records.lance    what is known about the index: key -> JSON
+    <address>/photos.lance     one row per photo: position, time, path, descriptor, thumbnail; search index
+              records.lance    facts about the index: key -> JSON
               .writer.lock     held by the one writer (local addresses)
-              search/          rebuilt from the photos whenever it is missing (see `inverted`)
 
-Every append or removal is one commit of Lance: a kill leaves the photos before it or after it, nothing between.
+Every append or removal is one commit of Lance: after a kill the table holds all photos of a commit or none of them.
 Side effects: reads and writes that address.
 """
 
@@ -25,9 +24,12 @@ from cosplace.errors import PhotoIndexError, StorageError
 from cosplace.index.records import Columns
 
 PHOTOS, RECORDS, LOCK = "photos", "records", ".writer.lock"
-SPARE_BYTES = 64_000_000  # left free on the disk: Lance writes manifests, too
+SPARE_BYTES = 64_000_000  # kept free on the disk, for manifests of Lance
 READ_ROWS = 8192
 DELETE_ROWS = 5000  # ids in one expression
+VECTOR_INDEX = "descriptor_idx"
+CODE_BITS = 4  # per dimension of the codes of the search index
+REFINE = 2  # times k candidates are compared by their full descriptors
 NARROW = ("id", "latitude", "longitude", "heading", "time", "path")
 
 
@@ -37,17 +39,18 @@ def is_local(address: str) -> bool:
 
 
 def has_index(address: str) -> bool:
-    """Whether there is an index at the address; asking creates nothing."""
+    """Whether there is an index at the address.  Creates nothing."""
     if is_local(address) and not (Path(address) / f"{RECORDS}.lance").is_dir():
         return False
-    with _plain_errors(address):
+    with _translated_errors(address):
         return RECORDS in _connect(address).list_tables().tables
 
 
 def _connect(address: str) -> Any:
-    # It warns on the terminal of every table that is new.
+    # Otherwise it prints a warning about every new table.
     os.environ.setdefault("LANCEDB_LOG", "error")
-    # Not at the top: it takes a second and many threads.
+    os.environ.setdefault("LANCE_LOG", "error")
+    # Imported late: it takes a second and starts threads.
     import lancedb
 
     return lancedb.connect(address)
@@ -80,38 +83,38 @@ class Store:
 
     def __init__(self, address: str) -> None:
         if not has_index(address):
-            what = "does not exist" if is_local(address) and not Path(address).exists() else "is no index of photos"
-            raise PhotoIndexError(f"{address} {what}: make one with `cosplace index build DATASET --to {address}`.")
+            problem = "does not exist" if is_local(address) and not Path(address).exists() else "is not a photo index"
+            raise PhotoIndexError(f"{address} {problem}. Build one with `cosplace index build DATASET --to {address}`.")
         self.address = address
-        with _plain_errors(address):
+        with _translated_errors(address):
             database = _connect(address)
             self.photos, self.records = database.open_table(PHOTOS), database.open_table(RECORDS)
 
     @classmethod
     def create(cls, address: str, schema: Any, records: dict[str, dict[str, Any]]) -> "Store":
-        """A new, empty store.  Raises PhotoIndexError when there is one already."""
+        """Create an empty store.  Raises PhotoIndexError if there is already one."""
         import pyarrow as pa
 
         if has_index(address):
-            raise PhotoIndexError(f"{address} holds an index already: add to it, or choose another address.")
-        with _plain_errors(address):
+            raise PhotoIndexError(f"{address} already contains an index. Add photos to it, or choose another address.")
+        with _translated_errors(address):
             if is_local(address):
                 _make_folder(Path(address))
             database = _connect(address)
             database.create_table(PHOTOS, schema=schema, mode="overwrite")
-            # Last, as its presence says that the index is whole.
+            # Last: its presence means that the index is complete.
             rows = {"key": list(records), "json": [json.dumps(value) for value in records.values()]}
             database.create_table(RECORDS, pa.table(rows))
         return cls(address)
 
     @property
     def version(self) -> int:
-        """The version of the photos that is read."""
+        """Version of the photo table that is read."""
         return self.photos.version
 
     def catch_up(self) -> None:
-        """Read the newest version from here on."""
-        with _plain_errors(self.address):
+        """Read the newest version from now on."""
+        with _translated_errors(self.address):
             self.photos.checkout_latest()
             self.records.checkout_latest()
 
@@ -119,7 +122,7 @@ class Store:
 
     def columns(self, newer_than: int | None = None) -> Columns:
         """All photos, or those whose id is larger, without descriptors and thumbnails; by ascending id."""
-        with _plain_errors(self.address):
+        with _translated_errors(self.address):
             query = self.photos.search().select(list(NARROW)).with_row_id(True)
             if newer_than is not None:
                 query = query.where(f"id > {newer_than}")
@@ -137,35 +140,46 @@ class Store:
 
     def scan(self, names: Sequence[str], *, newer_than: int | None = None) -> Generator[Any]:
         """Record batches of some columns of all photos, or of those whose id is larger."""
-        with _plain_errors(self.address):
+        with _translated_errors(self.address):
             query = self.photos.search().select(list(names))
             if newer_than is not None:
                 query = query.where(f"id > {newer_than}")
             yield from query.to_batches(READ_ROWS)
 
     def descriptors(self, newer_than: int | None = None) -> Generator[tuple[np.ndarray, np.ndarray]]:
-        """(ids (n,), descriptors (n, D) as stored) of all photos, or of those whose id is larger, in stretches."""
+        """(ids (n,), descriptors (n, D) as stored) of all photos, or of those whose id is larger, in batches."""
         for batch in self.scan(("id", "descriptor"), newer_than=newer_than):
             yield batch["id"].to_numpy(), _matrix(batch["descriptor"])
 
     def descriptors_at(self, row_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Descriptors (n, D) as stored of some photos, in the order given; a photo may be named several times."""
+        """Descriptors (n, D) as stored of some photos, in the order given; ids may repeat."""
         table = self._take(row_ids, ("id", "descriptor"))
         found = table["id"].to_numpy()
         order = np.argsort(found)
         places = order[np.searchsorted(found[order], ids)]
         return _matrix(table["descriptor"].combine_chunks())[places]
 
+    def descriptors_of(self, ids: np.ndarray) -> np.ndarray:
+        """Descriptors (n, D) as stored of some photos by ascending id."""
+        rows: dict[int, np.ndarray] = {}
+        for at in range(0, len(ids), DELETE_ROWS):
+            some = ", ".join(map(str, ids[at : at + DELETE_ROWS].tolist()))
+            with _translated_errors(self.address):
+                table = self.photos.search().where(f"id IN ({some})").select(["id", "descriptor"]).to_arrow()
+            matrix = _matrix(table["descriptor"].combine_chunks())
+            rows |= dict(zip(table["id"].to_pylist(), matrix, strict=True))
+        return np.stack([rows[photo_id] for photo_id in ids.tolist()])
+
     def values_at(self, row_id: int, names: Sequence[str]) -> dict[str, Any]:
         """Some columns of one photo."""
         return self._take(np.array([row_id], np.uint64), names).to_pylist()[0]
 
     def _take(self, row_ids: np.ndarray, names: Sequence[str]) -> Any:
-        with _plain_errors(self.address):
+        with _translated_errors(self.address):
             return self.photos.take_row_ids(np.unique(row_ids).tolist()).select(list(names)).to_arrow()
 
     def append(self, rows: dict[str, Any], num_bytes: int) -> None:
-        """Add photos in one commit; when this returns they are stored.  rows: columns of the schema."""
+        """Add photos in one commit; they are stored when this returns.  rows: columns of the schema."""
         import pyarrow as pa
 
         self._check_disk(num_bytes)
@@ -175,26 +189,74 @@ class Store:
         flat = pa.array(descriptors.reshape(-1), type=dtype.value_type)
         arrays = {**rows, "descriptor": pa.FixedSizeListArray.from_arrays(flat, type=dtype)}
         table = pa.table([pa.array(arrays[name], type=schema.field(name).type) for name in schema.names], schema=schema)
-        with _plain_errors(self.address):
+        with _translated_errors(self.address):
             self.photos.add(table)
 
     def remove(self, ids: np.ndarray) -> None:
         """Remove photos by id."""
         for at in range(0, len(ids), DELETE_ROWS):
-            with _plain_errors(self.address):
+            with _translated_errors(self.address):
                 self.photos.delete(f"id IN ({', '.join(map(str, ids[at : at + DELETE_ROWS].tolist()))})")
 
-    def join_pieces(self, *, forget_older_s: float) -> None:
-        """Rewrite many small pieces as few large ones, without what was removed; forget older versions."""
-        with _plain_errors(self.address), warnings.catch_warnings():
-            # Lance warns that readers of older versions will fail: ours catch up and ask again.
+    def optimize(self, *, forget_older_s: float) -> None:
+        """Join small files, drop removed photos, bring the search index up to date; forget older versions."""
+        with _translated_errors(self.address), warnings.catch_warnings():
+            # Lance warns that readers of older versions fail; ours retry with the newest one.
             warnings.simplefilter("ignore", UserWarning)
             for table in (self.photos, self.records):
                 table.optimize(cleanup_older_than=timedelta(seconds=forget_older_s))
 
+    # --- search ------------------------------------------------------------------------------------------------------
+
+    def build_vector_index(self, num_partitions: int) -> None:
+        """Build the approximate search index over all photos, replacing the one that is there."""
+        from lancedb.index import IvfFlat, IvfRq
+
+        dimension = self.photos.schema.field("descriptor").type.list_size
+        if dimension % 8 == 0:
+            config = IvfRq(distance_type="l2", num_partitions=num_partitions, num_bits=CODE_BITS)
+        else:  # RaBitQ needs a multiple of 8
+            config = IvfFlat(distance_type="l2", num_partitions=num_partitions)
+        with _translated_errors(self.address):
+            self.photos.create_index("descriptor", config=config, name=VECTOR_INDEX, replace=True)
+
+    def has_vector_index(self) -> bool:
+        """Whether there is an approximate search index."""
+        with _translated_errors(self.address):
+            return any(index.name == VECTOR_INDEX for index in self.photos.list_indices())
+
+    def prewarm(self) -> None:
+        """Read the search index into memory, so that the first search is as fast as the others."""
+        with _translated_errors(self.address):
+            self.photos.prewarm_index(VECTOR_INDEX)
+
+    def search_index_state(self) -> tuple[int, int]:
+        """Number of photos that the search index does not cover yet, and of the parts that updates have left in it."""
+        with _translated_errors(self.address):
+            statistics = self.photos.index_stats(VECTOR_INDEX)
+        return (0, 0) if statistics is None else (int(statistics.num_unindexed_rows), int(statistics.num_indices))
+
+    def search(
+        self, query: np.ndarray, k: int, *, num_probed: int | None, condition: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (n,) and descriptors (n, D) as stored of the k nearest photos by the search index, at most k.
+
+        Photos that are not in the index yet are compared too; without an index, all are.  num_probed: partitions to
+        look into.  condition: SQL that photos must meet; then more partitions are probed until k photos are found.
+        """
+        with _translated_errors(self.address):
+            search = self.photos.search(query, vector_column_name="descriptor").distance_type("l2").limit(k)
+            if num_probed is not None:
+                search = search.minimum_nprobes(num_probed).maximum_nprobes(0 if condition else num_probed)
+                search = search.refine_factor(REFINE)
+            if condition:
+                search = search.where(condition, prefilter=True)
+            table = search.select(["id", "descriptor", "_distance"]).to_arrow()  # without _distance Lance warns
+        return table["id"].to_numpy(), _matrix(table["descriptor"].combine_chunks())
+
     def count(self) -> int:
-        """How many photos there are."""
-        with _plain_errors(self.address):
+        """Number of photos."""
+        with _translated_errors(self.address):
             return int(self.photos.count_rows())
 
     def keys_of(self, ids: np.ndarray) -> dict[str, int]:
@@ -202,17 +264,17 @@ class Store:
         found: dict[str, int] = {}
         for at in range(0, len(ids), DELETE_ROWS):
             some = ", ".join(map(str, ids[at : at + DELETE_ROWS].tolist()))
-            with _plain_errors(self.address):
+            with _translated_errors(self.address):
                 rows = self.photos.search().where(f"id IN ({some})").select(["id", "key"]).to_arrow()
             found |= zip(rows["key"].to_pylist(), rows["id"].to_pylist(), strict=True)
         return found
 
-    def num_pieces(self) -> int:
-        """How many files the photos lie in."""
+    def num_fragments(self) -> int:
+        """Number of files that hold the photos."""
         return int(self.photos.stats()["fragment_stats"]["num_fragments"])
 
     def num_bytes(self) -> int | None:
-        """Bytes on disk, search structure included; None on object storage."""
+        """Bytes on disk, search index included; None on object storage."""
         if not is_local(self.address):
             return None
         files = [Path(folder) / name for folder, _, names in os.walk(self.address) for name in names]
@@ -221,8 +283,8 @@ class Store:
     # --- records -----------------------------------------------------------------------------------------------------
 
     def read_record(self, key: str) -> dict[str, Any] | None:
-        """The record of a key; None when there is none."""
-        with _plain_errors(self.address):
+        """The record of a key; None if there is none."""
+        with _translated_errors(self.address):
             rows = self.records.search().where(f"key = '{_checked(key)}'").select(["json"]).to_arrow()
         return json.loads(rows["json"][0].as_py()) if len(rows) else None
 
@@ -232,7 +294,7 @@ class Store:
 
         self._check_disk(0)
         row = pa.table({"key": [_checked(key)], "json": [json.dumps(value)]})
-        with _plain_errors(self.address):
+        with _translated_errors(self.address):
             self.records.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(row)
 
     def _check_disk(self, num_bytes: int) -> None:
@@ -241,8 +303,8 @@ class Store:
         free = shutil.disk_usage(self.address).free
         if free < num_bytes + SPARE_BYTES:
             raise StorageError(
-                f"{self.address}: {free / 1e6:.0f} MB are free, {(num_bytes + SPARE_BYTES) / 1e6:.0f} MB are needed "
-                f"for the next photos: free some space and go on, all photos so far are kept."
+                f"{self.address} needs {(num_bytes + SPARE_BYTES) / 1e6:.0f} MB for the next photos, but only "
+                f"{free / 1e6:.0f} MB are free. Free some space and run the command again; all photos so far are kept."
             )
 
 
@@ -260,29 +322,29 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"Cannot write {folder} ({error.strerror}): choose another folder.") from error
+        raise StorageError(f"Cannot write to {folder} ({error.strerror}). Choose another folder.") from error
 
 
-# --- who may write ---------------------------------------------------------------------------------------------------
+# --- writer lock ---------------------------------------------------------------------------------------------------
 
 
 class WriterLock:
-    """The right to write one local index; the system takes it back from a process that dies."""
+    """The right to write a local index; it ends with the process that holds it."""
 
     def __init__(self, address: str) -> None:
-        """Raises PhotoIndexError when another writer holds it."""
+        """Take the lock.  Raises PhotoIndexError if another writer holds it."""
         self.file = None
-        if not is_local(address):  # there, commits of several writers follow one another; the keys are not compared
+        if not is_local(address):  # on object storage, writers must be coordinated by the user
             return
         path = Path(address) / LOCK
         try:
             import fcntl
-        except ImportError:  # not on Windows: the user sees to it that there is one writer
+        except ImportError:  # Windows: the user must make sure that there is one writer
             return
         try:
             self.file = path.open("a+")
         except OSError as error:
-            raise StorageError(f"Cannot write {address} ({error.strerror}): open it for reading only.") from error
+            raise StorageError(f"Cannot write to {address} ({error.strerror}). Open it for reading only.") from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -290,41 +352,42 @@ class WriterLock:
             pid = self.file.read().strip() or "unknown"
             self.file.close()
             raise PhotoIndexError(
-                f"{address} is in use by another writer (pid {pid}): wait for it to end, or stop it."
+                f"{address} is in use by another writer (pid {pid}). Wait until it ends, or stop it."
             ) from error
         self.file.truncate(0)
         self.file.write(str(os.getpid()))
         self.file.flush()
 
     def release(self) -> None:
-        """Let others write."""
+        """Allow other writers."""
         if self.file is not None:
             self.file.close()
             self.file = None
 
 
-# --- Lance's errors --------------------------------------------------------------------------------------------------
+# --- errors of Lance --------------------------------------------------------------------------------------------------
 
 
 class OutdatedError(Exception):
-    """The version that is read was forgotten by a writer: catch up and read again."""
+    """A writer has removed the version that is read: catch up and read again."""
 
 
 @contextmanager
-def _plain_errors(address: str) -> Generator[None]:
-    """Turn what Lance raises into errors a user can act on."""
+def _translated_errors(address: str) -> Generator[None]:
+    """Turn errors of Lance into errors that say what to do."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         if "os error 28" in text or "No space left" in text:
             raise StorageError(
-                f"{address}: no space is left on the disk: free some and go on, all photos so far are kept."
+                f"{address}: no space left on the disk. Free some space and run the command again; all photos so far "
+                "are kept."
             ) from error
         if "Permission denied" in text or "Read-only" in text:
-            raise StorageError(f"{address} cannot be written (permission denied): choose another place.") from error
+            raise StorageError(f"Cannot write to {address} (permission denied). Choose another address.") from error
         if "Not found" in text or "was not found" in text:
             raise OutdatedError(text) from error
         if isinstance(error, FileExistsError):
-            raise StorageError(f"{address} is a file, not a folder: choose another place.") from error
-        raise PhotoIndexError(f"{address} cannot be read or written: {text[:200]}") from error
+            raise StorageError(f"{address} is a file, not a folder. Choose another address.") from error
+        raise PhotoIndexError(f"Cannot read or write {address}: {text[:200]}") from error

@@ -5,15 +5,14 @@
 
 Files, each importing only files listed above it:
 
-    plane           distances on the ground
     fusion          one position from the matches that agree
-    signals         inputs of the confidence: what a list of matches says about its answer
+    signals         inputs of the confidence: what the list of matches says about the answer
     confidence      from signals to a probability: fit, measure, thresholds
     answers         the record of an answer, as text, JSON, GeoJSON and CSV
-    sequences       frames in time order
+    sequences       a track from frames in time order
     localizer       photos in, locations out
     photo_changes   photos in other light and other crops, images that show no place
     calibration     fit the confidence on the photos of an index
-    tracks          EXIF positions and times, frames of a sequence, GPX
+    tracks          times of frames, frames of a video, GPX
     reranking       check doubtful answers with local features
 """

@@ -1,104 +1,102 @@
-"""From features to the probability that an answer is right within 25 m, learned from examples with known answers.
+"""From signals to the probability that an answer is correct (within 25 m), learned from examples with known answers.
 
-A logistic regression whose coefficients may not contradict their meaning (a larger margin never lowers confidence),
-then a monotone map from its output to frequencies seen (isotonic regression on bins, Zadrozny and Elkan 2002).  What
-is reported and what thresholds rest on comes from folds that the fit never saw, split by place.  Legend: N examples,
-F features.  Pure.
+A logistic regression whose coefficients keep the sign of their signal (a larger margin never lowers the confidence),
+then a monotone map from its output to observed frequencies (isotonic regression on bins, Zadrozny and Elkan 2002).
+Reports and thresholds use folds that the fit did not see, split by place.  Legend: N examples, F signals.  Pure.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import numpy as np
 
 from cosplace.errors import ConfigError
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE
-from cosplace.localization.signals import FEATURES, SIGNS
+from cosplace.localization.signals import SIGNALS, SIGNS
 
-SHARE_ELSEWHERE = 0.05  # of photos asked about that are assumed to show no place of the index
+OUT_OF_INDEX_SHARE = 0.05  # assumed share of photos that show no place of the index
 RIDGE = 1e-3
 NUM_FOLDS = 5
-LARGEST_BINS, EXAMPLES_PER_BIN = 15, 40
-RADIUS_SHARE = 0.9  # of right answers lie within the radius told
-CAUTION = 1.2816  # standard errors: precision is told as a lower bound that holds 9 times in 10
-STRANGENESS = 0.7  # hidden places are nearer to the index than strangers' photos: so much of what is allowed is used
+MAX_BINS, EXAMPLES_PER_BIN = 15, 40
+RADIUS_SHARE = 0.9  # share of correct answers whose true position is within the reported radius
+LOWER_BOUND_DEVIATIONS = 1.2816  # standard errors: lower bounds of precision hold 9 times in 10
+# Hidden places of the index are more similar to it than out-of-index photos of users, so a threshold may use only this
+# share of the permitted wrong answers.
+OUT_OF_INDEX_MARGIN = 0.7
 NUM_THRESHOLDS = 201
 VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Answers whose truth is known."""
+    """Answers whose true position is known."""
 
-    features: np.ndarray  # (N, F) float64
-    errors_m: np.ndarray  # (N,) float64 between answer and truth
-    right: np.ndarray  # (N,) bool, within 25 m
-    elsewhere: np.ndarray  # (N,) bool, the index held no photo of the place
+    signals: np.ndarray  # (N, F) float64
+    errors_m: np.ndarray  # (N,) float64, between answer and true position
+    correct: np.ndarray  # (N,) bool, within 25 m
+    out_of_index: np.ndarray  # (N,) bool, the index had no photo of the place
     folds: np.ndarray  # (N,) int64; photos of one place share a fold
 
     def take(self, rows: np.ndarray) -> "Examples":
-        """Some of them, by number or by bool."""
-        fields = ("features", "errors_m", "right", "elsewhere", "folds")
-        return Examples(**{name: getattr(self, name)[rows] for name in fields})
+        """Select examples by number or by mask."""
+        return Examples(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What turns neighbour lists into answers that know how sure they are; stored with the index."""
+    """How an index turns lists of matches into positions with a confidence; stored with the index."""
 
     temperature: float  # of the votes
     agree_m: float
-    centre: np.ndarray  # (F,) and
-    scale: np.ndarray  # (F,) of the features
+    center: np.ndarray  # (F,) mean and
+    scale: np.ndarray  # (F,) standard deviation of the signals
     weights: np.ndarray  # (F,)
     bias: float
-    logits: np.ndarray  # (J,) ascending, joints of the map from the regression's output
+    logits: np.ndarray  # (J,) ascending, knots of the map from the output of the regression
     frequencies: np.ndarray  # (J,) to confidence
-    radius_confidences: np.ndarray  # (J',) ascending
-    radii_m: np.ndarray  # (J',) that held RADIUS_SHARE of the right answers
+    radius_confidences: np.ndarray  # (J',) ascending, knots of the map from confidence
+    radii_m: np.ndarray  # (J',) to the radius that holds RADIUS_SHARE of the correct answers
     curve: np.ndarray  # (NUM_THRESHOLDS, 5), see CURVE
-    reliability: np.ndarray  # (bins, 3): mean confidence, share right, weight; on folds held out
-    calibration_error: float  # expected calibration error on folds held out
-    share_elsewhere: float
-    about: Mapping[str, Any]  # how the examples were made, and how many
+    reliability: np.ndarray  # (bins, 3): mean confidence, share correct, weight; on held-out folds
+    calibration_error: float  # expected calibration error on held-out folds
+    out_of_index_share: float
+    about: Mapping[str, Any]  # how many examples, and of which kinds
 
-    def confidences(self, features: np.ndarray) -> np.ndarray:
-        """Probability (Q,) float64 of being right within 25 m; 0 for features of nan."""
-        return np.where(np.isfinite(features).all(axis=1), self._mapped(self._outputs(features)), 0.0)
+    def confidences(self, signals: np.ndarray) -> np.ndarray:
+        """Probability (Q,) float64 of being correct; 0 for signals of nan."""
+        logits = (np.nan_to_num(signals) - self.center) / self.scale @ self.weights + self.bias
+        confidences = np.interp(logits, self.logits, self.frequencies)
+        return np.where(np.isfinite(signals).all(axis=1), confidences, 0.0)
 
     def radius_m(self, confidences: np.ndarray) -> np.ndarray:
-        """Meters (Q,) within which 90 % of right answers of such confidence lie from the truth."""
+        """Radius (Q,) in meters within which 90% of correct answers of this confidence are."""
         return np.interp(confidences, self.radius_confidences, self.radii_m)
 
-    def least_confidence(self, precision: float) -> float:
-        """The lowest confidence from which on answers are right with this precision.
+    def confidence_threshold(self, precision: float) -> float:
+        """The lowest threshold whose answers have this precision.
 
-        Of photos from elsewhere at most 1 - precision reach it.  Raises ConfigError when no confidence is enough, and
-        for a precision that is none.
+        At most 1 - precision of out-of-index photos reach it.  Raises ConfigError if no threshold is high enough, and
+        for a precision outside (0, 1).
         """
         if not 0 < precision < 1:
-            raise ConfigError(f"--precision {precision:g} cannot be: use a number between 0 and 1, for example 0.95.")
-        least, _, lower_bound, answered, unknown = self.curve.T
-        unknown = 1 - (1 - unknown) / STRANGENESS
-        enough = (lower_bound >= precision) & (unknown >= precision) & (answered > 0)
-        if not enough.any():
-            best = np.minimum(lower_bound, unknown)[answered > 0].max(initial=0.0)
-            below = f"ask for less, at most {np.floor(best * 1000) / 1000:g}, or index more photos and calibrate again"
-            raise ConfigError(f"--precision {precision:g} is more than this index can promise: {below}.")
-        return float(least[np.argmax(enough)])
-
-    def _outputs(self, features: np.ndarray) -> np.ndarray:
-        return (np.nan_to_num(features) - self.centre) / self.scale @ self.weights + self.bias
-
-    def _mapped(self, outputs: np.ndarray) -> np.ndarray:
-        return np.interp(outputs, self.logits, self.frequencies)
+            raise ConfigError(f"--precision must be between 0 and 1, got {precision:g}. Use for example 0.95.")
+        thresholds, _, precision_bound, answered, rejected = self.curve.T
+        rejected = 1 - (1 - rejected) / OUT_OF_INDEX_MARGIN
+        is_enough = (precision_bound >= precision) & (rejected >= precision) & (answered > 0)
+        if not is_enough.any():
+            best = np.minimum(precision_bound, rejected)[answered > 0].max(initial=0.0)
+            raise ConfigError(
+                f"This index does not reach --precision {precision:g}. Use at most {np.floor(best * 1000) / 1000:g}, "
+                f"or index more photos and calibrate again."
+            )
+        return float(thresholds[np.argmax(is_enough)])
 
 
 CURVE = ("least_confidence", "precision", "precision_lower_bound", "answered", "elsewhere_unknown")
-"""Columns of a calibration's curve, on folds held out: with that threshold, the share of answers that are right, its
-lower bound, the share of photos of places in the index that are answered, the lower bound of the share of photos from
-elsewhere that are not."""
+"""Columns of the curve of a calibration, on held-out folds: threshold, share of answers that are correct, its lower
+bound, share of photos of places in the index that are answered, lower bound of the share of out-of-index photos that
+are not answered.  These names are stored with the index."""
 
 
 # --- fitting ---------------------------------------------------------------------------------------------------------
@@ -109,25 +107,28 @@ def fit_calibration(
     *,
     temperature: float = TEMPERATURE,
     agree_m: float = AGREE_M,
-    share_elsewhere: float = SHARE_ELSEWHERE,
+    out_of_index_share: float = OUT_OF_INDEX_SHARE,
     about: Mapping[str, Any] | None = None,
 ) -> Calibration:
-    """Fit on all examples; judge by fits that saw none of the places they are judged on."""
-    examples = examples.take(np.flatnonzero(np.isfinite(examples.features).all(axis=1)))
+    """Fit on all examples; measure with fits that did not see the places they are measured on.
+
+    Raises ConfigError for examples that are too few or too similar.
+    """
+    examples = examples.take(np.flatnonzero(np.isfinite(examples.signals).all(axis=1)))
     _check(examples)
-    held_out = np.zeros(len(examples.right))
+    held_out = np.zeros(len(examples.correct))  # confidences by fits that did not see the fold
     for fold in np.unique(examples.folds):
         inside = np.equal(examples.folds, fold)
-        regression, joints = _fit(examples.take(~inside), share_elsewhere)
-        held_out[inside] = np.interp(_outputs(examples.features[inside], *regression), *joints)
-    (centre, scale, weights, bias), (logits, frequencies) = _fit(examples, share_elsewhere)
-    importance = _importance(examples, share_elsewhere)
-    radius_confidences, radii_m = _radii(held_out[examples.right], examples.errors_m[examples.right])
-    reliability = reliability_bins(held_out, examples.right, importance)
+        regression, knots = _fit(examples.take(~inside), out_of_index_share)
+        held_out[inside] = np.interp(_logits(examples.signals[inside], *regression), *knots)
+    (center, scale, weights, bias), (logits, frequencies) = _fit(examples, out_of_index_share)
+    importance = _importance(examples, out_of_index_share)
+    radius_confidences, radii_m = _fit_radii(held_out[examples.correct], examples.errors_m[examples.correct])
+    reliability = reliability_bins(held_out, examples.correct, importance)
     return Calibration(
         temperature=temperature,
         agree_m=agree_m,
-        centre=centre,
+        center=center,
         scale=scale,
         weights=weights,
         bias=bias,
@@ -135,84 +136,87 @@ def fit_calibration(
         frequencies=frequencies,
         radius_confidences=radius_confidences,
         radii_m=radii_m,
-        curve=_curve(held_out, examples, importance),
+        curve=_threshold_curve(held_out, examples, importance),
         reliability=reliability,
         calibration_error=calibration_error(reliability),
-        share_elsewhere=share_elsewhere,
+        out_of_index_share=out_of_index_share,
         about=dict(about or {}),
     )
 
 
 def _check(examples: Examples) -> None:
-    num_right, num_wrong = int(examples.right.sum()), int((~examples.right).sum())
+    num_correct, num_wrong = int(examples.correct.sum()), int((~examples.correct).sum())
     folds = np.unique(examples.folds)
-    everywhere = all(
-        0 < examples.right[examples.folds != fold].sum() < (examples.folds != fold).sum() for fold in folds
+    each_fit_sees_both = all(
+        0 < examples.correct[examples.folds != fold].sum() < (examples.folds != fold).sum() for fold in folds
     )
-    if num_right < NUM_FOLDS or num_wrong < NUM_FOLDS or len(folds) < 2 or not everywhere:
+    if num_correct < NUM_FOLDS or num_wrong < NUM_FOLDS or len(folds) < 2 or not each_fit_sees_both:
         raise ConfigError(
-            f"Confidence cannot be learned from {num_right} right and {num_wrong} wrong answers in {len(folds)} areas: "
-            f"index more photos of more places."
+            f"Calibration needs more examples: there are {num_correct} correct and {num_wrong} wrong answers in "
+            f"{len(folds)} areas. Index more photos of more places."
         )
 
 
-def _importance(examples: Examples, share_elsewhere: float) -> np.ndarray:
-    """Weights (N,), sum N, that give photos from elsewhere their assumed share."""
-    num, num_elsewhere = len(examples.right), int(examples.elsewhere.sum())
-    if num_elsewhere in (0, num):
+def _importance(examples: Examples, out_of_index_share: float) -> np.ndarray:
+    """Weights (N,), sum N, that give out-of-index photos their assumed share."""
+    num, num_outside = len(examples.correct), int(examples.out_of_index.sum())
+    if num_outside in (0, num):
         return np.ones(num)
     return np.where(
-        examples.elsewhere, share_elsewhere * num / num_elsewhere, (1 - share_elsewhere) * num / (num - num_elsewhere)
+        examples.out_of_index,
+        out_of_index_share * num / num_outside,
+        (1 - out_of_index_share) * num / (num - num_outside),
     )
 
 
 Regression = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+"""Center, scale and weights of the signals, bias."""
+Knots = tuple[np.ndarray, np.ndarray]
+"""Inputs, ascending, and outputs of a map that is linear between them."""
 
 
-def _outputs(
-    features: np.ndarray, centre: np.ndarray, scale: np.ndarray, weights: np.ndarray, bias: float
-) -> np.ndarray:
-    return (features - centre) / scale @ weights + bias
+def _logits(signals: np.ndarray, center: np.ndarray, scale: np.ndarray, weights: np.ndarray, bias: float) -> np.ndarray:
+    return (signals - center) / scale @ weights + bias
 
 
-def _fit(examples: Examples, share_elsewhere: float) -> tuple[Regression, tuple[np.ndarray, np.ndarray]]:
-    importance = _importance(examples, share_elsewhere)
-    regression = _fit_regression(examples.features, examples.right, importance)
-    outputs = _outputs(examples.features, *regression)
-    return regression, _fit_map(outputs, examples.right, importance)
+def _fit(examples: Examples, out_of_index_share: float) -> tuple[Regression, Knots]:
+    importance = _importance(examples, out_of_index_share)
+    regression = _fit_regression(examples.signals, examples.correct, importance)
+    logits = _logits(examples.signals, *regression)
+    return regression, _fit_frequencies(logits, examples.correct, importance)
 
 
-def _fit_regression(features: np.ndarray, right: np.ndarray, importance: np.ndarray) -> Regression:
+def _fit_regression(signals: np.ndarray, correct: np.ndarray, importance: np.ndarray) -> Regression:
     from scipy.optimize import minimize
 
-    centre = np.average(features, axis=0, weights=importance)
-    scale = np.sqrt(np.average((features - centre) ** 2, axis=0, weights=importance)) + 1e-9
-    rows, share = (features - centre) / scale, importance / importance.sum()
+    center = np.average(signals, axis=0, weights=importance)
+    scale = np.sqrt(np.average((signals - center) ** 2, axis=0, weights=importance)) + 1e-9
+    rows, share = (signals - center) / scale, importance / importance.sum()
 
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         bias, weights = parameters[0], parameters[1:]
-        outputs = rows @ weights + bias
-        value = share @ (np.logaddexp(0, outputs) - right * outputs) + RIDGE * weights @ weights
-        slope = share * (0.5 * (1 + np.tanh(outputs / 2)) - right)
-        return float(value), np.concatenate([[slope.sum()], rows.T @ slope + 2 * RIDGE * weights])
+        logits = rows @ weights + bias
+        loss = share @ (np.logaddexp(0, logits) - correct * logits) + RIDGE * weights @ weights
+        gradient = share * (0.5 * (1 + np.tanh(logits / 2)) - correct)
+        return float(loss), np.concatenate([[gradient.sum()], rows.T @ gradient + 2 * RIDGE * weights])
 
     bounds = [(None, None)] + [(0, None) if sign > 0 else (None, 0) for sign in SIGNS]
-    found = minimize(loss, np.zeros(1 + rows.shape[1]), jac=True, bounds=bounds, method="L-BFGS-B")
-    return centre, scale, found.x[1:], float(found.x[0])
+    found = minimize(loss_and_gradient, np.zeros(1 + rows.shape[1]), jac=True, bounds=bounds, method="L-BFGS-B")
+    return center, scale, found.x[1:], float(found.x[0])
 
 
-def _fit_map(outputs: np.ndarray, right: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Joints of the map from outputs to frequencies: bins of equal counts, made monotone, joined by lines."""
-    count = int(np.clip(len(outputs) // EXAMPLES_PER_BIN, 1, LARGEST_BINS))
-    parts = np.array_split(np.argsort(outputs, kind="stable"), count)
-    sums = np.array([importance[part].sum() for part in parts])
-    # The regression's own probability counts as two more examples, so that no bin is sure of anything for ever.
-    own = np.array([np.average(0.5 * (1 + np.tanh(outputs[p] / 2)), weights=importance[p]) for p in parts])
+def _fit_frequencies(logits: np.ndarray, correct: np.ndarray, importance: np.ndarray) -> Knots:
+    """Map from logits to frequencies: bins of equal counts, made monotone, linear between their centers."""
+    num_bins = int(np.clip(len(logits) // EXAMPLES_PER_BIN, 1, MAX_BINS))
+    bins = np.array_split(np.argsort(logits, kind="stable"), num_bins)
+    sums = np.array([importance[rows].sum() for rows in bins])
+    # The probability of the regression counts as two more examples, so that no bin has a confidence of exactly 0 or 1.
+    expected = np.array([np.average(0.5 * (1 + np.tanh(logits[r] / 2)), weights=importance[r]) for r in bins])
     prior = 2 * importance.mean()
-    rates = np.array([importance[p] @ right[p] for p in parts]) + prior * own
-    rates = monotone(rates / (sums + prior), sums + prior)
-    centres = np.array([np.average(outputs[p], weights=importance[p]) for p in parts])
-    return _strictly_ascending(centres), rates
+    frequencies = np.array([importance[rows] @ correct[rows] for rows in bins]) + prior * expected
+    frequencies = monotone(frequencies / (sums + prior), sums + prior)
+    centers = np.array([np.average(logits[rows], weights=importance[rows]) for rows in bins])
+    return _strictly_ascending(centers), frequencies
 
 
 def _strictly_ascending(values: np.ndarray) -> np.ndarray:
@@ -226,54 +230,55 @@ def monotone(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return isotonic_regression(values, weights=weights).x
 
 
-def _radii(confidences: np.ndarray, errors_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Joints of the map from confidence to the radius of right answers, which falls as confidence rises."""
-    count = int(np.clip(len(errors_m) // (2 * EXAMPLES_PER_BIN), 1, 5))
-    parts = np.array_split(np.argsort(confidences, kind="stable"), count)
-    radii = np.array([np.quantile(errors_m[part], RADIUS_SHARE, method="higher") for part in parts])
-    sizes = np.array([float(len(part)) for part in parts])
-    centres = _strictly_ascending(np.array([confidences[part].mean() for part in parts]))
-    return centres, np.maximum(-monotone(-radii, sizes), 1.0)
+def _fit_radii(confidences: np.ndarray, errors_m: np.ndarray) -> Knots:
+    """Map from confidence to the radius of correct answers, which falls as the confidence rises."""
+    num_bins = int(np.clip(len(errors_m) // (2 * EXAMPLES_PER_BIN), 1, 5))
+    bins = np.array_split(np.argsort(confidences, kind="stable"), num_bins)
+    radii = np.array([np.quantile(errors_m[rows], RADIUS_SHARE, method="higher") for rows in bins])
+    sizes = np.array([float(len(rows)) for rows in bins])
+    centers = _strictly_ascending(np.array([confidences[rows].mean() for rows in bins]))
+    return centers, np.maximum(-monotone(-radii, sizes), 1.0)
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
+# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def reliability_bins(
-    confidences: np.ndarray, right: np.ndarray, importance: np.ndarray | None = None, num_bins: int = 10
+    confidences: np.ndarray, correct: np.ndarray, importance: np.ndarray | None = None, num_bins: int = 10
 ) -> np.ndarray:
-    """Per bin of equal width that is not empty: mean confidence, share right, weight; (bins, 3) float64."""
-    importance = np.ones(len(right)) if importance is None else importance
-    places = np.minimum((confidences * num_bins).astype(np.int64), num_bins - 1)
+    """Per bin of equal width that is not empty: mean confidence, share correct, weight; (bins, 3) float64."""
+    importance = np.ones(len(correct)) if importance is None else importance
+    bins = np.minimum((confidences * num_bins).astype(np.int64), num_bins - 1)
     sums = [
-        np.bincount(places, values, num_bins) for values in (importance, importance * confidences, importance * right)
+        np.bincount(bins, values, num_bins) for values in (importance, importance * confidences, importance * correct)
     ]
     full = sums[0] > 0
     return np.stack([sums[1][full] / sums[0][full], sums[2][full] / sums[0][full], sums[0][full]], axis=1)
 
 
 def calibration_error(bins: np.ndarray) -> float:
-    """Expected calibration error: |confidence - share right|, averaged over the examples of the bins."""
+    """Expected calibration error: mean of |confidence - share correct|, weighted by the examples of the bins."""
     return float(np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2]))
 
 
-def _curve(confidences: np.ndarray, examples: Examples, importance: np.ndarray) -> np.ndarray:
+def _threshold_curve(confidences: np.ndarray, examples: Examples, importance: np.ndarray) -> np.ndarray:
     rows = []
-    num_elsewhere, num_here = int(examples.elsewhere.sum()), int((~examples.elsewhere).sum())
-    for least in np.round(np.linspace(0, 1, NUM_THRESHOLDS), 6):
-        answered = confidences >= least
+    outside, inside = examples.out_of_index, ~examples.out_of_index
+    for threshold in np.round(np.linspace(0, 1, NUM_THRESHOLDS), 6):
+        answered = confidences >= threshold
         total = importance[answered].sum()
-        precision = float(importance[answered] @ examples.right[answered] / total) if total else 1.0
-        # Answers of one place hang together, yet each is counted: the caution is for that as well.
-        bound = lower_bound(precision, int((answered & ~examples.elsewhere).sum()))
-        here = (answered & ~examples.elsewhere).sum() / max(num_here, 1)
-        wrongly = (answered & examples.elsewhere).sum() / max(num_elsewhere, 1)
-        rows.append((least, precision, bound, here, lower_bound(1 - float(wrongly), num_elsewhere)))
+        precision = float(importance[answered] @ examples.correct[answered] / total) if total else 1.0
+        # Answers of one place depend on each other, but each is counted: the lower bound allows for that as well.
+        precision_bound = lower_bound(precision, int((answered & inside).sum()))
+        share_answered = (answered & inside).sum() / max(int(inside.sum()), 1)
+        share_rejected = 1 - float((answered & outside).sum() / max(int(outside.sum()), 1))
+        rejected_bound = lower_bound(share_rejected, int(outside.sum()))
+        rows.append((threshold, precision, precision_bound, share_answered, rejected_bound))
     return np.array(rows)
 
 
-def lower_bound(share: float, count: int, deviations: float = CAUTION) -> float:
-    """Wilson's lower bound of a share that was seen among `count`; 0 of none."""
+def lower_bound(share: float, count: int, deviations: float = LOWER_BOUND_DEVIATIONS) -> float:
+    """Wilson's lower bound of a share observed among `count` examples; 0 for none."""
     if count == 0:
         return 0.0
     square = deviations**2 / count
@@ -284,7 +289,7 @@ def lower_bound(share: float, count: int, deviations: float = CAUTION) -> float:
 # --- stored with the index -------------------------------------------------------------------------------------------
 
 ARRAYS = (
-    "centre",
+    "center",
     "scale",
     "weights",
     "logits",
@@ -294,28 +299,37 @@ ARRAYS = (
     "curve",
     "reliability",
 )
-NUMBERS = ("temperature", "agree_m", "bias", "calibration_error", "share_elsewhere")
+NUMBERS = ("temperature", "agree_m", "bias", "calibration_error", "out_of_index_share")
+STORED_KEYS = {"center": "centre", "out_of_index_share": "share_elsewhere"}  # of fields whose key is not their name
 
 
 def as_record(calibration: Calibration) -> dict[str, Any]:
-    """A calibration as JSON holds it."""
-    arrays = {name: np.round(getattr(calibration, name), 9).tolist() for name in ARRAYS}
-    numbers = {name: getattr(calibration, name) for name in NUMBERS}
-    names = {"version": VERSION, "features": list(FEATURES), "curve_columns": list(CURVE)}
+    """A calibration as JSON."""
+    arrays = {_key(field): np.round(getattr(calibration, field), 9).tolist() for field in ARRAYS}
+    numbers = {_key(field): getattr(calibration, field) for field in NUMBERS}
+    names = {"version": VERSION, "features": list(SIGNALS), "curve_columns": list(CURVE)}
     return names | numbers | arrays | {"about": dict(calibration.about)}
 
 
 def from_record(record: Mapping[str, Any]) -> Calibration:
-    """The calibration that a record holds.  Raises ConfigError when another version wrote it or it is damaged."""
-    again = "run `cosplace index calibrate` on the index again"
-    if record.get("version") != VERSION or record.get("features") != list(FEATURES):
-        raise ConfigError(f"The calibration of the index is of another version ({record.get('version')}): {again}.")
+    """The calibration of a record.  Raises ConfigError if another version wrote it or it is damaged."""
+    advice = "Run `cosplace index calibrate` again."
+    if record.get("version") != VERSION or record.get("features") != list(SIGNALS):
+        raise ConfigError(
+            f"The calibration of the index has version {record.get('version')}, not {VERSION}, or other signals. "
+            f"{advice}"
+        )
     try:
-        arrays = {name: np.array(record[name], np.float64) for name in ARRAYS}
-        numbers = {name: float(record[name]) for name in NUMBERS}
-        found = Calibration(**cast(Any, arrays | numbers), about=dict(record["about"]))
+        arrays = {field: np.array(record[_key(field)], np.float64) for field in ARRAYS}
+        numbers = {field: float(record[_key(field)]) for field in NUMBERS}
+        calibration = Calibration(**cast(Any, arrays | numbers), about=dict(record["about"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"The calibration of the index is damaged ({error}): {again}.") from error
-    if not all(np.isfinite(array).all() for array in arrays.values()) or found.weights.shape != (len(FEATURES),):
-        raise ConfigError(f"The calibration of the index is damaged (its numbers): {again}.")
-    return found
+        raise ConfigError(f"The calibration of the index is damaged ({error}). {advice}") from error
+    is_finite = all(np.isfinite(array).all() for array in arrays.values())
+    if not is_finite or calibration.weights.shape != (len(SIGNALS),):
+        raise ConfigError(f"The calibration of the index is damaged (wrong numbers). {advice}")
+    return calibration
+
+
+def _key(field: str) -> str:
+    return STORED_KEYS.get(field, field)

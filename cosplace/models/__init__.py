@@ -1,19 +1,21 @@
 """Networks, their weights, and one function that opens any model.
 
+gradients         gradients of L2 normalization and GeM by formula
 layers            L2 normalization and GeM pooling
+resnet            ResNet and VGG-16 as torchvision builds them
 backbones         VGG, ResNet and EfficientNet without pooling and classifier
-architectures     recognize an architecture by the shapes of its weights
+architectures     recognize a backbone by the tensors in its state dict
 weight_files      read and write .pth and .safetensors without running code
-locking           one process at a time
-downloads         files fetched once, resumed, checked
-imagenet_files    addresses of torchvision's ImageNet weights
-imagenet          ImageNet weights into a backbone
+downloads         download files once, resume, check
+imagenet          torchvision's ImageNet weights
 network           GeoLocalizationNet: backbone and aggregation
 inference         a copy of a network that runs faster
 reduction         fewer dimensions: PCA, whitening, truncation
+model_files       tensors and model card of a model in a file
 zoo               released models by name
 hub               models of other projects through torch.hub
-opening           open any model: a zoo name, a file, a hub entry
+opening           open any model: a zoo name, a file, a torch.hub entry point
 cache             check the downloaded models
+inputs            photos of any kind as tensors
 encoder           photos to descriptors
 """

@@ -1,4 +1,4 @@
-"""What the state dicts of backbones look like, and which backbone one is of."""
+"""Recognize a backbone by the names and shapes of the tensors in its state dict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,59 +6,62 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from cosplace.config.knobs import BACKBONES
-from cosplace.models.backbones import empty_backbone, features_dim_of
+from cosplace.config.names import BACKBONES
+from cosplace.models.backbones import build_backbone, num_output_channels
 
-COUNTER = "num_batches_tracked"  # absent from files older than PyTorch 0.4.1, and of no effect on results
+BATCH_COUNTER = "num_batches_tracked"  # missing in files older than PyTorch 0.4.1; does not affect results
 
 Shapes = dict[str, tuple[int, ...]]
+"""Key in a state dict -> shape of its tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a backbone's state dict looks like."""
+class Architecture:
+    """A backbone and the shapes of its tensors."""
 
     name: str
-    shapes: Shapes  # without counters
-    features_dim: int
+    shapes: Shapes  # without batch counters
+    features_dim: int  # channels of its output
 
 
 @lru_cache(maxsize=len(BACKBONES))
-def plan_of(name: str) -> Plan:
-    """Tell what the state dict of a backbone, by canonical name, looks like."""
-    backbone = empty_backbone(name)
-    return Plan(name=name, shapes=shapes_of(backbone.state_dict()), features_dim=features_dim_of(backbone))
+def architecture_of(name: str) -> Architecture:
+    """Architecture of a backbone, by canonical name."""
+    backbone = build_backbone(name)
+    return Architecture(
+        name=name, shapes=tensor_shapes(backbone.state_dict()), features_dim=num_output_channels(backbone)
+    )
 
 
-def shapes_of(state_dict: Mapping[str, Tensor]) -> Shapes:
-    """Tell the shapes of a state dict by key, without counters."""
-    return {key: tuple(value.shape) for key, value in state_dict.items() if not key.endswith(COUNTER)}
+def tensor_shapes(state_dict: Mapping[str, Tensor]) -> Shapes:
+    """Shapes of the tensors of a state dict by key, without batch counters."""
+    return {key: tuple(value.shape) for key, value in state_dict.items() if not key.endswith(BATCH_COUNTER)}
 
 
-def likeliest_plan(given: Shapes) -> Plan | None:
-    """Find the backbone that shares most tensors with `given`; None when no one shares any beyond chance."""
-    best, most = None, 0
-    efficientnet = any(key.startswith("0.0.") for key in given)
+def closest_architecture(shapes: Shapes) -> Architecture | None:
+    """Find the backbone that has the most tensors in common with `shapes`; None if no backbone has any."""
+    closest, best_score = None, 0
+    efficientnet = any(key.startswith("0.0.") for key in shapes)
     for name in BACKBONES:
-        if name.startswith("EfficientNet") != efficientnet:  # each plan costs a fraction of a second
+        if name.startswith("EfficientNet") != efficientnet:  # building an architecture takes a fraction of a second
             continue
-        plan = plan_of(name)
-        if plan.shapes == given:
-            return plan
-        # What is missing and what is too much count alike, or the deepest network would always win.
-        shared = len(plan.shapes.items() & given.items())
-        score = shared / max(len(plan.shapes), len(given))
-        if score > most:
-            best, most = plan, score
-    return best
+        architecture = architecture_of(name)
+        if architecture.shapes == shapes:
+            return architecture
+        # Divided by the larger set: otherwise the deepest network would always win.
+        num_common = len(architecture.shapes.items() & shapes.items())
+        score = num_common / max(len(architecture.shapes), len(shapes))
+        if score > best_score:
+            closest, best_score = architecture, score
+    return closest
 
 
-def first_difference(expected: Shapes, given: Shapes) -> str | None:
-    """Say where `given` first departs from `expected`; None when it does not."""
+def first_difference(expected: Shapes, found: Shapes) -> str | None:
+    """Describe the first tensor that is missing in `found`, has another shape or is unexpected; None if none is."""
     for key, shape in expected.items():
-        if key not in given:
+        if key not in found:
             return f"{key} is missing"
-        if given[key] != shape:
-            return f"{key} has shape {list(given[key])} instead of {list(shape)}"
-    unexpected = next((key for key in given if key not in expected), None)
+        if found[key] != shape:
+            return f"{key} has shape {list(found[key])} instead of {list(shape)}"
+    unexpected = next((key for key in found if key not in expected), None)
     return None if unexpected is None else f"{unexpected} is unexpected"

@@ -1,63 +1,55 @@
-"""Backbones without pooling and classifier, and which of their layers are frozen."""
+"""Backbones without pooling and classifier, and their layers that are frozen by default."""
 
 import torch
 from torch import nn
-from torchvision.models import get_model
-from torchvision.models.resnet import BasicBlock
 
-SMALL_WIDTHS = (32, 64, 128)  # channels of the three stages of ResNet18_Small
-TRAINED_FROM_RESNET = 6  # layer3, counted in children: the four of the stem, layer1, layer2
-TRAINED_FROM_VGG = 24  # the last block of convolutions
-TRAINED_FROM_EFFICIENTNET = 5  # block 5
+from cosplace.models.resnet import build_resnet, build_vgg16
+
+# The first child that is trained by default:
+FIRST_TRAINED_RESNET = 6  # layer3; before it are the four layers of the stem, layer1 and layer2
+FIRST_TRAINED_VGG = 24  # the first layer of the last convolutional block
+FIRST_TRAINED_EFFICIENTNET = 5  # block 5
 
 
-def empty_backbone(backbone: str) -> nn.Sequential:
-    """Build a backbone on the meta device: no time and memory for classifiers that are cut, or weights to be replaced.
+def build_backbone(name: str) -> nn.Sequential:
+    """Build a backbone, by canonical name, on the meta device, where weights take no time and no memory.
 
     Its children are numbered as in the released models.
     """
     with torch.device("meta"):
-        if backbone == "ResNet18_Small":
-            return _small_resnet()
-        model = get_model(backbone.lower(), weights=None)
-    if backbone == "VGG16":
-        # The last ReLU and the last pooling are left out.
-        return nn.Sequential(*list(model.get_submodule("features").children())[:-2])
-    return nn.Sequential(*list(model.children())[:-2])
+        if name == "VGG16":
+            return build_vgg16()
+        if name.startswith("ResNet"):
+            return build_resnet(name)
+        from torchvision.models import get_model
+
+        return nn.Sequential(*list(get_model(name.lower(), weights=None).children())[:-2])
 
 
-def _small_resnet() -> nn.Sequential:
-    """ResNet-18 up to layer3 with half the channels: stride 16, 0.7 instead of 11.2 million parameters."""
-    stem = [
-        nn.Conv2d(3, SMALL_WIDTHS[0], kernel_size=7, stride=2, padding=3, bias=False),
-        nn.BatchNorm2d(SMALL_WIDTHS[0]),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-    ]
-    stages, previous = [], SMALL_WIDTHS[0]
-    for width in SMALL_WIDTHS:
-        first = BasicBlock(previous, width)
-        if width != previous:
-            shortcut = nn.Sequential(
-                nn.Conv2d(previous, width, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(width)
-            )
-            first = BasicBlock(previous, width, stride=2, downsample=shortcut)
-        stages.append(nn.Sequential(first, BasicBlock(width, width)))
-        previous = width
-    return nn.Sequential(*stem, *stages)
+def allocate(backbone: nn.Sequential) -> nn.Sequential:
+    """Give the tensors of a backbone on the meta device memory on the CPU, with arbitrary values.
+
+    `Module.to_empty` does the same, but imports a part of torch that takes longer than all of this.
+    """
+    for module in backbone.modules():
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(value.shape, dtype=value.dtype)))
+        for name, value in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(value.shape, dtype=value.dtype))
+    return backbone
 
 
-def features_dim_of(backbone: nn.Module) -> int:
-    """Channels of the last convolution; shortcuts of ResNets stand only in first blocks, so none comes last."""
+def num_output_channels(backbone: nn.Module) -> int:
+    """Channels of the last convolution, which is never a shortcut: only the first block of a ResNet stage has one."""
     return [module for module in backbone.modules() if isinstance(module, nn.Conv2d)][-1].out_channels
 
 
 def frozen_layers(backbone: nn.Sequential, name: str) -> list[nn.Module]:
-    """List the layers before the last ones, which alone are trained; none of ResNet18_Small."""
+    """Early layers of a backbone that are frozen by default; none for ResNet18_Small, which has no ImageNet weights."""
     if name == "ResNet18_Small":
         return []
     if name == "VGG16":
-        return list(backbone.children())[:TRAINED_FROM_VGG]
+        return list(backbone.children())[:FIRST_TRAINED_VGG]
     if name.startswith("EfficientNet"):
-        return list(backbone[0].children())[:TRAINED_FROM_EFFICIENTNET]
-    return list(backbone.children())[:TRAINED_FROM_RESNET]
+        return list(backbone[0].children())[:FIRST_TRAINED_EFFICIENTNET]
+    return list(backbone.children())[:FIRST_TRAINED_RESNET]

@@ -1,75 +1,73 @@
-"""What is in the cache, and whether it is what it should be."""
+"""Check the released models in the cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosplace.errors import CheckpointError
-from cosplace.models.downloads import file_sha256, part_of, recorded_digest, weights_folder
+from cosplace.models.downloads import file_sha256, partial_path, recorded_sha256, weights_folder
 from cosplace.models.network import infer_architecture
 from cosplace.models.weight_files import read_state_dict
 from cosplace.models.zoo import MODELS, ZooModel
 
-DIGEST_SOURCES = ("published", "recorded", "none")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedFile:
-    """One released model's file in the cache."""
+    """The file of a released model in the cache."""
 
     name: str
     path: Path
     size_bytes: int
     sha256: str
-    digest_source: str  # what it was checked against: "published", "recorded" (at the first download) or "none"
-    problem: str = ""  # what is wrong, and what to do; "" when nothing is
+    digest_source: str  # of the expected checksum: "published", "recorded" (at the first download) or "none"
+    problem: str = ""  # what is wrong and what to do; "" if nothing is wrong
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """Whether nothing is wrong with the file."""
         return not self.problem
 
 
-def verify(folder: Path | None = None) -> list[CachedFile]:
-    """Check the released models' files in `folder` (default: the cache): digest, readable, right architecture."""
+def verify_cache(folder: Path | None = None) -> list[CachedFile]:
+    """Check checksum, format and architecture of the released models in `folder` (default: the cache)."""
     folder = weights_folder() if folder is None else folder
-    found = ((model, folder / model.file_name) for model in MODELS.values())
-    return [_check(model, path) for model, path in found if path.is_file()]
+    paths = ((model, folder / model.file_name) for model in MODELS.values())
+    return [_check_file(model, path) for model, path in paths if path.is_file()]
 
 
-def begun(folder: Path | None = None) -> list[tuple[ZooModel, int]]:
-    """Downloads that were stopped, with the bytes that have arrived: the next download goes on from there."""
+def partial_downloads(folder: Path | None = None) -> list[tuple[ZooModel, int]]:
+    """Models whose download was interrupted, each with the number of bytes in its partial file."""
     folder = weights_folder() if folder is None else folder
-    parts = ((model, part_of(folder / model.file_name)) for model in MODELS.values())
-    return [(model, part.stat().st_size) for model, part in parts if part.is_file()]
+    paths = ((model, partial_path(folder / model.file_name)) for model in MODELS.values())
+    return [(model, path.stat().st_size) for model, path in paths if path.is_file()]
 
 
-def _check(model: ZooModel, path: Path) -> CachedFile:
-    recorded = recorded_digest(path)
+def _check_file(model: ZooModel, path: Path) -> CachedFile:
+    recorded = recorded_sha256(path)
     expected = model.sha256 or recorded
-    digest = file_sha256(path)
-    cure = f"`cosplace zoo download {model.name}` fetches it anew"
-    if expected and not digest.startswith(expected):
-        problem = f"sha256 {digest[:16]}... instead of {expected[:16]}...: {cure}"
+    sha256 = file_sha256(path)
+    download = f"`cosplace zoo download {model.name}`"
+    if expected and not sha256.startswith(expected):
+        problem = f"sha256 {sha256[:16]}... instead of {expected[:16]}...: run {download}"
     else:
-        problem = _misfit(model, path)
+        problem = _content_problem(model, path)
         if problem:
-            problem += f": remove it, then {cure}"
+            problem += f": remove it, then run {download}"
     return CachedFile(
         name=model.name,
         path=path,
         size_bytes=path.stat().st_size,
-        sha256=digest,
-        digest_source=DIGEST_SOURCES[0 if model.sha256 else 1 if recorded else 2],
+        sha256=sha256,
+        digest_source="published" if model.sha256 else "recorded" if recorded else "none",
         problem=problem,
     )
 
 
-def _misfit(model: ZooModel, path: Path) -> str:
-    """What keeps a file from being `model`; "" when nothing does."""
+def _content_problem(model: ZooModel, path: Path) -> str:
+    """Why a file cannot be opened as `model`; "" if it can."""
     try:
         backbone, dim = infer_architecture(read_state_dict(path))
     except CheckpointError as error:
-        return str(error).partition(": ")[0]
+        return str(error).partition(". ")[0]
     if (backbone, dim) != (model.backbone, model.fc_output_dim):
         return f"it holds {backbone} with {dim} dimensions"
     return ""

@@ -1,14 +1,15 @@
-"""Files fetched once, checked, kept: what stopped goes on, what is damaged never gets its name.
+"""Download a file once, check it and keep it.  An interrupted download is resumed, by this process or a later one.
 
-In the folder of downloads, while NAME is fetched and after:
+Files in the download folder, for a file NAME:
 
-    NAME.part          what has arrived; the next call goes on from there, in this process or another
-    NAME.part.json     its address, and the version that the server gave it
-    NAME.lock          held by the process that fetches; others wait and find NAME
-    NAME               the file, checked
-    NAME.sha256        its digest as first fetched, where none is published; `sha256sum -c` reads it
+    NAME               the file, complete and checked
+    NAME.sha256        its checksum at the first download, if none is published; in the format of `sha256sum -c`
+    NAME.part          the part downloaded so far
+    NAME.part.json     URL and version (ETag or Last-Modified) of that part
+    NAME.lock          locked by the process that downloads, while others wait for it; empty
 """
 
+import errno
 import hashlib
 import http.client
 import json
@@ -17,8 +18,8 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,198 +28,228 @@ from urllib.parse import unquote, urlsplit
 from urllib.response import addinfourl
 
 import torch
+from filelock import FileLock, Timeout
 
 from cosplace.errors import DownloadError
-from cosplace.models.locking import locked
 from cosplace.storage import cache_folder, storage_errors, write_text
 
 TIMEOUT_S = 30.0
-ATTEMPTS = 4  # connections per download; only broken ones are tried again, refused ones are not
+MAX_CONNECTIONS = 4  # per download: a connection that breaks is tried again, an error of the server is not
 CHUNK_BYTES = 1 << 20
-MAX_BYTES = 4 << 30  # several times the largest network of this field
+MAX_BYTES = 4 << 30  # several times the largest model for place recognition
 SCHEMES = ("http", "https", "file")
-HEX_DIGITS = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")  # in torchvision's file names: resnet18-f37072fd.pth
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that have no locks
 
 log = logging.getLogger(__name__)
 
 
 def weights_folder() -> Path:
-    """Where downloads are kept: $COSPLACE_HOME/weights, else the folder that torch.hub uses for checkpoints."""
+    """Folder of downloads: $COSPLACE_HOME/weights, else the folder where torch.hub keeps checkpoints."""
     return cache_folder("weights", default=Path(torch.hub.get_dir()) / "checkpoints")
 
 
-def part_of(path: Path) -> Path:
-    """Where the beginning of `path` is kept while it is fetched."""
+def partial_path(path: Path) -> Path:
+    """File with the part of `path` that was downloaded so far."""
     return path.with_name(f"{path.name}.part")
 
 
-def digest_record(path: Path) -> Path:
-    """Where the digest of `path` is recorded, when none is published."""
+def sha256_record(path: Path) -> Path:
+    """File that records the checksum of `path` at its first download."""
     return path.with_name(f"{path.name}.sha256")
 
 
-def recorded_digest(path: Path) -> str:
-    """Return the sha256 with which `path` was first fetched; "" when there is no record."""
+def recorded_sha256(path: Path) -> str:
+    """SHA-256 of `path` at its first download; "" if there is no record."""
     try:
-        found = HEX_DIGITS.match(digest_record(path).read_text(encoding="utf-8", errors="replace"))
+        found = SHA256.match(sha256_record(path).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return ""
     return found[0] if found else ""
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def download(
-    url: str, folder: Path | None = None, sha256: str | None = None, progress: bool = True, or_else: str = ""
-) -> Path:
-    """Fetch a file into `folder` (default: `weights_folder()`) unless it is there, and return its path.
+def download(url: str, folder: Path | None = None, sha256: str | None = None, advice: str = "") -> Path:
+    """Download a file into `folder` (default: `weights_folder()`) unless it is there, and return its path.
 
-    sha256: hexadecimal digest or the start of it; by default what torchvision puts before the suffix of its file names
-    (`resnet18-f37072fd.pth`), else the digest of the first download, which is recorded.  A file that is there with
-    another digest is fetched anew.  A download that was stopped goes on; processes that want the same file wait for
-    one of them.  Proxies are taken from the environment.  Raises DownloadError, which ends with `or_else`, and
-    StorageError when the disk refuses; `path` is whole and checked, or not there.
+    sha256: the expected checksum or its first digits; default: the digits that torchvision puts into its file names,
+    else the checksum of the first download.  A file with another checksum is downloaded again.
+    advice: what else the user can do when the download fails.
+    An interrupted download is resumed.  Processes that need the same file wait for the one that downloads it.  Proxies
+    are taken from the environment.  Raises DownloadError, or StorageError when the disk is full or not writable; then
+    there is no file at the path.
     """
     name = Path(unquote(urlsplit(url).path)).name
     path = (weights_folder() if folder is None else folder) / name
     if sha256 is None:
-        found = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
-        sha256 = found[1] if found else ""
-    if _is_whole(path, sha256):
+        in_name = SHA256_IN_NAME.search(name)
+        sha256 = in_name[1] if in_name else ""
+    if _is_complete(path, sha256):
         return path
-    go_on = f"put the file at {path} by hand" + (f", {or_else}" if or_else else "")
+    advice = f"copy the file to {path} yourself" + (f", or {advice}" if advice else "")
     if urlsplit(url).scheme not in SCHEMES or not name:
-        raise DownloadError(f"Cannot fetch {url} (no address of a file at http, https or file): {go_on}.")
+        raise DownloadError(f"Cannot download {url}: it is not the http, https or file URL of a file. Try to {advice}.")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f"{name}.lock")
-        with locked(lock, lambda: log.info("Another process fetches %s: waiting for it", path)):
-            if not _is_whole(path, sha256):  # it may have come while we waited
-                _Fetching(url=url, path=path, sha256=sha256.lower(), go_on=go_on, progress=progress).run()
+        with _one_process(path):
+            if not _is_complete(path, sha256):  # another process may have downloaded it meanwhile
+                _Download(url=url, path=path, sha256=sha256.lower(), advice=advice).run()
     return path
 
 
-def _is_whole(path: Path, sha256: str) -> bool:
-    """Whether the file is there, with the digest that is published or recorded."""
+def _is_complete(path: Path, sha256: str) -> bool:
+    """Whether the file exists and has the expected checksum."""
     if not path.is_file():
         return False
-    expected = sha256.lower() or recorded_digest(path)
+    expected = sha256.lower() or recorded_sha256(path)
     if not expected or file_sha256(path).startswith(expected):
         return True
-    log.warning("%s has another sha256 than %s...: fetching it anew", path, expected[:16])
+    log.warning("%s does not have the expected sha256 %s...: downloading it again", path, expected[:16])
     return False
 
 
+@contextmanager
+def _one_process(path: Path) -> Generator[None]:
+    """Keep other processes and threads from downloading `path`.  The system releases the lock of a killed process."""
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("Another process is downloading %s: waiting for it", path)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        # Some network file systems have no locks; there, each process downloads the file itself.
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class _TooLargeError(DownloadError):
-    """What comes is no file of weights, so nothing of it is kept."""
+    """The file is too large to be weights; nothing of it is kept."""
 
 
 @dataclass(slots=True, kw_only=True)
-class _Fetching:
-    """One file on its way."""
+class _Download:
+    """One file that is being downloaded."""
 
     url: str
     path: Path
-    sha256: str  # published, or the start of it; "": only the record of the first download, if there is one
-    go_on: str  # what a user can do when it fails
-    progress: bool
-    validator: str = ""  # the server's word for this version of the file
+    sha256: str  # published checksum or its first digits; "": only the record of the first download, if there is one
+    advice: str  # what the user can do when the download fails
+    version: str = ""  # of the file on the server, for If-Range: its ETag or Last-Modified
 
     def run(self) -> None:
-        """Fetch, check, give the file its name."""
-        log.info("Fetching %s to %s", self.url, self.path)
-        recorded = "" if self.sha256 else recorded_digest(self.path)
+        """Download the file, check it, and rename it to its final name."""
+        log.info("Downloading %s to %s", self.url, self.path)
+        recorded = "" if self.sha256 else recorded_sha256(self.path)
         expected = self.sha256 or recorded
-        found_some = self._open_part()
-        digest = self._fetch_or_tidy()
-        if found_some and not digest.startswith(expected):
-            log.warning("%s does not fit what had been fetched before: fetching all of it anew", self.url)
-            self._forget()
-            digest = self._fetch_or_tidy()
-        if not digest.startswith(expected):
-            self._forget()
-            told = f"{self.url} has sha256 {digest[:16]}... instead of {expected[:16]}..."
+        resumed = self._open_part()
+        sha256 = self._complete_part_or_clean_up()
+        if resumed and not sha256.startswith(expected):
+            log.warning("%s does not match the part downloaded earlier: downloading all of it again", self.url)
+            self._remove_part()
+            sha256 = self._complete_part_or_clean_up()
+        if not sha256.startswith(expected):
+            self._remove_part()
+            problem = f"{self.url} has sha256 {sha256[:16]}... instead of {expected[:16]}..."
             if recorded:
-                record = digest_record(self.path)
+                record = sha256_record(self.path)
                 raise DownloadError(
-                    f"{told}, as {record.name} recorded: retry, or remove {record} if the file was renewed."
+                    f"{problem}, which was recorded in {record.name}. Try again, or remove {record} if the file has "
+                    f"changed on the server."
                 )
-            raise DownloadError(f"{told}: retry, or {self.go_on}.")
+            raise DownloadError(f"{problem}. Try again, or {self.advice}.")
         if not expected:
-            write_text(digest_record(self.path), f"{digest}  {self.path.name}\n")
-        part_of(self.path).replace(self.path)
-        self._note().unlink(missing_ok=True)
+            write_text(sha256_record(self.path), f"{sha256}  {self.path.name}\n")
+        partial_path(self.path).replace(self.path)
+        self._part_info().unlink(missing_ok=True)
 
-    # --- what has arrived ---
+    # --- the part on the disk ---
 
-    def _note(self) -> Path:
+    def _part_info(self) -> Path:
         return self.path.with_name(f"{self.path.name}.part.json")
 
     def _open_part(self) -> bool:
-        """Whether an earlier call left a beginning that can be gone on from; else it is removed."""
+        """Whether an earlier download left a part that can be continued; another part is removed."""
         try:
-            note = json.loads(self._note().read_text(encoding="utf-8"))
-            usable = note["url"] == self.url and part_of(self.path).stat().st_size > 0
-            self.validator = str(note["validator"])
+            info = json.loads(self._part_info().read_text(encoding="utf-8"))
+            usable = info["url"] == self.url and partial_path(self.path).stat().st_size > 0
+            self.version = str(info["validator"])
         except (OSError, ValueError, KeyError, TypeError):
             usable = False
-        # Without the server's word, only a digest can tell whether two pieces belong together.
-        if usable and (self.validator or self.sha256):
+        # Without a version, only a checksum can find out whether two parts belong to the same file.
+        if usable and (self.version or self.sha256):
             return True
-        self._forget()
+        self._remove_part()
         return False
 
-    def _forget(self) -> None:
-        self.validator = ""
-        part_of(self.path).unlink(missing_ok=True)
-        self._note().unlink(missing_ok=True)
+    def _remove_part(self) -> None:
+        self.version = ""
+        partial_path(self.path).unlink(missing_ok=True)
+        self._part_info().unlink(missing_ok=True)
+
+    def _restart_part(self, file: BinaryIO) -> None:
+        self._part_info().unlink(missing_ok=True)
+        file.truncate(0)
+        self.version = ""
+
+    def _write_part_info(self, headers: Any) -> None:
+        """Record the version of the file; before its first bytes, so that a part never has an older record."""
+        tag = headers.get("ETag", "")
+        self.version = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+        write_text(self._part_info(), json.dumps({"url": self.url, "validator": self.version}))
 
     # --- the network ---
 
-    def _fetch_or_tidy(self) -> str:
-        """As `_fetch`; of what failed, only a beginning that is worth going on from stays."""
+    def _complete_part_or_clean_up(self) -> str:
+        """Call `_complete_part`; if it fails, remove a part that cannot be continued."""
         try:
-            return self._fetch()
+            return self._complete_part()
         except DownloadError as error:
-            if isinstance(error, _TooLargeError) or part_of(self.path).stat().st_size == 0:
-                self._forget()
+            if isinstance(error, _TooLargeError) or partial_path(self.path).stat().st_size == 0:
+                self._remove_part()
             raise
 
-    def _fetch(self) -> str:
-        """Fill the part, going on where a connection broke, and return its sha256."""
+    def _complete_part(self) -> str:
+        """Download what is missing in the part, over several connections if they break; returns its sha256."""
         reason, total = "it ended early", None
-        with part_of(self.path).open("a+b") as file, _progress_bar(self.path.name, self.progress) as bar:
+        with partial_path(self.path).open("a+b") as file, _progress_bar(self.path.name) as bar:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256")
             done = file.tell()
-            for _ in range(ATTEMPTS):
+            for _ in range(MAX_CONNECTIONS):
                 response = self._connect(done)
-                if response is None:  # the part is no beginning of what the server has
-                    self._restart(file)
+                if response is None:  # the part does not belong to the file on the server
+                    self._restart_part(file)
                     digest, done, total = hashlib.sha256(), 0, None
                     continue
                 with response:
-                    if (
-                        done and response.status != http.HTTPStatus.PARTIAL_CONTENT
-                    ):  # whole: other version, or no ranges
-                        self._restart(file)
+                    if done and response.status != http.HTTPStatus.PARTIAL_CONTENT:
+                        # The whole file: another version, or a server that cannot send parts.
+                        self._restart_part(file)
                         digest, done = hashlib.sha256(), 0
                     if not done:
-                        self._begin(response.headers)
-                    total = self._total(response.headers, done)
+                        self._write_part_info(response.headers)
+                    total = self._total_bytes(response.headers, done)
                     broken = False
-                    for piece in _pieces(response):
-                        if isinstance(piece, Exception):
-                            reason, broken = _reason(piece), True
+                    for chunk in _read_chunks(response):
+                        if isinstance(chunk, Exception):
+                            reason, broken = _reason(chunk), True
                             break
-                        done += len(piece)
+                        done += len(chunk)
                         self._check_size(done)
-                        file.write(piece)
-                        digest.update(piece)
+                        file.write(chunk)
+                        digest.update(chunk)
                         if bar is not None:
                             bar.total = total
                             bar.update(done - bar.n)
@@ -227,41 +258,17 @@ class _Fetching:
                     os.fsync(file.fileno())
                     return digest.hexdigest()
         raise DownloadError(
-            f"{self.url} broke off {ATTEMPTS} times, at last after {done} of {total or 'unknown'} bytes ({reason}): "
-            f"retry, which goes on from there, or {self.go_on}."
+            f"The connection to {self.url} broke {MAX_CONNECTIONS} times, the last time after {done} of "
+            f"{total or 'unknown'} bytes ({reason}). Try again to continue from there, or {self.advice}."
         )
 
-    def _restart(self, file: BinaryIO) -> None:
-        self._note().unlink(missing_ok=True)
-        file.truncate(0)
-        self.validator = ""
-
-    def _begin(self, headers: Any) -> None:
-        """Note which version of the file the part begins; written before the part, so that it is never an older one."""
-        tag = headers.get("ETag", "")
-        self.validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
-        write_text(self._note(), json.dumps({"url": self.url, "validator": self.validator}))
-
-    def _total(self, headers: Any, done: int) -> int | None:
-        """All bytes of the file, if the server says."""
-        length = headers.get("Content-Length", "")
-        total = done + int(length) if length.isdigit() else None
-        self._check_size(total or 0)
-        return total
-
-    def _check_size(self, size: int) -> None:
-        if size > MAX_BYTES:
-            raise _TooLargeError(
-                f"{self.url} is larger than {MAX_BYTES / 2**30:g} GiB, too large for weights: check the address."
-            )
-
     def _connect(self, start: int) -> Any:
-        """Open a response with the body from byte `start` on if the server can; None: it has fewer bytes than that."""
+        """Open a response that starts at byte `start` if the server can; None if its file is shorter than that."""
         headers = {"User-Agent": "cosplace"}
         if start:
             headers["Range"] = f"bytes={start}-"
-            if self.validator:
-                headers["If-Range"] = self.validator
+            if self.version:
+                headers["If-Range"] = self.version
         try:
             response = urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT_S)
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -270,27 +277,43 @@ class _Fetching:
                 if start and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     if error.headers.get("Content-Range") != f"bytes */{start}":
                         return None
-                    nothing: Any = {"Content-Length": "0"}  # all of it had arrived already
-                    return addinfourl(BytesIO(), nothing, self.url, http.HTTPStatus.PARTIAL_CONTENT)
-            raise DownloadError(f"Cannot fetch {self.url} ({_reason(error)}): {self.go_on}.") from error
-        place = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        if place and int(place[1]) != start:
+                    empty: Any = {"Content-Length": "0"}  # the part is already complete
+                    return addinfourl(BytesIO(), empty, self.url, http.HTTPStatus.PARTIAL_CONTENT)
+            raise DownloadError(f"Cannot download {self.url}: {_reason(error)}. Try to {self.advice}.") from error
+        first_byte = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        if first_byte and int(first_byte[1]) != start:
             response.close()
             return None
         return response
 
+    def _total_bytes(self, headers: Any, done: int) -> int | None:
+        """Size of the whole file; None if the server does not report it."""
+        length = headers.get("Content-Length", "")
+        total = done + int(length) if length.isdigit() else None
+        self._check_size(total or 0)
+        return total
 
-def _pieces(response: Any) -> Iterator[bytes | Exception]:
-    """Read the body in pieces; what breaks it comes last, as a value: errors of the disk must not be taken for it."""
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > MAX_BYTES:
+            raise _TooLargeError(
+                f"{self.url} is larger than {MAX_BYTES / 2**30:g} GiB, too large for weights. Check the URL."
+            )
+
+
+def _read_chunks(response: Any) -> Iterator[bytes | Exception]:
+    """Yield the body in chunks, and last the error of a broken connection.
+
+    The error is yielded, not raised, so that errors of the disk in the calling loop are not taken for it.
+    """
     while True:
         try:
-            piece = response.read(CHUNK_BYTES)
+            chunk = response.read(CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
             yield error
             return
-        if not piece:
+        if not chunk:
             return
-        yield piece
+        yield chunk
 
 
 def _reason(error: Exception) -> str:
@@ -300,11 +323,10 @@ def _reason(error: Exception) -> str:
     return " ".join(str(reason).split()) or type(error).__name__
 
 
-def _progress_bar(name: str, wanted: bool) -> Any:
-    """Show a bar on terminals; none where tqdm is missing, as torch.hub asks for nothing but torch and torchvision."""
+def _progress_bar(name: str) -> Any:
+    """Progress bar on terminals; none without tqdm, because torch.hub installs only torch and torchvision."""
     try:
         from tqdm import tqdm
     except ImportError:
         return nullcontext()
-    # disable=None: no bar where stderr is no terminal.
-    return tqdm(desc=name, unit="B", unit_scale=True, leave=False, disable=None) if wanted else nullcontext()
+    return tqdm(desc=name, unit="B", unit_scale=True, leave=False, disable=None)  # None: only on terminals

@@ -5,19 +5,19 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from cosplace.models.network import GeoLocalizationNet
+from cosplace.models.resnet import BasicBlock, Bottleneck
 
-MAGNITUDE = 0x7FFF  # all bits of 16 but the sign
+MAGNITUDE_BITS = 0x7FFF  # all bits of a 16-bit number except its sign
 
 
-def for_inference(network: nn.Module) -> nn.Module:
-    """A copy of a network that extracts faster: same descriptors, within 1e-6, in evaluation mode.
+def optimize_for_inference(network: nn.Module) -> nn.Module:
+    """Copy a network into one that extracts faster: the same descriptors, within 1e-6, in evaluation mode.
 
-    Batch norms are folded into the convolutions before them, weights are stored channels last, and pooling behind a
-    ReLU counts on what that leaves.  The copy shares nothing with `network`, which stays as it is, and cannot be
-    trained.  A module that neither is a GeoLocalizationNet nor holds one is returned itself.
+    Batch norms are folded into the convolutions before them, weights are stored channels last, and a max pooling after
+    a ReLU relies on inputs that are never negative.  The copy shares no memory with `network`, which is unchanged, and
+    cannot be trained.  A module that neither is nor contains a GeoLocalizationNet is returned itself.
     """
     if not any(isinstance(module, GeoLocalizationNet) for module in network.modules()):
         return network
@@ -31,7 +31,7 @@ def for_inference(network: nn.Module) -> nn.Module:
 
 
 def _convolutions_with_norms(network: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """(parent, name of a convolution, name of the batch norm that follows it directly), as torchvision builds them."""
+    """(parent, name of a convolution, name of the batch norm directly after it)."""
     found = []
     for parent in network.modules():
         if isinstance(parent, nn.Sequential):
@@ -49,8 +49,27 @@ def _convolutions_with_norms(network: nn.Module) -> list[tuple[nn.Module, str, s
     return found
 
 
+def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+    """Include in `convolution` what `norm` computes after it in evaluation mode; rounded once."""
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    weight = convolution.weight
+    # On the CPU, because not every device has float64.
+    mean, variance, gain, shift = (
+        values.detach().cpu().double() for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    scale = gain / (variance + norm.eps).sqrt()  # (C,)
+    bias = 0 if convolution.bias is None else convolution.bias.detach().cpu().double()
+    folded = weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)
+    convolution.weight = nn.Parameter(folded.to(weight), requires_grad=False)
+    convolution.bias = nn.Parameter((shift + (bias - mean) * scale).to(weight), requires_grad=False)
+
+
+# --- max pooling in bfloat16 -----------------------------------------------------------------------------------------
+
+
 def _pools_after_relu(network: nn.Module) -> list[tuple[nn.Module, str]]:
-    """(parent, name of a pooling) where _PoolAfterReLU does the same."""
+    """(parent, name) of each max pooling that _PoolAfterReLU can replace."""
     return [
         (parent, name)
         for parent in network.modules()
@@ -63,10 +82,10 @@ def _pools_after_relu(network: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 class _PoolAfterReLU(nn.MaxPool2d):
-    """The largest of 3 x 3 numbers at every second place, the same as torch's; none may be below 0.
+    """Max pooling of 3 x 3 with stride 2 and padding 1, the same as torch's, for inputs without negative numbers.
 
-    bfloat16 from 0 on is ordered as its bits read as an integer are: on a CPU such maxima take a fifth of the time.
-    A NaN of the input loses its sign.
+    Such bfloat16 numbers have the same order as their bits read as integers: on a CPU this takes a fifth of the time.
+    A NaN in the input loses its sign.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -76,31 +95,15 @@ class _PoolAfterReLU(nn.MaxPool2d):
         if not by_bits or height % 2 or width % 2 or input.requires_grad:
             return super().forward(input)
         bits = input.permute(0, 2, 3, 1).view(torch.int16)
-        bits.bitwise_and_(MAGNITUDE)  # NaN may have a sign, and must be the largest
-        return _of_threes(_of_threes(bits, 1), 2).view(torch.bfloat16).permute(0, 3, 1, 2)
+        bits.bitwise_and_(MAGNITUDE_BITS)  # a NaN may have a sign, and must be the largest
+        return _max_of_three(_max_of_three(bits, 1), 2).view(torch.bfloat16).permute(0, 3, 1, 2)
 
 
-def _of_threes(numbers: Tensor, dim: int) -> Tensor:
-    """The largest of each even place and its two neighbours along a dimension of even length: half as long."""
+def _max_of_three(numbers: Tensor, dim: int) -> Tensor:
+    """Maximum of each number at an even position and its two neighbors, along a dimension of even length."""
     half = numbers.shape[dim] // 2
     even, odd = numbers.unflatten(dim, (half, 2)).unbind(dim + 1)
     largest = torch.maximum(even, odd)
     later = largest.narrow(dim, 1, half - 1)
     torch.maximum(later, odd.narrow(dim, 0, half - 1), out=later)
     return largest
-
-
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
-    """Let `convolution` do what `norm` does after it in evaluation mode; rounded once."""
-    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None and norm.running_var is not None
-    weight = convolution.weight
-    # On the CPU, since not every device has float64.
-    mean, variance, gain, shift = (
-        values.detach().cpu().double() for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
-    scale = gain / (variance + norm.eps).sqrt()  # (C,)
-    before = 0 if convolution.bias is None else convolution.bias.detach().cpu().double()
-    folded = weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)
-    convolution.weight = nn.Parameter(folded.to(weight), requires_grad=False)
-    convolution.bias = nn.Parameter((shift + (before - mean) * scale).to(weight), requires_grad=False)

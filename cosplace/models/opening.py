@@ -1,99 +1,163 @@
-"""One door to all models: a name of the zoo, a path, or an entry point of torch.hub."""
+"""Open any model: a name from the zoo, a weights file, or a model from torch.hub."""
 
 import re
 from contextlib import suppress
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from cosplace.config.names import canonical_backbone
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.downloads import download
-from cosplace.models.hub import is_hub, open_hub
-from cosplace.models.network import GeoLocalizationNet
-from cosplace.models.reduction import network_from_weights
-from cosplace.models.weight_files import read_card, read_state_dict
-from cosplace.models.zoo import RELEASES_VARIABLE, HubModel, ZooModel, find_model, released, released_url
+from cosplace.models.hub import is_hub, network_from_hub
+from cosplace.models.model_files import BASE_MODEL, REDUCTION_PREFIX
+from cosplace.models.network import GeoLocalizationNet, network_from_state_dict
+from cosplace.models.reduction import METHODS, ReducedNetwork, Reduction, first_dimensions, unreduced
+from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256
+from cosplace.models.zoo import RELEASES_VARIABLE, HubModel, ZooModel, find_model, released_url
 
 WEIGHT_SUFFIXES = re.compile(r"\.(pth|pt|ckpt|bin|torch|safetensors)$", re.IGNORECASE)
 
 
-def open_network(model: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
-    """Open a model in evaluation mode: ImageNet-normalised photos (B, 3, H, W) -> unit descriptors (B, D) float32.
+def open_model(
+    model: str | Path,
+    *,
+    backbone: str | None = None,
+    fc_output_dim: int | None = None,
+    reduce_to: int | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Open a model in evaluation mode: ImageNet-normalized images (B, 3, H, W) -> unit descriptors (B, D) float32.
 
-    model: a name of the zoo (`cosplace_resnet50_512`, fetched once), the path of a file of weights, or
-    "hub:owner/repo:entry(args)".  trust_remote_code: allow what comes through torch.hub to run its code here.
+    model: a name from the zoo such as "cosplace_resnet50_512" (downloaded once), the path of a weights file, or
+    "hub:owner/repo:entry(args)".
+    backbone, fc_output_dim: what the model must have, for flags that the user gave; None accepts any.
+    reduce_to: keep only the first `reduce_to` dimensions of a model written by `cosplace reduce`.
+    trust_remote_code: allow models from torch.hub, whose code then runs on this machine.
 
-    Raises ConfigError for a name that is unknown or a model that lacks trust, DownloadError when it cannot be fetched,
-    CheckpointError when its file is missing, damaged or of another architecture.
+    Raises ConfigError for an unknown name, another backbone or dimension, too few dimensions or a model whose code is
+    not trusted; DownloadError; CheckpointError for a file that is missing, damaged or of another architecture.
     """
-    if is_hub(model):
-        return open_hub(str(model), trust_remote_code=trust_remote_code)
-    record = _record(model)
-    if isinstance(record, HubModel):
-        return open_hub(record.spec, trust_remote_code=trust_remote_code)
-    return _opened(_fetched(record), record) if record else _opened_file(Path(model), trust_remote_code)
+    network = _open(model, trust_remote_code)
+    _check_flag("backbone", backbone and canonical_backbone(backbone), _backbone_name(network), model)
+    _check_flag("fc_output_dim", fc_output_dim, getattr(network, "fc_output_dim", None), model)
+    return network if reduce_to is None else first_dimensions(network, reduce_to)
 
 
-def model_file(model: str | Path) -> Path:
-    """Return the file of weights that a zoo name (fetched unless it is there) or a path stands for.
+def weights_path(model: str | Path) -> Path:
+    """Weights file of a zoo name (downloaded unless it is in the cache), or the path itself.
 
-    Raises ConfigError for an unknown name, and for models of torch.hub, which are no file.
+    Raises ConfigError for an unknown name and for models from torch.hub, which have no weights file.
     """
-    if is_hub(model) or isinstance(record := _record(model), HubModel):
-        raise ConfigError(f"{model} comes through torch.hub and is no file of weights: give a zoo name or a path.")
-    return _fetched(record) if record else Path(model)
+    source = _find_source(model)
+    if isinstance(source, str):
+        raise ConfigError(
+            f"{model} is loaded through torch.hub and has no weights file. Use a name from the zoo or a path."
+        )
+    return source if isinstance(source, Path) else _download(source)
 
 
-def released_network(backbone: str, fc_output_dim: int, method: str = "cosplace") -> GeoLocalizationNet:
-    """Return a released model in evaluation mode, fetched unless it is in the cache.
-
-    Raises ConfigError when there is none, DownloadError when it cannot be fetched, CheckpointError when it is damaged.
-    """
-    record = released(backbone, fc_output_dim, method)
-    return _opened(_fetched(record), record)
-
-
-def _record(model: str | Path) -> ZooModel | HubModel | None:
-    """Find the record of a name; None for paths."""
-    text = str(model)
-    if isinstance(model, Path) or "/" in text or "\\" in text or WEIGHT_SUFFIXES.search(text):
-        return None
-    try:
-        return find_model(text)
-    except ConfigError:
-        with suppress(OSError, ValueError):  # of what can be no path
-            if Path(text).is_file():
-                return None
-        raise
-
-
-def _fetched(record: ZooModel) -> Path:
-    mirror = f"or set {RELEASES_VARIABLE} to an address or a folder that has it"
-    return download(released_url(record), sha256=record.sha256, or_else=mirror)
-
-
-def _opened(path: Path, record: ZooModel) -> GeoLocalizationNet:
-    """Open a released model's file, which must hold what its record says."""
-    network = _opened_file(path, trust_remote_code=False)
-    found = (getattr(network, "backbone_name", type(network).__name__), getattr(network, "fc_output_dim", None))
-    if not isinstance(network, GeoLocalizationNet) or found != (record.backbone, record.fc_output_dim):
+def _open(model: str | Path, trust_remote_code: bool) -> nn.Module:
+    source = _find_source(model)
+    if isinstance(source, str):
+        return network_from_hub(source, trust_remote_code=trust_remote_code)
+    if isinstance(source, Path):
+        return _open_file(source, trust_remote_code)
+    path = _download(source)
+    network = _open_file(path, trust_remote_code=False)
+    found = _backbone_name(network), getattr(network, "fc_output_dim", None)
+    if not isinstance(network, GeoLocalizationNet) or found != (source.backbone, source.fc_output_dim):
         raise CheckpointError(
-            f"{path} holds {found[0]} with {found[1]} dimensions, not {record.name}: remove it, then fetch it again."
+            f"{path} holds {found[0]} with {found[1]} dimensions, not {source.name}. Remove the file, then try again."
         )
     return network
 
 
-def _opened_file(path: Path, trust_remote_code: bool) -> nn.Module:
-    """Open a file of weights: a network, and behind it a reduction where the file has one."""
-
-    def open_base(model: str) -> nn.Module:
-        # Never a path: a file could name itself.
-        if not is_hub(model) and _record(model) is None:
-            raise CheckpointError(f"its card names {model} as its network, which is no name of a model.")
-        return open_network(model, trust_remote_code=trust_remote_code)
-
-    state_dict, card = read_state_dict(path), read_card(path)
+def _find_source(model: str | Path) -> ZooModel | str | Path:
+    """Record of a released model, spec of a model from torch.hub, or path of a file."""
+    text = str(model)
+    if is_hub(model):
+        return text
+    if isinstance(model, Path) or "/" in text or "\\" in text or WEIGHT_SUFFIXES.search(text):
+        return Path(model)
     try:
-        return network_from_weights(state_dict, card, open_base)
+        record = find_model(text)
+    except ConfigError:
+        with suppress(OSError, ValueError):  # of text that is not a valid path
+            if Path(text).is_file():
+                return Path(text)
+        raise
+    return record.spec if isinstance(record, HubModel) else record
+
+
+def _download(record: ZooModel) -> Path:
+    advice = f"set {RELEASES_VARIABLE} to a URL or a folder that has it"
+    return download(released_url(record), sha256=record.sha256, advice=advice)
+
+
+def _backbone_name(network: nn.Module) -> str:
+    base = unreduced(network)
+    return getattr(base, "backbone_name", type(base).__name__)
+
+
+def _check_flag(flag: str, given: str | int | None, found: str | int | None, model: str | Path) -> None:
+    if given is not None and given != found:
+        raise ConfigError(f"--{flag} {given} contradicts {model}, which has {found}. Omit the flag.")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _open_file(path: Path, trust_remote_code: bool) -> nn.Module:
+    """Open a weights file: a network and, if the file has one, its reduction."""
+    tensors, card = read_state_dict(path), read_card(path)
+    try:
+        if "tensors_sha256" in card and card["tensors_sha256"] != tensors_sha256(tensors):
+            raise CheckpointError("The tensors are not those that the model card describes. Copy the file again.")
+        of_reduction = {key: value for key, value in tensors.items() if key.startswith(REDUCTION_PREFIX)}
+        of_network = {key: value for key, value in tensors.items() if key not in of_reduction}
+        if of_network or not of_reduction:
+            network: nn.Module = network_from_state_dict(of_network)
+            _check_card(card, "backbone", _backbone_name(network))
+        else:
+            network = _open_base(card, trust_remote_code)
+        if of_reduction:
+            network = ReducedNetwork(network, _reduction_from(of_reduction, card))
+        elif "reduction" in card:
+            raise CheckpointError("The model card names a reduction, but the file has none. Convert the model again.")
+        _check_card(card, "fc_output_dim", getattr(network, "fc_output_dim", None))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return network.eval()
+
+
+def _open_base(card: dict[str, str], trust_remote_code: bool) -> nn.Module:
+    """Open the network of a file that holds only its reduction."""
+    if BASE_MODEL not in card:
+        raise CheckpointError("The file has a reduction but no network, and no model card that names it.")
+    base = card[BASE_MODEL]
+    if isinstance(_find_source(base), Path):  # never a path: a file could name itself
+        raise CheckpointError(f"The model card names {base} as its network, which is not the name of a model.")
+    return _open(base, trust_remote_code)
+
+
+def _reduction_from(tensors: dict[str, Tensor], card: dict[str, str]) -> Reduction:
+    tensors = {key.removeprefix(REDUCTION_PREFIX): value for key, value in tensors.items()}
+    method = card.get("reduction", "")
+    if tensors.keys() != {"weight", "bias"} or method not in METHODS:
+        raise CheckpointError(
+            f"The reduction is damaged (tensors {', '.join(sorted(tensors))}, method '{method}'). Fit it again with "
+            f"`cosplace reduce`."
+        )
+    _check_card(card, "features_dim", tensors["weight"].shape[-1])
+    try:
+        return Reduction(tensors["weight"], tensors["bias"], method)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _check_card(card: dict[str, str], key: str, found: str | int | None) -> None:
+    if key in card and found is not None and card[key] != str(found):
+        raise CheckpointError(
+            f"The model card says {key} {card[key]}, but the tensors have {found}. Copy or convert the file again."
+        )

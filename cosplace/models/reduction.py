@@ -1,15 +1,15 @@
-"""Smaller descriptors from any network: an affine map behind it, fitted on photos, then unit length again.
+"""Smaller descriptors: an affine map after a network, then L2 normalization again.
 
-Three methods.  truncation: the first d numbers.  pca: the d directions of largest variance (Jolliffe, "Principal
-Component Analysis", 2002).  pca_whitening: the same, each divided by its standard deviation (Jégou and Chum, ECCV
-2012).  Rows are ordered, so the first n of a reduction to d are the reduction to n.
+Three methods.  truncation: the first d dimensions.  pca: the d directions of largest variance (Jolliffe, "Principal
+Component Analysis", 2002).  pca_whitening: the same directions, each divided by its standard deviation (Jégou and Chum,
+ECCV 2012).  Rows are in order of variance, so the first n rows of a reduction to d are the reduction to n.
 
     y = x W' + b, then y / |y|        x (B, D) -> y (B, d);  W (d, D), b (d,)
 
-Legend: D dimensions of the network, d of the reduction, n photos.
+Legend: D dimensions of the network, d of the reduction, n descriptors.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -17,13 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cosplace.errors import CheckpointError, ConfigError
-from cosplace.models.network import network_from_state_dict
-from cosplace.models.weight_files import tensors_sha256
 
 METHODS = ("pca_whitening", "pca", "truncation")
-WHITENING_FLOOR = 1e-2  # of the largest variance, added to each: directions below it hold noise more than places
-PREFIX = "reduction."  # of its tensors in a file, beside those of the network
-BASE_MODEL = "base_model"  # in a card: the model behind which a reduction belongs, when its weights are not in the file
+WHITENING_FLOOR = 1e-2  # of the largest variance, added to each: directions below it hold more noise than places
 
 
 class Reduction(nn.Module):
@@ -36,11 +32,10 @@ class Reduction(nn.Module):
         super().__init__()
         if weight.ndim != 2 or bias.shape != weight.shape[:1] or not 1 <= len(weight) <= weight.shape[1]:
             raise ConfigError(
-                f"A reduction maps (D,) to (d,) with 1 <= d <= D, but its weight is {list(weight.shape)} and its bias "
-                f"{list(bias.shape)}: fit it again with `cosplace reduce`."
+                f"A reduction needs a weight (d, D) and a bias (d,) with 1 <= d <= D, got {list(weight.shape)} and "
+                f"{list(bias.shape)}. Fit it again with `cosplace reduce`."
             )
-        if method not in METHODS:
-            raise ConfigError(f"Unknown reduction '{method}': use {', '.join(METHODS)}.")
+        _check_method(method)
         self.method = method
         self.weight: Tensor
         self.bias: Tensor
@@ -49,41 +44,41 @@ class Reduction(nn.Module):
 
     @property
     def in_dim(self) -> int:
-        """D."""
+        """Dimensions before the reduction, D."""
         return self.weight.shape[1]
 
     @property
     def out_dim(self) -> int:
-        """The number of dimensions that are left, d."""
+        """Dimensions after the reduction, d."""
         return self.weight.shape[0]
 
     def forward(self, descriptors: Tensor) -> Tensor:
-        """Reduce descriptors (B, D) to unit (B, d)."""
+        """Reduce descriptors (B, D) to unit descriptors (B, d)."""
         return functional.normalize(functional.linear(descriptors.float(), self.weight, self.bias), dim=1)
 
     def first(self, dims: int) -> "Reduction":
-        """The reduction to the first `dims` of its dimensions.  Raises ConfigError when it has fewer."""
+        """Keep only the first `dims` dimensions.  Raises ConfigError when there are fewer."""
         _check_dims(dims, self.out_dim)
         return Reduction(self.weight[:dims].clone(), self.bias[:dims].clone(), self.method)
 
     def extra_repr(self) -> str:
-        """Describe the module for `print`."""
+        """Sizes and method, for `print`."""
         return f"{self.in_dim} -> {self.out_dim}, method={self.method}"
 
 
 class ReducedNetwork(nn.Module):
-    """A network with a reduction behind it: photos (B, 3, H, W), normalised -> unit descriptors (B, d).
+    """A network and a reduction of its descriptors: normalized images (B, 3, H, W) -> unit descriptors (B, d).
 
-    Attributes: network, reduction, fc_output_dim (d).  The state dict is the network's, with `reduction.` beside.
+    Attributes: network, reduction, fc_output_dim (d).
     """
 
     def __init__(self, network: nn.Module, reduction: Reduction) -> None:
         super().__init__()
-        found = getattr(network, "fc_output_dim", reduction.in_dim)
-        if found != reduction.in_dim:
+        network_dim = getattr(network, "fc_output_dim", reduction.in_dim)
+        if network_dim != reduction.in_dim:
             raise CheckpointError(
-                f"The reduction takes {reduction.in_dim} dimensions but the network gives {found}: fit it again with "
-                f"`cosplace reduce`."
+                f"The reduction takes {reduction.in_dim} dimensions but the network has {network_dim}. Fit it again "
+                f"with `cosplace reduce`."
             )
         self.network = network
         self.reduction = reduction
@@ -94,25 +89,25 @@ class ReducedNetwork(nn.Module):
         return self.reduction.out_dim
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute reduced descriptors (B, d) float32 of images (B, 3, H, W), normalised as ImageNet's are."""
+        """Compute reduced descriptors (B, d) float32 of ImageNet-normalized images (B, 3, H, W)."""
         return self.reduction(self.network(images))
 
 
 def unreduced(network: nn.Module) -> nn.Module:
-    """The network before its reduction; itself where it has none."""
+    """Network without its reduction; `network` itself if it has none."""
     return network.network if isinstance(network, ReducedNetwork) else network
 
 
 def first_dimensions(network: nn.Module, dims: int) -> nn.Module:
-    """A reduced network cut to the first `dims` of its dimensions.
+    """Keep only the first `dims` dimensions of a reduced network.
 
-    Raises ConfigError when there are fewer, or when the network was never reduced: cutting it would be a guess.
+    Raises ConfigError when there are fewer, or when the network has no reduction: its dimensions are in no order.
     """
     if not isinstance(network, ReducedNetwork):
         if getattr(network, "fc_output_dim", None) == dims:
             return network
         raise ConfigError(
-            f"The model has no reduction, so {dims} dimensions have to be fitted on photos first: "
+            f"The model has no reduction, so {dims} dimensions must be fitted on photos first: "
             f"`cosplace reduce MODEL --on FOLDER --to FILE.safetensors --dims {dims}`."
         )
     if network.reduction.out_dim == dims:
@@ -120,18 +115,23 @@ def first_dimensions(network: nn.Module, dims: int) -> nn.Module:
     return ReducedNetwork(network.network, network.reduction.first(dims))
 
 
-def _check_dims(dims: int, dimension: int) -> None:
-    if not 1 <= dims <= dimension:
-        raise ConfigError(f"{dims} dimensions cannot be made of {dimension}: choose from 1 to {dimension}.")
+def _check_dims(dims: int, available: int) -> None:
+    if not 1 <= dims <= available:
+        raise ConfigError(f"The number of dimensions must be from 1 to {available}, got {dims}.")
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ConfigError(f"Unknown reduction '{method}'. Use {', '.join(METHODS)}.")
 
 
 # --- fitting ---------------------------------------------------------------------------------------------------------
 
 
 class Moments:
-    """Mean and covariance of descriptors that come in pieces, in float64; no piece is kept.
+    """Mean and covariance, in float64, of descriptors that arrive in pieces; no piece is kept.
 
-    Pieces are merged as by Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm", 1979.
+    Pieces are merged with the formulas of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm", 1979.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class Moments:
         self.scatter = np.zeros((0, 0))  # (D, D), sum of (x - mean)(x - mean)'
 
     def add(self, rows: np.ndarray) -> None:
-        """Take descriptors (n, D)."""
+        """Include descriptors (n, D)."""
         if not len(rows):
             return
         rows = rows.astype(np.float64)
@@ -160,97 +160,57 @@ class Moments:
         return self.scatter / max(1, self.count - 1)
 
 
+def principal_components(covariance: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+    """Variances (d,) and directions (d, D) of the `dims` directions of largest variance, largest first.
+
+    covariance: (D, D) float64.  The signs of the directions are arbitrary.
+    """
+    variances, directions = torch.linalg.eigh(covariance)  # ascending
+    return variances.flip(0)[:dims].clamp(min=0), directions.flip(1)[:, :dims].T
+
+
+def whitening(covariance: Tensor, dims: int, floor: float) -> Tensor:
+    """PCA whitening matrix (d, D): direction i divided by sqrt(variance_i + floor * largest variance).
+
+    covariance: (D, D) float64.  floor: keeps directions that hold only noise from becoming large.
+    """
+    variances, directions = principal_components(covariance, dims)
+    return (variances + floor * variances[0]).rsqrt()[:, None] * directions
+
+
 def truncation(dimension: int, dims: int) -> Reduction:
-    """Keep the first `dims` of `dimension` numbers.  Raises ConfigError when there are fewer."""
+    """Reduction that keeps the first `dims` of `dimension` dimensions.  Raises ConfigError when there are fewer."""
     _check_dims(dims, dimension)
     return Reduction(torch.eye(dims, dimension), torch.zeros(dims), "truncation")
 
 
 def fit(descriptors: Iterable[np.ndarray], dims: int, method: str = "pca_whitening") -> Reduction:
-    """Fit a reduction to `dims` dimensions on descriptors that come in pieces (n, D).
+    """Fit a reduction to `dims` dimensions on descriptors that arrive in pieces (n, D).
 
-    Whitening divides direction i by sqrt(variance_i + WHITENING_FLOOR * largest variance).  The sign of a direction is
-    such that its largest entry is positive: one set of descriptors, one reduction.
-    Raises ConfigError when D or the number of photos is too small for `dims`, or nothing varies.
+    Each row of the weight has its sign chosen so that its largest entry is positive: the same descriptors always give
+    the same reduction.  Raises ConfigError when D or the number of descriptors is too small for `dims`, or when all
+    descriptors are equal.
     """
-    if method not in METHODS:
-        raise ConfigError(f"Unknown reduction '{method}': use {', '.join(METHODS)}.")
+    _check_method(method)
     moments = Moments()
     for piece in descriptors:
         moments.add(piece)
-        _check_dims(dims, piece.shape[1])  # at the first piece, not after an hour
+        _check_dims(dims, piece.shape[1])  # after the first piece, not after an hour
         if method == "truncation":
             return truncation(piece.shape[1], dims)
     if moments.count <= dims:
         raise ConfigError(
-            f"{moments.count} photos are too few to fit {dims} dimensions: give at least {dims + 1} photos "
-            f"(better {10 * dims}), or fewer dimensions."
+            f"{moments.count} photos are too few to fit {dims} dimensions. Use at least {dims + 1} photos (better "
+            f"{10 * dims}), or choose fewer dimensions."
         )
-    variances, directions = np.linalg.eigh(moments.covariance)  # ascending
-    variances = np.maximum(variances[::-1][:dims], 0.0)
-    rows = directions[:, ::-1][:, :dims].T  # (d, D)
-    if not variances[0] > 0:
-        raise ConfigError("All photos have the same descriptor, so there is nothing to fit on: give other photos.")
-    largest = np.abs(rows).argmax(1)
-    rows = rows * np.sign(rows[np.arange(dims), largest])[:, None]
+    covariance = torch.from_numpy(moments.covariance)
+    if not covariance.diagonal().max() > 0:
+        raise ConfigError("All photos have the same descriptor, so no reduction can be fitted. Use other photos.")
     if method == "pca_whitening":
-        rows = rows / np.sqrt(variances + WHITENING_FLOOR * variances[0])[:, None]
-    # In float64 until here: the mean is taken off numbers that are much smaller than itself.
-    return Reduction(torch.from_numpy(rows), torch.from_numpy(-rows @ moments.mean), method)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def tensors_to_keep(network: nn.Module, with_base: bool = True) -> dict[str, Tensor]:
-    """The tensors of a file that holds a network and, where it has one, its reduction; on the CPU, contiguous.
-
-    with_base False leaves the network's own out, for one whose code cannot be in a file.
-    """
-    found = dict(unreduced(network).state_dict()) if with_base else {}
-    if isinstance(network, ReducedNetwork):
-        found |= {PREFIX + key: value for key, value in network.reduction.state_dict().items()}
-    return {key: value.detach().cpu().contiguous() for key, value in found.items()}
-
-
-def network_from_weights(
-    state_dict: Mapping[str, Tensor], card: Mapping[str, str], open_base: Callable[[str], nn.Module]
-) -> nn.Module:
-    """The network that a file's tensors and its card describe, with its reduction where it has one.
-
-    open_base: opens the model that a card names when the file holds a reduction alone (of a torch.hub model).
-    Raises CheckpointError where tensors are none of ours or contradict the card.
-    """
-    if "tensors_sha256" in card and card["tensors_sha256"] != tensors_sha256(state_dict):
-        raise CheckpointError("The tensors are not those that the card was written for: fetch or convert it again.")
-    own = {key: value for key, value in state_dict.items() if not key.startswith(PREFIX)}
-    reducing = {key.removeprefix(PREFIX): value for key, value in state_dict.items() if key.startswith(PREFIX)}
-    if own or not reducing:
-        network = network_from_state_dict(own)
-        _check_card(card, "backbone", network.backbone_name)
-    elif base := card.get(BASE_MODEL):
-        network = open_base(base)
+        weight = whitening(covariance, dims, WHITENING_FLOOR)
     else:
-        raise CheckpointError("There is a reduction without its network, and no card that names it.")
-    if reducing:
-        if reducing.keys() != {"weight", "bias"} or card.get("reduction") not in METHODS:
-            raise CheckpointError(
-                f"The reduction is damaged (tensors {', '.join(sorted(reducing))}, method "
-                f"{card.get('reduction')}): fit it again with `cosplace reduce`."
-            )
-        _check_card(card, "features_dim", reducing["weight"].shape[-1])
-        try:
-            network = ReducedNetwork(network, Reduction(reducing["weight"], reducing["bias"], card["reduction"]))
-        except ConfigError as error:
-            raise CheckpointError(str(error)) from error
-    elif "reduction" in card:
-        raise CheckpointError("The card tells of a reduction but there is none among the tensors: convert it again.")
-    _check_card(card, "fc_output_dim", getattr(network, "fc_output_dim", None))
-    return network.eval()
-
-
-def _check_card(card: Mapping[str, str], key: str, found: object) -> None:
-    if key in card and found is not None and card[key] != str(found):
-        raise CheckpointError(
-            f"The card says {key} {card[key]} but the tensors {found}: the file was changed; fetch or convert it again."
-        )
+        _, weight = principal_components(covariance, dims)
+    largest = weight.gather(1, weight.abs().argmax(1, keepdim=True))  # (d, 1)
+    weight = weight * largest.sign()
+    # In float64 until here: the mean is much larger than what remains after it is subtracted.
+    return Reduction(weight, -weight @ torch.from_numpy(moments.mean), method)

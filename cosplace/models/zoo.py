@@ -1,8 +1,8 @@
-"""Models as records: what was released, what is known of it, and what comes through torch.hub.
+"""Records of released models, and of models of other projects that torch.hub can load.
 
 CosPlace: Berton et al., CVPR 2022, https://github.com/gmberton/CosPlace, release v1.0 (30 models).  EigenPlaces:
-Berton et al., ICCV 2023, https://github.com/gmberton/EigenPlaces, release v1.0 (13 models); it has the architecture of
-CosPlace and was trained on SF-XL otherwise.  No digests are published: the first download's is recorded.
+Berton et al., ICCV 2023, https://github.com/gmberton/EigenPlaces, release v1.0 (13 models), with the architecture of
+CosPlace but another training method.  No checksums are published: the one of the first download is recorded.
 """
 
 import os
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from cosplace.config.knobs import BACKBONES, canonical_backbone, nearest_names
+from cosplace.config.names import BACKBONES, canonical_backbone, similar_names
 from cosplace.errors import ConfigError
 
-RELEASES_VARIABLE = "COSPLACE_RELEASES"  # an address or a folder that holds the released files, instead of GitHub
-BASES: Mapping[str, str] = MappingProxyType(
+RELEASES_VARIABLE = "COSPLACE_RELEASES"  # URL or folder with the released files, used instead of GitHub
+RELEASE_URLS: Mapping[str, str] = MappingProxyType(
     {
         "cosplace": "https://github.com/gmberton/CosPlace/releases/download/v1.0",
         "eigenplaces": "https://github.com/gmberton/EigenPlaces/releases/download/v1.0",
@@ -31,42 +31,42 @@ PAPERS: Mapping[str, str] = MappingProxyType(
 )
 LICENCES: Mapping[str, str] = MappingProxyType(
     {
-        "cosplace": "the repository's; the weights carry none of their own: see https://github.com/gmberton/CosPlace",
-        "eigenplaces": "MIT (the repository's); the weights carry none of their own",
+        "cosplace": "that of the repository, https://github.com/gmberton/CosPlace; the weights have none of their own",
+        "eigenplaces": "MIT, that of the repository; the weights have none of their own",
     }
 )
 INPUT_SIZE = 512  # pixels, both sides of the training crops
-RESIZE = "none: photos of any size, as they are; recalls were taken so"
+RESIZE = "none: photos of any size; the recalls were measured without resizing"
 
-_POWERS = (32, 64, 128, 256, 512, 1024, 2048)
+_DIMS = (32, 64, 128, 256, 512, 1024, 2048)
 RELEASED: Mapping[str, Mapping[str, tuple[int, ...]]] = MappingProxyType(
     {
         "cosplace": MappingProxyType(
             {
-                "VGG16": _POWERS[1:5],
-                "ResNet18": _POWERS[:5],
-                "ResNet50": _POWERS,
-                "ResNet101": _POWERS,
-                "ResNet152": _POWERS,
+                "VGG16": _DIMS[1:5],
+                "ResNet18": _DIMS[:5],
+                "ResNet50": _DIMS,
+                "ResNet101": _DIMS,
+                "ResNet152": _DIMS,
             }
         ),
         "eigenplaces": MappingProxyType(
-            {"VGG16": (512,), "ResNet18": (256, 512), "ResNet50": _POWERS[2:], "ResNet101": _POWERS[2:]}
+            {"VGG16": (512,), "ResNet18": (256, 512), "ResNet50": _DIMS[2:], "ResNet101": _DIMS[2:]}
         ),
     }
 )
 """Method -> backbone -> descriptor dimensions."""
 NEVER_RELEASED = "cosplace_vgg16_32"
-"""The one model in the CosPlace paper's table of which there are no weights; it can be trained."""
+"""The only model in the table of the CosPlace paper without released weights; it can be trained."""
 
 DATASETS = ("pitts30k", "pitts250k", "tokyo247", "msls_val", "st_lucia", "sf_xl_v1", "sf_xl_v2")
-_TABLE = "EigenPlaces paper (ICCV 2023), tables 3 and 4, from a transcription; msls_val is that of 740 queries"
-_ABLATION = "EigenPlaces paper (ICCV 2023), ablation, from a transcription; msls_val is that of 740 queries"
+_TABLE = "EigenPlaces paper (ICCV 2023), tables 3 and 4, from a transcription; msls_val with 740 queries"
+_ABLATION = "EigenPlaces paper (ICCV 2023), ablation, from a transcription; msls_val with 740 queries"
 _EVALUATION = "README of github.com/gmberton/VPR-methods-evaluation"
-_ISSUE = "the author in issue 13 of github.com/gmberton/CosPlace; its msls_val may be another set of queries"
-_NONE = "none as a number: the papers draw them"
-_GAP = None
-# R@1 in percent, in the order of DATASETS.
+_ISSUE = "the author in issue 13 of github.com/gmberton/CosPlace; its msls_val may have other queries"
+_NOT_PUBLISHED = "not published as numbers, only as plots"
+_GAP = None  # not published
+# Source, then R@1 in percent in the order of DATASETS.
 _RECALLS: Mapping[str, tuple[str, tuple[float | None, ...]]] = MappingProxyType(
     {
         "cosplace_vgg16_512": (_TABLE, (88.4, 89.7, 81.9, 82.6, 95.3, 65.9, 83.1)),
@@ -86,18 +86,18 @@ _RECALLS: Mapping[str, tuple[str, tuple[float | None, ...]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZooModel:
-    """A released model that this package builds and fills itself."""
+    """A released model whose architecture this package builds itself."""
 
     name: str
     method: str  # "cosplace" or "eigenplaces"
     backbone: str
     fc_output_dim: int
-    url: str  # where it was released; `released_url` heeds a mirror
-    sha256: str | None  # published digest
-    input_size: int  # pixels, sides of the training images
-    resize: str  # what to do with photos of another size
+    url: str  # where it was released; `released_url` also considers a mirror
+    sha256: str | None  # published checksum
+    input_size: int  # pixels, both sides of the training crops
+    resize: str  # how to resize photos
     licence: str
-    recalls: Mapping[str, float]  # R@1 in percent by dataset; only what is published as a number
+    recalls: Mapping[str, float]  # dataset -> R@1 in percent, where published as a number
     recalls_source: str
     paper: str
 
@@ -109,17 +109,17 @@ class ZooModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubModel:
-    """A model of others that torch.hub fetches together with its code, and what to know before using it."""
+    """A model of another project that torch.hub downloads together with its code, and how to use it."""
 
     name: str
-    spec: str  # what `--model` takes
+    spec: str  # hub:owner/repo:entry(args)
     fc_output_dim: int
     side_multiple: int = 1  # height and width must be multiples of this
-    input_size: int | None = None  # pixels of the shorter side it does best at, where its authors say
-    one_by_one: bool = False  # whether a descriptor depends on the other photos of its batch
-    mean: tuple[float, float, float] | None = None  # normalisation where it is not ImageNet's
+    input_size: int | None = None  # pixels of the shorter side, where the authors recommend one
+    one_by_one: bool = False  # one photo per batch, because a descriptor depends on the other photos in its batch
+    mean: tuple[float, float, float] | None = None  # normalization, if not ImageNet's
     std: tuple[float, float, float] | None = None
-    note: str = ""  # other traps, and what they need
+    note: str = ""  # requirements and other remarks
 
 
 def _models() -> Iterator[ZooModel]:
@@ -127,13 +127,13 @@ def _models() -> Iterator[ZooModel]:
         for backbone, dims in backbones.items():
             for dim in dims:
                 name = f"{method}_{backbone.lower()}_{dim}"
-                source, recalls = _RECALLS.get(name, (_NONE, ()))
+                source, recalls = _RECALLS.get(name, (_NOT_PUBLISHED, ()))
                 yield ZooModel(
                     name=name,
                     method=method,
                     backbone=backbone,
                     fc_output_dim=dim,
-                    url=f"{BASES[method]}/{backbone}_{dim}_{method}.pth",
+                    url=f"{RELEASE_URLS[method]}/{backbone}_{dim}_{method}.pth",
                     sha256=None,
                     input_size=INPUT_SIZE,
                     resize=RESIZE,
@@ -145,7 +145,7 @@ def _models() -> Iterator[ZooModel]:
 
 
 MODELS: Mapping[str, ZooModel] = MappingProxyType({model.name: model for model in _models()})
-"""Name -> released model; names are method_backbone_dimension."""
+"""Name -> released model.  Names are method_backbone_dimension."""
 
 _HUB_MODELS = (
     HubModel(
@@ -184,7 +184,7 @@ _HUB_MODELS = (
         spec="hub:AnyLoc/DINO:get_vlad_model(backbone='DINOv2', domain='urban', device='cpu')",
         fc_output_dim=49152,
         side_multiple=14,
-        note="ViT-G: a billion parameters; say device='cuda' for a GPU; needs einops, fast_pytorch_kmeans",
+        note="ViT-G with a billion parameters; use device='cuda' on a GPU; needs einops, fast_pytorch_kmeans",
     ),
     HubModel(
         name="cricavpr",
@@ -192,7 +192,7 @@ _HUB_MODELS = (
         fc_output_dim=10752,
         side_multiple=14,
         one_by_one=True,
-        note="DataParallel; a descriptor depends on its batch, so photos go one by one",
+        note="a DataParallel network; a descriptor depends on its batch, so photos are encoded one by one",
     ),
     HubModel(
         name="edtformer",
@@ -200,7 +200,7 @@ _HUB_MODELS = (
         fc_output_dim=4096,
         side_multiple=14,
         input_size=322,
-        note="DataParallel; in older copies of its repository the entry is called trained_model",
+        note="a DataParallel network; in older versions of the repository the entry point is trained_model",
     ),
     HubModel(
         name="sfrs",
@@ -208,39 +208,39 @@ _HUB_MODELS = (
         fc_output_dim=4096,
         mean=(0.48501960784313836, 0.4579568627450961, 0.4076039215686255),
         std=(1 / 255, 1 / 255, 1 / 255),
-        note="photos are normalised its own way, which is done here",
+        note="has its own normalization, which is applied here",
     ),
 )
 HUB_MODELS: Mapping[str, HubModel] = MappingProxyType({model.name: model for model in _HUB_MODELS})
-"""Name -> model through torch.hub: code of others, run only with --trust_remote_code."""
+"""Name -> model from torch.hub, whose code runs only with --trust_remote_code."""
 
 
-# --- finding ---------------------------------------------------------------------------------------------------------
+# --- lookup ----------------------------------------------------------------------------------------------------------
 
 
 def released(backbone: str, fc_output_dim: int, method: str = "cosplace") -> ZooModel:
-    """Find a released model by its parts.  Raises ConfigError, listing what exists, when there is none."""
+    """Released model with a backbone and dimension.  Raises ConfigError, with those that exist, if there is none."""
     if method.lower() not in RELEASED:
-        raise ConfigError(f"Unknown method '{method}': choose from {', '.join(RELEASED)}.")
+        raise ConfigError(f"Unknown method '{method}'. Choose from {', '.join(RELEASED)}.")
     method = method.lower()
     title, backbone = TITLES[method], canonical_backbone(backbone)
     if backbone not in RELEASED[method]:
-        raise ConfigError(f"No {title} model was released for {backbone}: choose from {', '.join(RELEASED[method])}.")
+        raise ConfigError(f"No {title} model was released for {backbone}. Choose from {', '.join(RELEASED[method])}.")
     name = f"{method}_{backbone.lower()}_{fc_output_dim}"
     if name not in MODELS:
         dims = ", ".join(map(str, RELEASED[method][backbone]))
-        trained = f", or train it (`cosplace train --backbone {backbone} --fc_output_dim {fc_output_dim}`)"
+        or_train = f", or train it: `cosplace train --backbone {backbone} --fc_output_dim {fc_output_dim}`"
         raise ConfigError(
-            f"No {title} {backbone} was released with {fc_output_dim} dimensions: choose from {dims}"
-            f"{trained if name == NEVER_RELEASED else ''}."
+            f"No {title} {backbone} was released with {fc_output_dim} dimensions. Choose from {dims}"
+            f"{or_train if name == NEVER_RELEASED else ''}."
         )
     return MODELS[name]
 
 
 def find_model(name: str) -> ZooModel | HubModel:
-    """Find a model by its name, in any case, with or without separators.
+    """Model with a name, in any case, with or without separators.
 
-    Raises ConfigError when there is none: with the dimensions that exist, or else the nearest names.
+    Raises ConfigError for an unknown name, with the dimensions that exist or the closest names.
     """
     by_plain = {_plain(known): model for known, model in {**MODELS, **HUB_MODELS}.items()}
     if _plain(name) in by_plain:
@@ -248,28 +248,29 @@ def find_model(name: str) -> ZooModel | HubModel:
     for method in RELEASED:
         # The longest backbone first: ResNet18_Small begins with ResNet18.
         for backbone in sorted(BACKBONES, key=len, reverse=True):
-            found = re.fullmatch(rf"{method}{_plain(backbone)}(\d*)", _plain(name))
-            if found and found[1]:
-                return released(backbone, int(found[1][:9]), method)
-            if found:
-                released(backbone, max(RELEASED[method].get(backbone, (1,))), method)  # raises for the others
-                dims = ", ".join(map(str, RELEASED[method][backbone]))
+            parts = re.fullmatch(rf"{method}{_plain(backbone)}(\d*)", _plain(name))
+            if parts and parts[1]:
+                return released(backbone, int(parts[1][:9]), method)
+            if parts:
+                dims = RELEASED[method].get(backbone, (1,))
+                released(backbone, max(dims), method)  # raises when no dimension was released
                 raise ConfigError(
-                    f"'{name}' lacks its dimension: choose from {dims}, as in {_example(method, backbone)}."
+                    f"'{name}' has no dimension. Choose from {', '.join(map(str, dims))}, for example "
+                    f"{method}_{backbone.lower()}_{max(dims)}."
                 )
     name = name if len(name) <= 60 else f"{name[:60]}..."
-    offered = nearest_names(name, [*MODELS, *HUB_MODELS])
+    closest = similar_names(name, [*MODELS, *HUB_MODELS])
+    hint = f"Did you mean {' or '.join(closest)}? " if closest else ""
     raise ConfigError(
-        f"Unknown model '{name}': "
-        + (f"did you mean {' or '.join(offered)}?  " if offered else "")
-        + "`cosplace zoo list` lists all; else give the path of a file of weights, or hub:owner/repo:entry(args)."
+        f"Unknown model '{name}'. {hint}Use a name from `cosplace zoo list`, the path of a weights file, or "
+        f"hub:owner/repo:entry(args)."
     )
 
 
 def released_url(model: ZooModel, base: str | None = None) -> str:
-    """Address of a released model's file: at `base`, at the mirror $COSPLACE_RELEASES, or where it was released.
+    """URL of a released model's file: at `base`, at the mirror $COSPLACE_RELEASES, or where it was released.
 
-    A mirror is an address or a folder that holds the files by their names.
+    A mirror is a URL or a folder that has the files under their own names.
     """
     base = base or os.environ.get(RELEASES_VARIABLE) or ""
     if not base:
@@ -277,10 +278,6 @@ def released_url(model: ZooModel, base: str | None = None) -> str:
     if "://" not in base:
         base = Path(base).expanduser().absolute().as_uri()
     return f"{base.rstrip('/')}/{model.file_name}"
-
-
-def _example(method: str, backbone: str) -> str:
-    return f"{method}_{backbone.lower()}_{max(RELEASED[method][backbone])}"
 
 
 def _plain(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A batch of photos, each decoded where it stays, in memory that batches before it have used."""
+"""Photos of a batch, decoded directly into memory that earlier batches used."""
 
 import math
 import weakref
@@ -13,73 +13,74 @@ from cosplace.photos.opening import open_pixels
 if TYPE_CHECKING:
     import torch
 
-MOST_SPARE = 2  # blocks kept for the next batches
+MAX_FREE_BLOCKS = 2  # kept for the next batches
 
 
-class SpareMemory:
-    """Blocks of memory that come back by themselves when nothing refers to them any more, for threads to share.
+class MemoryPool:
+    """Blocks of memory for batches.  A block returns to the pool when nothing refers to it; safe with threads.
 
-    The system clears each page that it gives, which costs a tenth of decoding a photo into it.
+    The system clears new memory, which takes a tenth of the time to decode a photo into it.
     """
 
     def __init__(self) -> None:
-        self.spare: deque[np.ndarray] = deque(maxlen=MOST_SPARE)
+        self.free_blocks: deque[np.ndarray] = deque(maxlen=MAX_FREE_BLOCKS)
 
     def take(self, num_bytes: int) -> np.ndarray:
-        """(num_bytes,) uint8 with anything in it; it is lent as long as any view of it, or tensor in it, lives."""
+        """(num_bytes,) uint8, not cleared; in use as long as any view of it, or tensor on it, exists."""
         try:
-            block = self.spare.popleft()
+            block = self.free_blocks.popleft()
         except IndexError:
             block = None
         if block is None or len(block) != num_bytes:
             block = np.empty(num_bytes, np.uint8)
-        lent = np.frombuffer(block.data, np.uint8)  # all views of it keep it, and not the block, alive
-        weakref.finalize(lent, self.spare.append, block).atexit = False
-        return lent
+        view = np.frombuffer(block.data, np.uint8)  # all further views refer to this view, not to the block
+        weakref.finalize(view, self.free_blocks.append, block).atexit = False
+        return view
 
 
 class PhotoStacks:
-    """Up to `most` photos of any sizes, each decoded where it stays: in a stack of the photos of its size."""
+    """Up to `max_photos` photos of any sizes, decoded into one stack per size."""
 
-    def __init__(self, most: int, memory: SpareMemory | None = None) -> None:
-        self.most, self.count = most, 0
-        self.memory = memory or SpareMemory()
-        self.buffers: dict[tuple[int, int], np.ndarray] = {}  # (most, H, W, 3) uint8
-        self.places: dict[tuple[int, int], list[int]] = {}  # of their photos among all
+    def __init__(self, max_photos: int, pool: MemoryPool | None = None) -> None:
+        self.max_photos, self.num_photos = max_photos, 0
+        self.pool = pool or MemoryPool()
+        self.buffers: dict[tuple[int, int], np.ndarray] = {}  # by (H, W): (max_photos, H, W, 3) uint8
+        self.indices: dict[tuple[int, int], list[int]] = {}  # by (H, W): number of each photo among all photos
 
     def open(self, path: str | Path) -> tuple[int, int]:
-        """Open one photo and keep it: its height and width.  Raises ImageError as open_image, and keeps nothing."""
-        return self._keep(open_pixels(path, self._room))
+        """Open a photo and append it; returns its height and width.  Raises ImageError as open_image, appends none."""
+        return self._append(open_pixels(path, self._next_slot))
 
     def add(self, photo: "torch.Tensor") -> None:
-        """Keep a copy of a photo (3, H, W) uint8."""
-        self._keep(photo.permute(1, 2, 0).numpy())
+        """Append a copy of a photo (3, H, W) uint8."""
+        self._append(photo.permute(1, 2, 0).numpy())
 
-    def _room(self, height: int, width: int) -> np.ndarray:
-        """Memory for the next photo of that size, (H, W, 3) uint8."""
+    def _next_slot(self, height: int, width: int) -> np.ndarray:
+        """Memory for the next photo of this size, (H, W, 3) uint8."""
         size = height, width
         if size not in self.buffers:
-            shape = self.most, height, width, 3
-            self.buffers[size], self.places[size] = self.memory.take(math.prod(shape)).reshape(shape), []
-        return self.buffers[size][len(self.places[size])]
+            shape = self.max_photos, height, width, 3
+            self.buffers[size], self.indices[size] = self.pool.take(math.prod(shape)).reshape(shape), []
+        return self.buffers[size][len(self.indices[size])]
 
-    def _keep(self, pixels: np.ndarray) -> tuple[int, int]:
+    def _append(self, pixels: np.ndarray) -> tuple[int, int]:
         height, width, _ = pixels.shape
-        room = self._room(height, width)
-        if pixels.base is not room.base:  # else it was decoded there
-            room[:] = pixels
-        self.places[height, width].append(self.count)
-        self.count += 1
+        slot = self._next_slot(height, width)
+        if pixels.base is not slot.base:  # otherwise it was decoded into this slot
+            slot[:] = pixels
+        self.indices[height, width].append(self.num_photos)
+        self.num_photos += 1
         return height, width
 
     def stacks(self) -> "list[tuple[list[int], torch.Tensor]]":
-        """(places among all photos, (n, 3, H, W) uint8) of each size, in the order in which sizes appeared."""
+        """(indices among all photos, (n, 3, H, W) uint8) of each size, in the order in which the sizes appeared."""
         import torch
 
-        found = []
-        for size, places in self.places.items():
-            if places:
-                photos = self.buffers[size][: len(places)]
-                whole = photos if len(places) == self.most else photos.copy()  # not with what stayed empty
-                found.append((places, torch.from_numpy(whole).permute(0, 3, 1, 2)))
-        return found
+        result = []
+        for size, indices in self.indices.items():
+            if indices:
+                photos = self.buffers[size][: len(indices)]
+                if len(indices) < self.max_photos:
+                    photos = photos.copy()  # do not keep or send the unused part of the buffer
+                result.append((indices, torch.from_numpy(photos).permute(0, 3, 1, 2)))
+        return result

@@ -1,8 +1,8 @@
-"""Batches made ahead of their use, by threads or by processes, always in order.
+"""Batches loaded before they are needed, by threads or by processes, always in order.
 
-Decoding leaves the interpreter's lock alone, so threads decode as fast as processes and save what processes pay: a
-batch need not be packed, sent through shared memory and unpacked.  Processes are for many cores beside a busy
-interpreter, as when a GPU is fed.  What is made depends on neither kind nor number.
+Decoding releases the interpreter's lock.  So threads decode as fast as processes, without their cost: a process packs
+each batch, sends it through shared memory and unpacks it.  Processes pay off with many cores and a busy interpreter,
+as when a GPU is fed.  The batches depend neither on the kind nor on the number of workers.
 """
 
 import signal
@@ -40,35 +40,35 @@ Indices = Sequence[int]
 
 
 def choose_loader(name: str, device: torch.device) -> str:
-    """Threads or processes; auto takes threads where the network runs on the CPU, else processes.
+    """Threads or processes.  auto: threads if the network runs on the CPU, else processes.
 
-    On a CPU the main thread computes outside of the interpreter's lock; feeding a GPU it needs the lock all the time.
+    On a CPU the main thread computes without the interpreter's lock; to feed a GPU it needs the lock all the time.
     """
     if name not in LOADERS:
-        raise ConfigError(f"--loader {name}: choose from {', '.join(LOADERS)}.")
+        raise ConfigError(f"--loader must be one of {', '.join(LOADERS)}, got {name}.")
     return name if name != "auto" else "threads" if device.type == "cpu" else "processes"
 
 
 def load_ahead(
-    make: Callable[[Indices], T],
+    load: Callable[[Indices], T],
     batches: Sequence[Indices],
     *,
     num_workers: int,
     loader: str = "processes",
     pin_memory: bool = False,
 ) -> Generator[T]:
-    """Yield make(batch) for each of the batches, in order, made by `num_workers` threads or processes.
+    """Yield load(batch) for each batch, in order, loaded by `num_workers` threads or processes.
 
-    make: a pure function of the indices; for processes it must be picklable, and the batches it makes should be
-    tensors or Shareable.  num_workers 0 makes each batch when it is asked for.  pin_memory: in page-locked memory.
-    Raises what `make` raises; LoadingError when a process was killed or shared memory is full.  Close it (as
-    contextlib.closing does) to end its workers at once.
+    load: a pure function of the indices; for processes it must be picklable and should return tensors or Shareable.
+    num_workers: 0 loads each batch in this thread, when it is needed.  pin_memory: into page-locked memory.
+    Raises errors of `load`; LoadingError if a process was killed or shared memory is full.  Close it (for example with
+    contextlib.closing) to stop its workers at once.
     """
     if num_workers == 0:
-        return (_pinned(make(batch), pin_memory) for batch in batches)
+        return (_pinned(load(batch), pin_memory) for batch in batches)
     if loader == "threads":
-        return _by_threads(lambda batch: _pinned(make(batch), pin_memory), batches, num_workers)
-    return _by_processes(make, batches, num_workers, pin_memory)
+        return _load_in_threads(lambda batch: _pinned(load(batch), pin_memory), batches, num_workers)
+    return _load_in_processes(load, batches, num_workers, pin_memory)
 
 
 def _pinned(batch: Any, pin_memory: bool) -> Any:
@@ -78,12 +78,12 @@ def _pinned(batch: Any, pin_memory: bool) -> Any:
 # --- threads ---------------------------------------------------------------------------------------------------------
 
 
-def _by_threads(make: Callable[[Indices], T], batches: Sequence[Indices], num_workers: int) -> Generator[T]:
+def _load_in_threads(load: Callable[[Indices], T], batches: Sequence[Indices], num_workers: int) -> Generator[T]:
     pool = _single_threaded_pool(num_workers)
     waiting: deque[Future[T]] = deque()
     try:
         for batch in batches:
-            waiting.append(pool.submit(make, batch))
+            waiting.append(pool.submit(load, batch))
             if len(waiting) >= num_workers * BATCHES_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -93,23 +93,24 @@ def _by_threads(make: Callable[[Indices], T], batches: Sequence[Indices], num_wo
 
 
 def _single_threaded_pool(num_workers: int) -> ThreadPoolExecutor:
-    """Threads in each of which torch computes alone: teams of teams would fight for the cores.
+    """A pool of threads that use one torch thread each, as more of them would compete for the cores.
 
-    torch keeps one number of threads for each thread of Python, copied at its first use from a common one, which
-    setting it changes too.  So all of them set theirs before this thread, which has had its own, restores the common.
+    torch stores the number of threads per Python thread.  A Python thread copies a global value at its first use, and
+    setting the number changes that global value, too.  So all workers set theirs first; then this thread, which has
+    its own number already, restores the global value.
     """
     num_threads = torch.get_num_threads()
     all_set = Barrier(num_workers + 1)
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="loading")
     for _ in range(num_workers):
-        pool.submit(_compute_alone, all_set)
+        pool.submit(_use_one_torch_thread, all_set)
     all_set.wait()
     torch.set_num_threads(num_threads)
     return pool
 
 
-def _compute_alone(all_set: Barrier) -> None:
-    torch.get_num_threads()  # takes the common number now, and not later in place of the one that is set here
+def _use_one_torch_thread(all_set: Barrier) -> None:
+    torch.get_num_threads()  # copies the global value now; later it would replace the value set below
     torch.set_num_threads(1)
     all_set.wait()
 
@@ -117,58 +118,61 @@ def _compute_alone(all_set: Barrier) -> None:
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-class _Made(Dataset):
-    """Batches as items, in shared memory.
+class _BatchDataset(Dataset):
+    """A dataset with whole batches as items, in shared memory.
 
-    A user's error is an item too: as an exception it would arrive as a wall of text.  And were a batch put into shared
-    memory only by the queue, in a thread of its own, then for want of room it would be dropped and waited for forever.
+    A user's error is returned as an item; as an exception it would arrive with the traceback of the process in its
+    message.  Batches are moved to shared memory here: if there is no space, the loader's queue would do that in a
+    thread of its own, drop the batch, and wait for it forever.
     """
 
-    def __init__(self, make: Callable[[Indices], Any]) -> None:
-        self.make = make
+    def __init__(self, load: Callable[[Indices], Any]) -> None:
+        self.load = load
 
     def __getitem__(self, index: Indices) -> Any:
         try:
-            batch = self.make(index)
+            batch = self.load(index)
             return batch.share_memory_() if isinstance(batch, Shareable) else batch
         except CosPlaceError as error:
             return error
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _by_processes(make: Callable[[Indices], T], batches: Sequence[Indices], workers: int, pin: bool) -> Generator[T]:
+def _load_in_processes(
+    load: Callable[[Indices], T], batches: Sequence[Indices], num_workers: int, pin_memory: bool
+) -> Generator[T]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
         loader = DataLoader(
-            _Made(make),
+            _BatchDataset(load),
             batch_size=None,
             sampler=batches,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin,
-            generator=torch.Generator(),  # the loader draws a seed that nothing here uses: not from the global one
+            num_workers=num_workers,
+            collate_fn=_identity,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # the loader draws a seed, which must not come from the global generator
         )
-        with _own_child_signals():
-            made = iter(loader)
+        with _restored_child_handler():
+            loaded = iter(loader)
     try:
-        with _loading_errors(workers, made):
-            for batch in made:
+        with _process_errors(num_workers, loaded):
+            for batch in loaded:
                 if isinstance(batch, CosPlaceError):
                     raise batch
                 yield batch
     finally:
-        # Now: else the processes would live as long as some traceback remembers them.
-        getattr(made, "_shutdown_workers", lambda: None)()
+        # Explicitly: otherwise the processes live as long as a traceback refers to the iterator.
+        getattr(loaded, "_shutdown_workers", lambda: None)()
 
 
 @contextmanager
-def _own_child_signals() -> Generator[None]:
-    """Undo torch's handler of dead children: it would raise in the midst of whatever the main thread does just then.
+def _restored_child_handler() -> Generator[None]:
+    """Remove torch's SIGCHLD handler afterwards: it raises in the main thread, at any point of the program.
 
-    Without it the loader notices some seconds later, where the next batch is asked for.
+    Without it, the loader detects a killed process some seconds later, when the next batch is needed.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
@@ -181,25 +185,26 @@ def _own_child_signals() -> Generator[None]:
 
 
 @contextmanager
-def _loading_errors(num_workers: int, made: Any) -> Generator[None]:
-    """Say in one line what the system did to the processes."""
+def _process_errors(num_workers: int, loaded: Any) -> Generator[None]:
+    """Turn errors of a killed process or of full shared memory into one LoadingError."""
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
         text = str(error)
-        # The other end of a pipe is gone when a process dies while its batch is on the way.
+        # A process that dies while it sends a batch closes its end of the pipe.
         died = "DataLoader worker" in text or isinstance(error, ConnectionError | EOFError)
-        # Memory that cannot be had when it is written to ends a process with a bus error.
-        ended = [worker.exitcode for worker in getattr(made, "_workers", ())] if died else []
-        signs = ("shared memory", "shm", "Bus error", "No space left")
-        if any(sign in text for sign in signs) or -getattr(signal, "SIGBUS", 0) in filter(None, ended):
+        # Writing to shared memory that is full ends a process with a bus error.
+        exit_codes = [worker.exitcode for worker in getattr(loaded, "_workers", ())] if died else []
+        memory_errors = ("shared memory", "shm", "Bus error", "No space left")
+        bus_error = -getattr(signal, "SIGBUS", 0)
+        if any(words in text for words in memory_errors) or bus_error in filter(None, exit_codes):
             raise LoadingError(
-                f"Shared memory (/dev/shm) is full: load with threads (--loader threads), or with fewer than "
-                f"{num_workers} processes (--num_workers) or smaller batches."
+                f"Shared memory (/dev/shm) is full. Load with threads (--loader threads), with fewer than "
+                f"{num_workers} processes (--num_workers) or in smaller batches."
             ) from error
         if died:
             raise LoadingError(
-                f"A process that loads photos was killed, most likely for lack of memory: use fewer than "
+                f"A process that loads photos was killed, probably because memory is full. Use fewer than "
                 f"{num_workers} workers (--num_workers), threads (--loader threads) or smaller batches."
             ) from error
         raise

@@ -1,10 +1,11 @@
-"""One photo: a file to pixels, upright, the same as Pillow's.
+"""Decode one photo to upright RGB pixels, the same as Pillow's.
 
-JPEG files go through simplejpeg (libjpeg-turbo), in half of Pillow's time and outside of the interpreter's lock; what
-it does not take (CMYK, damage that can be mended, other formats) Pillow does.
+JPEG files are decoded by simplejpeg (libjpeg-turbo), in half of Pillow's time and without the interpreter's lock.
+Pillow decodes the rest: other formats, CMYK, and damaged files that it can still open.
 """
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -13,24 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and scanning does not need it
     import torch
 
-MAX_PIXELS = 200_000_000  # a picture larger than this is refused before it is decoded
+MAX_PIXELS = 200_000_000  # larger photos are refused before they are decoded
 MAX_FILE_BYTES = 500_000_000
-ORIENTATION = 0x0112  # EXIF's tag
-EXIF = b"Exif\x00\x00"
-START_OF_SCAN = b"\xff\xda"  # in a JPEG; never within a scan's data, where 0 follows 255
+ORIENTATION = 0x0112  # tag in the EXIF block
+EXIF_HEADER = b"Exif\x00\x00"
+START_OF_SCAN = b"\xff\xda"  # JPEG marker; never inside the data of a scan, where 0 follows 255
 MAX_SCANS = 64  # cameras write 1, progressive files about 10
 
-Room = Callable[[int, int], np.ndarray]
-"""From height and width to (H, W, 3) uint8 to decode into, contiguous."""
+Allocate = Callable[[int, int], np.ndarray]
+"""From height and width to memory to decode into: (H, W, 3) uint8, contiguous."""
 
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+MAKE_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
     4: np.flipud,
@@ -39,90 +39,108 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
     8: np.rot90,
 }
-"""What turns (H, W, 3) stored with an EXIF orientation upright; 1 is upright."""
+"""From an EXIF orientation to the function that turns (H, W, 3) upright; orientation 1 is upright."""
 
 
 def open_image(path: str | Path) -> "torch.Tensor":
-    """One photo as RGB, (3, H, W) uint8, upright as its EXIF orientation says; its channels lie side by side.
+    """Open a photo as RGB, (3, H, W) uint8, upright by its EXIF orientation; a view of (H, W, 3) memory.
 
-    Raises ImageError that names the file when it is missing, empty, truncated, no picture, or larger than
-    MAX_PIXELS (checked before decoding).
+    Raises ImageError that names the file if it is missing, empty, damaged, not an image, or larger than MAX_PIXELS
+    (checked before decoding).
     """
+    return decode_image(read_file(path), path)
+
+
+def decode_image(raw: bytes, name: str | Path) -> "torch.Tensor":
+    """Decode the content of a photo's file, as `open_image` does.  name: for error messages."""
     import torch
 
-    return torch.from_numpy(open_pixels(path)).permute(2, 0, 1)
+    return torch.from_numpy(_decode(raw, name, None)).permute(2, 0, 1)
 
 
-def open_pixels(path: str | Path, room: Room | None = None) -> np.ndarray:
-    """What open_image gives, as (H, W, 3) uint8: the very array that `room` gave, or another one.
+def open_pixels(path: str | Path, allocate: Allocate | None = None) -> np.ndarray:
+    """The pixels of `open_image` as (H, W, 3) uint8: either the array that `allocate` returned, or another one.
 
-    room: gives the memory to decode into; it is asked for at most once, and what it gives may stay unused.
+    allocate: called at most once; the memory that it returns may stay unused.
     """
-    raw = _read_file(path)
+    return _decode(read_file(path), path, allocate)
+
+
+def _decode(raw: bytes, name: str | Path, allocate: Allocate | None) -> np.ndarray:
     pixels = None
     if raw[:2] == b"\xff\xd8":
-        pixels = _open_jpeg(raw, path, room)
+        pixels = _decode_jpeg(raw, name, allocate)
     elif raw[:8] == b"\x89PNG\r\n\x1a\n" and len(raw) >= 24:
-        _check_size(int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big"), path)
-    return _open_with_pillow(raw, path) if pixels is None else pixels
+        _check_size(int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big"), name)
+    return _decode_with_pillow(raw, name) if pixels is None else pixels
 
 
-def open_photo_bytes(raw: bytes | bytearray, name: str, *, max_pixels: int = MAX_PIXELS) -> "torch.Tensor":
-    """One photo from a stranger as RGB, (3, H, W) uint8, upright; the first picture of several.
+def decode_upload(raw: bytes | bytearray, name: str, *, max_pixels: int = MAX_PIXELS) -> "torch.Tensor":
+    """Decode a photo from an untrusted source as RGB, (3, H, W) uint8, upright; the first frame of an animation.
 
-    name: what the messages call it; it is never opened.  Only JPEG, PNG and WebP are decoded, told by their first
-    bytes, each by its own decoder alone; width and height are read from the header before any decoder runs.
-    Raises PhotoFormatError for other files, PhotoSizeError for more than max_pixels, ImageError for an empty or
+    name: for error messages; it is never opened.  Only JPEG, PNG and WebP are decoded, each by its own decoder alone;
+    the format is detected from the first bytes, and the size is read from the header before any decoder runs.
+    Raises PhotoFormatError for other formats, PhotoSizeError for more than max_pixels, ImageError for an empty or
     damaged photo.
     """
     import torch
 
     if not raw:
-        raise ImageError(f"{name} is empty.")
-    kind = _kind_of(raw)
-    if kind is None:
-        raise PhotoFormatError(f"{name} is no JPEG, PNG or WebP picture.")
-    size = HEADER_SIZES[kind](raw)
+        raise ImageError(f"{name} is empty. Export it again.")
+    image_format = _detect_format(raw)
+    if image_format is None:
+        raise PhotoFormatError(f"{name} is not a JPEG, PNG or WebP image. Export it as JPEG.")
+    size = SIZE_READERS[image_format](raw)
     if size is not None:
         _check_size(*size, name, max_pixels)
-    elif kind != "JPEG":  # of those, Pillow takes many that simplejpeg does not, and reads the header first
-        raise ImageError(f"{name} cannot be decoded (its {kind} header is damaged).")
+    elif image_format != "JPEG":  # Pillow opens many JPEG files that simplejpeg does not, and checks their size first
+        raise damaged_photo(name, f"damaged {image_format} header")
     raw = bytes(raw)
-    if kind == "JPEG" and raw.count(START_OF_SCAN) > MAX_SCANS:
-        raise ImageError(f"{name} holds more than {MAX_SCANS} scans, each of which takes as long as a photo: refused.")
-    pixels = _open_jpeg(raw, name, None) if kind == "JPEG" and size is not None else None
+    if image_format == "JPEG" and raw.count(START_OF_SCAN) > MAX_SCANS:
+        raise ImageError(f"{name} has more than {MAX_SCANS} scans, too many to decode. Export it again.")
+    pixels = _decode_jpeg(raw, name, None) if image_format == "JPEG" and size is not None else None
     if pixels is None:
-        pixels = _open_with_pillow(raw, name, formats=(kind,), max_pixels=max_pixels)
+        pixels = _decode_with_pillow(raw, name, formats=(image_format,), max_pixels=max_pixels)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: str | Path) -> bytes:
-    # With few calls to the system: after each a thread has to wait for the interpreter's lock.
+def read_file(path: str | Path) -> bytes:
+    """Read a photo's file.  Raises ImageError that names the file if it is missing, empty or too large."""
+    # With few system calls: after each of them, a thread has to wait for the interpreter's lock.
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             size = os.fstat(file).st_size
             if size > MAX_FILE_BYTES:
-                raise ImageError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB: no photo.")
+                raise ImageError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB. Export it as JPEG.")
             raw = os.read(file, size)
             while len(raw) < size and (more := os.read(file, size - len(raw))):
                 raw += more
         finally:
             os.close(file)
     except OSError as error:
-        raise ImageError(f"{path} cannot be read ({error.strerror}).") from error
+        raise ImageError(f"Cannot read {path}: {error.strerror}.") from error
     if not raw:
-        raise ImageError(f"{path} is empty.")
+        raise ImageError(f"{path} is empty. Copy or export it again.")
     return raw
 
 
-def _check_size(width: int, height: int, path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse by the header a picture whose pixels would fill the memory."""
+def _check_size(width: int, height: int, name: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise PhotoSizeError for more than max_pixels."""
     if width * height > max_pixels:
-        raise PhotoSizeError(f"{path} claims {width} x {height} pixels, more than {max_pixels:,} in all: refused.")
+        megapixels = math.ceil(width * height / 1e5) / 10  # rounded up: always above the limit
+        raise PhotoSizeError(
+            f"{name} has {megapixels:,.12g} megapixels; the limit is {max_pixels / 1e6:,.12g}. Resize it first."
+        )
+
+
+def damaged_photo(name: str | Path, reason: str | Exception) -> ImageError:
+    """The error for a photo that its decoder refuses."""
+    text = str(reason).rstrip(".") or type(reason).__name__
+    return ImageError(f"{name} is incomplete or damaged ({text}). Export it again.")
 
 
 # --- JPEG ------------------------------------------------------------------------------------------------------------
@@ -135,40 +153,45 @@ def _jpeg_decoder() -> Callable[..., np.ndarray]:
     return decode_jpeg
 
 
-def _open_jpeg(raw: bytes, path: str | Path, room: Room | None) -> np.ndarray | None:
-    """(H, W, 3) uint8; None for what Pillow should look at."""
+def _decode_jpeg(raw: bytes, name: str | Path, allocate: Allocate | None) -> np.ndarray | None:
+    """(H, W, 3) uint8; None for files that Pillow has to open."""
     header = jpeg_header(raw)
     if header is None:
         return None
     width, height, channels, exif = header
-    _check_size(width, height, path)
+    _check_size(width, height, name)
     if channels not in (1, 3) or not width * height:
         return None
     orientation = 1 if exif is None else _orientation(exif)
-    buffer = room(height, width) if room is not None and orientation not in UPRIGHT else None
+    buffer = allocate(height, width) if allocate is not None and orientation not in MAKE_UPRIGHT else None
     try:
         pixels = _jpeg_decoder()(raw, buffer=buffer)
-    except ValueError:  # also for damage that Pillow mends
+    except ValueError:  # Pillow still opens some of these files
         return None
     if buffer is not None and pixels.shape == buffer.shape:
         return buffer
-    return np.ascontiguousarray(UPRIGHT[orientation](pixels)) if orientation in UPRIGHT else pixels
+    return np.ascontiguousarray(MAKE_UPRIGHT[orientation](pixels)) if orientation in MAKE_UPRIGHT else pixels
 
 
 def jpeg_header(raw: bytes | bytearray) -> tuple[int, int, int, bytes | None] | None:
     """Width, height and channels in the frame header (marker SOF) of a JPEG, and the EXIF block before it."""
-    at, exif = 2, None
-    while at + 9 < len(raw) and raw[at] == 0xFF:
-        marker = raw[at + 1]
+    position, exif = 2, None
+    while position + 9 < len(raw) and raw[position] == 0xFF:
+        marker = raw[position + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(raw[at + first : at + first + 2], "big") for first in (5, 7))
-            return width, height, raw[at + 9], exif
-        # Fill bytes and the markers without a length are one byte and two bytes long.
-        lone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        length = 1 if marker == 0xFF else 2 if lone else 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
-        if marker == 0xE1 and raw[at + 4 : at + 10] == EXIF and exif is None:
-            exif = bytes(raw[at + 4 : at + length])
-        at += length
+            height, width = (int.from_bytes(raw[position + i : position + i + 2], "big") for i in (5, 7))
+            return width, height, raw[position + 9], exif
+        # Fill bytes take one byte, markers without a length two.
+        has_no_length = marker == 0x01 or 0xD0 <= marker <= 0xD8
+        if marker == 0xFF:
+            length = 1
+        elif has_no_length:
+            length = 2
+        else:
+            length = 2 + int.from_bytes(raw[position + 2 : position + 4], "big")
+        if marker == 0xE1 and raw[position + 4 : position + 10] == EXIF_HEADER and exif is None:
+            exif = bytes(raw[position + 4 : position + length])
+        position += length
     return None
 
 
@@ -179,15 +202,15 @@ def _orientation(exif: bytes) -> int:
     try:
         block.load(exif)
         return int(block.get(ORIENTATION, 1))
-    except Exception:  # a broken block says nothing, and Pillow raises nearly anything on it
+    except Exception:  # Pillow raises nearly anything on a damaged block
         return 1
 
 
-# --- photos from strangers -------------------------------------------------------------------------------------------
+# --- uploads: format and size, before any decoder runs ---------------------------------------------------------------
 
 
-def _kind_of(raw: bytes | bytearray) -> str | None:
-    """Pillow's name of the format that the first bytes announce."""
+def _detect_format(raw: bytes | bytearray) -> str | None:
+    """Pillow's name of the format, by the first bytes; None for formats other than JPEG, PNG and WebP."""
     if raw[:3] == b"\xff\xd8\xff":
         return "JPEG"
     if raw[:8] == b"\x89PNG\r\n\x1a\n":
@@ -196,7 +219,7 @@ def _kind_of(raw: bytes | bytearray) -> str | None:
 
 
 def _jpeg_size(raw: bytes | bytearray) -> tuple[int, int] | None:
-    """Width and height as the decoder itself will read them; None for what it does not take."""
+    """Width and height as the decoder itself reads them; None for files that it does not open."""
     from simplejpeg import decode_jpeg_header
 
     try:
@@ -213,7 +236,7 @@ def _png_size(raw: bytes | bytearray) -> tuple[int, int] | None:
 
 
 def _webp_size(raw: bytes | bytearray) -> tuple[int, int] | None:
-    """Of the canvas.  Pillow would reserve it twice over before it says how large it is."""
+    """Width and height of the canvas.  Pillow reports them only after it has allocated the canvas twice."""
     chunk, data = raw[12:16], raw[20:30]
     if len(data) < 10:
         return None
@@ -227,42 +250,45 @@ def _webp_size(raw: bytes | bytearray) -> tuple[int, int] | None:
     return None
 
 
-HEADER_SIZES: dict[str, Callable[[bytes | bytearray], tuple[int, int] | None]] = {
+SIZE_READERS: dict[str, Callable[[bytes | bytearray], tuple[int, int] | None]] = {
     "JPEG": _jpeg_size,
     "PNG": _png_size,
     "WEBP": _webp_size,
 }
 
 
-# --- all else --------------------------------------------------------------------------------------------------------
+# --- Pillow ----------------------------------------------------------------------------------------------------------
 
 
-def _open_with_pillow(
-    raw: bytes, path: str | Path, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+def _decode_with_pillow(
+    raw: bytes, name: str | Path, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """(H, W, 3) uint8.  formats: those to try, by Pillow's names; None for all.  Raises ImageError."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is another one
-            with Image.open(io.BytesIO(raw), formats=formats) as picture:
-                _check_size(picture.width, picture.height, path, max_pixels)
-                return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size has its own limit
+            with Image.open(io.BytesIO(raw), formats=formats) as image:
+                _check_size(image.width, image.height, name, max_pixels)
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is no picture.") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        raise ImageError(f"{path} cannot be decoded ({str(error).rstrip('.') or type(error).__name__}).") from error
+        if formats is None:
+            raise ImageError(f"{name} is not an image, or in an unknown format. Export it as JPEG.") from error
+        raise damaged_photo(name, f"not a {formats[0]} image") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise damaged_photo(name, error) from error
 
 
-def decode_thumbnail(jpeg: bytes) -> Tensor:
-    """A thumbnail (3, H, W) uint8.  Raises ImageError."""
+def decode_thumbnail(jpeg: bytes) -> "torch.Tensor":
+    """Decode a thumbnail of the index, (3, H, W) uint8.  Raises ImageError."""
+    import torch
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except (OSError, ValueError) as error:
-        raise ImageError(f"A thumbnail of the index cannot be decoded ({error}).") from error
+        raise ImageError(f"A thumbnail in the index is damaged ({error}). Build the index again.") from error

@@ -1,12 +1,15 @@
 """HTML pages of results, predictions and calibration.
 
-contents           what a report shows
-style              the stylesheet
-charts             curves as SVG
-curves             recall, loss, validation and distance curves
-maps               maps of groups and of query results
-thumbnails         thumbnails of queries and predictions
-page               the sections of the report
-calibration_page   the calibration of an index
-results            results of a run as JSON, pictures and report
+words               counts, distances and labels as text
+data                what a report shows
+colors              colors of maps and images
+charts              charts as SVG
+curves              recall, loss, validation and distance charts
+maps                maps of groups and of query results
+thumbnails          small copies of photos
+prediction_images   predictions saved as images and as a table
+render              pages from the templates of the folder templates/
+page                the report of a run
+calibration_page    the calibration of an index
+results             results.json, images and report of a run
 """

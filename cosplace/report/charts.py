@@ -1,27 +1,32 @@
-"""Curves as inline SVG: text stays text, colours follow the page's light or dark variables.  Pure: numbers in, SVG out.
+"""Charts as inline SVG: text stays text, and colors follow the light or dark variables of the page's stylesheet.
 
-Own drawing rather than a plotting library: its SVG would fix one set of colours, and text as outlines weighs more.
+This is our own drawing code because the SVG of a plotting library has one fixed set of colors, and its text, stored as
+outlines, is larger.  Pure: numbers in, SVG out.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from markupsafe import Markup
 
-from cosplace.report.contents import escape, shortened
-from cosplace.report.style import GROUP_COLORS
+from cosplace.report.colors import GROUP_COLORS
+from cosplace.report.words import shorten
 
 WIDTH, HEIGHT = 460, 320  # units of the drawing; small, so that 13-unit text stays readable at phone width
-LEFT, TOP, BOTTOM = 50, 16, 46
-LABEL_GAP = 15  # least distance between the baselines of two labels
-NUM_SERIES = 6  # colours of style.py; markers differ too
+LEFT, TOP, BOTTOM = 50, 16, 46  # margins
+LABEL_GAP = 16  # smallest distance between the baselines of two labels
+NUM_COLORS = 6  # colors in style.css; markers differ too
 MAX_LABEL = 23  # characters: trained EfficientNet_B0
+CHARACTER_WIDTH = 7.9  # units, a generous mean
+SMALLEST_DOT, LARGEST_DOT = 2.5, 11.0  # radius in units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One axis: what it means, where it runs from and to, and its ticks."""
+    """One axis: its title, range and ticks."""
 
     title: str
     low: float
@@ -30,7 +35,7 @@ class Axis:
     logarithmic: bool = False
 
     def fractions(self, values: np.ndarray) -> np.ndarray:
-        """Where values lie along the axis, 0 at its start and 1 at its end."""
+        """Positions of values along the axis: 0 at its start, 1 at its end."""
         values = np.asarray(values, np.float64)
         low, high = self.low, self.high
         if self.logarithmic:
@@ -39,21 +44,22 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One curve with the label at its end."""
+class Series:
+    """One curve, with a label at its end, or dots of different sizes."""
 
-    label: str
     xs: np.ndarray  # (n,) finite, rising
     ys: np.ndarray  # (n,) finite
-    color: int  # number of the series' colour and marker
-    strong: bool = False
-    faint: bool = False  # background: thin, pale, neither markers nor label
+    color: int = 0  # number of the color and of the marker's shape
+    label: str = ""
+    # strong: thick, drawn last; faint: thin and pale background, without label; reference: a dashed gray line.
+    style: Literal["line", "strong", "faint", "reference"] = "line"
     markers: bool = True
+    shares: np.ndarray | None = None  # (n,) from 0 to 1: draw dots with these areas instead of a curve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
-    """A stretch of the strip along the lower edge: one epoch in the colour of its group."""
+    """A part of the strip along the lower edge: one epoch in the color of its group."""
 
     start: float
     end: float
@@ -64,48 +70,70 @@ def linear_axis(title: str, low: float, high: float, unit: str = "", num_ticks: 
     """Return an axis with round ticks that covers low … high."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    step = nice_step((high - low) / num_ticks)
+    step = round_step((high - low) / num_ticks)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     ticks = [(number * step, f"{number * step:.{decimals}f}{unit}") for number in range(first, last + 1)]
     return Axis(title=title, low=first * step, high=last * step, ticks=ticks)
 
 
-def nice_step(at_least: float) -> float:
+def percent_axis(title: str, lowest: float = 0.0) -> Axis:
+    """Return an axis from 0 to 100 %, or of its upper part if the lowest value is high."""
+    low = min(math.floor(lowest / 10) * 10, 90) if lowest >= 60 else 0
+    step = 20 if low == 0 else 10 if low < 90 else 2
+    return Axis(title=title, low=low, high=100, ticks=[(tick, str(tick)) for tick in range(low, 101, step)])
+
+
+def round_step(minimum: float) -> float:
     """Return the smallest of 1, 2, 5 times a power of ten that is not below a value."""
-    power = 10.0 ** math.floor(math.log10(at_least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= at_least * (1 - 1e-9))
+    power = 10.0 ** math.floor(math.log10(minimum))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= minimum * (1 - 1e-9))
 
 
-def line_chart(
-    lines: Sequence[Line],
+def chart(
+    series: Sequence[Series],
     x: Axis,
     y: Axis,
     *,
-    name: str,
+    description: str,
     bands: Sequence[Band] = (),
     threshold: tuple[float, str] | None = None,
-) -> str:
-    """Draw some curves as SVG.  name: what a screen reader says; threshold: a value on x, marked, with its label."""
-    labelled = [line for line in lines if line.label and not line.faint]
-    longest = max((len(shortened(line.label, MAX_LABEL)) for line in labelled), default=0)
-    frame = _Frame(x=x, y=y, right=WIDTH - (round(7.9 * longest) + 20 if longest else 22))
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">']
-    parts += _grid(frame)
-    parts += [_band(frame, band) for band in bands]
+) -> Markup:
+    """Draw series as SVG.  description: for screen readers; threshold: a value on x to mark, and its label."""
+    labeled = [one for one in series if one.label and one.style != "faint"]
+    longest = max((len(shorten(one.label, MAX_LABEL)) for one in labeled), default=0)
+    plot = _Plot(x=x, y=y, right=WIDTH - (round(CHARACTER_WIDTH * longest) + 20 if longest else 22))
+    parts = [*_grid(plot), *(_band(plot, band) for band in bands)]
     if threshold is not None:
-        at = float(frame.across(np.array([threshold[0]]))[0])
-        parts.append(f'<path class="threshold" d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="note" x="{at + 5:.1f}" y="{HEIGHT - BOTTOM - 8}">{escape(threshold[1])}</text>')
-    # The strong curve is drawn last, above the others.
-    for line in sorted(lines, key=lambda line: (not line.faint, line.strong)):
-        parts += _curve(frame, line)
-    parts += _end_labels(frame, labelled)
-    return "".join([*parts, "</svg>"])
+        value, text = threshold
+        at = float(plot.across(np.array([value]))[0])
+        parts.append(_element("path", class_="threshold", d=f"M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"))
+        parts.append(_element("text", text, class_="note", x=at + 5, y=HEIGHT - BOTTOM - 8))
+    order = ("faint", "reference", "line", "strong")  # the last is drawn above the others
+    for one in sorted(series, key=lambda one: order.index(one.style)):
+        parts += _curve(plot, one) if one.shares is None else _dots(plot, one, one.shares)
+    parts += _end_labels(plot, labeled)
+    return _element("svg", *parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=description)
+
+
+def _element(tag: str, *children: str, **attributes: object) -> Markup:
+    """Return an SVG element.  Every text and attribute value that is not yet Markup is escaped here.
+
+    Attribute names: `class_` for class, `text_anchor` for text-anchor.  Floats get one decimal.
+    """
+    written = Markup("").join(
+        Markup(' {}="{}"').format(
+            name.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else str(value)
+        )
+        for name, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, written, Markup("").join(children))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Frame:
+class _Plot:
+    """The rectangle of a chart that holds its curves."""
+
     x: Axis
     y: Axis
     right: float
@@ -117,52 +145,45 @@ class _Frame:
         return HEIGHT - BOTTOM - self.y.fractions(values) * (HEIGHT - BOTTOM - TOP)
 
 
-def _grid(frame: _Frame) -> list[str]:
+def _grid(plot: _Plot) -> list[Markup]:
     parts = []
     floor = HEIGHT - BOTTOM
-    for value, text in frame.y.ticks:
-        at = float(frame.down(np.array([value]))[0])
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{frame.right:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>')
-    for value, text in frame.x.ticks:
-        at = float(frame.across(np.array([value]))[0])
-        parts.append(f'<path class="axis" d="M{at:.1f} {floor}v5"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{floor + 18}" text-anchor="middle">{escape(text)}</text>')
-    parts.append(f'<path class="axis" d="M{LEFT} {floor}H{frame.right:.1f}"/>')
-    middle = (LEFT + frame.right) / 2
-    parts.append(
-        f'<text class="title" x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(frame.x.title)}</text>'
-    )
-    center = (TOP + floor) / 2
-    parts.append(
-        f'<text class="title" transform="translate(12 {center:.1f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(frame.y.title)}</text>"
-    )
+    for value, text in plot.y.ticks:
+        at = float(plot.down(np.array([value]))[0])
+        parts.append(_element("path", class_="grid", d=f"M{LEFT} {at:.1f}H{plot.right:.1f}"))
+        parts.append(_element("text", text, class_="tick", x=LEFT - 7, y=at + 4, text_anchor="end"))
+    for value, text in plot.x.ticks:
+        at = float(plot.across(np.array([value]))[0])
+        parts.append(_element("path", class_="axis", d=f"M{at:.1f} {floor}v5"))
+        parts.append(_element("text", text, class_="tick", x=at, y=floor + 18, text_anchor="middle"))
+    parts.append(_element("path", class_="axis", d=f"M{LEFT} {floor}H{plot.right:.1f}"))
+    middle = (LEFT + plot.right) / 2
+    parts.append(_element("text", plot.x.title, class_="title", x=middle, y=HEIGHT - 8, text_anchor="middle"))
+    turned = f"translate(12 {(TOP + floor) / 2:.1f}) rotate(-90)"
+    parts.append(_element("text", plot.y.title, class_="title", transform=turned, text_anchor="middle"))
     return parts
 
 
-def _band(frame: _Frame, band: Band) -> str:
-    start, end = frame.across(np.array([band.start, band.end]))
-    top = HEIGHT - BOTTOM - 7
-    color = band.group % len(GROUP_COLORS)
-    rect = f'<rect class="g{color}" x="{start:.1f}" y="{top}" width="{max(end - start, 0.5):.1f}" height="7"/>'
-    return f"<g><title>group {band.group}</title>{rect}</g>"
+def _band(plot: _Plot, band: Band) -> Markup:
+    start, end = plot.across(np.array([band.start, band.end])).tolist()
+    color = GROUP_COLORS[band.group % len(GROUP_COLORS)]
+    width = max(end - start, 0.5)
+    rectangle = _element("rect", class_="band", fill=color, x=start, y=HEIGHT - BOTTOM - 7, width=width, height=7)
+    return _element("g", _element("title", f"group {band.group}"), rectangle)
 
 
-def _curve(frame: _Frame, line: Line) -> list[str]:
-    points = [
-        f"{across:.1f} {down:.1f}" for across, down in zip(frame.across(line.xs), frame.down(line.ys), strict=True)
-    ]
-    kind = "faint" if line.faint else "strong" if line.strong else "line"
-    series = line.color % NUM_SERIES
-    parts = [f'<path class="s{series} {kind}" d="M{"L".join(points)}"/>'] if len(points) > 1 else []
-    if line.markers and not line.faint:
-        parts += [_marker(series, float(p.split()[0]), float(p.split()[1]), line.strong) for p in points]
+def _curve(plot: _Plot, series: Series) -> list[Markup]:
+    points = list(zip(plot.across(series.xs).tolist(), plot.down(series.ys).tolist(), strict=True))
+    color = series.color % NUM_COLORS
+    line = "L".join(f"{across:.1f} {down:.1f}" for across, down in points)
+    parts = [_element("path", class_=f"s{color} {series.style}", d=f"M{line}")] if len(points) > 1 else []
+    if series.markers and series.style in ("line", "strong"):
+        parts += [_marker(color, across, down, series.style == "strong") for across, down in points]
     return parts
 
 
-def _marker(series: int, x: float, y: float, strong: bool) -> str:
-    """Draw a small sign; its shape tells series apart where colours do not."""
+def _marker(color: int, x: float, y: float, strong: bool) -> Markup:
+    """Draw a marker.  Its shape tells curves apart where colors do not."""
     r = 4.6 if strong else 3.7
     shapes = (
         f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r:.1f} 0a{r} {r} 0 1 0 {-2 * r:.1f} 0z",  # disc
@@ -173,31 +194,38 @@ def _marker(series: int, x: float, y: float, strong: bool) -> str:
         f"M{x:.1f} {y + r * 1.2:.1f}l{r * 1.15:.1f} {-2 * r:.1f}h{-2.3 * r:.1f}z",  # triangle upside down
         f"M{x - r:.1f} {y - r / 2:.1f}h{2 * r:.1f}v{r:.1f}h{-2 * r:.1f}z",  # bar
     )
-    return f'<path class="s{series} marker" d="{shapes[series]}"/>'
+    return _element("path", class_=f"s{color} marker", d=shapes[color])
 
 
-def _end_labels(frame: _Frame, lines: Sequence[Line]) -> list[str]:
-    """Each curve's name beside its last point, moved apart where curves end together."""
-    if not lines:
+def _dots(plot: _Plot, series: Series, shares: np.ndarray) -> list[Markup]:
+    centers = zip(plot.across(series.xs).tolist(), plot.down(series.ys).tolist(), strict=True)
+    radii = (SMALLEST_DOT + (LARGEST_DOT - SMALLEST_DOT) * np.sqrt(shares)).tolist()
+    return [
+        _element("circle", class_=f"s{series.color % NUM_COLORS} dot", cx=across, cy=down, r=radius)
+        for (across, down), radius in zip(centers, radii, strict=True)
+    ]
+
+
+def _end_labels(plot: _Plot, series: Sequence[Series]) -> list[Markup]:
+    """Draw the label of each curve next to its last point, moved apart where curves end together."""
+    if not series:
         return []
-    ends = np.array([frame.down(line.ys[-1:])[0] for line in lines])
+    ends = np.array([plot.down(one.ys[-1:])[0] for one in series])
     places = spread(ends, LABEL_GAP, TOP, HEIGHT - BOTTOM - 2)
     parts = []
-    for line, end, place in zip(lines, ends, places, strict=True):
-        last = float(frame.across(line.xs[-1:])[0])
-        start = frame.right + 12
+    for one, end, place in zip(series, ends.tolist(), places.tolist(), strict=True):
+        last = float(plot.across(one.xs[-1:])[0])
+        start = plot.right + 12
         if abs(place - end) > 3:
-            parts.append(f'<path class="leader" d="M{last + 6:.1f} {end:.1f}L{start - 2:.1f} {place:.1f}"/>')
-        weight = " bold" if line.strong else ""
-        parts.append(
-            f'<text class="label s{line.color % NUM_SERIES}{weight}" x="{start:.1f}" y="{place + 4.5:.1f}">'
-            f"{escape(shortened(line.label, MAX_LABEL))}<title>{escape(line.label)}</title></text>"
-        )
+            parts.append(_element("path", class_="leader", d=f"M{last + 6:.1f} {end:.1f}L{start - 2:.1f} {place:.1f}"))
+        name = f"label s{one.color % NUM_COLORS} {one.style}"
+        full = _element("title", one.label)  # a tooltip with the whole label
+        parts.append(_element("text", shorten(one.label, MAX_LABEL), full, class_=name, x=start, y=place + 4.5))
     return parts
 
 
 def spread(places: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Places moved as little as needed to lie `gap` apart, inside low … high where there is room."""
+    """Return places at least `gap` apart, moved as little as needed, inside low … high where they all fit."""
     order = np.argsort(places, kind="stable")
     moved = np.asarray(places, np.float64)[order]
     moved = np.maximum(moved, low)

@@ -1,4 +1,4 @@
-"""The curves of a report: recalls, loss, validation, distances.  Pure: rows and arrays in, SVG out."""
+"""The charts of a report: recalls, training loss, validation recalls, distances.  Pure: rows and arrays in, SVG out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from cosplace.report.charts import Axis, Band, Line, line_chart, linear_axis
-from cosplace.report.contents import RecallRow
+from cosplace.report.charts import Axis, Band, Series, chart, linear_axis, percent_axis
+from cosplace.report.data import RecallRow
 from cosplace.retrieval.evaluation import Evaluation
 
-MAX_ROWS = 10  # curves in one chart
+MAX_CURVES = 10  # in one chart
 MAX_POINTS = 400  # of one curve
-SMOOTHED_POINTS = 60
+NUM_MEANS = 60  # points of the smoothed loss
 DISTANCE_TICKS_M = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """What metrics.jsonl says about one finished epoch; what it leaves out is None or empty."""
+    """One finished epoch in metrics.jsonl.  A missing value is None or empty."""
 
     number: int  # from 0
     group: int | None
@@ -30,63 +31,58 @@ class Epoch:
 
 
 def recall_values(rows: Sequence[RecallRow]) -> list[int]:
-    """All N that any row has a Recall@N for, rising."""
+    """Return every N for which some row has a Recall@N, rising."""
     return sorted({k for row in rows for k in row.recalls})
 
 
 def rows_in_chart(rows: Sequence[RecallRow], highlight: str | None) -> list[RecallRow]:
-    """Return the rows that a chart has room for: ours, then the first others, in their order."""
+    """Return up to MAX_CURVES rows to draw, in their order: the highlighted row and the first others."""
     drawable = [row for row in rows if any(math.isfinite(recall) for recall in row.recalls.values())]
-    ours = [row for row in drawable if row.name == highlight]
+    highlighted = [row for row in drawable if row.name == highlight]
     others = [row for row in drawable if row.name != highlight]
-    kept = {id(row) for row in (ours + others)[:MAX_ROWS]}
-    return [row for row in drawable if id(row) in kept]
+    chosen = {id(row) for row in (highlighted + others)[:MAX_CURVES]}
+    return [row for row in drawable if id(row) in chosen]
 
 
-def recall_chart(rows: Sequence[RecallRow], highlight: str | None) -> str:
-    """Recall@N over N, one curve per row."""
+def recall_chart(rows: Sequence[RecallRow], highlight: str | None) -> Markup:
+    """Draw Recall@N over N, one curve per row."""
     rows = rows_in_chart(rows, highlight)
     ks = recall_values(rows)
-    spare = iter(range(1, len(rows) + 1))  # series 0 is ours
-    lines = []
+    other_colors = iter(range(1, len(rows) + 1))  # color 0 is for the highlighted row
+    series = []
     for row in rows:
         points = sorted((k, recall) for k, recall in row.recalls.items() if math.isfinite(recall))
         xs, ys = (np.array(column, np.float64) for column in zip(*points, strict=True))
-        ours = row.name == highlight
-        lines.append(Line(label=row.name, xs=xs, ys=ys, color=0 if ours else next(spare), strong=ours))
-    # Ratios of N matter more than differences; a lone N stands in the middle.
+        if row.name == highlight:
+            series.append(Series(label=row.name, xs=xs, ys=ys, style="strong"))
+        else:
+            series.append(Series(label=row.name, xs=xs, ys=ys, color=next(other_colors)))
+    # Ratios of N matter more than differences.  A single N is drawn in the middle.
     low, high = (ks[0], ks[-1]) if len(ks) > 1 else (ks[0] / 2, ks[0] * 2)
-    x = Axis(
-        title="N, predictions looked at", low=low, high=high, ticks=[(k, str(k)) for k in _apart(ks)], logarithmic=True
-    )
-    return line_chart(lines, x, _percent_axis("Recall@N, % of queries", lines), name="Recall at N of each row")
+    ticks = [(k, str(k)) for k in _readable_ticks(ks)]
+    x = Axis(title="N (top-N predictions)", low=low, high=high, ticks=ticks, logarithmic=True)
+    return chart(series, x, percent_axis("Recall@N, % of queries", _lowest(series)), description="Recall@N of each row")
 
 
-def _apart(ks: Sequence[int]) -> list[int]:
-    """Keep values whose numbers do not touch on a logarithmic axis."""
-    kept: list[int] = []
-    nearest = (ks[-1] / ks[0]) ** (1 / 14) if len(ks) > 1 else 1
+def _readable_ticks(ks: Sequence[int]) -> list[int]:
+    """Return values whose labels do not touch on a logarithmic axis."""
+    chosen: list[int] = []
+    smallest_ratio = (ks[-1] / ks[0]) ** (1 / 14) if len(ks) > 1 else 1
     for k in ks:
-        if not kept or k >= kept[-1] * nearest:
-            kept.append(k)
-    return kept
+        if not chosen or k >= chosen[-1] * smallest_ratio:
+            chosen.append(k)
+    return chosen
 
 
-def _percent_axis(title: str, lines: Sequence[Line]) -> Axis:
-    """0 to 100 %, or its upper part where all values are high."""
-    lowest = min(float(line.ys.min()) for line in lines)
-    low = math.floor(lowest / 10) * 10 if lowest >= 60 else 0
-    step = 20 if low == 0 else 10 if low < 90 else 2
-    return Axis(
-        title=title, low=min(low, 90), high=100, ticks=[(tick, f"{tick}") for tick in range(min(low, 90), 101, step)]
-    )
+def _lowest(series: Sequence[Series]) -> float:
+    return min(float(one.ys.min()) for one in series)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
 def read_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Epoch]:
-    """Return the finished epochs among the rows of metrics.jsonl, in order; of an epoch that ran twice, the later."""
+    """Read the finished epochs from the rows of metrics.jsonl, in order.  If one ran twice, the last run counts."""
     epochs: dict[int, Epoch] = {}
     for row in metrics:
         number = _finite(row.get("epoch"))
@@ -106,13 +102,13 @@ def read_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Epoch]:
 
 
 def read_losses(metrics: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs trained, loss) of each loss row, both (n,); an epoch's rows lie evenly spread over it."""
+    """Read (epochs trained, loss) from the loss rows, both (n,).  The rows of an epoch are evenly spread over it."""
     by_epoch: dict[int, dict[float, float]] = {}
     for row in metrics:
         epoch, step, loss = (_finite(row.get(key)) for key in ("epoch", "step", "loss"))
         if row.get("kind") == "loss" and epoch is not None and loss is not None:
             losses = by_epoch.setdefault(int(epoch), {})
-            losses[len(losses) if step is None else step] = loss  # a step that ran twice: the later
+            losses[len(losses) if step is None else step] = loss  # if a step ran twice, the last run counts
     xs, ys = [], []
     for epoch in sorted(by_epoch):
         losses = by_epoch[epoch]
@@ -122,21 +118,21 @@ def read_losses(metrics: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.nd
 
 
 def _finite(value: object) -> float | None:
-    """Return a number, or None for anything else."""
+    """Return a finite number as float, and None for anything else."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _binned(xs: np.ndarray, ys: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `number` points, each the mean of neighbours."""
-    if len(xs) <= number:
+def _local_means(xs: np.ndarray, ys: np.ndarray, num_points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce a curve to at most `num_points` points, each the mean of points next to each other."""
+    if len(xs) <= num_points:
         return xs, ys
-    starts = np.linspace(0, len(xs), number, endpoint=False).astype(np.int64)
+    starts = np.linspace(0, len(xs), num_points, endpoint=False).astype(np.int64)
     sizes = np.diff(np.append(starts, len(xs)))
     return np.add.reduceat(xs, starts) / sizes, np.add.reduceat(ys, starts) / sizes
 
 
-def loss_chart(metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    """Draw the loss over the epochs trained, and each epoch's group along the lower edge; None without losses."""
+def loss_chart(metrics: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Draw the loss over the epochs trained, with the group of each epoch on the lower edge; None without losses."""
     epochs = read_epochs(metrics)
     xs, ys = read_losses(metrics)
     means = [(epoch.number + 1, epoch.loss) for epoch in epochs if epoch.loss is not None]
@@ -144,30 +140,30 @@ def loss_chart(metrics: Sequence[Mapping[str, Any]]) -> str | None:
         if not means:
             return None
         xs, ys = (np.array(column, np.float64) for column in zip(*means, strict=True))
-    faint_xs, faint_ys = _binned(xs, ys, MAX_POINTS)
-    line_xs, line_ys = _binned(xs, ys, SMOOTHED_POINTS)
-    markers = len(line_xs) < 12
-    lines = [Line(label="", xs=line_xs, ys=line_ys, color=0, strong=True, markers=markers)]
-    if len(faint_xs) > len(line_xs):
-        lines.append(Line(label="", xs=faint_xs, ys=faint_ys, color=0, faint=True))
+    all_xs, all_ys = _local_means(xs, ys, MAX_POINTS)
+    mean_xs, mean_ys = _local_means(xs, ys, NUM_MEANS)
+    series = [Series(xs=mean_xs, ys=mean_ys, style="strong", markers=len(mean_xs) < 12)]
+    if len(all_xs) > len(mean_xs):
+        series.append(Series(xs=all_xs, ys=all_ys, style="faint"))
     last = max(float(xs.max()), float(epochs[-1].number + 1 if epochs else 0))
-    y = linear_axis("training loss", min(0.0, float(faint_ys.min())), float(faint_ys.max()))
-    return line_chart(lines, _epoch_axis(last), y, name="Training loss over epochs", bands=_bands(epochs))
+    y = linear_axis("training loss", min(0.0, float(all_ys.min())), float(all_ys.max()))
+    return chart(series, _epoch_axis(last), y, description="Training loss over epochs", bands=_bands(epochs))
 
 
-def validation_chart(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+def validation_chart(metrics: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Draw the validation recalls after each epoch; None without any."""
     epochs = [epoch for epoch in read_epochs(metrics) if epoch.recalls]
     if not epochs:
         return None
-    lines = []
-    for number, k in enumerate(sorted({k for epoch in epochs for k in epoch.recalls})[:MAX_ROWS]):
+    series = []
+    for number, k in enumerate(sorted({k for epoch in epochs for k in epoch.recalls})[:MAX_CURVES]):
         points = [(epoch.number + 1, epoch.recalls[k]) for epoch in epochs if k in epoch.recalls]
         xs, ys = (np.array(column, np.float64) for column in zip(*points, strict=True))
-        lines.append(Line(label=f"R@{k}", xs=xs, ys=ys, color=number, strong=number == 0, markers=len(xs) <= 20))
-    axis = _epoch_axis(float(epochs[-1].number + 1))
-    y = _percent_axis("validation recall, %", lines)
-    return line_chart(lines, axis, y, name="Validation recalls over epochs", bands=_bands(epochs))
+        style = "strong" if number == 0 else "line"
+        series.append(Series(label=f"R@{k}", xs=xs, ys=ys, color=number, style=style, markers=len(xs) <= 20))
+    x = _epoch_axis(float(epochs[-1].number + 1))
+    y = percent_axis("validation recall, %", _lowest(series))
+    return chart(series, x, y, description="Validation recalls over epochs", bands=_bands(epochs))
 
 
 def _epoch_axis(last: float) -> Axis:
@@ -179,7 +175,7 @@ def _epoch_axis(last: float) -> Axis:
 
 
 def _bands(epochs: Sequence[Epoch]) -> list[Band]:
-    """Return the stretch of each epoch; nothing where all epochs trained one group."""
+    """Return one band per epoch, or none if all epochs trained the same group."""
     bands = [
         Band(start=epoch.number, end=epoch.number + 1, group=epoch.group) for epoch in epochs if epoch.group is not None
     ]
@@ -189,8 +185,8 @@ def _bands(epochs: Sequence[Epoch]) -> list[Band]:
 # --- distances -------------------------------------------------------------------------------------------------------
 
 
-def distance_chart(evaluation: Evaluation) -> str | None:
-    """How many queries have their first prediction within a distance; None when nothing was predicted."""
+def distance_chart(evaluation: Evaluation) -> Markup | None:
+    """Draw the share of queries whose first prediction is within each distance; None without predictions."""
     first = evaluation.distances_m[:, 0]
     known = np.sort(first[np.isfinite(first)])
     if not len(known):
@@ -201,18 +197,18 @@ def distance_chart(evaluation: Evaluation) -> str | None:
     shares = 100 * np.searchsorted(known, within, side="right") / len(first)
     ticks = [(tick, f"{tick} m" if tick < 1000 else f"{tick // 1000} km") for tick in DISTANCE_TICKS_M]
     x = Axis(
-        title="distance of the first prediction, at most",
+        title="maximum distance to the first prediction",
         low=1,
         high=highest,
         ticks=[tick for tick in ticks if tick[0] <= highest],
         logarithmic=True,
     )
-    y = Axis(title="% of queries", low=0, high=100, ticks=[(tick, str(tick)) for tick in range(0, 101, 20)])
+    y = percent_axis("% of queries")
     radius = evaluation.positive_dist_threshold
-    return line_chart(
-        [Line(label="", xs=within, ys=shares, color=0, strong=True, markers=False)],
+    return chart(
+        [Series(xs=within, ys=shares, style="strong", markers=False)],
         x,
         y,
-        name="Share of queries by the distance of their first prediction",
-        threshold=(radius, f"right: {radius:g} m") if radius >= 1 else None,
+        description="Share of queries by the distance to their first prediction",
+        threshold=(radius, f"correct: {radius:g} m") if radius >= 1 else None,
     )

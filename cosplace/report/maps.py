@@ -1,7 +1,7 @@
-"""Maps: the classes of each group, and where queries were found, drawn into small PNGs.
+"""Maps as small PNG images: the classes of each group, and query locations by result.
 
-Pixels rather than shapes: the file stays below a megabyte with a handful of classes or a million.
-Image rows run from north to south.  Pure: arrays in, HTML out.
+Images rather than vector shapes, so that the page stays below a megabyte with ten classes or a million.
+Image rows run from north to south.  Pure: arrays in, images out.
 """
 
 import base64
@@ -13,23 +13,23 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from cosplace.report.charts import nice_step
-from cosplace.report.contents import escape
-from cosplace.report.style import GROUP_COLORS, NEUTRAL_COLOR, OTHER_COLOR, QUERY_COLORS
+from cosplace.report.charts import round_step
+from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR, OUTCOME_COLORS, QUERY_COLOR
 from cosplace.training.groups import Groups
 
-MAX_SIDE = 1100  # pixels of the longer side: even noise in ten colours then stays below a megabyte
-MIN_SHARE = 0.35  # the shorter side is at least so much of the longer one
-SECTOR_PIXELS = 24  # cells that are drawn this large show which way each class looks
+MAX_SIDE = 1100  # pixels of the longer side: even noise in ten colors then stays below a megabyte
+MIN_ASPECT = 0.35  # smallest ratio of the shorter side to the longer side
+SECTOR_PIXELS = 24  # cells of at least this size show the viewing direction of each class
 MAX_CELL_PIXELS = 48
 DETAIL_CELLS, DETAIL_SIDE = 12, 480  # the enlarged part: cells and pixels along each side
-OTHER, FIRST_COLOR = 1, 2  # values of pixels: 0 is the background, 1 grey, then colours
+GRAY_ALPHA = 110  # opacity of gray on a map of groups, of 255
+OTHER, FIRST_COLOR = 1, 2  # values of pixels: 0 is the background, 1 gray, then colors
 DOT = FIRST_COLOR + len(GROUP_COLORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canvas:
-    """A raster that covers a rectangle on the ground."""
+    """A raster image that covers a rectangle on the ground."""
 
     west: float  # meters, UTM, of the left edge
     south: float  # meters, UTM, of the lower edge
@@ -37,28 +37,28 @@ class Canvas:
     pixels: np.ndarray  # (H, W) uint8
 
     def columns(self, east: np.ndarray) -> np.ndarray:
-        """Column of each position."""
+        """Return the column of each position."""
         return np.floor((east - self.west) * self.pixels_per_m + 1e-6).astype(np.int64)
 
     def rows(self, north: np.ndarray) -> np.ndarray:
-        """Row of each position, from the top."""
+        """Return the row of each position, counted from the top."""
         return len(self.pixels) - 1 - np.floor((north - self.south) * self.pixels_per_m + 1e-6).astype(np.int64)
 
     def paint(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray | int) -> None:
-        """Colour pixels, the last value where several meet; what lies outside is left out."""
+        """Set pixels; the last value wins.  Pixels outside the image are ignored."""
         height, width = self.pixels.shape
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         self.pixels[rows[inside], columns[inside]] = values[inside] if isinstance(values, np.ndarray) else values
 
 
 def canvas_around(positions: np.ndarray, cell_m: float = 0.0) -> Canvas:
-    """Return an empty raster around positions (n, 2) in meters; a cell of `cell_m` is whole pixels if it can."""
+    """Return an empty image around positions (n, 2) in meters.  A cell of `cell_m` is whole pixels wide if possible."""
     low, high = positions.min(axis=0), positions.max(axis=0) + cell_m
     margin = max(0.03 * float((high - low).max()), cell_m, 5.0)
     low, high = low - margin, high + margin
     longer = float((high - low).max())
-    short = np.maximum(longer * MIN_SHARE - (high - low), 0) / 2
-    low, high = low - short, high + short
+    padding = np.maximum(longer * MIN_ASPECT - (high - low), 0) / 2
+    low, high = low - padding, high + padding
     pixels_per_m = MAX_SIDE / longer
     if cell_m * pixels_per_m >= 1:
         pixels_per_m = min(math.floor(cell_m * pixels_per_m), MAX_CELL_PIXELS) / cell_m
@@ -69,11 +69,28 @@ def canvas_around(positions: np.ndarray, cell_m: float = 0.0) -> Canvas:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupsMap:
-    """The HTML of a map of all classes, and of its densest part, enlarged, where that shows more."""
+class MapImage:
+    """A map with its scale bar."""
 
-    whole: str
-    detail: str
+    source: str  # a PNG as a data URI, transparent where nothing is drawn, so it suits light and dark pages
+    width: int  # pixels
+    height: int
+    description: str  # for screen readers
+    bar_percent: float  # length of the scale bar, in percent of the width
+    bar_text: str  # 500 m
+
+    @property
+    def pixelated(self) -> bool:
+        """Whether the page should enlarge it without smoothing."""
+        return self.width < 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupsMap:
+    """A map of all classes, and of its densest part, enlarged, if that shows more."""
+
+    whole: MapImage
+    detail: MapImage | None
 
 
 def groups_map(
@@ -84,17 +101,17 @@ def groups_map(
     alpha: float | None = None,
     others: np.ndarray | None = None,
 ) -> GroupsMap:
-    """Draw the cells of each class in the colour of its group; groups from `num_used` on are grey.
+    """Draw the cells of each class in the color of its group; groups from `num_used` on are gray.
 
-    M, alpha: side of a cell in meters and width of a sector in degrees; None: as the corners tell.
-    others: (n, 2) positions of further photos, drawn as grey dots beneath; see `lie_near`.
+    M, alpha: side of a cell in meters and width of a sector in degrees; None: derived from the classes.
+    others: (n, 2) positions of other photos, drawn as gray dots below the cells; see `fits_one_map`.
     """
     cells = np.asarray(groups.cells)
     M = float(M or common_step(cells[:, :2]) or 10)
     alpha = float(alpha or common_step(np.append(cells[:, 2], 360)) or 360)
     numbers = np.repeat(np.arange(len(groups)), np.diff(groups.group_starts))  # (C,) group of each class
-    # Of classes that share pixels none should always be on top: all are painted in one shuffled, fixed order,
-    # after those that were not used.
+    # No class should always cover the others that share its pixels, so used classes are painted in one shuffled,
+    # fixed order, after the unused ones.
     shuffled = np.random.Generator(np.random.Philox(key=0)).permutation(np.flatnonzero(numbers < num_used))
     order = np.concatenate([np.flatnonzero(numbers >= num_used), shuffled])
     cells, numbers = cells[order], numbers[order]
@@ -106,19 +123,19 @@ def groups_map(
         _paint_dots(canvas, others, DOT, 4 if len(others) < 20_000 else 1)
     _paint_cells(canvas, cells, colors, M=M, alpha=alpha)
     palette = (OTHER_COLOR, *GROUP_COLORS, OTHER_COLOR)
-    whole = _framed(canvas, palette, f"Map of {len(cells)} classes in the colours of their groups", grey_alpha=110)
+    whole = _image(canvas, palette, f"Map of {len(cells)} classes in the colors of their groups", GRAY_ALPHA)
     if M * canvas.pixels_per_m >= SECTOR_PIXELS or len(np.unique(cells[:, 2])) < 2:
-        return GroupsMap(whole=whole, detail="")
+        return GroupsMap(whole=whole, detail=None)
     canvas = _densest_part(corners, M)
     southwest = np.array([canvas.west, canvas.south])
     inside = ((corners >= southwest) & (corners < southwest + M * DETAIL_CELLS)).all(axis=1)
     _paint_cells(canvas, cells[inside], colors[inside], M=M, alpha=alpha)
-    detail = _framed(canvas, palette, f"Detail of the map, {DETAIL_CELLS} cells wide", grey_alpha=110)
+    detail = _image(canvas, palette, f"Detail of the map, {DETAIL_CELLS} cells wide", GRAY_ALPHA)
     return GroupsMap(whole=whole, detail=detail)
 
 
 def _densest_part(corners: np.ndarray, M: float) -> Canvas:
-    """Return an empty raster over the square of DETAIL_CELLS x DETAIL_CELLS cells that holds most classes."""
+    """Return an empty image of the square of DETAIL_CELLS x DETAIL_CELLS cells with the most classes."""
     squares = np.floor(corners / (M * DETAIL_CELLS)).astype(np.int64)
     _, first, counts = np.unique(squares[:, 0] * (1 << 32) + squares[:, 1], return_index=True, return_counts=True)
     west, south = squares[first[counts.argmax()]] * M * DETAIL_CELLS
@@ -126,32 +143,32 @@ def _densest_part(corners: np.ndarray, M: float) -> Canvas:
     return Canvas(west=float(west), south=float(south), pixels_per_m=DETAIL_SIDE / (M * DETAIL_CELLS), pixels=pixels)
 
 
-def outcome_map(database: np.ndarray, queries: np.ndarray, outcome: np.ndarray | None) -> str:
-    """Draw the database as grey dots and of each query: a disc, a ring or a cross by its outcome.
+def outcome_map(database: np.ndarray, queries: np.ndarray, outcome: np.ndarray | None) -> MapImage:
+    """Draw the database as gray dots and each query as a disc, a ring or a cross, by its outcome.
 
-    database, queries: (R, 2) and (Q, 2) positions in meters; outcome: (Q,) 0 found first, 1 found later, 2 missed;
-    None draws all queries alike.
+    database, queries: (R, 2) and (Q, 2) positions in meters.  outcome: (Q,) CORRECT_FIRST, CORRECT_LATER or NOT_FOUND;
+    None draws all queries as discs of one color.
     """
     canvas = canvas_around(np.concatenate([database, queries]))
     _paint_dots(canvas, database, OTHER, 3 if len(database) < 20_000 else 1)
     size = 15 if len(queries) < 500 else 11 if len(queries) < 3000 else 7
     if outcome is None:
         _paint_stamp(canvas, queries, _disc(size), FIRST_COLOR)
-        return _framed(canvas, (OTHER_COLOR, NEUTRAL_COLOR), f"Map of {len(queries)} queries")
+        return _image(canvas, (OTHER_COLOR, QUERY_COLOR), f"Map of {len(queries)} queries")
     for kind, stamp in enumerate((_disc(size), _ring(size), _cross(size))):  # failures on top
         _paint_stamp(canvas, queries[outcome == kind], stamp, FIRST_COLOR + kind)
-    return _framed(canvas, (OTHER_COLOR, *QUERY_COLORS), f"Map of {len(queries)} queries by what became of them")
+    return _image(canvas, (OTHER_COLOR, *OUTCOME_COLORS), f"Map of {len(queries)} queries by result")
 
 
-def lie_near(groups: Groups, positions: np.ndarray) -> bool:
-    """Whether photos lie near enough to the classes to share a map on which both can be made out."""
+def fits_one_map(groups: Groups, positions: np.ndarray) -> bool:
+    """Whether photos are near enough to the classes for one map to show both clearly."""
     corners = np.asarray(groups.cells[:, :2], np.float64)
     extent = float(np.ptp(corners, axis=0).max())
     return float(np.ptp(np.concatenate([corners, positions]), axis=0).max()) <= 4 * max(extent, 250.0)
 
 
 def common_step(values: np.ndarray) -> int:
-    """Return the largest step that leads from any value to any other; 0 when they are all the same."""
+    """Return the greatest common divisor of all differences between values; 0 if all are the same."""
     values = np.unique(values.astype(np.int64))
     return int(np.gcd.reduce(np.diff(values))) if len(values) > 1 else 0
 
@@ -162,7 +179,7 @@ def common_step(values: np.ndarray) -> int:
 def _paint_cells(canvas: Canvas, cells: np.ndarray, colors: np.ndarray, *, M: float, alpha: float) -> None:
     corners, headings = cells[:, :2].astype(np.float64), cells[:, 2]
     exact = M * canvas.pixels_per_m
-    smallest = 4 if len(corners) < 5_000 else 2 if len(corners) < 50_000 else 1  # a lone class must be seen
+    smallest = 4 if len(corners) < 5_000 else 2 if len(corners) < 50_000 else 1  # a single class must be visible
     side = max(round(exact), smallest)
     lower, left = canvas.rows(corners[:, 1]), canvas.columns(corners[:, 0])
     sectors = side >= SECTOR_PIXELS and len(np.unique(headings)) > 1
@@ -170,7 +187,7 @@ def _paint_cells(canvas: Canvas, cells: np.ndarray, colors: np.ndarray, *, M: fl
         for right in range(side):
             chosen = slice(None)
             if sectors:
-                # Degrees clockwise from north of this pixel, seen from the middle of its cell.
+                # Direction of this pixel from the middle of its cell, in degrees clockwise from north.
                 direction = math.degrees(math.atan2(right + 0.5 - side / 2, up + 0.5 - side / 2)) % 360
                 chosen = np.flatnonzero((direction - headings) % 360 < alpha)
             canvas.paint(lower[chosen] - up, left[chosen] + right, colors[chosen])
@@ -207,30 +224,31 @@ def _cross(size: int) -> np.ndarray:
     return np.abs(down - right) <= size // 7
 
 
-# --- the frame around a raster ---------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
-def _png(canvas: Canvas, colors: Sequence[str], grey_alpha: int) -> str:
-    """Turn the raster into a PNG data URI; its background is transparent, so it suits light and dark pages."""
-    picture = Image.frombytes("P", canvas.pixels.shape[::-1], canvas.pixels.tobytes())
+def _image(canvas: Canvas, colors: Sequence[str], description: str, gray_alpha: int = 255) -> MapImage:
+    """Return the image with a scale bar of round length.  colors: of the pixel values from 1 on."""
+    height, width = canvas.pixels.shape
+    width_m = width / canvas.pixels_per_m
+    bar_m = round_step(width_m / 8)
+    return MapImage(
+        source=_png(canvas, colors, gray_alpha),
+        width=width,
+        height=height,
+        description=description,
+        bar_percent=100 * bar_m / width_m,
+        bar_text=f"{bar_m:g} m" if bar_m < 1000 else f"{bar_m / 1000:g} km",
+    )
+
+
+def _png(canvas: Canvas, colors: Sequence[str], gray_alpha: int) -> str:
+    """Encode the image as a PNG data URI with a transparent background."""
+    image = Image.frombytes("P", canvas.pixels.shape[::-1], canvas.pixels.tobytes())
     palette = [0, 0, 0]
     for color in colors:
         palette += [int(color[at : at + 2], 16) for at in (1, 3, 5)]
-    picture.putpalette(palette)
+    image.putpalette(palette)
     encoded = io.BytesIO()
-    picture.save(encoded, "PNG", optimize=True, transparency=bytes([0, grey_alpha, *[255] * (len(colors) - 1)]))
+    image.save(encoded, "PNG", optimize=True, transparency=bytes([0, gray_alpha, *[255] * (len(colors) - 1)]))
     return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
-
-
-def _framed(canvas: Canvas, colors: Sequence[str], name: str, grey_alpha: int = 255) -> str:
-    """Return the raster in a frame, with a bar of round length, and where north is."""
-    rows, columns = canvas.pixels.shape
-    width_m = columns / canvas.pixels_per_m
-    bar_m = nice_step(width_m / 8)
-    length = f"{bar_m:g} m" if bar_m < 1000 else f"{bar_m / 1000:g} km"
-    sharp = ' class="sharp"' if columns < 600 else ""
-    return (
-        f'<div class="map"><img{sharp} src="{_png(canvas, colors, grey_alpha)}" width="{columns}" height="{rows}" '
-        f'alt="{escape(name)}"><div class="scale"><i style="width:{100 * bar_m / width_m:.2f}%"></i>{length}'
-        "<span>north ↑</span></div></div>"
-    )

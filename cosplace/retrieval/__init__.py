@@ -2,10 +2,11 @@
 
 dataset             a database with its queries
 shards              descriptors in a folder, memory-mapped
-extraction          photos to descriptors, in memory or in shards
+extraction          photos -> descriptors, in memory or in shards
 baselines           descriptors without a network
-reduction_fitting   fit a reduction on photos
 search              k nearest descriptors
 recall              positives and Recall@N
 evaluation          extraction, search and recall on one dataset
+reduction_fitting   fit a reduction on photos
+dry_run             time, memory and disk space of an evaluation, before it runs
 """

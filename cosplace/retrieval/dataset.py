@@ -26,21 +26,21 @@ class RetrievalDataset:
 
 
 def open_retrieval_dataset(folder: str | Path, queries_folder: str | None = None) -> RetrievalDataset:
-    """Scan `folder`/database and its queries: `queries_folder`, else queries_v1, else queries.
+    """Open the dataset in a folder: database/ and the queries in `queries_folder` (default: queries_v1, else queries).
 
-    Raises DatasetError when a folder is missing or empty, or a name lacks coordinates.
+    Raises DatasetError when a folder is missing or empty, or a file name has no coordinates.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatasetError(f"{folder} does not exist: give the folder that holds database/ and queries/.")
+        raise DatasetError(f"{folder} does not exist. Use the folder that contains database/ and queries/.")
     if not (folder / "database").is_dir():
-        raise DatasetError(f"{folder} holds no folder `database`: give the folder that holds database/ and queries/.")
+        raise DatasetError(f"{folder} has no subfolder database/. Use the folder that contains database/ and queries/.")
     candidates = [queries_folder] if queries_folder else QUERIES_FOLDERS
     queries = next((name for name in candidates if (folder / name).is_dir()), None)
     if queries is None:
-        there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != "database")
-        found = f"; it holds {', '.join(there[:8])}: choose with --queries_folder" if there else ""
-        raise DatasetError(f"{folder} holds no folder of queries ({' or '.join(candidates)}){found}.")
+        others = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != "database")
+        hint = f" Choose one of its subfolders with --queries_folder: {', '.join(others[:8])}." if others else ""
+        raise DatasetError(f"{folder} has no subfolder of queries ({' or '.join(candidates)}).{hint}")
     database, query_images = scan_images(folder / "database"), scan_images(folder / queries)
     return RetrievalDataset(
         name=f"{folder.resolve().name}/{queries}",

@@ -1,28 +1,34 @@
-"""Judge descriptors on one dataset: extract, search, recall.
+"""Evaluate a model on one dataset: descriptors, exact search, recalls.
 
-Protocol: Berton et al., CVPR 2022: exact nearest neighbours on L2 distance, right within 25 m (inclusive), a query
+Protocol: Berton et al., CVPR 2022: exact nearest neighbors on L2 distance, correct within 25 m (inclusive), a query
 without positives is a miss.  Legend: Q queries, R database images, K predictions per query, D descriptor dimension.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from cosplace.config.sections import EvalConfig, TrainConfig
+from cosplace.config.values import loading_workers
+from cosplace.device import amp_type
 from cosplace.errors import DatasetError
 from cosplace.geo import distances_m
-from cosplace.retrieval.dataset import RetrievalDataset
-from cosplace.retrieval.extraction import extract
+from cosplace.models.encoder import Encoder
+from cosplace.progress import Progress, no_progress, part_of
+from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
+from cosplace.retrieval.extraction import TASK, Extraction, ExtractionSettings, extract
 from cosplace.retrieval.recall import (
     RADIUS_M,
     RECALL_VALUES,
     Positives,
     chance_recalls,
+    check_radius,
     check_recall_values,
     find_positives,
     is_positive,
@@ -31,19 +37,32 @@ from cosplace.retrieval.recall import (
 from cosplace.retrieval.search import nearest
 from cosplace.retrieval.shards import Descriptors, UnreadableImage
 
-Progress = Callable[[int, int], None]  # (photos done, all photos)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """How to evaluate a model.  Raises ConfigError for a value outside its limits."""
+
+    extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
+    recall_values: Sequence[int] = RECALL_VALUES  # the N of Recall@N
+    positive_dist_threshold: float = RADIUS_M  # meters within which a prediction is correct
+    num_predictions: int | None = None  # K; at least the largest recall value, at most the size of the database
+    descriptors_folder: str | Path | None = None  # keeps descriptors in its subfolders database and queries
+
+    def __post_init__(self) -> None:
+        check_recall_values(self.recall_values)
+        check_radius(self.positive_dist_threshold)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The result of a model on a dataset."""
+    """The results of a model on a dataset."""
 
     name: str
     recalls: dict[int, float]  # percent
-    chance: dict[int, float]  # percent, of guessing
+    chance: dict[int, float]  # percent, of random predictions
     predictions: np.ndarray  # (Q, K) int64, database images, best first; -1 for queries that could not be opened
-    squared_distances: np.ndarray  # (Q, K) float32 between descriptors; inf where there is no prediction
-    distances_m: np.ndarray  # (Q, K) float64, meters between query and prediction; nan where there is none
+    squared_distances: np.ndarray  # (Q, K) float32 between descriptors; inf without a prediction
+    distances_m: np.ndarray  # (Q, K) float64, meters between query and prediction; nan without a prediction
     positives: Positives
     positive_dist_threshold: float  # meters
     image_size: int | None
@@ -52,144 +71,117 @@ class Evaluation:
     num_database: int
     num_queries: int
     num_queries_without_positives: int
-    seconds: float  # of everything
+    seconds: float  # in total
     seconds_extracting: float
 
     @property
     def num_unreadable(self) -> int:
-        """How many photos could not be opened."""
+        """The number of photos that could not be opened."""
         return len(self.unreadable_database) + len(self.unreadable_queries)
 
     @property
     def hits(self) -> np.ndarray:
-        """Tell which predictions are right, (Q, K) bool."""
+        """Which predictions are correct, (Q, K) bool."""
         return is_positive(self.predictions, self.positives)
 
     def recalls_text(self) -> str:
-        """Recalls on one line, as `R@1: 66.0, R@5: 85.1`."""
+        """Format the recalls on one line, as `R@1: 66.0, R@5: 85.1`."""
         return ", ".join(f"R@{k}: {recall:.1f}" for k, recall in self.recalls.items())
 
 
 def evaluate(
-    model: nn.Module,
-    dataset: RetrievalDataset,
+    model: nn.Module | Encoder,
+    dataset: RetrievalDataset | str | Path,
+    settings: EvaluationSettings | None = None,
     *,
-    image_size: int | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    loader: str = "auto",
-    device: str | torch.device = "cpu",
-    autocast: torch.dtype | None = None,
-    stored_dtype: str = "float32",
-    skip_unreadable: bool = False,
-    recall_values: Sequence[int] = RECALL_VALUES,
-    positive_dist_threshold: float = RADIUS_M,
-    num_predictions: int | None = None,
-    descriptors_folder: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
+    **options: Any,
 ) -> Evaluation:
-    """Recalls of a model, which turns (B, 3, H, W) ImageNet-normalized photos into (B, D), on a dataset.
+    """Evaluate a model on a dataset.
 
-    image_size: pixels of the shorter side after resizing; None keeps each photo's own size.
-    skip_unreadable: photos that cannot be opened are left out of the database, and are misses among the queries.
-    positive_dist_threshold: a prediction is right within so many meters.  num_predictions: K, at least the largest
-    recall value, which it is by default; fewer where the database is smaller.  descriptors_folder: keeps descriptors
-    in its subfolders database and queries; a stopped evaluation goes on from there.
+    model: a network (B, 3, H, W) ImageNet-normalized photos -> (B, D); or an Encoder, whose image size and device are
+    then the defaults.  dataset: a dataset, or the folder that holds database/ and queries/.
+    options: fields of EvaluationSettings and ExtractionSettings by name, in place of those in `settings`.
+    With skip_unreadable, photos that cannot be opened are left out of the database, and are misses as queries.
+    With descriptors_folder, an interrupted evaluation continues with the descriptors that are finished.
 
-    Raises what `extract` does, and DatasetError for a database smaller than the largest recall value.
+    Raises what `extract` raises, and DatasetError for a database smaller than the largest recall value.
     """
-    started = time.perf_counter()
-    _check_enough(dataset, recall_values, len(dataset.database))
-    total = len(dataset.database) + len(dataset.queries)
-    folder = None if descriptors_folder is None else Path(descriptors_folder)
-    database, queries = (
-        extract(
-            model,
-            images,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            loader=loader,
-            device=device,
-            autocast=autocast,
-            stored_dtype=stored_dtype,
-            skip_unreadable=skip_unreadable,
-            to=None if folder is None else folder / part,
-            progress=None if progress is None else partial(_from, progress, before, total),
-        )
-        for part, images, before in (
-            ("database", dataset.database, 0),
-            ("queries", dataset.queries, len(dataset.database)),
-        )
+    if isinstance(model, Encoder):
+        extraction = ExtractionSettings(image_size=model.image_size, device=model.device)
+        settings, model = settings or EvaluationSettings(extraction=extraction), model.network
+    settings = _with_options(settings or EvaluationSettings(), options)
+    if isinstance(dataset, str | Path):
+        dataset = open_retrieval_dataset(dataset)
+    _check_database_size(dataset, settings, len(dataset.database))
+    num_database, num_photos = len(dataset.database), len(dataset.database) + len(dataset.queries)
+    folder = None if settings.descriptors_folder is None else Path(settings.descriptors_folder)
+    database = extract(
+        model,
+        dataset.database,
+        settings.extraction,
+        to=folder and folder / "database",
+        progress=part_of(progress, TASK, 0, num_photos),
     )
-    return evaluate_descriptors(
-        database.descriptors,
-        queries.descriptors,
-        dataset,
-        recall_values=recall_values,
-        positive_dist_threshold=positive_dist_threshold,
-        num_predictions=num_predictions,
-        device=device,
-        image_size=image_size,
-        unreadable_database=database.unreadable,
-        unreadable_queries=queries.unreadable,
-        seconds_extracting=time.perf_counter() - started,
+    queries = extract(
+        model,
+        dataset.queries,
+        settings.extraction,
+        to=folder and folder / "queries",
+        progress=part_of(progress, TASK, num_database, num_photos),
     )
+    return evaluate_descriptors(database, queries, dataset, settings)
 
 
 def evaluate_descriptors(
-    database_descriptors: Descriptors,
-    query_descriptors: Descriptors,
+    database: Extraction | Descriptors,
+    queries: Extraction | Descriptors,
     dataset: RetrievalDataset,
-    *,
-    recall_values: Sequence[int] = RECALL_VALUES,
-    positive_dist_threshold: float = RADIUS_M,
-    num_predictions: int | None = None,
-    device: str | torch.device = "cpu",
-    image_size: int | None = None,
-    unreadable_database: Sequence[UnreadableImage] = (),
-    unreadable_queries: Sequence[UnreadableImage] = (),
-    seconds_extracting: float = 0.0,
+    settings: EvaluationSettings | None = None,
+    **options: Any,
 ) -> Evaluation:
-    """Recalls of descriptors (R, D) and (Q, D) of a dataset's photos, wherever they come from.
+    """Evaluate descriptors (R, D) and (Q, D) of the photos of a dataset, from any source.
 
-    Rows of unreadable photos may hold anything.  Raises DatasetError where counts do not fit.
+    Rows of unreadable photos are ignored.  options: as for `evaluate`.
+    Raises DatasetError when the number of descriptors differs from the number of photos, or the database is too small.
     """
     started = time.perf_counter()
+    settings = _with_options(settings or EvaluationSettings(), options)
+    database, queries = _as_extraction(database), _as_extraction(queries)
     num_database, num_queries = len(dataset.database_positions), len(dataset.query_positions)
-    for rows, wanted, whose in (
-        (database_descriptors, num_database, "database"),
-        (query_descriptors, num_queries, "queries"),
-    ):
-        if len(rows) != wanted:
+    for extraction, num_photos, split in ((database, num_database, "database"), (queries, num_queries, "queries")):
+        if (num_rows := len(extraction.descriptors)) != num_photos:
             raise DatasetError(
-                f"There are {len(rows)} descriptors for {wanted} photos of the {whose}: extract them again."
+                f"There are {num_rows} descriptors for {num_photos} photos of the {split}. Extract them again."
             )
-    searchable, answerable = _readable(num_database, unreadable_database), _readable(num_queries, unreadable_queries)
-    num_searchable = int(searchable.sum())
-    _check_enough(dataset, recall_values, num_searchable)
-    k = min(max(*recall_values, num_predictions or 1), num_searchable)
+    num_searchable = int(database.readable.sum())
+    _check_database_size(dataset, settings, num_searchable)
+    k = min(max(*settings.recall_values, settings.num_predictions or 1), num_searchable)
 
-    positives = find_positives(dataset.database_positions, dataset.query_positions, positive_dist_threshold)
+    positives = find_positives(dataset.database_positions, dataset.query_positions, settings.positive_dist_threshold)
     predictions = np.full((num_queries, k), -1, np.int64)
     squared_distances = np.full((num_queries, k), np.inf, np.float32)
-    asked = query_descriptors[np.flatnonzero(answerable)] if unreadable_queries else query_descriptors
-    predictions[answerable], squared_distances[answerable] = nearest(
-        asked, database_descriptors, k, device=device, searchable=searchable if unreadable_database else None
+    predictions[queries.readable], squared_distances[queries.readable] = nearest(
+        queries.descriptors if queries.readable.all() else queries.descriptors[np.flatnonzero(queries.readable)],
+        database.descriptors,
+        k,
+        device=settings.extraction.device,
+        searchable=None if database.readable.all() else database.readable,
     )
     meters = distances_m(dataset.query_positions[:, None], dataset.database_positions[predictions])
+    seconds_extracting = database.seconds + queries.seconds
     return Evaluation(
         name=dataset.name,
-        recalls=recall_at(predictions, positives, recall_values),
-        chance=chance_recalls(positives, num_database, recall_values),
+        recalls=recall_at(predictions, positives, settings.recall_values),
+        chance=chance_recalls(positives, num_database, settings.recall_values),
         predictions=predictions,
         squared_distances=squared_distances,
         distances_m=np.where(predictions >= 0, meters, np.nan),
         positives=positives,
-        positive_dist_threshold=positive_dist_threshold,
-        image_size=image_size,
-        unreadable_database=tuple(unreadable_database),
-        unreadable_queries=tuple(unreadable_queries),
+        positive_dist_threshold=settings.positive_dist_threshold,
+        image_size=settings.extraction.image_size,
+        unreadable_database=database.unreadable,
+        unreadable_queries=queries.unreadable,
         num_database=num_database,
         num_queries=num_queries,
         num_queries_without_positives=int((positives.counts == 0).sum()),
@@ -198,22 +190,51 @@ def evaluate_descriptors(
     )
 
 
-def _from(progress: Progress, before: int, total: int, done: int, _: int) -> None:
-    """Report progress in one of the two lists of photos as progress in both."""
-    progress(before + done, total)
+def _as_extraction(descriptors: Extraction | Descriptors) -> Extraction:
+    if isinstance(descriptors, Extraction):
+        return descriptors
+    readable = np.ones(len(descriptors), bool)
+    return Extraction(descriptors=descriptors, readable=readable, unreadable=(), seconds=0.0)
 
 
-def _readable(num_images: int, unreadable: Sequence[UnreadableImage]) -> np.ndarray:
-    readable = np.ones(num_images, bool)
-    readable[[entry.index for entry in unreadable]] = False
-    return readable
-
-
-def _check_enough(dataset: RetrievalDataset, recall_values: Sequence[int], num_searchable: int) -> None:
-    check_recall_values(recall_values)
-    if num_searchable < max(recall_values):
-        kept = [str(k) for k in recall_values if k <= num_searchable] or ["1"]
+def _check_database_size(dataset: RetrievalDataset, settings: EvaluationSettings, num_searchable: int) -> None:
+    largest = max(settings.recall_values)
+    if num_searchable < largest:
+        possible = [str(k) for k in settings.recall_values if k <= num_searchable] or ["1"]
         raise DatasetError(
-            f"Recall@{max(recall_values)} needs {max(recall_values)} database images but {dataset.name} has "
-            f"{num_searchable}: add images, or ask for less with `--recall_values {' '.join(kept)}`."
+            f"Recall@{largest} needs {largest} database images, but {dataset.name} has {num_searchable}. Add images, "
+            f"or use `--recall_values {' '.join(possible)}`."
         )
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def _with_options(settings: EvaluationSettings, options: dict[str, Any]) -> EvaluationSettings:
+    """Replace fields of the settings, or of its extraction settings, by name.  Raises TypeError for unknown names."""
+    names = {known.name for known in fields(ExtractionSettings)} & set(options)
+    own = {name: value for name, value in options.items() if name not in names}
+    extraction = own.pop("extraction", settings.extraction)
+    return replace(settings, extraction=replace(extraction, **{name: options[name] for name in names}), **own)
+
+
+def evaluation_settings(config: TrainConfig | EvalConfig, device: torch.device) -> EvaluationSettings:
+    """Evaluation settings from the options of `cosplace train` or `cosplace eval`, for a device."""
+    testing, running = config.testing, config.running
+    is_eval = isinstance(config, EvalConfig)
+    image_size = config.test_size.image_size if is_eval else config.augmenting.image_size
+    return EvaluationSettings(
+        extraction=ExtractionSettings(
+            image_size=image_size if testing.resize_test_imgs else None,
+            batch_size=testing.infer_batch_size,
+            num_workers=loading_workers(running.num_workers),
+            loader=running.loader,
+            device=device,
+            autocast=amp_type(running.use_amp16, running.amp_dtype, device),
+            skip_unreadable=testing.skip_unreadable,
+        ),
+        recall_values=testing.recall_values,
+        positive_dist_threshold=testing.positive_dist_threshold,
+        num_predictions=max(testing.num_preds_to_save, *testing.recall_values),
+        descriptors_folder=config.weights.descriptors_folder if is_eval else None,
+    )

@@ -5,46 +5,71 @@ Legend: I images, B batch, D descriptor dimension.  Side effects: reads photos, 
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from cosplace.device import choose_device
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, ImageError
 from cosplace.models.encoder import encode_batch
-from cosplace.models.inference import for_inference
+from cosplace.models.inference import optimize_for_inference
 from cosplace.models.weight_files import model_checksum
-from cosplace.photos.batch_memory import PhotoStacks, SpareMemory
-from cosplace.photos.image_list import ImageList
+from cosplace.photos.batch_memory import MemoryPool, PhotoStacks
+from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.loading import choose_loader, load_ahead
 from cosplace.photos.opening import open_image
+from cosplace.photos.resizing import resize_shorter_side
+from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.shards import (
     SHARD_ROWS,
     Descriptors,
     DescriptorShards,
     ShardsMeta,
     UnreadableImage,
-    finished_shards,
-    keep_shard,
+    find_finished_shards,
     read_shards,
+    write_shard,
 )
 
-NUM_FILE_SIZES = 64
-WAITING_BATCHES = 4  # photos of rare shapes that wait for company, in batches
+NUM_FILE_SIZES = 64  # file sizes kept with descriptors, to detect copies of the photos at another resolution
+TASK = "extracting descriptors"  # the name of the task in progress reports
+MAX_PENDING_BATCHES = 4  # photos of rare sizes that wait until a batch is full, in batches
 
-Progress = Callable[[int, int], None]  # (done, total)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractionSettings:
+    """How to compute descriptors.  batch_size, num_workers and loader change the speed, not the descriptors.
+
+    Raises ConfigError for a value outside its limits.
+    """
+
+    image_size: int | None = None  # pixels of the shorter side after resizing; None keeps each photo's own size
+    batch_size: int = 16
+    num_workers: int = 0  # threads or processes that load photos; 0 loads them between batches
+    loader: str = "auto"  # threads, processes, or auto: threads on a CPU, else processes
+    device: str | torch.device = "cpu"  # auto, cpu, cuda, cuda:N or mps
+    autocast: torch.dtype | None = None  # torch.float16 or torch.bfloat16 for mixed precision
+    stored_dtype: str = "float32"  # or float16
+    skip_unreadable: bool = False  # continue without photos that cannot be opened
+    shard_rows: int = SHARD_ROWS  # descriptors per file in a folder
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("image_size", 1), ("batch_size", 1), ("num_workers", 0), ("shard_rows", 1)):
+            if (value := getattr(self, name)) is not None and value < minimum:
+                raise ConfigError(f"{name} must be at least {minimum}, got {value}.")
+        if self.stored_dtype not in ("float32", "float16"):
+            raise ConfigError(f"stored_dtype must be float32 or float16, got '{self.stored_dtype}'.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extraction:
-    """Descriptors of a list of photos, in its order; rows of unreadable photos are zeros and mean nothing."""
+    """Descriptors of a list of photos, in its order; rows of unreadable photos are zeros without meaning."""
 
     descriptors: Descriptors  # (I, D) float32 or float16
     readable: np.ndarray  # (I,) bool
@@ -58,57 +83,40 @@ class Extraction:
 def extract(
     model: nn.Module,
     images: ImageList,
+    settings: ExtractionSettings | None = None,
     *,
-    image_size: int | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    loader: str = "auto",
-    device: str | torch.device = "cpu",
-    autocast: torch.dtype | None = None,
-    stored_dtype: str = "float32",
-    skip_unreadable: bool = False,
     to: str | Path | None = None,
-    progress: Progress | None = None,
-    shard_rows: int = SHARD_ROWS,
+    progress: Progress = no_progress,
+    **options: Any,
 ) -> Extraction:
-    """Descriptors of all photos, by a model that turns (B, 3, H, W) ImageNet-normalized photos into (B, D).
+    """Compute the descriptors of all photos, by a model (B, 3, H, W) ImageNet-normalized photos -> (B, D).
 
-    image_size: pixels of the shorter side after resizing (bilinear, antialiased); None keeps each photo's own size.
-    Photos of any sizes may mix; the result depends on neither batch_size nor num_workers nor loader (auto, threads or
-    processes).  The model moves to
-    `device` and runs in evaluation mode; each of its modules gets its former mode back.
-    autocast: torch.float16 or torch.bfloat16 for mixed precision.  stored_dtype: float32 or float16.
-    to: a folder for the descriptors, read back memory-mapped; a run that was stopped goes on after its last finished
-    shard.  None keeps them in memory, (I, D) as one array.
+    Photos may have different sizes.  The model moves to the device and runs in evaluation mode; afterwards each of its
+    modules gets its former mode back.
+    to: a folder for the descriptors, which are then memory-mapped; an interrupted extraction continues after its last
+    finished shard.  None keeps them in memory, as one array (I, D).
+    options: fields of ExtractionSettings by name, in place of those in `settings`.
 
-    Raises ImageError for photos that cannot be opened (with skip_unreadable: only when that is every photo),
+    Raises ImageError for photos that cannot be opened (with skip_unreadable only if no photo can be opened),
     DatasetError when `to` holds descriptors of other photos, another model or other settings, ConfigError,
     CheckpointError when a descriptor is not finite, DeviceError, StorageError.
     """
     started = time.perf_counter()
-    device = choose_device(str(device))
+    settings = replace(settings or ExtractionSettings(), **options)
+    if not len(images):
+        raise DatasetError("The list of photos is empty. Add photos to the folder.")
+    device = choose_device(str(settings.device))
     original = model.to(device)
-    job = _Job(
-        model=for_inference(original),
-        images=images,
-        image_size=image_size,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        loader=choose_loader(loader, device),
-        device=device,
-        autocast=autocast,
-        stored_dtype=stored_dtype,
-        skip_unreadable=skip_unreadable,
-        shard_rows=shard_rows,
-        progress=progress,
+    run = _Run(
+        model=optimize_for_inference(original), images=images, settings=settings, device=device, progress=progress
     )
-    with _evaluating(original):
+    with _evaluation_mode(original):
         if to is None:
-            descriptors, unreadable = _into_memory(job)
+            descriptors, unreadable = _extract_to_memory(run)
         else:
-            descriptors, unreadable = _into_folder(job, Path(to), model_checksum(original))
+            descriptors, unreadable = _extract_to_folder(run, Path(to), model_checksum(original))
     readable = np.ones(len(images), bool)
-    readable[[entry.index for entry in unreadable]] = False
+    readable[[image.index for image in unreadable]] = False
     return Extraction(
         descriptors=descriptors,
         readable=readable,
@@ -118,34 +126,18 @@ def extract(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """The arguments of `extract`."""
+class _Run:
+    """One call of `extract`."""
 
     model: nn.Module
     images: ImageList
-    image_size: int | None
-    batch_size: int
-    num_workers: int
-    loader: str
+    settings: ExtractionSettings
     device: torch.device
-    autocast: torch.dtype | None
-    stored_dtype: str
-    skip_unreadable: bool
-    shard_rows: int
-    progress: Progress | None
-
-    def __post_init__(self) -> None:
-        if not len(self.images):
-            raise DatasetError("There are no photos to describe: the list is empty.")
-        for name, least in (("image_size", 1), ("batch_size", 1), ("num_workers", 0), ("shard_rows", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"{name} is {value}: it must be at least {least}.")
-        if self.stored_dtype not in ("float32", "float16"):
-            raise ConfigError(f"stored_dtype is '{self.stored_dtype}': use float32 or float16.")
+    progress: Progress
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
+def _evaluation_mode(model: nn.Module) -> Generator[None]:
     """Switch to evaluation and inference mode, then give each module its former mode (some may have been frozen)."""
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -157,125 +149,170 @@ def _evaluating(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def _into_memory(job: _Job) -> tuple[np.ndarray, list[UnreadableImage]]:
-    num_images = len(job.images)
-    shards = [range(at, min(at + job.shard_rows, num_images)) for at in range(0, num_images, job.shard_rows)]
+def _extract_to_memory(run: _Run) -> tuple[np.ndarray, list[UnreadableImage]]:
+    num_images, shard_rows = len(run.images), run.settings.shard_rows
+    shards = [range(first, min(first + shard_rows, num_images)) for first in range(0, num_images, shard_rows)]
     memory, unreadable = np.empty((0, 0)), []
-    for shard, found, failed in _described_shards(job, shards, dimension=None):
-        if shard.start == 0:  # only now is the dimension known; one shard alone need not be copied
-            memory = found if len(shard) == num_images else np.empty((num_images, found.shape[1]), found.dtype)
-        memory[shard.start : shard.stop] = found
+    for shard, descriptors, failed in _extract_shards(run, shards, dimension=None):
+        if shard.start == 0:  # the dimension is known only now; a single shard is not copied
+            single = len(shard) == num_images
+            memory = descriptors if single else np.empty((num_images, descriptors.shape[1]), descriptors.dtype)
+        memory[shard.start : shard.stop] = descriptors
         unreadable += failed
     return memory, unreadable
 
 
-def _into_folder(job: _Job, folder: Path, model: str) -> tuple[DescriptorShards, list[UnreadableImage]]:
+def _extract_to_folder(run: _Run, folder: Path, checksum: str) -> tuple[DescriptorShards, list[UnreadableImage]]:
+    images, settings = run.images, run.settings
     meta = ShardsMeta(
-        count=len(job.images),
-        photos=hashlib.sha256(np.ascontiguousarray(job.images.names).data).hexdigest(),
-        file_sizes=_some_file_sizes(job.images),
-        model=model,
-        image_size=job.image_size,
-        autocast=None if job.autocast is None else str(job.autocast),
-        dtype=job.stored_dtype,
-        shard_rows=job.shard_rows,
+        count=len(images),
+        photos=hashlib.sha256(np.ascontiguousarray(images.names).data).hexdigest(),
+        file_sizes=_sample_file_sizes(images),
+        model=checksum,
+        image_size=settings.image_size,
+        autocast=None if settings.autocast is None else str(settings.autocast),
+        dtype=settings.stored_dtype,
+        shard_rows=settings.shard_rows,
     )
-    finished, dimension = finished_shards(folder, meta, whole=not job.skip_unreadable)
+    finished, dimension = find_finished_shards(folder, meta, complete=not settings.skip_unreadable)
     missing = [meta.shard(number) for number in range(meta.num_shards) if number not in finished]
-    with closing(_described_shards(job, missing, dimension)) as described:
-        for shard, found, failed in described:
-            keep_shard(folder, shard.start // job.shard_rows, meta, rows=found, unreadable=failed)
+    with closing(_extract_shards(run, missing, dimension)) as extracted:
+        for shard, descriptors, failed in extracted:
+            write_shard(folder, shard.start // settings.shard_rows, meta, rows=descriptors, unreadable=failed)
     return read_shards(folder)
 
 
-def _described_shards(
-    job: _Job, shards: list[range], dimension: int | None
+def _sample_file_sizes(images: ImageList) -> tuple[int, ...]:
+    """Sizes in bytes of up to NUM_FILE_SIZES files, evenly spaced over the list; -1 for a missing file."""
+    paths = map(images.path, evenly_spaced(images, NUM_FILE_SIZES))
+    return tuple(path.stat().st_size if path.is_file() else -1 for path in paths)
+
+
+def _extract_shards(
+    run: _Run, shards: list[range], dimension: int | None
 ) -> Generator[tuple[range, np.ndarray, list[UnreadableImage]]]:
-    """(rows, their descriptors, the photos among them that could not be opened), shard by shard."""
-    num_done = len(job.images) - sum(map(len, shards))
-    if job.progress is not None and num_done:
-        job.progress(num_done, len(job.images))
+    """Yield (rows, their descriptors, the photos among them that could not be opened), shard by shard."""
+    num_done = len(run.images) - sum(map(len, shards))
+    if num_done:
+        run.progress(TASK, num_done, len(run.images))
     # Closed at once, also by an error: the loading processes end here and not when garbage is collected.
-    with closing(_loaded_batches(job, shards)) as loaded:
+    with closing(_load_batches(run, shards)) as batches:
         for shard in shards:
-            found, failed = _describe_shard(job, shard, loaded, dimension=dimension, num_done=num_done)
-            dimension = found.shape[1]
+            descriptors, failed = _extract_shard(run, shard, batches, dimension=dimension, num_done=num_done)
+            dimension = descriptors.shape[1]
             num_done += len(shard)
-            yield shard, found, failed
+            yield shard, descriptors, failed
 
 
-def _describe_shard(
-    job: _Job, shard: range, loaded: "Iterator[LoadedBatch]", *, dimension: int | None, num_done: int
+def _extract_shard(
+    run: _Run, shard: range, batches: "Iterator[LoadedBatch]", *, dimension: int | None, num_done: int
 ) -> tuple[np.ndarray, list[UnreadableImage]]:
-    """Descriptors (rows, D) of one shard from its share of the loaded batches, zeros for photos not opened."""
-    buffer = _ShardBuffer(job, shard, dimension)
+    """Compute descriptors (rows, D) of one shard from its share of the loaded batches; zeros for unreadable photos."""
+    skip_unreadable = run.settings.skip_unreadable
+    descriptors = _ShardDescriptors(run, shard, dimension)
     failures: list[tuple[int, str]] = []
-    num_seen = 0
-    while num_seen < len(shard):
-        batch = next(loaded)
+    num_loaded = 0
+    while num_loaded < len(shard):
+        batch = next(batches)
         failures += batch.failures
-        if job.skip_unreadable or not failures:  # else the shard is lost: only look at the rest of its photos
+        if skip_unreadable or not failures:  # else the extraction fails after this shard: only check its other photos
             for rows, photos in batch.stacks:
-                buffer.add(rows, photos)
-        num_seen += sum(len(rows) for rows, _ in batch.stacks) + len(batch.failures)
-        if job.progress is not None:
-            job.progress(num_done + num_seen, len(job.images))
-    unreadable = [UnreadableImage(index=row, name=job.images.name(row), message=text) for row, text in sorted(failures)]
-    if unreadable and not job.skip_unreadable:
+                descriptors.add(rows, photos)
+        num_loaded += sum(len(rows) for rows, _ in batch.stacks) + len(batch.failures)
+        run.progress(TASK, num_done + num_loaded, len(run.images))
+    unreadable = [UnreadableImage(index=row, name=run.images.name(row), message=text) for row, text in sorted(failures)]
+    if unreadable and not skip_unreadable:
         raise ImageError(
-            f"{len(unreadable)} of {len(shard)} photos cannot be opened, the first: {unreadable[0].message} "
-            f"Repair or remove them, or go on without them (--skip_unreadable)."
+            f"Cannot open {len(unreadable)} of {len(shard)} photos. The first: {unreadable[0].message} "
+            f"Replace or remove them, or continue without them (--skip_unreadable)."
         )
     if len(unreadable) == len(shard) and dimension is None:
-        raise ImageError(
-            f"None of {len(shard)} photos can be opened, the first: {unreadable[0].message} Check the folder."
-        )
-    return _stored(job, shard, buffer.finish()), unreadable
+        raise ImageError(f"Cannot open any of {len(shard)} photos. The first: {unreadable[0].message}")
+    return _to_stored_dtype(run, shard, descriptors.finish()), unreadable
 
 
-def _stored(job: _Job, shard: range, found: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what is too large for float16 is told below
-        stored = found.astype(job.stored_dtype, copy=False)
+def _to_stored_dtype(run: _Run, shard: range, descriptors: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # values too large for float16 are reported below
+        stored = descriptors.astype(run.settings.stored_dtype, copy=False)
     bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
     if len(bad):
         raise CheckpointError(
-            f"The descriptor of {job.images.name(shard.start + int(bad[0]))} is not finite ({len(bad)} such photos): "
-            f"the weights are damaged, their training diverged, or 16-bit numbers are too narrow (go without them)."
+            f"The descriptor of {run.images.name(shard.start + int(bad[0]))} is not finite ({len(bad)} such photos): "
+            f"the weights are damaged, training diverged, or 16-bit precision is too low (try without --use_amp16)."
         )
     return stored
 
 
-# --- photos in, batch by batch ---------------------------------------------------------------------------------------
+class _ShardDescriptors:
+    """Descriptors of one shard, kept on the device until the shard is complete: the CPU never waits for the device."""
+
+    def __init__(self, run: _Run, shard: range, dimension: int | None) -> None:
+        self.run, self.shard = run, shard
+        self.batch_size = run.settings.batch_size
+        self.pending: dict[torch.Size, list[tuple[list[int], Tensor]]] = {}  # (rows, photos) by the shape of a photo
+        self.descriptors = None if dimension is None else self._zeros(dimension)
+
+    def add(self, rows: list[int], photos: Tensor) -> None:
+        """Add photos (B, 3, H, W) uint8 of one size; the model gets them once a batch of that size is full."""
+        shape = photos[0].shape
+        self.pending.setdefault(shape, []).append((rows, photos))
+        if self._num_pending(shape) >= self.batch_size:
+            self._encode(shape)
+        elif sum(map(self._num_pending, self.pending)) > MAX_PENDING_BATCHES * self.batch_size:
+            self._encode(max(self.pending, key=self._num_pending))
+
+    def finish(self) -> np.ndarray:
+        """Encode all pending photos and return (rows, D) float32, zeros where no photo was added."""
+        for shape in list(self.pending):
+            self._encode(shape)
+        assert self.descriptors is not None
+        return self.descriptors.cpu().numpy()
+
+    def _zeros(self, dimension: int) -> Tensor:
+        return torch.zeros(len(self.shard), dimension, device=self.run.device)
+
+    def _num_pending(self, shape: torch.Size) -> int:
+        return sum(len(rows) for rows, _ in self.pending[shape])
+
+    def _encode(self, shape: torch.Size) -> None:
+        run, stacks = self.run, self.pending.pop(shape)
+        rows = torch.tensor([row - self.shard.start for rows, _ in stacks for row in rows])
+        photos = stacks[0][1] if len(stacks) == 1 else torch.cat([photos for _, photos in stacks])
+        for batch, batch_rows in zip(photos.split(self.batch_size), rows.split(self.batch_size), strict=True):
+            encoded = encode_batch(run.model, batch, device=run.device, autocast=run.settings.autocast)
+            if self.descriptors is None:
+                self.descriptors = self._zeros(encoded.shape[1])
+            self.descriptors[batch_rows.to(run.device)] = encoded
+
+
+# --- loading photos --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBatch:
-    """Photos by shape, (n, 3, H, W) uint8 with their rows in the list; and rows that failed, with what was wrong."""
+    """Photos by size, (n, 3, H, W) uint8 with their rows in the list; and rows that failed, with the error message."""
 
     stacks: list[tuple[list[int], Tensor]]
     failures: list[tuple[int, str]]
 
     def pin_memory(self) -> "LoadedBatch":
-        """The same batch in page-locked memory, for transfers beside computation."""
+        """The same batch in page-locked memory, for transfers during computation."""
         return replace(self, stacks=[(rows, photos.pin_memory()) for rows, photos in self.stacks])
 
     def share_memory_(self) -> "LoadedBatch":
-        """Move its photos into memory that other processes see."""
+        """Move the photos into shared memory."""
         for _, photos in self.stacks:
             photos.share_memory_()
         return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Photos:
-    """From some rows of the list to their photos, opened, resized and stacked by shape.
-
-    An unreadable photo is a failure (its message), so no worker dies of it.
-    """
+class _BatchLoader:
+    """Open, resize and stack the photos of some rows.  A photo that cannot be opened does not stop the worker."""
 
     images: ImageList
     image_size: int | None
-    memory: SpareMemory = field(default_factory=SpareMemory)
+    memory: MemoryPool = field(default_factory=MemoryPool)
 
     def __call__(self, rows: Sequence[int]) -> LoadedBatch:
         opened, failures, photos = [], [], PhotoStacks(len(rows), self.memory)
@@ -287,7 +324,7 @@ class _Photos:
             else:
                 opened.append(row)
         return LoadedBatch(
-            stacks=[([opened[place] for place in places], stack) for places, stack in photos.stacks()],
+            stacks=[([opened[index] for index in indices], stack) for indices, stack in photos.stacks()],
             failures=failures,
         )
 
@@ -295,71 +332,21 @@ class _Photos:
         if self.image_size is None:
             photos.open(path)
         else:
-            photos.add(resize(open_image(path), [self.image_size], InterpolationMode.BILINEAR, antialias=True))
+            photos.add(resize_shorter_side(open_image(path), self.image_size))
 
 
-def _loaded_batches(job: _Job, shards: list[range]) -> Generator[LoadedBatch]:
-    """All photos of the shards in order; no batch holds photos of two shards."""
+def _load_batches(run: _Run, shards: list[range]) -> Generator[LoadedBatch]:
+    """Load all photos of the shards in order; no batch has photos of two shards."""
+    settings = run.settings
     batches = [
-        range(first, min(first + job.batch_size, shard.stop))
+        range(first, min(first + settings.batch_size, shard.stop))
         for shard in shards
-        for first in range(shard.start, shard.stop, job.batch_size)
+        for first in range(shard.start, shard.stop, settings.batch_size)
     ]
     return load_ahead(
-        _Photos(images=job.images, image_size=job.image_size),
+        _BatchLoader(images=run.images, image_size=settings.image_size),
         batches,
-        num_workers=job.num_workers,
-        loader=job.loader,
-        pin_memory=job.device.type == "cuda",
+        num_workers=settings.num_workers,
+        loader=choose_loader(settings.loader, run.device),
+        pin_memory=run.device.type == "cuda",
     )
-
-
-class _ShardBuffer:
-    """Descriptors of one shard, on the model's device until all are there: the device is never waited for."""
-
-    def __init__(self, job: _Job, shard: range, dimension: int | None) -> None:
-        self.job, self.shard = job, shard
-        self.waiting: dict[torch.Size, list[tuple[list[int], Tensor]]] = {}
-        self.descriptors = None if dimension is None else torch.zeros(len(shard), dimension, device=job.device)
-
-    def add(self, rows: list[int], photos: Tensor) -> None:
-        """Take photos (B, 3, H, W) uint8 of one shape; they pass the model once a batch of them is there."""
-        shape = photos[0].shape
-        self.waiting.setdefault(shape, []).append((rows, photos))
-        if self._num_waiting(shape) >= self.job.batch_size:
-            self._describe(shape)
-        elif sum(map(self._num_waiting, self.waiting)) > WAITING_BATCHES * self.job.batch_size:
-            self._describe(max(self.waiting, key=self._num_waiting))
-
-    def finish(self) -> np.ndarray:
-        """Describe what still waits and return (rows, D) float32, zeros where no photo was added."""
-        for shape in list(self.waiting):
-            self._describe(shape)
-        assert self.descriptors is not None
-        return self.descriptors.cpu().numpy()
-
-    def _num_waiting(self, shape: torch.Size) -> int:
-        return sum(len(rows) for rows, _ in self.waiting[shape])
-
-    def _describe(self, shape: torch.Size) -> None:
-        group = self.waiting.pop(shape)
-        rows = torch.tensor([row - self.shard.start for rows, _ in group for row in rows])
-        photos = group[0][1] if len(group) == 1 else torch.cat([photos for _, photos in group])
-        size = self.job.batch_size
-        for part, where in zip(photos.split(size), rows.split(size), strict=True):
-            found = encode_batch(self.job.model, part, device=self.job.device, autocast=self.job.autocast)
-            if self.descriptors is None:
-                self.descriptors = torch.zeros(len(self.shard), found.shape[1], device=self.job.device)
-            self.descriptors[where.to(self.job.device)] = found
-
-
-# --- what a folder must agree with -----------------------------------------------------------------------------------
-
-
-def _some_file_sizes(images: ImageList) -> tuple[int, ...]:
-    """Bytes of up to NUM_FILE_SIZES files, evenly spread over the list; -1 for one that is gone."""
-    rows = np.unique(np.linspace(0, len(images) - 1, NUM_FILE_SIZES).astype(np.int64)).tolist()
-    return tuple(path.stat().st_size if path.is_file() else -1 for path in map(images.path, rows))
-
-
-# --- a baseline without a network ------------------------------------------------------------------------------------

@@ -1,77 +1,132 @@
 """Fit a reduction of descriptors on photos."""
 
+import logging
+import os
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from cosplace.config.defaults import MAX_FITTED_PHOTOS
+from cosplace.config.sections import DATASET_VARIABLE, EvalConfig
+from cosplace.config.values import set_folder
 from cosplace.device import choose_device
 from cosplace.errors import ConfigError
 from cosplace.models.encoder import find_dimension
-from cosplace.models.reduction import Reduction, fit, truncation, unreduced
-from cosplace.photos.image_list import ImageList, image_list
-from cosplace.retrieval.extraction import extract
+from cosplace.models.reduction import ReducedNetwork, Reduction, first_dimensions, fit, truncation, unreduced
+from cosplace.photos.image_list import ImageList, evenly_spaced
+from cosplace.photos.scanning import scan_images
+from cosplace.progress import Progress, no_progress, part_of
+from cosplace.retrieval.evaluation import evaluation_settings
+from cosplace.retrieval.extraction import ExtractionSettings, extract
 
-FITTED_AT_ONCE = 4096  # descriptors in memory while a reduction is fitted
+log = logging.getLogger(__name__)
 
-
-MAX_FITTED_PHOTOS = 20_000  # 40 photos for each of 512 dimensions; more change recalls by less than their noise
+CHUNK_PHOTOS = 4096  # whose descriptors are in memory at once
 
 
 def fit_reduction(
     network: nn.Module,
     images: ImageList,
     dims: int,
+    settings: ExtractionSettings | None = None,
     *,
     method: str = "pca_whitening",
     max_photos: int = MAX_FITTED_PHOTOS,
-    **knobs: Any,
+    progress: Progress = no_progress,
 ) -> tuple[Reduction, int]:
-    """A reduction to `dims` dimensions fitted on photos, and how many it was fitted on.
+    """Fit a reduction to `dims` dimensions on photos; returns it and the number of photos it was fitted on.
 
-    Takes up to max_photos, evenly spread over the list; photos that cannot be opened are left out.
-    knobs: of `extract` (image_size, batch_size, num_workers, loader, device, autocast, progress).
+    Uses up to max_photos, evenly spaced over the list; photos that cannot be opened are skipped.
     Raises ConfigError for too many dimensions or too few photos, and what `extract` raises.
     """
-    network = unreduced(network)
-    device = choose_device(str(knobs.get("device", "cpu")))
+    network, settings = unreduced(network), replace(settings or ExtractionSettings(), skip_unreadable=True)
+    device = choose_device(str(settings.device))
     dimension = find_dimension(network.to(device).eval(), device)
     if not 1 <= dims <= dimension:
-        raise ConfigError(f"{dims} dimensions cannot be made of the model's {dimension}: choose from 1 to {dimension}.")
+        raise ConfigError(f"The number of dimensions must be from 1 to {dimension} (the model's own), got {dims}.")
     if method == "truncation":
         return truncation(dimension, dims), 0
-    chosen = _spread(images, max_photos)
-    if len(chosen) <= dims:
+    sample = images if len(images) <= max_photos else images.subset(evenly_spaced(images, max_photos))
+    if len(sample) <= dims:
         raise ConfigError(
-            f"{len(chosen)} photos of {images.folder} are too few to fit {dims} dimensions: give more than {dims}, "
-            f"better {10 * dims}, or fewer dimensions."
+            f"{len(sample)} photos in {images.folder} are too few to fit {dims} dimensions. Use more than {dims} "
+            f"photos, better {10 * dims}, or fewer dimensions."
         )
-    counts: list[int] = []
-    pieces = _described_in_pieces(network, chosen, counts, dict(knobs))
-    return fit(pieces, dims, method), sum(counts)
+    num_fitted = 0
+
+    def chunks() -> Iterator[np.ndarray]:
+        nonlocal num_fitted
+        for first in range(0, len(sample), CHUNK_PHOTOS):
+            chunk = sample.subset(range(first, min(first + CHUNK_PHOTOS, len(sample))))
+            chunk_progress = part_of(progress, "fitting the reduction", first, len(sample))
+            extraction = extract(network, chunk, settings, progress=chunk_progress)
+            num_fitted += int(extraction.readable.sum())
+            yield extraction.descriptors[:][extraction.readable]
+
+    reduction = fit(chunks(), dims, method)
+    return reduction, num_fitted
 
 
-def _spread(images: ImageList, most: int) -> ImageList:
-    if len(images) <= most:
-        return images
-    rows = np.unique(np.linspace(0, len(images) - 1, most).astype(np.int64)).tolist()
-    return image_list(images.folder, [images.name(row) for row in rows])
+# --- for `cosplace eval` ---------------------------------------------------------------------------------------------
 
 
-def _described_in_pieces(
-    network: nn.Module, images: ImageList, counts: list[int], knobs: dict[str, Any]
-) -> Iterator[np.ndarray]:
-    progress = knobs.pop("progress", None)
-    for start in range(0, len(images), FITTED_AT_ONCE):
-        rows = range(start, min(start + FITTED_AT_ONCE, len(images)))
-        part = image_list(images.folder, [images.name(row) for row in rows])
-        told = None
-        if progress is not None:
+def reduce_for_evaluation(
+    model: nn.Module, config: EvalConfig, *, dry_run: bool = False, progress: Progress = no_progress
+) -> nn.Module:
+    """Reduce a model to --reduce_to dimensions: its first ones if it has a reduction, else fit one on photos.
 
-            def told(done: int, _: int, start: int = start) -> None:
-                progress(start + done, len(images))
+    dry_run: nothing is fitted; a truncation, which takes the same time and memory, stands in for the reduction.
+    Raises ConfigError for too many dimensions, too few photos, or photos of the test set.
+    """
+    options, device = config.weights, choose_device(config.running.device)
+    dims = options.reduce_to
+    if dims is None and options.reduce_on:
+        raise ConfigError(f"--reduce_on {options.reduce_on} needs --reduce_to, the number of dimensions.")
+    if dims is None or isinstance(model, ReducedNetwork):
+        if isinstance(model, ReducedNetwork) and options.reduce_on:
+            raise ConfigError(
+                f"--reduce_on {options.reduce_on}: this model already has a reduction. Omit the flag, or use the "
+                f"model without its reduction."
+            )
+        return model if dims is None else first_dimensions(model, dims)
+    if dry_run or options.reduce_method == "truncation":
+        return ReducedNetwork(model, truncation(find_dimension(model.to(device), device), dims))
+    if options.descriptors_folder:
+        raise ConfigError(
+            f"--descriptors_folder {options.descriptors_folder} keeps the descriptors of one model, but a reduction "
+            f"that is fitted again differs in its last bits. Write it with `cosplace reduce`, then use that file as "
+            f"--model."
+        )
+    folder = _fitting_folder(config)
+    settings = evaluation_settings(config, device).extraction
+    reduction, num_photos = fit_reduction(
+        model, scan_images(folder), dims, settings, method=options.reduce_method, progress=progress
+    )
+    log.info("%s to %d dimensions, fitted on %d photos in %s", reduction.method, dims, num_photos, folder)
+    return ReducedNetwork(model, reduction)
 
-        found = extract(network, part, skip_unreadable=True, progress=told, **knobs)
-        counts.append(int(found.readable.sum()))
-        yield found.descriptors[:][found.readable]
+
+def _fitting_folder(config: EvalConfig) -> Path:
+    """Folder of photos to fit a reduction on.  Raises ConfigError for photos of the test set."""
+    test = set_folder(config.folders, "test")
+    if config.weights.reduce_on:
+        folder = Path(config.weights.reduce_on)
+    else:
+        dataset = config.folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
+        candidates = [Path(dataset) / "train", Path(dataset) / "val" / "database"] if dataset else []
+        found = [candidate for candidate in candidates if candidate.is_dir()]
+        if not found:
+            raise ConfigError(
+                f"--reduce_to {config.weights.reduce_to} needs photos to fit on, other than those of the test set. "
+                f"Use --reduce_on FOLDER, or a model written by `cosplace reduce`."
+            )
+        folder = found[0]
+    if folder.resolve().is_relative_to(test.resolve()) or test.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--reduce_on {folder} has photos of the test set {test}, so recalls would be meaningless. Use other "
+            f"photos."
+        )
+    return folder

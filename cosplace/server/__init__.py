@@ -1,7 +1,8 @@
-"""A REST API over one photo index, and the map.
+"""REST API over a photo index, and the map.
 
-    app = create_app(Localizer("my-city.index"), ServerSettings())    # for any ASGI server
-    serve("my-city.index", ServerSettings(port=8000))                 # run until stopped
+    localizer = Localizer("my-city.index")
+    app = create_app(localizer, ServerSettings())    # for any ASGI server
+    serve(localizer, ServerSettings(port=8000))      # run until stopped
 
 Files, each importing only files listed above it:
 
@@ -12,79 +13,47 @@ Files, each importing only files listed above it:
     parameters     parse `near`, `bbox` and numbers of a request
     points         the photos in a box of the map, or clusters of them
     static         the files of the map, and the page about the API
-    middleware     hosts, headers, time limits, one log line and metrics of each request
-    additions      add an uploaded photo to the index
+    middleware     host names, time limit, log, metrics and headers of every request
+    new_photos     convert an upload to a new photo of the index
+    served_index   the index of a server: positions in memory, changes one at a time
     photo_routes   view, add and delete photos of the index
     app            create_app: all routes
     process        serve: socket, log, signals
 
-FastAPI and its companions come with `pip install 'cosplace[serve]'`; importing this package needs none of them.
+FastAPI and the other packages of a server come with `pip install 'cosplace[serve]'`.  Importing this package does not
+need them; using create_app or serve does.
 """
 
-from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosplace.errors import ConfigError
-from cosplace.server.settings import ServerSettings
+from cosplace.server.settings import ServerSettings as ServerSettings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from cosplace.server.app import create_app as create_app
+    from cosplace.server.process import serve as serve
 
-    from cosplace.localization.localizer import Localizer
-
-__all__ = ["ServerSettings", "create_app", "require_extra", "serve"]
-
-EXTRA = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+REQUIRED_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def require_extra() -> None:
-    """Raise ConfigError, with the cure, when a package that serving needs is not installed."""
-    missing = [name for name in EXTRA if find_spec(name) is None]
+    """Raise ConfigError when a package of the `serve` extra is not installed."""
+    missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if missing:
-        raise ConfigError(f"Serving needs {', '.join(missing)}: install with  pip install 'cosplace[serve]'.")
+        raise ConfigError(f"Serving needs {', '.join(missing)}. Install with: pip install 'cosplace[serve]'.")
 
 
-def create_app(localizer: "Localizer", settings: ServerSettings | None = None) -> "FastAPI":
-    """The application over an opened index; several may live in one process.
+def __getattr__(name: str) -> Any:
+    """Import create_app and serve when they are first used."""
+    if name == "create_app":
+        require_extra()
+        from cosplace.server.app import create_app
 
-    It owns a worker thread from the start of its lifespan to the end, which finishes what was accepted.
-    Raises ConfigError when the `serve` extra is not installed.
-    """
-    require_extra()
-    from cosplace.server.app import build_app
+        return create_app
+    if name == "serve":
+        require_extra()
+        from cosplace.server.process import serve
 
-    return build_app(localizer, settings or ServerSettings())
-
-
-def serve(
-    index: str | Path,
-    settings: ServerSettings | None = None,
-    *,
-    device: str = "auto",
-    precision: float | None = None,
-    min_confidence: float | None = None,
-    uncalibrated: bool = False,
-    trust_remote_code: bool = False,
-    announce: Callable[[str], None] | None = None,
-) -> None:
-    """Serve an index until SIGTERM or SIGINT; what was accepted by then is still answered.
-
-    device, precision, min_confidence, uncalibrated, trust_remote_code: as Localizer takes them.  announce: is told the
-    address.
-    Raises ConfigError for a port that is taken, and what Localizer raises for an index that is none.
-    """
-    require_extra()
-    from cosplace.server.process import run_server
-
-    run_server(
-        index,
-        settings or ServerSettings(),
-        device=device,
-        precision=precision,
-        min_confidence=min_confidence,
-        uncalibrated=uncalibrated,
-        trust_remote_code=trust_remote_code,
-        announce=announce or (lambda _: None),
-    )
+        return serve
+    raise AttributeError(f"module 'cosplace.server' has no attribute '{name}'")

@@ -1,10 +1,10 @@
-"""create_app: the routes that locate, and those that tell about the server."""
+"""create_app: the application with all its routes."""
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -15,89 +15,100 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from cosplace import __version__
 from cosplace.errors import CosPlaceError, ImageError, PhotoFormatError, PhotoSizeError
-from cosplace.index.filters import SearchFilter
-from cosplace.localization.answers import as_json
+from cosplace.localization.answers import Location, as_json
 from cosplace.localization.localizer import Localizer
-from cosplace.server.batching import BusyError, ExpiredError, Line
+from cosplace.server.batching import BusyError, ExpiredError, PhotoQueue
 from cosplace.server.metrics import Metrics
-from cosplace.server.middleware import Guard
-from cosplace.server.parameters import BBOX_TEXT, NEAR_TEXT, parse_bbox, parse_near
-from cosplace.server.photo_routes import Shelf, add_photo_routes
+from cosplace.server.middleware import RequestMiddleware
+from cosplace.server.parameters import BBOX_HELP, NEAR_HELP, parse_filter
+from cosplace.server.photo_routes import add_photo_routes
+from cosplace.server.served_index import ServedIndex
 from cosplace.server.settings import ServerSettings
-from cosplace.server.static import answer_with_bytes, answer_with_file, api_page, read_static_files, style_sheet
-from cosplace.server.uploads import Intake, files_body
+from cosplace.server.static import api_page, api_style_sheet, read_static_files, static_response
+from cosplace.server.uploads import UploadReader, files_body
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "the request is broken: `detail` says how"},
-    408: {"description": "the upload took longer than a request may"},
-    413: {"description": "too large: bytes, pixels or number of photos"},
-    415: {"description": "no JPEG, PNG or WebP photo"},
-    422: {"description": "a damaged photo, or a parameter that cannot be read"},
-    429: {"description": "busy: come back after `Retry-After` seconds"},
-    504: {"description": "not answered in time"},
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "invalid request; `detail` says why"},
+    408: {"description": "the upload exceeded the time limit"},
+    413: {"description": "too many bytes, pixels or photos"},
+    415: {"description": "not a JPEG, PNG or WebP image"},
+    422: {"description": "a damaged photo, or an invalid parameter"},
+    429: {"description": "the server is busy; try again after `Retry-After` seconds"},
+    504: {"description": "the response exceeded the time limit"},
 }
 
 log = logging.getLogger("cosplace.server")
 
 
-def build_app(localizer: Localizer, settings: ServerSettings) -> FastAPI:
-    """All routes over one localizer."""
+def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> FastAPI:
+    """Create the application for an opened index; several can run in one process.
+
+    For any ASGI server that supports lifespan: threads start with it, and at its end all accepted photos are finished.
+    """
+    settings = settings or ServerSettings()
     metrics = Metrics()
-    line, intake, shelf = Line(localizer, settings, metrics), Intake(settings), Shelf(localizer, settings)
-    metrics.watch(queue=lambda: line.num_inside, indexed=lambda: shelf.count, bodies=lambda: intake.num_bytes)
+    queue = PhotoQueue(localizer, settings, metrics)
+    reader = UploadReader(settings)
+    served = ServedIndex(localizer, settings)
+    metrics.set_gauges(
+        queued=lambda: queue.num_photos, indexed=lambda: served.num_photos, body_bytes=lambda: reader.num_bytes
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        line.start()
-        shelf.start()
-        watching = asyncio.create_task(_watch(shelf, settings.refresh_s))
+        queue.start()
+        served.start()
+        refreshing = asyncio.create_task(_refresh_forever(served, settings.refresh_s))
         yield
-        watching.cancel()
-        await asyncio.to_thread(line.close)
-        await asyncio.to_thread(shelf.close)
+        refreshing.cancel()
+        await asyncio.to_thread(queue.close)
+        await asyncio.to_thread(served.close)
 
     app = FastAPI(
         title="CosPlace",
         version=__version__,
-        description="Where was this photo taken? Answers from an index of photos with known positions.",
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        description="Find where a photo was taken, from an index of photos with known positions.",
+        docs_url=None,  # FastAPI's own pages load scripts from other servers
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(Guard, settings=settings, metrics=metrics)
-    app.add_exception_handler(RequestValidationError, _explain_parameters)
-    app.add_exception_handler(CosPlaceError, _explain_error)
-    _add_locate_route(app, line, intake)
-    add_photo_routes(app, shelf, intake)
-    _add_status_routes(app, line, shelf, metrics, settings)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=metrics)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(CosPlaceError, _handle_error)
+    _add_locate_route(app, queue, reader)
+    add_photo_routes(app, served, reader)
+    _add_status_routes(app, queue, served, metrics)
     _add_page_routes(app)
     return app
 
 
-async def _watch(shelf: Shelf, seconds: float) -> None:
-    """See what other processes write to the index."""
-    while seconds:
-        await asyncio.sleep(seconds)
+async def _refresh_forever(served: ServedIndex, interval_s: float) -> None:
+    """Read what other processes write to the index, at an interval; 0: never."""
+    while interval_s:
+        await asyncio.sleep(interval_s)
         try:
-            await asyncio.to_thread(shelf.catch_up)
+            await asyncio.to_thread(served.refresh)
         except CosPlaceError:
             log.exception("the index cannot be read", extra={"event": "storage"})
 
 
-async def _explain_parameters(_: Request, error: Exception) -> Response:
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+async def _handle_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    texts = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
-    return JSONResponse({"detail": "; ".join(texts)}, 422)
+    messages = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+    return JSONResponse({"detail": "; ".join(messages)}, 422)
 
 
-async def _explain_error(_: Request, error: Exception) -> Response:
-    if status_of(error) >= 500:
+async def _handle_error(_: Request, error: Exception) -> Response:
+    if error_status(error) >= 500:
         log.error("", exc_info=error, extra={"event": "failed"})
-    return JSONResponse({"detail": _one_line(error)}, status_of(error), _retry_after(error))
+    return JSONResponse({"detail": _error_message(error)}, error_status(error), _retry_after(error))
 
 
-def status_of(error: BaseException) -> int:
-    """The HTTP status that tells what kind of error it is."""
+def error_status(error: BaseException) -> int:
+    """Return the HTTP status for an error."""
     statuses = {BusyError: 429, ExpiredError: 504, PhotoFormatError: 415, PhotoSizeError: 413, ImageError: 422}
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), 500)
 
@@ -106,120 +117,120 @@ def _retry_after(error: BaseException) -> dict[str, str]:
     return {"Retry-After": "1"} if isinstance(error, BusyError) else {}
 
 
-def _one_line(error: BaseException) -> str:
-    """What a stranger is told: of other errors the log tells, as their texts may name files of the server."""
+def _error_message(error: BaseException) -> str:
+    """Return one line for the client.  Other errors are only logged: their messages may contain paths of the server."""
     if isinstance(error, ImageError | BusyError | ExpiredError):
         return " ".join(str(error).split())
-    return "The server could not do this; its log tells why."
+    return "The server failed; see its log."
 
 
-# --- locating --------------------------------------------------------------------------------------------------------
+# --- locate ----------------------------------------------------------------------------------------------------------
 
 
-def _add_locate_route(app: FastAPI, line: Line, intake: Intake) -> None:
-    @app.post("/locate", openapi_extra=files_body(), responses=REFUSALS)
+def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader) -> None:
+    @app.post("/locate", openapi_extra=files_body(), responses=ERROR_RESPONSES)
     async def locate(
         request: Request,
-        near: Annotated[str | None, Query(description=NEAR_TEXT)] = None,
-        bbox: Annotated[str | None, Query(description=BBOX_TEXT)] = None,
+        near: Annotated[str | None, Query(description=NEAR_HELP)] = None,
+        bbox: Annotated[str | None, Query(description=BBOX_HELP)] = None,
     ) -> Response:
-        """Where each photo was taken: `results` holds an answer or an `error` for each, in the order sent."""
-        deadline = time.monotonic() + line.settings.time_limit_s
-        where = None
-        if near is not None or bbox is not None:
-            where = SearchFilter(
-                near=None if near is None else parse_near(near), bbox=None if bbox is None else parse_bbox(bbox)
-            )
-        if line.is_full():  # before the body is read
-            raise BusyError("The server has its hands full: try again in a moment.")
-        async with intake.read(request) as form:
-            line.reserve(len(form.uploads))
-            answers = [line.submit(upload.raw, upload.name, where, deadline) for upload in form.uploads]
-            found = await asyncio.gather(*map(asyncio.wrap_future, answers), return_exceptions=True)
+        """Find where photos were taken: `results` has a location or an `error` for each, in the order sent."""
+        deadline = time.monotonic() + queue.settings.time_limit_s
+        where = parse_filter(near, bbox)
+        if queue.is_full():  # checked before the body is read
+            raise BusyError("The server is busy; try again in a moment.")
+        async with reader.read(request) as form:
+            queue.reserve(len(form.uploads))
+            futures = [queue.submit(upload.raw, upload.name, where, deadline) for upload in form.uploads]
+            outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         names = [upload.name for upload in form.uploads]
-        _count(line.metrics, found)
-        errors = [answer for answer in found if isinstance(answer, BaseException)]
-        if len(errors) == len(found):
-            raise _all_refused(errors)
+        _count_outcomes(queue.metrics, outcomes)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if len(errors) == len(outcomes):
+            raise _combined_error(errors)
         results = [
-            {"photo": name, "error": _one_line(answer)} if isinstance(answer, BaseException) else as_json(answer)
-            for name, answer in zip(names, found, strict=True)
+            as_json(outcome) if isinstance(outcome, Location) else {"photo": name, "error": _error_message(outcome)}
+            for name, outcome in zip(names, outcomes, strict=True)
         ]
         return JSONResponse({"results": results})
 
 
-def _all_refused(errors: list[BaseException]) -> HTTPException:
-    """One answer for photos of which none can be located."""
-    statuses = Counter(map(status_of, errors))
-    worst = max(statuses)
-    status = worst if len(statuses) == 1 or worst >= 500 else 422
+def _combined_error(errors: Sequence[BaseException]) -> HTTPException:
+    """Return one error for a request whose photos all failed."""
+    statuses = Counter(map(error_status, errors))
+    highest = max(statuses)
+    status = highest if len(statuses) == 1 or highest >= 500 else 422
     headers = next(filter(None, map(_retry_after, errors)), None)
-    return HTTPException(status, " ".join(dict.fromkeys(map(_one_line, errors))), headers)
+    return HTTPException(status, " ".join(dict.fromkeys(map(_error_message, errors))), headers)
 
 
-def _count(metrics: Metrics, found: list[Any]) -> None:
-    for answer in found:
-        if not isinstance(answer, BaseException):
-            outcome = "unknown" if answer.unknown else "located"
-        elif isinstance(answer, ExpiredError):
-            outcome = "expired"
+def _count_outcomes(metrics: Metrics, outcomes: Sequence[Location | BaseException]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, Location):
+            label = "unknown" if outcome.unknown else "located"
+        elif isinstance(outcome, ExpiredError):
+            label = "expired"
         else:
-            outcome = "refused" if isinstance(answer, ImageError) else "failed"
-        metrics.photos.labels(outcome).inc()
+            label = "refused" if isinstance(outcome, ImageError) else "failed"
+        metrics.photos.labels(label).inc()
 
 
-# --- about the server ------------------------------------------------------------------------------------------------
+# --- status ----------------------------------------------------------------------------------------------------------
 
 
-def _add_status_routes(app: FastAPI, line: Line, shelf: Shelf, metrics: Metrics, settings: ServerSettings) -> None:
+def _add_status_routes(app: FastAPI, queue: PhotoQueue, served: ServedIndex, metrics: Metrics) -> None:
+    settings = queue.settings
     started = time.monotonic()
 
-    @app.get("/health", responses={503: {"description": "no photo can be located now"}})
-    async def health() -> Response:
-        """Whether photos are being located."""
-        working = line.is_working()
+    @app.get("/health", responses={503: {"description": "the server is not processing photos"}})
+    async def show_health() -> Response:
+        """Whether the server is processing photos."""
+        is_working = queue.is_working()
         content = {
-            "status": "ok" if working else "stopped",
-            "photos": shelf.count,
-            "in_line": line.num_inside,
-            "model": shelf.model,
+            "status": "ok" if is_working else "stopped",
+            "photos": served.num_photos,
+            "in_line": queue.num_photos,
+            "model": served.model,
             "version": __version__,
             "uptime_s": round(time.monotonic() - started, 1),
         }
-        return JSONResponse(content, 200 if working else 503)
+        return JSONResponse(content, 200 if is_working else 503)
 
     @app.get("/metrics")
     def show_metrics() -> Response:
-        """Counters for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/config.json")
     async def show_config() -> Response:
-        """What the map needs to know."""
+        """Settings for the map."""
         return JSONResponse(
             {
                 "tiles": settings.tiles,
                 "attribution": settings.attribution,
                 "can_write": settings.token is not None,
-                "count": shelf.count,
-                "bounds": shelf.points.bounds(),
-                "model": shelf.model,
+                "count": served.num_photos,
+                "bounds": served.bounds,
+                "model": served.model,
                 "max_upload_mb": settings.max_upload_mb,
                 "max_files": settings.max_files,
             }
         )
 
 
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
 def _add_page_routes(app: FastAPI) -> None:
-    files, style = read_static_files(), style_sheet()
+    files, style = read_static_files(), api_style_sheet()
 
     @app.get("/", include_in_schema=False)
     async def show_map(request: Request) -> Response:
-        return answer_with_file(files, "index.html", request)
+        return static_response(files.get("index.html"), request)
 
     @app.get("/static/{name:path}", include_in_schema=False)
     async def show_file(name: str, request: Request) -> Response:
-        return answer_with_file(files, name, request)
+        return static_response(files.get(name), request)
 
     @app.get("/docs", include_in_schema=False)
     async def show_docs(request: Request) -> Response:
@@ -227,4 +238,4 @@ def _add_page_routes(app: FastAPI) -> None:
 
     @app.get("/docs.css", include_in_schema=False)
     async def show_style(request: Request) -> Response:
-        return answer_with_bytes(style, request)
+        return static_response(style, request)

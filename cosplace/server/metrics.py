@@ -1,4 +1,4 @@
-"""What Prometheus reads from /metrics; each app has a registry of its own, so several live in one process."""
+"""Prometheus metrics.  Each app has its own registry, so several apps can run in one process."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"}
 
 
 class Metrics:
-    """Counters of one app."""
+    """Metrics of one app."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)  # memory, files, processor seconds of the process
+        ProcessCollector(registry=self.registry)  # memory, open files and CPU seconds of the process
         self.requests = Counter(
-            "cosplace_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry
+            "cosplace_requests", "Number of requests.", ["route", "method", "status"], registry=self.registry
         )
-        self.seconds = Histogram(
+        self.request_seconds = Histogram(
             "cosplace_request_seconds",
-            "From a request's header to the end of its answer.",
+            "Time from a request's header to the end of its response.",
             ["route"],
             buckets=SECONDS,
             registry=self.registry,
@@ -28,31 +28,33 @@ class Metrics:
         self.photos = Counter(
             "cosplace_photos", "Uploaded photos by outcome.", ["outcome"], registry=self.registry
         )  # located, unknown, refused, expired, failed
-        self.stages = Histogram(
+        self.stage_seconds = Histogram(
             "cosplace_stage_seconds",
-            "decode and wait: of a photo; describe and locate: of a batch.",
+            "Time of each stage; decode and wait: of one photo, describe and locate: of one batch.",
             ["stage"],
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.batches = Histogram(
-            "cosplace_batch_photos", "Photos that passed the network together.", buckets=COUNTS, registry=self.registry
+        self.batch_sizes = Histogram(
+            "cosplace_batch_photos", "Photos per forward pass.", buckets=COUNTS, registry=self.registry
         )
-        self.bodies = Gauge("cosplace_body_bytes", "Bytes of bodies being read.", registry=self.registry)
-        self.queue = Gauge("cosplace_queue_photos", "Photos accepted and not yet answered.", registry=self.registry)
+        self.body_bytes = Gauge("cosplace_body_bytes", "Bytes of request bodies in memory.", registry=self.registry)
+        self.queued = Gauge("cosplace_queue_photos", "Photos accepted and not yet answered.", registry=self.registry)
         self.indexed = Gauge("cosplace_index_photos", "Photos in the index.", registry=self.registry)
 
-    def watch(self, *, queue: Callable[[], float], indexed: Callable[[], float], bodies: Callable[[], float]) -> None:
-        """Read these three when they are asked for."""
-        self.queue.set_function(queue)
+    def set_gauges(
+        self, *, queued: Callable[[], float], indexed: Callable[[], float], body_bytes: Callable[[], float]
+    ) -> None:
+        """Set the functions that are called for the three gauges at each scrape."""
+        self.queued.set_function(queued)
         self.indexed.set_function(indexed)
-        self.bodies.set_function(bodies)
+        self.body_bytes.set_function(body_bytes)
 
-    def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count one answered request; methods of one's own invention share a name, so that there are few series."""
+    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one request.  Unknown methods share one label, so a client cannot create time series."""
         self.requests.labels(route, method if method in METHODS else "other", str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+        self.request_seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """The text format, version 0.0.4."""
+        """Return all metrics in the Prometheus text format, version 0.0.4."""
         return generate_latest(self.registry)

@@ -1,6 +1,6 @@
-"""Around every request: whose name it asks for, how long it may take, what is logged and counted, safe headers.
+"""Middleware around every request: check the host name, limit the time, log, count, add security headers.
 
-Logs hold neither photos nor positions nor addresses: route, status, time, bytes.
+Logs contain no photos, names, positions or addresses: only route, status, time and bytes.
 """
 
 import asyncio
@@ -14,25 +14,26 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from cosplace.server.metrics import Metrics
-from cosplace.server.settings import ServerSettings
+from cosplace.server.settings import MEGABYTE, ServerSettings
 from cosplace.server.static import security_headers
-from cosplace.server.uploads import DRAINED_BYTES
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-DRAINED_SECONDS = 2.0  # for the rest of a body that was refused
+# Limits on reading the rest of a refused body.
+MAX_DISCARDED_BYTES = 64 * MEGABYTE
+DISCARD_TIMEOUT_S = 2.0
 
 log = logging.getLogger("cosplace.server")
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, event, and what belongs to the event."""
+    """Formats a log record as one line of JSON: time, level, event, and the details of the event."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """A record as one line."""
+        """Return a record as one line."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -46,7 +47,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-class Guard:
+class RequestMiddleware:
     """ASGI middleware around the whole app."""
 
     def __init__(self, app: App, settings: ServerSettings, metrics: Metrics) -> None:
@@ -54,21 +55,23 @@ class Guard:
         self.headers, self.host_names = security_headers(settings), settings.host_names
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass one request on."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send, self.headers, received_all=not _has_body(scope))
+        exchange = _Exchange(receive, send, self.headers, body_received=not _has_body(scope))
         started = time.perf_counter()
         try:
-            await self._answer(scope, exchange)
+            await self._respond(scope, exchange)
         finally:
-            self._note(scope, exchange, time.perf_counter() - started)
+            self._log_request(scope, exchange, time.perf_counter() - started)
 
-    async def _answer(self, scope: Message, exchange: "_Exchange") -> None:
+    async def _respond(self, scope: Message, exchange: "_Exchange") -> None:
         if self.host_names is not None and _host_name(scope) not in self.host_names:
-            answer = JSONResponse({"detail": "This server answers to its own name only (--allowed_hosts)."}, 421)
-            await answer(scope, exchange.receive, exchange.send)
+            response = JSONResponse(
+                {"detail": "This server does not accept this host name. Allow it with --allowed_hosts."}, 421
+            )
+            await response(scope, exchange.receive, exchange.send)
             return
         try:
             async with asyncio.timeout(self.settings.time_limit_s):
@@ -76,27 +79,26 @@ class Guard:
         except TimeoutError:
             if not exchange.status:
                 limit = f"{self.settings.time_limit_s:g} s"
-                late = "was not answered" if exchange.received_all else "was not received"
-                status = 504 if exchange.received_all else 408
-                answer = JSONResponse({"detail": f"The request {late} within {limit}: try again."}, status)
-                answer.headers["Connection"] = "close"
-                await answer(scope, exchange.receive, exchange.send)
+                failure = "was not answered" if exchange.body_received else "was not received"
+                status = 504 if exchange.body_received else 408
+                response = JSONResponse({"detail": f"The request {failure} within {limit}. Try again."}, status)
+                response.headers["Connection"] = "close"
+                await response(scope, exchange.receive, exchange.send)
         except Exception:
-            log.exception("a request failed", extra={"event": "bug", "details": {"request": exchange.number}})
+            log.exception("a request failed", extra={"event": "bug", "details": {"request": exchange.request_id}})
             if not exchange.status:
-                answer = JSONResponse(
-                    {"detail": f"The server failed; its log tells why (request {exchange.number})."}, 500
-                )
-                await answer(scope, exchange.receive, exchange.send)
+                detail = f"The server failed; see its log for request {exchange.request_id}."
+                response = JSONResponse({"detail": detail}, 500)
+                await response(scope, exchange.receive, exchange.send)
 
-    def _note(self, scope: Message, exchange: "_Exchange", seconds: float) -> None:
+    def _log_request(self, scope: Message, exchange: "_Exchange", seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
-        self.metrics.request(route, scope["method"], exchange.status, seconds)
+        self.metrics.count_request(route, scope["method"], exchange.status, seconds)
         details = {
-            "request": exchange.number,
+            "request": exchange.request_id,
             "method": scope["method"][:16],
             "route": route,
-            "status": exchange.status,  # 0: the client left
+            "status": exchange.status,  # 0: the client disconnected
             "milliseconds": round(1_000 * seconds, 1),
             "bytes": exchange.num_bytes,
         }
@@ -104,46 +106,47 @@ class Guard:
 
 
 class _Exchange:
-    """One request and its answer, watched."""
+    """One request and its response: counts received bytes, adds headers to the response."""
 
-    def __init__(self, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]], *, received_all: bool) -> None:
+    def __init__(
+        self, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]], *, body_received: bool
+    ) -> None:
         self.inner_receive, self.inner_send, self.headers = receive, send, headers
-        self.number = secrets.token_hex(6)
-        self.status, self.num_bytes, self.received_all = 0, 0, received_all
+        self.request_id = secrets.token_hex(6)
+        self.status, self.num_bytes, self.body_received = 0, 0, body_received
 
     async def receive(self) -> Message:
-        """The next part of the body."""
+        """Receive the next part of the request's body."""
         message = await self.inner_receive()
         if message["type"] == "http.request":
             self.num_bytes += len(message.get("body", b""))
-            self.received_all = not message.get("more_body", False)
+            self.body_received = not message.get("more_body", False)
         else:
-            self.received_all = True
+            self.body_received = True
         return message
 
     async def send(self, message: Message) -> None:
-        """The next part of the answer."""
+        """Send the next part of the response."""
         if message["type"] == "http.response.start":
-            if message["status"] >= 400 and not self.received_all:
-                await self._drain()
+            if message["status"] >= 400 and not self.body_received:
+                await self._discard_body()
             self.status = message["status"]
-            own = [*self.headers, (b"x-request-id", self.number.encode())]
-            given = [*message.get("headers", ())]
-            if not self.received_all:
-                own.append((b"connection", b"close"))
-                given = [pair for pair in given if pair[0].lower() != b"connection"]
-            names = {name.lower() for name, _ in given}
-            if b"cache-control" not in names:
-                own.append((b"cache-control", b"no-store"))
-            message = {**message, "headers": [*given, *own]}
+            headers = [*message.get("headers", ())]
+            added = [*self.headers, (b"x-request-id", self.request_id.encode())]
+            if not self.body_received:
+                added.append((b"connection", b"close"))
+                headers = [pair for pair in headers if pair[0].lower() != b"connection"]
+            if b"cache-control" not in {name.lower() for name, _ in headers}:
+                added.append((b"cache-control", b"no-store"))
+            message = {**message, "headers": [*headers, *added]}
         await self.inner_send(message)
 
-    async def _drain(self) -> None:
-        """Read and drop what a refused client still sends: many read no answer before they have sent all."""
-        until = self.num_bytes + DRAINED_BYTES
+    async def _discard_body(self) -> None:
+        """Read the rest of a refused body: many clients read no response before they have sent everything."""
+        end = self.num_bytes + MAX_DISCARDED_BYTES
         try:
-            async with asyncio.timeout(DRAINED_SECONDS):
-                while not self.received_all and self.num_bytes < until:
+            async with asyncio.timeout(DISCARD_TIMEOUT_S):
+                while not self.body_received and self.num_bytes < end:
                     await self.receive()
         except TimeoutError:
             pass
@@ -158,7 +161,7 @@ def _has_body(scope: Message) -> bool:
 
 
 def _host_name(scope: Message) -> str:
-    """The name a request asks for, without its port."""
+    """Return the host name of a request, without its port."""
     host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1").lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]

@@ -1,4 +1,4 @@
-"""serve: a socket, an application, and a stop that finishes what was accepted."""
+"""serve: run the application until a signal stops it, and finish all accepted photos first."""
 
 import logging
 import signal
@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -15,69 +14,60 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cosplace.errors import ConfigError
 from cosplace.localization.localizer import Localizer
-from cosplace.server.app import build_app
+from cosplace.server.app import create_app
 from cosplace.server.settings import ServerSettings, is_loopback
 
-HEADER_SECONDS = 10  # for the header of a connection's first request
-GRACE_SECONDS = 5  # beyond the time limit of a request, for the last answers to leave
+HEADER_TIMEOUT_S = 10  # for the header of a connection's first request
+SHUTDOWN_MARGIN_S = 5  # beyond the time limit of a request, to send the last responses
 
 log = logging.getLogger("cosplace.server")
 
 
-def run_server(
-    index: str | Path,
-    settings: ServerSettings,
+def serve(
+    localizer: Localizer,
+    settings: ServerSettings | None = None,
     *,
-    device: str,
-    precision: float | None,
-    min_confidence: float | None,
-    uncalibrated: bool,
-    trust_remote_code: bool,
-    announce: Callable[[str], None],
+    announce: Callable[[str], object] = lambda address: None,
 ) -> None:
-    """See cosplace.server.serve."""
-    # First, as a model takes seconds to load and a taken port is told at once.
+    """Serve an opened index until SIGTERM or SIGINT; accepted photos are answered before the server stops.
+
+    announce: called with the address once the server accepts connections.
+    Raises ConfigError for a port in use, an unknown host, and an empty index without a token.
+    """
+    settings = settings or ServerSettings()
+    # The socket first: loading the model takes seconds, and a port in use should be reported before.
     with listening_socket(settings.host, settings.port) as listener:
         if not is_loopback(settings.host):
             log.warning(
-                "%s is reachable from other machines, without encryption: put a proxy with TLS before it.",
+                "%s is reachable from other machines without encryption. Use a proxy with TLS.",
                 settings.host,
                 extra={"event": "exposed"},
             )
-        localizer = Localizer(
-            index,
-            device=device,
-            precision=precision,
-            min_confidence=min_confidence,
-            uncalibrated=uncalibrated,
-            trust_remote_code=trust_remote_code,
-        )
-        if not len(localizer.index) and settings.token is None:
-            raise ConfigError(f"{index} holds no photos: add some with `cosplace index add`, or serve it with a token.")
-        server = make_server(build_app(localizer, settings), settings)
+        num_photos = len(localizer.index)
+        if not num_photos and settings.token is None:
+            raise ConfigError(
+                f"The index {localizer.index.address} has no photos. Add photos with `cosplace index add`, or set "
+                "--token to add them through the server."
+            )
+        server = make_server(create_app(localizer, settings), settings)
         port = listener.getsockname()[1]
-        name = f"[{settings.host}]" if ":" in settings.host else settings.host
-        details = {
-            "host": settings.host,
-            "port": port,
-            "photos": len(localizer.index),
-            "can_write": bool(settings.token),
-        }
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        details = {"host": settings.host, "port": port, "photos": num_photos, "can_write": bool(settings.token)}
         log.info("serving", extra={"event": "start", "details": details})
-        with _told(settings.host, settings.port):
+        with _listen_errors(settings.host, settings.port):
             listener.listen(settings.max_connections)
-        announce(f"http://{name}:{port}/")
-        with _quiet_signals():
+        announce(f"http://{host}:{port}/")
+        with _ignored_signals():
             server.run(sockets=[listener])
         log.info("stopped", extra={"event": "stop"})
 
 
 def make_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
-    """What runs an application; it stops when its `should_exit` is set, after the answers that are due."""
+    """Return a uvicorn server for an application.  Set its `should_exit` to stop it after the pending responses."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=_HastyProtocol,
+            http=_HeaderTimeoutProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -85,21 +75,23 @@ def make_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             limit_concurrency=settings.max_connections,
-            timeout_keep_alive=HEADER_SECONDS,
-            timeout_graceful_shutdown=int(settings.time_limit_s) + GRACE_SECONDS,
+            timeout_keep_alive=HEADER_TIMEOUT_S,
+            timeout_graceful_shutdown=int(settings.time_limit_s) + SHUTDOWN_MARGIN_S,
         )
     )
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A bound socket.  Raises ConfigError for a port that is taken or an address that is not here."""
+    """Return a bound socket.  Raises ConfigError for an unknown host or a port in use."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ConfigError(f"--host {host}: no such address: give 127.0.0.1, or one of this machine.") from error
+        raise ConfigError(
+            f"--host must be an address of this machine, got {host}. Use for example 127.0.0.1."
+        ) from error
     listener = socket.socket(family, kind, protocol)
     try:
-        with _told(host, port):
+        with _listen_errors(host, port):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
     except ConfigError:
@@ -109,16 +101,19 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _told(host: str, port: int) -> Generator[None]:
+def _listen_errors(host: str, port: int) -> Generator[None]:
+    """Convert an OSError to a ConfigError."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"Cannot listen on {host}, port {port} ({error.strerror}): choose another --port.") from error
+        raise ConfigError(
+            f"Cannot listen on {host}, port {port} ({error.strerror}). Choose another --port or --host."
+        ) from error
 
 
 @contextmanager
-def _quiet_signals() -> Generator[None]:
-    """Within: a signal that uvicorn has obeyed ends the server, and not the process with a signal's exit code."""
+def _ignored_signals() -> Generator[None]:
+    """Ignore the signals that uvicorn raises again after it has handled them, so that the exit code is 0."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,13 +125,13 @@ def _quiet_signals() -> Generator[None]:
             signal.signal(number, handler)
 
 
-class _HastyProtocol(H11Protocol):
-    """Closes a connection that sends no whole header within a while, however slowly it drips."""
+class _HeaderTimeoutProtocol(H11Protocol):
+    """Closes a connection that does not send the complete header of its first request in time."""
 
     def connection_made(self, transport: Any) -> None:
-        """A client is there."""
+        """Start the timeout of a new connection."""
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._close_without_request)
+        self.loop.call_later(HEADER_TIMEOUT_S, self._close_without_request)
 
     def _close_without_request(self) -> None:
         if self.cycle is None and not self.transport.is_closing():

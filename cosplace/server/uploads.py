@@ -1,4 +1,4 @@
-"""Bodies of requests: read as streams, cut off at their limits, never written under a name that a request gave."""
+"""Read request bodies as streams, with limits.  No file is ever written under a name from a request."""
 
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -12,22 +12,21 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from cosplace.server.settings import MEGABYTE, ServerSettings
+from cosplace.server.settings import ServerSettings
 
-MAX_FIELDS = 16  # of a form, beside its files
+MAX_FIELDS = 16  # form fields besides the files
 MAX_FIELD_BYTES = 1_024
-MAX_NAME = 120  # characters of a file's name that are kept
-DRAINED_BYTES = 64 * MEGABYTE  # of a refused body: read and dropped, so that the client reads the answer
-UNNAMED = "photo"
+MAX_NAME_LENGTH = 120  # characters of a file name that are kept
+DEFAULT_NAME = "photo"
 
 
 def files_body(fields: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What the API's description says of a body with photos, and of a form's further fields (name -> meaning)."""
+    """Return the OpenAPI description of a body with photos.  fields: further form fields, name -> description."""
     files = {"type": "array", "items": {"type": "string", "format": "binary"}}
-    files["description"] = "one photo or several: JPEG, PNG or WebP"
-    further = {name: {"type": "number", "description": text} for name, text in (fields or {}).items()}
+    files["description"] = "one or more photos: JPEG, PNG or WebP"
+    other_fields = {name: {"type": "number", "description": text} for name, text in (fields or {}).items()}
     content = {
-        "multipart/form-data": {"schema": {"type": "object", "properties": {"files": files, **further}}},
+        "multipart/form-data": {"schema": {"type": "object", "properties": {"files": files, **other_fields}}},
         "image/*": {"schema": {"type": "string", "format": "binary"}},
     }
     return {"requestBody": {"required": True, "content": content}}
@@ -35,7 +34,7 @@ def files_body(fields: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """One file of a request."""
+    """One uploaded file."""
 
     name: str  # for messages and the index; not a path
     raw: bytes
@@ -43,72 +42,73 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What a request brought."""
+    """The content of one request."""
 
     uploads: tuple[Upload, ...]
     fields: dict[str, str]
 
 
-class Intake:
-    """How many bytes of bodies are on their way, in all requests of one app."""
+class UploadReader:
+    """Reads the bodies of all requests of one app, with a limit on their total size."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        self.settings, self.num_bytes = settings, 0
+        self.settings = settings
+        self.num_bytes = 0  # of all bodies that are in memory or in temporary files
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncGenerator[Form]:
-        """The files and fields of a multipart body, or the one photo that is the body.
+        """Read a multipart body, or one photo sent as the body.  Its bytes count until the block ends.
 
-        Raises HTTPException: 413 above a limit, 415 for a body of another kind, 400 for a broken or empty one, 429
-        when too much is on its way.
+        Raises HTTPException: 400 for a broken or empty body, 413 above a limit, 415 for another content type, 429 when
+        too many bytes are being uploaded.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        self._check_declared(request)
-        taken = _Taken(self)
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._check_content_length(request)
+        body = _BodyStream(self, request)
         try:
-            if kind == "multipart/form-data":
-                yield await self._read_parts(request, taken)
-            elif kind in ("", "application/octet-stream") or kind.startswith("image/"):
-                yield Form(uploads=(await self._read_raw(request, taken),), fields={})
+            if content_type == "multipart/form-data":
+                yield await self._read_multipart(request, body)
+            elif content_type in ("", "application/octet-stream") or content_type.startswith("image/"):
+                yield Form(uploads=(await self._read_photo(body),), fields={})
             else:
                 raise HTTPException(
-                    415, f"The body is {safe_name(kind)}: send multipart/form-data with `files`, or one photo's bytes."
+                    415,
+                    f"Content type {safe_name(content_type)} is not supported. "
+                    "Send multipart/form-data with `files`, or one photo as the body.",
                 )
         except ClientDisconnect as error:
-            raise HTTPException(400, "The upload ended before its end.") from error
+            raise HTTPException(400, "The upload is incomplete. Send it again.") from error
         finally:
-            self.num_bytes -= taken.num_bytes
+            self.num_bytes -= body.num_bytes
 
-    def _check_declared(self, request: Request) -> None:
+    def _check_content_length(self, request: Request) -> None:
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > self.settings.max_body_bytes:
-            raise self._too_large()
+            raise self.body_too_large()
 
-    def _too_large(self) -> HTTPException:
-        settings = self.settings
-        return HTTPException(
-            413, f"The upload is too large: send up to {settings.max_files} photos of {settings.max_upload_mb} MB each."
-        )
+    def body_too_large(self) -> HTTPException:
+        """Return the error for a body above the limit."""
+        max_files, max_mb = self.settings.max_files, self.settings.max_upload_mb
+        return HTTPException(413, f"The upload is too large; the limit is {max_files} photos of {max_mb} MB each.")
 
-    async def _read_raw(self, request: Request, taken: "_Taken") -> Upload:
-        body = bytearray()
-        async for chunk in taken.stream(request):
-            body += chunk
-            if len(body) > self.settings.max_upload_bytes:
-                raise HTTPException(
-                    413, f"The photo is larger than {self.settings.max_upload_mb} MB: send a smaller one."
-                )
-        if not body:
-            raise HTTPException(400, "The body is empty: send a photo.")
-        return Upload(name=UNNAMED, raw=bytes(body))
+    async def _read_photo(self, body: "_BodyStream") -> Upload:
+        raw = bytearray()
+        async for chunk in body.chunks():
+            raw += chunk
+            if len(raw) > self.settings.max_upload_bytes:
+                raise HTTPException(413, f"The photo is too large; the limit is {self.settings.max_upload_mb} MB.")
+        if not raw:
+            raise HTTPException(400, "The body is empty. Send a photo.")
+        return Upload(name=DEFAULT_NAME, raw=bytes(raw))
 
-    async def _read_parts(self, request: Request, taken: "_Taken") -> Form:
-        parser = _PhotoParts(request, taken.stream(request), self.settings)
+    async def _read_multipart(self, request: Request, body: "_BodyStream") -> Form:
+        parser = _PhotoFormParser(request, body.chunks(), self.settings)
         try:
             parts = await parser.parse()
         except MultiPartException as error:
-            too_many = "aximum" in error.message
-            raise HTTPException(413 if too_many else 400, f"The form cannot be read: {error.message}") from error
+            is_above_limit = "aximum" in error.message
+            status = 413 if is_above_limit else 400
+            raise HTTPException(status, f"The form cannot be read: {error.message}") from error
         try:
             files = [part for _, part in parts.multi_items() if isinstance(part, UploadFile)]
             fields = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
@@ -116,12 +116,12 @@ class Intake:
         finally:
             await parts.close()
         if not uploads:
-            raise HTTPException(400, "The form holds no file: send photos in the field `files`.")
+            raise HTTPException(400, "The form contains no file. Send photos in the field `files`.")
         return Form(uploads=uploads, fields=fields)
 
 
-class _PhotoParts(MultiPartParser):
-    """Starlette's parser with a limit for each file; files beyond a megabyte go to nameless temporary ones."""
+class _PhotoFormParser(MultiPartParser):
+    """Starlette's parser, with a limit per file.  Files above one megabyte go to unnamed temporary files."""
 
     def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], settings: ServerSettings) -> None:
         super().__init__(
@@ -134,39 +134,39 @@ class _PhotoParts(MultiPartParser):
         self.settings, self.num_part_bytes = settings, 0
 
     def on_part_begin(self) -> None:
-        """A part starts."""
+        """Start to count a part's bytes."""
         self.num_part_bytes = 0
         super().on_part_begin()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        """More of a part."""
+        """Check the limit before more of a part is stored."""
         self.num_part_bytes += end - start
         if self.num_part_bytes > self.settings.max_upload_bytes:
             raise MultiPartException(f"Maximum size of a photo is {self.settings.max_upload_mb} MB.")
         super().on_part_data(data, start, end)
 
 
-class _Taken:
-    """The bytes of one request, counted as they come."""
+class _BodyStream:
+    """The body of one request; its bytes are counted as they arrive."""
 
-    def __init__(self, intake: Intake) -> None:
-        self.intake, self.num_bytes = intake, 0
+    def __init__(self, reader: UploadReader, request: Request) -> None:
+        self.reader, self.request, self.num_bytes = reader, request, 0
 
-    async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """The body, cut off at the limits, whether its length was declared or not."""
-        settings = self.intake.settings
-        async for chunk in request.stream():
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body up to the limits, which also hold for a body without a declared length."""
+        settings = self.reader.settings
+        async for chunk in self.request.stream():
             self.num_bytes += len(chunk)
-            self.intake.num_bytes += len(chunk)
+            self.reader.num_bytes += len(chunk)
             if self.num_bytes > settings.max_body_bytes:
-                raise self.intake._too_large()
-            if self.intake.num_bytes > settings.max_waiting_bytes:
-                raise HTTPException(429, "Too many uploads at once: try again in a moment.", {"Retry-After": "2"})
+                raise self.reader.body_too_large()
+            if self.reader.num_bytes > settings.max_total_body_bytes:
+                raise HTTPException(429, "The server is busy; try again in a moment.", {"Retry-After": "2"})
             yield chunk
 
 
 def safe_name(name: str | None) -> str:
-    """A file's name for messages and the index: its last part, printable, not long; never used to open anything."""
+    """Return a file's name for messages and the index: the last part of the path, printable, of limited length."""
     last = PurePosixPath((name or "").replace("\\", "/")).name
-    shown = re.sub(r"\s+", " ", "".join(sign if sign.isprintable() else " " for sign in last)).strip(" .")
-    return shown[-MAX_NAME:] or UNNAMED
+    printable = "".join(character if character.isprintable() else " " for character in last)
+    return re.sub(r"\s+", " ", printable).strip(" .")[-MAX_NAME_LENGTH:] or DEFAULT_NAME

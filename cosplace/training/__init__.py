@@ -1,15 +1,24 @@
-"""The method of the paper (Berton et al., CVPR 2022).
+"""The method of the paper (Berton et al., CVPR 2022), from groups to the training loop.
 
 groups                  classes and CosPlace groups (section 3.1)
 group_cache             groups kept in a file
+cosface_gradient        gradient of the loss by formula
 cosface                 the CosFace loss (section 3.2)
 compiled_augmentation   augmentation of one image, compiled
-augmentation            color jitter and random resized crop
+augmentation            color jitter and random resized crop (section 4.1)
 batches                 training batches of one group
-checkpoint              the state of a run, saved and resumed exactly
-setup                   data, network and classifiers before the first iteration
+checkpoint              state of a run, saved and resumed exactly
+best_model              the network with the best validation R@1
+original_checkpoint     checkpoints of the original code
+resume                  settings and folder of a resumed run
+data                    groups, validation and test set of a run
+whitened_start          extension: the last layer as a PCA whitening
+setup                   network, classifiers, optimizers
+plan                    what a run will do and need
+metrics                 metrics.jsonl and TensorBoard
+schedules               learning rate, margin and seed of each iteration
 step                    one iteration: forward, loss, backward, optimizers
+run                     a run in its folder
 loop                    epochs and groups, validation, test
 dry_run                 time, memory and disk of a job, before it runs
-judging                 the network to evaluate
 """

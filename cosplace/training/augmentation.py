@@ -1,8 +1,8 @@
-"""Color jitter and random resized crop, one draw per image, batched, on CPU or GPU.  Pure: tensors in, tensors out.
+"""Color jitter and random resized crop, batched, on CPU or GPU.  Pure functions.
 
-Distributions and pixels are those of torchvision's ColorJitter and RandomResizedCrop on float images, which CosPlace
-trains with (Berton et al., CVPR 2022, section 4.1).  A draw is made on the CPU, where the image is opened; the pixels
-may be changed elsewhere, and nothing here makes the CPU wait for a GPU.  On a CPU compiled code changes them.
+Distributions and results are those of torchvision's ColorJitter and RandomResizedCrop on float images, which CosPlace
+trains with (Berton et al., CVPR 2022, section 4.1).  The random parameters of an image are drawn on the CPU when it is
+opened; the pixels are computed on the device, without waiting for it, or on the CPU by compiled code.
 """
 
 import itertools
@@ -25,40 +25,40 @@ log = logging.getLogger(__name__)
 CROP_RATIOS = (3 / 4, 4 / 3)  # width over height
 CROP_TRIES = 10
 
-# Columns of a draw.
+# Columns of a draw: the random parameters of one image.
 FACTORS = slice(0, 4)
 ORDER = slice(4, 8)
 CROP = slice(8, 12)
 DRAW_SIZE = 12
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(itertools.permutations(range(4))))
-NUMBERS_PER_DRAW = 4 + 1 + 2 * CROP_TRIES + 2  # factors, their order, areas and ratios of crops, the crop's place
+NUMBERS_PER_DRAW = 4 + 1 + 2 * CROP_TRIES + 2  # factors, their order, areas and ratios of crops, the crop's corner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """How far images are changed; defaults are the paper's.  Raises ConfigError for values out of range."""
+    """Strength of the augmentation; defaults are the paper's.  Raises ConfigError for values out of range."""
 
     image_size: int
-    """Side in pixels of the square result."""
+    """Side of the square result in pixels."""
     brightness: float = 0.7
-    """Factors are drawn from [max(0, 1 - x), 1 + x], likewise below."""
+    """Factors are drawn from [max(0, 1 - x), 1 + x]; the same holds for contrast and saturation."""
     contrast: float = 0.7
     saturation: float = 0.7
     hue: float = 0.5
-    """Shifts are drawn from [-x, x], in turns of the circle of hues."""
+    """Shifts are drawn from [-x, x], as fractions of the full circle of hues."""
     random_resized_crop: float = 0.5
-    """Crops keep a fraction of the area drawn from [1 - x, 1]."""
+    """The area of a crop is drawn from [1 - x, 1] of the image."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
-            raise ConfigError(f"--image_size {self.image_size} is too small: use 1 or more, for example 512.")
+            raise ConfigError(f"--image_size must be at least 1, got {self.image_size}. Use for example 512.")
         limits = {"brightness": math.inf, "contrast": math.inf, "saturation": math.inf}
         for name, most in (limits | {"hue": 0.5, "random_resized_crop": 1.0}).items():
             value = getattr(self, name)
             if not 0 <= value <= most or math.isinf(value):  # NaN fails the comparison too
-                wanted = "a number from 0 on" if math.isinf(most) else f"a number from 0 to {most:g}"
-                raise ConfigError(f"--{name} {value} cannot be: use {wanted}.")
+                limit = "at least 0" if math.isinf(most) else f"between 0 and {most:g}"
+                raise ConfigError(f"--{name} must be {limit}, got {value}.")
 
     @property
     def strengths(self) -> tuple[float, float, float, float]:
@@ -66,13 +66,13 @@ class Augmentation:
         return self.brightness, self.contrast, self.saturation, self.hue
 
 
-# --- draws -----------------------------------------------------------------------------------------------------------
+# --- random parameters -----------------------------------------------------------------------------------------------
 
 
 def draw(numbers: np.ndarray, sizes: np.ndarray, settings: Augmentation) -> np.ndarray:
-    """Draw how n images are changed, each from its own random numbers: (n, 12) float64.
+    """Random parameters of n images, (n, 12) float64, from the random numbers of each.
 
-    numbers: (n, NUMBERS_PER_DRAW) uniform in [0, 1); sizes: (n, 2), heights and widths in pixels.  A draw is four
+    numbers: (n, NUMBERS_PER_DRAW) uniform in [0, 1).  sizes: (n, 2), heights and widths in pixels.  A row holds four
     factors (brightness, contrast, saturation, hue), the order of these four as indices, then top, left, height and
     width of the crop in pixels.
     """
@@ -88,7 +88,7 @@ def draw(numbers: np.ndarray, sizes: np.ndarray, settings: Augmentation) -> np.n
 
 
 def _draw_crops(numbers: np.ndarray, sizes: np.ndarray, most_lost: float) -> np.ndarray:
-    """The first crop of some tries that lies in its image, (n, 4); most_lost: the largest fraction of area left out."""
+    """Crops (n, 4), each the first of several tries that fits its image; most_lost: largest share of area removed."""
     areas, ratios, places = np.split(numbers, (CROP_TRIES, 2 * CROP_TRIES), axis=1)
     areas = sizes.prod(axis=1, keepdims=True) * (1 - most_lost + most_lost * areas)
     narrowest, widest = np.log(CROP_RATIOS)
@@ -99,7 +99,7 @@ def _draw_crops(numbers: np.ndarray, sizes: np.ndarray, most_lost: float) -> np.
     crops = tries[np.arange(len(tries)), fits.argmax(axis=1)]  # (n, 2)
     corners = np.floor(places * (sizes - crops + 1))
     found = np.logical_or.reduce(fits, axis=1)
-    if not found.all():  # the largest crop in the middle whose ratio is allowed
+    if not found.all():  # the largest centered crop with an allowed ratio
         largest = np.minimum(sizes, np.rint(sizes[:, ::-1] * (1 / CROP_RATIOS[0], CROP_RATIOS[1])))
         crops = np.where(found[:, None], crops, largest)
         corners = np.where(found[:, None], corners, (sizes - largest) // 2)
@@ -111,21 +111,21 @@ def _draw_crops(numbers: np.ndarray, sizes: np.ndarray, most_lost: float) -> np.
 
 @torch.no_grad()
 def augment(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
-    """Change images (B, 3, H, W), uint8 or float in [0, 1], by `draws` (B, 12) on the CPU: (B, 3, S, S) float32.
+    """Augment and normalize images (B, 3, H, W), uint8 or float in [0, 1]: (B, 3, S, S) float32 on the same device.
 
-    S is settings.image_size; the result, on the device of `images`, is normalised as ImageNet's.
+    draws: (B, 12) on the CPU, from `draw`.  S is settings.image_size.
     """
     assert images.ndim == 4 and images.shape[1] == 3, images.shape
     assert draws.shape == (len(images), DRAW_SIZE) and draws.device.type == "cpu", (draws.shape, draws.device)
     if images.device.type != "cpu":
-        return augment_together(images, draws, settings)
+        return augment_batch(images, draws, settings)
     pixels = _load_pixels() if images.dtype == torch.uint8 else None
     if pixels is not None:
         return _augment_compiled(pixels, images, draws, settings)
-    # One image at a time stays in the processor's cache, and does not depend on its batch.
+    # One image at a time: it stays in the cache, and the result does not depend on the batch.
     results = torch.empty((len(images), 3, settings.image_size, settings.image_size))
     for index, result in enumerate(results):
-        result.copy_(augment_together(images[index : index + 1], draws[index : index + 1], settings)[0])
+        result.copy_(augment_batch(images[index : index + 1], draws[index : index + 1], settings)[0])
     return results
 
 
@@ -134,8 +134,8 @@ _LOADING = Lock()
 
 @cache
 def _load_pixels() -> ModuleType | None:
-    """The compiled functions; None where numba, which comes with them, cannot be imported."""
-    with _LOADING:  # the threads of a pool all begin here, and an import that fails must not be tried by two at once
+    """Import the compiled functions; None where numba cannot be imported."""
+    with _LOADING:  # all threads of a pool start here; a failing import must not run twice
         return _import_pixels()
 
 
@@ -144,7 +144,7 @@ def _import_pixels() -> ModuleType | None:
     try:
         from cosplace.training import compiled_augmentation as pixels
     except ConfigError as error:
-        log.warning("%s  Until then images are augmented without it, several times slower.", error)
+        log.warning("%s Images are augmented without numba, several times slower.", error)
         return None
     return pixels
 
@@ -159,20 +159,20 @@ def _augment_compiled(pixels: ModuleType, images: Tensor, draws: Tensor, setting
     assert inside.all(), crops
     std = np.array(IMAGENET_STD)
     channels = np.stack([LUMA, 1 / std, -np.array(IMAGENET_MEAN) / std]).astype(np.float32)
-    room = pixels.make_room(height, width, size)
-    # numpy asks for large pages of memory, which come several times faster than torch's.
+    buffers = pixels.make_buffers(height, width, size)
+    # numpy allocates huge pages, several times faster than torch.
     results = np.empty((len(images), 3, size, size), np.float32)
     for index, image in enumerate(images):
         drawn = steps[index], factors[index], crops[index]
-        pixels.change(image.contiguous().numpy(), *drawn, channels, *room, results[index])
+        pixels.augment_image(image.contiguous().numpy(), *drawn, channels, *buffers, results[index])
     return torch.from_numpy(results)
 
 
-def augment_together(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
-    """Do what `augment` does, all images in the same few kernels."""
+def augment_batch(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """`augment` in a few tensor operations for the whole batch."""
     device = images.device
     jitters = any(settings.strengths)
-    pixels = _jitter_together(images, draws, settings) if jitters else to_unit_floats(images)  # (B, 3, H, W)
+    pixels = _jitter_batch(images, draws, settings) if jitters else to_unit_floats(images)  # (B, 3, H, W)
     tops, lefts, heights, widths = draws[:, CROP].double().unbind(1)
     pixels = _resample(pixels, 2, *_taps(tops, heights, settings.image_size), device)
     pixels = _resample(pixels, 3, *_taps(lefts, widths, settings.image_size), device)
@@ -182,20 +182,19 @@ def augment_together(images: Tensor, draws: Tensor, settings: Augmentation) -> T
 # --- color jitter ----------------------------------------------------------------------------------------------------
 
 
-def _jitter_together(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+def _jitter_batch(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
     """Jitter images (B, 3, H, W), each with its own factors in its own order: float32 in [0, 1], a new tensor.
 
-    Brightness, contrast and saturation are all `clamp(factor * image + (1 - factor) * other)`, so one blend does
-    whichever an image has next.  Hue stands anywhere among the three.  With images sorted by its place, those whose
-    j-th blend comes before their hue are the tail of the batch and the others its head: slices, no index lists, and no
-    kernel works on an image in vain.
+    Brightness, contrast and saturation are all `clamp(factor * image + (1 - factor) * other)`, so one blend computes
+    whichever comes next for each image.  Hue is anywhere among the three.  With images sorted by the position of hue,
+    those whose j-th blend precedes hue are the tail of the batch and the others its head, so that slices suffice.
     """
     order = draws[:, ORDER].long()  # (B, 4)
-    places, by_place = (order == HUE).long().argmax(dim=1).sort(stable=True)  # (B,): how many blends come before hue
+    places, by_place = (order == HUE).long().argmax(dim=1).sort(stable=True)  # (B,): number of blends before hue
     order, draws = order[by_place], draws[by_place]
     heads = torch.searchsorted(places, torch.arange(HUE), right=True).tolist()
     blends = order[order != HUE].view(-1, HUE)  # (B, 3) operations
-    # Everything that depends on draws goes to the device in two copies that the CPU does not wait for.
+    # Everything that depends on draws goes to the device in two asynchronous copies.
     sent = torch.cat([_coefficients(blends, draws), draws[:, HUE : HUE + 1]], dim=1).float()
     sent = sent.to(images.device, non_blocking=True)[:, :, None, None, None]  # (B, 10, 1, 1, 1)
     back = by_place.argsort()
@@ -214,7 +213,7 @@ def _jitter_together(images: Tensor, draws: Tensor, settings: Augmentation) -> T
 
 
 def _coefficients(blends: Tensor, draws: Tensor) -> Tensor:
-    """Weights (B, 9) of the image, its gray version and its mean gray, for each of the blends (B, 3)."""
+    """Weights (B, 9) of the image, its gray version and its mean gray in each of the blends (B, 3)."""
     factors = draws.gather(1, blends)  # (B, 3)
     gray = (1 - factors) * (blends == SATURATION)
     mean = (1 - factors) * (blends == CONTRAST)
@@ -236,19 +235,18 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def _shift_hue_(images: Tensor, shifts: Tensor) -> None:
-    """Turn the hues of images (..., 3, H, W) in place by shifts (..., 1, 1), in turns of the circle.
+    """Shift the hues of images (..., 3, H, W) in place by shifts (..., 1, 1), fractions of the full circle.
 
-    With V the largest and v the smallest channel, a pixel is v + (V - v) * w(distance of its hue from the channel's),
-    where hues run from -3 to 3 around the circle, red, green and blue stand at 0, 2 and -2, and w falls from 1 at
-    distance 1 to 0 at distance 2.  Unlike the six cases of HSV this needs no comparisons, which are slow on a CPU, and
-    no gathering; it is the same function.
+    With V the largest and v the smallest channel, each channel is v + (V - v) * w(distance from the hue to the
+    channel), where hues run from -3 to 3 around the circle, red, green and blue are at 0, 2 and -2, and w falls from 1
+    at distance 1 to 0 at distance 2.  This equals the six cases of HSV without comparisons or gathering.
     """
     red, green, blue = images.unbind(-3)
     low = torch.minimum(red, green)
     torch.minimum(low, blue, out=low)
     spread = torch.maximum(red, green)
     torch.maximum(spread, blue, out=spread).sub_(low)
-    # Gray pixels have spread 0, so that any hue will do.
+    # Gray pixels have spread 0: any hue gives the same result.
     hue = (green + blue).sub_(red).sub_(low).div_(spread.clamp(min=1e-12)).add_(1)  # distance from red, in 0..3
     hue = hue.copysign_(green - blue).add_(shifts * 6)
     hue.sub_(hue.mul(1 / 6).round_(), alpha=6)  # back to -3..3
@@ -263,12 +261,12 @@ def _shift_hue_(images: Tensor, shifts: Tensor) -> None:
 
 
 def _taps(starts: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Which pixels make up each pixel of a resized line: indices (T, B, S) int64 and weights (T, B, S) float32.
+    """Input pixels of each output pixel of a resized line: indices (T, B, S) int64 and weights (T, B, S) float32.
 
-    The crop begins at `starts` (B,) and is `lengths` (B,) float64 long; the filter is a triangle that reaches as far as
-    a new pixel is wide, at least as an old one is, cut and rescaled where it reaches over the crop's end.
+    The crop starts at `starts` (B,) and is `lengths` (B,) float64 long.  The filter is a triangle of half-width one
+    output pixel, at least one input pixel; it is cut off and rescaled at the ends of the crop.
     """
-    scale = (lengths / size).unsqueeze(1)  # (B, 1) old pixels per new one
+    scale = (lengths / size).unsqueeze(1)  # (B, 1) input pixels per output pixel
     reach = scale.clamp(min=1)
     centers = scale * (torch.arange(size, dtype=torch.float64) + 0.5)  # (B, S)
     num_taps = math.ceil(2 * reach.max().item())
@@ -284,7 +282,7 @@ def _taps(starts: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _resample(images: Tensor, dim: int, indices: Tensor, weights: Tensor, device: torch.device) -> Tensor:
     """Resize images (B, 3, H, W) along one dimension, a weighted sum of T gathered images."""
-    # Gathering beats a product with (S, H) matrices that are nearly empty, and is exact where such products are TF32.
+    # Gathering is faster than a product with sparse (S, H) matrices, and exact where such products use TF32.
     across = 3 if dim == 2 else 2
     indices = indices.to(device, non_blocking=True).unsqueeze(2).unsqueeze(across + 1)  # (T, B, 1, ...) as images
     weights = weights.to(device, non_blocking=True).unsqueeze(2).unsqueeze(across + 1)

@@ -1,7 +1,7 @@
-"""What is fed to the network: the batches of one CosPlace group; a database with its queries.
+"""Training batches: random images of random classes of one CosPlace group.
 
-Every random choice of training is a pure function of (seed, epoch, item): which class, which of its images, how it is
-augmented.  Batches are therefore the same for any number of loading processes, and a run resumes in mid-epoch exactly.
+Every random draw is a function of (seed, epoch, item): the class, its image, the augmentation.  Batches are therefore
+the same for any number of loading workers, and a run resumes exactly, also in the middle of an epoch.
 """
 
 from collections.abc import Generator, Sequence
@@ -13,61 +13,56 @@ import torch
 
 from cosplace.device import one_thread
 from cosplace.errors import DatasetError, ImageError
-from cosplace.photos.batch_memory import PhotoStacks, SpareMemory
+from cosplace.photos.batch_memory import MemoryPool, PhotoStacks
 from cosplace.photos.loading import load_ahead
 from cosplace.training.augmentation import NUMBERS_PER_DRAW, Augmentation, augment, draw
 from cosplace.training.groups import Group
 
-CLASS_ORDER, ITEM, REPLACEMENTS = range(3)  # the kinds of random draws, so that their streams never meet
-NUMBERS_PER_ITEM = 1 + NUMBERS_PER_DRAW  # which image of the class, and how it is changed
-STEPS_PER_ITEM = NUMBERS_PER_ITEM // 4  # of Philox's counter, each of which gives four numbers
+CLASS_ORDER, ITEM, REPLACEMENTS = range(3)  # kinds of random draws: each has a stream of its own
+NUMBERS_PER_ITEM = 1 + NUMBERS_PER_DRAW  # the image of the class, and its augmentation
+STEPS_PER_ITEM = NUMBERS_PER_ITEM // 4  # of Philox's counter; each gives four numbers
 assert NUMBERS_PER_ITEM % 4 == 0
 MAX_REPLACEMENTS = 100
 
 
-# --- a database with its queries -------------------------------------------------------------------------------------
-
-
-# --- one group -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """B training images: either raw, stacked by shape, or augmented."""
+    """B training images: decoded and stacked by size, or already augmented."""
 
-    stacks: list[torch.Tensor]  # each (n, 3, H, W) uint8; or one (B, 3, S, S) float32, augmented
-    places: list[torch.Tensor]  # for each stack, (n,) int64: the places of its images in the batch
+    stacks: list[torch.Tensor]  # each (n, 3, H, W) uint8; if augmented, one (B, 3, S, S) float32
+    rows: list[torch.Tensor]  # for each stack, (n,) int64: the rows of its images in the batch
+    augmented: bool
     labels: torch.Tensor  # (B,) int64
-    draws: torch.Tensor  # (B, 12)
-    unreadable: tuple[str, ...]
+    draws: torch.Tensor  # (B, 12): random parameters of the augmentation, see augmentation.py
+    unreadable: tuple[str, ...]  # messages about photos that other photos replaced
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, for transfers beside computation."""
+        """Copy the batch to page-locked memory, for transfers to the GPU during computation."""
         return replace(self, stacks=[stack.pin_memory() for stack in self.stacks], labels=self.labels.pin_memory())
 
     def share_memory_(self) -> "Batch":
-        """Move its tensors into memory that other processes see."""
-        for tensor in (*self.stacks, *self.places, self.labels, self.draws):
+        """Move the tensors into memory shared with other processes."""
+        for tensor in (*self.stacks, *self.rows, self.labels, self.draws):
             tensor.share_memory_()
         return self
 
     def images(self, settings: Augmentation, device: torch.device) -> torch.Tensor:
-        """(B, 3, S, S) float32: the images on the device, augmented and normalized."""
-        if self.stacks[0].dtype != torch.uint8:
+        """Images (B, 3, S, S) float32 on the device, augmented and normalized."""
+        if self.augmented:
             return self.stacks[0].to(device, non_blocking=True)
         stacks = [
-            augment(stack.to(device, non_blocking=True), self.draws[places], settings)
-            for stack, places in zip(self.stacks, self.places, strict=True)
+            augment(stack.to(device, non_blocking=True), self.draws[rows], settings)
+            for stack, rows in zip(self.stacks, self.rows, strict=True)
         ]
         if len(stacks) == 1:
             return stacks[0]
-        return torch.cat(stacks)[torch.argsort(torch.cat(self.places)).to(device)]
+        return torch.cat(stacks)[torch.argsort(torch.cat(self.rows)).to(device)]
 
 
 class GroupImages:
-    """The endless stream of training items of a group in one epoch; item k is a class and a random image of it.
+    """The training items of a group in one epoch: item k is a class and a random image of it.
 
-    Classes come in passes, each a new random order of all classes.
+    Each pass over the classes has a new random order.
     """
 
     def __init__(self, group: Group, *, seed: int, epoch: int, settings: Augmentation) -> None:
@@ -75,18 +70,18 @@ class GroupImages:
         self.seed = seed
         self.epoch = epoch
         self.settings = settings
-        self._begin()
+        self._create_caches()
 
-    def _begin(self) -> None:
+    def _create_caches(self) -> None:
         self.class_order = lru_cache(maxsize=2)(self._class_order)
-        self.memory = SpareMemory()
+        self.memory = MemoryPool()
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key not in ("class_order", "memory")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._begin()
+        self._create_caches()
 
     def _generator(self, kind: int, number: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed, self.epoch], counter=[0, 0, kind, number]))
@@ -95,28 +90,29 @@ class GroupImages:
         return self._generator(CLASS_ORDER, number).permutation(self.group.num_classes)
 
     def _numbers(self, indices: Sequence[int]) -> np.ndarray:
-        """The random numbers of some items, (n, NUMBERS_PER_ITEM) in [0, 1): stretches of one stream."""
+        """Random numbers of some items, (n, NUMBERS_PER_ITEM) in [0, 1), from one stream per epoch."""
         first, last = min(indices), max(indices)
         stream = np.random.Philox(key=[self.seed, self.epoch], counter=[first * STEPS_PER_ITEM, 0, ITEM, 0])
         numbers = np.random.Generator(stream).random((last + 1 - first, NUMBERS_PER_ITEM))
         return numbers[np.asarray(indices) - first]
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """These items as they are, with what is drawn for each.
+        """Decode the images of some items and draw their augmentations.
 
-        Raises DatasetError when no image of some class can be opened.
+        Raises DatasetError if no image of a class can be opened.
         """
         numbers = self._numbers(indices)
         photos = PhotoStacks(len(indices), self.memory)
         labels, sizes, unreadable = [], [], []
         for index, number in zip(indices, numbers[:, 0].tolist(), strict=True):
-            passes, place = divmod(index, self.group.num_classes)
-            labels.append(int(self.class_order(passes)[place]))
+            num_passes, position = divmod(index, self.group.num_classes)
+            labels.append(int(self.class_order(num_passes)[position]))
             sizes.append(self._open(photos, index, labels[-1], number, unreadable))
         stacks = photos.stacks()
         return Batch(
             stacks=[stack for _, stack in stacks],
-            places=[torch.tensor(places) for places, _ in stacks],
+            rows=[torch.tensor(rows) for rows, _ in stacks],
+            augmented=False,
             labels=torch.tensor(labels),
             draws=torch.from_numpy(draw(numbers[:, 1:], np.array(sizes), self.settings)),
             unreadable=tuple(dict.fromkeys(unreadable)),
@@ -125,9 +121,9 @@ class GroupImages:
     def _open(
         self, photos: PhotoStacks, index: int, label: int, number: float, unreadable: list[str]
     ) -> tuple[int, int]:
-        """Open the image of item `index` that `number` in [0, 1) chooses: its height and width.
+        """Open the image of item `index` that `number` in [0, 1) selects; returns its height and width.
 
-        Another of its class takes the place of one that cannot be opened.
+        An image that cannot be opened is replaced by another one of its class.
         """
         first, size = int(self.group.class_starts[label]), self.group.class_size(label)
         others: np.random.Generator | None = None
@@ -139,24 +135,24 @@ class GroupImages:
                 unreadable.append(str(error))
             others = others or self._generator(REPLACEMENTS, index)
             chosen = int(others.integers(size))
-        raise DatasetError(f"No image of a whole class can be opened: {unreadable[-1]}  Mend or remove these files.")
+        raise DatasetError(f"No image of a class can be opened: {unreadable[-1]} Repair or remove these files.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchMaker:
-    """From the numbers of some items to their Batch, the same in any thread or process."""
+    """Makes the Batch of some items, the same in any thread or process."""
 
     items: GroupImages
-    augmented: bool  # right here, on the CPU
+    augment: bool  # already here, on the CPU
 
     def __call__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these items.  Raises DatasetError when no image of some class can be opened."""
+        """Make the batch of these items.  Raises DatasetError if no image of a class can be opened."""
         batch = self.items.batch(indices)
-        if not self.augmented:
+        if not self.augment:
             return batch
-        with one_thread():  # as in a loading process: the same bits with any number of them
+        with one_thread():  # the same bits in threads and in processes
             images = batch.images(self.items.settings, torch.device("cpu"))
-        return replace(batch, stacks=[images], places=[torch.arange(len(batch.labels))])
+        return replace(batch, stacks=[images], rows=[torch.arange(len(batch.labels))], augmented=True)
 
 
 def training_batches(
@@ -170,13 +166,13 @@ def training_batches(
     loader: str = "processes",
     pin_memory: bool = False,
 ) -> Generator[Batch]:
-    """The batches of iterations first_iteration … num_iterations - 1 of an epoch.
+    """Batches of iterations first_iteration to num_iterations - 1 of an epoch, loaded ahead.
 
-    loader: threads or processes.  Raises DatasetError when no image of some class can be opened, LoadingError when
-    a loading process is killed.
+    loader: threads or processes.  Raises DatasetError if no image of a class can be opened, LoadingError if a loading
+    process is killed.
     """
     return load_ahead(
-        BatchMaker(items=items, augmented=augment_in_loader),
+        BatchMaker(items=items, augment=augment_in_loader),
         [range(i * batch_size, (i + 1) * batch_size) for i in range(first_iteration, num_iterations)],
         num_workers=num_workers,
         loader=loader,

@@ -1,12 +1,12 @@
-"""Color jitter and resized crop of one image, compiled: bytes in, normalised floats out.
+"""Color jitter and resized crop of one image, compiled: uint8 in, normalized float32 out.
 
-What `cosplace.training.augmentation` does with tensors, done row by row: a row is read, jittered, resized along itself
-and added to the rows of the result that it is part of, all within the processor's nearest cache.  Each operation is one
-plain loop over a row, which the compiler turns into vector instructions.  One image after the other in one thread, no
-state: the same bits with any number of threads.  Importing this module imports numba, see `cosplace.compiled`.
+The same function as `augment_batch` in augmentation.py, computed row by row: a row is read, jittered, resized
+horizontally and added to the rows of the result that it contributes to, all in the processor's first-level cache.
+Each operation is a plain loop over a row, which the compiler vectorizes.  One image at a time in one thread, without
+state: the result does not depend on the number of threads.  Importing this module imports numba.
 
-Legend: `line` is a row of an image in [0, 1], (3, W + T) float32, T zeros behind it; T is how many old pixels at most
-make up a new one.
+Legend: W, S widths of the image and of the result; T the largest number of input pixels per output pixel; `line` a row
+of an image in [0, 1], (3, W + T) float32, followed by T zeros.
 """
 
 from typing import NamedTuple
@@ -15,32 +15,33 @@ import numpy as np
 
 from cosplace.compiled import compiled_for, inner_function
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as `cosplace.training.augmentation` numbers them
-DOWN, ACROSS = 0, 1  # the two directions of resizing
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the order of the factors in augmentation.py
+DOWN, ACROSS = 0, 1  # resize vertically, horizontally
 
-# A literal would be float64, and so would all that is computed with it.
+# Plain literals are float64 and would make every result float64.
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 TINY = np.float32(1e-12)
 BYTE = np.float32(255)
-TURN = 2.0**32  # the circle of hues, whose unit otherwise is a sixth
+TURN = 2.0**32  # the full circle of hues as an integer; elsewhere the unit is a sixth of it
 SIXTH_TURN = round(TURN / 6)
 SIXTH, SIXTHS = np.float32(TURN / 6), np.float32(6 / TURN)
 
 
-class Room(NamedTuple):
-    """Memory to work in, for one thread: compiled code allocates nothing."""
+class Buffers(NamedTuple):
+    """Working memory of one thread: the compiled code allocates nothing."""
 
     line: np.ndarray  # (3, W + T) float32
-    sums: np.ndarray  # (W,) float64, of gray
-    ring: np.ndarray  # (T, 3, S) float32, the latest rows resized along themselves; row y in y % T
-    spans: np.ndarray  # (2, 2, S) int64, for each direction the first old pixel of each new one, and how many
-    weights: np.ndarray  # (2, T, S) float32, theirs
+    sums: np.ndarray  # (W,) float64: sums of gray
+    ring: np.ndarray  # (T, 3, S) float32: the last rows, resized horizontally; row y at y % T
+    # (2, 2, S) int64: for each direction, first input pixel and number of input pixels of each output pixel
+    spans: np.ndarray
+    weights: np.ndarray  # (2, T, S) float32: their weights
 
 
-def make_room(height: int, width: int, size: int) -> Room:
-    """Memory for images of height x width pixels that become size x size."""
+def make_buffers(height: int, width: int, size: int) -> Buffers:
+    """Working memory for images of height x width pixels, resized to size x size."""
     most = 2 * -(-max(height, width, size) // size) + 1
-    return Room(
+    return Buffers(
         line=np.empty((3, width + most), np.float32),
         sums=np.empty(width),
         ring=np.empty((most, 3, size), np.float32),
@@ -227,7 +228,7 @@ def _resize_down(
     "void(uint8[:, :, ::1], int64[::1], float64[::1], int64[::1], float32[:, ::1], float32[:, ::1], float64[::1],"
     " float32[:, :, ::1], int64[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1])"
 )
-def change(
+def augment_image(  # eager signatures of numba take plain arrays, not a NamedTuple
     image: np.ndarray,
     steps: np.ndarray,
     factors: np.ndarray,
@@ -240,12 +241,12 @@ def change(
     weights: np.ndarray,
     result: np.ndarray,
 ) -> None:
-    """Change one image (3, H, W) uint8 into `result` (3, S, S) float32.
+    """Augment one image (3, H, W) uint8 into `result` (3, S, S) float32.
 
-    steps: (4,) int64, operations in their order; a negative number is none.  factors: (4,) float64, theirs.
-    crop: (4,) int64, top, left, height, width; it must lie in the image, which is not checked.
-    channels: (3, 3) float32, for each channel its part of gray, then gain and offset of the normalisation.
-    line, sums, ring, spans, weights: from `make_room`.
+    steps: (4,) int64, the operations in order; a negative number means none.  factors: (4,) float64, one per step.
+    crop: (4,) int64, top, left, height, width; must lie in the image (not checked).
+    channels: (3, 3) float32: for each channel its weight in gray, and scale and offset of the normalization.
+    line, sums, ring, spans, weights: from `make_buffers`.
     """
     luma, mean = channels[0], 0.0
     for place in range(4):

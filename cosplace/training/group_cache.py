@@ -1,4 +1,7 @@
-"""Groups kept in a file of the cache folder, mapped into memory."""
+"""Groups kept in a file and mapped into memory, so that all loading processes share the same pages.
+
+<cache>/groups-<key>.bin     one line of JSON (version; type, shape and offset of each array), then the arrays
+"""
 
 import hashlib
 import json
@@ -24,10 +27,10 @@ ALIGNMENT = 64
 
 
 def cached_partition(images: ImageList, grouping: Grouping, folder: Path | None = None) -> Groups:
-    """`partition`, kept in a file below `folder` (default: `cache_folder("groups")`) and mapped into memory.
+    """`partition`, kept in a file in `folder` (default: `cache_folder("groups")`) and mapped into memory.
 
-    The file's name is a digest of the list of names and of the parameters: a changed folder never meets an old
-    cache.  Raises CheckpointError for a file there that is truncated or not ours.
+    The name of the file is a digest of the list of photos and of the parameters, so a changed dataset never reads an
+    old file.  Raises CheckpointError for a file that is truncated or not a cache of groups.
     """
     path = (folder or cache_folder("groups")) / f"groups-{_key(images, grouping)}.bin"
     if not path.exists():
@@ -37,7 +40,7 @@ def cached_partition(images: ImageList, grouping: Grouping, folder: Path | None 
 
 
 def _key(images: ImageList, grouping: Grouping) -> str:
-    # groups_num only chooses among the groups.
+    # groups_num only selects among the groups.
     parameters = [grouping.M, grouping.alpha, grouping.N, grouping.L, grouping.min_images_per_class]
     digest = hashlib.blake2b(json.dumps([FORMAT, images.list_file is None, *parameters]).encode(), digest_size=16)
     for first in range(0, len(images.names), 1 << 24):
@@ -47,7 +50,7 @@ def _key(images: ImageList, grouping: Grouping) -> str:
 
 def _write_groups(file: BinaryIO, groups: Groups, images: ImageList) -> None:
     arrays = {name: getattr(groups, name) for name in ("cells", "group_starts", "class_starts", "image_starts")}
-    if images.list_file is None:  # else the list file itself holds the names
+    if images.list_file is None:  # else the list file holds the names
         arrays["names"] = groups.names
     places, at = {}, HEADER_BYTES
     for name, array in arrays.items():
@@ -61,7 +64,7 @@ def _write_groups(file: BinaryIO, groups: Groups, images: ImageList) -> None:
 
 
 def open_groups(path: Path, list_file: Path | None, folder: Path) -> Groups:
-    """Map a file of groups into memory.  Raises CheckpointError when it is truncated or not ours."""
+    """Map a file of groups into memory.  Raises CheckpointError if it is truncated or not a cache of groups."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(HEADER_BYTES))
@@ -82,4 +85,6 @@ def open_groups(path: Path, list_file: Path | None, folder: Path) -> Groups:
             opened_from=(open_groups, (path, list_file, folder)),
         )
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no cache of groups: delete it and run again.") from error
+        raise CheckpointError(
+            f"{path} is truncated or not a cache of groups. Delete it and run the command again."
+        ) from error

@@ -1,13 +1,14 @@
-"""One iteration: a batch on the device, forward, loss, backward, two optimizers; and the next batch meanwhile.
+"""One training step: forward, CosFace loss, backward, one step of each optimizer.
 
-Source: Berton et al., CVPR 2022, section 3.2.  Nothing here waits for the device: losses stay on it as tensors, a
-scaler's verdict on infinities is read by the fused optimizers where it lies, and the next batch is copied and augmented
-on a stream of its own.
+Source: Berton et al., CVPR 2022, section 3.2.  Nothing here waits for the device: losses stay on it as tensors, the
+fused optimizers read the scaler's result on the device, and on CUDA the next batch is copied and augmented on a second
+stream.  Legend: B batch, S side of the images in pixels, D descriptor dimension.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,24 +22,45 @@ from cosplace.training.cosface import MarginCosineProduct
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learner:
-    """The network with one group's classifier, and all that trains them."""
+class TrainingStep:
+    """The network, the classifier of one group, and their optimizers.  Call it with a batch to train on it."""
 
-    forward: Callable[[Tensor], Tensor]  # the network, perhaps compiled
+    forward: Callable[[Tensor], Tensor]  # the network, compiled with --compile
     classifier: MarginCosineProduct
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]  # of the network, of the classifier
     scaler: torch.amp.GradScaler
     device: torch.device
     dtype: torch.dtype | None  # of mixed precision
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Learn from images (B, 3, S, S) and labels (B,), both on the device; returns the loss there.
+    @classmethod
+    def for_group(
+        cls,
+        state: RunState,
+        group: int,
+        *,
+        forward: Callable[[Tensor], Tensor],
+        device: torch.device,
+        dtype: torch.dtype | None,
+    ) -> Self:
+        """Combine the network with the classifier of one group, which must be on the device."""
+        return cls(
+            forward=forward,
+            classifier=state.classifiers[group],
+            optimizers=(state.optimizer, state.classifier_optimizers[group]),
+            scaler=state.scaler,
+            device=device,
+            dtype=dtype,
+        )
 
-        Raises DeviceError when memory runs out.
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on images (B, 3, S, S) and labels (B,), both on the device; returns the loss () there.
+
+        Raises DeviceError when the device is out of memory.
         """
-        with _memory_errors(self.device, images):
+        with _explain_out_of_memory(self.device, images):
             with mixed_precision(self.device, self.dtype):
-                loss = self.classifier.loss(self.forward(images), labels)
+                descriptors = self.forward(images)  # (B, D)
+                loss = self.classifier.loss(descriptors, labels)
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             self.scaler.scale(loss).backward()
@@ -48,66 +70,39 @@ class Learner:
         return loss.detach()
 
 
-@contextmanager
-def _memory_errors(device: torch.device, images: Tensor) -> Generator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceError(
-            f"Not enough memory on {device} to train on {len(images)} images of {images.shape[2]} x {images.shape[3]} "
-            f"pixels at once: use a smaller --batch_size or --image_size, or --use_amp16."
-        ) from error
-
-
-def learner(
-    state: RunState, group: int, forward: Callable[[Tensor], Tensor], dtype: torch.dtype | None, device: torch.device
-) -> Learner:
-    """What trains on one group; its classifier must be on the device."""
-    return Learner(
-        forward=forward,
-        classifier=state.classifiers[group],
-        optimizers=(state.optimizer, state.classifier_optimizers[group]),
-        scaler=state.scaler,
-        device=device,
-        dtype=dtype,
-    )
-
-
 def batches_on_device(
     batches: Iterable[Batch], settings: Augmentation, device: torch.device
 ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-    """(batch, images (B, 3, S, S) float32 channels last, labels (B,)), augmented on the device.
+    """Yield (batch, images (B, 3, S, S) float32 channels last, labels (B,)), augmented and on the device.
 
-    On CUDA the next batch is copied and augmented on a second stream while the network computes on the first.
+    On CUDA the next batch is prepared on a second stream while the network computes on the first.
     """
     if device.type != "cuda":
         for batch in batches:
             yield batch, *_images_and_labels(batch, settings, device)
         return
-    beside, waiting = torch.cuda.Stream(device), None
+    copy_stream, waiting = torch.cuda.Stream(device), None
     for batch in batches:
-        with torch.cuda.stream(beside):
+        with torch.cuda.stream(copy_stream):
             images, labels = _images_and_labels(batch, settings, device)
-            ready = beside.record_event()
+            ready = copy_stream.record_event()
         if waiting is not None:
-            yield _handed_over(*waiting, device)
+            yield _wait_for_copy(*waiting, device)
         waiting = batch, images, labels, ready
     if waiting is not None:
-        yield _handed_over(*waiting, device)
+        yield _wait_for_copy(*waiting, device)
 
 
 def _images_and_labels(batch: Batch, settings: Augmentation, device: torch.device) -> tuple[Tensor, Tensor]:
-    with _memory_errors(device, batch.stacks[0]):
+    with _explain_out_of_memory(device, batch.stacks[0]):
         images = batch.images(settings, device).to(memory_format=torch.channels_last)
     return images, batch.labels.to(device, non_blocking=True)
 
 
-def _handed_over(
+def _wait_for_copy(
     batch: Batch, images: Tensor, labels: Tensor, ready: torch.cuda.Event, device: torch.device
 ) -> tuple[Batch, Tensor, Tensor]:
-    """Let the network's stream wait until the batch is there, and keep its memory until that stream is done with it."""
+    """Make the network's stream wait for the batch, and keep the batch's memory until that stream has used it."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(ready)
     images.record_stream(stream)
@@ -115,13 +110,14 @@ def _handed_over(
     return batch, images, labels
 
 
-def move_classifier(state: RunState, group: int, device: torch.device) -> None:
-    """Bring a group's classifier and its optimizer's moments to the device, without waiting for it, or back."""
-    state.classifiers[group].to(device, non_blocking=device.type == "cuda")
-    optimizer = state.classifier_optimizers[group]
-    fused = optimizer.param_groups[0].get("fused")
-    for moments in optimizer.state.values():
-        for name, value in moments.items():
-            # Only a fused optimizer wants its count of steps beside the weights.
-            if isinstance(value, Tensor) and (value.dim() or fused):
-                moments[name] = value.to(device, non_blocking=device.type == "cuda")
+@contextmanager
+def _explain_out_of_memory(device: torch.device, images: Tensor) -> Generator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"Not enough memory on {device} to train on {len(images)} images of {images.shape[2]} x {images.shape[3]} "
+            f"pixels. Use a smaller --batch_size or --image_size, or --use_amp16."
+        ) from error

@@ -1,103 +1,107 @@
-// Your photos and their answers: which wait, which are asked for, which are chosen.  No elements here.
+// The user's photos and their answers: a queue of requests, and the selected photo.  No elements here.
 import { ApiError, locate } from "./api.js";
-import { letter } from "./words.js";
+import { letter } from "./text.js";
 
-const AT_ONCE = 3;
+const MAX_REQUESTS = 3; // at the same time
 const MEGABYTE = 1e6;
-const COLOURS = {
+const COLORS = {
   light: ["#3b5bdb", "#c2410c", "#0f766e", "#a21caf", "#be123c", "#0369a1", "#4d7c0f", "#92400e"],
   dark: ["#8da2fb", "#fb923c", "#2dd4bf", "#e879f9", "#fb7185", "#38bdf8", "#a3e635", "#fbbf24"],
 };
 
-/** Fires "change" with every change of a photo's state or of the choice, and "located" as each answer comes. */
+/**
+ * An entry per photo, with state "waiting", "locating", "located" or "failed".
+ *
+ * Fires "change" when an entry or the selection changes, "select" for a new selection, "located" for each answer.
+ */
 export class Answers extends EventTarget {
   constructor({ maxUploadMb, searchBox }) {
     super();
     Object.assign(this, { maxUploadMb, searchBox });
     this.entries = [];
-    this.chosen = null;
-    this.rank = 0; // which neighbour is shown beside the chosen photo
-    this.given = 0;
-    this.asking = 0;
+    this.selected = null;
+    this.rank = 0; // of the match shown with the selected photo
+    this.numAdded = 0;
+    this.numRequests = 0;
   }
 
-  /** Take in photos; each is asked for in its turn. */
+  /** Add photos to the queue and select the first. */
   add(files) {
     const bbox = this.searchBox();
-    const made = [...files].map((file) => {
-      const number = this.given++;
+    const added = [...files].map((file) => {
+      const number = this.numAdded++;
       const entry = { number, file, bbox, letter: letter(number), name: file.name || "Pasted photo", state: "waiting" };
-      return Object.assign(entry, { address: URL.createObjectURL(file), stop: new AbortController(), result: null });
+      return Object.assign(entry, { url: URL.createObjectURL(file), controller: new AbortController(), result: null });
     });
-    this.entries.push(...made);
-    this.paint();
-    if (made.length > 0) this.choose(made[0]);
-    this.next();
-    return made;
+    this.entries.push(...added);
+    this.assignColors();
+    if (added.length > 0) this.select(added[0]);
+    this.startRequests();
+    return added;
   }
 
-  /** Colours follow the theme. */
-  paint() {
-    const colours = COLOURS[document.documentElement.dataset.theme] ?? COLOURS.light;
-    for (const entry of this.entries) entry.colour = colours[entry.number % colours.length];
+  /** Give each entry its color in the current theme. */
+  assignColors() {
+    const colors = COLORS[document.documentElement.dataset.theme] ?? COLORS.light;
+    for (const entry of this.entries) entry.color = colors[entry.number % colors.length];
   }
 
-  next() {
-    while (this.asking < AT_ONCE) {
+  startRequests() {
+    while (this.numRequests < MAX_REQUESTS) {
       const entry = this.entries.find(({ state }) => state === "waiting");
       if (!entry) return;
-      this.asking += 1;
-      entry.state = "asking";
-      this.ask(entry).finally(() => {
-        this.asking -= 1;
-        this.next();
+      this.numRequests += 1;
+      entry.state = "locating";
+      this.locate(entry).finally(() => {
+        this.numRequests -= 1;
+        this.startRequests();
       });
     }
   }
 
-  async ask(entry) {
+  async locate(entry) {
     this.changed();
     try {
       if (this.maxUploadMb && entry.file.size > this.maxUploadMb * MEGABYTE) {
         const size = Math.ceil(entry.file.size / MEGABYTE);
-        throw new ApiError(`This photo has ${size} MB; the server takes up to ${this.maxUploadMb} MB.`);
+        throw new ApiError(`Photo is ${size} MB; the limit is ${this.maxUploadMb} MB.`);
       }
-      entry.result = await locate(entry.file, entry.bbox, entry.stop.signal, (seconds) => {
-        entry.wait = `The server is busy; asking again in ${Math.ceil(seconds)} s`;
+      entry.result = await locate(entry.file, entry.bbox, entry.controller.signal, (seconds) => {
+        entry.busy = `The server is busy; trying again in ${Math.ceil(seconds)} s`;
         this.changed();
       });
       entry.state = "located";
     } catch (error) {
-      if (error.name === "AbortError") return; // removed meanwhile
+      if (error.name === "AbortError") return; // the entry was removed
       entry.state = "failed";
-      entry.error = error instanceof ApiError ? error.message : `The answer could not be read: ${error.message}`;
+      entry.error = error instanceof ApiError ? error.message : `The answer cannot be read: ${error.message}`;
     }
-    entry.wait = "";
+    entry.busy = "";
     this.changed();
     this.dispatchEvent(new CustomEvent("located", { detail: entry }));
   }
 
-  choose(entry, rank = 0) {
-    this.chosen = entry;
+  select(entry, rank = 0) {
+    this.selected = entry;
     this.rank = rank;
     this.changed();
-    this.dispatchEvent(new Event("choose"));
+    this.dispatchEvent(new Event("select"));
   }
 
-  showNeighbour(rank) {
-    const count = this.chosen?.result?.neighbours?.length ?? 0;
+  showMatch(rank) {
+    const count = this.selected?.result?.neighbours?.length ?? 0;
     if (count === 0) return;
     this.rank = (rank + count) % count;
     this.changed();
   }
 
   remove(entry) {
-    const at = this.entries.indexOf(entry);
-    if (at < 0) return;
-    entry.stop.abort();
-    URL.revokeObjectURL(entry.address);
-    this.entries.splice(at, 1);
-    if (this.chosen === entry) this.choose(this.entries[at] ?? this.entries[at - 1] ?? null);
+    const position = this.entries.indexOf(entry);
+    if (position < 0) return;
+    entry.controller.abort();
+    URL.revokeObjectURL(entry.url);
+    this.entries.splice(position, 1);
+    if (this.selected === entry) this.select(this.entries[position] ?? this.entries[position - 1] ?? null);
     else this.changed();
   }
 

@@ -1,80 +1,80 @@
-// The server's answers.  Addresses are relative, so the page also works behind a prefix.
+// Requests to the server.  URLs are relative, so the page also works behind a path prefix.
 
-const BUSY = 429;
-const MOST_TRIES = 8;
+const TOO_MANY_REQUESTS = 429;
+const MAX_ATTEMPTS = 8;
 
-/** What the server said, word for word. */
+/** An error with a message for the user, in most cases the server's own. */
 export class ApiError extends Error {}
 
-async function complaint(response) {
+async function errorMessage(response) {
   const body = await response.json().catch(() => null);
   const detail = body?.detail ?? body?.error;
   if (typeof detail === "string" && detail) return detail;
-  // FastAPI lists what is wrong with each parameter.
+  // FastAPI returns a list with an entry per invalid parameter.
   if (Array.isArray(detail)) return detail.map((entry) => entry?.msg ?? String(entry)).join("; ");
-  return `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+  return `The server returned status ${response.status} ${response.statusText}`.trim() + ".";
 }
 
-async function send(address, options) {
+async function send(url, options) {
   try {
-    return await fetch(address, options);
+    return await fetch(url, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("The server does not answer. Is it still running?");
+    throw new ApiError("Can't reach the server. Retry.");
   }
 }
 
-async function json(address, options) {
-  const response = await send(address, options);
-  if (!response.ok) throw new ApiError(await complaint(response));
+async function readJson(url, options) {
+  const response = await send(url, options);
+  if (!response.ok) throw new ApiError(await errorMessage(response));
   return response.json();
 }
 
-export const readConfig = () => json("config.json");
+export const readConfig = () => readJson("config.json");
 
-export const readPhoto = (id, signal) => json(`photos/${encodeURIComponent(id)}`, { signal });
+export const readPhoto = (id, signal) => readJson(`photos/${encodeURIComponent(id)}`, { signal });
 
-export const imageAddress = (id) => `photos/${encodeURIComponent(id)}/image`;
+export const imageUrl = (id) => `photos/${encodeURIComponent(id)}/image`;
 
-/** Points, or clusters where there are too many, inside [west, south, east, north]. */
+/** The indexed photos in [west, south, east, north]: points, or clusters where there are more than `limit`. */
 export function readPoints(bbox, limit, signal) {
   const query = new URLSearchParams({ bbox: bbox.map((value) => value.toFixed(7)).join(","), limit });
-  return json(`photos?${query}`, { signal });
+  return readJson(`photos?${query}`, { signal });
 }
 
-const pause = (seconds, signal) =>
+const wait = (seconds, signal) =>
   new Promise((resolve, reject) => {
-    const stop = () => {
+    const abort = () => {
       clearTimeout(timer);
-      reject(new DOMException("stopped", "AbortError"));
+      reject(new DOMException("aborted", "AbortError"));
     };
     const timer = setTimeout(() => {
-      signal.removeEventListener("abort", stop);
+      signal.removeEventListener("abort", abort);
       resolve();
     }, 1000 * seconds);
-    signal.addEventListener("abort", stop, { once: true });
+    signal.addEventListener("abort", abort, { once: true });
   });
 
 /**
- * Where one photo was taken. A busy server is asked again when it says so.
+ * Locate one photo.  While the server is busy, the request is repeated after the time that the server names.
  *
- * bbox: [west, south, east, north] to search in, or null. onBusy(seconds) is told of each wait.
+ * bbox: search only in [west, south, east, north]; null: everywhere.  onBusy(seconds): called before each wait.
  */
 export async function locate(file, bbox, signal, onBusy) {
-  const address = bbox ? `locate?${new URLSearchParams({ bbox: bbox.join(",") })}` : "locate";
-  for (let tries = 1; ; tries += 1) {
+  const url = bbox ? `locate?${new URLSearchParams({ bbox: bbox.join(",") })}` : "locate";
+  for (let attempt = 1; ; attempt += 1) {
     const body = new FormData();
     body.append("files", file, file.name || "pasted photo");
-    const response = await send(address, { method: "POST", body, signal });
-    if (response.status === BUSY && tries < MOST_TRIES) {
-      const seconds = Math.min(30, Math.max(1, Number(response.headers.get("Retry-After")) || tries));
+    const response = await send(url, { method: "POST", body, signal });
+    if (response.status === TOO_MANY_REQUESTS && attempt < MAX_ATTEMPTS) {
+      const seconds = Math.min(30, Math.max(1, Number(response.headers.get("Retry-After")) || attempt));
       onBusy(seconds);
-      await pause(seconds, signal);
+      await wait(seconds, signal);
       continue;
     }
-    if (!response.ok) throw new ApiError(await complaint(response));
+    if (!response.ok) throw new ApiError(await errorMessage(response));
     const result = (await response.json()).results?.[0];
-    if (!result) throw new ApiError("The server gave no answer for this photo.");
+    if (!result) throw new ApiError("The server returned no answer for this photo.");
     if (result.error) throw new ApiError(String(result.error));
     return result;
   }

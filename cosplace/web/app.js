@@ -1,28 +1,28 @@
-// The page: map, panel and keys put together.
+// Start the page: the map, the panel, drag and drop, keyboard shortcuts.
 /* global L */
-import { ApiError, readConfig } from "./api.js";
+import { AnswerLayer } from "./answer_layer.js";
 import { Answers } from "./answers.js";
+import { ApiError, readConfig } from "./api.js";
+import { Dots, Grid } from "./canvas_layers.js";
 import { byId } from "./dom.js";
+import { IndexPhotos, toBounds, toBox } from "./index_photos.js";
 import { Panel } from "./panel.js";
-import { Places, box, known } from "./places.js";
-import { Dots, Graticule } from "./sheets.js";
-import { Trace } from "./trace.js";
-import { answer, belief } from "./words.js";
+import { explanation, headline, photoCount } from "./text.js";
 
 const MAX_ZOOM = 21;
 const NOTICE_MS = 8000;
-const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = window.matchMedia("(prefers-reduced-motion: reduce)");
 
-let hiding = 0;
-function notice(text) {
+let noticeTimer = 0;
+function showNotice(text) {
   const element = byId("notice");
   element.textContent = text;
   element.hidden = false;
-  clearTimeout(hiding);
-  hiding = setTimeout(() => (element.hidden = true), NOTICE_MS);
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => (element.hidden = true), NOTICE_MS);
 }
 
-const status = (text) => (byId("status").textContent = text);
+const announce = (text) => (byId("status").textContent = text);
 
 function makeMap(config) {
   const map = L.map("map", {
@@ -31,18 +31,18 @@ function makeMap(config) {
     maxZoom: MAX_ZOOM,
     minZoom: 2,
     zoomSnap: config.tiles ? 1 : 0.25,
-    zoomAnimation: !calm.matches,
-    fadeAnimation: !calm.matches,
-    markerZoomAnimation: !calm.matches,
-    inertia: !calm.matches,
+    zoomAnimation: !reducedMotion.matches,
+    fadeAnimation: !reducedMotion.matches,
+    markerZoomAnimation: !reducedMotion.matches,
+    inertia: !reducedMotion.matches,
     worldCopyJump: true,
   });
   L.control.zoom({ position: "bottomright" }).addTo(map);
-  // Beside the buttons on a phone, above them elsewhere: there the panel covers the left.
+  // On a phone next to the zoom buttons, elsewhere above them, because the panel covers the left side.
   const corner = map.getSize().x < 700 ? "bottomleft" : "bottomright";
   L.control.scale({ position: corner, imperial: false, maxWidth: 120 }).addTo(map);
   for (const [name, order] of [
-    ["graticule", 250],
+    ["grid", 250],
     ["dots", 350],
   ]) {
     const pane = map.createPane(name);
@@ -51,13 +51,13 @@ function makeMap(config) {
   }
   if (config.tiles) {
     L.tileLayer(config.tiles, { maxZoom: MAX_ZOOM, maxNativeZoom: 19 }).addTo(map);
-    credit(map, config.attribution);
+    addCredit(map, config.attribution);
   }
   return map;
 }
 
-// The owner of the tiles is named in plain text: whatever markup the attribution holds is read, never run.
-function credit(map, attribution) {
+// The attribution is shown as plain text; its markup is parsed but never run.
+function addCredit(map, attribution) {
   const text = new DOMParser().parseFromString(attribution ?? "", "text/html").body.textContent.trim();
   if (!text) return;
   const control = L.control({ position: "bottomright" });
@@ -65,21 +65,21 @@ function credit(map, attribution) {
   control.addTo(map);
 }
 
-/** The part of the map that the panel leaves free, as Leaflet's padding. */
+/** Leaflet's padding for the part of the map that the panel covers. */
 function padding() {
   const panel = byId("panel").getBoundingClientRect();
   const map = byId("map").getBoundingClientRect();
-  const beside = panel.width < map.width; // else it is a sheet below
-  const under = beside ? 0 : Math.max(0, map.bottom - panel.top);
-  return { paddingTopLeft: [(beside ? panel.right - map.left : 0) + 30, 50], paddingBottomRight: [50, 40 + under] };
+  const isBeside = panel.width < map.width; // else the panel is below the map
+  const covered = isBeside ? 0 : Math.max(0, map.bottom - panel.top);
+  return { paddingTopLeft: [(isBeside ? panel.right - map.left : 0) + 30, 50], paddingBottomRight: [50, 40 + covered] };
 }
 
-function takePhotos(answers) {
-  const take = (files) => {
+function listenForPhotos(answers) {
+  const add = (files) => {
     const images = [...files].filter(
       (file) => file.type.startsWith("image/") || /\.(jpe?g|png|webp)$/i.test(file.name),
     );
-    if (images.length < files.length) notice("Only photos can be located: JPEG, PNG or WebP files.");
+    if (images.length < files.length) showNotice("Only JPEG, PNG or WebP images can be located.");
     if (images.length > 0) answers.add(images);
   };
   for (const [button, input] of [
@@ -88,38 +88,38 @@ function takePhotos(answers) {
   ]) {
     byId(button).addEventListener("click", () => byId(input).click());
     byId(input).addEventListener("change", ({ target }) => {
-      take(target.files);
+      add(target.files);
       target.value = ""; // so that the same photo can be chosen again
     });
   }
-  const veil = byId("veil");
+  const overlay = byId("drop-overlay");
   const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   window.addEventListener("dragover", (event) => {
     if (!holdsFiles(event)) return;
     event.preventDefault();
     event.dataTransfer.dropEffect = "copy";
-    veil.hidden = false;
+    overlay.hidden = false;
   });
   window.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) veil.hidden = true;
+    if (!event.relatedTarget) overlay.hidden = true;
   });
   window.addEventListener("drop", (event) => {
-    veil.hidden = true;
+    overlay.hidden = true;
     if (!holdsFiles(event)) return;
     event.preventDefault();
-    take(event.dataTransfer.files);
+    add(event.dataTransfer.files);
   });
   window.addEventListener("paste", (event) => {
     const files = event.clipboardData?.files ?? [];
-    if (files.length > 0) take(files);
+    if (files.length > 0) add(files);
   });
 }
 
-function listenToKeys({ map, places, answers, showAll }) {
+function listenForKeys({ map, indexPhotos, answers, showAll }) {
   const help = byId("help");
-  byId("ask").addEventListener("click", () => help.showModal());
+  byId("open-help").addEventListener("click", () => help.showModal());
   byId("theme").addEventListener("click", () => window.switchTheme());
-  const clear = () => places.close() || (answers.chosen && (answers.choose(null), showAll()));
+  const clear = () => indexPhotos.close() || (answers.selected && (answers.select(null), showAll()));
   const keys = {
     "/": () => byId("files").click(),
     "?": () => help.showModal(),
@@ -129,91 +129,80 @@ function listenToKeys({ map, places, answers, showAll }) {
   };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-    const act = keys[event.key];
-    if (act) {
+    const action = keys[event.key];
+    if (action) {
       event.preventDefault();
-      act();
+      action();
     } else if (event.key === "Enter" && event.target === map.getContainer()) {
       event.preventDefault();
-      if (!places.openNear(map.getCenter(), 60)) status("No known photo near the middle of the map.");
+      if (!indexPhotos.openNear(map.getCenter(), 60)) announce("No photo near the center of the map.");
     }
   });
 }
 
 function start(config) {
-  byId("count").textContent = known(config.count);
-  byId("about").textContent = [config.model && `Model: ${config.model}.`, "Map drawn with Leaflet."]
+  byId("count").textContent = `${config.count ? photoCount(config.count) : "No photos"} in this index`;
+  byId("about").textContent = [config.model && `Model: ${config.model}.`, "Map: Leaflet."]
     .filter(Boolean)
     .join(" ");
   if (window.matchMedia("(pointer: coarse)").matches) byId("hint").textContent = "Choose a photo or take one.";
-  if (config.count === 0) byId("hint").textContent = "This index holds no photos yet, so no place can be found.";
+  if (config.count === 0) byId("hint").textContent = "This index has no photos yet, so no photo can be located.";
 
   const map = makeMap(config);
   const showAll = () => {
     if (!config.bounds) map.setView([20, 0], 2.5);
-    else {
-      const [west, south, east, north] = config.bounds;
-      map.fitBounds(
-        [
-          [south, west],
-          [north, east],
-        ],
-        { ...padding(), maxZoom: 19, animate: false },
-      );
-    }
+    else map.fitBounds(toBounds(config.bounds), { ...padding(), maxZoom: 19, animate: false });
   };
   showAll();
-  const grid = config.tiles ? null : new Graticule({ left: () => padding().paddingTopLeft[0] - 30 }).addTo(map);
+  const grid = config.tiles ? null : new Grid({ left: () => padding().paddingTopLeft[0] - 30 }).addTo(map);
   const dots = new Dots().addTo(map);
-  const places = new Places(map, dots, byId("card"), { onFail: notice });
-  places.load();
+  const indexPhotos = new IndexPhotos(map, dots, byId("card"), { onError: showNotice });
+  indexPhotos.load();
 
   const answers = new Answers({
     maxUploadMb: config.max_upload_mb,
-    searchBox: () => (byId("only").checked ? box(map.getBounds()) : null),
+    searchBox: () => (byId("visible-only").checked ? toBox(map.getBounds()) : null),
   });
-  const trace = new Trace(map, {
-    onChoose: (entry) => answers.choose(entry),
-    onNeighbour: (rank) => answers.showNeighbour(rank),
+  const answerLayer = new AnswerLayer(map, {
+    onSelect: (entry) => answers.select(entry),
+    onMatch: (rank) => answers.showMatch(rank),
   });
-  const find = (entry) => trace.show(entry, padding(), !calm.matches);
+  const showAnswer = (entry) => answerLayer.show(entry, padding(), !reducedMotion.matches);
   const panel = new Panel(answers, {
-    onFind: find,
+    onLocate: showAnswer,
     onCopy: (text) =>
       navigator.clipboard?.writeText(text).then(
-        () => status(`Copied ${text}.`),
-        () => notice(text),
+        () => announce(`Copied ${text}.`),
+        () => showNotice(text),
       ),
   });
   const redraw = () => {
     panel.draw();
-    trace.draw(answers.entries, answers.chosen, answers.rank);
+    answerLayer.draw(answers.entries, answers.selected, answers.rank);
   };
   answers.addEventListener("change", redraw);
-  answers.addEventListener("choose", () => find(answers.chosen));
-  answers.addEventListener("located", ({ detail }) => {
-    status(
-      detail.error
-        ? `${detail.name}: ${detail.error}`
-        : `${detail.name}: ${answer(detail.result)} ${belief(detail.result)}`,
-    );
-    if (detail === answers.chosen) find(detail);
+  answers.addEventListener("select", () => showAnswer(answers.selected));
+  answers.addEventListener("located", ({ detail: entry }) => {
+    const inArea = entry.bbox !== null;
+    const text = entry.error ?? `${headline(entry.result, inArea)}. ${explanation(entry.result, inArea)}`;
+    announce(`${entry.name}: ${text}`);
+    if (entry === answers.selected) showAnswer(entry);
   });
   window.addEventListener("theme", () => {
-    answers.paint();
+    answers.assignColors();
     grid?.redraw();
     dots.redraw();
     redraw();
   });
   new ResizeObserver(() => map.invalidateSize({ animate: false, pan: false })).observe(byId("map"));
-  takePhotos(answers);
-  listenToKeys({ map, places, answers, showAll });
+  listenForPhotos(answers);
+  listenForKeys({ map, indexPhotos, answers, showAll });
   byId("map").dataset.ready = "true";
-  // For the console and for the page's own tests.
-  window.cosplace = { map, dots, answers, places };
+  // For the browser console and the tests.
+  window.cosplace = { map, dots, answers, indexPhotos };
 }
 
 readConfig().then(start, (error) => {
   byId("count").textContent = "";
-  notice(error instanceof ApiError ? error.message : `The page could not start: ${error.message}`);
+  showNotice(error instanceof ApiError ? error.message : `The page cannot start: ${error.message}`);
 });

@@ -1,18 +1,18 @@
-// Light or dark: the system's choice until the switch is used.  A plain script, so that it runs before the first paint.
+// Light or dark theme: the system's until the user switches.  A plain script, so that it runs before the first paint.
 (() => {
   "use strict";
   const root = document.documentElement;
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const systemIsDark = window.matchMedia("(prefers-color-scheme: dark)");
 
-  const remembered = () => {
+  const readChoice = () => {
     try {
       return localStorage.getItem("theme");
     } catch {
-      return null; // storage may be forbidden; the system's choice is good enough
+      return null; // storage may be blocked
     }
   };
-  const show = () => {
-    root.dataset.theme = remembered() ?? (dark.matches ? "dark" : "light");
+  const apply = () => {
+    root.dataset.theme = readChoice() ?? (systemIsDark.matches ? "dark" : "light");
     window.dispatchEvent(new Event("theme"));
   };
 
@@ -21,12 +21,12 @@
     try {
       localStorage.setItem("theme", next);
     } catch {
-      // as above: the switch then holds until the page is left
+      // storage may be blocked: the choice then lasts until the page is closed
     }
     root.dataset.theme = next;
     window.dispatchEvent(new Event("theme"));
     return next;
   };
-  dark.addEventListener("change", show);
-  show();
+  systemIsDark.addEventListener("change", apply);
+  apply();
 })();

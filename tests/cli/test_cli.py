@@ -1,4 +1,4 @@
-"""The command line as a stranger meets it: help, mistakes, and the paper's commands from end to end."""
+"""The command line: help, mistakes, suggestions, output, and the paper's commands from end to end."""
 
 import json
 import os
@@ -10,30 +10,30 @@ import pytest
 import torch
 from PIL import Image
 
-from cosplace.cli import main
-from cosplace.cli.console import Bars, console
-from cosplace.config.sections import EvalConfig, TrainConfig
-from cosplace.config.values import knobs
+from cosplace.cli import console, main
+from cosplace.cli.commands import COSPLACE
+from cosplace.cli.console import Bars, log_to_terminal
+from cosplace.cli.parser import parse_words
 from cosplace.errors import ConfigError
-from tests.streets import write_place, write_streets
+from tests.synthetic_dataset import write_dataset, write_place
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = ["--backbone=resnet18-small", "--fc_output_dim=16"]
 TESTING = ["--image_size=32", "--resize_test_imgs", "--num_workers=0", "--device=cpu"]
-JUDGED = [*NETWORK, *TESTING]
+EVALUATION = [*NETWORK, *TESTING]
 QUICK = [
-    *JUDGED, "--N=1", "--L=1", "--groups_num=1", "--min_images_per_class=4",
+    *EVALUATION, "--N=1", "--L=1", "--groups_num=1", "--min_images_per_class=4",
     "--batch_size=4", "--epochs_num=1", "--iterations_per_epoch=2",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_streets(tmp_path_factory.mktemp("streets"))
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -50,21 +50,12 @@ def run(*arguments: object) -> tuple[int, list[Path]]:
 def test_help_does_not_import_torch() -> None:
     code = (
         "import sys; from cosplace.cli import main\n"
-        "try: main(['train', '--help'])\nfinally: print('torch' in sys.modules)"
+        "main(['train', '--help'])\n"
+        "print('torch' in sys.modules, 'cosplace.cli.locate' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stdout.splitlines()[-1] == "False False"
     assert "--iterations_per_epoch" in done.stdout
-
-
-@pytest.mark.parametrize(("command", "config"), [("train", TrainConfig), ("eval", EvalConfig)])
-def test_every_flag_is_in_help(command: str, config: type, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    text = capsys.readouterr().out
-    for _, items in knobs(config):
-        for item in items:
-            assert f"--{item.name} " in text or f"--{item.name}\n" in text
 
 
 def test_python_m_and_the_scripts_are_the_same_program() -> None:
@@ -74,49 +65,98 @@ def test_python_m_and_the_scripts_are_the_same_program() -> None:
         done = subprocess.run(
             [sys.executable, *start, "--help"], capture_output=True, text=True, check=True, env=environment, cwd=ROOT
         )
-        texts.append(done.stdout[done.stdout.index("Train CosPlace") :])
+        texts.append(done.stdout[done.stdout.index("Train a CosPlace model") :])
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0), (["index"], 2), (["index", "-h"], 0)])
+def test_a_command_with_actions_prints_them(words: list[str], code: int, capsys: pytest.CaptureFixture) -> None:
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    assert err == ""
+    for name in ("build", "calibrate") if words[:1] == ["index"] else ("train", "locate"):
+        assert f"\n  {name} " in out
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("cosplace 0.")
 
 
 # --- mistakes: one line, exit code 2, nothing left behind ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["train"], "--dataset_folder"),
-        (["eval"], "--dataset_folder"),
+        (["train"], "--dataset_folder is required"),
+        (["eval"], "--dataset_folder is required"),
         (["train", "--dataset_folder", "nowhere"], "nowhere/train does not exist"),
         (["eval", "--dataset_folder", "nowhere"], "nowhere/test does not exist"),
         (["groups", "nowhere"], "nowhere does not exist"),
-        (["train", "--backbone", "resnet19"], "did you mean ResNet18"),
-        (["train", "--batch_size", "0", "--dataset_folder", "x"], "--batch_size 0 is too small"),
-        (["train", "--batch_size", "many"], "give a whole number"),
-        (["train", "--itertions_per_epoch", "5"], "did you mean --iterations_per_epoch"),
-        (["eval", "--N", "5"], "--N belongs to `cosplace train`"),
+        (["groups"], "FOLDER is required: training photos"),
+        (["train", "--backbone", "resnet19"], "Did you mean ResNet18"),
+        (["train", "--batch_size", "0", "--dataset_folder", "x"], "--batch_size must be 2 or more, got 0"),
+        (["train", "--batch_size", "many"], "--batch_size must be a whole number, got 'many'"),
+        (["train", "--batch_size"], "--batch_size needs a value"),
+        (["train", "--use_amp16=yes"], "--use_amp16 takes no value, got 'yes'"),
+        (["train", "--re", "x"], "--re could match --resume_train"),
+        (["train", "somewhere"], "Unexpected argument 'somewhere'"),
         (["train", "--device", "gpu"], "Unknown device 'gpu'"),
-        (["eval", "--recall_values", "0", "--dataset_folder", "x"], "use 1 or more"),
-        (["teach"], "invalid choice"),
+        (["eval", "--recall_values", "0", "--dataset_folder", "x"], "--recall_values must be 1 or more, got 0"),
         (["train", "--resume_train", "gone.pth"], "gone.pth does not exist"),
+        (["index", "build", "photos"], "--model is required"),
+        (["index", "--model", "x"], "Choose an action before --model: build, add, remove, info, compact, calibrate"),
+        (["eval", "--model", "a", "--resume_model", "b"], "--resume_model b contradicts --model a"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     code, left = run(*arguments)
     captured = capsys.readouterr()
     assert code == 2
-    assert said in captured.err
+    assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert left == []
 
 
-def test_mistakes_in_the_data_are_one_line(streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    def refused(said: str, *arguments: object) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["trian"], "Did you mean `train`?"),
+        (["index", "bild"], "Did you mean `build`?"),
+        (["frobnicate"], "Choose from train, eval, groups, zoo, "),
+        (["train", "--itertions_per_epoch", "5"], "Did you mean --iterations_per_epoch?"),
+        (["train", "--learning_rate", "5"], "Did you mean --lr?"),
+        (["train", "--num_epochs", "5"], "Did you mean --epochs_num?"),
+        (["index", "build", "x", "--modle", "y"], "Did you mean --model?"),
+        (["eval", "--N", "5"], "--N belongs to `cosplace train` and `cosplace groups`, not to `cosplace eval`"),
+        (["train", "--model", "x"], "Did you mean --resume_model?"),
+        (["locate", "a.jpg", "--tiles", "x"], "--tiles belongs to `cosplace serve`"),
+    ],
+)
+def test_misspelled_words_get_a_suggestion(arguments: list[str], suggestion: str, capsys) -> None:
+    assert run(*arguments)[0] == 2
+    assert suggestion in capsys.readouterr().err
+
+
+def test_positional_arguments_may_stand_anywhere() -> None:
+    add = COSPLACE.find_action("index").find_action("add")
+    for words in (
+        ["i", "photos", "--device", "cpu"], ["i", "--device", "cpu", "photos"], ["--device=cpu", "--", "i", "photos"],
+    ):  # fmt: skip
+        config, given = parse_words(add, words, "cosplace index add", COSPLACE)
+        assert (config.index, config.photos, config.device.device) == ("i", Path("photos"), "cpu")
+        assert set(given) == {"index", "photos", "device"}
+
+
+def test_mistakes_in_the_data_are_one_line(dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def rejected(message: str, *arguments: object) -> None:
         code, left = run(*arguments)
         error = capsys.readouterr().err.splitlines()[-1]
         assert code == 2
         assert error.startswith("error: ")
-        assert said in error
+        assert message in error
         assert not [path for path in left if path.suffix == ".pth"]
 
     def weights(content: object, name: str) -> Path:
@@ -125,22 +165,27 @@ def test_mistakes_in_the_data_are_one_line(streets: Path, tmp_path: Path, capsys
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused("holds no photos", "groups", empty)
+    rejected("has no photos", "groups", empty)
     write_place(tmp_path / "few", 0, 0)
-    refused("--min_images_per_class", "train", f"--dataset_folder={streets}", f"--train_set_folder={tmp_path / 'few'}")
+    rejected(
+        "--min_images_per_class",
+        "train",
+        f"--dataset_folder={dataset_folder}",
+        f"--train_set_folder={tmp_path / 'few'}",
+    )
     Image.new("RGB", (8, 8)).save(tmp_path / "few" / "holiday.jpg")
-    refused("holiday.jpg: field 1 of the name (utm_east)", "groups", tmp_path / "few")
-    refused("Recall@50 needs 50", "eval", f"--dataset_folder={streets}", *NETWORK, "--recall_values", 50)
+    rejected("holiday.jpg: field 1 of the file name (utm_east)", "groups", tmp_path / "few")
+    rejected("Recall@50 needs 50", "eval", f"--dataset_folder={dataset_folder}", *NETWORK, "--recall_values", 50)
     (tmp_path / "cut.pth").write_bytes(weights({"a": torch.zeros(1000)}, "whole.pth").read_bytes()[:700])
     for bad in (tmp_path / "cut.pth", tmp_path / "whole.pth", tmp_path / "few" / "holiday.jpg", tmp_path / "gone"):
-        refused(str(bad), "eval", f"--dataset_folder={streets}", "--resume_model", bad)
-    refused("v2", "eval", f"--dataset_folder={streets}", "--backbone=vgg16", "--imagenet_weights=v2")
+        rejected(str(bad), "eval", f"--dataset_folder={dataset_folder}", "--resume_model", bad)
+    rejected("v2", "eval", f"--dataset_folder={dataset_folder}", "--backbone=vgg16", "--imagenet_weights=v2")
     if not torch.cuda.is_available():
-        refused("--device cpu", "eval", f"--dataset_folder={streets}", *NETWORK, "--device=cuda")
+        rejected("--device cpu", "eval", f"--dataset_folder={dataset_folder}", *NETWORK, "--device=cuda")
 
 
 def test_unreadable_photos_stop_an_evaluation_unless_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write_streets(tmp_path / "data", num_places=1)
+    folder = write_dataset(tmp_path / "data", num_places=1)
     bad = sorted((folder / "test" / "database").iterdir())[3]
     bad.write_bytes(b"")
     arguments = ["eval", f"--dataset_folder={folder}", *NETWORK, "--device=cpu", "--num_workers=0"]
@@ -149,26 +194,26 @@ def test_unreadable_photos_stop_an_evaluation_unless_skipped(tmp_path: Path, cap
     assert bad.name in error
     assert "--skip_unreadable" in error
     assert run(*arguments, "--skip_unreadable")[0] == 0
-    assert "1 photos could not be opened" in next(Path("logs").rglob("report.html")).read_text()
+    assert "1 photo could not be opened" in next(Path("logs").rglob("report.html")).read_text()
 
 
 # --- the paper's commands --------------------------------------------------------------------------------------------
 
 
-def test_groups_as_text_and_json(streets: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run("groups", streets / "train", "--N=2", "--L=1", "--min_images_per_class=3", "--json")[0] == 0
+def test_groups_as_text_and_json(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("groups", dataset_folder / "train", "--N=2", "--L=1", "--min_images_per_class=3", "--json")[0] == 0
     groups = json.loads(capsys.readouterr().out)["groups"]
     assert groups == [{"num_classes": 12, "num_images": 72}, {"num_classes": 12, "num_images": 72}]
-    assert run("groups", streets / "train", "--no_cache")[0] == 0
+    assert run("groups", dataset_folder / "train", "--no_cache")[0] == 0
     text = capsys.readouterr().out
-    assert "144 images, 0 in classes of 10 or more" in text
+    assert "144 images, 0 in classes with at least 10 images" in text
     assert "--min_images_per_class 5" in text
 
 
-def test_train_then_eval_gives_the_same_recalls(streets: Path, capsys: pytest.CaptureFixture) -> None:
-    code, _ = run("train", f"--dataset_folder={streets}", *QUICK, "--save_dir=mine", "--num_preds_to_save=2")
+def test_train_then_eval_gives_the_same_recalls(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    code, _ = run("train", f"--dataset_folder={dataset_folder}", *QUICK, "--save_dir=mine", "--num_preds_to_save=2")
     assert code == 0
-    said = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
     folder = next(Path("logs/mine").iterdir())
     left = {path.name for path in folder.iterdir()}
     assert {"best_model.pth", "last_checkpoint.pth", "config.json", "metrics.jsonl", "info.log", "debug.log"} <= left
@@ -178,10 +223,16 @@ def test_train_then_eval_gives_the_same_recalls(streets: Path, capsys: pytest.Ca
 
     # Backbone and dimension are read from the weights.
     model = folder / "best_model.pth"
-    evaluation = ["eval", f"--dataset_folder={streets}", f"--resume_model={model}", *TESTING, "--save_dir=judged"]
+    evaluation = [
+        "eval",
+        f"--dataset_folder={dataset_folder}",
+        f"--resume_model={model}",
+        *TESTING,
+        "--save_dir=evaluated",
+    ]
     assert run(*evaluation)[0] == 0
-    assert capsys.readouterr().out.splitlines()[0] == said[0]
-    results = json.loads(next(Path("logs/judged").rglob("results.json")).read_text())
+    assert capsys.readouterr().out.splitlines()[0] == printed[0]
+    results = json.loads(next(Path("logs/evaluated").rglob("results.json")).read_text())
     assert results["recalls"] == json.loads((folder / "results.json").read_text())["recalls"]
     assert (results["num_database"], results["num_queries"]) == (24, 12)
 
@@ -191,32 +242,34 @@ def test_train_then_eval_gives_the_same_recalls(streets: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_a_dry_run_tells_and_leaves_nothing(streets: Path, capsys: pytest.CaptureFixture, command: str) -> None:
-    flags = QUICK if command == "train" else JUDGED
-    code, left = run(command, f"--dataset_folder={streets}", *flags, "--dry_run")
+def test_a_dry_run_prints_estimates_and_writes_nothing(
+    dataset_folder: Path, capsys: pytest.CaptureFixture, command: str
+) -> None:
+    flags = QUICK if command == "train" else EVALUATION
+    code, left = run(command, f"--dataset_folder={dataset_folder}", *flags, "--dry_run")
     assert (code, left) == (0, [])
-    said = capsys.readouterr().out
-    assert all(f"\n{word}: " in f"\n{said}" for word in ("time", "memory", "disk"))
+    printed = capsys.readouterr().out
+    assert all(f"\n{word}: " in f"\n{printed}" for word in ("time", "memory", "disk"))
 
 
 def test_old_spellings_and_layouts(
-    streets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    dataset_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setenv("SF_XL_PROCESSED_FOLDER", str(streets))
+    monkeypatch.setenv("SF_XL_PROCESSED_FOLDER", str(dataset_folder))
     assert run("train", *QUICK, "--exp_name=old", "--back=RESNET18_SMALL")[0] == 0
-    assert run("eval", *JUDGED, "--queries_folder=queries_v1", "--exp_name", "old")[0] == 0
+    assert run("eval", *EVALUATION, "--queries_folder=queries_v1", "--exp_name", "old")[0] == 0
     assert len(list(Path("logs/old").iterdir())) == 2
 
 
-def test_descriptors_are_kept_and_used_again(streets: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["eval", f"--dataset_folder={streets}", *JUDGED, "--descriptors_folder=kept"]
+def test_descriptors_are_stored_and_used_again(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["eval", f"--dataset_folder={dataset_folder}", *EVALUATION, "--descriptors_folder=stored"]
     assert run(*arguments)[0] == 0
     first = capsys.readouterr().out.splitlines()[0]
-    shards = {path: path.stat().st_mtime_ns for path in Path("kept").rglob("*.npy")}
+    shards = {path: path.stat().st_mtime_ns for path in Path("stored").rglob("*.npy")}
     assert shards
     assert run(*arguments)[0] == 0
     assert capsys.readouterr().out.splitlines()[0] == first
-    assert shards == {path: path.stat().st_mtime_ns for path in Path("kept").rglob("*.npy")}
+    assert shards == {path: path.stat().st_mtime_ns for path in Path("stored").rglob("*.npy")}
     assert run(*arguments, "--seed=1")[0] == 2  # other random weights
 
 
@@ -228,12 +281,48 @@ def test_reference_recall_of_a_random_network_on_real_photos(real_photos_folder:
     assert 20 <= recall1 <= 34
 
 
-def test_a_bar_that_an_error_interrupts_is_cleared_before_the_error_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+# --- progress and interruptions --------------------------------------------------------------------------------------
+
+
+def test_a_bar_is_cleared_before_an_error_is_printed(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     bars = Bars()
-    with pytest.raises(ConfigError), console():
+    with pytest.raises(ConfigError), log_to_terminal():
         bars("training", 1, 5)
-        raise ConfigError("interrupted")
+        raise ConfigError("stopped")
     shown = capsys.readouterr().err
     assert "training" in shown
     assert shown.endswith("\r")
     assert shown.split("\r")[-2].isspace()
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    bars = Bars()
+    for done in range(1, 1001):  # one item per second
+        bars("encoding", done, 1000, "loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0].endswith("encoding: 100 of 1,000, loss 0.5")
+
+
+def test_an_interrupted_command_prints_how_to_continue(monkeypatch, capsys) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("synthcity.capture.build_city", stop)
+    assert main(["city", "town"]) == 130
+    assert capsys.readouterr().err == "Interrupted. Run the same command again to continue.\n"
+
+
+def test_an_interrupted_training_prints_how_to_resume(dataset_folder: Path, monkeypatch, capsys) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cosplace.training.loop.train_epoch", stop)
+    assert run("train", f"--dataset_folder={dataset_folder}", *QUICK)[0] == 130
+    folder = next(Path("logs/default").iterdir())
+    assert (folder / "last_checkpoint.pth").is_file()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"`cosplace train --resume_train {folder}`")

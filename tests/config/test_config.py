@@ -1,14 +1,27 @@
-"""Every knob once."""
+"""Settings: defaults, limits, names, and their flat form in config.json."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
-from cosplace.config.knobs import BACKBONES, canonical_backbone
+from cosplace.cli.commands import COSPLACE
+from cosplace.cli.parser import leaf_commands
+from cosplace.config.index import IndexSettings
+from cosplace.config.locate import LocateConfig
+from cosplace.config.models import ReduceConfig
+from cosplace.config.names import BACKBONES, canonical_backbone, similar_names
 from cosplace.config.sections import DatasetFolders, EvalConfig, GroupsConfig, TrainConfig
-from cosplace.config.values import from_values, knobs, set_folder, to_values
+from cosplace.config.server import ServerOptions
+from cosplace.config.setting import Section, own_settings, required, section, setting
+from cosplace.config.values import all_settings, from_values, set_folder, to_values
 from cosplace.errors import ConfigError
+from cosplace.localization.localizer import Localizer
+from cosplace.retrieval.evaluation import EvaluationSettings
+from cosplace.retrieval.reduction_fitting import fit_reduction
 
 PAPER = {
     "M": 10, "alpha": 30, "N": 5, "L": 2, "groups_num": 8, "min_images_per_class": 10, "backbone": "ResNet18",
@@ -21,52 +34,162 @@ PAPER = {
     "whitened_start": False, "margin_ramp": 0.0, "lr_schedule": "constant", "warmup_iterations": 0,
 }  # fmt: skip
 
+# The keys of config.json, which old runs and checkpoints hold.
+SHARED_KEYS = {
+    "dataset_folder", "test_set_folder", "queries_folder", "backbone", "fc_output_dim", "imagenet_weights",
+    "image_size", "resize_test_imgs", "infer_batch_size", "positive_dist_threshold", "recall_values",
+    "num_preds_to_save", "save_only_wrong_preds", "skip_unreadable", "device", "use_amp16", "amp_dtype", "seed",
+    "num_workers", "dry_run", "loader", "save_dir", "resume_model",
+}  # fmt: skip
+TRAIN_KEYS = SHARED_KEYS | {
+    "train_set_folder", "val_set_folder", "M", "alpha", "N", "L", "groups_num", "min_images_per_class",
+    "train_all_layers", "batch_size", "epochs_num", "iterations_per_epoch", "lr", "classifiers_lr", "margin", "scale",
+    "resume_train", "checkpoint_minutes", "whitened_start", "margin_ramp", "lr_schedule", "warmup_iterations",
+    "brightness", "contrast", "hue", "saturation", "random_resized_crop", "augmentation_device", "compile",
+}  # fmt: skip
+EVAL_KEYS = SHARED_KEYS | {"trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder"}
 
-def test_defaults_are_the_papers() -> None:
+
+def test_defaults_are_those_of_the_paper() -> None:
     values = to_values(TrainConfig())
     assert {name: values[name] for name in PAPER} == PAPER
 
 
-@pytest.mark.parametrize("command", [TrainConfig, EvalConfig, GroupsConfig])
-def test_settings_survive_json(command: type) -> None:
-    config = from_values(command, {"M": 20} if command is GroupsConfig else {"recall_values": [1, 2], "seed": 5})
-    assert from_values(command, json.loads(json.dumps(to_values(config)))) == config
-
-
-@pytest.mark.parametrize("command", [TrainConfig, EvalConfig, GroupsConfig])
-def test_every_knob_explains_itself(command: type) -> None:
-    names = [item.name for _, items in knobs(command) for item in items]
-    assert len(names) == len(set(names))
-    for _, items in knobs(command):
-        for item in items:
-            assert len(item.metadata["text"]) > 15, item.name
+@pytest.mark.parametrize(("kind", "keys"), [(TrainConfig, TRAIN_KEYS), (EvalConfig, EVAL_KEYS)])
+def test_config_json_keeps_its_keys(kind: type, keys: set[str]) -> None:
+    assert set(to_values(kind())) == keys
 
 
 @pytest.mark.parametrize(
-    ("spelt", "meant"),
+    ("kind", "values"),
+    [
+        (TrainConfig, {"recall_values": [1, 2], "seed": 5}),
+        (EvalConfig, {"recall_values": [1, 2], "reduce_to": 5}),
+        (GroupsConfig, {"folder": "photos", "M": 20}),
+        (LocateConfig, {"photos": ["a.jpg", "b"], "index": "city", "near": "1,2,3", "fps": 2.0, "sequence": True}),
+    ],
+)
+def test_settings_survive_json(kind: type, values: dict) -> None:
+    config = from_values(kind, values)
+    assert from_values(kind, json.loads(json.dumps(to_values(config)))) == config
+
+
+def test_names_of_settings_are_unique_within_a_command() -> None:
+    for prog, command in leaf_commands(COSPLACE):
+        names = [name for one in command.settings for name in (one.name, *one.aliases)]
+        assert len(names) == len(set(names)), prog
+
+
+def test_hidden_settings_are_neither_flags_nor_values() -> None:
+    names = {one.name for one in all_settings(EvalConfig)}
+    assert not names & {"train_set_folder", "val_set_folder", "train_all_layers", "compile"}
+    with pytest.raises(ConfigError, match="Unknown setting 'compile'"):
+        from_values(EvalConfig, {"compile": True})
+
+
+# --- types, limits, required values ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner(Section):
+    """Inner settings"""
+
+    ratio: float | None = setting(None, "a ratio above 0", above=0, example="0.5")
+    paths: tuple[Path, ...] = setting((), "some paths")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer(Section):
+    """Outer settings."""
+
+    name: str = required("name of the thing", positional=True, metavar="NAME")
+    kind: str = setting("plain", "kind of the thing", choices=("plain", "striped"))
+    inner: Inner = section(Inner)
+
+
+def test_the_type_of_a_setting_follows_from_its_annotation() -> None:
+    ratio, paths = own_settings(Inner)
+    assert (ratio.type, ratio.is_list, ratio.metavar, ratio.label) == (float, False, "NUMBER", "--ratio")
+    assert (paths.type, paths.is_list, paths.metavar) == (Path, True, "PATH")
+    name, kind = own_settings(Outer)
+    assert (name.is_required, name.label, kind.metavar, kind.shown_default) == (True, "NAME", "plain|striped", "plain")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "NAME is required: name of the thing"),
+        ({"name": "x", "kind": "stripd"}, "--kind must be plain or striped, got 'stripd'. Did you mean striped?"),
+        ({"name": "x", "ratio": 0.0}, "--ratio must be above 0, got 0. Use for example 0.5."),
+        ({"name": "x", "ratio": float("nan")}, "--ratio must be above 0, got nan"),
+        ({"name": "x", "ration": 1}, "Unknown setting 'ration'. Did you mean ratio?"),
+    ],
+)
+def test_values_that_do_not_fit_are_explained(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        from_values(Outer, values)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("batch_size", 1, "--batch_size must be 2 or more, got 1"),
+        ("lr", float("nan"), "--lr must be 0 or more, got nan"),
+        ("hue", 0.6, "--hue must be between 0 and 0.5, got 0.6"),
+        ("recall_values", [1, 0], "--recall_values must be 1 or more, got 0"),
+        ("lr_schedule", "linear", "--lr_schedule must be constant or cosine, got 'linear'"),
+        ("batchsize", 3, "Did you mean batch_size"),
+    ],
+)
+def test_training_values_outside_their_limits(name: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_values(TrainConfig, {name: value})
+
+
+def test_sections_check_their_values_when_created() -> None:
+    with pytest.raises(ConfigError, match="--port must be between 0 and 65,535, got 70,000"):
+        ServerOptions(port=70_000)
+    with pytest.raises(ConfigError, match="--exact_rows must be 1 or more"):
+        IndexSettings(exact_rows=0)
+
+
+def test_flags_and_functions_share_their_defaults() -> None:
+    def default(function: Callable, name: str) -> object:
+        return signature(function).parameters[name].default
+
+    locate = from_values(LocateConfig, {"photos": ["a"], "index": "i"})
+    shown = {one.name: one.shown_default for one in all_settings(LocateConfig)}
+    assert locate.neighbours == default(Localizer, "k")
+    assert shown["max_speed"] == f"{default(Localizer.locate_sequence, 'max_speed_mps'):g}"
+    reduce = from_values(ReduceConfig, {"model": "m", "on": "o", "to": "t"})
+    assert reduce.reduction.max_photos == default(fit_reduction, "max_photos")
+    assert EvalConfig().testing.recall_values == EvaluationSettings().recall_values
+    assert EvalConfig().testing.positive_dist_threshold == EvaluationSettings().positive_dist_threshold
+
+
+# --- names and folders -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
     [("resnet50", "ResNet50"), ("RESNET-18", "ResNet18"), ("vgg_16", "VGG16"), ("efficientnet b3", "EfficientNet_B3")],
 )
-def test_backbones_in_any_spelling(spelt: str, meant: str) -> None:
-    assert canonical_backbone(spelt) == meant
-    assert [canonical_backbone(name.lower()) for name in BACKBONES] == list(BACKBONES)
+def test_backbones_in_any_spelling(spelling: str, name: str) -> None:
+    assert canonical_backbone(spelling) == name
+    assert [canonical_backbone(backbone.lower()) for backbone in BACKBONES] == list(BACKBONES)
 
 
-def test_unknown_backbone_offers_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="ResNet50"):
+def test_an_unknown_backbone_suggests_similar_names() -> None:
+    with pytest.raises(ConfigError, match="Did you mean ResNet50"):
         canonical_backbone("resnet5")
+    with pytest.raises(ConfigError, match="Choose from VGG16, "):
+        canonical_backbone("xyz")
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("batch_size", 1, "use 2 or more"), ("lr", float("nan"), "use 0 or more"), ("hue", 0.6, "use 0.5 or less"),
-        ("recall_values", [1, 0], "use 1 or more"), ("lr_schedule", "linear", "choose from constant, cosine"),
-        ("lerning_rate", 1, "Unknown setting 'lerning_rate'"), ("batchsize", 3, "did you mean batch_size"),
-    ],
-)  # fmt: skip
-def test_values_that_cannot_work_are_refused(name: str, value: object, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        from_values(TrainConfig, {name: value})
+def test_similar_names_ignore_case_and_separators() -> None:
+    assert similar_names("Batch-Size", ["batch_size", "seed"], count=1) == ["batch_size"]
+    assert similar_names("qqq", ["batch_size", "seed"]) == []
 
 
 def test_folders_come_from_their_flag_the_dataset_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Files of models: the same tensors in every kind of file, cards that tell the truth, reductions beside networks."""
+"""Convert weights files bit for bit, with correct model cards; write reduced models."""
 
 import json
 import shutil
@@ -11,17 +11,18 @@ import torch
 from cosplace.cli import main
 from cosplace.errors import CheckpointError, ConfigError, DatasetError
 from cosplace.export import conversion
-from cosplace.export.conversion import convert, reduce
+from cosplace.export.conversion import convert_model, reduce_model
 from cosplace.models.downloads import weights_folder
 from cosplace.models.encoder import load_model
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.models.opening import open_network
+from cosplace.models.opening import open_model
 from cosplace.models.reduction import ReducedNetwork
 from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256, write_weights
-from cosplace.training.checkpoint import BEST_MODEL, BEST_MODEL_SAFE
+from cosplace.retrieval.extraction import ExtractionSettings
+from cosplace.training.best_model import BEST_MODEL, BEST_MODEL_SAFE
 from cosplace.training.loop import train
 from cosplace.training.setup import prepare
-from tests.streets import settings, write_streets
+from tests.synthetic_dataset import settings, write_dataset
 
 HUB = """
 import torch
@@ -35,21 +36,21 @@ def mean():
 
 
 @pytest.fixture(scope="module")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_streets(tmp_path_factory.mktemp("streets"), num_places=8)
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"), num_places=8)
 
 
 @pytest.fixture(scope="module")
-def run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train(prepare(settings(streets, epochs_num=2, iterations_per_epoch=2)), folder)
+    train(prepare(settings(dataset_folder, epochs_num=2, iterations_per_epoch=2)), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def reduced(run: Path, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reduced(run: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reduced") / "small.safetensors"
-    reduce(run / BEST_MODEL, streets / "train", path, 8, image_size=32, device="cpu")
+    reduce_model(run / BEST_MODEL, dataset_folder / "train", path, 8, settings=ExtractionSettings(image_size=32))
     return path
 
 
@@ -67,7 +68,7 @@ def assert_equal(a: dict, b: dict) -> None:
         assert torch.equal(value, b[key])
 
 
-def said_by(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
+def run_command(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
     code = main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out + captured.err
@@ -76,7 +77,7 @@ def said_by(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str
 # --- the best model of a run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_keeps_its_best_model_as_safetensors_too(run: Path) -> None:
+def test_a_run_also_writes_its_best_model_as_safetensors(run: Path) -> None:
     assert_equal(read_state_dict(run / BEST_MODEL_SAFE), read_state_dict(run / BEST_MODEL))
     card = read_card(run / BEST_MODEL_SAFE)
     assert card["tensors_sha256"] == tensors_sha256(read_state_dict(run / BEST_MODEL))
@@ -88,270 +89,285 @@ def test_a_run_keeps_its_best_model_as_safetensors_too(run: Path) -> None:
 # --- convert ---------------------------------------------------------------------------------------------------------
 
 
-def test_there_and_back_is_the_same_bit_for_bit(run: Path, tmp_path: Path) -> None:
-    written = convert(run / BEST_MODEL, tmp_path / "a.safetensors")
+def test_converting_there_and_back_keeps_every_bit(run: Path, tmp_path: Path) -> None:
+    written = convert_model(run / BEST_MODEL, tmp_path / "a.safetensors")
     assert_equal(read_state_dict(written.path), read_state_dict(run / BEST_MODEL))
-    convert(tmp_path / "a.safetensors", tmp_path / "b.pth")
+    convert_model(tmp_path / "a.safetensors", tmp_path / "b.pth")
     back = torch.load(tmp_path / "b.pth", weights_only=True)
     assert_equal(back, read_state_dict(run / BEST_MODEL))
     assert read_card(written.path) == dict(written.card)
     assert written.num_bytes == written.path.stat().st_size
-    # Neither numbers that are not numbers nor short ones change.
+    # NaN and 16-bit numbers stay as they are.
     odd = read_state_dict(run / BEST_MODEL)
     odd["aggregation.3.bias"][0] = float("nan")
     odd["aggregation.3.weight"] = odd["aggregation.3.weight"].half()
     write_weights(tmp_path / "odd.pth", odd)
-    convert(tmp_path / "odd.pth", tmp_path / "odd.safetensors")
+    convert_model(tmp_path / "odd.pth", tmp_path / "odd.safetensors")
     assert tensors_sha256(read_state_dict(tmp_path / "odd.safetensors")) == tensors_sha256(odd)
 
 
-def test_the_card_says_what_the_run_knew(run: Path, tmp_path: Path) -> None:
-    card = convert(run / BEST_MODEL, tmp_path / "a.safetensors").card
+def test_the_card_has_the_facts_of_the_run(run: Path, tmp_path: Path) -> None:
+    card = convert_model(run / BEST_MODEL, tmp_path / "a.safetensors").card
     own = read_card(run / BEST_MODEL_SAFE)
     for key in ("format", "backbone", "fc_output_dim", "method", "image_size", "recalls", "tensors_sha256", "source"):
         assert card[key] == own[key]
     assert card["created"].startswith("20")
-    again = convert(tmp_path / "a.safetensors", tmp_path / "c.safetensors").card
+    again = convert_model(tmp_path / "a.safetensors", tmp_path / "c.safetensors").card
     assert again == card
     alone = shutil.copy(run / BEST_MODEL, tmp_path / "alone.pth")
-    card = convert(alone, tmp_path / "d.safetensors").card
+    card = convert_model(alone, tmp_path / "d.safetensors").card
     assert card["source"] == "alone.pth"
-    assert not {"recalls", "image_size", "method"} & card.keys()  # what is not known is not said
+    assert not {"recalls", "image_size", "method"} & card.keys()  # unknown entries are left out
 
 
 @pytest.fixture
-def fetched() -> str:
-    """A name of the zoo whose file is in the cache already."""
+def downloaded() -> str:
+    """A zoo name whose file is in the cache."""
     write_weights(weights_folder() / "ResNet18_32_cosplace.pth", GeoLocalizationNet("ResNet18", 32).state_dict())
     return "cosplace_resnet18_32"
 
 
-def test_a_name_of_the_zoo_is_converted_with_what_the_zoo_knows(fetched: str, tmp_path: Path) -> None:
-    card = convert(fetched, tmp_path / "a.safetensors").card
+def test_the_card_of_a_converted_zoo_model_has_the_facts_of_the_zoo(downloaded: str, tmp_path: Path) -> None:
+    card = convert_model(downloaded, tmp_path / "a.safetensors").card
     assert (card["backbone"], card["fc_output_dim"], card["method"]) == ("ResNet18", "32", "cosplace")
     assert card["source"].startswith("https://")
     assert card["licence"]
 
 
 @pytest.mark.slow
-def test_a_name_of_the_zoo_is_evaluated_and_trained(
-    fetched: str, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_eval_and_train_accept_a_zoo_name(
+    downloaded: str,
+    dataset_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    judged = ["eval", f"--dataset_folder={streets}", "--device=cpu", "--num_workers=0", "--recall_values", "1"]
-    code, said = said_by(capsys, *judged, "--resize_test_imgs", "--image_size=64", f"--model={fetched}")
-    assert code == 0, said
-    assert f"{fetched}, judged on" in next(tmp_path.glob("logs/default/*/report.html")).read_text()
-    prepared = prepare(settings(streets, resume_model=fetched, train_all_layers=True))
+    eval_command = [
+        "eval",
+        f"--dataset_folder={dataset_folder}",
+        "--device=cpu",
+        "--num_workers=0",
+        "--recall_values",
+        "1",
+    ]
+    code, output = run_command(capsys, *eval_command, "--resize_test_imgs", "--image_size=64", f"--model={downloaded}")
+    assert code == 0, output
+    assert f"{downloaded}, evaluated on" in next(tmp_path.glob("logs/default/*/report.html")).read_text()
+    prepared = prepare(settings(dataset_folder, resume_model=downloaded, train_all_layers=True))
     assert (prepared.config.model.backbone, prepared.config.model.fc_output_dim) == ("ResNet18", 32)
     assert all(parameter.requires_grad for parameter in prepared.state.model.parameters())
-    frozen = prepare(settings(streets, resume_model=fetched)).state.model
+    frozen = prepare(settings(dataset_folder, resume_model=downloaded)).state.model
     assert not all(parameter.requires_grad for parameter in frozen.parameters())
 
 
-def test_mistakes_in_converting_write_nothing(run: Path, reduced: Path, tmp_path: Path) -> None:
-    (tmp_path / "there.pth").write_bytes(b"mine")
+def test_convert_errors_write_nothing(run: Path, reduced: Path, tmp_path: Path) -> None:
+    (tmp_path / "existing.pth").write_bytes(b"mine")
     (tmp_path / "foreign.pth").write_bytes(b"no weights")
     write_weights(tmp_path / "other.pth", {"weight": torch.zeros(3)})
     cases = [
-        (run / BEST_MODEL, "there.pth", ConfigError, r"is there already: give another name, or --force"),
-        (run / BEST_MODEL, "a.onnx", ConfigError, r"end it with \.safetensors or \.pth"),
+        (run / BEST_MODEL, "existing.pth", ConfigError, "already exists.*replace it with --force"),
+        (run / BEST_MODEL, "a.onnx", ConfigError, r"Use \.safetensors or \.pth"),
         (tmp_path / "foreign.pth", "a.pth", CheckpointError, "foreign.pth"),
         (tmp_path / "other.pth", "a.pth", CheckpointError, "other.pth: These are not the weights of a CosPlace"),
-        (tmp_path / "gone.pth", "a.pth", CheckpointError, "There is no file of weights"),
+        (tmp_path / "gone.pth", "a.pth", CheckpointError, "There is no weights file"),
         ("cosplace_resnet50_511", "a.pth", ConfigError, "released with 511 dimensions"),
         ("hub:owner/repo:entry", "a.pth", ConfigError, "torch.hub"),
-        (reduced, "a.pth", ConfigError, r"only \.safetensors has a place"),
+        (reduced, "a.pth", ConfigError, r"cannot store the card .* Use the suffix \.safetensors"),
     ]
-    for source, to, kind, said in cases:
-        with pytest.raises(kind, match=said) as caught:
-            convert(source, tmp_path / to)
+    for source, to, kind, message in cases:
+        with pytest.raises(kind, match=message) as caught:
+            convert_model(source, tmp_path / to)
         assert "\n" not in str(caught.value)
-    assert (tmp_path / "there.pth").read_bytes() == b"mine"
+    assert (tmp_path / "existing.pth").read_bytes() == b"mine"
     assert not list(tmp_path.glob("a.*"))
-    convert(run / BEST_MODEL, tmp_path / "there.pth", force=True)
-    assert_equal(read_state_dict(tmp_path / "there.pth"), read_state_dict(run / BEST_MODEL))
+    convert_model(run / BEST_MODEL, tmp_path / "existing.pth", force=True)
+    assert_equal(read_state_dict(tmp_path / "existing.pth"), read_state_dict(run / BEST_MODEL))
 
 
-def test_a_disk_that_lies_is_found_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lose_a_bit(path: Path, tensors: dict, card: dict | None) -> None:
+def test_a_file_that_changes_when_it_is_read_back(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_other_values(path: Path, tensors: dict, card: dict | None) -> None:
         changed = {key: value.clone() for key, value in tensors.items()}
         changed["aggregation.3.bias"][0] += 1
         write_weights(path, changed, card)
 
-    monkeypatch.setattr(conversion, "write_weights", lose_a_bit)
-    with pytest.raises(CheckpointError, match="does not hold what was written"):
-        convert(run / BEST_MODEL, tmp_path / "a.safetensors")
+    monkeypatch.setattr(conversion, "write_weights", write_other_values)
+    with pytest.raises(CheckpointError, match="differs from what was written"):
+        convert_model(run / BEST_MODEL, tmp_path / "a.safetensors")
 
 
-def test_convert_on_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    code, said = said_by(capsys, "convert", run / BEST_MODEL, tmp_path / "a.safetensors")
+def test_convert_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    code, output = run_command(capsys, "convert", run / BEST_MODEL, tmp_path / "a.safetensors")
     assert code == 0
-    assert "read back and equal" in said
-    assert "backbone           ResNet18_Small" in said
-    code, said = said_by(capsys, "convert", run / BEST_MODEL, tmp_path / "a.safetensors")
-    assert (code, said.count("\n")) == (2, 1)
-    assert "--force" in said
-    assert said_by(capsys, "convert", run / BEST_MODEL, tmp_path / "a.safetensors", "--force")[0] == 0
-    code, said = said_by(capsys, "convert", tmp_path / "a.safetensors", tmp_path / "b.pth")
-    assert "A .pth has no place for this card" in said
+    assert "read back and compared" in output
+    assert "backbone           ResNet18_Small" in output
+    code, output = run_command(capsys, "convert", run / BEST_MODEL, tmp_path / "a.safetensors")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "--force" in output
+    assert run_command(capsys, "convert", run / BEST_MODEL, tmp_path / "a.safetensors", "--force")[0] == 0
+    code, output = run_command(capsys, "convert", tmp_path / "a.safetensors", tmp_path / "b.pth")
+    assert "A .pth file stores only the tensors" in output
 
 
 # --- reduce ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_reduced_model_is_a_model(reduced: Path, run: Path, streets: Path) -> None:
-    network = open_network(reduced)
+def test_a_reduced_model_opens_like_any_other(reduced: Path, run: Path, dataset_folder: Path) -> None:
+    network = open_model(reduced)
     assert isinstance(network, ReducedNetwork)
     card = read_card(reduced)
     assert (card["fc_output_dim"], card["features_dim"], card["reduction"]) == ("8", "16", "pca_whitening")
     assert card["reduction_photos"] == "48 of train"
     assert card["image_size"] == "32"
-    assert "recalls" not in card  # those of the whole model are not its own
-    photos = sorted((streets / "val" / "queries").iterdir())[:3]
+    assert "recalls" not in card  # they belong to the model without the reduction
+    photos = sorted((dataset_folder / "val" / "queries").iterdir())[:3]
     small = load_model(reduced, image_size=32, device="cpu").encode(photos)
     whole = load_model(run / BEST_MODEL, image_size=32, device="cpu").encode(photos)
-    wanted = whole @ network.reduction.weight.numpy().T + network.reduction.bias.numpy()
-    np.testing.assert_allclose(small, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-4)
+    expected = whole @ network.reduction.weight.numpy().T + network.reduction.bias.numpy()
+    np.testing.assert_allclose(small, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
     first = load_model(reduced, image_size=32, device="cpu", reduce_to=3).encode(photos)
     assert first.shape == (3, 3)
 
 
-def test_reducing_twice_gives_the_same_and_reduced_models_are_fitted_anew(
-    reduced: Path, streets: Path, tmp_path: Path
-) -> None:
+def test_a_reduced_model_can_be_reduced_again(reduced: Path, dataset_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "again.safetensors"
-    reduce(reduced, streets / "train", path, 8, image_size=32, device="cpu")
+    reduce_model(reduced, dataset_folder / "train", path, 8, settings=ExtractionSettings(image_size=32))
     old, new = read_state_dict(reduced), read_state_dict(path)
     assert old.keys() == new.keys()
     for key in old:
         torch.testing.assert_close(new[key], old[key], rtol=1e-3, atol=1e-3)
-    converted = convert(reduced, tmp_path / "copy.safetensors")
+    converted = convert_model(reduced, tmp_path / "copy.safetensors")
     assert_equal(read_state_dict(converted.path), old)
-    assert open_network(converted.path).fc_output_dim == 8
+    assert open_model(converted.path).fc_output_dim == 8
 
 
-def test_a_model_of_torch_hub_is_reduced_by_name(hub: str, streets: Path, tmp_path: Path) -> None:
+def test_a_reduced_torch_hub_model_is_stored_by_name(hub: str, dataset_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "hub.safetensors"
     with pytest.raises(ConfigError, match="--trust_remote_code"):
-        reduce(hub, streets / "train", path, 6, device="cpu")
-    reduce(hub, streets / "train", path, 6, device="cpu", trust_remote_code=True)
+        reduce_model(hub, dataset_folder / "train", path, 6)
+    reduce_model(hub, dataset_folder / "train", path, 6, trust_remote_code=True)
     assert sorted(read_state_dict(path)) == ["reduction.bias", "reduction.weight"]
     assert read_card(path)["base_model"] == hub
     with pytest.raises(ConfigError, match="--trust_remote_code"):
         load_model(path)
     model = load_model(path, device="cpu", trust_remote_code=True)
-    photo = next((streets / "val" / "queries").iterdir())
+    photo = next((dataset_folder / "val" / "queries").iterdir())
     assert model.encode(photo).shape == (1, 6)
-    with pytest.raises(CheckpointError, match=r"hub\.safetensors: it holds the reduction of hub:.* alone"):
-        convert(path, tmp_path / "copy.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"hub\.safetensors contains only a reduction of hub:.* cannot be converted"
+    ):
+        convert_model(path, tmp_path / "copy.safetensors")
 
 
-def test_the_path_of_a_clone_is_kept_absolute(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_a_local_clone_becomes_absolute(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert conversion._spec("hub:./clone:mean") == hub
-    assert conversion._spec("hub:./clone:mean(size=3)") == f"{hub}(size=3)"
-    assert conversion._spec("hub:owner/repo:main:entry(1)") == "hub:owner/repo:main:entry(1)"
+    assert conversion._absolute_hub_name("hub:./clone:mean") == hub
+    assert conversion._absolute_hub_name("hub:./clone:mean(size=3)") == f"{hub}(size=3)"
+    assert conversion._absolute_hub_name("hub:owner/repo:main:entry(1)") == "hub:owner/repo:main:entry(1)"
 
 
-def test_mistakes_in_reducing_write_nothing(run: Path, streets: Path, tmp_path: Path) -> None:
+def test_reduce_errors_write_nothing(run: Path, dataset_folder: Path, tmp_path: Path) -> None:
     model = run / BEST_MODEL
     cases = [
-        ({"dims": 17}, ConfigError, "17 dimensions cannot be made of the model's 16"),
+        ({"dims": 17}, ConfigError, "from 1 to 16 .*got 17"),
         ({"folder": tmp_path / "nowhere"}, DatasetError, "does not exist"),
-        ({"max_photos": 8}, ConfigError, r"8 photos of .* are too few to fit 8 dimensions"),
-        ({"to": tmp_path / "a.pth"}, ConfigError, r"only \.safetensors has a place"),
-        ({"to": run / BEST_MODEL_SAFE}, ConfigError, "is there already"),
-        ({"model": tmp_path / "gone.pth"}, CheckpointError, "There is no file of weights"),
+        ({"max_photos": 8}, ConfigError, r"8 photos in .* are too few to fit 8 dimensions"),
+        ({"to": tmp_path / "a.pth"}, ConfigError, r"cannot store the card .* Use the suffix \.safetensors"),
+        ({"to": run / BEST_MODEL_SAFE}, ConfigError, "already exists"),
+        ({"model": tmp_path / "gone.pth"}, CheckpointError, "There is no weights file"),
         ({"method": "ica"}, ConfigError, "Unknown reduction 'ica'"),
     ]
-    usual = {"model": model, "folder": streets / "train", "to": tmp_path / "a.safetensors", "dims": 8, "device": "cpu"}
-    for changes, kind, said in cases:
-        with pytest.raises(kind, match=said):
-            reduce(**{**usual, **changes})
+    usual = {"model": model, "folder": dataset_folder / "train", "to": tmp_path / "a.safetensors", "dims": 8}
+    for changes, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            reduce_model(**{**usual, **changes})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_reduce_and_eval_on_the_command_line(
-    run: Path, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_reduce_and_eval_commands(
+    run: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     size, testing = ["--image_size=32"], ["--resize_test_imgs", "--device=cpu", "--num_workers=0"]
-    judged = ["eval", f"--dataset_folder={streets}", *size, *testing]
-    code, said = said_by(
-        capsys, "reduce", run / BEST_MODEL, "--on", streets / "train", "--to", "small.safetensors", "--dims=8", *size,
-        "--device=cpu", "--num_workers=0",
+    eval_command = ["eval", f"--dataset_folder={dataset_folder}", *size, *testing]
+    code, output = run_command(
+        capsys, "reduce", run / BEST_MODEL, "--on", dataset_folder / "train", "--to", "small.safetensors", "--dims=8",
+        *size, "--device=cpu", "--num_workers=0",
     )  # fmt: skip
-    assert code == 0, said
-    assert "reduction          pca_whitening" in said
+    assert code == 0, output
+    assert "reduction          pca_whitening" in output
     recalls = []
     for flags in (
         ["--model=small.safetensors", "--reduce_to=4"],
         [f"--model={run / BEST_MODEL}", "--reduce_to=4"],
-        [f"--resume_model={run / BEST_MODEL_SAFE}", "--reduce_to=4", f"--reduce_on={streets / 'train'}"],
+        [f"--resume_model={run / BEST_MODEL_SAFE}", "--reduce_to=4", f"--reduce_on={dataset_folder / 'train'}"],
     ):
-        code, said = said_by(capsys, *judged, *flags)
-        assert code == 0, said
-        recalls.append([line for line in said.splitlines() if line.startswith("R@1")])
+        code, output = run_command(capsys, *eval_command, *flags)
+        assert code == 0, output
+        recalls.append([line for line in output.splitlines() if line.startswith("R@1")])
     assert recalls[0] == recalls[1] == recalls[2]
     assert len(recalls[0]) == 1
     report = sorted(tmp_path.glob("logs/default/*/report.html"))[-1].read_text()
     assert "reduced to 4 dimensions" in report
-    code, said = said_by(capsys, *judged, f"--model={run / BEST_MODEL}", "--reduce_to=4", "--reduce_method=truncation")
-    assert code == 0, said
+    code, output = run_command(
+        capsys, *eval_command, f"--model={run / BEST_MODEL}", "--reduce_to=4", "--reduce_method=truncation"
+    )
+    assert code == 0, output
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--model=RUN", "--resume_model=other.pth"], "contradicts --model"),
         (["--model=RUN", "--backbone=ResNet50"], "--backbone ResNet50 contradicts"),
         (["--model=RUN", "--fc_output_dim=32"], "--fc_output_dim 32 contradicts"),
-        (["--model=RUN", "--reduce_to=17"], "17 dimensions cannot be made of the model's 16"),
-        (["--model=RUN", "--reduce_to=4", "--reduce_on=STREETS/test"], "holds photos of the test set"),
-        (["--model=RUN", "--reduce_to=4", "--reduce_on=STREETS"], "holds photos of the test set"),
-        (["--model=RUN", "--reduce_to=4", "--reduce_on=STREETS/test/database"], "holds photos of the test set"),
-        (["--model=RUN", "--reduce_on=STREETS/train"], "with --reduce_to"),
-        (["--model=RUN", "--reduce_to=4", "--descriptors_folder=kept"], "write it with `cosplace reduce` first"),
-        (["--model=SMALL", "--reduce_to=9"], "9 dimensions cannot be made of 8"),
-        (["--model=SMALL", "--reduce_to=4", "--reduce_on=STREETS/train"], "has its reduction already"),
+        (["--model=RUN", "--reduce_to=17"], "the model's own), got 17"),
+        (["--model=RUN", "--reduce_to=4", "--reduce_on=STREETS/test"], "has photos of the test set"),
+        (["--model=RUN", "--reduce_to=4", "--reduce_on=STREETS"], "has photos of the test set"),
+        (["--model=RUN", "--reduce_to=4", "--reduce_on=STREETS/test/database"], "has photos of the test set"),
+        (["--model=RUN", "--reduce_on=STREETS/train"], "needs --reduce_to"),
+        (["--model=RUN", "--reduce_to=4", "--descriptors_folder=kept"], "Write it with `cosplace reduce`, then"),
+        (["--model=SMALL", "--reduce_to=9"], "from 1 to 8, got 9"),
+        (["--model=SMALL", "--reduce_to=4", "--reduce_on=STREETS/train"], "already has a reduction"),
         (["--model=cosplace_resnet50_511"], "released with 511 dimensions"),
         (["--model=hub:owner/repo:entry"], "--trust_remote_code"),
     ],
 )
-def test_mistakes_in_evaluating(
-    flags, said, run: Path, reduced: Path, streets: Path, tmp_path: Path, monkeypatch, capsys
+def test_eval_errors(
+    flags, message, run: Path, reduced: Path, dataset_folder: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {"RUN": str(run / BEST_MODEL), "SMALL": str(reduced), "STREETS": str(streets)}
+    names = {"RUN": str(run / BEST_MODEL), "SMALL": str(reduced), "STREETS": str(dataset_folder)}
     for name, path in names.items():
         flags = [flag.replace(name, path) for flag in flags]
-    code, text = said_by(capsys, "eval", f"--dataset_folder={streets}", "--device=cpu", "--num_workers=0", *flags)
+    code, text = run_command(
+        capsys, "eval", f"--dataset_folder={dataset_folder}", "--device=cpu", "--num_workers=0", *flags
+    )
     assert code == 2
     error = next(line for line in text.splitlines() if line.startswith("error:"))
-    assert said in error
+    assert message in error
 
 
-def test_models_of_torch_hub_are_evaluated_and_forecast(
-    hub: str, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_eval_and_dry_run_of_torch_hub_models(
+    hub: str, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    judged = ["eval", f"--dataset_folder={streets}", "--device=cpu", "--num_workers=0", f"--model={hub}"]
-    code, said = said_by(capsys, *judged, "--trust_remote_code")
-    assert code == 0, said
-    assert "R@1" in said
+    eval_command = ["eval", f"--dataset_folder={dataset_folder}", "--device=cpu", "--num_workers=0", f"--model={hub}"]
+    code, output = run_command(capsys, *eval_command, "--trust_remote_code")
+    assert code == 0, output
+    assert "R@1" in output
     results = json.loads(next(tmp_path.glob("logs/default/*/results.json")).read_text())
     assert results["recalls"]["1"] > 50
-    code, said = said_by(capsys, *judged, "--trust_remote_code", "--dry_run")
-    assert code == 0, said
-    assert "descriptors take" in said
-    code, said = said_by(capsys, *judged, "--trust_remote_code", "--reduce_to=6")
-    assert code == 0, said
+    code, output = run_command(capsys, *eval_command, "--trust_remote_code", "--dry_run")
+    assert code == 0, output
+    assert "descriptors need" in output
+    code, output = run_command(capsys, *eval_command, "--trust_remote_code", "--reduce_to=6")
+    assert code == 0, output
 
 
-def test_what_cannot_be_trained_is_told(hub: str, reduced: Path, streets: Path) -> None:
-    with pytest.raises(ConfigError, match="has a reduction behind it and cannot be trained"):
-        prepare(settings(streets, resume_model=str(reduced)))
-    with pytest.raises(ConfigError, match=r"comes through torch\.hub and is no file of weights"):
-        prepare(settings(streets, resume_model=hub))
+def test_models_that_cannot_be_trained(hub: str, reduced: Path, dataset_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="has a reduction and cannot be trained"):
+        prepare(settings(dataset_folder, resume_model=str(reduced)))
+    with pytest.raises(ConfigError, match=r"loaded through torch\.hub and has no weights file"):
+        prepare(settings(dataset_folder, resume_model=hub))

@@ -1,4 +1,4 @@
-"""Exported files: the same descriptors in another runtime, for any size, and no file without its check."""
+"""Exported files: the same descriptors in other runtimes for photos of any size; a file only if its check passes."""
 
 import logging
 import subprocess
@@ -16,12 +16,12 @@ import cosplace
 from cosplace.cli import main
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError
 from cosplace.export import settings as settings_module
-from cosplace.export.deployable import smallest_side
+from cosplace.export.deployable import find_smallest_side
 from cosplace.export.exporter import ExportReport, export_model, export_network
 from cosplace.export.onnx_format import _name_axes
 from cosplace.export.runtime import open_exported
 from cosplace.export.settings import ExportError, ExportSettings
-from cosplace.export.verification import Check, Difference
+from cosplace.export.verification import Comparison, Difference
 from cosplace.models.encoder import Encoder
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.reduction import ReducedNetwork, Reduction
@@ -29,20 +29,20 @@ from cosplace.models.weight_files import write_weights
 from cosplace.photos.normalization import normalize
 from cosplace.retrieval.dataset import open_retrieval_dataset
 from cosplace.retrieval.extraction import extract
-from tests.streets import write_streets
+from tests.synthetic_dataset import write_dataset
 
-pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+pytestmark = pytest.mark.slow  # too slow for `make check`; `make test` runs them
 
 onnx = pytest.importorskip("onnx", reason="pip install 'cosplace[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'cosplace[export]'")
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "examples" / "onnx_runtime" / "describe.py"
-SIZES = ((1, 64, 64), (2, 75, 101), (3, 33, 129), (1, 160, 90), (4, 121, 49))  # none of them one that was traced
+EXAMPLE = ROOT / "examples" / "onnx_runtime" / "encode.py"
+SIZES = ((1, 64, 64), (2, 75, 101), (3, 33, 129), (1, 160, 90), (4, 121, 49))  # other sizes than the traced one
 
 
-def trained_looking(network: GeoLocalizationNet) -> GeoLocalizationNet:
-    """Give batch norms statistics that matter, as after training."""
+def with_statistics(network: GeoLocalizationNet) -> GeoLocalizationNet:
+    """Give batch norms the statistics of a trained network."""
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -53,7 +53,7 @@ def trained_looking(network: GeoLocalizationNet) -> GeoLocalizationNet:
 
 @pytest.fixture(scope="module")
 def network() -> GeoLocalizationNet:
-    return trained_looking(GeoLocalizationNet("ResNet18_Small", 16, generator=torch.Generator().manual_seed(0)))
+    return with_statistics(GeoLocalizationNet("ResNet18_Small", 16, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +64,20 @@ def weights(network: GeoLocalizationNet, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_streets(tmp_path_factory.mktemp("streets"), num_places=6)
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"), num_places=6)
 
 
 @pytest.fixture(scope="module")
-def report(weights: Path, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    """An fp32 file, checked on the streets."""
+def report(weights: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """An fp32 file, compared on the synthetic dataset."""
     to = tmp_path_factory.mktemp("exported") / "model.onnx"
-    return export_model(weights, to, ExportSettings(image_size=48, check_dataset=streets / "test"))
+    return export_model(weights, to, ExportSettings(image_size=48, check_dataset=dataset_folder / "test"))
 
 
 @pytest.fixture(scope="module")
 def pixel_report(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    """An fp16 file that normalises by itself."""
+    """An fp16 file that includes preprocessing."""
     to = tmp_path_factory.mktemp("exported") / "pixels.onnx"
     return export_model(weights, to, ExportSettings(precision="fp16", with_preprocessing=True))
 
@@ -88,13 +88,13 @@ def some_photos(size: tuple[int, int, int]) -> torch.Tensor:
     return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-def described(network: nn.Module, photos: torch.Tensor) -> np.ndarray:
+def pytorch_descriptors(network: nn.Module, photos: torch.Tensor) -> np.ndarray:
     with torch.inference_mode():
         return network(normalize(photos)).numpy()
 
 
 def run_session(path: Path, images: np.ndarray) -> np.ndarray:
-    """As another program would, without this package."""
+    """Run a file in ONNX Runtime, without this package."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(["descriptors"], {"images": images})[0]
 
@@ -103,15 +103,15 @@ def run_session(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_onnx_runtime_gives_the_descriptors_of_pytorch(
+def test_onnx_runtime_computes_the_same_descriptors_as_pytorch(
     report: ExportReport, network: GeoLocalizationNet, size: tuple[int, int, int]
 ) -> None:
     photos = some_photos(size)
     found = run_session(report.path, normalize(photos).contiguous().numpy())
-    np.testing.assert_allclose(found, described(network, photos), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, pytorch_descriptors(network, photos), rtol=0, atol=1e-5)
 
 
-def test_the_file_is_one_with_named_axes_and_no_notes(report: ExportReport) -> None:
+def test_an_onnx_file_is_one_file_with_named_axes_and_no_paths(report: ExportReport) -> None:
     assert [path.name for path in report.path.parent.iterdir()] == ["model.onnx"]
     model = onnx.load(report.path)
     axes = [axis.dim_param or axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim]
@@ -125,34 +125,34 @@ def test_the_file_is_one_with_named_axes_and_no_notes(report: ExportReport) -> N
     assert report.opset == 20 or report.opset == 18
 
 
-def test_the_file_tells_how_to_feed_it(report: ExportReport, weights: Path) -> None:
+def test_metadata_describes_the_input(report: ExportReport, weights: Path) -> None:
     import hashlib
 
-    facts = open_exported(report.path).facts
-    assert facts == report.facts
-    assert facts["backbone"] == "ResNet18_Small"
-    assert (facts["dimension"], facts["precision"], facts["reduction"]) == ("16", "fp32", "none")
-    assert (facts["input_layout"], facts["input_type"], facts["image_size"]) == ("NCHW", "float32", "48")
-    assert facts["source_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert facts["model"] == "best_model.pth"
-    assert facts["cosplace_version"] == cosplace.__version__
+    metadata = open_exported(report.path).metadata
+    assert metadata == report.metadata
+    assert metadata["backbone"] == "ResNet18_Small"
+    assert (metadata["dimension"], metadata["precision"], metadata["reduction"]) == ("16", "fp32", "none")
+    assert (metadata["input_layout"], metadata["input_type"], metadata["image_size"]) == ("NCHW", "float32", "48")
+    assert metadata["source_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert metadata["model"] == "best_model.pth"
+    assert metadata["cosplace_version"] == cosplace.__version__
 
 
-def test_recalls_of_both_are_told(report: ExportReport) -> None:
-    check = report.check
-    assert check.pytorch_recalls is not None
-    assert check.pytorch_recalls == check.exported_recalls
-    assert check.recall_loss == 0
-    text = "\n".join(report.lines())
-    assert f"test/queries_v1, the file: R@1: {check.pytorch_recalls[1]:.1f}" in text
-    assert "queries of test/queries_v1" in text  # what descriptors were compared on
-    assert check.worst.largest < 1e-5
+def test_recalls_of_pytorch_and_the_file_are_reported(report: ExportReport) -> None:
+    comparison = report.comparison
+    assert comparison.pytorch_recalls is not None
+    assert comparison.pytorch_recalls == comparison.exported_recalls
+    assert comparison.recall_loss == 0
+    text = "\n".join(report.summary_lines())
+    assert f"test/queries_v1, the file: R@1: {comparison.pytorch_recalls[1]:.1f}" in text
+    assert "queries of test/queries_v1" in text  # the photos that were compared
+    assert comparison.worst.largest < 1e-5
 
 
-def test_an_exported_file_is_a_network_for_extract(
-    pixel_report: ExportReport, report: ExportReport, network: GeoLocalizationNet, streets: Path
+def test_extract_accepts_an_exported_file(
+    pixel_report: ExportReport, report: ExportReport, network: GeoLocalizationNet, dataset_folder: Path
 ) -> None:
-    images = open_retrieval_dataset(streets / "test").queries
+    images = open_retrieval_dataset(dataset_folder / "test").queries
     expected = extract(network, images, image_size=40).descriptors[:]
     np.testing.assert_allclose(
         extract(open_exported(report.path), images, image_size=40).descriptors[:], expected, atol=1e-5
@@ -165,17 +165,17 @@ def test_an_exported_file_is_a_network_for_extract(
 
 
 @pytest.mark.parametrize("size", SIZES[:3])
-def test_photos_as_they_are(
+def test_uint8_photos_as_input(
     pixel_report: ExportReport, network: GeoLocalizationNet, size: tuple[int, int, int]
 ) -> None:
     photos = some_photos(size)
     found = run_session(pixel_report.path, photos.permute(0, 2, 3, 1).contiguous().numpy())
     assert found.dtype == np.float32
-    assert (found * described(network, photos)).sum(1).min() > 0.9999
-    assert pixel_report.facts["input_layout"] == "NHWC"
+    assert (found * pytorch_descriptors(network, photos)).sum(1).min() > 0.9999
+    assert pixel_report.metadata["input_layout"] == "NHWC"
 
 
-def test_fp16_halves_the_backbone_and_leaves_the_head(pixel_report: ExportReport, report: ExportReport) -> None:
+def test_fp16_converts_only_the_backbone(pixel_report: ExportReport, report: ExportReport) -> None:
     model = onnx.load(pixel_report.path)
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     float16, float32 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
@@ -191,26 +191,26 @@ def test_preprocessing_in_fp32_is_exact(network: GeoLocalizationNet, tmp_path: P
     written = export_network(network, tmp_path / "p.onnx", ExportSettings(with_preprocessing=True))
     photos = some_photos((2, 61, 83))
     found = run_session(written.path, photos.permute(0, 2, 3, 1).contiguous().numpy())
-    np.testing.assert_allclose(found, described(network, photos), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, pytorch_descriptors(network, photos), rtol=0, atol=1e-5)
 
 
-def test_int8(network: GeoLocalizationNet, report: ExportReport, streets: Path, tmp_path: Path) -> None:
+def test_int8(network: GeoLocalizationNet, report: ExportReport, dataset_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for number, path in enumerate(sorted((streets / "train").rglob("*.jpg"))[::2]):
-        (folder / f"{number:02d}.jpg").write_bytes(path.read_bytes())  # names without coordinates do
+    for number, path in enumerate(sorted((dataset_folder / "train").rglob("*.jpg"))[::2]):
+        (folder / f"{number:02d}.jpg").write_bytes(path.read_bytes())  # names without coordinates are enough
     (folder / "00.jpg").write_bytes(b"damaged")
     settings = ExportSettings(precision="int8", calibrate_on=folder, calibration_photos=10, image_size=64)
     handlers = list(logging.root.handlers)
     written = export_network(network, tmp_path / "model.onnx", settings)
-    assert logging.root.handlers == handlers  # the quantizer adds one of its own
-    assert written.num_calibrated_on == 9  # of 10, one is damaged
-    assert written.check.photos == "photos it was not calibrated on"
+    assert logging.root.handlers == handlers  # the quantizer adds one
+    assert written.num_calibration_photos == 9  # of 10, one is damaged
+    assert written.comparison.photos == "photos outside the calibration"
     assert written.num_bytes < 0.4 * report.num_bytes
     nodes = onnx.load(written.path).graph.node
-    made_by = {name: node for node in nodes for name in node.output}
+    producers = {name: node for node in nodes for name in node.output}
     for node in nodes:
-        sources = [made_by[name].op_type for name in node.input if name in made_by]
+        sources = [producers[name].op_type for name in node.input if name in producers]
         if node.op_type == "Conv":
             assert sources[:2] == ["DequantizeLinear"] * 2
         if node.op_type in ("Gemm", "Log", "Exp", "ReduceMean"):
@@ -218,7 +218,7 @@ def test_int8(network: GeoLocalizationNet, report: ExportReport, streets: Path, 
     photos = torch.stack([torch.from_numpy(np.array(Image.open(folder / f"{n:02d}.jpg"))) for n in (3, 5)])
     photos = photos.permute(0, 3, 1, 2)
     found = run_session(written.path, normalize(photos).contiguous().numpy())
-    expected = described(network, photos)
+    expected = pytorch_descriptors(network, photos)
     assert (found * expected).sum(1).min() > 0.95
     assert not np.allclose(found, expected, atol=1e-5)
 
@@ -228,12 +228,12 @@ def test_a_reduced_network(network: GeoLocalizationNet, tmp_path: Path) -> None:
     reduction = Reduction(torch.randn(5, 16, generator=generator), torch.randn(5, generator=generator), "pca_whitening")
     reduced = ReducedNetwork(network, reduction).eval()
     written = export_network(reduced, tmp_path / "reduced.onnx", ExportSettings(precision="fp16"))
-    assert (written.facts["dimension"], written.facts["fc_output_dim"]) == ("5", "16")
-    assert written.facts["reduction"] == "pca_whitening"
+    assert (written.metadata["dimension"], written.metadata["fc_output_dim"]) == ("5", "16")
+    assert written.metadata["reduction"] == "pca_whitening"
     photos = some_photos((2, 57, 80))
     found = run_session(written.path, normalize(photos).contiguous().numpy())
     assert found.shape == (2, 5)
-    assert (found * described(reduced, photos)).sum(1).min() > 0.999
+    assert (found * pytorch_descriptors(reduced, photos)).sum(1).min() > 0.999
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 1 - 1e-9), ("fp16", 0.9999)])
@@ -250,15 +250,15 @@ def test_torch_export(
     settings = ExportSettings(format="torch_export", precision=precision, image_size=64)
     written = export_model(weights, tmp_path / "model.pt2", settings)
     assert written.opset is None
-    program = torch.export.load(written.path).module()  # as another program would
+    program = torch.export.load(written.path).module()  # without this package
     for size in SIZES:
         photos = some_photos(size)
         found = program(normalize(photos).contiguous()).double().numpy()
-        assert (found * described(network, photos)).sum(1).min() > least - 1e-6
-    assert open_exported(written.path).facts == written.facts
+        assert (found * pytorch_descriptors(network, photos)).sum(1).min() > least - 1e-6
+    assert open_exported(written.path).metadata == written.metadata
 
 
-def test_the_network_stays_as_it_was(network: GeoLocalizationNet, tmp_path: Path) -> None:
+def test_the_network_is_not_changed(network: GeoLocalizationNet, tmp_path: Path) -> None:
     training = GeoLocalizationNet("ResNet18_Small", 16)
     training.load_state_dict(network.state_dict())
     before = {key: value.clone() for key, value in training.state_dict().items()}
@@ -270,112 +270,114 @@ def test_the_network_stays_as_it_was(network: GeoLocalizationNet, tmp_path: Path
 
 
 @pytest.mark.parametrize("backbone", ["VGG16", "ResNet18", "ResNet50", "EfficientNet_B0"])
-def test_every_kind_of_backbone(backbone: str, tmp_path: Path) -> None:
-    network = trained_looking(GeoLocalizationNet(backbone, 24, generator=torch.Generator().manual_seed(0)))
+def test_every_backbone_family(backbone: str, tmp_path: Path) -> None:
+    network = with_statistics(GeoLocalizationNet(backbone, 24, generator=torch.Generator().manual_seed(0)))
     written = export_network(network, tmp_path / "model.onnx")
     for size in SIZES:
         photos = some_photos(size)
         found = run_session(written.path, normalize(photos).contiguous().numpy())
-        np.testing.assert_allclose(found, described(network, photos), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found, pytorch_descriptors(network, photos), rtol=0, atol=1e-5)
 
 
 def test_real_photos(real_photos_folder: Path, tmp_path: Path) -> None:
-    network = trained_looking(GeoLocalizationNet("ResNet18_Small", 64, generator=torch.Generator().manual_seed(0)))
+    network = with_statistics(GeoLocalizationNet("ResNet18_Small", 64, generator=torch.Generator().manual_seed(0)))
     settings = ExportSettings(image_size=128, check_dataset=real_photos_folder / "test", precision="int8",
                               calibrate_on=real_photos_folder / "train", calibration_photos=32)  # fmt: skip
-    check = export_network(network, tmp_path / "model.onnx", settings).check
-    assert check.num_queries == 94
-    assert check.worst.least_cosine > 0.95
-    assert check.recall_loss is not None
+    comparison = export_network(network, tmp_path / "model.onnx", settings).comparison
+    assert comparison.num_queries == 94
+    assert comparison.worst.least_cosine > 0.95
+    assert comparison.recall_loss is not None
 
 
 # --- the check -------------------------------------------------------------------------------------------------------
 
 
-def test_no_file_without_its_check(network: GeoLocalizationNet, tmp_path: Path) -> None:
+def test_a_failed_check_writes_no_file(network: GeoLocalizationNet, tmp_path: Path) -> None:
     strict = ExportSettings(precision="fp16", max_difference=1e-12)
     with pytest.raises(ExportError, match=r"no file was written.*fp16 and PyTorch differ by.*--max_difference"):
         export_network(network, tmp_path / "model.onnx", strict)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "model.onnx").write_text("what was there")
+    (tmp_path / "model.onnx").write_text("old content")
     with pytest.raises(ExportError):
         export_network(network, tmp_path / "model.onnx", replace(strict, force=True))
-    assert (tmp_path / "model.onnx").read_text() == "what was there"
+    assert (tmp_path / "model.onnx").read_text() == "old content"
 
 
-def test_a_file_of_other_weights_fails(
+def test_a_file_with_other_weights_fails_the_check(
     network: GeoLocalizationNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = trained_looking(GeoLocalizationNet("ResNet18_Small", 16, generator=torch.Generator().manual_seed(9)))
-    monkeypatch.setattr("cosplace.export.exporter.Portable", lambda _, **knobs: _portable(other, **knobs))
+    other = with_statistics(GeoLocalizationNet("ResNet18_Small", 16, generator=torch.Generator().manual_seed(9)))
+    monkeypatch.setattr(
+        "cosplace.export.exporter.DeployableNetwork", lambda _, **options: _deployable(other, **options)
+    )
     with pytest.raises(ExportError, match="descriptors of fp32 and PyTorch differ by"):
         export_network(network, tmp_path / "model.onnx")
 
 
-def _portable(network: nn.Module, **knobs: bool) -> nn.Module:
-    from cosplace.export.deployable import Portable
+def _deployable(network: nn.Module, **options: bool) -> nn.Module:
+    from cosplace.export.deployable import DeployableNetwork
 
-    return Portable(network, **knobs)
+    return DeployableNetwork(network, **options)
 
 
-def a_check(**changes: object) -> Check:
+def comparison_with(**changes: object) -> Comparison:
     difference = Difference(size=(1, 2, 3), largest=1e-7, least_cosine=1.0, mean_cosine=1.0)
-    check = Check(
-        precision="fp32", photos="made pictures", differences=(difference,), latency_size=(2, 3), pytorch_ms=1.0,
+    comparison = Comparison(
+        precision="fp32", photos="synthetic images", differences=(difference,), latency_size=(2, 3), pytorch_ms=1.0,
         exported_ms=1.0, num_threads=1, dataset="test/queries", num_queries=200,
         pytorch_recalls={1: 90.0, 5: 95.0}, exported_recalls={1: 90.0, 5: 95.0},
     )  # fmt: skip
-    return replace(check, **changes)
+    return replace(comparison, **changes)
 
 
 def test_limits() -> None:
-    a_check().require(1e-5, 0.0)
+    comparison_with().check_limits(1e-5, 0.0)
     for largest in (2e-5, float("nan")):
         worse = Difference(size=(1, 2, 3), largest=largest, least_cosine=1.0, mean_cosine=1.0)
         with pytest.raises(ExportError, match="3 x 2 pixels, more than 1e-05"):
-            a_check(differences=(worse,)).require(1e-5, 0.0)
+            comparison_with(differences=(worse,)).check_limits(1e-5, 0.0)
     turned = Difference(size=(1, 2, 3), largest=0.0, least_cosine=0.9, mean_cosine=0.9)
     with pytest.raises(ExportError, match=r"1 - cosine similarity of descriptors of int8 and PyTorch differ by 0\.1"):
-        a_check(precision="int8", differences=(turned,)).require(0.05, 0.0)
-    a_check(exported_recalls={1: 89.5, 5: 96.0}).require(1e-5, 0.0)  # one query of 200
+        comparison_with(precision="int8", differences=(turned,)).check_limits(0.05, 0.0)
+    comparison_with(exported_recalls={1: 89.5, 5: 96.0}).check_limits(1e-5, 0.0)  # one query of 200
     with pytest.raises(ExportError, match=r"recall on test/queries falls by 1\.0 points, more than 0\.1"):
-        a_check(exported_recalls={1: 90.0, 5: 94.0}).require(1e-5, 0.1)
-    a_check(exported_recalls={1: 90.0, 5: 94.0}).require(1e-5, 1.0)
+        comparison_with(exported_recalls={1: 90.0, 5: 94.0}).check_limits(1e-5, 0.1)
+    comparison_with(exported_recalls={1: 90.0, 5: 94.0}).check_limits(1e-5, 1.0)
 
 
-def test_an_axis_that_the_exporter_fixed_is_no_success() -> None:
+def test_a_fixed_axis_is_an_error() -> None:
     value = onnx.helper.make_tensor_value_info
     inputs = [value("images", onnx.TensorProto.FLOAT, ["s0", 3, 224, "s2"])]
     outputs = [value("descriptors", onnx.TensorProto.FLOAT, ["s0", 8])]
     model = onnx.helper.make_model(onnx.helper.make_graph([], "g", inputs, outputs))
-    with pytest.raises(ExportError, match="fixed the height of the exported network to 224"):
+    with pytest.raises(ExportError, match="exported a network with a fixed height of 224"):
         _name_axes(model, channels_last=False)
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--format", "onxx"], "Unknown --format 'onxx': use onnx"),
-        (["--precision", "fp8"], "Unknown --precision 'fp8': use"),
-        (["--precision", "int8"], "add --calibrate_on FOLDER"),
-        (["--precision", "int8", "--format", "torch_export", "--calibrate_on", "x"], "use --format onnx"),
+        (["--format", "onxx"], "--format must be onnx or torch_export, got 'onxx'. Did you mean onnx?"),
+        (["--precision", "fp8"], "--precision must be fp32, fp16 or int8, got 'fp8'"),
+        (["--precision", "int8"], "Add --calibrate_on FOLDER"),
+        (["--precision", "int8", "--format", "torch_export", "--calibrate_on", "x"], "Use --format onnx"),
         (["--precision", "int8", "--calibrate_on", "nowhere"], "nowhere does not exist"),
-        (["--precision", "int8", "--calibrate_on", "empty"], "empty holds no photos"),
-        (["--precision", "int8", "--calibrate_on", "x", "--calibration_photos", "0"], "give at least 1"),
-        (["--image_size", "0"], "--image_size 0 cannot be: give at least 1"),
-        (["--max_difference", "nan"], "--max_difference nan cannot be"),
-        (["--check_dataset", "empty"], "holds no folder `database`"),
-        (["--to", "there.onnx"], "there.onnx is there already: choose another name, or replace it with --force"),
+        (["--precision", "int8", "--calibrate_on", "empty"], "empty has no photos"),
+        (["--precision", "int8", "--calibrate_on", "x", "--calibration_photos", "0"], "must be 1 or more, got 0"),
+        (["--image_size", "0"], "--image_size must be 1 or more, got 0"),
+        (["--max_difference", "nan"], "--max_difference must be 0 or more, got nan"),
+        (["--check_dataset", "empty"], "has no subfolder database/"),
+        (["--to", "existing.onnx"], "existing.onnx already exists. Choose another name, or replace it with --force"),
         (["--to", "empty", "--format", "onnx"], "empty is a folder"),
-        (["--to", "model.bin"], "tells no format by its suffix"),
-        (["--to", "there.onnx/model.onnx"], "Cannot write there.onnx/model.onnx"),
+        (["--to", "model.bin"], "model.bin has an unknown suffix"),
+        (["--to", "existing.onnx/model.onnx"], "Cannot write existing.onnx/model.onnx"),
         (["--precison", "fp16"], "--precison"),
     ],
 )
-def test_mistakes_in_one_line(
+def test_errors_are_one_line(
     weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -385,63 +387,63 @@ def test_mistakes_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    Path("there.onnx").write_text("mine")
+    Path("existing.onnx").write_text("mine")
     to = [] if "--to" in flags else ["--to", "new.onnx"]
     assert main(["export", str(weights), *to, *flags]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert error[0].startswith("error: ")
     assert words in error[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "there.onnx"]
-    assert Path("there.onnx").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "existing.onnx"]
+    assert Path("existing.onnx").read_text() == "mine"
 
 
 @pytest.mark.parametrize("model", ["cosplace_resnet99_512", "missing.pth", "hub:owner/repo:entry"])
-def test_models_that_cannot_be(model: str, tmp_path: Path) -> None:
+def test_models_that_cannot_be_exported(model: str, tmp_path: Path) -> None:
     with pytest.raises(CosPlaceError):
         export_model(model, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_target_that_is_the_model(weights: Path) -> None:
+def test_the_target_must_not_be_the_model(weights: Path) -> None:
     before = weights.read_bytes()
     with pytest.raises(ConfigError, match="is the model itself"):
         export_model(weights, weights, ExportSettings(force=True))
     assert weights.read_bytes() == before
 
 
-def test_the_extra_is_named(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_the_extra(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_module, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'cosplace\[export\]'"):
+    with pytest.raises(ConfigError, match=r"needs onnxscript. Install with: pip install 'cosplace\[export\]'"):
         export_model(weights, tmp_path / "model.onnx")
 
 
-def test_networks_of_others_and_photos_too_small(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="A Linear cannot be exported here"):
+def test_other_networks_and_too_small_photos(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="A Linear cannot be exported"):
         export_network(nn.Linear(1, 1), tmp_path / "model.onnx")
     vgg = GeoLocalizationNet("VGG16", 8).eval()
-    assert smallest_side(vgg) == 16
+    assert find_smallest_side(vgg) == 16
     with pytest.raises(ConfigError, match=r"--image_size 15 is too small for VGG16.*at least 16"):
         export_network(vgg, tmp_path / "model.onnx", ExportSettings(image_size=15))
 
 
-def test_photos_none_of_which_opens(network: GeoLocalizationNet, tmp_path: Path) -> None:
+def test_no_photo_can_be_opened(network: GeoLocalizationNet, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"not an image")
     settings = ExportSettings(precision="int8", calibrate_on=tmp_path / "photos")
     with pytest.raises(DatasetError, match="None of the photos"):
         export_network(network, tmp_path / "model.onnx", settings)
 
 
 @pytest.mark.parametrize("name", ["damaged.onnx", "damaged.pt2", "missing.onnx"])
-def test_files_that_cannot_be_opened(name: str, tmp_path: Path) -> None:
+def test_damaged_and_missing_files(name: str, tmp_path: Path) -> None:
     if name.startswith("damaged"):
         (tmp_path / name).write_bytes(b"\x08\x0a no model")
     with pytest.raises(CheckpointError):
         open_exported(tmp_path / name)
 
 
-def test_a_foreign_onnx_file(tmp_path: Path) -> None:
+def test_an_onnx_file_of_another_program(tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Relu", ["x"], ["y"])],
@@ -451,20 +453,20 @@ def test_a_foreign_onnx_file(tmp_path: Path) -> None:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(CheckpointError, match="no file of `cosplace export`"):
+    with pytest.raises(CheckpointError, match="not a file of `cosplace export`"):
         open_exported(tmp_path / "other.onnx")
 
 
-# --- from outside ----------------------------------------------------------------------------------------------------
+# --- command line and example ----------------------------------------------------------------------------------------
 
 
-def test_the_command_line(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_export_command(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     to = tmp_path / "model.pt2"
     assert main(["export", str(weights), "--to", str(to), "--image_size", "64"]) == 0
-    said = capsys.readouterr().out
-    assert "checked against PyTorch on made pictures" in said
-    assert f"{to}: ResNet18_Small to 16 dimensions, fp32, takes float32 NCHW" in said
-    assert open_exported(to).facts["image_size"] == "64"
+    output = capsys.readouterr().out
+    assert "compared with PyTorch on synthetic images" in output
+    assert f"wrote {to}: ResNet18_Small, 16 dimensions, fp32, input float32 NCHW" in output
+    assert open_exported(to).metadata["image_size"] == "64"
 
 
 def test_help_does_not_import_torch() -> None:
@@ -478,7 +480,7 @@ def test_help_does_not_import_torch() -> None:
 
 
 def run_example(*arguments: object) -> str:
-    """Run the example where neither torch nor this package can be imported."""
+    """Run the example without torch and this package."""
     code = (
         "import runpy, sys\n"
         "for name in ('torch', 'torchvision', 'cosplace', 'onnx'): sys.modules[name] = None\n"
@@ -490,14 +492,14 @@ def run_example(*arguments: object) -> str:
 
 @pytest.mark.parametrize("form", ["report", "pixel_report"])
 def test_the_example_needs_no_torch(
-    form: str, request: pytest.FixtureRequest, network: GeoLocalizationNet, streets: Path, tmp_path: Path
+    form: str, request: pytest.FixtureRequest, network: GeoLocalizationNet, dataset_folder: Path, tmp_path: Path
 ) -> None:
     written: ExportReport = request.getfixturevalue(form)
-    database = streets / "test" / "database"
+    database = dataset_folder / "test" / "database"
     paths = sorted(database.rglob("*.jpg"))
     run_example(written.path, database, "--to", tmp_path / "photos.npy")
     found = np.load(tmp_path / "photos.npy")
-    size = written.facts["image_size"]
+    size = written.metadata["image_size"]
     expected = Encoder(network, image_size=int(size) if size else None, device="cpu").encode(paths)
     assert (found * expected).sum(1).min() > 0.9999
     shown = run_example(written.path, paths[0], database, "--nearest", 3).splitlines()

@@ -8,30 +8,27 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
 from cosplace.cli import main
+from cosplace.config.index import IndexSettings
 from cosplace.errors import DatasetError, PhotoIndexError
 from cosplace.index.building import add_photos, build_index, find_ids, find_photos
 from cosplace.index.photo_index import open_index
-from cosplace.index.records import Settings
 from cosplace.models.encoder import Encoder
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.photos.metadata import make_thumbnail, metadata_from_exif, metadata_from_name, read_metadata
-from cosplace.photos.names import format_image_name, utm_positions
+from cosplace.photos.names import utm_positions
 from cosplace.photos.scanning import scan_images
 from cosplace.retrieval.extraction import extract
 from cosplace.retrieval.search import nearest
-from tests.streets import place_picture, write_place, write_streets
+from tests.photos.test_metadata import gps_exif, jpeg
+from tests.synthetic_dataset import place_image, write_dataset, write_place
 
 pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
 
@@ -49,97 +46,10 @@ def encoder() -> Encoder:
     return Encoder(Stripes(), name="stripes", image_size=32, device="cpu")
 
 
-def jpeg(exif: Image.Exif | None = None, size: tuple[int, int] = (64, 48), shade: int = 90) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (shade, 40, 200)).save(buffer, "JPEG", **({} if exif is None else {"exif": exif}))
-    return buffer.getvalue()
-
-
-def gps_exif(**changes) -> Image.Exif:
-    """Sydney, looking west, at noon UTC."""
-    exif = Image.Exif()
-    gps = {1: "S", 2: (33.0, 51.0, 24.84), 3: "E", 4: (151.0, 12.0, 54.36), 16: "T", 17: 270.5,
-           7: (12.0, 0.0, 30.0), 29: "2021:05:04"} | changes.pop("gps", {})  # fmt: skip
-    exif[0x8825] = {tag: value for tag, value in gps.items() if value is not None}
-    exif[0x8769] = {0x9003: "2020:01:02 03:04:05", 0x9011: "+02:00"} | changes.pop("taken", {})
-    return exif
-
-
-# --- what a file says ------------------------------------------------------------------------------------------------
-
-
-def test_a_name_tells_position_heading_and_month() -> None:
-    name = format_image_name(
-        utm_east=551_000.0, utm_north=4_180_000.0, zone=10, letter="S", latitude=0, longitude=0, heading=-30,
-        timestamp="202001",
-    )  # fmt: skip
-    facts = metadata_from_name(name)
-    assert facts.latitude == pytest.approx(37.7660, abs=1e-3) and facts.longitude == pytest.approx(-122.421, abs=1e-2)
-    assert facts.heading == 330
-    assert facts.time == datetime(2020, 1, 1, tzinfo=UTC).timestamp()
-
-
-def test_a_name_without_zone_tells_latitude_and_longitude() -> None:
-    facts = metadata_from_name("@551000@4180000@@@37.75@-122.4@.jpg")
-    assert (facts.latitude, facts.longitude) == (37.75, -122.4)
-    assert not metadata_from_name("@551000@4180000@.jpg").has_position
-    assert not metadata_from_name("holiday.jpg").has_position
-
-
-@given(st.text(alphabet="@0123456789.-+eNnaSX ", max_size=80))
-def test_no_name_is_too_odd(name: str) -> None:
-    facts = metadata_from_name(name)
-    assert facts.has_position == (-90 <= facts.latitude <= 90 and -180 <= facts.longitude <= 180)
-    assert np.isnan(facts.heading) or 0 <= facts.heading <= 360
-
-
-def test_exif_tells_position_direction_and_time() -> None:
-    facts = metadata_from_exif(jpeg(gps_exif()))
-    assert facts.latitude == pytest.approx(-33.8569) and facts.longitude == pytest.approx(151.2151)
-    assert facts.heading == pytest.approx(270.5)
-    assert facts.time == datetime(2021, 5, 4, 12, 0, 30, tzinfo=UTC).timestamp()
-
-
-def test_exif_time_of_the_camera_counts_its_offset() -> None:
-    facts = metadata_from_exif(jpeg(gps_exif(gps={7: None, 29: None})))
-    assert facts.time == datetime(2020, 1, 2, 1, 4, 5, tzinfo=UTC).timestamp()
-
-
-@pytest.mark.parametrize("gps", [{2: (0.0, 0.0, 0.0), 4: (0.0, 0.0, 0.0)}, {2: (95.0, 0.0, 0.0)}, {4: None}])
-def test_exif_without_a_fix_is_unknown(gps: dict) -> None:
-    assert not metadata_from_exif(jpeg(gps_exif(gps=gps))).has_position
-
-
-@given(st.binary(max_size=300), st.integers(0, 400))
-def test_no_exif_block_is_too_broken(noise: bytes, at: int) -> None:
-    raw = bytearray(jpeg(gps_exif()))
-    raw[at : at + len(noise)] = noise
-    facts = metadata_from_exif(bytes(raw))
-    assert not facts.has_position or (abs(facts.latitude) <= 90 and abs(facts.longitude) <= 180)
-    make_thumbnail(bytes(raw), 16)
-
-
-def test_the_name_goes_before_exif() -> None:
-    facts = read_metadata(Path("@551000@4180000@10@S@.jpg"), jpeg(gps_exif()))
-    assert facts.latitude == pytest.approx(37.766, abs=1e-2)
-    assert facts.time == datetime(2021, 5, 4, 12, 0, 30, tzinfo=UTC).timestamp()
-
-
-def test_thumbnails_are_small_and_upright() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    with Image.open(io.BytesIO(make_thumbnail(jpeg(exif, size=(640, 320)), 100))) as small:
-        assert small.size == (50, 100)
-    assert make_thumbnail(jpeg(), 0) == make_thumbnail(b"no picture", 100) == b""
-
-
-# --- adding ----------------------------------------------------------------------------------------------------------
-
-
 def test_build_finds_what_evaluation_finds(tmp_path: Path, encoder: Encoder) -> None:
-    streets = write_streets(tmp_path / "streets", num_places=4)
-    growth = build_index(streets, encoder, tmp_path / "index")
-    database, queries = (scan_images(streets / "test" / name) for name in ("database", "queries_v1"))
+    dataset_folder = write_dataset(tmp_path / "dataset", num_places=4)
+    growth = build_index(dataset_folder, encoder, tmp_path / "index")
+    database, queries = (scan_images(dataset_folder / "test" / name) for name in ("database", "queries_v1"))
     assert growth.num_added == len(database) == growth.num_given and not growth.unreadable
     described = [extract(Stripes(), images, image_size=32).descriptors for images in (database, queries)]
     rows, _ = nearest(described[1], described[0], 3)
@@ -148,7 +58,7 @@ def test_build_finds_what_evaluation_finds(tmp_path: Path, encoder: Encoder) -> 
         assert found.paths == tuple(tuple(str(database.path(row)) for row in line) for line in rows.tolist())
         position = utm_positions(database)[rows[0, 0]]
         assert found.latitudes[0, 0] == pytest.approx(37.76, abs=0.1) and position[0] > 550_000
-        assert index.photo(0).source == str(streets / "test" / "database")
+        assert index.photo(0).source == str(dataset_folder / "test" / "database")
         with Image.open(io.BytesIO(index.thumbnail(0))) as small:
             assert small.format == "JPEG"
 
@@ -163,7 +73,7 @@ def test_building_again_goes_on(tmp_path: Path, encoder: Encoder) -> None:
     growth = build_index(folder, encoder, tmp_path / "index")
     assert (growth.num_added, growth.num_known) == (3, 5)
     with pytest.raises(PhotoIndexError, match="other settings"):
-        build_index(folder, encoder, tmp_path / "index", settings=Settings(thumbnail_size=7))
+        build_index(folder, encoder, tmp_path / "index", settings=IndexSettings(thumbnail_size=7))
     other = Encoder(Stripes(), name="stripes", image_size=48, device="cpu")
     with pytest.raises(PhotoIndexError, match="32 pixels, not at 48"):
         build_index(folder, other, tmp_path / "index")
@@ -179,7 +89,7 @@ def test_photos_are_added_once_by_path_and_by_content(tmp_path: Path, encoder: E
         assert add_photos(index, encoder, scan_images(tmp_path / "copy")).num_known == 4
         assert add_photos(index, encoder, find_photos(folder)).num_known == 4
         assert len(index) == 4
-        Image.fromarray(place_picture(77, 0)).save(paths[1])
+        Image.fromarray(place_image(77, 0)).save(paths[1])
         growth = add_photos(index, encoder, find_photos(folder))
         assert (growth.num_added, growth.num_replaced, growth.num_known) == (1, 1, 3)
         assert sorted(index.columns().paths()) == sorted(map(str, paths))
@@ -240,13 +150,14 @@ def test_photos_are_named_by_id_path_or_folder(tmp_path: Path, encoder: Encoder)
 ADDING = """
 import sys
 from cosplace.models.encoder import Encoder
-from cosplace.index import add_photos, find_photos, open_index
+from cosplace.index.building import add_photos, find_photos
+from cosplace.index.photo_index import open_index
 from tests.index.test_building import Stripes
 
 encoder = Encoder(Stripes(), name="stripes", image_size=32, device="cpu")
 with open_index(sys.argv[1], write=True) as index:
     print("began", flush=True)
-    add_photos(index, encoder, find_photos(sys.argv[2]), stored_at_once=4,
+    add_photos(index, encoder, find_photos(sys.argv[2]), photos_per_commit=4,
                stored=lambda paths, ids: print("\\n".join(paths), flush=True))
 print("ended", flush=True)
 """
@@ -280,7 +191,7 @@ def test_what_was_acknowledged_survives_twenty_kills(tmp_path: Path, encoder: En
             paths = index.columns().paths()
             assert len(paths) == len(set(paths)) == len(set(index.columns().ids.tolist())) == len(index)
             assert acknowledged <= set(paths)
-            index.search(encoder.encode(place_picture(3, 0)), 1)
+            index.search(encoder.encode(place_image(3, 0)), 1)
     assert num_cut_short >= 5
     with open_index(tmp_path / "index", write=True) as index:
         add_photos(index, encoder, find_photos(folder))
@@ -301,17 +212,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_commands_from_build_to_compact(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
-    streets = write_streets(tmp_path / "streets", num_places=2)
+    dataset_folder = write_dataset(tmp_path / "dataset", num_places=2)
     address = str(tmp_path / "index")
-    build = ["index", "build", str(streets), "--model", str(weights), "--to", address, "--image_size", "32"]
+    build = ["index", "build", str(dataset_folder), "--model", str(weights), "--to", address, "--image_size", "32"]
     device = ["--device", "cpu", "--num_workers", "0"]
     assert main([*build, *device, "--no_calibrate"]) == 0
     assert "24 photos added" in capsys.readouterr().out
-    queries = str(streets / "test" / "queries_v1")
+    queries = str(dataset_folder / "test" / "queries_v1")
     assert main(["index", "add", address, queries, *device]) == 0
     assert "12 photos added" in capsys.readouterr().out
     assert main(["index", "add", address, queries, *device]) == 0
-    assert "0 photos added" in (out := capsys.readouterr().out) and "12 were there already" in out
+    assert "0 photos added" in (out := capsys.readouterr().out) and "12 were already in the index" in out
     assert main(["index", "remove", address, queries, "0"]) == 0
     assert "13 photos removed, 23 remain" in capsys.readouterr().out
     assert main(["index", "compact", address]) == 0
@@ -319,6 +230,14 @@ def test_the_commands_from_build_to_compact(tmp_path: Path, weights: Path, capsy
     assert main(["index", "info", address, "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["count"] == 23 and info["model"]["model"] == str(weights) and info["search"] == {"kind": "exact"}
+
+
+def test_info_of_an_approximate_index(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
+    dataset_folder = write_dataset(tmp_path / "dataset", num_places=2)
+    build = ["index", "build", str(dataset_folder / "test"), "--model", str(weights), "--to", str(tmp_path / "index")]
+    options = ["--image_size", "32", "--device", "cpu", "--num_workers", "0", "--no_calibrate", "--exact_rows", "10"]
+    assert main([*build, *options]) == 0
+    assert "partitions; measured on 24 photos: recall@1" in capsys.readouterr().out
 
 
 def test_the_commands_refuse_in_one_line(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
@@ -336,11 +255,12 @@ def test_the_commands_refuse_in_one_line(tmp_path: Path, weights: Path, capsys: 
         assert err.startswith("error: ") and "\n" not in err
         return err
 
-    assert "was made with the model" in refused(*build, "--model", str(other))
+    assert "was built with the model" in refused(*build, "--model", str(other))
     assert "does not exist" in refused("index", "info", str(tmp_path / "nothing"))
-    assert "is no index" in refused("index", "compact", str(folder))
+    assert "is not a photo index" in refused("index", "compact", str(folder))
     assert "no photo 'nobody'" in refused("index", "remove", address, "nobody")
-    assert "--thumbnail_size is -1" in refused(*build, "--model", str(weights), "--thumbnail_size", "-1")
+    too_small = refused(*build, "--model", str(weights), "--thumbnail_size", "-1")
+    assert "--thumbnail_size must be 0 or more, got -1" in too_small
     with open_index(address, write=True):
         assert "in use by another writer" in refused("index", "add", address, str(folder))
-    assert "invalid choice" in refused("index", "frobnicate")
+    assert "Unknown action 'frobnicate'. Choose from build, add" in refused("index", "frobnicate")

@@ -1,4 +1,4 @@
-"""Frames of one camera: a way that it could have taken, better than frame by frame; times of frames; GPX."""
+"""Sequences: tracks, times of frames, videos, GPX; the loop closure example."""
 
 import importlib.util
 import math
@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from cosplace.errors import ConfigError, DatasetError
+from cosplace.geo import destination, geodesic_distances_m
 from cosplace.index.photo_index import create_index
 from cosplace.localization.answers import Location, Unreadable
 from cosplace.localization.localizer import Localizer
-from cosplace.localization.plane import ground_distances_m, moved
-from cosplace.localization.sequences import follow
+from cosplace.localization.sequences import estimate_track
 from cosplace.localization.tracks import frame_times, gpx_text, is_video, video_frames
 from tests.places import SPEC, D, new_photos, units
 
@@ -26,55 +26,55 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 class Street:
-    """A street of 40 places 10 m apart, and its double 3 km away that looks the same, but for every fifth place."""
+    """A street of 40 places 10 m apart, and a copy 3 km away that looks the same except for every fifth place."""
 
     def __init__(self, address: Path, latitude: float = 45.0, longitude: float = 7.0) -> None:
         rng = np.random.default_rng(0)
-        self.looks = units(rng.standard_normal((40, D)))
+        self.vectors = units(rng.standard_normal((40, D)))
         along = 10.0 * np.arange(40)
-        self.latitudes, self.longitudes = moved(latitude, longitude, along, np.zeros(40))
-        lat_2, lon_2 = moved(latitude, longitude, along, np.full(40, 3000.0))
-        double = self.looks + 0.02 * rng.standard_normal((40, D))
-        double[::5] = rng.standard_normal((8, D))
+        self.latitudes, self.longitudes = destination(latitude, longitude, along, np.zeros(40))
+        lat_2, lon_2 = destination(latitude, longitude, along, np.full(40, 3000.0))
+        copies = self.vectors + 0.02 * rng.standard_normal((40, D))
+        copies[::5] = rng.standard_normal((8, D))
         with create_index(address, SPEC) as index:
             index.add(
                 new_photos(np.concatenate([self.latitudes, lat_2]), np.concatenate([self.longitudes, lon_2])),
-                units(np.concatenate([self.looks, double])),
+                units(np.concatenate([self.vectors, copies])),
             )
         self.localizer = Localizer(address, uncalibrated=True, min_confidence=0.0)
 
     def frames(self, seed: int = 1, noise: float = 0.15) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        return units(self.looks + noise * rng.standard_normal(self.looks.shape) / np.sqrt(D) * 3)
+        return units(self.vectors + noise * rng.standard_normal(self.vectors.shape) / np.sqrt(D) * 3)
 
     def errors_m(self, answers: list[Location], rows: slice = slice(None)) -> np.ndarray:
         lat = np.array([np.nan if a.latitude is None else a.latitude for a in answers])
         lon = np.array([np.nan if a.longitude is None else a.longitude for a in answers])
-        found = ground_distances_m(lat, lon, self.latitudes[rows], self.longitudes[rows])
+        found = geodesic_distances_m(lat, lon, self.latitudes[rows], self.longitudes[rows])
         return np.nan_to_num(found, nan=np.inf)
 
 
 @pytest.mark.parametrize("at", [(45.0, 7.0), (-17.0, 179.999), (84.0, 12.0)])
-def test_a_way_settles_what_single_frames_cannot(tmp_path: Path, at: tuple[float, float]) -> None:
+def test_a_track_finds_places_that_single_frames_cannot(tmp_path: Path, at: tuple[float, float]) -> None:
     street = Street(tmp_path / "index", *at)
     frames, names, times = street.frames(), [f"{n}.jpg" for n in range(40)], np.arange(40.0)
     single = street.errors_m(street.localizer.locate_descriptors(frames, names)) <= 25
     together = street.localizer.locate_sequence(frames, names, times, max_speed_mps=15)
     found = street.errors_m(together) <= 25
-    assert 0.3 < single.mean() < 0.9  # half of the frames fit the double as well
+    assert 0.3 < single.mean() < 0.9  # half of the frames match the copy as well
     assert found.all()
     assert min(answer.confidence for answer in together) > 0.8
     assert [answer.photo for answer in together] == names
     assert together[3].neighbours[0].distance_m is not None
 
 
-def test_without_a_speed_limit_nothing_is_gained_and_with_one_jumps_are_refused(tmp_path: Path) -> None:
+def test_the_speed_limit_prevents_jumps(tmp_path: Path) -> None:
     street = Street(tmp_path / "index")
     frames, names, times = street.frames(), [str(n) for n in range(40)], np.arange(40.0)
     free = street.localizer.locate_sequence(frames, names, times, max_speed_mps=1e6)
     assert (street.errors_m(free) <= 25).mean() < 0.9
     bound = street.localizer.locate_sequence(frames, names, times, max_speed_mps=15)
-    steps = ground_distances_m(*_positions(bound[1:]), *_positions(bound[:-1]))
+    steps = geodesic_distances_m(*_positions(bound[1:]), *_positions(bound[:-1]))
     assert steps.max() < 15 + 2 * 15  # the limit and its slack
 
 
@@ -82,62 +82,62 @@ def _positions(answers: list[Location]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([a.latitude for a in answers]), np.array([a.longitude for a in answers])
 
 
-@pytest.mark.parametrize(("blind", "seconds", "crossed"), [(3, 1.0, True), (3, 5.0, False), (9, 1.0, False)])
-def test_a_short_gap_is_crossed_and_a_long_one_stays_unknown(
-    tmp_path, blind: int, seconds: float, crossed: bool
+@pytest.mark.parametrize(("num_hidden", "seconds", "is_filled"), [(3, 1.0, True), (3, 5.0, False), (9, 1.0, False)])
+def test_a_short_gap_is_interpolated_and_a_long_one_stays_unknown(
+    tmp_path, num_hidden: int, seconds: float, is_filled: bool
 ) -> None:
     street = Street(tmp_path / "index")
     street.localizer.min_confidence = 0.5
     frames = street.frames()
-    frames[10 : 10 + blind] = units(np.random.default_rng(3).standard_normal((blind, D)))  # a hand before the lens
+    frames[10 : 10 + num_hidden] = units(np.random.default_rng(3).standard_normal((num_hidden, D)))
     answers = street.localizer.locate_sequence(
         frames, [str(n) for n in range(40)], np.arange(40) * seconds, max_speed_mps=15 / seconds
     )
-    right = street.errors_m(answers) <= 25
-    assert right[:10].all() and right[10 + blind :].all()
-    hidden = answers[10 : 10 + blind]
-    if crossed:
-        assert right.all() and any("between frames" in answer.reason for answer in hidden)
+    correct = street.errors_m(answers) <= 25
+    assert correct[:10].all() and correct[10 + num_hidden :].all()
+    hidden = answers[10 : 10 + num_hidden]
+    if is_filled:
+        assert correct.all() and any("interpolated between" in answer.reason for answer in hidden)
     else:
-        assert sum(answer.unknown for answer in hidden) >= blind - 1
+        assert sum(answer.unknown for answer in hidden) >= num_hidden - 1
 
 
-def test_frames_that_are_not_trusted_alone_are_lost_together(tmp_path: Path) -> None:
+def test_out_of_index_frames_are_lost(tmp_path: Path) -> None:
     street = Street(tmp_path / "index")
-    foreign = units(np.random.default_rng(4).standard_normal((30, D)))
-    neighbours = street.localizer.search(foreign)
-    fusion = street.localizer.fuse(neighbours)
-    where = neighbours.latitudes, neighbours.longitudes
-    way = follow(fusion, *where, np.full(30, 0.1), np.arange(30.0), max_speed_mps=15)
-    assert (way.confidences < 0.5).mean() > 0.9
-    trusted = street.localizer.search(street.frames())
-    way = follow(
-        street.localizer.fuse(trusted), trusted.latitudes, trusted.longitudes, np.full(40, 0.5), np.arange(40.0),
+    out_of_index = units(np.random.default_rng(4).standard_normal((30, D)))
+    matches = street.localizer.search(out_of_index)
+    fusion = street.localizer.fuse(matches)
+    positions = matches.latitudes, matches.longitudes
+    track = estimate_track(fusion, *positions, np.full(30, 0.1), np.arange(30.0), max_speed_mps=15)
+    assert (track.confidences < 0.5).mean() > 0.9
+    known = street.localizer.search(street.frames())
+    track = estimate_track(
+        street.localizer.fuse(known), known.latitudes, known.longitudes, np.full(40, 0.5), np.arange(40.0),
         max_speed_mps=15,
     )  # fmt: skip
-    assert (way.confidences > 0.9).mean() > 0.9  # what each half knows, they know together
+    assert (track.confidences > 0.9).mean() > 0.9  # frames with a confidence of 0.5 support each other
 
 
-def test_more_frames_of_one_moment_are_not_more_evidence(tmp_path: Path) -> None:
+def test_many_frames_of_one_moment_count_little(tmp_path: Path) -> None:
     street = Street(tmp_path / "index")
     frame = street.frames()[7:8]
     slow = street.localizer.locate_sequence(np.repeat(frame, 30, 0), [""] * 30, np.arange(30) / 1000)
     alone = street.localizer.locate_descriptors(frame)[0]
-    assert slow[0].confidence < alone.confidence + 0.35  # 30 independent frames would be sure
+    assert slow[0].confidence < alone.confidence + 0.35  # 30 independent frames would reach 1
 
 
-def test_one_frame_and_none(tmp_path: Path) -> None:
+def test_one_frame_and_no_frames(tmp_path: Path) -> None:
     street = Street(tmp_path / "index")
     assert street.localizer.locate_sequence(np.empty((0, D)), [], []) == []
     one = street.localizer.locate_sequence(street.frames()[:1], ["a"], [5.0])
     assert street.errors_m(one, slice(1))[0] < 25
 
 
-def test_mistakes_in_times_and_speed(tmp_path: Path) -> None:
+def test_invalid_times_and_speeds_raise(tmp_path: Path) -> None:
     street = Street(tmp_path / "index")
     frames = street.frames()[:3]
     for times in ([0, 2, 1], [0, math.nan, 1]):
-        with pytest.raises(ConfigError, match="go back or are unknown"):
+        with pytest.raises(ConfigError, match="unknown or not in order"):
             street.localizer.locate_sequence(frames, ["a", "b", "c"], times)
     for speed in (0, -1, math.inf, math.nan):
         with pytest.raises(ConfigError, match="--max_speed"):
@@ -156,24 +156,24 @@ def _photo(path: Path, taken: str = "", modified: float = 0.0) -> Path:
     return path
 
 
-def test_frames_come_in_the_order_of_their_names_numbers(tmp_path: Path) -> None:
+def test_frames_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
     paths = [_photo(tmp_path / f"frame{number}.jpg") for number in (10, 9, 100, 1)]
     ordered, times = frame_times(paths, fps=2)
     assert [path.name for path in ordered] == ["frame1.jpg", "frame9.jpg", "frame10.jpg", "frame100.jpg"]
     assert times == [0, 0.5, 1, 1.5]
 
 
-def test_frames_come_in_the_order_of_exif_times_and_share_a_second_evenly(tmp_path: Path) -> None:
+def test_frames_are_sorted_by_exif_times_and_spread_over_a_second(tmp_path: Path) -> None:
     at = ["2024:05:01 10:00:02", "2024:05:01 10:00:01", "2024:05:01 10:00:01"]
     paths = [_photo(tmp_path / f"{n}.jpg", text, modified=50 + n) for n, text in enumerate(at)]
     ordered, times = frame_times(paths, fps=None)
     assert [path.name for path in ordered] == ["1.jpg", "2.jpg", "0.jpg"]
     assert np.diff(times).tolist() == [0.5, 0.5]
-    paths.append(_photo(tmp_path / "none.jpg", modified=10))  # one without EXIF: the times of the files count
+    paths.append(_photo(tmp_path / "none.jpg", modified=10))  # a photo without EXIF: the times of the files are used
     assert [path.name for path in frame_times(paths, fps=None)[0]] == ["none.jpg", "0.jpg", "1.jpg", "2.jpg"]
 
 
-def test_frames_without_times_of_their_own_ask_for_fps(tmp_path: Path) -> None:
+def test_frames_with_equal_times_need_fps(tmp_path: Path) -> None:
     paths = [_photo(tmp_path / f"{n}.jpg", modified=50) for n in range(3)]
     with pytest.raises(ConfigError, match=r"same time.*--fps"):
         frame_times(paths, fps=None)
@@ -182,7 +182,7 @@ def test_frames_without_times_of_their_own_ask_for_fps(tmp_path: Path) -> None:
             frame_times(paths, fps=fps)
 
 
-def test_a_video_gives_frames(tmp_path: Path) -> None:
+def test_frames_of_a_video(tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     assert is_video(Path("a.MP4")) and not is_video(Path("a.jpg"))
     path = tmp_path / "a.avi"
@@ -202,13 +202,19 @@ def test_a_video_gives_frames(tmp_path: Path) -> None:
 # --- GPX -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_track_is_valid_and_breaks_where_the_way_is_unknown() -> None:
-    def at(photo: str, latitude: float | None) -> Location:
+def test_gpx_is_valid_and_has_a_new_segment_after_an_unknown_frame() -> None:
+    def location(photo: str, latitude: float | None) -> Location:
         unknown = latitude is None
         return Location(photo=photo, latitude=latitude, longitude=None if unknown else 7.5, radius_m=None,
                         confidence=0.9, unknown=unknown, reason="", neighbours=())  # fmt: skip
 
-    answers = [at("a<&>\x07.jpg", 45.0), at("b", 45.1), at("c", None), Unreadable(photo="d", error=""), at("e", -45.2)]
+    answers = [
+        location("a<&>\x07.jpg", 45.0),
+        location("b", 45.1),
+        location("c", None),
+        Unreadable(photo="d", error=""),
+        location("e", -45.2),
+    ]
     text = gpx_text(answers, [1.6e9, 1.6e9 + 0.5, 1.6e9 + 1, 1.6e9 + 2, 1.6e9 + 3])
     space = {"g": "http://www.topografix.com/GPX/1/1"}
     root = ElementTree.fromstring(text.encode())
@@ -218,27 +224,27 @@ def test_a_track_is_valid_and_breaks_where_the_way_is_unknown() -> None:
     assert point.attrib == {"lat": "45.0000000", "lon": "7.5000000"}
     assert point.findtext("g:name", None, space) == "a<&>?.jpg"
     assert segments[0][1].findtext("g:time", None, space) == "2020-09-13T12:26:40.500Z"
-    counted = ElementTree.fromstring(gpx_text(answers, [0, 1, 2, 3, 4]).encode())
-    assert counted.find(".//g:time", space) is None
+    from_video = ElementTree.fromstring(gpx_text(answers, [0, 1, 2, 3, 4]).encode())
+    assert from_video.find(".//g:time", space) is None
     assert ElementTree.fromstring(gpx_text([], []).encode()).find(".//g:trkseg", space) is None
 
 
 # --- the example -----------------------------------------------------------------------------------------------------
 
 
-def test_the_loop_closure_example_finds_the_second_round(capsys, monkeypatch) -> None:
+def test_the_loop_closure_example_recognizes_the_second_round(capsys, monkeypatch) -> None:
     spec = importlib.util.spec_from_file_location("loop_closure", EXAMPLES / "loop_closure.py")
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "loop_closure", example)
     spec.loader.exec_module(example)
-    rows, places = example.made_drive(300, 64)
+    rows, places = example.synthetic_drive(300, 64)
     closures, query_s, add_s = example.run(rows, threshold=0.6)
     assert len(query_s) == len(add_s) == 600
-    right = [abs(int(places[closure.now]) - int(places[closure.then])) <= 2 for closure in closures]
-    assert len(closures) > 270 and np.mean(right) > 0.99
-    strangers = units(np.random.default_rng(1).standard_normal((600, 64)))
-    assert example.run(strangers, threshold=0.6)[0] == []
+    correct = [abs(int(places[closure.query]) - int(places[closure.match])) <= 2 for closure in closures]
+    assert len(closures) > 270 and np.mean(correct) > 0.99
+    unrelated = units(np.random.default_rng(1).standard_normal((600, 64)))
+    assert example.run(unrelated, threshold=0.6)[0] == []
     monkeypatch.setattr(sys, "argv", ["loop_closure.py", "--places", "200", "--dimension", "32"])
     example.main()
     assert "query     p50" in capsys.readouterr().out

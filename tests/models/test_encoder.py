@@ -1,4 +1,4 @@
-"""A model in three lines: what `cosplace eval` computes, for photos of every kind."""
+"""load_model and Encoder: descriptors as `cosplace eval` computes them, for photos of every kind."""
 
 import subprocess
 import sys
@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cosplace
-from cosplace.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from cosplace.errors import CheckpointError, ConfigError, ImageError
 from cosplace.models.encoder import Encoder, load_model
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.models.reduction import ReducedNetwork, fit, truncation
+from cosplace.models.reduction import ReducedNetwork, fit
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.image_list import image_list
 from cosplace.retrieval.baselines import TinyImage
 from cosplace.retrieval.extraction import extract
-from cosplace.training.checkpoint import save_best_model
-from tests.streets import place_picture
+from cosplace.training.best_model import save_best_model
+from tests.synthetic_dataset import place_image
 
 SIZES = [(64, 64), (48, 64), (64, 48), (64, 64), (40, 40)]  # (width, height)
 
@@ -45,16 +45,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Photos of several sizes, in a lossless format."""
     folder = tmp_path_factory.mktemp("photos")
     for number, size in enumerate(SIZES):
-        Image.fromarray(place_picture(number, 0)).resize(size).save(folder / f"{number}.png")
+        Image.fromarray(place_image(number, 0)).resize(size).save(folder / f"{number}.png")
     return sorted(folder.iterdir())
 
 
-def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
-    np.testing.assert_allclose(found, wanted, atol=2e-6)
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("image_size", [None, 32, 80])
-def test_what_eval_computes(model_file: Path, photos: list[Path], image_size: int | None) -> None:
+def test_descriptors_are_those_of_eval(model_file: Path, photos: list[Path], image_size: int | None) -> None:
     model = load_model(model_file, image_size=image_size, device="cpu")
     found = model.encode(photos)
     listed = image_list(photos[0].parent, [path.name for path in photos])
@@ -67,7 +67,7 @@ def test_what_eval_computes(model_file: Path, photos: list[Path], image_size: in
 
 
 @pytest.mark.slow
-def test_the_package_offers_it_without_importing_torch() -> None:
+def test_the_package_exports_load_model_without_importing_torch() -> None:
     code = "import sys, cosplace; assert 'torch' not in sys.modules; print(cosplace.load_model.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "load_model"
@@ -77,15 +77,15 @@ def test_the_package_offers_it_without_importing_torch() -> None:
 
 
 def test_one_photo_of_every_kind(model: Encoder, photos: list[Path]) -> None:
-    wanted = model.encode(photos)[:1]
-    picture = Image.open(photos[0])
-    pixels = np.array(picture)
+    expected = model.encode(photos)[:1]
+    image = Image.open(photos[0])
+    pixels = np.array(image)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     with_alpha = np.dstack([pixels, np.zeros((64, 64), np.uint8)])
-    kinds = [photos[0], str(photos[0]), picture, pixels, with_alpha, pixels[None], tensor, tensor[None], tensor / 255]
+    kinds = [photos[0], str(photos[0]), image, pixels, with_alpha, pixels[None], tensor, tensor[None], tensor / 255]
     for kind in kinds:
-        assert_same(model.encode(kind), wanted)
-        assert_same(model.encode([kind]), wanted)
+        assert_same(model.encode(kind), expected)
+        assert_same(model.encode([kind]), expected)
 
 
 def test_lists_of_mixed_kinds_and_sizes_keep_their_order(model: Encoder, photos: list[Path]) -> None:
@@ -100,20 +100,20 @@ def test_lists_of_mixed_kinds_and_sizes_keep_their_order(model: Encoder, photos:
     assert model.encode([]).shape == (0, 16)
 
 
-def test_grey(model: Encoder) -> None:
-    grey = place_picture(1, 0)[..., 0]
-    wanted = model.encode(np.dstack([grey] * 3))
-    for kind in (grey, grey[..., None], Image.fromarray(grey), torch.from_numpy(grey)[None]):
-        assert_same(model.encode(kind), wanted)
+def test_gray(model: Encoder) -> None:
+    gray = place_image(1, 0)[..., 0]
+    expected = model.encode(np.dstack([gray] * 3))
+    for kind in (gray, gray[..., None], Image.fromarray(gray), torch.from_numpy(gray)[None]):
+        assert_same(model.encode(kind), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1"])
-def test_pictures_of_every_mode_are_what_their_files_are(model: Encoder, tmp_path: Path, mode: str) -> None:
-    picture = Image.fromarray(place_picture(2, 1)).convert(mode)
+def test_pil_images_of_every_mode_are_encoded_like_their_files(model: Encoder, tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(place_image(2, 1)).convert(mode)
     path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
-    picture.save(path)
-    assert_same(model.encode(picture), model.encode(path))
-    assert_same(model.encode(picture), model.encode(picture.convert("RGB")))
+    image.save(path)
+    assert_same(model.encode(image), model.encode(path))
+    assert_same(model.encode(image), model.encode(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -122,42 +122,42 @@ def test_orientation_is_applied(model: Encoder, photos: list[Path], tmp_path: Pa
     exif[0x0112] = orientation
     turned = Image.open(photos[1])
     turned.save(tmp_path / "turned.png", exif=exif)
-    picture = Image.open(tmp_path / "turned.png")
-    assert_same(model.encode(picture), model.encode(tmp_path / "turned.png"))
+    image = Image.open(tmp_path / "turned.png")
+    assert_same(model.encode(image), model.encode(tmp_path / "turned.png"))
     upright = np.rot90(np.array(turned), {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
-    assert_same(model.encode(picture), model.encode(upright))
+    assert_same(model.encode(image), model.encode(upright))
 
 
 @pytest.mark.parametrize(
-    ("photo", "said"),
+    ("photo", "message"),
     [
-        (np.zeros((8, 8, 3)), "array of float64: give uint8"),
+        (np.zeros((8, 8, 3)), "array of float64. Use uint8"),
         (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
         (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
         (np.zeros(8, np.uint8), r"shape \(8,\)"),
         (torch.zeros(8, 8, 3), r"tensor of shape \(8, 8, 3\)"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), r"tensor of torch\.int64"),
-        (torch.full((3, 8, 8), -1.5), r"values from -1\.5 to -1\.5: .*before any normalisation"),
+        (torch.full((3, 8, 8), -1.5), r"values from -1\.5 to -1\.5\. .*before any normalization"),
         (torch.full((3, 8, 8), float("nan")), r"values from nan"),
-        (7, "int is no photo"),
-        (b"bytes", "bytes is no photo"),
+        (7, "int is not a photo"),
+        (b"bytes", "bytes is not a photo"),
         ([None], "photo 0 is a NoneType"),
-        ("nowhere.jpg", r"nowhere\.jpg cannot be read"),
+        ("nowhere.jpg", r"^Cannot read nowhere\.jpg: "),
     ],
 )
-def test_what_is_no_photo_is_told_in_one_line(model: Encoder, photo: object, said: str) -> None:
-    with pytest.raises(ImageError, match=said) as caught:
+def test_other_objects_are_refused_in_one_line(model: Encoder, photo: object, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
         model.encode(photo)
     assert "\n" not in str(caught.value)
 
 
 def test_one_unreadable_photo_of_many_is_named(model: Encoder, photos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(photos[0].read_bytes()[:300])
-    with pytest.raises(ImageError, match=r"bad\.jpg cannot be decoded"):
+    with pytest.raises(ImageError, match=r"bad\.jpg is incomplete or damaged"):
         model.encode([*photos, tmp_path / "bad.jpg"])
-    Image.fromarray(place_picture(1, 0)).save(tmp_path / "cut.png")
+    Image.fromarray(place_image(1, 0)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
-    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(ImageError, match=r"cut\.png cannot be decoded"):
+    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(ImageError, match=r"cut\.png is incomplete or damaged"):
         model.encode([photos[0], cut])
     with pytest.raises(ImageError, match="photo 1 is an array"):
         model.encode([photos[0], np.zeros((4, 4))])
@@ -170,7 +170,7 @@ def test_one_unreadable_photo_of_many_is_named(model: Encoder, photos: list[Path
     fill=st.integers(0, 255),
     count=st.integers(1, 3),
 )
-def test_any_array_of_uint8_is_described(height, width, channels, fill, count) -> None:
+def test_any_array_of_uint8_is_encoded(height, width, channels, fill, count) -> None:
     found = tiny().encode(np.full((count, height, width, channels), fill, np.uint8))
     assert found.shape == (count, 16)
     assert np.isfinite(found).all()
@@ -180,7 +180,7 @@ def tiny() -> Encoder:
     return Encoder(TinyImage(4), device="cpu")
 
 
-def test_any_network_can_describe_and_its_dimension_is_found(photos: list[Path]) -> None:
+def test_any_network_can_encode_and_its_dimension_is_found(photos: list[Path]) -> None:
     found = tiny()
     assert found.dimension == 16
     listed = image_list(photos[0].parent, [path.name for path in photos])
@@ -188,39 +188,39 @@ def test_any_network_can_describe_and_its_dimension_is_found(photos: list[Path])
 
 
 def test_threads_do_not_disturb_each_other(model: Encoder, photos: list[Path]) -> None:
-    wanted = model.encode(photos)
+    expected = model.encode(photos)
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: model.encode(photos), range(8)):
-            assert_same(found, wanted)
+            assert_same(found, expected)
 
 
-def test_the_checksum_tells_models_apart(model_file: Path, model: Encoder, tmp_path: Path) -> None:
+def test_the_checksum_differs_between_models(model_file: Path, model: Encoder, tmp_path: Path) -> None:
     assert load_model(model_file.with_suffix(".safetensors"), device="cpu").checksum == model.checksum
     save_best_model(tmp_path, GeoLocalizationNet("ResNet18_Small", 16))
     assert load_model(tmp_path / "best_model.pth", device="cpu").checksum != model.checksum
 
 
-def test_fewer_dimensions_only_of_a_reduced_model(model_file: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_reduce_to_needs_a_reduced_model(model_file: Path, photos: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`cosplace reduce MODEL --on FOLDER"):
         load_model(model_file, reduce_to=8, device="cpu")
     assert load_model(model_file, reduce_to=16, device="cpu").dimension == 16
     network = load_model(model_file, device="cpu").network
     reduced = ReducedNetwork(network, fit([np.random.default_rng(0).standard_normal((50, 16))], 8, "pca"))
-    whole, cut = Encoder(reduced, device="cpu"), Encoder(ReducedNetwork(network, reduced.reduction.first(3)))
-    first = whole.encode(photos)[:, :3]
-    assert_same(cut.encode(photos), first / np.linalg.norm(first, axis=1, keepdims=True))
+    first = Encoder(reduced, device="cpu").encode(photos)[:, :3]
+    found = Encoder(ReducedNetwork(network, reduced.reduction.first(3)), device="cpu").encode(photos)
+    assert_same(found, first / np.linalg.norm(first, axis=1, keepdims=True))
 
 
 def test_mistakes_in_loading(model_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"There is no file of weights .*gone\.pth"):
+    with pytest.raises(CheckpointError, match=r"There is no weights file .*gone\.pth"):
         load_model(tmp_path / "gone.pth")
-    with pytest.raises(ConfigError, match="choose from 32, 64"):
+    with pytest.raises(ConfigError, match="Choose from 32, 64"):
         load_model("cosplace_resnet50_511")
     with pytest.raises(ConfigError, match="trust_remote_code"):
         load_model("hub:owner/repo:entry")
-    with pytest.raises(ConfigError, match="image_size is 0"):
+    with pytest.raises(ConfigError, match="image_size must be at least 1, got 0"):
         load_model(model_file, image_size=0)
-    with pytest.raises(ConfigError, match="batch_size is 0"):
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
         load_model(model_file, device="cpu").encode([], batch_size=0)
     write_weights(tmp_path / "other.safetensors", {"weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="not the weights of a CosPlace model"):
@@ -233,30 +233,3 @@ def test_descriptors_that_are_not_finite_are_refused(model_file: Path, photos: l
         network.get_parameter("aggregation.3.bias")[0] = float("nan")
     with pytest.raises(CheckpointError, match="not finite"):
         Encoder(network, name="broken", device="cpu").encode(photos[0])
-
-
-def test_fitting_counts_photos_and_leaves_unreadable_ones_out(tmp_path: Path) -> None:
-    from cosplace.photos.scanning import scan_images
-    from cosplace.retrieval.reduction_fitting import fit_reduction
-
-    for number in range(12):
-        Image.fromarray(place_picture(number, 0)).save(tmp_path / f"{number:02d}.png")
-    (tmp_path / "05.png").write_bytes(b"no picture")
-    calls: list[tuple[int, int]] = []
-    images = scan_images(tmp_path)
-    reduction, count = fit_reduction(
-        TinyImage(4), images, 3, method="pca", progress=lambda done, total: calls.append((done, total))
-    )
-    assert (count, reduction.in_dim, reduction.out_dim) == (11, 16, 3)
-    assert calls[-1] == (12, 12)
-    readable = image_list(tmp_path, [path.name for path in sorted(tmp_path.iterdir()) if path.name != "05.png"])
-    wanted = fit([extract(TinyImage(4), readable).descriptors[:]], 3, "pca")
-    torch.testing.assert_close(reduction.weight, wanted.weight)
-    assert fit_reduction(TinyImage(4), images, 2, max_photos=7)[1] in (6, 7)
-    assert torch.equal(fit_reduction(TinyImage(4), images, 2, method="truncation")[0].weight, truncation(16, 2).weight)
-    with pytest.raises(ConfigError, match=r"12 photos of .* are too few to fit 12 dimensions"):
-        fit_reduction(TinyImage(4), images, 12)
-    with pytest.raises(ConfigError, match="17 dimensions cannot be made of the model's 16"):
-        fit_reduction(TinyImage(4), images, 17)
-    with pytest.raises(DatasetError):
-        scan_images(tmp_path / "nowhere")

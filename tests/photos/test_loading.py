@@ -1,4 +1,4 @@
-"""Batches made ahead: the same in any thread or process, in order; and what the system does to processes."""
+"""Batches loaded ahead: order, errors, killed processes."""
 
 import errno
 import os
@@ -46,24 +46,24 @@ def num_threads(batch: Sequence[int]) -> int:
 @pytest.mark.parametrize("loader", KINDS)
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_batches_are_the_same_and_in_order(loader: str, num_workers: int) -> None:
-    made = list(load_ahead(squares, BATCHES, num_workers=num_workers, loader=loader))
-    assert torch.equal(torch.stack(made), torch.arange(30).view(10, 3) ** 2)
+    loaded = list(load_ahead(squares, BATCHES, num_workers=num_workers, loader=loader))
+    assert torch.equal(torch.stack(loaded), torch.arange(30).view(10, 3) ** 2)
 
 
 @settings(max_examples=30, deadline=None)
 @given(num_batches=st.integers(0, 12), num_workers=st.integers(1, 5))
-def test_any_number_of_threads_makes_any_number_of_batches(num_batches: int, num_workers: int) -> None:
+def test_any_number_of_threads_loads_any_number_of_batches(num_batches: int, num_workers: int) -> None:
     batches = [[index] for index in range(num_batches)]
     assert list(load_ahead(list, batches, num_workers=num_workers, loader="threads")) == batches
 
 
 @pytest.mark.parametrize("loader", KINDS)
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_users_error_arrives_as_it_is(loader: str, num_workers: int) -> None:
-    make = partial(failing, error=DatasetError("photo.jpg is empty."))
+def test_a_user_error_arrives_unchanged(loader: str, num_workers: int) -> None:
+    load = partial(failing, error=DatasetError("photo.jpg is empty."))
     seen = []
     with pytest.raises(DatasetError, match=r"^photo.jpg is empty\.$"):
-        for batch in load_ahead(make, BATCHES, num_workers=num_workers, loader=loader):
+        for batch in load_ahead(load, BATCHES, num_workers=num_workers, loader=loader):
             seen.append(int(batch[0]))
     assert seen == [0, 9, 36, 81]
 
@@ -74,7 +74,7 @@ def test_a_bug_keeps_its_traceback(loader: str) -> None:
         list(load_ahead(partial(failing, error=ZeroDivisionError()), BATCHES, num_workers=2, loader=loader))
 
 
-def test_a_killed_process_is_one_line_with_the_knobs(tmp_path: Path) -> None:
+def test_a_killed_process_is_one_line_with_the_settings_to_change(tmp_path: Path) -> None:
     with pytest.raises(LoadingError, match=r"killed.*--num_workers.*--loader threads") as caught:
         list(load_ahead(partial(killed, folder=tmp_path), BATCHES, num_workers=2, loader="processes"))
     assert "\n" not in str(caught.value)
@@ -88,12 +88,12 @@ def test_a_killed_process_is_one_line_with_the_knobs(tmp_path: Path) -> None:
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ..."),
     ],
 )
-def test_full_shared_memory_is_one_line_with_the_knobs(error: Exception) -> None:
+def test_full_shared_memory_is_one_line_with_the_settings_to_change(error: Exception) -> None:
     with pytest.raises(LoadingError, match=r"/dev/shm.*--loader threads.*--num_workers"):
         list(load_ahead(partial(failing, error=error), BATCHES, num_workers=2, loader="processes"))
 
 
-def test_threads_compute_alone_and_leave_the_main_thread_its_own() -> None:
+def test_workers_use_one_torch_thread_and_others_are_unchanged() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -108,24 +108,24 @@ def test_threads_compute_alone_and_leave_the_main_thread_its_own() -> None:
         torch.set_num_threads(before)
 
 
-def test_closing_ends_the_threads() -> None:
-    with closing(load_ahead(squares, BATCHES * 100, num_workers=3, loader="threads")) as made:
-        next(made)
+def test_closing_stops_the_threads() -> None:
+    with closing(load_ahead(squares, BATCHES * 100, num_workers=3, loader="threads")) as loaded:
+        next(loaded)
         assert any(thread.name.startswith("loading") for thread in threading.enumerate())
     assert not any(thread.name.startswith("loading") for thread in threading.enumerate())
 
 
-def test_threads_run_ahead_but_not_far() -> None:
-    begun = []
-    with closing(load_ahead(begun.append, BATCHES, num_workers=2, loader="threads")) as made:
-        next(made)
+def test_threads_load_only_a_few_batches_ahead() -> None:
+    started = []
+    with closing(load_ahead(started.append, BATCHES, num_workers=2, loader="threads")) as loaded:
+        next(loaded)
         time.sleep(0.1)
-        assert 1 <= len(begun) <= 5
+        assert 1 <= len(started) <= 5
 
 
 def test_the_loader_is_chosen_by_the_device() -> None:
     assert choose_loader("auto", torch.device("cpu")) == "threads"
     assert choose_loader("auto", torch.device("cuda")) == "processes"
     assert choose_loader("processes", torch.device("cpu")) == "processes"
-    with pytest.raises(ConfigError, match="--loader fibers"):
+    with pytest.raises(ConfigError, match=r"--loader must be one of .*, got fibers"):
         choose_loader("fibers", torch.device("cpu"))

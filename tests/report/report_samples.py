@@ -1,4 +1,4 @@
-"""A small database with queries, its evaluation and a report made of them, and a reader of the page."""
+"""A small database with queries, its evaluation, a report of both, and a parser of the page."""
 
 import re
 from html.parser import HTMLParser
@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cosplace.report.contents import RecallRow, Report
+from cosplace.report.data import RecallRow, Report
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
 from cosplace.training.groups import Groups
 
 EAST, NORTH = 550_000.0, 4_170_000.0
-VOID_TAGS = {"meta", "img", "br", "path", "rect", "circle"}
+VOID_TAGS = {"meta", "img", "br", "path", "rect", "circle"}  # the templates write some SVG tags without an end tag
 
 
 class Page(HTMLParser):
-    """What a browser would find: tags with attributes, and the text inside chosen tags."""
+    """A parsed page: its tags with their attributes, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -44,10 +44,11 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def text(self) -> str:
-        return " ".join("".join(text for tag, text in self.texts if tag != "style").split())
+        return " ".join(" ".join(text for tag, text in self.texts if tag != "style").split())
 
 
-def assert_stands_alone(html: str) -> None:
+def assert_single_file(html: str) -> None:
+    """Check that a page runs no code and loads nothing."""
     page = Page(html)
     assert page.open_tags == []
     assert not page.of("script") and not page.of("link") and not page.of("iframe")
@@ -74,7 +75,7 @@ def write_photo(folder: Path, east: float, north: float, note: str = "", size: t
     Image.new("RGB", size, (shade, 90, 200 - shade)).save(folder / f"@{east:.2f}@{north:.2f}@{note}@.jpg")
 
 
-# Each query's predictions lie so many meters east of it; 25 m is still right.
+# Meters from each query east to its predictions, best first.  25 m is still correct.
 OFFSETS = {
     0: (0.0, 400.0, 3.0),
     1: (300.0, 25.0, 12.0),
@@ -85,7 +86,7 @@ OFFSETS = {
 
 def make_dataset(folder: Path) -> RetrievalDataset:
     for query, offsets in OFFSETS.items():
-        # Queries stand 20 km apart from south to north, so that the list's order is theirs.
+        # Queries are 20 km apart from south to north, so that the sorted list has their order.
         write_photo(folder / "queries", EAST + query, NORTH + 20_000 * query)
         for offset in offsets:
             write_photo(folder / "database", EAST + query + offset, NORTH + 20_000 * query)
@@ -93,7 +94,7 @@ def make_dataset(folder: Path) -> RetrievalDataset:
 
 
 def make_evaluation(dataset: RetrievalDataset) -> Evaluation:
-    """Predictions in the order of OFFSETS, by descriptors made for it."""
+    """Return predictions in the order of OFFSETS, from descriptors built for it."""
     database = np.zeros((len(dataset.database), 12), np.float32)
     queries = np.zeros((len(OFFSETS), 12), np.float32)
     for query, offsets in OFFSETS.items():
@@ -118,7 +119,7 @@ METRICS: list[dict[str, Any]] = [
 
 
 def make_groups(cells: list[tuple[int, int, int]], sizes: list[int]) -> Groups:
-    """Groups that hold so many of the cells one after another, each with ten images."""
+    """Return groups with `sizes` cells each, in order; each cell has ten images."""
     num_images = 10 * len(cells)
     return Groups(
         folder=Path("train"),
@@ -137,7 +138,7 @@ SQUARE = [(1000 + 10 * x, 5000 + 10 * y, 0) for x in range(10) for y in range(10
 def make_report(dataset: RetrievalDataset, evaluation: Evaluation) -> Report:
     return Report(
         title="A run",
-        summary=["Trained for three epochs.", "Tested once."],
+        summary=["Trained for 3 epochs.", "Tested once."],
         recall_rows=[
             RecallRow(name="chance", recalls=evaluation.chance, note="random"),
             RecallRow(name="ours", recalls=evaluation.recalls),

@@ -1,4 +1,4 @@
-"""A model judged on a dataset: the whole way from files to recalls."""
+"""Evaluation of a model on a dataset, from files to recalls."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,28 +7,31 @@ import numpy as np
 import pytest
 import torch
 
-from cosplace.errors import DatasetError, ImageError
+from cosplace.config.sections import EvalConfig, TrainConfig
+from cosplace.config.values import from_values
+from cosplace.errors import ConfigError, DatasetError, ImageError
+from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.retrieval.baselines import TinyImage
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
-from cosplace.retrieval.evaluation import evaluate, evaluate_descriptors
-from cosplace.retrieval.extraction import extract
-from tests.streets import write_streets
+from cosplace.retrieval.evaluation import EvaluationSettings, evaluate, evaluate_descriptors, evaluation_settings
+from cosplace.retrieval.extraction import ExtractionSettings, extract
+from tests.synthetic_dataset import write_dataset
 
 KS = (1, 2, 5)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> RetrievalDataset:
-    """12 queries, and 24 database images: two of each query's place, places 30 m apart."""
-    return open_retrieval_dataset(write_streets(tmp_path / "streets", num_places=1) / "val")
+    """12 queries and 24 database images: two at each query's place, places 30 m apart."""
+    return open_retrieval_dataset(write_dataset(tmp_path / "dataset", num_places=1) / "val")
 
 
-def made_dataset(database_positions: np.ndarray, query_positions: np.ndarray) -> RetrievalDataset:
-    """Positions without photos, for descriptors that come from elsewhere."""
+def dataset_without_photos(database_positions: np.ndarray, query_positions: np.ndarray) -> RetrievalDataset:
+    """A dataset of positions only, to evaluate given descriptors."""
     no_photos = image_list(Path("nowhere"), [])
     return RetrievalDataset(
-        name="made",
+        name="positions",
         folder=Path("nowhere"),
         database=no_photos,
         queries=no_photos,
@@ -37,12 +40,12 @@ def made_dataset(database_positions: np.ndarray, query_positions: np.ndarray) ->
     )
 
 
-def spoil(images: ImageList, *rows: int) -> None:
+def damage(images: ImageList, *rows: int) -> None:
     for row in rows:
-        images.path(row).write_bytes(b"no picture")
+        images.path(row).write_bytes(b"not an image")
 
 
-def test_stripes_are_recognised(dataset: RetrievalDataset) -> None:
+def test_recalls_of_a_tiny_image(dataset: RetrievalDataset) -> None:
     found = evaluate(TinyImage(), dataset, recall_values=KS, num_predictions=7)
     assert found.recalls[1] > 60
     assert found.recalls[1] <= found.recalls[2] <= found.recalls[5]
@@ -60,10 +63,56 @@ def test_stripes_are_recognised(dataset: RetrievalDataset) -> None:
 
 def test_progress_counts_all_photos(dataset: RetrievalDataset) -> None:
     calls = []
-    evaluate(
-        TinyImage(), dataset, recall_values=KS, batch_size=12, progress=lambda done, total: calls.append((done, total))
-    )
-    assert calls == [(12, 36), (24, 36), (36, 36)]
+    evaluate(TinyImage(), dataset, recall_values=KS, batch_size=12, progress=lambda *call: calls.append(call[:3]))
+    assert calls == [("extracting descriptors", done, 36) for done in (12, 24, 36)]
+
+
+def test_settings_and_options(dataset: RetrievalDataset) -> None:
+    settings = EvaluationSettings(extraction=ExtractionSettings(image_size=32), recall_values=(1, 3))
+    found = evaluate(TinyImage(), dataset, settings, num_predictions=4, batch_size=5)
+    same = evaluate(TinyImage(), dataset, image_size=32, recall_values=(1, 3), num_predictions=4)
+    assert found.image_size == 32
+    assert found.recalls == same.recalls
+    assert np.array_equal(found.predictions, same.predictions)
+    assert evaluate(TinyImage(), dataset, settings, image_size=None).image_size is None
+    with pytest.raises(TypeError, match="recall_valeus"):
+        evaluate(TinyImage(), dataset, recall_valeus=(1, 3))
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
+        evaluate(TinyImage(), dataset, settings, batch_size=0)
+    with pytest.raises(ConfigError, match=r"radius .* got -1"):
+        evaluate(TinyImage(), dataset, positive_dist_threshold=-1)
+
+
+def test_a_folder_and_an_encoder(dataset: RetrievalDataset) -> None:
+    encoder = Encoder(TinyImage(), image_size=32, device="cpu")
+    found = evaluate(encoder, str(dataset.folder), recall_values=KS)
+    assert found.image_size == 32
+    assert found.recalls == evaluate(TinyImage(), dataset, recall_values=KS, image_size=32).recalls
+    assert evaluate(encoder, dataset.folder, recall_values=KS, image_size=None).image_size is None
+
+
+def test_settings_of_the_commands(tmp_path: Path) -> None:
+    values = {"image_size": 64, "infer_batch_size": 3, "num_workers": 2, "loader": "processes", "recall_values": [1, 9]}
+    values |= {"num_preds_to_save": 4, "positive_dist_threshold": 7.0, "skip_unreadable": True}
+    for config in (from_values(TrainConfig, values), from_values(EvalConfig, values)):
+        settings = evaluation_settings(config, torch.device("cpu"))
+        assert settings == EvaluationSettings(
+            extraction=ExtractionSettings(
+                image_size=None,
+                batch_size=3,
+                num_workers=2,
+                loader="processes",
+                device=torch.device("cpu"),
+                skip_unreadable=True,
+            ),
+            recall_values=(1, 9),
+            positive_dist_threshold=7.0,
+            num_predictions=9,
+        )
+        resized = replace(config, testing=replace(config.testing, resize_test_imgs=True))
+        assert evaluation_settings(resized, torch.device("cpu")).extraction.image_size == 64
+    kept = from_values(EvalConfig, values | {"descriptors_folder": str(tmp_path)})
+    assert evaluation_settings(kept, torch.device("cpu")).descriptors_folder == str(tmp_path)
 
 
 def test_descriptors_kept_in_a_folder_give_the_same(dataset: RetrievalDataset, tmp_path: Path) -> None:
@@ -84,9 +133,9 @@ def test_predictions_are_at_most_the_database(dataset: RetrievalDataset) -> None
 
 def test_unreadable_photos(dataset: RetrievalDataset) -> None:
     plain = evaluate(TinyImage(), dataset, recall_values=KS)
-    spoil(dataset.database, 0, 1, 6)
-    spoil(dataset.queries, 3)
-    with pytest.raises(ImageError, match="3 of 24 photos cannot be opened"):
+    damage(dataset.database, 0, 1, 6)
+    damage(dataset.queries, 3)
+    with pytest.raises(ImageError, match="Cannot open 3 of 24 photos"):
         evaluate(TinyImage(), dataset, recall_values=KS)
     found = evaluate(TinyImage(), dataset, recall_values=KS, skip_unreadable=True)
     assert not np.isin(found.predictions, [0, 1, 6]).any()
@@ -97,26 +146,26 @@ def test_unreadable_photos(dataset: RetrievalDataset) -> None:
     assert np.isinf(found.squared_distances[3]).all()
     assert np.isnan(found.distances_m[3]).all()
     assert not found.hits[3].any()
-    # Query 0 lost both of its positives, query 3 itself: both are misses, and still count.
+    # Query 0 lost both of its positives and query 3 is unreadable: both are misses, and still count.
     assert not found.hits[0].any()
     assert found.recalls == {k: pytest.approx(100 * found.hits[:, :k].any(1).sum() / 12) for k in KS}
     assert plain.hits[[0, 3]].any(1).all()
 
 
-def test_too_small_a_database(dataset: RetrievalDataset) -> None:
-    with pytest.raises(DatasetError, match=r"needs 50 database images but .* has 24: .*--recall_values 1 5`"):
+def test_a_database_smaller_than_the_largest_recall_value(dataset: RetrievalDataset) -> None:
+    with pytest.raises(DatasetError, match=r"needs 50 database images, but .* has 24\. .*--recall_values 1 5`"):
         evaluate(TinyImage(), dataset, recall_values=(1, 5, 50))
-    spoil(dataset.database, *range(22))
-    with pytest.raises(DatasetError, match=r"needs 5 database images but .* has 2: .*--recall_values 1 2`"):
+    damage(dataset.database, *range(22))
+    with pytest.raises(DatasetError, match=r"needs 5 database images, but .* has 2\. .*--recall_values 1 2`"):
         evaluate(TinyImage(), dataset, recall_values=KS, skip_unreadable=True)
 
 
-def test_descriptors_from_elsewhere() -> None:
+def test_given_descriptors() -> None:
     rng = np.random.default_rng(0)
     positions = rng.uniform(0, 300, (200, 2))
     queries = np.concatenate([positions[:49] + rng.uniform(-10, 10, (49, 2)), [[5000.0, 5000.0]]])
-    dataset = made_dataset(positions, queries)
-    # Descriptors that are the positions themselves find the nearest image, which lies within 25 m but for one query.
+    dataset = dataset_without_photos(positions, queries)
+    # Positions used as descriptors find the nearest image, which is within 25 m of all queries except one.
     found = evaluate_descriptors(positions.astype(np.float32), queries.astype(np.float32), dataset)
     assert found.recalls == {1: 98.0, 5: 98.0, 10: 98.0, 20: 98.0}
     assert found.num_queries_without_positives == 1
@@ -125,16 +174,16 @@ def test_descriptors_from_elsewhere() -> None:
         evaluate_descriptors(positions[1:].astype(np.float32), queries.astype(np.float32), dataset)
 
 
-def test_random_descriptors_reach_chance() -> None:
+def test_random_descriptors_have_the_recalls_of_chance() -> None:
     rng = np.random.default_rng(1)
-    dataset = made_dataset(rng.uniform(0, 200, (300, 2)), rng.uniform(0, 200, (4000, 2)))
+    dataset = dataset_without_photos(rng.uniform(0, 200, (300, 2)), rng.uniform(0, 200, (4000, 2)))
     database, queries = (rng.standard_normal((rows, 32)).astype(np.float32) for rows in (300, 4000))
     found = evaluate_descriptors(database, queries, dataset)
     for k, recall in found.recalls.items():
         assert recall == pytest.approx(found.chance[k], abs=4)
 
 
-def test_the_radius_counts(dataset: RetrievalDataset) -> None:
+def test_a_larger_radius_gives_higher_recalls(dataset: RetrievalDataset) -> None:
     near = evaluate(TinyImage(), dataset, recall_values=(1,), positive_dist_threshold=0.5)
     far = evaluate(TinyImage(), dataset, recall_values=(1,), positive_dist_threshold=1e4)
     assert far.recalls == far.chance == {1: 100.0}
@@ -144,7 +193,7 @@ def test_the_radius_counts(dataset: RetrievalDataset) -> None:
 
 def test_reference(reference_folder: Path) -> None:
     with np.load(reference_folder / "recall.npz") as file:
-        dataset = made_dataset(file["database_utm"], file["queries_utm"])
+        dataset = dataset_without_photos(file["database_utm"], file["queries_utm"])
         found = evaluate_descriptors(file["database_descriptors"], file["queries_descriptors"], dataset)
         assert list(found.recalls.values()) == file["recalls"].tolist()
         assert np.array_equal(found.predictions, file["predictions"])

@@ -1,4 +1,4 @@
-"""Photos to descriptors: any sizes, any batches, stopped and resumed, broken photos."""
+"""Extraction of descriptors: photos of any size, batches, resuming, unreadable photos."""
 
 import json
 from dataclasses import replace
@@ -16,8 +16,8 @@ from cosplace.models.encoder import encode_batch
 from cosplace.models.weight_files import model_checksum
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.scanning import scan_images
-from cosplace.retrieval.baselines import TinyImage, tiny_image_descriptors
-from cosplace.retrieval.extraction import Extraction, extract
+from cosplace.retrieval.baselines import TinyImage
+from cosplace.retrieval.extraction import Extraction, ExtractionSettings, extract
 from cosplace.retrieval.shards import DescriptorShards, read_shards
 
 SIZES = ((40, 32), (32, 40), (40, 32), (32, 32), (57, 33), (40, 32), (32, 40))  # width, height
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 class TinyNet(nn.Module):
-    """A network with batch normalization, so that evaluation mode matters; counts the batches it saw."""
+    """A network with batch normalization, so that evaluation mode matters; counts the batches it was given."""
 
     def __init__(self, dimension: int = 8) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def write_photos(folder: Path, sizes=SIZES, seed: int = 0) -> ImageList:
 
 
 def expected(model: nn.Module, images: ImageList, image_size: int | None = None) -> np.ndarray:
-    """What the classic pipeline gives: one photo at a time, Resize on a picture, ToTensor, Normalize."""
+    """Descriptors by the usual torchvision pipeline, one photo at a time: resized as a PIL image, then normalized."""
     steps = [ToTensor(), Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
     pipeline = Compose(steps if image_size is None else [Resize(image_size), *steps])
     model = model.eval()
@@ -68,20 +68,20 @@ def images(tmp_path: Path) -> ImageList:
 
 @pytest.mark.parametrize(("image_size", "atol"), [(None, 2e-6), (24, 3e-3)])  # resized pixels may differ by one level
 def test_equals_one_photo_at_a_time(images: ImageList, image_size: int | None, atol: float) -> None:
-    wanted = expected(TinyNet(), images, image_size)
+    expected_rows = expected(TinyNet(), images, image_size)
     found = extract(TinyNet(), images, image_size=image_size, batch_size=3)
     assert found.descriptors.dtype == np.float32
     assert isinstance(found.descriptors, np.ndarray)
-    np.testing.assert_allclose(found.descriptors, wanted, atol=atol)
+    np.testing.assert_allclose(found.descriptors, expected_rows, atol=atol)
     assert found.readable.all()
     assert found.unreadable == ()
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (2, 0), (7, 0), (100, 0), (3, 2)])
 def test_batches_and_workers_do_not_matter(images: ImageList, batch_size: int, num_workers: int) -> None:
-    wanted = extract(TinyNet(), images, batch_size=16).descriptors
+    expected_rows = extract(TinyNet(), images, batch_size=16).descriptors
     found = extract(TinyNet(), images, batch_size=batch_size, num_workers=num_workers).descriptors
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(found, expected_rows, atol=1e-6)
 
 
 def test_photos_of_one_shape_share_batches(tmp_path: Path) -> None:
@@ -91,16 +91,16 @@ def test_photos_of_one_shape_share_batches(tmp_path: Path) -> None:
     assert sorted(model.batches) == [(4, 3, 32, 40)] * 3 + [(4, 3, 40, 32)] * 3
 
 
-def test_photos_of_rare_shapes_do_not_pile_up(tmp_path: Path) -> None:
+def test_photos_of_rare_sizes_do_not_accumulate(tmp_path: Path) -> None:
     sizes = [(30 + number, 30) for number in range(20)]
     model, images = TinyNet(), write_photos(tmp_path, sizes)
     seen = []
-    found = extract(model, images, batch_size=2, progress=lambda done, total: seen.append(done - len(model.batches)))
+    found = extract(model, images, batch_size=2, progress=lambda task, done, *_: seen.append(done - len(model.batches)))
     assert max(seen) <= 2 * 4 + 2
     np.testing.assert_allclose(found.descriptors, expected(TinyNet(), images), atol=2e-6)
 
 
-def test_modes_come_back(images: ImageList) -> None:
+def test_each_module_gets_its_former_mode_back(images: ImageList) -> None:
     model = TinyNet().train()
     model.norm.eval()
     statistics = model.norm.running_mean.clone()
@@ -112,7 +112,7 @@ def test_modes_come_back(images: ImageList) -> None:
     assert (model.training, model.norm.training) == (True, False)
 
 
-def test_the_global_generator_is_left_alone(images: ImageList) -> None:
+def test_the_global_random_generator_is_not_used(images: ImageList) -> None:
     model = TinyNet()
     before = torch.get_rng_state()
     extract(model, images)
@@ -120,17 +120,28 @@ def test_the_global_generator_is_left_alone(images: ImageList) -> None:
 
 
 def test_16_bit(images: ImageList) -> None:
-    wanted = extract(TinyNet(), images).descriptors
+    expected_rows = extract(TinyNet(), images).descriptors
     found = extract(TinyNet(), images, autocast=torch.bfloat16, stored_dtype="float16").descriptors
     assert found.dtype == np.float16
-    assert not np.array_equal(found, wanted.astype(np.float16))
-    np.testing.assert_allclose(found, wanted, atol=0.03)
+    assert not np.array_equal(found, expected_rows.astype(np.float16))
+    np.testing.assert_allclose(found, expected_rows, atol=0.03)
 
 
 def test_progress_counts_photos(images: ImageList) -> None:
     calls = []
-    extract(TinyNet(), images, batch_size=3, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(3, 7), (6, 7), (7, 7)]
+    extract(TinyNet(), images, batch_size=3, progress=lambda *call: calls.append(call))
+    assert calls == [("extracting descriptors", done, 7) for done in (3, 6, 7)]
+
+
+def test_options_replace_fields_of_the_settings(images: ImageList) -> None:
+    settings = ExtractionSettings(image_size=24, stored_dtype="float16")
+    by_settings = extract(TinyNet(), images, settings).descriptors
+    by_options = extract(TinyNet(), images, image_size=24, stored_dtype="float16").descriptors
+    assert by_settings.dtype == np.float16
+    assert np.array_equal(by_settings, by_options)
+    assert extract(TinyNet(), images, settings, stored_dtype="float32").descriptors.dtype == np.float32
+    with pytest.raises(TypeError, match="batchsize"):
+        extract(TinyNet(), images, batchsize=4)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -140,7 +151,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_folder_grows_in_shards(images: ImageList, tmp_path: Path) -> None:
+def test_a_folder_holds_shards(images: ImageList, tmp_path: Path) -> None:
     to = tmp_path / "deep" / "down"
     found = extract(TinyNet(), images, to=to, shard_rows=3, batch_size=2)
     assert sorted(contents(to)) == [*(f"descriptors-0000{number}.npy" for number in range(3)), "meta.json"]
@@ -152,14 +163,14 @@ def test_a_folder_grows_in_shards(images: ImageList, tmp_path: Path) -> None:
 
 
 def stop_after(num_photos: int):
-    def progress(done: int, total: int) -> None:
+    def progress(task: str, done: int, total: int, note: str = "") -> None:
         if done > num_photos:
             raise KeyboardInterrupt
 
     return progress
 
 
-def test_a_stopped_run_goes_on(images: ImageList, tmp_path: Path) -> None:
+def test_an_interrupted_extraction_continues_after_its_last_shard(images: ImageList, tmp_path: Path) -> None:
     to, whole = tmp_path / "stopped", tmp_path / "whole"
     extract(TinyNet(), images, to=whole, shard_rows=2, batch_size=1)
     with pytest.raises(KeyboardInterrupt):
@@ -170,7 +181,7 @@ def test_a_stopped_run_goes_on(images: ImageList, tmp_path: Path) -> None:
     model, calls = TinyNet(), []
     extract(model, images, to=to, shard_rows=2, batch_size=1, progress=lambda *call: calls.append(call))
     assert len(model.batches) == 3
-    assert calls == [(4, 7), (5, 7), (6, 7), (7, 7)]
+    assert [done for _, done, _ in calls] == [4, 5, 6, 7]
     assert contents(to) == contents(whole)
 
 
@@ -183,12 +194,12 @@ def test_a_finished_folder_is_only_read(images: ImageList, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("cut", [1, 40, 1000])
-def test_a_truncated_shard_is_told_and_made_again(images: ImageList, tmp_path: Path, cut: int, caplog) -> None:
+def test_a_truncated_shard_is_reported_and_extracted_again(images: ImageList, tmp_path: Path, cut: int, caplog) -> None:
     to = tmp_path / "to"
     extract(TinyNet(dimension=40), images, to=to, shard_rows=4)
     whole, shard = contents(to), to / "descriptors-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-cut])
-    with pytest.raises(DatasetError, match=r"descriptors-00000\.npy is truncated instead of \(4, 40\) float32"):
+    with pytest.raises(DatasetError, match=r"descriptors-00000\.npy is truncated, expected \(4, 40\) float32"):
         read_shards(to)
     model = TinyNet(dimension=40)
     extract(model, images, to=to, shard_rows=4)
@@ -197,12 +208,14 @@ def test_a_truncated_shard_is_told_and_made_again(images: ImageList, tmp_path: P
     assert contents(to) == whole
 
 
-def test_a_shard_of_another_shape_is_told_and_made_again(images: ImageList, tmp_path: Path) -> None:
+def test_a_shard_of_another_shape_is_reported_and_extracted_again(images: ImageList, tmp_path: Path) -> None:
     to = tmp_path / "to"
     extract(TinyNet(), images, to=to, shard_rows=4)
     whole = contents(to)
     np.save(to / "descriptors-00001.npy", np.zeros((2, 8), np.float32))
-    with pytest.raises(DatasetError, match=r"00001\.npy holds \(2, 8\) float32 instead of \(3, 8\) float32"):
+    with pytest.raises(
+        DatasetError, match=r"00001\.npy has shape \(2, 8\) and type float32, expected \(3, 8\) float32"
+    ):
         read_shards(to)
     extract(TinyNet(), images, to=to, shard_rows=4)
     assert contents(to) == whole
@@ -229,43 +242,45 @@ def fewer_photos(arguments: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (other_model, "model was"),
         (other_photos, "photos was"),
         (same_names_at_another_size, "same names but other file sizes"),
-        (fewer_photos, "count was 7, is 6 now"),
-        (lambda arguments: arguments.update(image_size=24), "image_size was None, is 24 now"),
-        (lambda arguments: arguments.update(stored_dtype="float16"), "dtype was float32, is float16 now"),
-        (lambda arguments: arguments.update(autocast=torch.bfloat16), r"autocast was None, is torch\.bfloat16 now"),
-        (lambda arguments: arguments.update(shard_rows=3), "shard_rows was 2, is 3 now"),
+        (fewer_photos, "count was 7, now it is 6"),
+        (lambda arguments: arguments.update(image_size=24), "image_size was None, now it is 24"),
+        (lambda arguments: arguments.update(stored_dtype="float16"), "dtype was float32, now it is float16"),
+        (lambda arguments: arguments.update(autocast=torch.bfloat16), r"autocast was None, now it is torch\.bfloat16"),
+        (lambda arguments: arguments.update(shard_rows=3), "shard_rows was 2, now it is 3"),
     ],
 )
-def test_descriptors_of_anything_else_are_refused(images: ImageList, tmp_path: Path, change, told: str) -> None:
+def test_descriptors_of_another_extraction_are_rejected(
+    images: ImageList, tmp_path: Path, change, message: str
+) -> None:
     arguments = {"model": TinyNet(), "images": images, "shard_rows": 2}
     extract(**arguments, to=tmp_path / "to")
     before = contents(tmp_path / "to")
     change(arguments)
-    with pytest.raises(DatasetError, match=told) as error:
+    with pytest.raises(DatasetError, match=message) as error:
         extract(**arguments, to=tmp_path / "to")
     assert "\n" not in str(error.value)
     assert contents(tmp_path / "to") == before
 
 
-def test_shards_without_their_description_are_refused(images: ImageList, tmp_path: Path) -> None:
+def test_shards_without_valid_metadata_are_rejected(images: ImageList, tmp_path: Path) -> None:
     extract(TinyNet(), images, to=tmp_path / "to")
     meta = tmp_path / "to" / "meta.json"
     values = json.loads(meta.read_text())
-    for text, told in (
+    for text, message in (
         (json.dumps(values | {"format": 99}), "has format 99"),
         (meta.read_text()[:30], "is damaged"),
         (json.dumps({"format": 1, "dimension": 8}), "is damaged"),
     ):
         meta.write_text(text)
-        with pytest.raises(DatasetError, match=told):
+        with pytest.raises(DatasetError, match=message):
             extract(TinyNet(), images, to=tmp_path / "to")
     meta.unlink()
-    with pytest.raises(DatasetError, match="is not there"):
+    with pytest.raises(DatasetError, match="is missing"):
         extract(TinyNet(), images, to=tmp_path / "to")
 
 
@@ -290,24 +305,24 @@ def test_photos_may_move(images: ImageList, tmp_path: Path) -> None:
 # --- photos that cannot be opened ------------------------------------------------------------------------------------
 
 
-def spoil(images: ImageList, *numbers: int) -> None:
+def damage(images: ImageList, *numbers: int) -> None:
     for number in numbers:
         path = images.path(number)
         path.write_bytes(path.read_bytes()[:20])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_unreadable_photos_stop(images: ImageList, num_workers: int) -> None:
-    spoil(images, 5, 2)
-    with pytest.raises(ImageError, match=r"2 of 7 photos cannot be opened, the first: .*002\.jpg") as error:
+def test_unreadable_photos_raise_an_error(images: ImageList, num_workers: int) -> None:
+    damage(images, 5, 2)
+    with pytest.raises(ImageError, match=r"Cannot open 2 of 7 photos\. The first: .*002\.jpg") as error:
         extract(TinyNet(), images, batch_size=2, num_workers=num_workers)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("to_folder", [False, True])
-def test_unreadable_photos_left_out(images: ImageList, tmp_path: Path, to_folder: bool) -> None:
-    wanted = extract(TinyNet(), images).descriptors
-    spoil(images, 0, 4)
+def test_unreadable_photos_can_be_skipped(images: ImageList, tmp_path: Path, to_folder: bool) -> None:
+    expected_rows = extract(TinyNet(), images).descriptors
+    damage(images, 0, 4)
     to = tmp_path / "to" if to_folder else None
 
     def check(found: Extraction) -> None:
@@ -316,7 +331,7 @@ def test_unreadable_photos_left_out(images: ImageList, tmp_path: Path, to_folder
         assert [(entry.index, entry.name) for entry in found.unreadable] == [(0, "000.jpg"), (4, "004.jpg")]
         assert "000.jpg" in found.unreadable[0].message
         assert not found.descriptors[:][[0, 4]].any()
-        np.testing.assert_allclose(found.descriptors[:][readable], wanted[readable], atol=1e-6)
+        np.testing.assert_allclose(found.descriptors[:][readable], expected_rows[readable], atol=1e-6)
 
     check(extract(TinyNet(), images, skip_unreadable=True, to=to, shard_rows=3, batch_size=2))
     if to is not None:
@@ -325,11 +340,13 @@ def test_unreadable_photos_left_out(images: ImageList, tmp_path: Path, to_folder
         assert model.batches == []
 
 
-def test_a_folder_with_photos_left_out_stops_without_leave_until_repaired(images: ImageList, tmp_path: Path) -> None:
+def test_skipped_photos_raise_an_error_without_skip_unreadable_until_repaired(
+    images: ImageList, tmp_path: Path
+) -> None:
     good = images.path(4).read_bytes()
-    spoil(images, 4)
+    damage(images, 4)
     extract(TinyNet(), images, skip_unreadable=True, to=tmp_path / "to", shard_rows=2)
-    with pytest.raises(ImageError, match=r"1 of 2 photos cannot be opened, the first: .*004\.jpg"):
+    with pytest.raises(ImageError, match=r"Cannot open 1 of 2 photos\. The first: .*004\.jpg"):
         extract(TinyNet(), images, to=tmp_path / "to", shard_rows=2)
     images.path(4).write_bytes(good)
     model = TinyNet()
@@ -339,10 +356,10 @@ def test_a_folder_with_photos_left_out_stops_without_leave_until_repaired(images
     assert read_shards(tmp_path / "to")[1] == []
 
 
-def test_finished_shards_stay_when_a_photo_stops_the_run(images: ImageList, tmp_path: Path) -> None:
+def test_finished_shards_remain_after_an_unreadable_photo(images: ImageList, tmp_path: Path) -> None:
     good = images.path(4).read_bytes()
-    spoil(images, 4)
-    with pytest.raises(ImageError, match="1 of 2 photos"):
+    damage(images, 4)
+    with pytest.raises(ImageError, match="Cannot open 1 of 2 photos"):
         extract(TinyNet(), images, to=tmp_path / "to", shard_rows=2)
     images.path(4).write_bytes(good)
     model = TinyNet()
@@ -352,30 +369,30 @@ def test_finished_shards_stay_when_a_photo_stops_the_run(images: ImageList, tmp_
 
 
 def test_a_shard_of_unreadable_photos_among_others(images: ImageList) -> None:
-    spoil(images, 6)
+    damage(images, 6)
     found = extract(TinyNet(), images, skip_unreadable=True, shard_rows=2)
     assert found.readable.tolist() == [True] * 6 + [False]
-    spoil(images, *range(6))
-    with pytest.raises(ImageError, match="None of 7 photos can be opened"):
+    damage(images, *range(6))
+    with pytest.raises(ImageError, match="Cannot open any of 7 photos"):
         extract(TinyNet(), images, skip_unreadable=True)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
-def test_settings_that_cannot_be(images: ImageList) -> None:
+def test_invalid_settings_are_rejected(images: ImageList) -> None:
     for name, value in (("image_size", 0), ("batch_size", 0), ("num_workers", -1), ("stored_dtype", "float8")):
-        with pytest.raises(ConfigError, match=f"{name} is"):
+        with pytest.raises(ConfigError, match=f"{name} must be .*, got '?{value}"):
             extract(TinyNet(), images, **{name: value})
-    with pytest.raises(DatasetError, match="no photos"):
+    with pytest.raises(DatasetError, match="list of photos is empty"):
         extract(TinyNet(), replace(images, names=images.names[:0], starts=images.starts[:1]))
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError):
             extract(TinyNet(), images, device="cuda")
 
 
-def test_models_that_do_not_describe(images: ImageList) -> None:
-    with pytest.raises(ConfigError, match=r"\(1, 6, 14, 18\): it must return \(B, D\)"):
+def test_models_without_valid_descriptors_are_rejected(images: ImageList) -> None:
+    with pytest.raises(ConfigError, match=r"\(1, 6, 14, 18\).* must return \(B, D\)"):
         extract(TinyNet().conv, images, batch_size=1)
     model = TinyNet()
     with torch.no_grad():
@@ -391,9 +408,9 @@ def test_one_batch_of_photos() -> None:
         assert encode_batch(model, photos, device=CPU).shape == (3, 8)
 
 
-def test_a_folder_that_cannot_be_written(images: ImageList, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable(images: ImageList, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="choose another folder"):
+    with pytest.raises(StorageError, match="Choose another folder"):
         extract(TinyNet(), images, to=tmp_path / "file" / "to", num_workers=1)
 
 
@@ -402,7 +419,7 @@ def test_a_folder_that_cannot_be_written(images: ImageList, tmp_path: Path) -> N
 
 def test_tiny_images_by_formula(tmp_path: Path) -> None:
     images = write_photos(tmp_path, [(64, 64), (64, 64)])
-    found = tiny_image_descriptors(images, side=4)
+    found = extract(TinyImage(side=4), images).descriptors
     assert found.shape == (2, 16)
     for row in range(2):
         pixels = np.asarray(Image.open(images.path(row)), np.float64)
@@ -410,8 +427,8 @@ def test_tiny_images_by_formula(tmp_path: Path) -> None:
         cells = np.arange(4)[:, None] * 16 + 8 - (np.arange(64) + 0.5)
         weights = np.clip(1 - np.abs(cells) / 16, 0, None)
         weights /= weights.sum(1, keepdims=True)
-        grey = pixels @ [0.299, 0.587, 0.114]
-        tiny = (weights @ grey @ weights.T).ravel()
+        gray = pixels @ [0.299, 0.587, 0.114]
+        tiny = (weights @ gray @ weights.T).ravel()
         tiny -= tiny.mean()
         np.testing.assert_allclose(found[row], tiny / np.linalg.norm(tiny), atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -419,6 +436,6 @@ def test_tiny_images_by_formula(tmp_path: Path) -> None:
 
 def test_a_photo_of_one_color_has_a_finite_tiny_image(tmp_path: Path) -> None:
     Image.new("RGB", (50, 40), (10, 200, 30)).save(tmp_path / "plain.png")
-    found = tiny_image_descriptors(scan_images(tmp_path))
+    found = extract(TinyImage(), scan_images(tmp_path)).descriptors
     assert found.shape == (1, 256)
     assert np.abs(found).max() <= 1

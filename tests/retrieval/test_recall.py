@@ -1,4 +1,4 @@
-"""Positives and recalls: against brute force, the reference, and counting by hand."""
+"""Positives and recalls: compared with brute force, the reference and values computed by hand."""
 
 from itertools import combinations
 from math import comb
@@ -14,22 +14,23 @@ from cosplace.errors import ConfigError, DatasetError
 from cosplace.retrieval.recall import RECALL_VALUES, Positives, chance_recalls, find_positives, is_positive, recall_at
 
 
-def positives_of(*lists: list[int]) -> Positives:
-    return Positives(
-        indices=np.array([index for images in lists for index in images], np.int64),
-        starts=np.cumsum([0, *map(len, lists)]).astype(np.int64),
-    )
+def positives_of(*lists: list[int], num_database: int | None = None) -> Positives:
+    """The positives of each query, in a database of images at different positions."""
+    images = np.array([image for positives in lists for image in positives], np.int64)
+    num_database = int(images.max(initial=-1)) + 1 if num_database is None else num_database
+    starts = np.cumsum([0, *map(len, lists)]).astype(np.int64)
+    return Positives(positions=images, starts=starts, image_starts=np.arange(num_database + 1))
 
 
 def positions(max_rows: int) -> st.SearchStrategy[np.ndarray]:
-    # Steps of 2.5 m make many pairs exactly as far apart as the radius.
+    # With steps of 2.5 m, many distances equal the radius exactly.
     grid = st.integers(-20, 20).map(lambda step: 2.5 * step)
     return st.integers(1, max_rows).flatmap(lambda rows: arrays(np.float64, (rows, 2), elements=grid))
 
 
 @settings(deadline=None)
 @given(positions(40), positions(12), st.sampled_from([0.0, 2.5, 12.5, 25.0]))
-def test_positives_are_those_of_brute_force(database: np.ndarray, queries: np.ndarray, radius_m: float) -> None:
+def test_positives_equal_those_of_brute_force(database: np.ndarray, queries: np.ndarray, radius_m: float) -> None:
     positives = find_positives(database, queries, radius_m)
     offsets = queries[:, None] - database[None]
     near = np.sqrt((offsets**2).sum(-1)) <= radius_m
@@ -41,9 +42,7 @@ def test_positives_are_those_of_brute_force(database: np.ndarray, queries: np.nd
 
 @settings(deadline=None)
 @given(positions(40), positions(12), st.lists(st.integers(-3, 45), min_size=4, max_size=4))
-def test_hits_are_membership_where_images_share_positions(
-    database: np.ndarray, queries: np.ndarray, images: list[int]
-) -> None:
+def test_hits_among_images_that_share_positions(database: np.ndarray, queries: np.ndarray, images: list[int]) -> None:
     positives = find_positives(np.repeat(database, 3, axis=0), queries)
     predictions = np.tile(images, (len(queries), 1))
     expected = [[image in positives.of(query) for image in images] for query in range(len(queries))]
@@ -54,10 +53,12 @@ def test_hits_are_membership_where_images_share_positions(
 
 
 @pytest.mark.parametrize("radius_m", [0.0, 25.0, 1e9])
-def test_places_far_apart(radius_m: float) -> None:
+def test_positions_far_apart(radius_m: float) -> None:
     corners = np.array([[0.0, 0.0], [1e12, -1e12], [5e5, 1e7], [-1e15, 3.0]])
-    positives = find_positives(np.vstack([corners, corners + 20]), np.vstack([corners, [[1e300, -1e300]]]), radius_m)
-    offsets = np.vstack([corners, [[1e300, -1e300]]])[:, None] - np.vstack([corners, corners + 20])[None]
+    positives = find_positives(
+        np.vstack([corners, corners + 20]), np.vstack([corners, [[2.0**53, -(2.0**53)]]]), radius_m
+    )
+    offsets = np.vstack([corners, [[2.0**53, -(2.0**53)]]])[:, None] - np.vstack([corners, corners + 20])[None]
     with np.errstate(over="ignore"):
         near = np.sqrt((offsets**2).sum(-1)) <= radius_m
     assert [positives.of(query).tolist() for query in range(5)] == [np.flatnonzero(row).tolist() for row in near]
@@ -81,7 +82,7 @@ def test_boundary_at_the_size_of_utm_coordinates() -> None:
     assert find_positives(database, query).indices.tolist() == [0, 2]
 
 
-def test_distances_are_judged_not_their_squares() -> None:
+def test_distances_are_compared_and_not_their_squares() -> None:
     east, north = 18.23082189648201, 8.224179775439747
     assert east**2 + north**2 > 20.0**2
     assert np.sqrt(east**2 + north**2) == 20.0
@@ -95,12 +96,14 @@ def test_many_images_at_one_position() -> None:
     assert len(positives.of(1)) == 0
 
 
-def test_positions_that_cannot_be() -> None:
+def test_invalid_positions_are_rejected() -> None:
     with pytest.raises(DatasetError, match=r"Position 1 of the queries is \(nan, 2\.0\)"):
         find_positives(np.zeros((3, 2)), np.array([[0.0, 0.0], [np.nan, 2.0]]))
-    with pytest.raises(DatasetError, match=r"database have the shape \(3,\)"):
+    with pytest.raises(DatasetError, match=r"Position 0 of the database is \(1e\+300, 0\.0\)"):
+        find_positives(np.array([[1e300, 0.0]]), np.zeros((1, 2)))
+    with pytest.raises(DatasetError, match=r"database must have shape \(n, 2\).* got \(3,\)"):
         find_positives(np.zeros(3), np.zeros((1, 2)))
-    with pytest.raises(ConfigError, match=r"-1\.0 m"):
+    with pytest.raises(ConfigError, match=r"got -1\.0"):
         find_positives(np.zeros((3, 2)), np.zeros((1, 2)), -1.0)
 
 
@@ -110,13 +113,13 @@ def test_recalls_counted_by_hand() -> None:
     assert is_positive(predictions, positives).tolist() == [
         [True, False, False], [False, False, True], [False, False, False], [False, True, True],
     ]  # fmt: skip
-    # Query 2 has no positive: a miss, and it counts.
+    # Query 2 has no positive: it counts as a miss.
     assert recall_at(predictions, positives, (1, 2, 3)) == {1: 25.0, 2: 50.0, 3: 75.0}
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_is_positive_is_membership(data: st.DataObject) -> None:
+def test_is_positive_checks_membership(data: st.DataObject) -> None:
     num_queries, num_database = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 15))
     images = st.integers(0, num_database - 1)
     lists = [sorted(data.draw(st.sets(images))) for _ in range(num_queries)]
@@ -128,18 +131,18 @@ def test_is_positive_is_membership(data: st.DataObject) -> None:
     ]
 
 
-def test_no_prediction_is_no_hit() -> None:
+def test_missing_predictions_are_not_positives() -> None:
     assert not is_positive(np.full((2, 3), -1), positives_of([0], [])).any()
 
 
-def test_what_recall_refuses() -> None:
-    with pytest.raises(DatasetError, match=r"Recall@20 needs 20 predictions per query but there are 3"):
+def test_invalid_arguments_are_rejected() -> None:
+    with pytest.raises(DatasetError, match="Recall@20 needs 20 predictions per query, got 3"):
         recall_at(np.zeros((1, 3), np.int64), positives_of([0]))
     with pytest.raises(DatasetError, match="no queries"):
         recall_at(np.zeros((0, 20), np.int64), positives_of())
     with pytest.raises(DatasetError, match="2 queries but positives for 1"):
         recall_at(np.zeros((2, 20), np.int64), positives_of([0]))
-    with pytest.raises(ConfigError, match=r"Recall values \(0, 5\)"):
+    with pytest.raises(ConfigError, match=r"Recall values must be .* got \(0, 5\)"):
         recall_at(np.zeros((1, 20), np.int64), positives_of([0]), (0, 5))
 
 
@@ -171,5 +174,5 @@ def test_chance_in_a_large_database() -> None:
 
 def test_chance_of_a_tiny_database() -> None:
     assert chance_recalls(positives_of([0], []), 3) == {1: pytest.approx(50 / 3), 5: 50.0, 10: 50.0, 20: 50.0}
-    with pytest.raises(DatasetError, match="2 images is too small"):
+    with pytest.raises(DatasetError, match="database of 3 images, got num_database=2"):
         chance_recalls(positives_of([2]), 2)

@@ -1,4 +1,4 @@
-"""The k nearest descriptors: against brute force in float64, the reference, and crowds of equal rows."""
+"""Exact search: compared with brute force in float64 and the reference, also with many equal rows."""
 
 import tracemalloc
 from pathlib import Path
@@ -58,13 +58,13 @@ def test_more_queries_than_a_block() -> None:
     assert_nearest(unit_rows(1500, 8, 3), unit_rows(400, 8, 4), 5)
 
 
-def test_wide_rows_where_strips_help() -> None:
+def test_large_blocks() -> None:
     database = unit_rows(9_001, 8, 5)
-    queries = np.concatenate([unit_rows(20, 8, 6), database[-3:]])  # the last columns belong to no strip
+    queries = np.concatenate([unit_rows(20, 8, 6), database[-3:]])  # in the last columns, after the last whole strip
     assert_nearest(queries, database, 3)
 
 
-def test_crowds_of_equal_rows_keep_the_lower_ones() -> None:
+def test_of_many_equal_rows_the_lower_ones_are_found() -> None:
     database = np.repeat(unit_rows(3, 64, 7), 2000, axis=0)
     queries = np.concatenate([database[[0, 2500, 5999]], unit_rows(5, 64, 8)])
     for block_rows in (333, 32_768):
@@ -97,7 +97,7 @@ def test_shards_and_memory_maps(tmp_path: Path, dtype: type) -> None:
     assert_nearest(queries, database[::-1][:500], 7)
 
 
-def test_rows_left_out_are_never_found() -> None:
+def test_rows_that_are_not_searchable_are_never_found() -> None:
     queries, database = unit_rows(6, 8, 14), unit_rows(300, 8, 15)
     database[40:] = database[:260]  # many ties
     searchable = np.random.default_rng(16).random(300) < 0.2
@@ -108,7 +108,7 @@ def test_rows_left_out_are_never_found() -> None:
     np.testing.assert_allclose(distances, expected_distances, rtol=1e-6)
     num_left = int(searchable.sum())
     assert set(nearest(queries, database, num_left, searchable=searchable)[0][0]) == set(rows.tolist())
-    with pytest.raises(DatasetError, match=f"no {num_left + 1} neighbours among {num_left}"):
+    with pytest.raises(DatasetError, match=f"{num_left + 1} neighbors among {num_left}"):
         nearest(queries, database, num_left + 1, searchable=searchable)
 
 
@@ -119,7 +119,7 @@ def precision():
 
 
 @pytest.mark.usefixtures("precision")
-def test_settings_of_the_caller_neither_blur_nor_change() -> None:
+def test_precision_settings_of_the_caller_have_no_effect_and_remain() -> None:
     queries, database = unit_rows(50, 64, 17), unit_rows(4000, 64, 18)
     torch.set_float32_matmul_precision("medium")
     inside = []
@@ -131,7 +131,7 @@ def test_settings_of_the_caller_neither_blur_nor_change() -> None:
 
 @pytest.mark.usefixtures("precision")
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="settings of torch 2.9 and later")
-def test_newer_settings_of_the_caller() -> None:
+def test_newer_precision_settings_of_the_caller() -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     inside = []
     rows = unit_rows(10, 4, 17)
@@ -147,28 +147,28 @@ def test_reference(reference_folder: Path) -> None:
         np.testing.assert_allclose(distances, file["squared_distances"], rtol=0, atol=1.2e-7)
 
 
-def test_inputs_stay_as_they_are_and_progress_is_told() -> None:
+def test_inputs_are_not_changed_and_progress_counts_rows() -> None:
     queries, database = unit_rows(3, 4, 19), unit_rows(250, 4, 20)
     copies, calls = (queries.copy(), database.copy()), []
-    nearest(queries, database, 5, block_rows=100, progress=lambda done, total: calls.append((done, total)))
+    nearest(queries, database, 5, block_rows=100, progress=lambda *call: calls.append(call))
     assert np.array_equal(queries, copies[0])
     assert np.array_equal(database, copies[1])
-    assert calls == [(100, 250), (200, 250), (250, 250)]
+    assert calls == [("searching", done, 250) for done in (100, 200, 250)]
 
 
-def test_what_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     rows = unit_rows(10, 4, 21)
-    with pytest.raises(DatasetError, match="no 11 neighbours among 10"):
+    with pytest.raises(DatasetError, match="11 neighbors among 10"):
         nearest(rows, rows, 11)
-    with pytest.raises(DatasetError, match=r"queries have the shape \(0, 4\)"):
+    with pytest.raises(DatasetError, match=r"queries must have shape .* got \(0, 4\)"):
         nearest(rows[:0], rows, 1)
-    with pytest.raises(DatasetError, match=r"database have the shape \(4,\)"):
+    with pytest.raises(DatasetError, match=r"database must have shape .* got \(4,\)"):
         nearest(rows, rows[0], 1)
     with pytest.raises(DatasetError, match="4 dimensions but the database has 3"):
         nearest(rows, rows[:, :3], 1)
     with pytest.raises(DatasetError, match="int64"):
         nearest(rows, np.zeros((3, 4), np.int64), 1)
-    with pytest.raises(ConfigError, match="k is 0"):
+    with pytest.raises(ConfigError, match="k and block_rows must be at least 1, got 0"):
         nearest(rows, rows, 0)
     with pytest.raises(DatasetError, match="no shards"):
         nearest(rows, [], 1)
@@ -177,7 +177,7 @@ def test_what_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
-def test_values_that_cannot_be_compared(value: float) -> None:
+def test_descriptors_that_are_not_finite_are_rejected(value: float) -> None:
     rows = unit_rows(10, 4, 22)
     broken = rows.copy()
     broken[7, 2] = value

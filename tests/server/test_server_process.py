@@ -1,4 +1,4 @@
-"""`cosplace serve` as a process: what a user is told, a stop by signal, a short load from a second process."""
+"""`cosplace serve` as a process: its errors, a stop by signal, a short load test."""
 
 import json
 import os
@@ -17,28 +17,28 @@ from cosplace.cli import main
 from cosplace.index.photo_index import create_index, open_index
 from cosplace.server import ServerSettings, require_extra
 from cosplace.server.process import listening_socket, make_server
-from tests.server.server_stand import NUM_PLACES, client_of, good_photo, make_index
-from tests.streets import write_place
+from tests.server.server_samples import NUM_PLACES, client_of, good_photo, make_index
+from tests.synthetic_dataset import write_place
 
-pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
+pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_index(tmp_path_factory.mktemp("stand"))
+    return make_index(tmp_path_factory.mktemp("index"))
 
 
-def told(capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    """The one line that a mistake prints."""
+def error_of(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    """Return the one line that a wrong command prints."""
     assert main(["serve", *map(str, arguments)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_help_does_not_import_torch_or_fastapi() -> None:
@@ -52,35 +52,35 @@ def test_help_does_not_import_torch_or_fastapi() -> None:
         assert flag in done.stdout
 
 
-def test_an_index_that_is_missing_empty_or_none(tmp_path, index_folder, capsys) -> None:
-    assert "cosplace index build" in told(capsys, "--index", tmp_path / "nothing", "--port", 0)
+def test_a_missing_invalid_or_empty_index(tmp_path, index_folder, capsys) -> None:
+    assert "cosplace index build" in error_of(capsys, "--index", tmp_path / "nothing", "--port", 0)
     (tmp_path / "folder").mkdir()
-    assert "no index" in told(capsys, "--index", tmp_path / "folder", "--port", 0)
+    assert "not a photo index" in error_of(capsys, "--index", tmp_path / "folder", "--port", 0)
     with open_index(index_folder) as index, create_index(tmp_path / "empty", index.spec):
         pass
-    assert "no photos" in told(capsys, "--index", tmp_path / "empty", "--port", 0, "--uncalibrated")
-    assert "calibrate" in told(capsys, "--index", index_folder, "--port", 0)
+    assert "no photos" in error_of(capsys, "--index", tmp_path / "empty", "--port", 0, "--uncalibrated")
+    assert "calibrate" in error_of(capsys, "--index", index_folder, "--port", 0)
 
 
-def test_a_port_that_is_taken_and_a_host_that_is_not_here(index_folder, capsys) -> None:
+def test_a_port_in_use_and_an_unknown_host(index_folder, capsys) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert f"port {port}" in told(capsys, "--index", index_folder, "--port", port)
-    assert "--host" in told(capsys, "--index", index_folder, "--host", "no.such.host.invalid")
+        assert f"port {port}" in error_of(capsys, "--index", index_folder, "--uncalibrated", "--port", port)
+    assert "--host" in error_of(capsys, "--index", index_folder, "--uncalibrated", "--host", "no.such.host.invalid")
 
 
-def test_flags_that_cannot_work(index_folder, capsys, monkeypatch) -> None:
-    assert "--max_files" in told(capsys, "--index", index_folder, "--max_files", 0)
-    assert "--tiles" in told(capsys, "--index", index_folder, "--attribution", "me")
+def test_invalid_flags(index_folder, capsys, monkeypatch) -> None:
+    assert "--max_files" in error_of(capsys, "--index", index_folder, "--max_files", 0)
+    assert "--tiles" in error_of(capsys, "--index", index_folder, "--attribution", "me")
     monkeypatch.setenv("COSPLACE_TOKEN", "short")
-    assert "token" in told(capsys, "--index", index_folder, "--port", 0)
+    assert "token" in error_of(capsys, "--index", index_folder, "--port", 0)
 
 
-def test_the_missing_extra_is_named(index_folder, capsys, monkeypatch) -> None:
+def test_a_missing_extra_is_named(index_folder, capsys, monkeypatch) -> None:
     monkeypatch.setattr("cosplace.server.find_spec", lambda name: None if name == "uvicorn" else object())
-    line = told(capsys, "--index", index_folder)
+    line = error_of(capsys, "--index", index_folder)
     assert "uvicorn" in line and "cosplace[serve]" in line
     monkeypatch.undo()
     require_extra()
@@ -103,16 +103,16 @@ def start(index_folder: Path, *flags: str, **variables: str) -> tuple[subprocess
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_after_what_it_accepted(index_folder, number) -> None:
+def test_a_signal_stops_the_server_after_all_accepted_photos(index_folder, number) -> None:
     process, address = start(index_folder, "--max_batch", "1", COSPLACE_TOKEN="a-token-from-outside")
     with ThreadPoolExecutor(12) as clients, httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
         assert client.get("/config.json").json()["can_write"]
         files = [("files", (f"{n}.jpg", good_photo(n))) for n in range(16)]
-        asked = [clients.submit(client.post, "/locate", files=files) for _ in range(6)]
+        futures = [clients.submit(client.post, "/locate", files=files) for _ in range(6)]
         while client.get("/health").json()["in_line"] < 32:
             time.sleep(0.005)
         process.send_signal(number)
-        answers = [future.result() for future in asked]
+        answers = [future.result() for future in futures]
     out, log = process.communicate(timeout=30)
     assert [answer.status_code for answer in answers if answer.status_code != 200] == []
     assert all(len(answer.json()["results"]) == 16 for answer in answers)
@@ -123,19 +123,19 @@ def test_a_signal_stops_it_after_what_it_accepted(index_folder, number) -> None:
     assert "a-token-from-outside" not in log + out
 
 
-def test_connections_that_never_ask_are_closed(index_folder, monkeypatch) -> None:
+def test_connections_without_a_complete_header_are_closed(index_folder, monkeypatch) -> None:
     from cosplace.localization.localizer import Localizer
 
-    monkeypatch.setattr("cosplace.server.process.HEADER_SECONDS", 0.2)
+    monkeypatch.setattr("cosplace.server.process.HEADER_TIMEOUT_S", 0.2)
     with client_of(Localizer(index_folder, device="cpu", uncalibrated=True)) as client:
-        with socket.create_connection((client.base_url.host, client.base_url.port)) as drip:
-            drip.sendall(b"POST /locate HTTP/1.1\r\nHost: 127")
-            drip.settimeout(5)
-            assert drip.recv(100) == b""
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            connection.sendall(b"POST /locate HTTP/1.1\r\nHost: 127")
+            connection.settimeout(5)
+            assert connection.recv(100) == b""
         assert client.get("/health").status_code == 200
 
 
-def test_the_settings_reach_the_server() -> None:
+def test_settings_reach_uvicorn() -> None:
     settings = ServerSettings(max_connections=7, time_limit_s=12)
     server = make_server(None, settings)  # ty: ignore[invalid-argument-type]
     assert server.config.limit_concurrency == 7 and server.config.timeout_graceful_shutdown > 12
@@ -143,7 +143,7 @@ def test_the_settings_reach_the_server() -> None:
         assert listener.getsockname()[0] in ("127.0.0.1", "::1")
 
 
-def test_right_answers_and_steady_memory_under_load(index_folder, tmp_path) -> None:
+def test_correct_answers_and_steady_memory_under_load(index_folder, tmp_path) -> None:
     for place in range(NUM_PLACES):
         write_place(tmp_path / "photos", place, 9)
     done = subprocess.run(
@@ -160,5 +160,5 @@ def test_right_answers_and_steady_memory_under_load(index_folder, tmp_path) -> N
     assert report["malformed"]["sent"] == 200
     assert all(400 <= int(status) < 500 for status in report["malformed"]["statuses"])
     assert report["statuses"]["200"] > 0 and report["photos_per_batch"] > 1
-    # Within seconds the allocator is still warming up; the benchmark itself watches a whole minute.
+    # In a few seconds the allocator is still warming up; the benchmark itself runs for a minute.
     assert report["memory"]["end_mb"] < 1.3 * report["memory"]["middle_mb"]

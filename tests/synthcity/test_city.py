@@ -1,4 +1,4 @@
-"""The synthetic city: the same pixels from the same seed, one world behind all views, names that tell the truth."""
+"""The synthetic city: equal pixels for equal seeds, views that agree in 3D, file names that are true."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("numba", reason="the city needs numba")
+pytest.importorskip("numba", reason="the renderer needs numba")
 
 from cosplace.errors import ConfigError, DatasetError
 from synthcity import capture
@@ -47,12 +47,12 @@ def with_settings(**changes: object) -> CitySettings:
     return CitySettings(**(values | changes))
 
 
-def pictures(folder: Path) -> list[Path]:
+def image_paths(folder: Path) -> list[Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {str(path): hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in pictures(folder)}
+    return {str(path): hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in image_paths(folder)}
 
 
 # --- the same seed gives the same pixels -----------------------------------------------------------------------------
@@ -74,13 +74,14 @@ def test_another_process_gives_the_same_pixels(small_plan: CityPlan) -> None:
         "from synthcity import CitySettings, plan_city\n"
         "from synthcity.render import district_shade, render\n"
         f"shots = plan_city({SMALL!r}).shots[0]\n"
-        "made, _ = render(shots.district.scene, district_shade(shots.district), shots.lights, shots.poses[:9], 32, 4)\n"
-        "print(hashlib.sha256(made.tobytes()).hexdigest())\n"
+        "shade = district_shade(shots.district)\n"
+        "images, _ = render(shots.district.scene, shade, shots.lights, shots.poses[:9], 32, 4)\n"
+        "print(hashlib.sha256(images.tobytes()).hexdigest())\n"
     )
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     shots = small_plan.shots[0]
-    made, _ = render(shots.district.scene, district_shade(shots.district), shots.lights, shots.poses[:9], 32, 4)
-    assert other.stdout.strip() == hashlib.sha256(made.tobytes()).hexdigest()
+    images, _ = render(shots.district.scene, district_shade(shots.district), shots.lights, shots.poses[:9], 32, 4)
+    assert other.stdout.strip() == hashlib.sha256(images.tobytes()).hexdigest()
 
 
 @pytest.mark.slow
@@ -94,8 +95,8 @@ def test_another_seed_is_another_city(small_plan: CityPlan) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_of_one_folder_differ_and_are_well_exposed(small_city: CitySummary) -> None:
-    paths = pictures(small_city.folder)
+def test_images_differ_and_are_well_exposed(small_city: CitySummary) -> None:
+    paths = image_paths(small_city.folder)
     assert len(set(digests(small_city.folder).values())) == len(paths)
     brightness = [np.asarray(Image.open(small_city.folder / path)).mean() for path in paths]
     assert min(brightness) > 40
@@ -111,22 +112,24 @@ def test_counts_are_known_before_rendering(small_plan: CityPlan, small_city: Cit
     assert small_plan.counts() == {"train": 96, **dict(zip(FOLDERS[1:], (24, 6, 24, 6), strict=True))}
     assert small_city.counts == small_plan.counts()
     for folder, count in small_city.counts.items():
-        assert len(pictures(small_city.folder / folder)) == count
+        assert len(image_paths(small_city.folder / folder)) == count
     assert small_city.num_written == len(small_plan) == 156
 
 
 @pytest.mark.parametrize(("images", "years"), [(1, 4), (1000, 3), (23_000, 4), (50_000, 1)])
-def test_training_images_come_close_to_the_number_asked_for(images: int, years: int) -> None:
+def test_the_number_of_training_images_is_rounded_up_to_whole_sites(images: int, years: int) -> None:
     count = plan_city(with_settings(images=images, years=years)).counts()["train"]
     assert images <= count < images + 12 * years
 
 
 @pytest.mark.slow
-def test_names_tell_position_and_heading(small_plan: CityPlan, small_city: CitySummary) -> None:
+def test_names_contain_position_and_heading(small_plan: CityPlan, small_city: CitySummary) -> None:
     for shots in small_plan.shots:
         rows = np.arange(len(shots))
         names = capture.image_names(shots, rows)
-        assert sorted(names) == [str(Path(shots.folder) / path) for path in pictures(small_city.folder / shots.folder)]
+        assert sorted(names) == [
+            str(Path(shots.folder) / path) for path in image_paths(small_city.folder / shots.folder)
+        ]
         fields = [Path(name).name.split("@") for name in names]
         assert all(len(parts) == 16 and parts[0] == "" and parts[3:5] == ["10", "S"] for parts in fields)
         east, north = shots.district.to_utm(shots.poses["x"], shots.poses["y"])
@@ -163,7 +166,7 @@ def test_every_query_has_a_database_image_within_25_meters() -> None:
 
 
 def test_cameras_keep_away_from_the_edge_of_the_city() -> None:
-    """Streets at the border look into open country: every site has houses around it."""
+    """From streets at the border, open country is visible: every site has buildings around it."""
     shots = plan_city(with_settings(images=5000)).shots[0]
     corners = shots.district.scene.lots["corners"].reshape(-1, 2)
     for axis, name in enumerate("xy"):
@@ -171,7 +174,7 @@ def test_cameras_keep_away_from_the_edge_of_the_city() -> None:
         assert shots.poses[name].max() < corners[:, axis].max() - 60
 
 
-# --- one world behind all views --------------------------------------------------------------------------------------
+# --- views agree in 3D -----------------------------------------------------------------------------------------------
 
 
 def plain_light(shots: Shots) -> np.ndarray:
@@ -181,7 +184,7 @@ def plain_light(shots: Shots) -> np.ndarray:
 
 
 def unproject(pose: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """World points (side, side, 3) behind the rays of a pinhole camera whose pitch is a shift of its horizon."""
+    """World points (side, side, 3) on the rays of a pinhole camera whose pitch is a shift of its horizon."""
     side = len(depth)
     pixel = np.arange(side) + 0.5
     focal = 0.5 * side / np.tan(np.radians(pose["fov_deg"]) / 2)
@@ -194,7 +197,7 @@ def unproject(pose: np.ndarray, depth: np.ndarray) -> np.ndarray:
 
 
 def project(pose: np.ndarray, points: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns, rows and depths at which a pinhole camera sees world points (P, 3)."""
+    """Columns, rows and depths of world points (P, 3) in a pinhole camera."""
     angle = np.radians(pose["view_deg"])
     dx, dy = points[:, 0] - pose["x"], points[:, 1] - pose["y"]
     depth = dx * np.sin(angle) + dy * np.cos(angle)
@@ -205,7 +208,7 @@ def project(pose: np.ndarray, points: np.ndarray, side: int) -> tuple[np.ndarray
 
 
 def agreement(shots: Shots, first: np.ndarray, second: np.ndarray, shift_m: float) -> tuple[float, int]:
-    """Share of wall points of one view that a second view, moved by `shift_m`, shows in the same color."""
+    """Share of wall points of one view, shifted up by `shift_m`, with the same color in a second view; their number."""
     side, light, shade = 512, plain_light(shots), district_shade(shots.district)
     a = trace(shots.district.scene, shade, light, first, side)
     b = trace(shots.district.scene, shade, light, second, side)
@@ -221,7 +224,7 @@ def agreement(shots: Shots, first: np.ndarray, second: np.ndarray, shift_m: floa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", [0, 5])
-def test_a_facade_has_the_same_color_from_two_places(small_plan: CityPlan, pair: int) -> None:
+def test_a_facade_has_the_same_color_from_two_positions(small_plan: CityPlan, pair: int) -> None:
     shots = small_plan.shots[0]
     first = shots.poses[12 * pair : 12 * pair + 1].copy()
     first["light"] = 0
@@ -235,13 +238,13 @@ def test_a_facade_has_the_same_color_from_two_places(small_plan: CityPlan, pair:
     share, count = agreement(shots, first, second, 0.0)
     wrong, _ = agreement(shots, first, second, 0.3)
     assert count > 50_000
-    assert share > 0.78  # the rest: rays that fall beside a window's edge
-    assert wrong < share - 0.2  # 30 centimeters beside, it is another picture
+    assert share > 0.78  # the others are at the edges of windows
+    assert wrong < share - 0.2  # 30 centimeters too high, colors differ
 
 
 @pytest.mark.slow
-def test_what_a_picture_shows_lies_where_its_name_says() -> None:
-    """Points found from east, north and heading of the name alone lie on the walls of the city in UTM."""
+def test_the_walls_in_an_image_are_where_its_name_puts_them() -> None:
+    """Points computed from east, north and heading of the name are on the walls of the city in UTM."""
     shots = plan_city(with_settings(heading_jitter_deg=0.0)).shots[0]
     district, side = shots.district, 64
     faces = district.scene.faces
@@ -257,7 +260,7 @@ def test_what_a_picture_shows_lies_where_its_name_says() -> None:
         along = np.clip((offset * step).sum(axis=2) / (step**2).sum(axis=1), 0, 1)
         distance = np.linalg.norm(offset - along[..., None] * step, axis=2).min(axis=1)
         assert len(points) > 20
-        assert distance.max() < 0.12  # centimeters of rounding, seen from afar
+        assert distance.max() < 0.12  # rounding to centimeters
 
 
 def moved(shots: Shots, row: int) -> np.ndarray:
@@ -272,12 +275,12 @@ def test_a_wall_casts_the_shadow_of_its_height() -> None:
     lots["corners"], lots["height"] = [(40, 40), (60, 40), (60, 60), (40, 60)], 12.0
     nodes = np.array([[[0.0, 0.0], [0.0, 100.0]], [[100.0, 0.0], [100.0, 100.0]]])
     rise = np.tan(np.radians(35.0))
-    sun = np.array([[0.0, 1.0, rise]]) / np.hypot(1.0, rise)  # in the north: shadows fall towards lower y
+    sun = np.array([[0.0, 1.0, rise]]) / np.hypot(1.0, rise)  # in the north, so shadows fall towards lower y
     maps, x0, y0 = cast_shadows(lots, objects, nodes, sun)
     for y in (38.5, 35.5, 30.5, 26.5):
         top = maps[0, int(50 - x0), int(y - y0)] * STEP_M + LOWEST_M
         assert top == pytest.approx(12.0 - (40 - y) * rise, abs=0.8)
-    assert maps[0, int(50 - x0), int(70 - y0)] == 0  # nothing between this place and the sun
+    assert maps[0, int(50 - x0), int(70 - y0)] == 0  # nothing between this position and the sun
     assert maps[0, int(20 - x0), int(35 - y0)] == 0
 
 
@@ -285,7 +288,7 @@ def test_a_wall_casts_the_shadow_of_its_height() -> None:
 
 
 @pytest.mark.slow
-def test_a_picture_looks_at_as_many_things_in_a_city_ten_times_larger() -> None:
+def test_the_work_for_an_image_does_not_grow_with_the_city() -> None:
     visits, faces = [], []
     for images in (20_000, 200_000):
         shots = plan_city(with_settings(images=images)).shots[0]
@@ -298,7 +301,7 @@ def test_a_picture_looks_at_as_many_things_in_a_city_ten_times_larger() -> None:
     assert np.all(visits[1] < 0.1 * faces[1])
 
 
-def test_the_lattice_grows_with_the_streets_asked_for() -> None:
+def test_the_lattice_grows_with_the_length_of_streets() -> None:
     sizes = [interior_size(meters) for meters in (1.0, 1e3, 1e4, 1e5)]
     assert sizes[0] == (2, 2)
     assert all(a < b for a, b in itertools.pairwise(x * y for x, y in sizes))
@@ -308,27 +311,27 @@ def test_the_lattice_grows_with_the_streets_asked_for() -> None:
 
 
 class Killed(BaseException):
-    """What a user's Ctrl-C looks like from inside."""
+    """Stands for KeyboardInterrupt."""
 
 
 @pytest.mark.slow
-def test_an_interrupted_build_goes_on_and_ends_the_same(
+def test_an_interrupted_build_continues_with_the_same_result(
     small_city: CitySummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture, "MOST_PER_TASK", 10)
     out = tmp_path / "city"
 
-    def kill(done: int, total: int) -> None:
+    def kill(task: str, done: int, total: int, note: str = "") -> None:
         if done >= total / 3:
             raise Killed
 
     with pytest.raises(Killed):
         build_city(out, SMALL, progress=kill)
-    left = len(pictures(out))
+    left = len(image_paths(out))
     assert 0 < left < 156
     assert not (out / "city.json").exists()
     seen: list[tuple[int, int]] = []
-    summary = build_city(out, SMALL, progress=lambda done, total: seen.append((done, total)))
+    summary = build_city(out, SMALL, progress=lambda task, done, total, note="": seen.append((done, total)))
     assert summary.num_found == left
     assert summary.num_written == 156 - left
     assert seen[-1] == (156, 156)
@@ -337,12 +340,12 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(
 
 
 @pytest.mark.slow
-def test_a_complete_city_is_left_alone_and_a_lost_picture_comes_back(tmp_path: Path) -> None:
+def test_a_complete_city_is_kept_and_a_deleted_image_is_rendered_again(tmp_path: Path) -> None:
     out = tmp_path / "city"
     build_city(out, SMALL)
     before = digests(out)
-    lost = out / pictures(out)[3]
-    lost.unlink()
+    deleted = out / image_paths(out)[3]
+    deleted.unlink()
     summary = build_city(out, SMALL)
     assert (summary.num_written, summary.num_found) == (1, 155)
     assert digests(out) == before
@@ -352,15 +355,15 @@ def test_a_complete_city_is_left_alone_and_a_lost_picture_comes_back(tmp_path: P
 
 
 @pytest.mark.slow
-def test_threads_do_not_make_another_city(small_city: CitySummary) -> None:
+def test_the_number_of_threads_may_change(small_city: CitySummary) -> None:
     assert build_city(small_city.folder, with_settings(num_threads=2)).num_written == 0
 
 
 @pytest.mark.slow
-def test_a_folder_with_another_city_is_refused(small_city: CitySummary) -> None:
-    with pytest.raises(DatasetError, match=r"another city \(seed 0 instead of 7\)"):
+def test_a_folder_with_a_different_city_is_refused(small_city: CitySummary) -> None:
+    with pytest.raises(DatasetError, match=r"different city \(seed 0 instead of 7\)"):
         build_city(small_city.folder, with_settings(seed=7))
-    with pytest.raises(DatasetError, match="another selection of training images"):
+    with pytest.raises(DatasetError, match="different selection of training images"):
         build_city(small_city.folder, SMALL, keep=lambda east, north, heading: heading < 90)
 
 
@@ -371,7 +374,7 @@ def test_a_folder_with_a_broken_record_is_refused(tmp_path: Path, content: str) 
         build_city(tmp_path, SMALL)
 
 
-def test_foreign_files_are_refused_and_kept(tmp_path: Path) -> None:
+def test_other_files_are_kept_and_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(DatasetError, match=r"thesis\.tex"):
         build_city(tmp_path, SMALL)
@@ -381,11 +384,11 @@ def test_foreign_files_are_refused_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kept_pictures_are_those_of_the_whole_city(small_city: CitySummary, tmp_path: Path) -> None:
-    asked = []
+def test_selected_images_equal_those_of_the_complete_city(small_city: CitySummary, tmp_path: Path) -> None:
+    calls = []
 
     def keep(east: np.ndarray, north: np.ndarray, heading: np.ndarray) -> np.ndarray:
-        asked.append((east, north, heading))
+        calls.append((east, north, heading))
         return heading % 60 == 0
 
     summary = build_city(tmp_path / "half", SMALL, keep=keep)
@@ -394,10 +397,10 @@ def test_kept_pictures_are_those_of_the_whole_city(small_city: CitySummary, tmp_
     assert half.items() <= whole.items()
     names = [Path(name).name.split("@") for name in whole if name.startswith("train")]
     claimed = sorted((float(parts[1]), float(parts[2]), int(parts[9])) for parts in names)
-    assert sorted(zip(*(values.tolist() for values in asked[0]), strict=True)) == claimed
+    assert sorted(zip(*(values.tolist() for values in calls[0]), strict=True)) == claimed
 
 
-def test_a_mask_that_keeps_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_mask_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no training image"):
         build_city(tmp_path / "none", SMALL, keep=lambda east, north, heading: heading < 0)
     assert not (tmp_path / "none").exists()
@@ -422,12 +425,12 @@ def test_a_mask_that_keeps_nothing_is_refused(tmp_path: Path) -> None:
         ("query_horizon", (0.1,)),
     ],
 )
-def test_settings_that_cannot_work_are_named(name: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"The city's {name} is "):
+def test_invalid_settings_are_named(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"The city's {name} must be "):
         with_settings(**{name: value})
 
 
-def test_without_numba_one_line_says_what_to_install(tmp_path: Path) -> None:
+def test_without_numba_the_error_says_what_to_install(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['numba'] = None\n"
         "from synthcity import CitySettings, build_city, plan_city\n"

@@ -19,7 +19,7 @@ from torchvision.transforms import RandomResizedCrop
 from cosplace.errors import ConfigError
 from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
 from cosplace.training import augmentation as augmentations
-from cosplace.training.augmentation import NUMBERS_PER_DRAW, Augmentation, augment, augment_together, draw
+from cosplace.training.augmentation import NUMBERS_PER_DRAW, Augmentation, augment, augment_batch, draw
 
 CHANGES = (F2.adjust_brightness, F2.adjust_contrast, F2.adjust_saturation, F2.adjust_hue)
 
@@ -30,7 +30,7 @@ def without_numba(images: torch.Tensor, draws: torch.Tensor, chosen: Augmentatio
         return augment(images, draws, chosen)
 
 
-PATHS = (augment, augment_together, without_numba)
+PATHS = (augment, augment_batch, without_numba)
 STD = torch.tensor(IMAGENET_STD).view(3, 1, 1)
 MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
 
@@ -287,7 +287,7 @@ def run_python(script: str) -> str:
 @pytest.mark.slow
 def test_numba_is_loaded_only_by_the_first_augmented_image():
     assert "loaded: False, then True" in run_python(
-        "import sys, numpy as np, torch, cosplace.cli, cosplace.augmentations as a\n"
+        "import sys, numpy as np, torch, cosplace.cli, cosplace.training.augmentation as a\n"
         "before = 'numba' in sys.modules\n"
         "chosen = a.Augmentation(image_size=4)\n"
         "draws = torch.from_numpy(a.draw(np.zeros((1, a.NUMBERS_PER_DRAW)), np.array([[9, 9]]), chosen))\n"
@@ -306,7 +306,7 @@ def test_without_numba_one_warning_says_what_to_install_and_images_are_the_same(
         "import logging, sys; sys.modules['numba'] = None\n"
         "logging.basicConfig(stream=sys.stdout)\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "import numpy as np, torch, cosplace.augmentations as a\n"
+        "import numpy as np, torch, cosplace.training.augmentation as a\n"
         "chosen = a.Augmentation(image_size=4)\n"
         "draws = torch.from_numpy(a.draw(np.zeros((1, a.NUMBERS_PER_DRAW)), np.array([[9, 9]]), chosen))\n"
         "image = torch.zeros(1, 3, 9, 9, dtype=torch.uint8)\n"
@@ -314,7 +314,7 @@ def test_without_numba_one_warning_says_what_to_install_and_images_are_the_same(
         "    for done in pool.map(lambda _: a.augment(image, draws, chosen), range(8)): pass\n"
     ).splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("WARNING:cosplace.augmentations:numba, which")
+    assert lines[0].startswith("WARNING:cosplace.training.augmentation:numba cannot be imported")
     assert "run `pip install --upgrade numba`." in lines[0]
 
 
@@ -327,7 +327,7 @@ def test_draws_of_either_precision_and_autocast_change_nothing():
     torch.testing.assert_close(augment(images, draws.float(), chosen), expected, rtol=0, atol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(augment(images, draws, chosen), expected)
-        torch.testing.assert_close(augment_together(images, draws, chosen), expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(augment_batch(images, draws, chosen), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.gpu
@@ -442,18 +442,18 @@ def test_a_draw_depends_on_its_own_numbers_and_size_alone():
 @pytest.mark.parametrize(
     "name, value, cure",
     [
-        ("hue", 0.6, "from 0 to 0.5"),
-        ("random_resized_crop", 1.1, "from 0 to 1"),
-        ("brightness", -0.1, "from 0 on"),
-        ("contrast", math.nan, "from 0 on"),
-        ("saturation", math.inf, "from 0 on"),
+        ("hue", 0.6, "between 0 and 0.5"),
+        ("random_resized_crop", 1.1, "between 0 and 1"),
+        ("brightness", -0.1, "at least 0"),
+        ("contrast", math.nan, "at least 0"),
+        ("saturation", math.inf, "at least 0"),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: float, cure: str):
-    with pytest.raises(ConfigError, match=f"--{name} {value} cannot be: use a number {cure}"):
+    with pytest.raises(ConfigError, match=f"--{name} must be {cure}, got {value}"):
         Augmentation(image_size=8, **{name: value})
 
 
 def test_images_of_no_size_are_refused():
-    with pytest.raises(ConfigError, match="--image_size 0"):
+    with pytest.raises(ConfigError, match="--image_size must be at least 1, got 0"):
         Augmentation(image_size=0)

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,18 +10,17 @@ from cosplace.config.sections import Grouping
 from cosplace.errors import DatasetError
 from cosplace.photos.opening import open_image
 from cosplace.photos.scanning import scan_images
-from cosplace.retrieval.dataset import open_retrieval_dataset
 from cosplace.training.augmentation import Augmentation, augment
 from cosplace.training.batches import Batch, GroupImages, training_batches
 from cosplace.training.groups import Group, partition
-from tests.streets import write_place, write_streets
+from tests.synthetic_dataset import write_dataset, write_place
 
 SETTINGS = Augmentation(image_size=32)
 
 
 @pytest.fixture(scope="module")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_streets(tmp_path_factory.mktemp("streets"))
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 def first_group(folder: Path) -> Group:
@@ -35,8 +33,8 @@ def batches(group: Group, *, epoch: int = 3, seed: int = 5, **options) -> list[B
     return list(training_batches(items, **{**defaults, **options}))
 
 
-def test_batches_do_not_depend_on_workers_or_on_where_they_start(streets: Path) -> None:
-    group = first_group(streets / "train")
+def test_batches_do_not_depend_on_workers_or_on_where_they_start(dataset_folder: Path) -> None:
+    group = first_group(dataset_folder / "train")
     whole = batches(group)
     assert len(whole) == 9
     for other in (batches(group, num_workers=2), batches(group, num_workers=1)):
@@ -49,8 +47,8 @@ def test_batches_do_not_depend_on_workers_or_on_where_they_start(streets: Path) 
     assert not torch.equal(whole[0].stacks[0], batches(group, seed=6)[0].stacks[0])
 
 
-def test_each_pass_shows_each_class_once_with_a_random_image_of_it(streets: Path) -> None:
-    group = first_group(streets / "train")
+def test_each_pass_shows_each_class_once_with_a_random_image_of_it(dataset_folder: Path) -> None:
+    group = first_group(dataset_folder / "train")
     items = GroupImages(group, seed=0, epoch=0, settings=SETTINGS)
     passes = [items.batch(range(p * group.num_classes, (p + 1) * group.num_classes)).labels.tolist() for p in range(3)]
     assert all(sorted(labels) == list(range(group.num_classes)) for labels in passes)
@@ -62,8 +60,8 @@ def test_each_pass_shows_each_class_once_with_a_random_image_of_it(streets: Path
     assert seen == of_class
 
 
-def test_an_item_is_the_same_in_any_batch(streets: Path) -> None:
-    items = GroupImages(first_group(streets / "train"), seed=1, epoch=2, settings=SETTINGS)
+def test_an_item_is_the_same_in_any_batch(dataset_folder: Path) -> None:
+    items = GroupImages(first_group(dataset_folder / "train"), seed=1, epoch=2, settings=SETTINGS)
     whole, some = items.batch(range(40)), items.batch([31, 7, 7, 38])
     places = [31, 7, 7, 38]
     assert torch.equal(whole.stacks[0][places], some.stacks[0])
@@ -72,16 +70,16 @@ def test_an_item_is_the_same_in_any_batch(streets: Path) -> None:
     assert len(whole.draws.unique(dim=0)) == 40
 
 
-def test_augmenting_in_the_loader_or_later_gives_the_same(streets: Path) -> None:
-    group = first_group(streets / "train")
+def test_augmenting_in_the_loader_or_later_gives_the_same(dataset_folder: Path) -> None:
+    group = first_group(dataset_folder / "train")
     for inside, later in zip(batches(group), batches(group, augment_in_loader=False), strict=True):
         assert later.stacks[0].dtype == torch.uint8
         outside = later.images(SETTINGS, torch.device("cpu"))
         assert torch.allclose(inside.images(SETTINGS, torch.device("cpu")), outside, atol=1e-5)
 
 
-def test_images_of_any_size_share_a_batch(streets: Path, tmp_path: Path) -> None:
-    shutil.copytree(streets / "train", tmp_path / "train")
+def test_images_of_any_size_share_a_batch(dataset_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_folder / "train", tmp_path / "train")
     for place in range(0, 24, 2):
         for variant in range(6, 14):
             write_place(tmp_path / "train", place, variant, side=80, suffix=".PNG")
@@ -99,8 +97,8 @@ def test_images_of_any_size_share_a_batch(streets: Path, tmp_path: Path) -> None
         assert batch.labels[k] == item.labels
 
 
-def test_unreadable_photos_are_replaced_and_named(streets: Path, tmp_path: Path) -> None:
-    shutil.copytree(streets / "train", tmp_path / "train")
+def test_unreadable_photos_are_replaced_and_named(dataset_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_folder / "train", tmp_path / "train")
     bad = sorted((tmp_path / "train").rglob("*p3v*"))[:3]
     for path in bad:
         path.write_bytes(path.read_bytes()[:100])
@@ -111,35 +109,9 @@ def test_unreadable_photos_are_replaced_and_named(streets: Path, tmp_path: Path)
     assert all(len(batch.labels) == 8 for batch in found)
 
 
-def test_a_class_without_any_readable_photo_stops(streets: Path, tmp_path: Path) -> None:
-    shutil.copytree(streets / "train", tmp_path / "train")
+def test_a_class_without_any_readable_photo_stops(dataset_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_folder / "train", tmp_path / "train")
     for path in (tmp_path / "train").rglob("*p3v*"):
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match="Mend or remove"):
+    with pytest.raises(DatasetError, match="Repair or remove"):
         batches(first_group(tmp_path / "train"), num_iterations=40, num_workers=1)
-
-
-def test_databases_with_queries(streets: Path, tmp_path: Path) -> None:
-    test = open_retrieval_dataset(streets / "test")
-    assert (test.name, len(test.database), len(test.queries)) == ("test/queries_v1", 24, 12)
-    assert open_retrieval_dataset(streets / "val").name == "val/queries"
-    assert np.allclose(test.query_positions[:, 0].min(), 550_000 + 20_000 + 2)
-    with pytest.raises(DatasetError, match=r"queries_night.*it holds queries_v1: choose with --queries_folder"):
-        open_retrieval_dataset(streets / "test", "queries_night")
-    with pytest.raises(DatasetError, match="no folder `database`"):
-        open_retrieval_dataset(tmp_path)
-    with pytest.raises(DatasetError, match="does not exist"):
-        open_retrieval_dataset(tmp_path / "x")
-    (tmp_path / "database").mkdir()
-    (tmp_path / "queries").mkdir()
-    write_place(tmp_path / "database", 0, 0)
-    with pytest.raises(DatasetError, match="queries holds no photos"):
-        open_retrieval_dataset(tmp_path)
-
-
-def test_an_at_sign_in_a_folder_does_no_harm(tmp_path: Path) -> None:
-    folder = tmp_path / "me@home" / "@set@1"
-    write_place(folder / "database", 1, 0)
-    write_place(folder / "queries", 1, 1)
-    test = open_retrieval_dataset(folder)
-    assert test.database_positions.tolist() == [[550012, 4180000]]

@@ -147,7 +147,7 @@ def test_damaged_cache_is_refused(photos, tmp_path: Path, damage: str) -> None:
     path = next((tmp_path / "cache").iterdir())
     raw = path.read_bytes()
     path.write_bytes({"truncate": raw[:-100], "foreign": b"PK\x03\x04" + raw[4:], "empty": b""}[damage])
-    with pytest.raises(CheckpointError, match="delete it"):
+    with pytest.raises(CheckpointError, match="Delete it"):
         cached_partition(photos, Grouping(), tmp_path / "cache")
     with pytest.raises(CheckpointError):
         open_groups(path, None, photos.folder)
@@ -155,7 +155,7 @@ def test_damaged_cache_is_refused(photos, tmp_path: Path, damage: str) -> None:
 
 def test_too_few_groups_and_classes_say_what_to_change(photos) -> None:
     grouping = Grouping(N=1, L=1, groups_num=2)
-    with pytest.raises(DatasetError, match="reduce the number of groups, for example `--groups_num 1`"):
+    with pytest.raises(DatasetError, match="Use fewer groups, for example `--groups_num 1`"):
         check_enough(partition(photos, Grouping(N=1, L=1, groups_num=2, min_images_per_class=1)), grouping)
     with pytest.raises(DatasetError, match="--min_images_per_class 50"):
         check_enough(partition(photos, Grouping(min_images_per_class=100)), Grouping(min_images_per_class=100))
@@ -169,7 +169,7 @@ def test_too_few_groups_and_classes_say_what_to_change(photos) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "said"),
-    [("@12@34@@@@@@@@@.jpg", "heading"), ("@12@x@@@@@@@30@@.jpg", "'x' is no number"), ("photo.jpg", "utm_east")],
+    [("@12@34@@@@@@@@@.jpg", "heading"), ("@12@x@@@@@@@30@@.jpg", "is 'x', not a number"), ("photo.jpg", "utm_east")],
 )
 def test_a_name_without_numbers_is_named(bad: str, said: str) -> None:
     with pytest.raises(DatasetError, match=said) as caught:

@@ -14,10 +14,13 @@ from torch.nn import functional
 from cosplace.cli import main
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.training.checkpoint import BEST_MODEL, BEST_MODEL_SAFE, LAST_CHECKPOINT, read_checkpoint, read_metrics
-from cosplace.training.loop import resumed_config, resumed_folder, train
+from cosplace.training.best_model import BEST_MODEL, BEST_MODEL_SAFE
+from cosplace.training.checkpoint import LAST_CHECKPOINT, read_checkpoint
+from cosplace.training.loop import train
+from cosplace.training.metrics import read_metrics
+from cosplace.training.resume import resumed_config, resumed_folder
 from cosplace.training.setup import prepare
-from tests.streets import SETTINGS, write_streets
+from tests.synthetic_dataset import SETTINGS, write_dataset
 
 pytestmark = pytest.mark.slow  # make check has a minute; make test runs all
 
@@ -86,13 +89,13 @@ class Original:
 
 
 @pytest.fixture(scope="module")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_streets(tmp_path_factory.mktemp("streets"), num_places=24)
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"), num_places=24)
 
 
 @pytest.fixture(scope="module")
-def original(streets: Path) -> Original:
-    return Original(streets)
+def original(dataset_folder: Path) -> Original:
+    return Original(dataset_folder)
 
 
 @pytest.fixture
@@ -100,19 +103,21 @@ def checkpoint(original: Original, tmp_path: Path) -> Path:
     return original.save(tmp_path / "there")
 
 
-def resumed(file: Path, streets: Path, **changes):
-    return resumed_config(str(file), {**GIVEN, "dataset_folder": str(streets), **changes})
+def resumed(file: Path, dataset_folder: Path, **changes):
+    return resumed_config(str(file), {**GIVEN, "dataset_folder": str(dataset_folder), **changes})
 
 
-def test_the_made_checkpoint_needs_what_the_original_needs(checkpoint: Path, streets: Path) -> None:
+def test_the_made_checkpoint_needs_what_the_original_needs(checkpoint: Path, dataset_folder: Path) -> None:
     with pytest.raises(Exception, match="scalar"):
         torch.load(checkpoint, weights_only=True)
-    assert len(classes_as_there(streets)[0]) == 12
-    assert classes_as_there(streets)[0] != sorted(classes_as_there(streets)[0])  # or the order would go untested
+    assert len(classes_as_there(dataset_folder)[0]) == 12
+    assert classes_as_there(dataset_folder)[0] != sorted(
+        classes_as_there(dataset_folder)[0]
+    )  # or the order would go untested
 
 
-def test_weights_moments_and_counters_arrive(original: Original, checkpoint: Path, streets: Path) -> None:
-    prepared = prepare(resumed(checkpoint, streets))
+def test_weights_moments_and_counters_arrive(original: Original, checkpoint: Path, dataset_folder: Path) -> None:
+    prepared = prepare(resumed(checkpoint, dataset_folder))
     state = prepared.state
     assert (state.epoch, state.iteration, state.best_recall1) == (2, 0, 12.5)
     for key, value in original.model.state_dict().items():
@@ -132,11 +137,13 @@ def test_weights_moments_and_counters_arrive(original: Original, checkpoint: Pat
 
 
 @pytest.mark.parametrize("train_all_layers", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_next_step_is_the_one_the_original_would_take(streets: Path, tmp_path: Path, train_all_layers) -> None:
+def test_the_next_step_is_the_one_the_original_would_take(
+    dataset_folder: Path, tmp_path: Path, train_all_layers
+) -> None:
     """ResNet-18 has frozen layers, which the original's optimizer lists too."""
-    there = Original(streets, train_all_layers=train_all_layers, backbone="ResNet18")
+    there = Original(dataset_folder, train_all_layers=train_all_layers, backbone="ResNet18")
     file = there.save(tmp_path / "there")
-    state = prepare(resumed(file, streets, backbone="ResNet18", train_all_layers=train_all_layers)).state
+    state = prepare(resumed(file, dataset_folder, backbone="ResNet18", train_all_layers=train_all_layers)).state
     pairs = list(zip(there.model.parameters(), state.model.parameters(), strict=True))
     generator = torch.Generator().manual_seed(5)
     before = [ours.detach().clone() for _, ours in pairs]
@@ -157,7 +164,7 @@ def test_the_next_step_is_the_one_the_original_would_take(streets: Path, tmp_pat
 
 
 def test_it_trains_on_in_a_folder_of_its_own(
-    checkpoint: Path, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -167,7 +174,7 @@ def test_it_trains_on_in_a_folder_of_its_own(
         for name, value in GIVEN.items()
         if name != "recall_values"
     ]
-    flags += ["--recall_values", "1", "2", f"--dataset_folder={streets}"]
+    flags += ["--recall_values", "1", "2", f"--dataset_folder={dataset_folder}"]
     assert main(["train", f"--resume_train={checkpoint}", *flags]) == 0
     assert {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()} == before
     (run,) = Path("logs/default").iterdir()
@@ -185,25 +192,27 @@ def test_it_trains_on_in_a_folder_of_its_own(
 
 
 def test_the_former_best_model_stays_where_no_epoch_is_better(
-    original: Original, streets: Path, tmp_path: Path
+    original: Original, dataset_folder: Path, tmp_path: Path
 ) -> None:
     file = original.save(tmp_path / "there", best_val_recall1=np.float64(101.0))
-    result = train(prepare(resumed(file, streets, epochs_num=3)), tmp_path / "run")
+    result = train(prepare(resumed(file, dataset_folder, epochs_num=3)), tmp_path / "run")
     assert result.best_epoch == -1
     for key, value in original.model.state_dict().items():
         assert torch.equal(torch.load(tmp_path / "run" / BEST_MODEL, weights_only=True)[key], value)
 
 
-def test_without_the_best_model_the_next_epoch_sets_it(original: Original, streets: Path, tmp_path: Path) -> None:
+def test_without_the_best_model_the_next_epoch_sets_it(
+    original: Original, dataset_folder: Path, tmp_path: Path
+) -> None:
     file = original.save(tmp_path / "there", best_val_recall1=np.float64(101.0))
     (file.parent / BEST_MODEL).unlink()
-    assert train(prepare(resumed(file, streets, epochs_num=3)), tmp_path / "run").best_epoch == 2
-    with pytest.raises(CheckpointError, match=r"finished epoch 2 of 2 and has no best_model\.pth beside it"):
-        prepare(resumed(file, streets, epochs_num=2))
+    assert train(prepare(resumed(file, dataset_folder, epochs_num=3)), tmp_path / "run").best_epoch == 2
+    with pytest.raises(CheckpointError, match=r"finished epoch 2 of 2, and there is no best_model\.pth next to it"):
+        prepare(resumed(file, dataset_folder, epochs_num=2))
 
 
 def test_numpy_1_and_old_torch_wrote_other_names_and_counters(
-    original: Original, checkpoint: Path, streets: Path, tmp_path: Path
+    original: Original, checkpoint: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
     old = tmp_path / "old.pth"
     with zipfile.ZipFile(checkpoint) as there, zipfile.ZipFile(old, "w") as here:
@@ -215,13 +224,13 @@ def test_numpy_1_and_old_torch_wrote_other_names_and_counters(
     saved = original.optimizer.state_dict()
     plain = {number: {**moments, "step": int(moments["step"])} for number, moments in saved["state"].items()}
     file = original.save(tmp_path / "plain", optimizer_state_dict={**saved, "state": plain})
-    assert prepare(resumed(file, streets)).state.optimizer.state_dict()["state"][0]["step"] == 4
+    assert prepare(resumed(file, dataset_folder)).state.optimizer.state_dict()["state"][0]["step"] == 4
 
 
 def test_other_numpy_objects_are_no_numbers(original: Original, tmp_path: Path) -> None:
     for number, value in enumerate((np.array([1.0]), np.datetime64("2024-01-01"), np.int64(3))):
         file = original.save(tmp_path / str(number), best_val_recall1=value)
-        with pytest.raises(CheckpointError, match="truncated or no checkpoint of ours"):
+        with pytest.raises(CheckpointError, match="truncated or not a checkpoint"):
             read_checkpoint(file)
 
 
@@ -235,7 +244,7 @@ class Harm:
 
 def test_code_in_a_checkpoint_is_never_run(original: Original, tmp_path: Path) -> None:
     file = original.save(tmp_path / "bad", best_val_recall1=Harm(tmp_path / "harmed"))
-    with pytest.raises(CheckpointError, match="no checkpoint of ours"):
+    with pytest.raises(CheckpointError, match="truncated or not a checkpoint"):
         read_checkpoint(file)
     assert not (tmp_path / "harmed").exists()
     torch.load(io.BytesIO(file.read_bytes()), weights_only=False)
@@ -245,37 +254,37 @@ def test_code_in_a_checkpoint_is_never_run(original: Original, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({"groups_num": 1}, CheckpointError, "has 2 classifiers for --groups_num 1: it holds no settings"),
+        ({"groups_num": 1}, CheckpointError, "has 2 classifiers for --groups_num 1. The file contains no settings"),
         ({"min_images_per_class": 3, "M": 20, "N": 1, "L": 2, "groups_num": 1}, CheckpointError, "--groups_num 2"),
-        ({"M": 20}, CheckpointError, r"12 classes of 16 dimensions in group 0 where .* give .*--min_images_per_class"),
-        ({"backbone": "ResNet50"}, ConfigError, "--backbone ResNet50 contradicts .* holds ResNet18_Small"),
-        ({"fc_output_dim": 32}, ConfigError, "--fc_output_dim 32 contradicts .* holds 16"),
+        ({"M": 20}, CheckpointError, r"12 classes of 16 dimensions in group 0, but .* give .*--min_images_per_class"),
+        ({"backbone": "ResNet50"}, ConfigError, "--backbone ResNet50 contradicts .* has ResNet18_Small"),
+        ({"fc_output_dim": 32}, ConfigError, "--fc_output_dim 32 contradicts .* has 16"),
     ],
 )
-def test_settings_that_do_not_fit_are_told(checkpoint: Path, streets: Path, changes, kind, said) -> None:
+def test_settings_that_do_not_fit_are_told(checkpoint: Path, dataset_folder: Path, changes, kind, said) -> None:
     with pytest.raises(kind, match=said) as caught:
-        prepare(resumed(checkpoint, streets, **changes))
+        prepare(resumed(checkpoint, dataset_folder, **changes))
     assert "\n" not in str(caught.value)
 
 
-def test_frozen_layers_that_do_not_fit_are_told(streets: Path, tmp_path: Path) -> None:
+def test_frozen_layers_that_do_not_fit_are_told(dataset_folder: Path, tmp_path: Path) -> None:
     knobs = {"backbone": "ResNet18"}
-    whole = Original(streets, backbone="ResNet18", train_all_layers=True).save(tmp_path / "whole")
-    with pytest.raises(CheckpointError, match="give --train_all_layers"):
-        prepare(resumed(whole, streets, **knobs))
-    frozen = Original(streets, backbone="ResNet18", train_all_layers=False).save(tmp_path / "frozen")
-    with pytest.raises(CheckpointError, match="leave out --train_all_layers"):
-        prepare(resumed(frozen, streets, train_all_layers=True, **knobs))
+    whole = Original(dataset_folder, backbone="ResNet18", train_all_layers=True).save(tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="Add --train_all_layers"):
+        prepare(resumed(whole, dataset_folder, **knobs))
+    frozen = Original(dataset_folder, backbone="ResNet18", train_all_layers=False).save(tmp_path / "frozen")
+    with pytest.raises(CheckpointError, match="Omit --train_all_layers"):
+        prepare(resumed(frozen, dataset_folder, train_all_layers=True, **knobs))
 
 
-def test_damage_is_told(original: Original, checkpoint: Path, streets: Path, tmp_path: Path) -> None:
+def test_damage_is_told(original: Original, checkpoint: Path, dataset_folder: Path, tmp_path: Path) -> None:
     shutil.copy(checkpoint, tmp_path / "cut.pth")
     (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="truncated"):
-        resumed(tmp_path / "cut.pth", streets)
+        resumed(tmp_path / "cut.pth", dataset_folder)
     file = original.save(tmp_path / "odd", model_state_dict={"weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="not the weights of a CosPlace model"):
-        resumed(file, streets)
+        resumed(file, dataset_folder)
     file = original.save(tmp_path / "less", optimizers_state_dict=[])
     with pytest.raises(CheckpointError, match="belongs to another network or is damaged"):
-        prepare(resumed(file, streets))
+        prepare(resumed(file, dataset_folder))

@@ -17,15 +17,19 @@ from cosplace.config.sections import TrainConfig
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError, DeviceError, LoadingError
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.training.batches import Batch, GroupImages
-from cosplace.training.checkpoint import BEST_MODEL, LAST_CHECKPOINT, read_checkpoint, read_metrics
-from cosplace.training.loop import learning_rate, margin, resumed_config, train
+from cosplace.training.best_model import BEST_MODEL
+from cosplace.training.checkpoint import LAST_CHECKPOINT, read_checkpoint
+from cosplace.training.loop import train
+from cosplace.training.metrics import read_metrics
+from cosplace.training.resume import resumed_config
+from cosplace.training.schedules import learning_rate, margin
 from cosplace.training.setup import prepare
-from tests.streets import SETTINGS, settings, write_streets
+from tests.synthetic_dataset import SETTINGS, settings, write_dataset
 
 
 @pytest.fixture(scope="module")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_streets(tmp_path_factory.mktemp("streets"))
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 def weights(folder: Path) -> bytes:
@@ -61,17 +65,17 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole_run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    train(prepare(settings(streets)), folder)
+    train(prepare(settings(dataset_folder)), folder)
     return folder
 
 
-def test_one_seed_one_result(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_one_seed_one_result(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
     for loader in ("threads", "processes"):
-        train(prepare(settings(streets, num_workers=2, loader=loader)), tmp_path / loader)
+        train(prepare(settings(dataset_folder, num_workers=2, loader=loader)), tmp_path / loader)
         assert_same_run(tmp_path / loader, whole_run)
-    train(prepare(settings(streets, seed=1)), tmp_path / "other")
+    train(prepare(settings(dataset_folder, seed=1)), tmp_path / "other")
     assert weights(tmp_path / "other") != weights(whole_run)
 
 
@@ -101,9 +105,9 @@ def train_until(config: TrainConfig, folder: Path, stop: int) -> None:
         pytest.param([4, 7], 10.0, marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_run_resumes_exactly(streets: Path, whole_run: Path, tmp_path: Path, stops, minutes) -> None:
+def test_a_stopped_run_resumes_exactly(dataset_folder: Path, whole_run: Path, tmp_path: Path, stops, minutes) -> None:
     """minutes 0: a checkpoint after every iteration; 10: only at the ends of epochs, and the rest is done again."""
-    config = settings(streets, checkpoint_minutes=minutes)
+    config = settings(dataset_folder, checkpoint_minutes=minutes)
     for stop in stops:
         train_until(config, tmp_path, stop)
         loader = "threads" if stop % 2 else "processes"
@@ -120,8 +124,8 @@ def test_a_stopped_run_resumes_exactly(streets: Path, whole_run: Path, tmp_path:
         pytest.param({"compile": True}, marks=pytest.mark.slow),
     ],
 )
-def test_every_mode_resumes_exactly(streets: Path, tmp_path: Path, mode: dict) -> None:
-    config = settings(streets, checkpoint_minutes=0.0, **mode)
+def test_every_mode_resumes_exactly(dataset_folder: Path, tmp_path: Path, mode: dict) -> None:
+    config = settings(dataset_folder, checkpoint_minutes=0.0, **mode)
     train(prepare(config), tmp_path / "whole")
     train_until(config, tmp_path / "stopped", stop=7)
     train(prepare(resumed_config(str(tmp_path / "stopped"), {})), tmp_path / "stopped")
@@ -129,8 +133,8 @@ def test_every_mode_resumes_exactly(streets: Path, tmp_path: Path, mode: dict) -
 
 
 @pytest.mark.slow
-def test_a_compiled_network_learns_the_same(streets: Path, whole_run: Path, tmp_path: Path) -> None:
-    train(prepare(settings(streets, compile=True)), tmp_path)
+def test_a_compiled_network_learns_the_same(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
+    train(prepare(settings(dataset_folder, compile=True)), tmp_path)
     ours, plain = (
         [row["loss"] for row in read_metrics(folder) if row["kind"] == "loss"] for folder in (tmp_path, whole_run)
     )
@@ -142,7 +146,7 @@ def test_a_compiled_network_learns_the_same(streets: Path, whole_run: Path, tmp_
 
 @pytest.mark.slow
 def test_a_killed_loading_process_costs_no_iteration(
-    streets: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset_folder: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints come every 10 minutes, and one more when a loading process dies."""
     called = GroupImages.batch
@@ -153,7 +157,7 @@ def test_a_killed_loading_process_costs_no_iteration(
         return called(self, indices)
 
     monkeypatch.setattr(GroupImages, "batch", dies)
-    config = settings(streets, num_workers=1, loader="processes")
+    config = settings(dataset_folder, num_workers=1, loader="processes")
     with pytest.raises(LoadingError, match=rf"--num_workers.*--resume_train {tmp_path}") as caught:
         train(prepare(config), tmp_path)
     assert "\n" not in str(caught.value)
@@ -168,7 +172,7 @@ def test_a_killed_loading_process_costs_no_iteration(
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_a_device_without_memory_names_the_knobs(
-    streets: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    dataset_folder: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     called = GeoLocalizationNet.forward
     calls = []
@@ -182,7 +186,7 @@ def test_a_device_without_memory_names_the_knobs(
     monkeypatch.setattr(GeoLocalizationNet, "forward", full)
     knob = "--batch_size" if where == "training" else "--infer_batch_size"
     with pytest.raises(DeviceError, match=rf"{knob}.*--resume_train {tmp_path}") as caught:
-        train(prepare(settings(streets, checkpoint_minutes=0.0)), tmp_path)
+        train(prepare(settings(dataset_folder, checkpoint_minutes=0.0)), tmp_path)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     train(prepare(resumed_config(str(tmp_path), {})), tmp_path)
@@ -190,13 +194,13 @@ def test_a_device_without_memory_names_the_knobs(
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_at_any_moment_loses_nothing(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_kill_minus_nine_at_any_moment_loses_nothing(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
     flags = [
         f"--{name}" if value is True else f"--{name}={value}"
         for name, value in SETTINGS.items()
         if name != "recall_values"
     ]
-    first = [*flags, "--recall_values", "1", "2", f"--dataset_folder={streets}", "--checkpoint_minutes=0"]
+    first = [*flags, "--recall_values", "1", "2", f"--dataset_folder={dataset_folder}", "--checkpoint_minutes=0"]
     moments = random.Random(7)
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     for attempt in range(40):
@@ -225,27 +229,27 @@ def test_kill_minus_nine_at_any_moment_loses_nothing(streets: Path, whole_run: P
     assert_same_run(folders[0].parent, whole_run)
 
 
-def test_training_starts_from_given_weights(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_training_starts_from_given_weights(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
     start = {"resume_model": str(whole_run / BEST_MODEL), "backbone": "ResNet50", "lr": 0.0, "epochs_num": 1}
-    prepared = prepare(settings(streets, **start))
+    prepared = prepare(settings(dataset_folder, **start))
     assert prepared.config.model.backbone == "ResNet18_Small"
     train(prepared, tmp_path)
     convolutions = [key for key in torch.load(tmp_path / BEST_MODEL, weights_only=True) if key.endswith("conv1.weight")]
     for key in convolutions:
         assert torch.equal(*(torch.load(f / BEST_MODEL, weights_only=True)[key] for f in (tmp_path, whole_run)))
     with pytest.raises(ConfigError, match="--backbone ResNet50 contradicts"):
-        prepare(settings(streets, **start), {"backbone": "ResNet50"})
+        prepare(settings(dataset_folder, **start), {"backbone": "ResNet50"})
     # A resumed run holds all weights itself: what it started from may be gone.
     config = resumed_config(str(tmp_path), {})
     assert prepare(dataclasses.replace(config, training=dataclasses.replace(config.training, resume_model="gone")))
 
 
-def test_resuming_refuses_what_would_change_the_result(streets: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_resuming_refuses_what_would_change_the_result(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--lr 0\.5 contradicts .* trained with 0\.001"):
         resumed_config(str(whole_run), {"lr": 0.5})
     same = {"lr": 1e-3, "recall_values": [1, 2], "device": "auto"}
     assert resumed_config(str(whole_run), same).running.device == "auto"
-    other = write_streets(tmp_path, num_places=10)
+    other = write_dataset(tmp_path, num_places=10)
     with pytest.raises(CheckpointError, match="was trained on other photos"):
         train(prepare(resumed_config(str(whole_run), {"dataset_folder": str(other)})), whole_run)
 
@@ -254,10 +258,10 @@ def test_resuming_refuses_what_would_change_the_result(streets: Path, whole_run:
     ("make", "said"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.write_bytes(b""), "truncated or no checkpoint"),
-        (lambda path: path.write_bytes(b"PK\x03\x04 no zip"), "truncated or no checkpoint"),
-        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "use --resume_model"),
-        (lambda path: torch.save([1, 2], path), "no checkpoint of a run"),
+        (lambda path: path.write_bytes(b""), "truncated or not a checkpoint"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no zip"), "truncated or not a checkpoint"),
+        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "Start from them with --resume_model"),
+        (lambda path: torch.save([1, 2], path), "not a checkpoint of a training run"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, make, said: str) -> None:
@@ -274,9 +278,9 @@ def test_a_truncated_checkpoint_is_refused(whole_run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_it_learns_to_tell_classes_apart(streets: Path, tmp_path: Path) -> None:
+def test_it_learns_to_tell_classes_apart(dataset_folder: Path, tmp_path: Path) -> None:
     config = settings(
-        streets, iterations_per_epoch=40, batch_size=16, lr=2e-3, whitened_start=True, lr_schedule="cosine",
+        dataset_folder, iterations_per_epoch=40, batch_size=16, lr=2e-3, whitened_start=True, lr_schedule="cosine",
         warmup_iterations=10, M=10, fc_output_dim=32, image_size=64, margin=0.1,
     )  # fmt: skip
     result = train(prepare(config), tmp_path)
@@ -286,8 +290,8 @@ def test_it_learns_to_tell_classes_apart(streets: Path, tmp_path: Path) -> None:
     assert result.test.recalls[1] > 2 * result.test.chance[1]
 
 
-def test_best_model_is_kept_even_when_recall_stays_zero(streets: Path, tmp_path: Path) -> None:
-    config = settings(streets, epochs_num=1, iterations_per_epoch=1, positive_dist_threshold=0.0)
+def test_best_model_is_kept_even_when_recall_stays_zero(dataset_folder: Path, tmp_path: Path) -> None:
+    config = settings(dataset_folder, epochs_num=1, iterations_per_epoch=1, positive_dist_threshold=0.0)
     result = train(prepare(config), tmp_path)
     assert result.test.recalls[1] == 0
     assert GeoLocalizationNet("ResNet18_Small", 16).load_state_dict(
@@ -305,19 +309,19 @@ def test_settings_of_the_original_save_a_plain_state_dict(whole_run: Path) -> No
 def test_unreadable_photos_are_reported_at_the_end_of_the_epoch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = write_streets(tmp_path / "data", num_places=6)
+    folder = write_dataset(tmp_path / "data", num_places=6)
     bad = sorted((folder / "train").rglob("*.jpg"))[:4]
     for path in bad:
         path.write_bytes(b"no picture")
     with caplog.at_level("WARNING", logger="cosplace"):
         train(prepare(settings(folder, epochs_num=1, iterations_per_epoch=20)), tmp_path / "run")
     said = caplog.text
-    assert "4 photos that cannot be opened" in said
+    assert "4 photos cannot be opened" in said
     assert all(path.name in said for path in bad)
 
 
-def test_schedules(streets: Path) -> None:
-    config = settings(streets, lr=1.0, warmup_iterations=4, lr_schedule="cosine", margin=0.4, margin_ramp=0.5)
+def test_schedules(dataset_folder: Path) -> None:
+    config = settings(dataset_folder, lr=1.0, warmup_iterations=4, lr_schedule="cosine", margin=0.4, margin_ramp=0.5)
     total = 15
     assert [round(learning_rate(config, step), 6) for step in (0, 1)] == [
         0.25,
@@ -327,7 +331,7 @@ def test_schedules(streets: Path) -> None:
     assert margin(config, 0) == 0
     assert margin(config, 4) == pytest.approx(0.4 * 4 / 7.5)
     assert margin(config, 14) == 0.4
-    plain = settings(streets)
+    plain = settings(dataset_folder)
     assert learning_rate(plain, 0) == learning_rate(plain, 14) == 1e-3
     assert margin(plain, 0) == 0.4
 
@@ -338,12 +342,12 @@ def learning_rate_at(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def test_too_little_data_says_what_to_change_and_writes_nothing(streets: Path, tmp_path: Path) -> None:
+def test_too_little_data_says_what_to_change_and_writes_nothing(dataset_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="groups_num"):
-        train(prepare(settings(streets, groups_num=5)), tmp_path / "run")
+        train(prepare(settings(dataset_folder, groups_num=5)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops(streets: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops(dataset_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CosPlaceError, match="smaller --lr"):
-        train(prepare(settings(streets, lr=1e30, iterations_per_epoch=30)), tmp_path)
+        train(prepare(settings(dataset_folder, lr=1e30, iterations_per_epoch=30)), tmp_path)

@@ -1,0 +1,14 @@
+"""The list of all stages, in the order of the table: from file names to recalls."""
+
+from benchmarks import groups, loading, photos, recall, retrieval, startup, training
+from benchmarks.stage import Stage
+
+STAGES: tuple[Stage, ...] = (
+    *groups.STAGES,
+    *startup.STAGES,
+    *photos.STAGES,
+    *loading.STAGES,
+    *training.STAGES,
+    *retrieval.STAGES,
+    *recall.STAGES,
+)

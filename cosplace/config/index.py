@@ -1,0 +1,108 @@
+"""Settings of index build, add, remove, info, compact, calibrate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosplace.config.defaults import EXACT_ROWS, THUMBNAIL_SIZE
+from cosplace.config.sections import (
+    MODEL_HELP,
+    DeviceSettings,
+    EncodingSettings,
+    index_setting,
+    json_setting,
+    seed_setting,
+)
+from cosplace.config.setting import Section, required, section, setting
+
+SOURCE_HELP = "label for the source of the photos, stored with them"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSettings(Section):
+    """Settings of a new index"""
+
+    stored_dtype: str = setting(
+        "float32", "type of stored descriptors; float16 halves the disk space and may swap nearly equal matches",
+        choices=("float32", "float16"),
+    )  # fmt: skip
+    thumbnail_size: int = setting(
+        THUMBNAIL_SIZE, "pixels of the longer side of stored thumbnails; 0 stores none", at_least=0
+    )
+    exact_rows: int = setting(
+        EXACT_ROWS, "above this number of photos, use approximate search, whose recall is measured", at_least=1
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexBuildConfig(Section):
+    """Settings of `cosplace index build`."""
+
+    dataset: Path = required(
+        "folder of photos, in any subfolders; for a dataset, only its database/ is used",
+        positional=True,
+        metavar="DATASET",
+    )
+    model: str = required(f"model that computes the descriptors: {MODEL_HELP}", metavar="MODEL")
+    to: str = required(
+        "index to create or continue: a folder, or object storage such as s3://bucket/city", metavar="INDEX"
+    )
+    image_size: int | None = setting(
+        None, "resize photos to this number of pixels along the shorter side", at_least=1,
+        default_text="the size of each photo",
+    )  # fmt: skip
+    reduce_to: int | None = setting(
+        None, "use only the first dimensions of a model written by `cosplace reduce`", at_least=1, default_text="all"
+    )
+    source: str = setting("", SOURCE_HELP, default_text="their folder")
+    no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
+    storage: IndexSettings = section(IndexSettings)
+    encoding: EncodingSettings = section(EncodingSettings)
+    device: DeviceSettings = section(DeviceSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexAddConfig(Section):
+    """Settings of `cosplace index add`."""
+
+    index: str = index_setting(positional=True)
+    photos: Path = required(
+        "folder of photos, in any subfolders; positions are read from '@' names or EXIF", positional=True,
+        metavar="FOLDER",
+    )  # fmt: skip
+    source: str = setting("", SOURCE_HELP, default_text="their folder")
+    encoding: EncodingSettings = section(EncodingSettings)
+    device: DeviceSettings = section(DeviceSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRemoveConfig(Section):
+    """Settings of `cosplace index remove`."""
+
+    index: str = index_setting(positional=True)
+    photos: tuple[str, ...] = required(
+        "photos to remove: ids, paths, or folders of photos", positional=True, metavar="PHOTO"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexInfoConfig(Section):
+    """Settings of `cosplace index info`."""
+
+    index: str = index_setting(positional=True)
+    json: bool = json_setting("all information")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexCompactConfig(Section):
+    """Settings of `cosplace index compact`."""
+
+    index: str = index_setting(positional=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexCalibrateConfig(Section):
+    """Settings of `cosplace index calibrate`."""
+
+    index: str = index_setting(positional=True)
+    seed: int = seed_setting("seed for choosing the photos used for calibration")
+    device: DeviceSettings = section(DeviceSettings)

@@ -1,0 +1,112 @@
+"""Settings of locate."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cosplace.config.defaults import MAX_SPEED_MPS, NUM_MATCHES
+from cosplace.config.sections import ConfidenceSettings, DeviceSettings, index_setting
+from cosplace.config.setting import Section, required, section, setting
+from cosplace.errors import ConfigError
+
+DATE_EXAMPLES = "2019, 2019-05, 2019-05-31 or 2019-05-31T12:30"
+DATE_FORMATS = ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S")
+
+
+def parse_date(text: str) -> float:
+    """Parse a date in UTC, as seconds since 1970.  Raises ValueError."""
+    for date_format in DATE_FORMATS:
+        try:
+            return datetime.strptime(text, date_format).replace(tzinfo=UTC).timestamp()
+        except ValueError:
+            continue
+    raise ValueError(f"not a date: {text}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterSettings(Section):
+    """Filters"""
+
+    near: str | None = setting(
+        None, "search only photos within a radius of a point, in degrees and meters", metavar="LAT,LON,RADIUS"
+    )
+    bbox: str | None = setting(
+        None, "search only photos in a box, in degrees; W is larger than E for a box across the 180th meridian",
+        metavar="W,S,E,N",
+    )  # fmt: skip
+    after: float | None = setting(
+        None, f"search only photos taken on or after a date in UTC: {DATE_EXAMPLES}", parse=parse_date, metavar="DATE",
+        example=DATE_EXAMPLES,
+    )  # fmt: skip
+    before: float | None = setting(
+        None, "search only photos taken before a date in UTC", parse=parse_date, metavar="DATE", example=DATE_EXAMPLES
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceSettings(Section):
+    """Sequences of frames"""
+
+    sequence: bool = setting(
+        False, "locate all frames together, as positions of one moving camera; PHOTO is a folder of frames, frames, or "
+        "a video",
+    )  # fmt: skip
+    fps: float | None = setting(
+        None, "frame rate of frames in the order of their names; for a video, the number of frames per second to use",
+        above=0, example="30", default_text="EXIF or file times; 1 for a video",
+    )  # fmt: skip
+    max_speed: float | None = setting(
+        None, "maximum speed of the camera, in meters per second", above=0, example="20", metavar="M/S",
+        default_text=f"{MAX_SPEED_MPS:g}",
+    )  # fmt: skip
+    gpx: Path | None = setting(None, "also write the track to this file, as GPX", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        for name in ("fps", "max_speed", "gpx"):
+            if getattr(self, name) is not None and not self.sequence:
+                raise ConfigError(f"--{name} has an effect only with --sequence. Add --sequence, or omit --{name}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSettings(Section):
+    """Output format (default: text)"""
+
+    json: bool = setting(False, "print JSON: an object for one photo, an array for several photos or a folder")
+    geojson: bool = setting(False, "print a GeoJSON FeatureCollection with one point per photo")
+    csv: bool = setting(False, "print a CSV table with one line per photo")
+
+    def __post_init__(self) -> None:
+        flags = [f"--{name}" for name in ("json", "geojson", "csv") if getattr(self, name)]
+        if len(flags) > 1:
+            raise ConfigError(f"{' and '.join(flags)} contradict each other. Use only one of them.")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the output is for people."""
+        return not (self.json or self.geojson or self.csv)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocateConfig(Section):
+    """Settings of `cosplace locate`."""
+
+    photos: tuple[Path, ...] = required(
+        "photos, or folders of photos; with --sequence also a video", positional=True, metavar="PHOTO"
+    )
+    index: str = index_setting()
+    neighbours: int = setting(NUM_MATCHES, "number of matches to report", at_least=1, metavar="K")
+    exact: bool = setting(False, "compare with every photo of the index, even if approximate search is the default")
+    rerank: bool = setting(
+        False, "check uncertain answers with local features (SIFT); needs OpenCV: pip install 'cosplace[rerank]'"
+    )
+    confidence: ConfidenceSettings = section(ConfidenceSettings)
+    filter: FilterSettings = section(FilterSettings)
+    sequence: SequenceSettings = section(SequenceSettings)
+    output: OutputSettings = section(OutputSettings)
+    device: DeviceSettings = section(DeviceSettings)
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        if self.rerank and self.sequence.sequence:
+            raise ConfigError("--rerank and --sequence cannot be used together. Use only one of them.")

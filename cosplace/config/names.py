@@ -1,0 +1,47 @@
+"""Names that users type: backbones and devices, and suggestions for misspelled names."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from cosplace.errors import ConfigError
+
+BACKBONES = (
+    "VGG16",
+    "ResNet18",
+    "ResNet50",
+    "ResNet101",
+    "ResNet152",
+    *(f"EfficientNet_B{i}" for i in range(8)),
+    "ResNet18_Small",
+)
+
+
+def similar_names(name: str, names: Iterable[str], *, count: int = 3, cutoff: float = 0.5) -> list[str]:
+    """Names that are spelled like `name`, the most similar first; case and separators are ignored."""
+    by_plain = {_plain(candidate): candidate for candidate in names}
+    return [by_plain[plain] for plain in difflib.get_close_matches(_plain(name), by_plain, n=count, cutoff=cutoff)]
+
+
+def canonical_backbone(name: str) -> str:
+    """Return the name in BACKBONES that `name` spells, in any case, with or without separators.
+
+    Raises ConfigError, which suggests similar names, when there is none.
+    """
+    for backbone in BACKBONES:
+        if _plain(name) == _plain(backbone):
+            return backbone
+    similar = similar_names(name, BACKBONES)
+    hint = f"Did you mean {' or '.join(similar)}?" if similar else f"Choose from {', '.join(BACKBONES)}."
+    raise ConfigError(f"Unknown backbone '{name}'. {hint}")
+
+
+def parse_device(text: str) -> str:
+    """Return the name of a device.  Raises ConfigError for any other text."""
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        return text
+    raise ConfigError(f"Unknown device '{text}'. Use auto, cpu, cuda, cuda:N or mps.")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

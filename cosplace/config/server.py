@@ -1,0 +1,68 @@
+"""Settings of serve."""
+
+from dataclasses import dataclass
+
+from cosplace.config.sections import ConfidenceSettings, DeviceSettings, index_setting
+from cosplace.config.setting import Section, section, setting
+
+TOKEN_VARIABLE = "COSPLACE_TOKEN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions(Section):
+    """Server"""
+
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 127.0.0.1 can be reached only from this machine", metavar="HOST"
+    )
+    port: int = setting(8000, "port to listen on; 0 for any free one", at_least=0, at_most=65_535)
+    token: str | None = setting(
+        None, "bearer token required to add or delete photos. Other users of this machine can read it from the command "
+        f"line, so prefer the environment variable {TOKEN_VARIABLE}",
+        default_text="photos cannot be added or deleted",
+    )  # fmt: skip
+    allowed_hosts: tuple[str, ...] = setting(
+        (), "additional host names of this server, for example behind a proxy", metavar="NAME"
+    )
+    tiles: str | None = setting(
+        None, "URL of map tiles, with {z}, {x} and {y}; without it the map sends no requests to other servers",
+        metavar="URL",
+    )  # fmt: skip
+    attribution: str = setting("", "attribution of the map tiles, shown on the map")
+    max_upload_mb: int = setting(20, "maximum size of one photo, in MB", at_least=1, at_most=2_000)
+    max_pixels: int = setting(
+        64_000_000, "maximum number of pixels of one photo; larger photos are rejected before decoding", at_least=1,
+        at_most=1_000_000_000,
+    )  # fmt: skip
+    max_files: int = setting(16, "maximum number of photos per request", at_least=1, at_most=1_000)
+    max_side: int = setting(
+        1_024, "for an index that was built without --image_size: resize larger photos to this number of pixels along "
+        "the shorter side", at_least=16, at_most=8_192,
+    )  # fmt: skip
+    max_batch: int = setting(16, "maximum number of photos in one batch of the network", at_least=1, at_most=1_024)
+    batch_wait_ms: float = setting(
+        4.0, "maximum time to wait for more photos to fill a batch, in milliseconds", at_least=0, at_most=1_000
+    )
+    max_queue: int = setting(
+        128, "maximum number of photos that wait for an answer; further requests get status 429", at_least=1,
+        at_most=100_000,
+    )  # fmt: skip
+    time_limit_s: float = setting(
+        30.0, "maximum time for one request including its upload, in seconds", at_least=0.1, at_most=3_600
+    )
+    decoding_threads: int = setting(2, "number of threads that decode photos", at_least=1, at_most=64)
+    max_connections: int = setting(1_024, "maximum number of connections at one time", at_least=1, at_most=100_000)
+    refresh_s: float = setting(
+        30.0, "time between two checks for changes of the index by other programs, in seconds; 0 never checks",
+        at_least=0, at_most=86_400,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig(Section):
+    """Settings of `cosplace serve`."""
+
+    index: str = index_setting()
+    confidence: ConfidenceSettings = section(ConfidenceSettings)
+    server: ServerOptions = section(ServerOptions)
+    device: DeviceSettings = section(DeviceSettings)

@@ -1,0 +1,92 @@
+"""Photos of any kind as tensors: paths, PIL images, arrays, tensors and batches of them."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from cosplace.errors import ImageError
+from cosplace.photos.opening import MAX_PIXELS, damaged_photo, open_image
+
+ACCEPTED = "a path, a PIL image, an array or a tensor"
+
+
+def photo_tensors(photos: Any) -> Iterator[Tensor]:
+    """Yield one photo or many as tensors (3, H, W), uint8 or float32 in [0, 1], one after another.
+
+    photos: as for `Encoder.encode`.  Raises ImageError, which names the photo, for the first that is not accepted.
+    """
+    if isinstance(photos, np.ndarray | Tensor) and photos.ndim == 4:
+        for number, photo in enumerate(photos):
+            yield _photo_tensor(photo, f"photo {number}")
+    elif isinstance(photos, np.ndarray | Tensor | str | Path | Image.Image):
+        yield _photo_tensor(photos, "the photo")
+    elif isinstance(photos, Iterable) and not isinstance(photos, bytes | bytearray):
+        for number, photo in enumerate(photos):
+            if isinstance(photo, np.ndarray | Tensor) and photo.ndim == 4:
+                for place, one in enumerate(photo):
+                    yield _photo_tensor(one, f"photo {place} of batch {number}")
+            else:
+                yield _photo_tensor(photo, f"photo {number}")
+    else:
+        raise ImageError(f"A {type(photos).__name__} is not a photo. Use {ACCEPTED}.")
+
+
+def _photo_tensor(photo: Any, name: str) -> Tensor:
+    if isinstance(photo, str | Path):
+        return open_image(photo)
+    if isinstance(photo, Image.Image):
+        return _from_pil(photo, name)
+    if isinstance(photo, np.ndarray):
+        return _from_array(photo, name)
+    if isinstance(photo, Tensor):
+        return _from_tensor(photo, name)
+    raise ImageError(f"{name} is a {type(photo).__name__}. Use {ACCEPTED}.")
+
+
+def _from_pil(image: Image.Image, name: str) -> Tensor:
+    name = getattr(image, "filename", "") or name
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise ImageError(
+            f"{name} has {image.width} x {image.height} pixels. Use an image of 1 to {MAX_PIXELS:,} pixels."
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about transparency, which is ignored as in files
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+        raise damaged_photo(name, error) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Tensor:
+    shape = pixels.shape
+    if pixels.dtype != np.uint8:
+        raise ImageError(f"{name} is an array of {pixels.dtype}. Use uint8, or a float tensor (3, H, W) in [0, 1].")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
+        raise ImageError(f"{name} is an array of shape {shape}. Use (H, W), (H, W, 3) or (H, W, 4) uint8.")
+    channels = pixels[..., :3] if pixels.shape[2] > 1 else np.repeat(pixels, 3, axis=2)
+    return torch.from_numpy(np.ascontiguousarray(channels)).permute(2, 0, 1)
+
+
+def _from_tensor(pixels: Tensor, name: str) -> Tensor:
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.numel():
+        raise ImageError(f"{name} is a tensor of shape {tuple(pixels.shape)}. Use (3, H, W) or (1, H, W).")
+    pixels = pixels.detach().cpu()
+    if pixels.is_floating_point():
+        pixels = pixels.float()
+        # Written so that NaN fails too.
+        if not bool((pixels >= 0).all() & (pixels <= 1).all()):
+            raise ImageError(
+                f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}. Use uint8 or floats in [0, 1], "
+                f"before any normalization."
+            )
+    elif pixels.dtype != torch.uint8:
+        raise ImageError(f"{name} is a tensor of {pixels.dtype}. Use uint8 or floats in [0, 1].")
+    return pixels.expand(3, -1, -1)

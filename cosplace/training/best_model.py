@@ -1,0 +1,56 @@
+"""best_model.pth and best_model.safetensors: the network with the best R@1 on the validation set."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from cosplace.config.sections import TrainConfig
+from cosplace.models.model_files import model_card
+from cosplace.models.network import GeoLocalizationNet, network_from_state_dict
+from cosplace.models.weight_files import read_state_dict, write_weights
+from cosplace.storage import write_atomically
+
+BEST_MODEL, BEST_MODEL_SAFE = "best_model.pth", "best_model.safetensors"
+
+
+def best_model_card(config: TrainConfig, epoch: int, recalls: Mapping[int, float]) -> dict[str, str]:
+    """Card of best_model.safetensors: what its tensors do not say about the run."""
+    return {
+        "method": "cosplace",
+        "image_size": str(config.augmenting.image_size),
+        "source": f"cosplace train, {epoch_text(epoch)} of {config.training.epochs_num}",
+        "recalls": json.dumps({"val": {str(k): round(recall, 2) for k, recall in recalls.items()}}),
+    }
+
+
+def epoch_text(epoch: int) -> str:
+    """Name an epoch, counting from 1; a negative one is from the run of the original code that was resumed."""
+    return f"epoch {epoch + 1}" if epoch >= 0 else "the resumed run"
+
+
+def save_best_model(folder: Path, model: GeoLocalizationNet, card: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write best_model.pth, a plain state dict that the original code loads too, and best_model.safetensors.
+
+    card: entries for the card of the latter.  If the process is killed between the two files, resuming writes both
+    again, because the checkpoint of the epoch is written last.
+    """
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_atomically(folder / BEST_MODEL, lambda file: torch.save(weights, file))
+    write_weights(folder / BEST_MODEL_SAFE, weights, model_card(model, weights) | dict(card))
+
+
+def copy_best_model(folder: Path, checkpoint: Path) -> None:
+    """Bring the best model of the run that is resumed from `checkpoint` into `folder`, and add a missing .safetensors.
+
+    Runs of the original code have only best_model.pth.
+    """
+    found = checkpoint.parent / BEST_MODEL
+    if not found.is_file() or (folder / BEST_MODEL_SAFE).is_file():
+        return
+    weights = read_state_dict(found)
+    if folder != checkpoint.parent:
+        write_atomically(folder / BEST_MODEL, lambda file: torch.save(weights, file))
+    write_weights(folder / BEST_MODEL_SAFE, weights, model_card(network_from_state_dict(weights), weights))

@@ -1,0 +1,85 @@
+"""The data of a run: groups to train on, validation and test set, and the batches of an epoch."""
+
+import hashlib
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+
+from cosplace.config.sections import TrainConfig
+from cosplace.config.values import loading_workers, set_folder
+from cosplace.device import choose_device
+from cosplace.photos.loading import choose_loader
+from cosplace.photos.scanning import scan_images
+from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
+from cosplace.training.augmentation import Augmentation
+from cosplace.training.batches import Batch, GroupImages, training_batches
+from cosplace.training.group_cache import cached_partition
+from cosplace.training.groups import Groups, check_enough
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """The groups to train on, the validation set and the test set."""
+
+    groups: Groups
+    num_used: int
+    val: RetrievalDataset
+    test: RetrievalDataset
+
+    def digest(self) -> str:
+        """Checksum of the classes: equal for two runs that train on the same photos."""
+        parts = hashlib.sha256(self.groups.cells.tobytes())
+        parts.update(self.groups.group_starts.tobytes())
+        parts.update(self.groups.class_starts.tobytes())
+        return parts.hexdigest()
+
+
+def open_training_data(config: TrainConfig) -> TrainingData:
+    """Scan the three sets and form the groups.  Raises DatasetError if anything is missing or too small."""
+    folders = {split: set_folder(config.folders, split) for split in ("train", "val", "test")}
+    groups = cached_partition(scan_images(folders["train"]), config.grouping)
+    check_enough(groups, config.grouping)
+    return TrainingData(
+        groups=groups,
+        num_used=config.grouping.groups_num,
+        val=open_retrieval_dataset(folders["val"], config.folders.queries_folder),
+        test=open_retrieval_dataset(folders["test"], config.folders.queries_folder),
+    )
+
+
+def augmentation_settings(config: TrainConfig) -> Augmentation:
+    """The augmentation that the settings describe."""
+    knobs = config.augmenting
+    return Augmentation(
+        image_size=knobs.image_size,
+        brightness=knobs.brightness,
+        contrast=knobs.contrast,
+        saturation=knobs.saturation,
+        hue=knobs.hue,
+        random_resized_crop=knobs.random_resized_crop,
+    )
+
+
+def epoch_batches(
+    config: TrainConfig, data: TrainingData, device: torch.device, *, epoch: int, iteration: int = 0
+) -> Generator[Batch]:
+    """Batches of an epoch from an iteration on, loaded ahead.  Close the generator to end its workers."""
+    items = GroupImages(
+        data.groups[epoch % data.num_used],
+        seed=config.running.seed,
+        epoch=epoch,
+        settings=augmentation_settings(config),
+    )
+    augmentation_device = config.augmenting.augmentation_device
+    augment_on = device if augmentation_device == "auto" else choose_device(augmentation_device)
+    return training_batches(
+        items,
+        batch_size=config.training.batch_size,
+        first_iteration=iteration,
+        num_iterations=config.training.iterations_per_epoch,
+        num_workers=loading_workers(config.running.num_workers),
+        loader=choose_loader(config.running.loader, device),
+        augment_in_loader=augment_on.type == "cpu",
+        pin_memory=device.type == "cuda",
+    )

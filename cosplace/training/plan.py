@@ -1,0 +1,63 @@
+"""What a run will do and need: how often each class is seen, memory, disk."""
+
+import torch
+
+from cosplace.config.sections import TrainConfig
+from cosplace.models.network import GeoLocalizationNet
+from cosplace.progress import format_bytes
+from cosplace.training.checkpoint import RunState
+from cosplace.training.setup import Preparation
+
+
+def describe_plan(prepared: Preparation) -> list[str]:
+    """Describe in sentences what will be trained, how often each class is seen, and the memory needed."""
+    config, data = prepared.config, prepared.data
+    knobs = config.training
+    lines = []
+    for number, (num_classes, num_images) in enumerate(data.groups.counts()[: data.num_used]):
+        epochs = len(range(number, knobs.epochs_num, data.num_used))
+        seen = epochs * knobs.iterations_per_epoch * knobs.batch_size / num_classes
+        lines.append(
+            f"group {number}: {num_classes} classes, {num_images} images; {epochs} epochs, each class seen "
+            f"about {seen:.3g} times"
+        )
+    if knobs.epochs_num < data.num_used:
+        lines.append(f"{knobs.epochs_num} epochs train only {knobs.epochs_num} of the {data.num_used} groups")
+    device_bytes, checkpoint_bytes, _ = expected_bytes(config, prepared.state, prepared.dtype)
+    lines.append(
+        f"expected memory: {format_bytes(device_bytes)} on the device, {format_bytes(checkpoint_bytes)} per checkpoint "
+        f"on disk"
+    )
+    return lines
+
+
+def expected_bytes(config: TrainConfig, state: RunState, dtype: torch.dtype | None) -> tuple[int, int, int]:
+    """Bytes on the device while training, of a checkpoint on disk, and of the network's weights."""
+    trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    network = sum(value.numel() for value in state.model.state_dict().values())
+    largest = max(one.weight.numel() for one in state.classifiers)
+    every = sum(one.weight.numel() for one in state.classifiers)
+    num_classes = max(one.weight.shape[0] for one in state.classifiers)
+    logits = 3 * 4 * config.training.batch_size * num_classes
+    # Each trained weight has a gradient and two moments of Adam.
+    training = 4 * (network + 3 * trained + 4 * largest) + logits
+    activations = config.training.batch_size * _activation_bytes(state.model, config.augmenting.image_size)
+    return training + activations // (2 if dtype else 1), 4 * (network + 2 * trained + 3 * every), 4 * network
+
+
+def _activation_bytes(model: GeoLocalizationNet, side: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one image."""
+    storages: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(model.parameters()).device
+    model.eval()  # so that batch-norm statistics do not change
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(1, 3, side, side, device=device).to(memory_format=torch.channels_last))
+    return sum(storages.values())

@@ -1,0 +1,181 @@
+"""A run in its folder: settings, state, metrics, and when to write a checkpoint."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cosplace.config.sections import TrainConfig
+from cosplace.config.values import to_values
+from cosplace.errors import CosPlaceError, DeviceError
+from cosplace.progress import Progress
+from cosplace.retrieval.evaluation import Evaluation
+from cosplace.storage import storage_errors, write_text
+from cosplace.training.augmentation import Augmentation
+from cosplace.training.best_model import copy_best_model
+from cosplace.training.checkpoint import LAST_CHECKPOINT, RunState, save_checkpoint
+from cosplace.training.data import TrainingData, augmentation_settings
+from cosplace.training.metrics import MetricsWriter
+from cosplace.training.plan import describe_plan
+from cosplace.training.setup import Preparation
+
+CONFIG = "config.json"
+LOSSES_PER_EPOCH = 20  # how often the mean loss is recorded
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run in progress."""
+
+    config: TrainConfig
+    folder: Path
+    data: TrainingData
+    state: RunState
+    forward: Callable[[Tensor], Tensor]  # the network, compiled with --compile; the weights are those of `state`
+    augmentation: Augmentation
+    device: torch.device
+    dtype: torch.dtype | None  # of mixed precision
+    metrics: MetricsWriter
+    progress: Progress
+    checkpoint_time: float = field(default_factory=time.monotonic)  # of the last checkpoint
+
+    def checkpoint(self) -> None:
+        """Write last_checkpoint.pth."""
+        save_checkpoint(self.folder, self.state, to_values(self.config), self.data.digest())
+        self.checkpoint_time = time.monotonic()
+
+    @contextmanager
+    def checkpoint_on(self, kind: type[CosPlaceError], losses: "LossRecorder | None" = None) -> Generator[None]:
+        """Write a checkpoint when an error of this kind is raised, which leaves the state between two iterations."""
+        try:
+            yield
+        except kind:
+            if losses is not None:
+                losses.save()
+            self.checkpoint()
+            raise
+
+    def checkpoint_when_due(self, losses: "LossRecorder") -> None:
+        """Write a checkpoint if --checkpoint_minutes have passed since the last one."""
+        if time.monotonic() - self.checkpoint_time >= 60 * self.config.training.checkpoint_minutes:
+            losses.save()
+            self.checkpoint()
+
+    def finish_epoch(self, validation: Evaluation, *, is_best: bool, seconds: float, images_per_second: float) -> None:
+        """Record an epoch, move the state to the next one, and write its checkpoint."""
+        state, per_epoch = self.state, self.config.training.iterations_per_epoch
+        group, mean_loss = state.epoch % self.data.num_used, state.loss_sum / per_epoch
+        row = {
+            "step": (state.epoch + 1) * per_epoch,
+            "epoch": state.epoch,
+            "group": group,
+            "loss": mean_loss,
+            "seconds": round(seconds, 1),
+            "images_per_second": round(images_per_second, 1),
+        }
+        self.metrics.write_epoch(row, validation.recalls)
+        log.info(
+            "epoch %d, group %d: loss %.4f, %.1f images/s, validation %s%s",
+            state.epoch + 1, group, mean_loss, images_per_second, validation.recalls_text(),
+            " (best so far)" if is_best else "",
+        )  # fmt: skip
+        if state.unreadable:
+            num_skipped = sum(state.unreadable.values())
+            log.warning(
+                "epoch %d: %d photos cannot be opened; they were replaced %d times by others of their class",
+                state.epoch + 1, len(state.unreadable), num_skipped,
+            )  # fmt: skip
+            for message, times in state.unreadable.items():
+                log.warning("skipped %d times: %s", times, message)
+        state.epoch, state.iteration = state.epoch + 1, 0
+        state.loss_sum, state.recent_loss_sum, state.unreadable = 0.0, 0.0, {}
+        self.checkpoint()
+
+
+class LossRecorder:
+    """Adds up losses on the device, where reading each one would wait for it, and records their mean now and then."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.text = ""  # the last mean, for the progress bar
+        self._sum = torch.tensor(run.state.recent_loss_sum, dtype=torch.float32, device=run.device)
+        self._interval = max(1, run.config.training.iterations_per_epoch // LOSSES_PER_EPOCH)
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss () of an iteration."""
+        self._sum += loss
+
+    def save(self) -> None:
+        """Put the sum into the state, for a checkpoint."""
+        self.run.state.recent_loss_sum = self._sum.item()
+
+    def record_when_due(self) -> None:
+        """Record the mean of the losses since the last record, several times per epoch and at its end.
+
+        Raises CosPlaceError when it is not finite.
+        """
+        run, state = self.run, self.run.state
+        per_epoch = run.config.training.iterations_per_epoch
+        if state.iteration % self._interval and state.iteration < per_epoch:
+            return
+        total, count = self._sum.item(), state.iteration % self._interval or self._interval
+        mean = total / count
+        if not math.isfinite(mean):
+            raise CosPlaceError(
+                f"The loss is {mean} at epoch {state.epoch + 1}, iteration {state.iteration}. Resume from "
+                f"{run.folder / LAST_CHECKPOINT}, or start a new run with a smaller --lr or without --use_amp16."
+            )
+        state.loss_sum += total
+        run.metrics.write_loss(step=state.epoch * per_epoch + state.iteration, epoch=state.epoch, loss=mean)
+        self._sum.zero_()
+        state.recent_loss_sum = 0.0
+        self.text = f"loss {mean:.3f}"
+
+
+@contextmanager
+def open_run(prepared: Preparation, folder: Path, progress: Progress) -> Generator[Run]:
+    """Start a run in its folder, or continue it: settings, first checkpoint, metrics."""
+    config, state = prepared.config, prepared.state
+    for line in describe_plan(prepared):
+        log.info(line)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG, json.dumps(to_values(config), indent=2) + "\n")
+    if config.training.resume_train:
+        log.info("resuming at epoch %d, iteration %d", state.epoch + 1, state.iteration)
+        copy_best_model(folder, Path(config.training.resume_train))
+    else:
+        save_checkpoint(folder, state, to_values(config), prepared.data.digest())
+    step = state.epoch * config.training.iterations_per_epoch + state.iteration
+    with MetricsWriter(folder, first_step=step) as metrics:
+        run = Run(
+            config=config,
+            folder=folder,
+            data=prepared.data,
+            state=state,
+            forward=compiled_forward(prepared),
+            augmentation=augmentation_settings(config),
+            device=prepared.device,
+            dtype=prepared.dtype,
+            metrics=metrics,
+            progress=progress,
+        )
+        try:
+            yield run
+        except DeviceError as error:
+            raise type(error)(f"{error} Then resume with --resume_train {folder}.") from error
+
+
+def compiled_forward(prepared: Preparation) -> Callable[[Tensor], Tensor]:
+    """Return the network, compiled with --compile."""
+    model = prepared.state.model
+    return torch.compile(model) if prepared.config.running.compile else model

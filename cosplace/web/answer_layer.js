@@ -1,0 +1,115 @@
+// Answers on the map: a pin for each and, for the selected one, its radius, its matches and lines to them.
+/* global L */
+import { imageUrl } from "./api.js";
+import { make, photo, wedge } from "./dom.js";
+import { hasPosition, headline, isFound } from "./text.js";
+
+const MAX_MATCHES = 12;
+const MIN_RADIUS_M = 20;
+const UNKNOWN_RADIUS_M = 30; // shown around the first match
+const NEAR_RADII = 3; // matches farther away are drawn, but do not enlarge the view
+
+const position = (record) => [record.latitude, record.longitude];
+
+/** Group matches by position, as they share one marker: [{ match, ranks }], best first. */
+export function groupByPosition(matches) {
+  const groups = new Map();
+  matches.slice(0, MAX_MATCHES).forEach((match, rank) => {
+    if (!hasPosition(match)) return;
+    const key = `${match.latitude.toFixed(5)} ${match.longitude.toFixed(5)}`;
+    const group = groups.get(key) ?? { match, ranks: [] };
+    group.ranks.push(rank);
+    groups.set(key, group);
+  });
+  return [...groups.values()];
+}
+
+export class AnswerLayer {
+  constructor(map, { onSelect, onMatch }) {
+    Object.assign(this, { map, onSelect, onMatch });
+    this.group = L.layerGroup().addTo(map);
+  }
+
+  draw(entries, selected, rank) {
+    this.group.clearLayers();
+    for (const entry of entries) {
+      if (entry.result && isFound(entry.result)) this.drawPin(entry, entry === selected);
+    }
+    if (selected?.result) this.drawMatches(selected, rank);
+  }
+
+  add(layer) {
+    return layer.addTo(this.group);
+  }
+
+  drawPin(entry, isSelected) {
+    const pin = make("div", { class: isSelected ? "pin selected" : "pin" }, make("span", {}, entry.letter));
+    pin.style.setProperty("--color", entry.color);
+    const label = `Photo ${entry.letter}: ${headline(entry.result)}`;
+    const marker = L.marker(position(entry.result), {
+      icon: L.divIcon({ className: "pin-icon", html: pin, iconSize: [0, 0] }),
+      alt: label,
+      title: entry.name,
+      zIndexOffset: isSelected ? 1000 : 600,
+    });
+    this.add(marker.on("click", () => this.onSelect(entry)));
+    marker.getElement()?.setAttribute("aria-label", label);
+  }
+
+  drawMatches(entry, rank) {
+    const { result, color } = entry;
+    const found = isFound(result);
+    if (found && Number.isFinite(result.radius_m)) {
+      const style = { color, weight: 2, fillColor: color, fillOpacity: 0.12, interactive: false, className: "radius" };
+      this.add(L.circle(position(result), { ...style, radius: result.radius_m }));
+    }
+    const matches = result.neighbours ?? [];
+    for (const { match, ranks } of groupByPosition(matches)) {
+      const isShown = ranks.includes(rank);
+      if (found) {
+        const distance = this.map.distance(position(match), position(result));
+        const isFar = distance > NEAR_RADII * Math.max(MIN_RADIUS_M, result.radius_m ?? 0);
+        const style = isShown
+          ? { weight: 3, opacity: 0.95 }
+          : { weight: 1.5, opacity: isFar ? 0.25 : 0.6, dashArray: "2 6" };
+        const options = { ...style, color, lineCap: "round", interactive: false, className: "line" };
+        this.add(L.polyline([position(result), position(match)], options));
+      }
+      this.drawMatch(entry, isShown ? matches[rank] : match, ranks, isShown);
+    }
+  }
+
+  drawMatch(entry, match, ranks, isShown) {
+    const numbers = ranks.slice(0, 3).map((rank) => rank + 1);
+    const text = numbers.join(" ") + (ranks.length > 3 ? " …" : "");
+    const label = `Match ${text}`;
+    const element = make("div", { class: isShown ? "match selected" : "match" }, make("span", {}, text));
+    element.style.setProperty("--color", entry.color);
+    if (isShown && Number.isFinite(match.heading)) element.prepend(wedge(match.heading));
+    const icon = L.divIcon({ className: "match-icon", html: element, iconSize: [0, 0] });
+    const marker = L.marker(position(match), { icon, alt: label, zIndexOffset: isShown ? 400 : 200 - ranks[0] });
+    const preview = () => make("div", { class: "preview" }, photo(imageUrl(match.id), label));
+    marker.bindTooltip(preview, { direction: "top", offset: [0, -14], className: "bubble", opacity: 1 });
+    this.add(marker.on("click", () => this.onMatch(ranks[0])));
+    marker.getElement()?.setAttribute("aria-label", label);
+  }
+
+  /** Move the map to an answer and the matches that agree with it. */
+  show(entry, padding, animate) {
+    const result = entry?.result;
+    if (!result) return;
+    const found = isFound(result);
+    const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES).filter(hasPosition);
+    if (!found && matches.length === 0) return;
+    const center = found ? result : matches[0];
+    const hasRadius = found && Number.isFinite(result.radius_m);
+    const radius = Math.max(MIN_RADIUS_M, hasRadius ? result.radius_m : UNKNOWN_RADIUS_M);
+    const bounds = L.latLng(position(center)).toBounds(2.6 * radius);
+    for (const match of matches) {
+      if (!found || this.map.distance(position(match), position(center)) <= NEAR_RADII * radius)
+        bounds.extend(position(match));
+    }
+    const move = animate ? this.map.flyToBounds : this.map.fitBounds;
+    move.call(this.map, bounds, { ...padding, maxZoom: 20, duration: 0.7 });
+  }
+}

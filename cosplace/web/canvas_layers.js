@@ -1,0 +1,320 @@
+// Two canvas layers under the markers: a grid of coordinates, and the indexed photos as dots.
+//
+// Based on Leaflet's Renderer, which keeps a canvas in position while the map is dragged and zoomed.
+/* global L */
+import { degrees } from "./text.js";
+
+const HEADINGS_ZOOM = 19.5; // photos 5 m apart are then 25 px apart
+const MAX_HEADINGS = 4000;
+const CLUSTER_PX = 76; // distance of two clusters on the screen, about
+const WORLD_PX = 256; // width of the world at zoom 0
+
+/** Longitude and latitude in degrees -> Web Mercator coordinates from 0 to 1. */
+export function mercator(longitude, latitude) {
+  const sine = Math.sin((Math.max(-85.05, Math.min(85.05, latitude)) * Math.PI) / 180);
+  return [(longitude + 180) / 360, 0.5 - Math.log((1 + sine) / (1 - sine)) / (4 * Math.PI)];
+}
+
+/** x in the copy of the world nearest to `center`: a view may cross the antimeridian. */
+const nearest = (x, center) => x - Math.round(x - center);
+
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+const CanvasLayer = L.Renderer.extend({
+  _initContainer() {
+    this._container = L.DomUtil.create("canvas", "canvas-layer");
+    this._context = this._container.getContext("2d");
+  },
+  _destroyContainer() {
+    this._container.remove();
+    delete this._container;
+  },
+  _update() {
+    if (this._map._animatingZoom && this._bounds) return;
+    L.Renderer.prototype._update.call(this);
+    const size = this._bounds.getSize();
+    const ratio = Math.min(2, window.devicePixelRatio || 1);
+    const [width, height] = [Math.ceil(size.x * ratio), Math.ceil(size.y * ratio)];
+    if (this._container.width !== width || this._container.height !== height) {
+      this._container.width = width;
+      this._container.height = height;
+      this._container.style.width = `${size.x}px`;
+      this._container.style.height = `${size.y}px`;
+    }
+    L.DomUtil.setPosition(this._container, this._bounds.min);
+    this._context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this._context.clearRect(0, 0, size.x, size.y);
+    this.paint(this._context, size, ratio);
+  },
+  redraw() {
+    if (this._map) this._update();
+  },
+});
+
+const GRID_PX = 100; // distance of two lines, at least
+const CONTROLS_PX = 130; // height of the zoom buttons and the scale, lower right
+
+/** Lines of latitude and longitude at round degrees, with labels.  `left()`: pixels covered by the panel. */
+export const Grid = CanvasLayer.extend({
+  options: { padding: 0, pane: "grid", left: () => 0 },
+  getEvents() {
+    return { ...CanvasLayer.prototype.getEvents.call(this), move: this._update };
+  },
+  paint(context, size) {
+    const map = this._map;
+    const bounds = map.getBounds();
+    const [step, decimals] = roundStep((GRID_PX * (bounds.getEast() - bounds.getWest())) / size.x);
+    context.strokeStyle = color("--grid");
+    context.fillStyle = color("--grid-text");
+    context.lineWidth = 1;
+    context.font = "11px " + getComputedStyle(document.body).fontFamily;
+    const left = this.options.left();
+    const lines = (from, to, position, line) => {
+      for (let k = Math.ceil(from / step); k * step <= to; k += 1) line(k * step, Math.round(position(k * step)) + 0.5);
+    };
+    context.beginPath();
+    const across = (longitude) => map.latLngToContainerPoint([bounds.getSouth(), longitude]).x;
+    const down = (latitude) => map.latLngToContainerPoint([latitude, bounds.getWest()]).y;
+    lines(bounds.getWest(), bounds.getEast(), across, (value, x) => {
+      context.moveTo(x, 0);
+      context.lineTo(x, size.y);
+      if (x > left) context.fillText(degrees(value, "longitude", decimals), x + 6, 16);
+    });
+    lines(bounds.getSouth(), bounds.getNorth(), down, (value, y) => {
+      context.moveTo(0, y);
+      context.lineTo(size.x, y);
+      const text = degrees(value, "latitude", decimals);
+      if (y > 40 && y < size.y - CONTROLS_PX)
+        context.fillText(text, size.x - 6 - context.measureText(text).width, y - 5);
+    });
+    context.stroke();
+  },
+});
+
+/** The next round number (1, 2 or 5 times a power of ten) from `target` on, and its number of decimals. */
+export function roundStep(target) {
+  const power = 10 ** Math.floor(Math.log10(target));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= target * (1 - 1e-9));
+  return [step, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))];
+}
+
+/** Radius of a dot in CSS pixels. */
+export function dotRadius(zoom) {
+  const stops = [
+    [12, 1],
+    [15, 1.4],
+    [17, 2.4],
+    [19, 4.5],
+    [21, 6],
+  ];
+  if (zoom <= stops[0][0]) return stops[0][1];
+  for (let k = 1; k < stops.length; k += 1) {
+    const [[lowZoom, low], [highZoom, high]] = [stops[k - 1], stops[k]];
+    if (zoom <= highZoom) return low + ((high - low) * (zoom - lowZoom)) / (highZoom - lowZoom);
+  }
+  return stops.at(-1)[1];
+}
+
+/** A dot with a soft edge: alpha 0..255 on a square of odd side, in device pixels. */
+function dotPixels(radius) {
+  const half = Math.ceil(radius);
+  const side = 2 * half + 1;
+  const alphas = new Uint8Array(side * side);
+  for (let y = -half; y <= half; y += 1) {
+    for (let x = -half; x <= half; x += 1) {
+      const inside = Math.max(0, Math.min(1, radius + 0.5 - Math.hypot(x, y)));
+      alphas[(y + half) * side + x + half] = 255 * inside;
+    }
+  }
+  return { alphas, half, side };
+}
+
+/** "#rrggbb" -> a little-endian pixel with alpha 0. */
+const pixel = (hex) => {
+  const [red, green, blue] = [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
+  return (blue << 16) | (green << 8) | red;
+};
+
+/** The indexed photos.  100,000 dots are written into the pixels of one image in a few milliseconds. */
+export const Dots = CanvasLayer.extend({
+  options: { padding: 0.3, pane: "dots" },
+  getEvents() {
+    return { ...CanvasLayer.prototype.getEvents.call(this), move: this._moved };
+  },
+  // The canvas is larger than the view: it is redrawn only when the view leaves it.
+  _moved() {
+    const corner = this._map.containerPointToLayerPoint([0, 0]);
+    const view = L.bounds(corner, corner.add(this._map.getSize()));
+    if (this._map.getZoom() === this._zoom && !this._bounds.contains(view)) this._update();
+  },
+
+  /** points: [{id, latitude, longitude, heading}]; clusters: [{latitude, longitude, count, bbox}]. */
+  setPhotos(points, clusters) {
+    const xs = new Float64Array(points.length);
+    const ys = new Float64Array(points.length);
+    points.forEach((point, k) => ([xs[k], ys[k]] = mercator(point.longitude, point.latitude)));
+    this.photos = { points, clusters, xs, ys };
+    this.redraw();
+  },
+
+  /** From Mercator coordinates to CSS pixels of the canvas: x * scale - left, y * scale - top. */
+  _project() {
+    const scale = WORLD_PX * 2 ** this._map.getZoom();
+    const origin = this._map.getPixelOrigin().add(this._bounds.min);
+    const [center] = mercator(this._map.getCenter().lng, 0);
+    return { scale, left: origin.x, top: origin.y, center };
+  },
+
+  /** Indices of the points within `radius` CSS pixels of a position, nearest first. */
+  near(latlng, radius) {
+    if (!this.photos) return [];
+    const { xs, ys } = this.photos;
+    const scale = WORLD_PX * 2 ** this._map.getZoom();
+    const [x, y] = mercator(latlng.lng, latlng.lat);
+    const limit = radius / scale;
+    const found = [];
+    for (let k = 0; k < xs.length; k += 1) {
+      const [across, down] = [Math.abs(nearest(xs[k], x) - x), Math.abs(ys[k] - y)];
+      if (across <= limit && down <= limit) {
+        const distance = Math.hypot(across, down) * scale;
+        if (distance <= radius) found.push([distance, k]);
+      }
+    }
+    return found.sort((one, other) => one[0] - other[0]).map(([, k]) => k);
+  },
+
+  /** The cluster drawn at a position, if any. */
+  clusterAt(latlng) {
+    const at = this._map.latLngToLayerPoint(latlng);
+    return this._clusters().find(
+      (cluster) =>
+        this._map.latLngToLayerPoint([cluster.latitude, cluster.longitude]).distanceTo(at) <= clusterRadius(cluster),
+    );
+  },
+
+  paint(context, size, ratio) {
+    const started = performance.now();
+    if (this.photos) {
+      const visible = this._drawDots(context, size, ratio);
+      if (visible.length > 0 && this._map.getZoom() >= HEADINGS_ZOOM && visible.length < MAX_HEADINGS)
+        this._drawHeadings(context, visible);
+      this._drawClusters(context);
+    }
+    this.paintMs = performance.now() - started;
+  },
+
+  _drawDots(context, size, ratio) {
+    const { xs, ys } = this.photos;
+    const { scale, left, top, center } = this._project();
+    const [width, height] = [this._container.width, this._container.height];
+    const { alphas, half, side } = dotPixels(dotRadius(this._map.getZoom()) * ratio);
+    const image = context.createImageData(width, height);
+    const base = pixel(color("--dot"));
+    const pixels = new Uint32Array(image.data.buffer);
+    // At a low zoom many photos share a pixel.  Each adds to its opacity, so dense areas stand out.
+    const opacity = this._map.getZoom() < 16 ? 0.62 : 0.9;
+    const visible = [];
+    let [lastX, lastY] = [-1, -1];
+    for (let k = 0; k < xs.length; k += 1) {
+      const x = Math.round((nearest(xs[k], center) * scale - left) * ratio);
+      const y = Math.round((ys[k] * scale - top) * ratio);
+      if (x < half || y < half || x >= width - half || y >= height - half) continue;
+      visible.push(k);
+      if (x === lastX && y === lastY) continue; // the views of one panorama are consecutive
+      [lastX, lastY] = [x, y];
+      for (let row = 0; row < side; row += 1) {
+        let at = (y + row - half) * width + x - half;
+        for (let column = 0; column < side; column += 1, at += 1) {
+          const add = alphas[row * side + column] * opacity;
+          if (add > 0) {
+            const alpha = pixels[at] >>> 24;
+            pixels[at] = base | (Math.min(255, alpha + add * (1 - alpha / 255)) << 24);
+          }
+        }
+      }
+    }
+    context.putImageData(image, 0, 0);
+    return visible;
+  },
+
+  // At a high zoom a short line shows the heading of each photo.
+  _drawHeadings(context, visible) {
+    const { xs, ys, points } = this.photos;
+    const { scale, left, top, center } = this._project();
+    const radius = dotRadius(this._map.getZoom());
+    context.strokeStyle = color("--dot");
+    context.lineWidth = 1.5;
+    context.lineCap = "round";
+    context.beginPath();
+    for (const k of visible) {
+      if (!Number.isFinite(points[k].heading)) continue;
+      const turn = (points[k].heading * Math.PI) / 180;
+      const [east, north] = [Math.sin(turn), Math.cos(turn)];
+      const x = nearest(xs[k], center) * scale - left;
+      const y = ys[k] * scale - top;
+      context.moveTo(x + (radius + 2) * east, y - (radius + 2) * north);
+      context.lineTo(x + (radius + 6) * east, y - (radius + 6) * north);
+    }
+    context.stroke();
+  },
+
+  /** The server's clusters, merged so that they do not overlap at this zoom. */
+  _clusters() {
+    const zoom = this._map.getZoom();
+    if (!this.photos) return [];
+    if (this.photos.mergedAt !== zoom) {
+      this.photos.merged = mergeClusters(this.photos.clusters, CLUSTER_PX / (WORLD_PX * 2 ** zoom));
+      this.photos.mergedAt = zoom;
+    }
+    return this.photos.merged;
+  },
+
+  _drawClusters(context) {
+    context.font = "600 12px " + getComputedStyle(document.body).fontFamily;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+    for (const cluster of this._clusters()) {
+      const at = this._map.latLngToLayerPoint([cluster.latitude, cluster.longitude]).subtract(this._bounds.min);
+      context.beginPath();
+      context.arc(at.x, at.y, clusterRadius(cluster), 0, 2 * Math.PI);
+      context.fillStyle = color("--cluster");
+      context.fill();
+      context.lineWidth = 1.5;
+      context.strokeStyle = color("--cluster-edge");
+      context.stroke();
+      context.fillStyle = color("--cluster-text");
+      context.fillText(compact.format(cluster.count), at.x, at.y + 0.5);
+    }
+  },
+});
+
+/** Merge the clusters in each cell of a grid, at the mean position of their photos.  side: in Mercator coordinates. */
+export function mergeClusters(clusters, side) {
+  const cells = new Map();
+  for (const cluster of clusters) {
+    const [x, y] = mercator(cluster.longitude, cluster.latitude);
+    const key = `${Math.floor(x / side)} ${Math.floor(y / side)}`;
+    const cell = cells.get(key);
+    if (!cell) {
+      cells.set(key, { ...cluster });
+      continue;
+    }
+    const count = cell.count + cluster.count;
+    for (const axis of ["latitude", "longitude"]) {
+      cell[axis] = (cell[axis] * cell.count + cluster[axis] * cluster.count) / count;
+    }
+    const [one, other] = [cell.bbox, cluster.bbox];
+    cell.bbox = [
+      Math.min(one[0], other[0]),
+      Math.min(one[1], other[1]),
+      Math.max(one[2], other[2]),
+      Math.max(one[3], other[3]),
+    ];
+    cell.count = count;
+  }
+  return [...cells.values()];
+}
+
+/** Radius in CSS pixels: 13 for ten photos, 22 for a thousand, 34 for a million. */
+export const clusterRadius = (cluster) => 9 + 4.2 * Math.log10(Math.max(10, cluster.count));

@@ -1,0 +1,136 @@
+// Texts of the page: numbers and records in, plain sentences out.  Pure functions.
+
+const DIRECTIONS = ["north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest"];
+const SURE = 0.9; // from this confidence on an answer counts as found
+const PROBABLE = 0.5;
+// Simple fractions for a confidence, in ascending order.
+const FRACTIONS = [
+  [1, 10],
+  [1, 5],
+  [1, 4],
+  [1, 3],
+  [2, 5],
+  [1, 2],
+  [3, 5],
+  [2, 3],
+  [3, 4],
+  [4, 5],
+  [5, 6],
+  [7, 8],
+  [9, 10],
+  [19, 20],
+  [49, 50],
+  [99, 100],
+];
+const numbers = new Intl.NumberFormat("en");
+
+const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+
+/** Whether a record has a position. */
+export const hasPosition = (record) => isNumber(record?.latitude) && isNumber(record?.longitude);
+
+/** Whether a result has a position that the server is confident of. */
+export const isFound = (result) => !result.unknown && hasPosition(result);
+
+/** Whether the confidence is a probability: without calibration there is no radius. */
+export const isCalibrated = (result) => isNumber(result.radius_m) && isNumber(result.confidence);
+
+/** 12 -> "12 photos". */
+export const photoCount = (count) => `${numbers.format(count)} ${count === 1 ? "photo" : "photos"}`;
+
+/** 4.2 -> "4 m", 1240 -> "1.2 km". */
+export function meters(value) {
+  if (value < 1) return "1 m";
+  if (value < 999.5) return `${Math.round(value)} m`;
+  return value < 9950 ? `${(value / 1000).toFixed(1)} km` : `${numbers.format(Math.round(value / 1000))} km`;
+}
+
+/** 0.687 -> "68% sure": rounded down and below 100%, so that it never promises too much. */
+const sure = (confidence) => `${Math.min(99, Math.floor(100 * confidence + 1e-9))}% sure`;
+
+/** 45 -> "facing northeast"; headings are degrees clockwise from north. */
+export function facing(heading) {
+  if (!isNumber(heading)) return "";
+  const turned = ((heading % 360) + 360) % 360;
+  return `facing ${DIRECTIONS[Math.round(turned / 45) % 8]}`;
+}
+
+/** "37.74186, -122.40288", as other maps read it. */
+export const coordinates = (record) => `${record.latitude.toFixed(5)}, ${record.longitude.toFixed(5)}`;
+
+/** Seconds since 1970 -> "September 2014"; "" for an unknown time. */
+export function month(time) {
+  const date = isNumber(time) ? new Date(time * 1000) : null;
+  if (!date || Number.isNaN(date.getTime())) return "";
+  return new Intl.DateTimeFormat("en", { month: "long", year: "numeric", timeZone: "UTC" }).format(date);
+}
+
+/** The answer in one line.  inArea: only an area of the map was searched. */
+export function headline(result, inArea = false) {
+  if (!isFound(result)) {
+    if (!result.neighbours?.length) return inArea ? "No match in this area" : "No match in this index";
+    if (!isNumber(result.confidence) || result.confidence < 0.01) return "No match in this index";
+    return `Not sure. Best guess below, ${Math.round(100 * result.confidence)}%`;
+  }
+  if (!isCalibrated(result)) return "Best match";
+  const { confidence, radius_m: radius } = result;
+  if (confidence >= SURE) return `Found: within ${meters(radius)}, ${sure(confidence)}`;
+  const start = confidence >= PROBABLE ? "Probably here" : "Best guess";
+  return `${start} (${sure(confidence)}). If right, within ${meters(radius)}`;
+}
+
+/** What the confidence means, or why there is no answer. */
+export function explanation(result, inArea = false) {
+  if (!isFound(result)) {
+    if (inArea && !result.neighbours?.length) return "No indexed photos in this area. Search everywhere.";
+    return reason(result) || "No indexed photo is similar enough.";
+  }
+  if (!isCalibrated(result)) return "This index has not been calibrated, so no confidence is shown.";
+  const { confidence } = result;
+  if (confidence < 0.1) return "Fewer than 1 in 10 answers like this are right.";
+  if (confidence > 0.995) return "More than 99 in 100 answers like this are right.";
+  const [count, total] = FRACTIONS.findLast(([count, total]) => count / total <= confidence + 1e-9); // rounded down
+  return `About ${count} in ${total} answers like this ${count === 1 ? "is" : "are"} right.`;
+}
+
+/** The reason that the server gives for an unknown position, or its note on an answer, as a sentence; or "". */
+export function reason(result) {
+  const text = (result.reason ?? "").trim();
+  if (!text) return "";
+  const sentence = text[0].toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(sentence) ? sentence : `${sentence}.`;
+}
+
+/** The answer in a few words, for the list. */
+export function summary(result) {
+  if (!isFound(result)) return "No confident match";
+  return isCalibrated(result) ? `Within ${meters(result.radius_m)}` : "Best match";
+}
+
+/** Distance from the answer (if there is one), similarity and heading of a match. */
+export function matchInfo(match, found) {
+  const parts = [];
+  if (!hasPosition(match)) parts.push("no position");
+  else if (found && isNumber(match.distance_m)) parts.push(`${meters(match.distance_m)} from the answer`);
+  if (isNumber(match.similarity)) parts.push(`similarity ${match.similarity.toFixed(2)}`);
+  if (isNumber(match.heading)) parts.push(facing(match.heading));
+  return parts.join(" · ");
+}
+
+/** The last part of a path. */
+export const fileName = (path) =>
+  String(path ?? "")
+    .split(/[\\/]/)
+    .pop();
+
+/** 0 -> "A", 25 -> "Z", 26 -> "AA". */
+export function letter(number) {
+  const rest = Math.floor(number / 26);
+  return (rest > 0 ? letter(rest - 1) : "") + String.fromCharCode(65 + (number % 26));
+}
+
+/** Label of a grid line: 37.742, "latitude" -> "37.742° N". */
+export function degrees(value, axis, decimals) {
+  const side = axis === "latitude" ? (value < 0 ? "S" : "N") : value < 0 ? "W" : "E";
+  return `${Math.abs(value).toFixed(decimals)}° ${side}`;
+}

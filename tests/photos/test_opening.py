@@ -1,0 +1,234 @@
+"""Decoding photos from files and uploads: correct pixels, limits, and errors for damaged files."""
+
+import io
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
+from cosplace.photos.opening import MAX_PIXELS, decode_upload, jpeg_header, open_image
+from tests.server.server_samples import (
+    encoded,
+    good_photo,
+    jpeg_with_many_scans,
+    jpeg_with_size,
+    png_with_size,
+    webp_with_size,
+)
+from tests.synthetic_dataset import place_image
+
+PIXELS = place_image(3, 0, 64)[:48]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def photo(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGB", ".jpg"), ("L", ".jpg"), ("CMYK", ".jpg"), ("RGB", ".png"), ("RGBA", ".png"), ("P", ".png"), ("1", ".png")],
+)
+def test_pixels_equal_those_of_pillow(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    photo(mode).save(path)
+    found = open_image(path)
+    assert found.dtype == torch.uint8
+    with Image.open(path) as expected:
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(expected.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_photos_are_turned_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo().save(tmp_path / f"x{suffix}", exif=exif)
+    found = open_image(tmp_path / f"x{suffix}")
+    assert found.shape == ((3, 40, 30) if 5 <= orientation <= 8 else (3, 30, 40))
+    with Image.open(tmp_path / f"x{suffix}") as stored:
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(ImageOps.exif_transpose(stored)))
+
+
+def test_a_damaged_exif_block_is_ignored(tmp_path: Path) -> None:
+    photo().save(tmp_path / "x.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert open_image(tmp_path / "x.jpg").shape == (3, 30, 40)
+
+
+def test_files_other_than_photos_are_refused_by_name(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    photo(size=(300, 200)).save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    bad = {
+        "empty": b"",
+        "text": b"hello",
+        "truncated": whole[: len(whole) // 2],
+        "header": whole[:30],
+        "svg": b"<svg/>",
+    }
+    for name, raw in bad.items():
+        (tmp_path / f"{name}.jpg").write_bytes(raw)
+        with pytest.raises(ImageError, match=f"{name}.jpg"):
+            open_image(tmp_path / f"{name}.jpg")
+    with pytest.raises(ImageError, match=r"^Cannot read .*: "):
+        open_image(tmp_path / "missing.jpg")
+    with pytest.raises(ImageError, match=r"^Cannot read .*: "):
+        open_image(tmp_path)
+
+
+def test_a_decompression_bomb_is_refused_before_decoding(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    photo().save(buffer, "JPEG")
+    raw = bytearray(buffer.getvalue())
+    at = raw.index(b"\xff\xc0")
+    raw[at + 5 : at + 9] = (60000).to_bytes(2, "big") * 2
+    (tmp_path / "bomb.jpg").write_bytes(raw)
+    buffer = io.BytesIO()
+    photo().save(buffer, "PNG")
+    raw = bytearray(buffer.getvalue())
+    raw[16:24] = (60000).to_bytes(4, "big") * 2
+    (tmp_path / "bomb.png").write_bytes(raw)
+    assert MAX_PIXELS < 60000**2
+    for name in ("bomb.jpg", "bomb.png"):
+        with pytest.raises(ImageError, match=r"3,600 megapixels; the limit is 200\."):
+            open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 5}, {"restart_marker_blocks": 1}])
+def test_jpeg_sizes_are_read_from_the_header(options: dict) -> None:
+    buffer = io.BytesIO()
+    photo(size=(123, 77)).save(buffer, "JPEG", comment=b"x" * 60000 if not options else b"", **options)
+    assert jpeg_header(buffer.getvalue()) == (123, 77, 3, None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(raw=st.binary(max_size=200))
+def test_jpeg_header_accepts_any_bytes(raw: bytes) -> None:
+    header = jpeg_header(b"\xff\xd8" + raw)
+    assert header is None or (0 <= header[0] < 65536 and 0 <= header[1] < 65536 and 0 <= header[2] < 256)
+
+
+@settings(max_examples=50, deadline=None)
+@given(cut=st.integers(0, 3000), at=st.integers(0, 3000), byte=st.integers(0, 255))
+def test_a_damaged_file_is_opened_or_raises_an_image_error(tmp_path_factory, cut: int, at: int, byte: int) -> None:
+    buffer = io.BytesIO()
+    photo().save(buffer, "JPEG")
+    raw = bytearray(buffer.getvalue())
+    raw[at % len(raw)] = byte
+    path = tmp_path_factory.getbasetemp() / f"damaged{os.getpid()}.jpg"
+    path.write_bytes(raw[: max(1, len(raw) - cut)])
+    try:
+        assert open_image(path).shape[0] == 3
+    except ImageError as error:
+        assert path.name in str(error)
+
+
+# --- uploads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_uploads_have_the_same_upright_pixels_as_files(tmp_path, kind, orientation) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    raw = encoded(PIXELS, kind, exif=exif)
+    (tmp_path / "photo").write_bytes(raw)
+    photo = decode_upload(raw, "photo")
+    assert photo.shape == ((3, 48, 64) if orientation < 5 else (3, 64, 48))
+    np.testing.assert_array_equal(photo.numpy(), open_image(tmp_path / "photo").numpy())
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("RGBA", "WEBP")]
+)
+def test_uploads_of_every_mode_become_rgb(mode, kind) -> None:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(file, kind)
+    assert decode_upload(file.getvalue(), "photo").shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_the_first_frame_of_an_animation_is_decoded(kind) -> None:
+    later = [Image.fromarray(255 - PIXELS)]
+    raw = encoded(PIXELS, kind, save_all=True, append_images=later, lossless=True)
+    np.testing.assert_array_equal(decode_upload(raw, "photo").permute(1, 2, 0).numpy(), PIXELS)
+
+
+DECODE_WITH_LITTLE_MEMORY = """
+import resource, sys
+from cosplace.errors import PhotoSizeError
+from cosplace.photos.opening import decode_upload
+import PIL.Image, simplejpeg, torch
+raw = sys.stdin.buffer.read()
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak_mib()
+try:
+    decode_upload(raw, "photo")
+except PhotoSizeError as error:
+    print(error)
+print(peak_mib() - before < 100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("raw", "megapixels"),
+    [
+        (png_with_size(60_000, 60_000), "3,600"),
+        (jpeg_with_size(65_500, 65_500), "4,290.3"),
+        (webp_with_size(16_383, 16_383), "268.5"),
+    ],
+    ids=["PNG", "JPEG", "WEBP"],
+)
+def test_too_many_pixels_are_refused_without_allocating_them(raw: bytes, megapixels: str) -> None:
+    done = subprocess.run([sys.executable, "-c", DECODE_WITH_LITTLE_MEMORY], input=raw, capture_output=True, check=True)
+    message = f"photo has {megapixels} megapixels; the limit is 200. Resize it first."
+    assert done.stdout.decode().splitlines() == [message, "True"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_the_pixel_limit_is_exact(kind) -> None:
+    for options in ({}, {"lossless": True}) if kind == "WEBP" else ({},):
+        raw = encoded(PIXELS, kind, **options)
+        assert decode_upload(raw, "photo", max_pixels=48 * 64).shape == (3, 48, 64)
+        with pytest.raises(PhotoSizeError):
+            decode_upload(raw, "photo", max_pixels=48 * 64 - 1)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO", "PDF"])
+def test_other_formats_are_refused(kind) -> None:
+    with pytest.raises(PhotoFormatError, match=r"^photo is not a JPEG, PNG or WebP image\. Export it as JPEG\.$"):
+        decode_upload(encoded(PIXELS, kind), "photo")
+
+
+def test_a_jpeg_with_too_many_scans_is_refused_but_a_progressive_one_is_decoded() -> None:
+    with pytest.raises(ImageError, match="scans"):
+        decode_upload(jpeg_with_many_scans(), "photo")
+    assert decode_upload(encoded(PIXELS, "JPEG", progressive=True), "photo").shape == (3, 48, 64)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.data())
+def test_a_damaged_upload_is_decoded_or_refused_in_one_line(kind, data) -> None:
+    raw = bytearray(good_photo(1, kind=kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        raw[data.draw(st.integers(3, min(len(raw), 400) - 1))] = data.draw(st.integers(0, 255))
+    raw = raw[: data.draw(st.integers(0, len(raw)))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata
+        try:
+            assert decode_upload(raw, "photo", max_pixels=1_000_000).shape[0] == 3
+        except ImageError as error:
+            assert str(error).startswith("photo ") and len(str(error)) < 300

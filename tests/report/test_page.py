@@ -1,0 +1,256 @@
+"""The report is a single file, shows all its data, and treats file names as text only."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosplace.report.data import CORRECT_FIRST, CORRECT_LATER, NOT_FOUND, RecallRow, Report, outcome_names, outcomes
+from cosplace.report.page import choose_queries, report_html, write_report
+from cosplace.report.prediction_images import save_predictions
+from cosplace.report.words import format_count, format_distance
+from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
+from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
+from tests.report.report_samples import (
+    EAST,
+    METRICS,
+    NORTH,
+    OFFSETS,
+    Page,
+    assert_single_file,
+    make_groups,
+    tiles_of,
+    write_photo,
+)
+
+
+def test_page_is_a_single_file_with_all_sections(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "report.html"
+    write_report(path, report)
+    html = path.read_text("utf-8")
+    assert_single_file(html)
+    text = Page(html).text()
+    for words in (
+        "A run",
+        "Trained for 3 epochs.",
+        "Best validation Recall@1: 55.5% after epoch 2.",
+        "Total time of all epochs: 2 min.",
+        "within 25 m among their first N predictions",
+        "group 0: 60 classes, 600 photos",
+        "group 1: 30 classes, 300 photos",
+        "1 group not used: 10 classes",
+        "1,000 of 1,007",
+        "correct at rank 1: 2",
+        "correct at rank 2–3: 1",
+        "not found in top 3: 1",
+        "ResNet18",
+    ):
+        assert words in text, words
+
+
+def test_same_input_gives_same_bytes(report: Report) -> None:
+    assert report_html(report) == report_html(report)
+
+
+def test_sections_without_data_are_left_out(report: Report) -> None:
+    sections = {"recalls", "training", "maps", "predictions", "settings"}
+
+    def ids(some: Report) -> set[str]:
+        html = report_html(some)
+        assert_single_file(html)
+        return {section["id"] for section in Page(html).of("section")}
+
+    assert ids(report) == sections
+    assert ids(Report(title="nothing")) == set()
+    assert ids(Report(title="train", metrics=METRICS)) == {"training"}
+    assert ids(Report(title="groups", groups=report.groups, groups_used=99)) == {"maps"}
+    assert ids(Report(title="places", dataset=report.dataset)) == {"maps"}
+    eval_only = Report(
+        title="eval", recall_rows=report.recall_rows, dataset=report.dataset, evaluation=report.evaluation
+    )
+    assert ids(eval_only) == {"recalls", "maps", "predictions"}
+    assert ids(Report(title="empty groups", groups=make_groups([], []))) == set()
+
+
+HOSTILE = '<script>alert(1)</script>"\' onload="x" <img src=x onerror=alert(2)>&amp;'
+
+
+def test_hostile_texts_are_escaped(report: Report) -> None:
+    hostile = dataclasses.replace(
+        report,
+        title=HOSTILE,
+        summary=[HOSTILE],
+        recall_rows=[RecallRow(name=HOSTILE, recalls={1: 1.0, 5: 2.0}, note=HOSTILE)],
+        highlight=HOSTILE,
+        settings={HOSTILE: HOSTILE},
+    )
+    html = report_html(hostile)
+    assert_single_file(html)
+    # Title twice, summary, name and note of the row, tooltip of the curve, name and value of the setting.
+    assert Page(html).text().count(HOSTILE) == 8
+
+
+def test_hostile_file_names_are_escaped(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)<'
+    write_photo(tmp_path / "queries", EAST, NORTH, evil)
+    write_photo(tmp_path / "database", EAST + 5, NORTH, evil)
+    # A file name that is not valid UTF-8 is legal on Linux, but a page cannot contain it.
+    query = next((tmp_path / "queries").iterdir())
+    query.rename(query.with_name(query.name.replace("@.jpg", os.fsdecode(b"\xff@.jpg"))))
+    dataset = open_retrieval_dataset(tmp_path)
+    ones = np.ones((1, 2), np.float32)
+    evaluation = evaluate_descriptors(ones, ones, dataset, recall_values=[1])
+    write_report(tmp_path / "report.html", Report(title="evil", dataset=dataset, evaluation=evaluation))
+    html = (tmp_path / "report.html").read_text("utf-8")
+    assert_single_file(html)
+    descriptions = [image["alt"] for image in Page(html).of("img")]
+    assert sum(evil in text for text in descriptions) == 2
+    save_predictions(tmp_path / "preds", dataset, evaluation, 1)
+    assert b"\xff@.jpg" in (tmp_path / "preds" / "predictions.csv").read_bytes()
+
+
+# --- recalls and training --------------------------------------------------------------------------------------------
+
+
+def test_recall_table_has_one_decimal_and_a_highlighted_row() -> None:
+    rows = [
+        RecallRow(name="chance", recalls={1: 0.04, 5: 12.349}, note="random"),
+        RecallRow(name="ours", recalls={1: 66.66, 10: 100.0}),
+    ]
+    html = report_html(Report(title="t", recall_rows=rows, highlight="ours"))
+    table = html[html.index("<table>") : html.index("</table>")]
+    lines = [" ".join(re.sub(r"<[^>]*>", " ", "<tr" + line).split()) for line in table.split("<tr")[1:]]
+    assert lines == ["R@1 R@5 R@10", "chance random 0.0 12.3 –", "ours 66.7 – 100.0"]
+    assert table.count('class="ours"') == 1 and table.index('class="ours"') > table.index("chance")
+
+
+def test_chart_says_that_the_table_has_more_rows() -> None:
+    rows = [RecallRow(name=f"model {number}", recalls={1: 50.0}) for number in range(40)]
+    assert (
+        "The chart shows 10 of 40 rows; the table shows all."
+        in Page(report_html(Report(title="t", recall_rows=rows))).text()
+    )
+
+
+def test_incomplete_metrics_are_tolerated(odd_metrics: list[dict[str, Any]]) -> None:
+    html = report_html(Report(title="t", metrics=odd_metrics))
+    assert "Best validation Recall@1: 0.0% after epoch 2." in html
+
+
+# --- queries and predictions -----------------------------------------------------------------------------------------
+
+
+def test_frames_and_marks_follow_the_distances(report: Report) -> None:
+    tiles = tiles_of(report_html(report))
+    predictions = [(kind, caption) for kind, caption in tiles if kind in ("correct", "incorrect")]
+    # Correct at rank 1: queries 0 and 3; later: 1; not found: 2 (25.01 m is too far, 25.00 m is not).
+    assert predictions == [
+        ("correct", "1. ✓ 0.0 m"),
+        ("incorrect", "2. ✗ 400 m"),
+        ("correct", "1. ✓ 24.0 m"),
+        ("incorrect", "2. ✗ 26.0 m"),
+        ("incorrect", "1. ✗ 300 m"),
+        ("correct", "2. ✓ 25.0 m"),
+        ("incorrect", "1. ✗ 25.0 m"),
+        ("incorrect", "2. ✗ 90.0 m"),
+    ]
+    assert [kind for kind, _ in tiles].count("query") == len(OFFSETS)
+    assert ("expected", "no database image within 25 m") in tiles
+
+
+def test_expected_match_and_late_correct_prediction_are_shown(
+    dataset: RetrievalDataset, evaluation: Evaluation
+) -> None:
+    # With only the first prediction, query 1 is not found although photos are within the radius.
+    first_only = dataclasses.replace(
+        evaluation, predictions=evaluation.predictions[:, :1], distances_m=evaluation.distances_m[:, :1]
+    )
+    html = report_html(Report(title="t", dataset=dataset, evaluation=first_only))
+    assert ("expected", "expected match, 12.0 m") in tiles_of(html)
+    assert "not found in top 1: 2" in html and "correct at rank 2" not in html
+    late = Report(title="t", dataset=dataset, evaluation=evaluation, num_predictions_shown=1)
+    assert ("correct", "2. ✓ 25.0 m") in tiles_of(report_html(late))
+
+
+def test_captions_say_how_many_are_shown(report: Report) -> None:
+    text = Page(report_html(dataclasses.replace(report, num_queries_shown=3))).text()
+    assert "3 of 4 queries, each with its first 2 of 3 predictions" in text
+    assert "Correct at rank 1 1 of 2 queries" in text
+
+
+def test_query_without_predictions(dataset: RetrievalDataset, evaluation: Evaluation) -> None:
+    predictions, distances = evaluation.predictions.copy(), evaluation.distances_m.copy()
+    predictions[1], distances[1] = -1, np.nan
+    unreadable = dataclasses.replace(evaluation, predictions=predictions, distances_m=distances)
+    rows = [RecallRow(name="ours", recalls=unreadable.recalls)]
+    html = report_html(Report(title="t", recall_rows=rows, dataset=dataset, evaluation=unreadable))
+    assert_single_file(html)
+    assert "the photo could not be opened" in html
+    assert "1 of 4 queries have no prediction" in html
+
+
+def test_unreadable_photo_has_a_gray_thumbnail(tmp_path: Path) -> None:
+    write_photo(tmp_path / "queries", EAST, NORTH)
+    write_photo(tmp_path / "database", EAST + 5, NORTH)
+    broken = next((tmp_path / "queries").iterdir())
+    broken.write_bytes(broken.read_bytes()[:40])
+    dataset = open_retrieval_dataset(tmp_path)
+    ones = np.ones((1, 2), np.float32)
+    evaluation = evaluate_descriptors(ones, ones, dataset, recall_values=[1])
+    html = report_html(Report(title="t", dataset=dataset, evaluation=evaluation))
+    assert html.count("data:image/jpeg") == 2
+
+
+@given(st.lists(st.sampled_from([CORRECT_FIRST, CORRECT_LATER, NOT_FOUND]), max_size=60), st.integers(0, 20))
+def test_shown_queries_are_a_balanced_mix(kinds: list[int], number: int) -> None:
+    outcome = np.array(kinds, np.int64)
+    chosen = choose_queries(outcome, number)
+    assert len(set(chosen)) == len(chosen) == min(number, len(kinds))
+    shown, existing = np.bincount(outcome[chosen], minlength=3), np.bincount(outcome, minlength=3)
+    for kind in range(3):  # an outcome has fewer queries than another only if all of its queries are shown
+        assert shown[kind] == existing[kind] or shown[kind] >= shown.max() - 1
+
+
+def test_outcomes_of_queries() -> None:
+    hits = np.array([[True, False], [False, True], [False, False], [True, True]])
+    assert outcomes(hits).tolist() == [CORRECT_FIRST, CORRECT_LATER, NOT_FOUND, CORRECT_FIRST]
+    assert outcome_names(20) == ("correct at rank 1", "correct at rank 2–20", "not found in top 20")
+    assert outcome_names(2)[CORRECT_LATER] == "correct at rank 2"
+
+
+@pytest.mark.slow
+def test_report_of_real_photos(real_photos_folder: Path, tmp_path: Path) -> None:
+    dataset = open_retrieval_dataset(real_photos_folder / "test")
+    rng = np.random.Generator(np.random.Philox(key=3))
+    database, queries = (rng.normal(size=(len(x), 8)).astype(np.float32) for x in (dataset.database, dataset.queries))
+    evaluation = evaluate_descriptors(database, queries, dataset)
+    rows = [RecallRow(name="noise", recalls=evaluation.recalls)]
+    write_report(tmp_path / "report.html", Report(title="t", recall_rows=rows, dataset=dataset, evaluation=evaluation))
+    html = (tmp_path / "report.html").read_text("utf-8")
+    assert_single_file(html)
+    assert [kind for kind, _ in tiles_of(html)].count("query") == 12
+    assert len(html) < 3_000_000
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("meters", "text"),
+    [(0.0, "0.0 m"), (24.96, "25.0 m"), (99.94, "99.9 m"), (99.96, "100 m"), (812.4, "812 m"), (999.6, "1.0 km"),
+     (1_234_567.0, "1,234.6 km"), (float("nan"), "unknown distance")],
+)  # fmt: skip
+def test_distances_in_words(meters: float, text: str) -> None:
+    assert format_distance(meters) == text
+
+
+def test_counts_in_words() -> None:
+    assert format_count(1, "epoch") == "1 epoch"
+    assert format_count(0, "epoch") == "0 epochs"
+    assert format_count(1234, "query", "queries") == "1,234 queries"

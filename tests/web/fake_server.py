@@ -1,0 +1,199 @@
+"""A fake server for the tests of the page: the same API with synthetic photos and chosen answers.
+
+The name of an uploaded photo selects its answer: `elsewhere*` is unknown, `broken*` fails, `busy*` gets status 429
+once, all others are located at the position of their number (`here-0.jpg`, `here-1.jpg`, ...).
+"""
+
+import asyncio
+import io
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from PIL import Image, ImageDraw
+
+import cosplace
+from cosplace.geo import bounding_box
+
+WEB = Path(cosplace.__file__).parent / "web"
+POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
+LATITUDE, LONGITUDE = 37.76, -122.43
+METERS_PER_DEGREE = np.array([111_132.0, 111_320.0 * np.cos(np.radians(LATITUDE))])
+
+
+def make_streets(num_photos: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (I, 2) in degrees, headings (I,): a camera every 8 m along a grid of curved streets, 12 views each."""
+    rng = np.random.default_rng(seed)
+    num_cameras = -(-num_photos // 12)
+    side_m = max(300.0, 1.3 * np.sqrt(num_cameras * 8 * 55))
+    blocks = np.arange(-side_m / 2, side_m / 2, 110.0)
+    steps = np.arange(-side_m / 2, side_m / 2, 8.0)
+    along, fixed = np.meshgrid(steps, blocks, indexing="ij")
+    waves = 18 * np.sin(along / 260 + fixed / 190)
+    streets = np.concatenate(
+        [np.stack([along, fixed + waves], -1).reshape(-1, 2), np.stack([fixed + waves, along], -1).reshape(-1, 2)]
+    )
+    turn = np.radians(14)
+    streets @= np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    # Keep the cameras nearest to the center.
+    streets = streets[np.argsort(np.hypot(*streets.T) * rng.uniform(0.9, 1.1, len(streets)))][:num_cameras]
+    streets = streets + rng.normal(0, 0.8, streets.shape)
+    positions = np.repeat(np.array([LATITUDE, LONGITUDE]) + streets / METERS_PER_DEGREE, 12, axis=0)[:num_photos]
+    return positions, np.tile(np.arange(12) * 30.0, num_cameras)[:num_photos]
+
+
+def make_photo(number: int, size: tuple[int, int] = (320, 240)) -> bytes:
+    """A synthetic street view as JPEG: sky, ground, buildings; the number is the random seed."""
+    rng = np.random.default_rng(number)
+    image = Image.new("RGB", size, (188, 208, 226))
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((0, size[1] * 0.7, *size), fill=(112, 112, 116))
+    left = -20.0
+    while left < size[0]:
+        width, top = rng.uniform(40, 90), rng.uniform(0.12, 0.5) * size[1]
+        color = tuple(int(value) for value in rng.uniform(90, 215, 3))
+        pen.rectangle((left, top, left + width - 3, size[1] * 0.74), fill=color)
+        for x in np.arange(left + 8, left + width - 12, 18):
+            for y in np.arange(top + 10, size[1] * 0.66, 26):
+                pen.rectangle((x, y, x + 9, y + 14), fill=(60, 72, 92))
+        left += width
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+class FakeCity:
+    """The photos of a fake server, and the requests it received."""
+
+    def __init__(self, num_photos: int = 1200, photos: list[Path] | None = None) -> None:
+        self.positions, self.headings = make_streets(num_photos)
+        self.photos = photos or []
+        self.delay_s = 0.0
+        self.requests: list[str] = []
+        self.num_busy = 0
+
+    def record(self, index: int) -> dict:
+        latitude, longitude = self.positions[index]
+        fields = {"id": index, "latitude": float(latitude), "longitude": float(longitude)}
+        return fields | {"heading": float(self.headings[index])}
+
+    def answer(self, name: str) -> dict:
+        digits = re.search(r"\d+", name)
+        centre = (int(digits[0]) * 37 * 12) % len(self.positions) if digits else 0
+        meters = np.hypot(*((self.positions - self.positions[centre]) * METERS_PER_DEGREE).T)
+        near = np.argsort(meters, kind="stable")[[0, 1, 14, 27, 40, 53, 66, 79]]
+        unknown = name.startswith("elsewhere")
+        if unknown:
+            near = np.random.default_rng(5).choice(len(self.positions), 8, replace=False)
+        latitude, longitude = self.positions[centre] + np.array([3.0, -2.0]) / METERS_PER_DEGREE
+        offsets = np.hypot(*((self.positions[near] - [latitude, longitude]) * METERS_PER_DEGREE).T)
+        neighbours = [
+            self.record(int(index))
+            | {"path": f"street/{index:06d}.jpg", "similarity": 0.86 - 0.04 * k, "distance_m": float(m)}
+            for k, (index, m) in enumerate(zip(near, offsets, strict=True))
+        ]
+        found = {"photo": name, "latitude": latitude, "longitude": longitude, "radius_m": 12.4, "confidence": 0.934}
+        found |= {"unknown": False, "reason": "", "neighbours": neighbours}
+        if unknown:
+            found |= {"latitude": None, "longitude": None, "radius_m": None, "confidence": 0.07, "unknown": True}
+            found |= {"reason": "the most similar photos are far apart"}
+        return found
+
+    def find_in_box(self, bbox: list[float], limit: int) -> dict:
+        west, south, east, north = bbox
+        latitudes, longitudes = self.positions.T
+        east_of, west_of = longitudes >= west, longitudes <= east
+        between = east_of & west_of if west <= east else east_of | west_of  # or across the antimeridian
+        inside = np.flatnonzero((latitudes >= south) & (latitudes <= north) & between)
+        if len(inside) <= limit:
+            return {"total": len(inside), "points": [self.record(int(index)) for index in inside], "clusters": []}
+        cells = np.stack(
+            [
+                np.floor((latitudes[inside] - south) / (north - south) * 12),
+                np.floor((longitudes[inside] - west) / (east - west) * 12),
+            ]
+        )
+        _, members = np.unique(cells, axis=1, return_inverse=True)
+        clusters = []
+        for cell in range(members.max() + 1):
+            positions = self.positions[inside[members.ravel() == cell]]
+            (low_latitude, low_longitude), (high_latitude, high_longitude) = positions.min(0), positions.max(0)
+            latitude, longitude = positions.mean(0)
+            box = [low_longitude, low_latitude, high_longitude, high_latitude]
+            clusters.append({"latitude": latitude, "longitude": longitude, "count": len(positions), "bbox": box})
+        return {"total": len(inside), "points": [], "clusters": clusters}
+
+
+def make_app(city: FakeCity, **config: object) -> FastAPI:
+    app = FastAPI(openapi_url=None)
+    app.mount("/static", StaticFiles(directory=WEB))
+
+    @app.middleware("http")
+    async def record_request(request: Request, call_next):
+        city.requests.append(f"{request.method} {request.url.path}")
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
+
+    @app.get("/")
+    def page() -> FileResponse:
+        return FileResponse(WEB / "index.html")
+
+    @app.get("/config.json")
+    def configuration() -> dict:
+        bounds = bounding_box(*city.positions.T) if len(city.positions) else None
+        base = {"tiles": None, "attribution": "", "can_write": False, "count": len(city.positions), "bounds": bounds}
+        return base | {"model": "synthetic", "max_upload_mb": 2, "max_files": 16} | config
+
+    @app.post("/locate")
+    async def locate(request: Request) -> Response:
+        async with request.form(max_files=16) as form:
+            names = [upload.filename for upload in form.getlist("files")]
+        await asyncio.sleep(city.delay_s)
+        if names[0].startswith("busy") and not city.num_busy:
+            city.num_busy += 1
+            return JSONResponse(
+                {"detail": "The server is busy; try again in a moment."}, 429, headers={"Retry-After": "1"}
+            )
+        if names[0].startswith("broken"):
+            return JSONResponse({"detail": f"{names[0]} is <b>incomplete</b>. Try exporting it again."}, 422)
+        return JSONResponse({"results": [city.answer(name) for name in names]})
+
+    @app.get("/photos")
+    def photos(bbox: str, limit: int = 2000) -> JSONResponse:
+        return JSONResponse(city.find_in_box([float(value) for value in bbox.split(",")], limit))
+
+    @app.get("/photos/{index}")
+    def photo(index: int) -> dict:
+        return city.record(index) | {"path": f"street/{index:06d}.jpg", "time": 1_412_000_000.0, "source": "synthetic"}
+
+    @app.get("/photos/{index}/image")
+    def image(index: int) -> Response:
+        raw = city.photos[index % len(city.photos)].read_bytes() if city.photos else make_photo(index)
+        return Response(raw, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+
+    return app
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve an app on a free port and yield its address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < until and thread.is_alive(), "the fake server did not start"
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)

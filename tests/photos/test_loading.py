@@ -74,6 +74,7 @@ def test_a_bug_keeps_its_traceback(loader: str) -> None:
         list(load_ahead(partial(failing, error=ZeroDivisionError()), BATCHES, num_workers=2, loader=loader))
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_one_line_with_the_settings_to_change(tmp_path: Path) -> None:
     with pytest.raises(LoadingError, match=r"killed.*--num_workers.*--loader threads") as caught:
         list(load_ahead(partial(killed, folder=tmp_path), BATCHES, num_workers=2, loader="processes"))

@@ -183,6 +183,7 @@ print(peak_mib() - before < 100)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("raw", "megapixels"),
     [

@@ -71,6 +71,7 @@ def whole_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.mark.slow
 def test_one_seed_one_result(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
     for loader in ("threads", "processes"):
         train(prepare(settings(dataset_folder, num_workers=2, loader=loader)), tmp_path / loader)

@@ -42,6 +42,10 @@ def help_text(command: Command, prog: str, width: int | None = None) -> str:
         rows = [(flag_text(one), explanation(one)) for one in group.settings if not one.positional]
         if rows:
             lines += ["", f"{title}:", *_table(rows, width)]
+    general = [("-h, --help", "print this help")]
+    if prog == "cosplace":
+        general.append(("--version", "print the version"))
+    lines += ["", "General:", *_table(general, width)]
     return "\n".join([*lines, ""])
 
 

@@ -151,7 +151,8 @@ def run_remove(config: IndexRemoveConfig) -> None:
     with open_index(config.index, write=True) as index:
         num_removed = index.remove(find_ids(index, config.photos))
         print_result(
-            f"{num_removed} photos removed, {len(index)} remain; `cosplace index compact` frees their disk space"
+            f"{num_removed} photo{'' if num_removed == 1 else 's'} removed, {len(index)} remain; "
+            "`cosplace index compact` frees their disk space"
         )
 
 

@@ -99,12 +99,17 @@ def _search_filter(settings: FilterSettings) -> "SearchFilter | None":
         return None
     from cosplace.index.filters import SearchFilter, parse_bbox, parse_near
 
-    return SearchFilter(
-        near=None if settings.near is None else parse_near(settings.near),
-        bbox=None if settings.bbox is None else parse_bbox(settings.bbox),
-        after=settings.after,
-        before=None if settings.before is None else settings.before - 1e-3,  # a filter includes its end
-    )
+    if settings.after is not None and settings.before is not None and settings.after >= settings.before:
+        raise ConfigError("--after must be earlier than --before.")
+    try:
+        return SearchFilter(
+            near=None if settings.near is None else parse_near(settings.near),
+            bbox=None if settings.bbox is None else parse_bbox(settings.bbox),
+            after=settings.after,
+            before=None if settings.before is None else settings.before - 1e-3,  # a filter includes its end
+        )
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from error  # its message starts with the name of the setting
 
 
 # --- photos ----------------------------------------------------------------------------------------------------------

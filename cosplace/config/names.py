@@ -32,7 +32,7 @@ def canonical_backbone(name: str) -> str:
         if _plain(name) == _plain(backbone):
             return backbone
     similar = similar_names(name, BACKBONES)
-    hint = f"Did you mean {' or '.join(similar)}?" if similar else f"Choose from {', '.join(BACKBONES)}."
+    hint = f"Did you mean {', '.join(similar)}?" if similar else f"Choose from {', '.join(BACKBONES)}."
     raise ConfigError(f"Unknown backbone '{name}'. {hint}")
 
 

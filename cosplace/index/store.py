@@ -84,7 +84,9 @@ class Store:
     def __init__(self, address: str) -> None:
         if not has_index(address):
             problem = "does not exist" if is_local(address) and not Path(address).exists() else "is not a photo index"
-            raise PhotoIndexError(f"{address} {problem}. Build one with `cosplace index build DATASET --to {address}`.")
+            raise PhotoIndexError(
+                f"{address} {problem}. Build an index with `cosplace index build DATASET --model MODEL --to {address}`."
+            )
         self.address = address
         with _translated_errors(address):
             database = _connect(address)

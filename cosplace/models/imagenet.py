@@ -35,9 +35,10 @@ def imagenet_url(backbone: str, version: str, base: str | None = None) -> str:
     backbone = canonical_backbone(backbone)
     urls = _imagenet_urls(backbone)
     if version not in urls:
-        options = [*urls, "none", "the path of a state dict"]
+        options = ", ".join([*urls, "none"])
         raise ConfigError(
-            f"There are no ImageNet weights '{version}' for {backbone}: use --imagenet_weights {' or '.join(options)}."
+            f"There are no ImageNet weights '{version}' for {backbone}. Use --imagenet_weights {options}, or the path "
+            "of a state dict."
         )
     url = urls[version]
     return url if base is None else f"{base.rstrip('/')}/{url.rsplit('/', 1)[1]}"

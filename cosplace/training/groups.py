@@ -253,9 +253,9 @@ def _problem(groups: Groups, grouping: Grouping) -> str | None:
         )
     if len(counts) < grouping.groups_num:
         return (
-            f"{groups.folder} has {len(counts)} groups, fewer than --groups_num {grouping.groups_num}. Use fewer "
-            f"groups, for example `--groups_num {len(counts)}`, or keep smaller classes, for example "
-            f"`--min_images_per_class {max(1, grouping.min_images_per_class // 2)}`."
+            f"{groups.folder} has {len(counts)} group{'s' if len(counts) > 1 else ''}, fewer than --groups_num "
+            f"{grouping.groups_num}. Use fewer groups, for example `--groups_num {len(counts)}`, or keep smaller "
+            f"classes, for example `--min_images_per_class {max(1, grouping.min_images_per_class // 2)}`."
         )
     for number, (num_classes, _) in enumerate(counts[: grouping.groups_num]):
         if num_classes < 2:

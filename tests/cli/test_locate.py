@@ -112,7 +112,7 @@ def test_priors(city: Path, capsys) -> None:
         (["--bbox", "1,2,3"], "bbox must be WEST,SOUTH,EAST,NORTH, got '1,2,3'"),
         (["--bbox", "1,5,3,2"], "south must not be above north"),
         (["--after", "yesterday"], "--after must be a date, got 'yesterday'. Use for example 2019"),
-        (["--after", "2020", "--before", "2019"], "later than"),
+        (["--after", "2020", "--before", "2019"], "must be earlier than"),
         (["--precision", "0.9999"], "does not reach --precision 0.9999"),
         (["--precision", "0.9", "--min_confidence", "0.9"], "contradict"),
         (["--neighbours", "0"], "--neighbours must be 1 or more, got 0"),

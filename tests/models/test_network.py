@@ -294,7 +294,7 @@ def test_imagenet_versions_are_torchvisions():
 
 
 def test_imagenet_versions_that_do_not_exist_get_the_existing_ones():
-    with pytest.raises(ConfigError, match="'v2' for VGG16: use --imagenet_weights v1 or none"):
+    with pytest.raises(ConfigError, match=r"'v2' for VGG16\. Use --imagenet_weights v1, none"):
         imagenet_url("VGG16", "v2")
 
 
@@ -355,7 +355,7 @@ def test_a_whole_model_is_refused_as_imagenet_weights(tmp_path: Path):
 
 @pytest.mark.parametrize("backbone, version", [("ResNet18", "v2"), ("ResNet18_Small", "v1"), ("ResNet50", "v3")])
 def test_imagenet_versions_that_do_not_exist_are_refused(backbone: str, version: str):
-    with pytest.raises(ConfigError, match=f"'{version}' for {backbone}: use --imagenet_weights"):
+    with pytest.raises(ConfigError, match=f"'{version}' for {backbone}. Use --imagenet_weights"):
         GeoLocalizationNet(backbone, 8, imagenet_weights=version)
 
 

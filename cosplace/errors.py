@@ -4,9 +4,73 @@ Each is a CosPlaceError with a one-line message: what is wrong, the value, what 
 that line and exits with code 2; any other exception is a bug and keeps its traceback.
 """
 
+import re
+import unicodedata
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+
+
+def one_line(text: str) -> str:
+    r"""A text in one line that any terminal and file accepts: \n for a line break, \xe9 for a non-UTF-8 byte."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or unicodedata.category(character) == "Zs" else _escape(character)
+        for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
 
 class CosPlaceError(Exception):
-    """Base class of all errors that a user can act on."""
+    """Base class of all errors that a user can act on.  File names in the message may contain any character.
+
+    remedies: advice that depends on the flags of the running command, such as "use a smaller --batch_size".  Those in
+    lower case are alternatives; others are sentences that follow.  See `advise_only`.
+    """
+
+    def __init__(self, message: object = "", *remedies: str) -> None:
+        super().__init__(one_line(str(message)), *map(one_line, remedies))
+
+    def __str__(self) -> str:
+        message, *remedies = self.args
+        if _command_flags is not None:
+            remedies = [text for text in remedies if _command_flags.issuperset(_flags_in(text))]
+        options = [text for text in remedies if text[0].islower()]
+        sentences = [text for text in remedies if text not in options]
+        return " ".join([message, *_one_of(options), *sentences])
+
+
+_command_flags: frozenset[str] | None = None  # None: all advice is given, as from Python
+
+
+@contextmanager
+def advise_only(flags: Iterable[str]) -> Generator[None]:
+    """Within: errors recommend only these flags, those of the running command.  flags: names without dashes."""
+    global _command_flags  # noqa: PLW0603 - a process runs one command
+    before, _command_flags = _command_flags, frozenset(flags)
+    try:
+        yield
+    finally:
+        _command_flags = before
+
+
+def _flags_in(text: str) -> list[str]:
+    """Flags that a text mentions, without those of commands written out, as `cosplace index build --to INDEX`."""
+    return re.findall(r"(?<![\w-])--(\w+)", re.sub(r"`cosplace [^`]*`", "", text))
+
+
+def _one_of(options: list[str]) -> list[str]:
+    """The sentence "A, b or c." from ["a", "b", "c"], in a list; an empty list without options."""
+    if not options:
+        return []
+    text = ", or ".join([", ".join(options[:-1]), options[-1]] if len(options) > 1 else options)
+    return [f"{text[:1].upper()}{text[1:]}."]
 
 
 class ConfigError(CosPlaceError):
@@ -51,3 +115,15 @@ class StorageError(CosPlaceError):
 
 class PhotoIndexError(CosPlaceError):
     """A photo index is missing, damaged, in use by another writer, or built with another model."""
+
+
+class MissingIndexError(PhotoIndexError):
+    """There is no index at an address, or a file of it is missing."""
+
+
+class DamagedIndexError(PhotoIndexError):
+    """A file of an index has changed since it was written."""
+
+
+class IndexInUseError(PhotoIndexError):
+    """Another process writes to the index."""

@@ -7,6 +7,7 @@ arrays out.
 
 import math
 from collections.abc import Callable
+from datetime import datetime
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,7 @@ LATLON, LATLON_HEIGHT, ECEF = 4326, 4979, 4978  # EPSG codes
 SOUTHERN_BANDS = "CDEFGHJKLM"  # letters of the UTM latitude bands south of the equator
 EARTH = Geod(ellps="WGS84")
 EARTH_RADIUS_M = 6_371_008.8  # mean radius
+WMM_YEARS = (2010.0, 2029.9)  # of the magnetic models
 
 
 @lru_cache(maxsize=64)
@@ -47,8 +49,14 @@ def utm_to_latlon(east: np.ndarray, north: np.ndarray, zone: int, letter: str) -
 
 
 def distances_m(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distances between UTM positions (..., 2) in meters, all in one zone."""
-    return np.hypot(a[..., 0] - b[..., 0], a[..., 1] - b[..., 1])
+    """Distances in meters between UTM positions (..., 2), all in one zone, or between earth-centered points (..., 3).
+
+    Those between points are along a circle of the mean radius: within 0.6% of geodesics, and exact for short ones.
+    """
+    if a.shape[-1] == 2:
+        return np.hypot(a[..., 0] - b[..., 0], a[..., 1] - b[..., 1])
+    chords_m = np.linalg.norm(a - b, axis=-1)
+    return 2 * EARTH_RADIUS_M * np.arcsin(np.minimum(chords_m / (2 * EARTH_RADIUS_M), 1))
 
 
 # --- latitude and longitude ------------------------------------------------------------------------------------------
@@ -99,6 +107,35 @@ def lla_from_ecef(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y, z = np.moveaxis(points, -1, 0)
     latitudes, longitudes, _ = _compute(_transformer(ECEF, LATLON_HEIGHT).transform, x, y, z)
     return latitudes, longitudes
+
+
+# --- headings --------------------------------------------------------------------------------------------------------
+
+
+def wrap_heading(degrees: float) -> float:
+    """The same direction in [0, 360); nan stays nan."""
+    return degrees % 360 % 360  # a tiny negative number modulo 360 is rounded to 360
+
+
+def magnetic_declination(latitude: float, longitude: float, year: float) -> float:
+    """Degrees that magnetic north lies east of true north, at sea level (World Magnetic Model).
+
+    year: with fraction; before 2010 and after 2029, the nearest of these years is used, because the field changes by
+    only about 0.1 degrees a year.  nan for an unknown position, and near the magnetic poles, where compasses fail.
+    """
+    if math.isnan(latitude) or math.isnan(longitude):
+        return math.nan
+    limited_year = min(max(year, WMM_YEARS[0]), WMM_YEARS[1])
+    return _declination(round(latitude, 1), round(longitude, 1), round(limited_year, 1))
+
+
+@lru_cache(maxsize=4096)
+def _declination(latitude: float, longitude: float, year: float) -> float:
+    from pygeomag import GeoMag
+
+    # A new one for each call: an instance keeps the state of its last computation, which threads must not share.
+    field = GeoMag(base_year=datetime(int(year), 1, 1)).calculate(latitude, longitude, 0, year)
+    return math.nan if field.in_blackout_zone else float(field.d)
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------

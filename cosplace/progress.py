@@ -12,6 +12,14 @@ class Progress(Protocol):
         ...
 
 
+class StopRequest(Exception):  # noqa: N818 - not an error
+    """Raised by a progress function to stop a task that can continue later; training saves a checkpoint first."""
+
+    def __init__(self, message: str = "", signal_number: int = 0) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number  # of the signal that asked to stop
+
+
 def no_progress(task: str, done: int, total: int, note: str = "") -> None:
     """Report nothing: the default of every `progress` parameter."""
 

@@ -2,12 +2,18 @@
 
 import errno
 import os
+import re
+import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from cosplace.errors import ConfigError, StorageError
+from cosplace.errors import ConfigError, CosPlaceError, StorageError
+
+UNFINISHED = re.compile(r"\..+\.\d+\.part")  # names of files that `write_atomically` has not finished
+DAY_S = 86_400.0  # writing one file takes less time
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that have no locks
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -15,7 +21,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     After an error, `path` is unchanged.  Raises StorageError if the disk is full or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # see UNFINISHED
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -55,8 +61,8 @@ class _WriteErrorRecorder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    """Write a text file atomically, as UTF-8; file name bytes that are not UTF-8 are escaped."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 @contextmanager
@@ -97,6 +103,46 @@ def cache_folder(kind: str, default: Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cosplace" / kind
 
 
+@contextmanager
+def lock_file(path: Path, busy: CosPlaceError) -> Generator[None]:
+    """Hold a lock, which one thread may take several times; raises `busy` if another thread or process holds it.
+
+    The system releases the lock of a killed process.  Some network file systems have no locks: then it does nothing.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.absolute(), is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise busy from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            with storage_errors(path):
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_unfinished(folder: Path, older_than_s: float = DAY_S) -> None:
+    """Remove unfinished files of killed processes.  Only the holder of the folder's lock may remove recent ones."""
+    for path in folder.rglob(".*.part"):
+        with suppress(OSError):  # another process has removed the file, or it is not ours
+            if UNFINISHED.fullmatch(path.name) and path.stat().st_mtime <= time.time() - older_than_s:
+                path.unlink()
+
+
+def new_run_folder(logs: Path, save_dir: str, time: str) -> Path:
+    """Create a folder for a run: logs/<save_dir>/<time>, with a number if it exists already."""
+    while True:
+        folder = run_folder(logs, save_dir, time)
+        with storage_errors(folder), suppress(FileExistsError):  # another process was faster
+            folder.mkdir(parents=True)
+            return folder
+
+
 def run_folder(logs: Path, save_dir: str, time: str) -> Path:
     """Path of a new folder for a run: logs/<save_dir>/<time>, with a number if it exists already."""
     parent = logs / save_dir
@@ -104,4 +150,4 @@ def run_folder(logs: Path, save_dir: str, time: str) -> Path:
         folder = parent / f"{time}{suffix}"
         if not folder.exists():
             return folder
-    raise ConfigError(f"{parent} already has 1,000 runs of {time}. Choose another --save_dir.")
+    raise ConfigError(f"{parent} already has 1,000 runs of {time}.", "use another --save_dir", "remove old runs")

@@ -1,6 +1,7 @@
 """A small dataset with a model and two indexes of its database, for tests of localization and the command line."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -31,7 +32,8 @@ def write_indexed_city(folder: Path) -> Path:
     ]
     with create_index(folder / "index", spec) as index:
         index.add(photos, model.encode(paths))
-        calibrate(index, encoder=model, num_altered=8)
+        with patch("cosplace.localization.calibration.MIN_PHOTOS", 10):  # in tests, the photos are few
+            calibrate(index, encoder=model, num_altered=8)
     with create_index(folder / "bare", spec) as index:
         index.add(photos, model.encode(paths))
     return folder

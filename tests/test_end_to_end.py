@@ -22,7 +22,12 @@ def test_from_a_synthetic_city_to_the_position_of_a_query(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["city", "town", "--images=500", "--num_queries=20", "--image_size=64", "--seed=3"]) == 0
-    assert main(["groups", "town/train", "--M=20", "--N=1", "--L=1", "--min_images_per_class=2", "--json"]) == 0
+    assert (
+        main(
+            ["groups", "town/train", "--M=20", "--N=1", "--L=1", "--groups_num=1", "--min_images_per_class=2", "--json"]
+        )
+        == 0
+    )
     groups = json.loads(capsys.readouterr().out.splitlines()[-1])["groups"]
     assert groups[0]["num_classes"] > 20
 

@@ -18,7 +18,9 @@ from cosplace.geo import (
     great_circle_distances_m,
     in_box,
     lla_from_ecef,
+    magnetic_declination,
     utm_to_latlon,
+    wrap_heading,
 )
 
 LATITUDES, LONGITUDES = st.floats(-90, 90), st.floats(-180, 180)
@@ -120,6 +122,39 @@ def test_threads_get_the_same_numbers() -> None:
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(compute, range(32)):
             assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# --- headings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"), [(0, 0), (359.5, 359.5), (360, 0), (720, 0), (-30, 330), (-360, 0), (-1e-20, 0)]
+)
+def test_wrap_heading(degrees: float, expected: float) -> None:
+    assert wrap_heading(degrees) == expected
+    assert np.isnan(wrap_heading(np.nan))
+
+
+@pytest.mark.parametrize(
+    ("year", "latitude", "longitude", "degrees"),
+    [  # test values that are published with the World Magnetic Models of 2020 and 2025, at sea level
+        (2020.0, 80, 0, -1.28),
+        (2020.0, 0, 120, 0.16),
+        (2020.0, -80, 240, 69.36),
+        (2025.0, 80, 0, 1.28),
+        (2025.0, 0, 120, -0.16),
+        (2025.0, -80, 240, 68.78),
+    ],
+)
+def test_magnetic_declination(year: float, latitude: float, longitude: float, degrees: float) -> None:
+    assert magnetic_declination(latitude, longitude, year) == pytest.approx(degrees, abs=0.01)
+
+
+def test_magnetic_declination_of_other_years_and_places() -> None:
+    assert magnetic_declination(5, 5, 1990) == magnetic_declination(5, 5, 2010)
+    assert magnetic_declination(5, 5, 2060) == pytest.approx(magnetic_declination(5, 5, 2029.9))
+    assert np.isnan(magnetic_declination(86.5, 164, 2020))  # the magnetic pole
+    assert np.isnan(magnetic_declination(np.nan, np.nan, 2020))
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------

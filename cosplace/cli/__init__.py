@@ -8,6 +8,7 @@ that --help answers at once.
     help        help texts, from settings
     parser      settings from the words of a command line; suggestions for misspelled ones
     training    train, eval, groups
+    validate    validate
     zoo         zoo
     models      convert, reduce
     export      export

@@ -9,10 +9,12 @@ from cosplace import __version__
 from cosplace.cli.command import Command
 from cosplace.cli.console import log_to_terminal
 from cosplace.cli.help import help_text
-from cosplace.cli.parser import HelpRequested, about_unknown_action, parse_words
-from cosplace.errors import ConfigError, CosPlaceError
+from cosplace.cli.parser import HelpRequested, about_unknown_action, flag_names, parse_words
+from cosplace.errors import ConfigError, CosPlaceError, advise_only
+from cosplace.progress import StopRequest
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_SIGNAL = 128  # plus the number of the signal that stopped the command, as shells count
 COSPLACE = Command(
     name="cosplace",
     summary="Visual place recognition with CosPlace (CVPR 2022): train and evaluate models, build an index of photos, "
@@ -32,6 +34,11 @@ COSPLACE = Command(
             name="groups",
             summary="Form CosPlace classes and groups, and check whether they are suitable for training.",
             function="training:run_groups",
+        ),
+        Command(
+            name="validate",
+            summary="Check a dataset: photos that cannot be opened, missing or contradictory positions, and more.",
+            function="validate:run_validate",
         ),
         Command(
             name="zoo",
@@ -86,6 +93,12 @@ COSPLACE = Command(
                     function="index:run_add",
                 ),
                 Command(
+                    name="sync",
+                    summary="Synchronize an index with a folder: add new photos, update moved and changed ones, remove "
+                    "those whose files are gone.",
+                    function="index:run_sync",
+                ),
+                Command(
                     name="remove",
                     summary="Remove photos from an index, by id, path or folder.",
                     function="index:run_remove",
@@ -94,6 +107,12 @@ COSPLACE = Command(
                     name="info",
                     summary="Print what an index contains, and the recall of its search.",
                     function="index:run_info",
+                ),
+                Command(
+                    name="verify",
+                    summary="Check the files and photos of an index against their checksums; exits with code 2 if any "
+                    "have changed.",
+                    function="index:run_verify",
                 ),
                 Command(
                     name="compact",
@@ -141,15 +160,21 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
     try:
         return _run(list(sys.argv[1:] if argv is None else argv), prog, only)
     except CosPlaceError as error:
-        log.debug("stopped", exc_info=True)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return _report(error)
+    except StopRequest as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_SIGNAL + stop.signal_number
     except KeyboardInterrupt as error:
         print(error.args[0] if error.args else "Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a path that is too long, or that this user may not read or write
+        if error.filename is None:
+            raise
+        path = os.fsdecode(error.filename)
+        return _report(ConfigError(f"Cannot use {path}: {error.strerror}. Check the path and its permissions."))
 
 
 def _run(words: list[str], prog: str, only: str | None) -> int:
@@ -177,9 +202,20 @@ def _run(words: list[str], prog: str, only: str | None) -> int:
     except HelpRequested:
         print(help_text(command, prog), end="")
         return 0
-    with log_to_terminal():
-        command(config, given)
+    with advise_only(flag_names(command)):
+        try:
+            with log_to_terminal():
+                command(config, given)
+        except CosPlaceError as error:
+            return _report(error)
     return 0
+
+
+def _report(error: CosPlaceError) -> int:
+    """Print an error in one line; returns the exit code."""
+    log.debug("stopped", exc_info=True)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
 def _kind(prog: str) -> str:

@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
+import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -10,11 +14,14 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from cosplace.errors import CosPlaceError
+from cosplace.errors import CosPlaceError, one_line
+from cosplace.photos.paths import writable
+from cosplace.progress import Progress, StopRequest
 from cosplace.storage import storage_errors, write_text
 
 LINE_SECONDS = 30.0  # at most one progress line in this time where there is no terminal
-LINE_SHARE = 0.1  # and at most one for this share of a task
+SAME_SIGNAL_S = 1.0  # a signal that is repeated within this time is the same request
+LINE_SHARE = 0.1  # and at most one line for this share of a task
 
 log = logging.getLogger("cosplace")
 
@@ -81,13 +88,20 @@ class _TerminalHandler(logging.Handler):
     """Prints log lines on stderr, above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{_clock()}  {record.getMessage()}"
+        line = f"{_clock()}  {one_line(record.getMessage())}"
         if any(bars.bar is not None for bars in _BARS):
             from tqdm import tqdm
 
             tqdm.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+class _OneLineFormatter(logging.Formatter):
+    """One line per record, and one for each line of its traceback: file names may contain line breaks."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name in logging
+        return one_line(super().formatMessage(record))
 
 
 def _clock() -> str:
@@ -112,15 +126,19 @@ def log_to_folder(folder: Path) -> Generator[None]:
     """Within: log lines also go to info.log and debug.log in the folder of a run, the error that ends it too."""
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handlers = [logging.FileHandler(folder / name) for name in ("info.log", "debug.log")]
+        handlers = [
+            logging.FileHandler(folder / name, encoding="utf-8", errors="backslashreplace")
+            for name in ("info.log", "debug.log")
+        ]
     for handler, level in zip(handlers, (logging.INFO, logging.DEBUG), strict=True):
         handler.setLevel(level)
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(levelname)-7s  %(message)s"))
+        handler.setFormatter(_OneLineFormatter("%(asctime)s  %(levelname)-7s  %(message)s"))
         log.addHandler(handler)
     try:
         yield
-    except CosPlaceError as error:
-        handlers[0].handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error), (), None))
+    except (CosPlaceError, StopRequest) as error:
+        level = logging.ERROR if isinstance(error, CosPlaceError) else logging.INFO
+        handlers[0].handle(log.makeRecord(log.name, level, "", 0, str(error), (), None))
         raise
     finally:
         for handler in handlers:
@@ -132,18 +150,33 @@ def log_to_folder(folder: Path) -> Generator[None]:
 
 
 def print_result(text: str) -> None:
-    """Print a result on stdout."""
-    print(text, flush=True)
+    """Print a result on stdout; characters that its encoding lacks are escaped."""
+    text, encoding = writable(text), getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def print_json(content: Any) -> None:
     """Print a result as JSON."""
-    print_result(json.dumps(content, indent=2))
+    print_result(json_text(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file in one step."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json_text(content) + "\n")
+
+
+def json_text(content: Any) -> str:
+    r"""JSON in ASCII.  File name bytes that are not UTF-8 become \x and two digits: JSON has no lone surrogates."""
+    text = json.dumps(content, indent=2)
+    return json.dumps(_without_surrogates(content), indent=2) if "\\udc" in text else text
+
+
+def _without_surrogates(content: Any) -> Any:
+    if isinstance(content, str):
+        return writable(content)
+    if isinstance(content, Mapping):
+        return {_without_surrogates(key): _without_surrogates(value) for key, value in content.items()}
+    return [_without_surrogates(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def timestamp() -> str:
@@ -158,3 +191,52 @@ def on_interrupt(advice: str) -> Generator[None]:
         yield
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"Interrupted. {advice}") from error
+
+
+@contextmanager
+def stop_on_signals(progress: Progress, advice: str) -> Generator[Progress]:
+    """Within: Ctrl+C and SIGTERM stop the task at its next progress report, with a StopRequest that has this advice.
+
+    A second signal ends the process at once, unless it follows immediately: `timeout` and others send a signal both to
+    a process and to its group.  Returns the progress function for the task.
+    """
+    received: list[int] = []
+    received_time = 0.0
+
+    def receive(number: int, _: object) -> None:
+        nonlocal received_time
+        if received:
+            if time.monotonic() - received_time > SAME_SIGNAL_S:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        received.append(number)
+        received_time = time.monotonic()
+        # Not with print: the signal may have interrupted a call of it.
+        os.write(2, f"\n{_clock()}  stopping; press Ctrl+C again to stop at once\n".encode())
+
+    def report(task: str, done: int, total: int, note: str = "", /) -> None:
+        progress(task, done, total, note)
+        if received:
+            word = "Interrupted" if received[0] == signal.SIGINT else "Terminated"
+            raise StopRequest(f"{word}. {advice}", received[0])
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach only that one
+        yield progress
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield report
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def program() -> list[str]:
+    """The words that started this program, such as ["cosplace"], for commands that the user can copy."""
+    start = Path(sys.argv[0])
+    if start.suffix == ".py":
+        return [sys.executable, *(["-m", "cosplace"] if start.name == "__main__.py" else [sys.argv[0]])]
+    installed = shutil.which("cosplace")
+    is_other = start.name == "cosplace" and (installed is None or not start.exists() or not start.samefile(installed))
+    return [sys.argv[0] if is_other else "cosplace"]

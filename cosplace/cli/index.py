@@ -1,6 +1,8 @@
-"""cosplace index build, add, remove, info, compact, calibrate."""
+"""cosplace index build, add, sync, remove, info, verify, compact, calibrate."""
 
+import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,16 @@ from cosplace.config.index import (
     IndexCompactConfig,
     IndexInfoConfig,
     IndexRemoveConfig,
+    IndexSyncConfig,
+    IndexVerifyConfig,
 )
 from cosplace.config.values import loading_workers
-from cosplace.errors import CosPlaceError
+from cosplace.errors import CosPlaceError, DamagedIndexError
 
 if TYPE_CHECKING:
     from cosplace.index.building import IndexingResult
+    from cosplace.index.photo_index import PhotoIndex
+    from cosplace.localization.confidence import Calibration
     from cosplace.models.encoder import Encoder
 
 MAX_UNREADABLE_LINES = 10
@@ -28,10 +34,14 @@ log = logging.getLogger("cosplace")
 
 def run_build(config: IndexBuildConfig) -> None:
     """Build an index of the photos of a folder, and calibrate it."""
-    from cosplace.index.building import build_index, find_photos
+    from cosplace.index.building import build_index
+    from cosplace.index.sources import find_photos, require_positions
     from cosplace.models.encoder import load_model
 
-    find_photos(config.dataset)  # raises for a wrong folder before the model is loaded
+    # Problems with the folder are found before the model is loaded.
+    photos = find_photos(config.dataset, follow_outside=config.follow_outside)
+    if not config.without_positions:
+        require_positions(photos, config.dataset)
     encoder = load_model(
         config.model,
         image_size=config.image_size,
@@ -42,7 +52,7 @@ def run_build(config: IndexBuildConfig) -> None:
     bars = Bars()
     with on_interrupt(CONTINUE):
         result = build_index(
-            config.dataset,
+            photos,
             encoder,
             config.to,
             settings=config.storage,
@@ -58,15 +68,21 @@ def run_build(config: IndexBuildConfig) -> None:
 
 def run_add(config: IndexAddConfig) -> None:
     """Add the photos of a folder to an index."""
-    from cosplace.index.building import add_photos, find_photos
+    from cosplace.index.building import add_photos
     from cosplace.index.photo_index import open_index
+    from cosplace.index.sources import find_photos
     from cosplace.localization.localizer import open_index_encoder
 
-    photos = find_photos(config.photos)
+    photos = find_photos(config.photos, follow_outside=config.follow_outside)
     bars = Bars()
     with on_interrupt(CONTINUE):
-        with open_index(config.index, write=True) as index:
-            encoder = open_index_encoder(index, config.device.device, trust_remote_code=config.device.trust_remote_code)
+        with open_index(config.index, write=True, roots=config.root) as index:
+            encoder = open_index_encoder(
+                index,
+                config.device.device,
+                trust_remote_code=config.device.trust_remote_code,
+                model=config.model,
+            )
             result = add_photos(
                 index,
                 encoder,
@@ -81,10 +97,50 @@ def run_add(config: IndexAddConfig) -> None:
         _finish(config.index, encoder, bars, calibrate=False)
 
 
+def run_sync(config: IndexSyncConfig) -> None:
+    """Make an index agree with a folder."""
+    from cosplace.index.photo_index import open_index
+    from cosplace.index.syncing import sync_folder
+    from cosplace.localization.localizer import open_index_encoder
+
+    bars = Bars()
+    encoder = None
+    with on_interrupt(CONTINUE):
+        with open_index(config.index, write=not config.dry_run, roots=config.root) as index:
+            if not config.dry_run:
+                encoder = open_index_encoder(
+                    index,
+                    config.device.device,
+                    trust_remote_code=config.device.trust_remote_code,
+                    model=config.model,
+                )
+            result = sync_folder(
+                index,
+                encoder,
+                config.photos,
+                allow_many=config.yes,
+                dry_run=config.dry_run,
+                follow_outside=config.follow_outside,
+                source=config.source or str(config.photos.resolve()),
+                batch_size=config.encoding.infer_batch_size,
+                num_workers=loading_workers(config.encoding.num_workers),
+                progress=bars,
+            )
+            bars.close()
+        if config.dry_run:
+            print_result("Nothing was changed. Without --dry_run:")
+        if result.indexing is not None:
+            _print_counts(result.indexing)
+        print_result(f"{result.num_removed} photos removed (their files are gone)")
+        if encoder is not None:
+            _finish(config.index, encoder, bars, calibrate=False)
+
+
 def _print_counts(result: "IndexingResult") -> None:
     """Print how many photos were added, and which could not be read."""
     per_second = result.num_added / max(result.seconds, 1e-9)
     known = f", {result.num_known} were already in the index" if result.num_known else ""
+    known += f" ({result.num_moved} of them at another path)" if result.num_moved else ""
     replaced = f", {result.num_replaced} replace older versions" if result.num_replaced else ""
     print_result(f"{result.num_added} photos added ({per_second:.1f} per second){known}{replaced}")
     if result.num_without_position:
@@ -124,23 +180,43 @@ def run_calibrate(config: IndexCalibrateConfig) -> None:
     from cosplace.localization.localizer import open_index_encoder
 
     bars = Bars()
-    with open_index(config.index, write=True) as index:
-        encoder = open_index_encoder(index, config.device.device, trust_remote_code=config.device.trust_remote_code)
-        calibration, page = _calibrate(index, encoder, bars, seed=config.seed)
+    with open_index(config.index, write=True, roots=config.root) as index:
+        encoder = open_index_encoder(
+            index, config.device.device, trust_remote_code=config.device.trust_remote_code, model=config.model
+        )
+        calibration, page = _calibrate(index, encoder, bars, seed=config.seed, queries=config.queries)
         bars.close()
         error = calibration.calibration_error
-        print_result(f"{index.address}: calibrated on its own photos; expected calibration error {error:.3f}")
+        print_result(f"{index.address}: {calibration_text(calibration.about)}; expected calibration error {error:.3f}")
         if page:
             print_result(f"report: {page}")
 
 
-def _calibrate(index: Any, encoder: "Encoder", bars: Bars, *, seed: int) -> tuple[Any, Path | None]:
+def _calibrate(
+    index: "PhotoIndex", encoder: "Encoder", bars: Bars, *, seed: int, queries: Path | None = None
+) -> "tuple[Calibration, Path | None]":
     """Return the calibration of an index, and its report page; an index on object storage has none."""
     from cosplace.localization.calibration import calibrate
     from cosplace.report.calibration_page import write_calibration_page
 
-    calibration = calibrate(index, encoder=encoder, seed=seed, progress=bars)
+    calibration = calibrate(index, encoder=encoder, queries=queries, seed=seed, progress=bars)
     return calibration, write_calibration_page(calibration, index.address)
+
+
+def calibration_text(about: Mapping[str, Any]) -> str:
+    """What an index was calibrated on.  about: facts stored with the calibration."""
+    if "queries" in about:
+        return f"calibrated on {about['num_queries']} photos of {about['queries']}"
+    num_seen, correction = about.get("num_training_photos", 0), about.get("correction")
+    seen = f"{num_seen:,} photos that the model was trained on"
+    if correction == "left out":
+        return f"calibrated on its own photos, without {seen}"
+    if correction == "validation":
+        num_queries = about["num_validation"]
+        return f"calibrated on its own photos and {num_queries} validation queries, because it contains {seen}"
+    if correction == "none":
+        return f"calibrated on its own photos; confidence is too high for new photos, because it contains {seen}"
+    return "calibrated on its own photos"
 
 
 def run_remove(config: IndexRemoveConfig) -> None:
@@ -148,7 +224,7 @@ def run_remove(config: IndexRemoveConfig) -> None:
     from cosplace.index.building import find_ids
     from cosplace.index.photo_index import open_index
 
-    with open_index(config.index, write=True) as index:
+    with open_index(config.index, write=True, roots=config.root) as index:
         num_removed = index.remove(find_ids(index, config.photos))
         print_result(
             f"{num_removed} photo{'' if num_removed == 1 else 's'} removed, {len(index)} remain; "
@@ -160,12 +236,51 @@ def run_info(config: IndexInfoConfig) -> None:
     """Print what an index contains."""
     from cosplace.index.photo_index import open_index
 
-    with open_index(config.index) as index:
+    with open_index(config.index, roots=config.root) as index:
         info = index.info()
     if config.json:
         print_json(info)
     else:
         _print_info(info)
+
+
+def run_verify(config: IndexVerifyConfig) -> None:
+    """Compare all files and photos of an index with their checksums, and repair what can be."""
+    from cosplace.index.verification import repair_index, verify_index
+
+    bars = Bars()
+    found = verify_index(config.index, bars)
+    bars.close()
+    if config.json:
+        print_json(dataclasses.asdict(found))
+    else:
+        files = f"{found.num_files:,} files and " if found.num_files else ""
+        print_result(f"{config.index}: {files}{found.num_photos:,} photos compared with their checksums")
+        if not found.num_files:
+            print_result("  the files have no checksums: they are on object storage, or from an earlier version")
+        if found.num_unchecked:
+            print_result(
+                f"  {found.num_unchecked:,} photos from an earlier version have no checksums "
+                f"(`cosplace index compact {config.index}` adds them)"
+            )
+        for line in found.problems:
+            print_result(f"  {line}")
+    if not found.problems:
+        if config.repair and not found.num_files:
+            repair_index(config.index, found, bars)
+        return
+    if config.repair:
+        repair_index(config.index, found, bars)
+        bars.close()
+        again = "; `cosplace index add` or `cosplace index sync` adds them again" if found.damaged_ids else ""
+        print_result(f"repaired: {len(found.damaged_ids):,} photos removed{again}")
+        return
+    raise DamagedIndexError(
+        f"{config.index} is damaged ({len(found.problems)} problem{'s' if len(found.problems) > 1 else ''}).",
+        "Use a copy of the index, or build it again." if not found.can_repair else
+        "use --repair to remove the damaged photos, then add them again" if found.damaged_ids else
+        "use --repair to record checksums again and to rebuild the search index: no photo is damaged",
+    )  # fmt: skip
 
 
 def run_compact(config: IndexCompactConfig) -> None:
@@ -183,6 +298,11 @@ def run_compact(config: IndexCompactConfig) -> None:
     _print_info(info)
 
 
+def _why_uncalibrated(info: dict[str, Any]) -> str:
+    failed = info["calibration_failed"]
+    return "not calibrated (`cosplace index calibrate`)" if failed is None else f"not calibrated: {failed['reason']}"
+
+
 def _print_info(info: dict[str, Any]) -> None:
     model, search = info["model"], info["search"]
     size = "at their own size" if model["image_size"] is None else f"resized to {model['image_size']} pixels"
@@ -195,6 +315,12 @@ def _print_info(info: dict[str, Any]) -> None:
         west, south, east, north = info["bounds"]
         print_result(f"  west {west:.5f}, south {south:.5f}, east {east:.5f}, north {north:.5f}")
     name = f"{Path(model['model']).name} ({model['checksum'][:12]})"
+    for root in info["roots"]:
+        exists = Path(root["found"]).is_dir()
+        moved = f", now {root['found']}" if root["found"] != root["path"] else ""
+        print_result(f"  photos in {root['path']}{moved}{'' if exists else ' (not found)'}")
+    if info["without_checksums"]:
+        print_result(f"  {info['without_checksums']:,} photos have no checksums (`cosplace index compact` adds them)")
     print_result(f"  model {name}, {model['dimension']} dimensions, photos {size}")
     if search["kind"] == "exact":
         print_result("  search: exact, every photo is compared")
@@ -208,5 +334,5 @@ def _print_info(info: dict[str, Any]) -> None:
             f"  since then {search['added_since']:,} photos were added and {search['removed_since']:,} removed"
         )
     print_result(
-        f"  confidence {'calibrated' if info['calibrated'] else 'not calibrated (`cosplace index calibrate`)'}"
+        f"  confidence {calibration_text(info['calibration'] or {}) if info['calibrated'] else _why_uncalibrated(info)}"
     )

@@ -1,5 +1,6 @@
 """cosplace locate: where photos were taken."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from cosplace.localization.localizer import Localizer
     from cosplace.photos.metadata import PhotoMetadata
 
-AGREEMENT_M = 25.0  # an answer agrees with EXIF within this distance, or within its own radius if that is larger
+AGREEMENT_M = 25.0  # an answer agrees with EXIF within this distance, its own radius, or the EXIF position error
 VIDEO_FPS = 1.0  # frames of a video to use per second
 MAX_TEXT_MATCHES = 3  # matches of an answer in text
 
@@ -30,7 +31,7 @@ Row = tuple["Answer", dict[str, Any] | None]
 
 def run_locate(config: LocateConfig) -> None:
     """Locate photos, and print the answers."""
-    paths = _find_photos(config.photos, is_sequence=config.sequence.sequence)
+    paths = _find_photos(config.photos, is_sequence=config.sequence.sequence, follow_outside=config.follow_outside)
     is_list = len(config.photos) > 1 or config.photos[0].is_dir() or config.sequence.sequence
     where = _search_filter(config.filter)
     if config.rerank:
@@ -50,6 +51,8 @@ def run_locate(config: LocateConfig) -> None:
         uncalibrated=config.confidence.uncalibrated,
         trust_remote_code=config.device.trust_remote_code,
         exact=config.exact,
+        model=config.model,
+        roots=config.root,
     )
     if config.sequence.sequence:
         rows: list[Row] = [(answer, None) for answer in _locate_sequence(localizer, paths, where, config)]
@@ -61,7 +64,8 @@ def run_locate(config: LocateConfig) -> None:
         for row in _locate_photos(localizer, paths, where, rerank=config.rerank):
             rows.append(row)
             if config.output.is_text:
-                _print_text([row])
+                if not (len(paths) == 1 and isinstance(row[0], Unreadable)):  # its error is printed at the end
+                    _print_text([row])
             elif len(paths) > 1:
                 bars("locating photos", len(rows), len(paths))
     _print_table(rows, config.output, is_list=is_list)
@@ -74,7 +78,7 @@ def _none_readable(errors: list[str]) -> str:
     return errors[0] if len(errors) == 1 else f"None of the {len(errors)} photos can be read. The first: {errors[0]}"
 
 
-def _find_photos(photos: Sequence[Path], *, is_sequence: bool) -> list[Path]:
+def _find_photos(photos: Sequence[Path], *, is_sequence: bool, follow_outside: bool) -> list[Path]:
     """Return all photos, with those of folders.  Raises ConfigError or DatasetError when there is nothing to locate."""
     from cosplace.localization.tracks import is_video
     from cosplace.photos.scanning import scan_images
@@ -82,7 +86,7 @@ def _find_photos(photos: Sequence[Path], *, is_sequence: bool) -> list[Path]:
     paths: list[Path] = []
     for path in photos:
         if path.is_dir():
-            images = scan_images(path)
+            images = scan_images(path, follow_outside=follow_outside)
             paths += [images.path(row) for row in range(len(images))]
         else:
             paths.append(path)
@@ -106,7 +110,8 @@ def _search_filter(settings: FilterSettings) -> "SearchFilter | None":
             near=None if settings.near is None else parse_near(settings.near),
             bbox=None if settings.bbox is None else parse_bbox(settings.bbox),
             after=settings.after,
-            before=None if settings.before is None else settings.before - 1e-3,  # a filter includes its end
+            # A filter includes its end, and times have fractions.
+            before=None if settings.before is None else math.nextafter(settings.before, -math.inf),
         )
     except ConfigError as error:
         raise ConfigError(f"--{error}") from error  # its message starts with the name of the setting
@@ -125,16 +130,25 @@ class OpenedPhoto:
     error: str = ""
 
 
-def open_photo(path: Path) -> OpenedPhoto:
-    """Read and decode a photo, and read its EXIF position."""
+def open_photo(path: Path, image_size: int | None) -> OpenedPhoto:
+    """Read and decode a photo, and read its EXIF position.
+
+    image_size: pixels of the shorter side after resizing, for the error of a photo that is too long and narrow.
+    """
     from cosplace.photos.metadata import PhotoMetadata, metadata_from_exif
     from cosplace.photos.opening import decode_image, read_file
+    from cosplace.photos.paths import path_text
+    from cosplace.photos.resizing import resized_shape
 
+    name = path_text(path)
     try:
         raw = read_file(path)
-        return OpenedPhoto(name=str(path), pixels=decode_image(raw, path), exif=metadata_from_exif(raw))
+        pixels = decode_image(raw, path)
+        if image_size is not None:
+            resized_shape(*pixels.shape[1:], image_size, path)
+        return OpenedPhoto(name=name, pixels=pixels, exif=metadata_from_exif(raw))
     except ImageError as error:
-        return OpenedPhoto(name=str(path), pixels=None, exif=PhotoMetadata(), error=str(error))
+        return OpenedPhoto(name=name, pixels=None, exif=PhotoMetadata(), error=str(error))
 
 
 def _locate_photos(
@@ -145,7 +159,7 @@ def _locate_photos(
     from cosplace.localization.localizer import BATCH_SIZE
 
     for batch in _batches(paths, BATCH_SIZE):
-        photos = [open_photo(path) for path in batch]
+        photos = [open_photo(path, localizer.encoder.image_size) for path in batch]
         readable = [photo for photo in photos if photo.pixels is not None]
         descriptors = localizer.encoder.encode([photo.pixels for photo in readable])
         located = iter(localizer.locate_descriptors(descriptors, [photo.name for photo in readable], where=where))
@@ -164,9 +178,11 @@ def _compare_with_exif(answer: "Location", exif: "PhotoMetadata") -> dict[str, A
     if not exif.has_position:
         return None
     found: dict[str, Any] = {"latitude": round(exif.latitude, 7), "longitude": round(exif.longitude, 7)}
+    if not math.isnan(exif.accuracy_m):
+        found["accuracy_m"] = round(exif.accuracy_m, 1)
     distance_m = distance_to_m(answer, exif.latitude, exif.longitude)
     if distance_m is not None:
-        agrees = distance_m <= max(AGREEMENT_M, answer.radius_m or 0.0)
+        agrees = distance_m <= max(AGREEMENT_M, answer.radius_m or 0.0, found.get("accuracy_m", 0.0))
         found |= {"distance_m": round(distance_m, 1), "agrees": agrees}
     return found
 
@@ -217,15 +233,17 @@ def _locate_sequence(
 def _frames(paths: list[Path], fps: float | None) -> Iterator[tuple[str, float, Any]]:
     """Yield name, time in seconds, and photo of each frame, in time order."""
     from cosplace.localization.tracks import frame_times, is_video, video_frames
+    from cosplace.photos.paths import path_text
 
     if len(paths) == 1 and is_video(paths[0]):
         yield from video_frames(paths[0], VIDEO_FPS if fps is None else fps)
         return
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise DatasetError(f"{missing[0]} does not exist. Check the path.")
-    for path, time_s in zip(*frame_times(paths, fps), strict=True):
-        yield str(path), time_s, path
+    time_s = 0.0
+    for path, time_s in zip(*frame_times([path for path in paths if path.is_file()], fps), strict=True):
+        yield path_text(path), time_s, path
+    for path in paths:  # paths that are not files are reported when they are opened
+        if not path.is_file():
+            yield path_text(path), time_s, path
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -6,6 +6,8 @@ from cosplace.cli.console import Bars, print_result
 from cosplace.config.models import ConvertConfig, ReduceConfig
 from cosplace.config.values import loading_workers
 
+MAX_VALUE = 500  # characters of an entry of a model card to print
+
 if TYPE_CHECKING:
     from cosplace.export.conversion import WrittenModel
 
@@ -32,6 +34,7 @@ def run_reduce(config: ReduceConfig) -> None:
         method=reduction.method,
         max_photos=reduction.max_photos,
         force=config.force,
+        follow_outside=config.follow_outside,
         trust_remote_code=config.device.trust_remote_code,
         settings=ExtractionSettings(
             image_size=reduction.image_size,
@@ -48,6 +51,6 @@ def _print_written(written: "WrittenModel") -> None:
     """Print the path and the model card of a file that was written."""
     print_result(f"wrote {written.path}, {written.num_bytes / 1e6:.1f} MB; read back and compared")
     for key, value in sorted(written.card.items()):
-        print_result(f"  {key:18s} {value}")
+        print_result(f"  {key:18s} {value if len(value) <= MAX_VALUE else f'{len(value):,} characters'}")
     if written.path.suffix != ".safetensors":
         print_result(f"A {written.path.suffix} file stores only the tensors, not this model card.")

@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 
 from cosplace.cli.command import Command
 from cosplace.config.names import similar_names
-from cosplace.config.setting import Setting
+from cosplace.config.setting import Setting, parse_path
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
 
 NUMBER = re.compile(r"^-\d")  # -5, and -33.8,151.2 as coordinates; no flag begins like this
-KINDS = {int: "a whole number", float: "a number"}
+KINDS = {int: "a whole number", float: "a number", parse_path: "a path"}
 
 
 class HelpRequested(Exception):  # noqa: N818 - not an error
@@ -148,7 +148,7 @@ def about_unknown_action(word: str, command: Command, prog: str) -> str:
 def _about_unknown_flag(flag: str, command: Command, prog: str, root: Command) -> str:
     """Explain that a command has no such flag: it belongs to another command, or is spelled differently."""
     name = flag.lstrip("-")
-    owners = [path for path, other in leaf_commands(root) if other != command and name in _flag_names(other)]
+    owners = [path for path, other in leaf_commands(root) if other != command and name in flag_names(other)]
     similar = similar_flag(name, command, by_help=not owners)
     hint = f" Did you mean --{similar}?" if similar else ""
     if owners:
@@ -185,7 +185,8 @@ def leaf_commands(root: Command, prog: str = "cosplace") -> Iterator[tuple[str, 
             yield f"{prog} {command.name}", command
 
 
-def _flag_names(command: Command) -> set[str]:
+def flag_names(command: Command) -> set[str]:
+    """All names of the flags of a command, without dashes."""
     return {name for one in command.settings if not one.positional for name in (one.name, *one.aliases)}
 
 

@@ -17,7 +17,8 @@ All commands, their arguments and flags. `cosplace COMMAND --help` prints the sa
 settings in `cosplace/config`: `python -m cosplace.cli.reference > docs/commands.md`.
 
 Flags can be shortened to any unique beginning. `python3 train.py` and `python3 eval.py` are `cosplace train` and
-`cosplace eval`. A mistake on the command line prints one line and exits with code 2; Ctrl+C exits with code 130.
+`cosplace eval`. A mistake on the command line prints one line and exits with code 2; Ctrl+C exits with code 130,
+SIGTERM with code 143. Training saves a checkpoint first; a second signal ends it at once.
 """
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ def run_serve(config: ServeConfig) -> None:
         min_confidence=config.confidence.min_confidence,
         uncalibrated=config.confidence.uncalibrated,
         trust_remote_code=config.device.trust_remote_code,
+        model=config.model,
+        roots=config.root,
     )
 
 
@@ -49,23 +52,31 @@ def serve_index(index: str | Path, settings: "ServerSettings | None" = None, **o
 
 @contextmanager
 def _json_log() -> Generator[None]:
-    """Within: the log of the server goes to stderr, one JSON object per line."""
+    """Within: all log lines, warnings and tracebacks of this process go to stderr, one JSON object per line."""
     from cosplace.server.middleware import JsonLines
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    levels = {"cosplace.server": logging.INFO, "uvicorn": logging.WARNING, "py.warnings": logging.WARNING}
+    levels = {"cosplace": logging.INFO, **dict.fromkeys(("uvicorn", "asyncio", "py.warnings"), logging.WARNING)}
     loggers = {logging.getLogger(name): level for name, level in levels.items()}
-    before = [(logger, logger.propagate, logger.level) for logger in loggers]
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     for logger, level in loggers.items():
-        logger.addHandler(handler)
-        logger.propagate = False
+        handlers: list[logging.Handler] = [handler]
+        logger.handlers, logger.propagate = handlers, False
         logger.setLevel(level)
     logging.captureWarnings(True)
+    thread_hook, threading.excepthook = threading.excepthook, _log_thread_error
     try:
         yield
     finally:
+        threading.excepthook = thread_hook
         logging.captureWarnings(False)
-        for logger, propagate, level in before:
-            logger.removeHandler(handler)
-            logger.propagate, logger.level = propagate, level
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+def _log_thread_error(failure: threading.ExceptHookArgs) -> None:
+    """Log an exception that ends a thread."""
+    error = (failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
+    logging.getLogger("cosplace.server").error("a thread failed", exc_info=error, extra={"event": "bug"})

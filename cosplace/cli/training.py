@@ -3,16 +3,31 @@
 import dataclasses
 import json
 import logging
+import os
+import shlex
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosplace.cli.console import Bars, log_to_folder, on_interrupt, print_result, timestamp, write_json
-from cosplace.config.sections import EvalConfig, GroupsConfig, TrainConfig
+from cosplace.cli.console import (
+    Bars,
+    log_to_folder,
+    on_interrupt,
+    print_result,
+    program,
+    stop_on_signals,
+    timestamp,
+    write_json,
+)
+from cosplace.config.sections import DATASET_VARIABLE, EvalConfig, Grouping, GroupsConfig, TrainConfig
 from cosplace.config.values import set_folder, to_values
+from cosplace.errors import DatasetError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from cosplace.training.setup import Preparation
 
 LOGS = Path("logs")
 
@@ -26,31 +41,56 @@ def run_train(config: TrainConfig, given: Mapping[str, Any]) -> None:
         for split in ("train", "val", "test"):
             set_folder(config.folders, split)  # raises before torch is imported
 
-    from cosplace.report.results import write_training_results
-    from cosplace.storage import run_folder
-    from cosplace.training.checkpoint import LAST_CHECKPOINT
-    from cosplace.training.loop import train
-    from cosplace.training.plan import describe_plan
     from cosplace.training.resume import resumed_config, resumed_folder
+    from cosplace.training.run import lock_run
     from cosplace.training.setup import prepare
 
     config = resumed_config(resumed, given) if resumed else config
     folder = resumed_folder(resumed) if resumed else None
-    folder = folder or run_folder(LOGS, config.running.save_dir, timestamp())
-    prepared = prepare(config, given)
     if config.running.dry_run:
-        from cosplace.training.dry_run import estimate_training
-
-        for line in (*describe_plan(prepared), *estimate_training(prepared, folder, Bars()).lines):
-            print_result(line)
+        _print_estimate(prepare(config, given), folder)
         return
-    with log_to_folder(folder):
+    with nullcontext() if folder is None else lock_run(folder):  # before the state is read
+        _train(prepare(config, given), folder)
+
+
+def _print_estimate(prepared: "Preparation", folder: Path | None) -> None:
+    from cosplace.storage import run_folder
+    from cosplace.training.dry_run import estimate_training
+    from cosplace.training.plan import describe_plan
+
+    folder = folder or run_folder(LOGS, prepared.config.running.save_dir, timestamp())
+    for line in (*describe_plan(prepared), *estimate_training(prepared, folder, Bars()).lines):
+        print_result(line)
+
+
+def _train(prepared: "Preparation", folder: Path | None) -> None:
+    """Train in a folder, or in a new one."""
+    from cosplace.report.results import write_training_results
+    from cosplace.storage import new_run_folder
+    from cosplace.training.checkpoint import LAST_CHECKPOINT
+    from cosplace.training.loop import train
+    from cosplace.training.run import lock_run
+
+    folder = folder or new_run_folder(LOGS, prepared.config.running.save_dir, timestamp())
+    advice = f"Resume from {LAST_CHECKPOINT}: `{resume_command(folder, prepared.config)}`"
+    with lock_run(folder), log_to_folder(folder), on_interrupt(advice), stop_on_signals(Bars(), advice) as progress:
         log.info("results: %s", folder)
-        with on_interrupt(f"Resume from {LAST_CHECKPOINT}: `cosplace train --resume_train {folder}`"):
-            result = train(prepared, folder, Bars())
-            write_training_results(result, prepared.config)
+        result = train(prepared, folder, progress)
+        write_training_results(result, prepared.config)  # signals take effect after this: the run is complete then
     print_result(result.test.recalls_text())
     print_result(f"report: {folder / 'report.html'}")
+
+
+def resume_command(folder: Path, config: TrainConfig) -> str:
+    """The command that continues a run, for a shell in the same folder.  The checkpoint has all other settings."""
+    words = program()
+    words += ["train"] if Path(words[-1]).name != "train.py" else []
+    words += ["--resume_train", str(folder)]
+    dataset = os.environ.get(DATASET_VARIABLE)
+    if dataset and config.folders.dataset_folder is None:
+        words += ["--dataset_folder", dataset]
+    return shlex.join(words)
 
 
 def run_eval(config: EvalConfig, given: Mapping[str, Any]) -> None:
@@ -62,10 +102,12 @@ def run_eval(config: EvalConfig, given: Mapping[str, Any]) -> None:
     from cosplace.retrieval.dataset import open_retrieval_dataset
     from cosplace.retrieval.evaluation import evaluate, evaluation_settings
     from cosplace.retrieval.reduction_fitting import reduce_for_evaluation
-    from cosplace.storage import run_folder
+    from cosplace.storage import new_run_folder
 
     settings = evaluation_settings(config, choose_device(config.running.device))
-    dataset = open_retrieval_dataset(test_folder, config.folders.queries_folder)
+    dataset = open_retrieval_dataset(
+        test_folder, config.folders.queries_folder, follow_outside=config.folders.follow_outside
+    )
     model = _network_to_evaluate(config, given)
     if config.running.dry_run:
         from cosplace.retrieval.dry_run import estimate_evaluation
@@ -74,7 +116,7 @@ def run_eval(config: EvalConfig, given: Mapping[str, Any]) -> None:
         for line in estimate_evaluation(model, dataset, settings, Bars()).lines:
             print_result(line)
         return
-    folder = run_folder(LOGS, config.running.save_dir, timestamp())
+    folder = new_run_folder(LOGS, config.running.save_dir, timestamp())
     again = "Run the same command again to continue." if config.weights.descriptors_folder else ""
     with log_to_folder(folder), on_interrupt(again):
         log.info("results: %s", folder)
@@ -111,28 +153,40 @@ def _network_to_evaluate(config: EvalConfig, given: Mapping[str, Any]) -> "nn.Mo
 
 
 def run_groups(config: GroupsConfig) -> None:
-    """Form classes and groups, and print how many there are."""
+    """Form classes and groups, and print how many there are.  Raises DatasetError if training would refuse them."""
     from cosplace.photos.scanning import scan_images
+    from cosplace.training.advice import advice, data_warnings
     from cosplace.training.group_cache import cached_partition
-    from cosplace.training.groups import advice, partition
+    from cosplace.training.groups import partition
 
     grouping = config.grouping
-    images = scan_images(config.folder)
+    images = scan_images(config.folder, follow_outside=config.follow_outside)
     groups = partition(images, grouping) if config.no_cache else cached_partition(images, grouping)
-    counts, hint = groups.counts(), advice(groups, grouping)
+    counts, hint = groups.counts(), advice(groups, grouping, images)
+    for warning in data_warnings(groups, grouping, images):
+        log.warning("%s", warning)
     if config.json:
         rows = [{"num_classes": num_classes, "num_images": num_images} for num_classes, num_images in counts]
-        parameters = dataclasses.asdict(grouping)
-        content = {"groups": rows, "num_scanned": groups.num_scanned, "parameters": parameters, "advice": hint}
+        content = {
+            "groups": rows,
+            "num_scanned": groups.num_scanned,
+            "parameters": dataclasses.asdict(grouping),
+            "advice": hint.text if hint else None,
+            "advised_parameters": dataclasses.asdict(hint.settings) if hint and hint.settings else None,
+        }
         print_result(json.dumps(content))  # on one line
-        return
+    else:
+        _print_groups(groups.num_scanned, counts, grouping)
+    if hint and hint.refused:
+        raise DatasetError(hint.text)
+    if hint and not config.json:
+        print_result(hint.text)
+
+
+def _print_groups(num_scanned: int, counts: list[tuple[int, int]], grouping: Grouping) -> None:
     num_kept = sum(num_images for _, num_images in counts)
-    print_result(
-        f"{groups.num_scanned} images, {num_kept} in classes with at least {grouping.min_images_per_class} images"
-    )
+    print_result(f"{num_scanned} images, {num_kept} in classes with at least {grouping.min_images_per_class} images")
     print_result("group   classes    images")
     for number, (num_classes, num_images) in enumerate(counts):
         unused = "" if number < grouping.groups_num else "   not used (--groups_num)"
         print_result(f"{number:5d}  {num_classes:8d}  {num_images:8d}{unused}")
-    if hint:
-        print_result(hint)

@@ -1,4 +1,4 @@
-"""Settings of index build, add, remove, info, compact, calibrate."""
+"""Settings of index build, add, sync, remove, info, verify, compact, calibrate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,11 @@ from cosplace.config.sections import (
     MODEL_HELP,
     DeviceSettings,
     EncodingSettings,
+    follow_outside_setting,
     index_setting,
     json_setting,
+    moved_model_setting,
+    root_setting,
     seed_setting,
 )
 from cosplace.config.setting import Section, required, section, setting
@@ -38,7 +41,7 @@ class IndexBuildConfig(Section):
     """Settings of `cosplace index build`."""
 
     dataset: Path = required(
-        "folder of photos, in any subfolders; for a dataset, only its database/ is used",
+        "folder of photos, in any subfolders; for a dataset, only its database/ or gallery/ is used, without queries",
         positional=True,
         metavar="DATASET",
     )
@@ -54,6 +57,8 @@ class IndexBuildConfig(Section):
         None, "use only the first dimensions of a model written by `cosplace reduce`", at_least=1, default_text="all"
     )
     source: str = setting("", SOURCE_HELP, default_text="their folder")
+    follow_outside: bool = follow_outside_setting()
+    without_positions: bool = setting(False, "index the photos even if none of them has a position")
     no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
     storage: IndexSettings = section(IndexSettings)
     encoding: EncodingSettings = section(EncodingSettings)
@@ -70,6 +75,30 @@ class IndexAddConfig(Section):
         metavar="FOLDER",
     )  # fmt: skip
     source: str = setting("", SOURCE_HELP, default_text="their folder")
+    follow_outside: bool = follow_outside_setting()
+    model: str | None = moved_model_setting()
+    root: tuple[str, ...] = root_setting()
+    encoding: EncodingSettings = section(EncodingSettings)
+    device: DeviceSettings = section(DeviceSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSyncConfig(Section):
+    """Settings of `cosplace index sync`."""
+
+    index: str = index_setting(positional=True)
+    photos: Path = required(
+        "folder of photos, in any subfolders; indexed photos from other folders are kept", positional=True,
+        metavar="FOLDER",
+    )  # fmt: skip
+    dry_run: bool = setting(False, "print what would be done, without changing anything")
+    yes: bool = setting(
+        False, "remove photos even if the folder is missing or empty, or if more than half of its photos are gone"
+    )
+    source: str = setting("", SOURCE_HELP, default_text="their folder")
+    follow_outside: bool = follow_outside_setting()
+    model: str | None = moved_model_setting()
+    root: tuple[str, ...] = root_setting()
     encoding: EncodingSettings = section(EncodingSettings)
     device: DeviceSettings = section(DeviceSettings)
 
@@ -82,6 +111,7 @@ class IndexRemoveConfig(Section):
     photos: tuple[str, ...] = required(
         "photos to remove: ids, paths, or folders of photos", positional=True, metavar="PHOTO"
     )
+    root: tuple[str, ...] = root_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +120,16 @@ class IndexInfoConfig(Section):
 
     index: str = index_setting(positional=True)
     json: bool = json_setting("all information")
+    root: tuple[str, ...] = root_setting()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexVerifyConfig(Section):
+    """Settings of `cosplace index verify`."""
+
+    index: str = index_setting(positional=True)
+    repair: bool = setting(False, "remove damaged photos, and rebuild the search index and the file checksums")
+    json: bool = json_setting("the result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,5 +144,11 @@ class IndexCalibrateConfig(Section):
     """Settings of `cosplace index calibrate`."""
 
     index: str = index_setting(positional=True)
+    queries: Path | None = setting(
+        None, "calibrate on the photos of a folder; they must have positions, and be neither in the index nor in the "
+        "training set of its model", metavar="FOLDER", default_text="photos of the index",
+    )  # fmt: skip
     seed: int = seed_setting("seed for choosing the photos used for calibration")
+    model: str | None = moved_model_setting()
+    root: tuple[str, ...] = root_setting()
     device: DeviceSettings = section(DeviceSettings)

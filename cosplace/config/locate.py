@@ -5,22 +5,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cosplace.config.defaults import MAX_SPEED_MPS, NUM_MATCHES
-from cosplace.config.sections import ConfidenceSettings, DeviceSettings, index_setting
+from cosplace.config.sections import (
+    ConfidenceSettings,
+    DeviceSettings,
+    follow_outside_setting,
+    index_setting,
+    moved_model_setting,
+    root_setting,
+)
 from cosplace.config.setting import Section, required, section, setting
 from cosplace.errors import ConfigError
 
-DATE_EXAMPLES = "2019, 2019-05, 2019-05-31 or 2019-05-31T12:30"
+DATE_EXAMPLES = "2019, 2019-05, 2019-05-31, 2019-05-31T12:30 or 2019-05-31T12:30+02:00"
 DATE_FORMATS = ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S")
 
 
 def parse_date(text: str) -> float:
-    """Parse a date in UTC, as seconds since 1970.  Raises ValueError."""
+    """Parse a date with or without an offset from UTC, as seconds since 1970.  Without one it is in UTC.
+
+    Raises ValueError.
+    """
     for date_format in DATE_FORMATS:
         try:
             return datetime.strptime(text, date_format).replace(tzinfo=UTC).timestamp()
         except ValueError:
             continue
-    raise ValueError(f"not a date: {text}")
+    date = datetime.fromisoformat(text)
+    return (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +46,13 @@ class FilterSettings(Section):
         metavar="W,S,E,N",
     )  # fmt: skip
     after: float | None = setting(
-        None, f"search only photos taken on or after a date in UTC: {DATE_EXAMPLES}", parse=parse_date, metavar="DATE",
-        example=DATE_EXAMPLES,
+        None, f"search only photos taken on or after a date, in UTC unless it has an offset: {DATE_EXAMPLES}",
+        parse=parse_date, metavar="DATE", example=DATE_EXAMPLES,
     )  # fmt: skip
     before: float | None = setting(
-        None, "search only photos taken before a date in UTC", parse=parse_date, metavar="DATE", example=DATE_EXAMPLES
-    )
+        None, "search only photos taken before a date, in UTC unless it has an offset", parse=parse_date,
+        metavar="DATE", example=DATE_EXAMPLES,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +107,14 @@ class LocateConfig(Section):
         "photos, or folders of photos; with --sequence also a video", positional=True, metavar="PHOTO"
     )
     index: str = index_setting()
+    model: str | None = moved_model_setting()
+    root: tuple[str, ...] = root_setting()
     neighbours: int = setting(NUM_MATCHES, "number of matches to report", at_least=1, metavar="K")
     exact: bool = setting(False, "compare with every photo of the index, even if approximate search is the default")
     rerank: bool = setting(
         False, "check uncertain answers with local features (SIFT); needs OpenCV: pip install 'cosplace[rerank]'"
     )
+    follow_outside: bool = follow_outside_setting()
     confidence: ConfidenceSettings = section(ConfidenceSettings)
     filter: FilterSettings = section(FilterSettings)
     sequence: SequenceSettings = section(SequenceSettings)

@@ -9,6 +9,7 @@ from cosplace.config.sections import (
     REDUCTION_METHODS,
     DeviceSettings,
     EncodingSettings,
+    follow_outside_setting,
     json_setting,
 )
 from cosplace.config.setting import Section, required, section, setting
@@ -85,6 +86,7 @@ class ReduceConfig(Section):
 
     model: str = required(f"model to reduce: {MODEL_HELP}", positional=True, metavar="MODEL")
     on: Path = required("folder of photos to fit the reduction on, in any subfolders", metavar="FOLDER")
+    follow_outside: bool = follow_outside_setting()
     to: Path = required("file to write, .safetensors: the model with its reduction", metavar="FILE")
     force: bool = setting(False, "replace the file if it exists")
     reduction: ReductionSettings = section(ReductionSettings)

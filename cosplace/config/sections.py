@@ -55,6 +55,11 @@ def json_setting(what: str) -> Any:
     return setting(False, f"print {what} as JSON")
 
 
+def follow_outside_setting() -> Any:
+    """Return the setting --follow_outside."""
+    return setting(False, "also use photos that links or a list file point to outside the folder")
+
+
 def index_setting(**options: Any) -> Any:
     """Return the setting for an index that exists."""
     return required(
@@ -62,6 +67,22 @@ def index_setting(**options: Any) -> Any:
         metavar="INDEX",
         **options,
     )
+
+
+def moved_model_setting() -> Any:
+    """Return the setting --model of commands that use an index."""
+    return setting(
+        None, "the model of the index, if its file has moved: a weights file or a name with the same checksum",
+        metavar="MODEL", default_text="the model recorded in the index",
+    )  # fmt: skip
+
+
+def root_setting() -> Any:
+    """Return the setting --root."""
+    return setting(
+        (), "new folder of the photos of the index, if they have moved; OLD=NEW if the index has photos from several "
+        "folders", metavar="FOLDER", default_text="the recorded folder, also relative to the index",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +154,7 @@ class DatasetFolders(Section):
         metavar="NAME",
         default_text="queries_v1, or queries if that does not exist",
     )
+    follow_outside: bool = follow_outside_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,4 +396,5 @@ class GroupsConfig(Section):
     no_cache: bool = setting(
         False, "form the groups again instead of reading them from the cache, and do not store them"
     )
+    follow_outside: bool = follow_outside_setting()
     grouping: Grouping = section(Grouping)

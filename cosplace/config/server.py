@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from cosplace.config.sections import ConfidenceSettings, DeviceSettings, index_setting
+from cosplace.config.sections import (
+    ConfidenceSettings,
+    DeviceSettings,
+    index_setting,
+    moved_model_setting,
+    root_setting,
+)
 from cosplace.config.setting import Section, section, setting
 
 TOKEN_VARIABLE = "COSPLACE_TOKEN"
@@ -22,7 +28,7 @@ class ServerOptions(Section):
         default_text="photos cannot be added or deleted",
     )  # fmt: skip
     allowed_hosts: tuple[str, ...] = setting(
-        (), "additional host names of this server, for example behind a proxy", metavar="NAME"
+        (), "additional host names of this server, for example the name of a proxy in front of it", metavar="NAME"
     )
     tiles: str | None = setting(
         None, "URL of map tiles, with {z}, {x} and {y}; without it the map sends no requests to other servers",
@@ -40,18 +46,25 @@ class ServerOptions(Section):
         "the shorter side", at_least=16, at_most=8_192,
     )  # fmt: skip
     max_batch: int = setting(16, "maximum number of photos in one batch of the network", at_least=1, at_most=1_024)
+    max_batch_pixels: int = setting(
+        6_000_000, "maximum number of pixels in one batch of the network, after resizing, which limits the memory of a "
+        "batch; the default is enough for 16 photos of 512 x 683 pixels", at_least=100_000, at_most=10_000_000_000,
+    )  # fmt: skip
     batch_wait_ms: float = setting(
         4.0, "maximum time to wait for more photos to fill a batch, in milliseconds", at_least=0, at_most=1_000
     )
     max_queue: int = setting(
-        128, "maximum number of photos that wait for an answer; further requests get status 429", at_least=1,
-        at_most=100_000,
+        128, "maximum number of photos that wait for an answer; a photo that takes more than 128 MB to decode counts "
+        "several times. Further requests get status 429", at_least=1, at_most=100_000,
     )  # fmt: skip
     time_limit_s: float = setting(
         30.0, "maximum time for one request including its upload, in seconds", at_least=0.1, at_most=3_600
     )
     decoding_threads: int = setting(2, "number of threads that decode photos", at_least=1, at_most=64)
-    max_connections: int = setting(1_024, "maximum number of connections at one time", at_least=1, at_most=100_000)
+    max_connections: int = setting(
+        1_024, "maximum number of open connections, lower if the system allows fewer open files; when it is reached, "
+        "the connection that has been idle longest is closed", at_least=1, at_most=100_000,
+    )  # fmt: skip
     refresh_s: float = setting(
         30.0, "time between two checks for changes of the index by other programs, in seconds; 0 never checks",
         at_least=0, at_most=86_400,
@@ -63,6 +76,8 @@ class ServeConfig(Section):
     """Settings of `cosplace serve`."""
 
     index: str = index_setting()
+    model: str | None = moved_model_setting()
+    root: tuple[str, ...] = root_setting()
     confidence: ConfidenceSettings = section(ConfidenceSettings)
     server: ServerOptions = section(ServerOptions)
     device: DeviceSettings = section(DeviceSettings)

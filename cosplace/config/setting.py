@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -159,11 +160,18 @@ def _as_setting(item: dataclasses.Field) -> Setting:
     if is_list:
         kind = get_args(kind)[0]
     kind = kind if isinstance(kind, type) else str
-    known["parse"] = known["parse"] or kind
+    known["parse"] = known["parse"] or (parse_path if kind is Path else kind)
     if not known["metavar"]:
         names = {int: "INT", float: "NUMBER"}
         known["metavar"] = "|".join(known["choices"] or ()) or names.get(kind) or ("TEXT" if kind is str else "PATH")
     return Setting(name=item.name, default=item.default, type=kind, is_list=is_list, **known)
+
+
+def parse_path(text: str) -> Path:
+    """A path.  Raises ValueError for an empty text, as of a shell variable without a value: it is not this folder."""
+    if not text:
+        raise ValueError("an empty path")
+    return Path(text)
 
 
 def _without_none(kind: Any) -> Any:

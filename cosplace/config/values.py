@@ -87,6 +87,7 @@ def to_values(config: Any) -> dict[str, Any]:
 def set_folder(folders: DatasetFolders, split: str) -> Path:
     """Return the folder of a split ("train", "val" or "test"): its own flag, or in the folder of the dataset.
 
+    Splits may be in images/ or processed/ of that folder, as those of pitts30k and SF-XL are.
     Raises ConfigError when neither is given.
     """
     own = getattr(folders, f"{split}_set_folder")
@@ -94,7 +95,8 @@ def set_folder(folders: DatasetFolders, split: str) -> Path:
         return Path(own)
     dataset = folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
     if dataset:
-        return Path(dataset) / split
+        usual = [Path(dataset) / between / split for between in ("", "images", "processed")]
+        return next((folder for folder in usual if folder.is_dir()), usual[0])
     raise ConfigError(
         f"--dataset_folder is required: the folder with train/, val/ and test/. Or use --{split}_set_folder, or set "
         f"the environment variable {DATASET_VARIABLE}."

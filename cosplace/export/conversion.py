@@ -2,7 +2,8 @@
 
 A .safetensors file holds a model card, text by name: format, backbone, fc_output_dim, method, source, image_size,
 recalls (JSON: dataset -> k -> percent, or dataset -> R@1), created, cosplace_version, tensors_sha256; for a reduced
-model also reduction, features_dim, reduction_photos and, if the network is not in the file, base_model.  Unknown
+model also reduction, features_dim, reduction_photos and, if the network is not in the file, base_model.  A model that
+was trained here also has training_photos and validation_matches (see `models.training_card`).  Unknown
 entries are left out.  Side effects: writes one file, then reads it back.
 """
 
@@ -23,18 +24,20 @@ from cosplace.models.model_files import BASE_MODEL, model_card, model_tensors
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model, weights_path
 from cosplace.models.reduction import ReducedNetwork, unreduced
+from cosplace.models.training_card import VALIDATION_MATCHES, training_entries
 from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256, write_weights
 from cosplace.models.zoo import MODELS, find_model
 from cosplace.photos.scanning import scan_images
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.extraction import ExtractionSettings
 from cosplace.retrieval.reduction_fitting import fit_reduction
-from cosplace.training.best_model import BEST_MODEL, best_model_card
+from cosplace.training.best_model import BEST_MODEL, START, best_model_card
 from cosplace.training.metrics import read_metrics
 from cosplace.training.run import CONFIG
 
 SAFETENSORS, TORCH_SUFFIXES = ".safetensors", (".pth", ".pt")
-NOT_INHERITED = frozenset({"recalls", "created", "reduction", "reduction_photos"})  # card entries that reducing changes
+# Card entries that reducing changes.
+NOT_INHERITED = frozenset({"recalls", "created", "reduction", "reduction_photos", VALIDATION_MATCHES})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ def convert_model(source: str | Path, to: str | Path, *, force: bool = False) ->
     network = open_model(path)
     if isinstance(network, ReducedNetwork):
         _check_stores_card(to)
-    known = {**card, **_run_card(path), **_zoo_card(source), **model_card(network, tensors)}
+    known = {**card, **training_entries(path), **_run_card(path), **_zoo_card(source), **model_card(network, tensors)}
     if "created" not in known:
         known |= {"source": known.get("source", _source_name(source)), "created": _now()}
     return _write(to, tensors, known)
@@ -79,6 +82,7 @@ def reduce_model(
     max_photos: int = MAX_FITTED_PHOTOS,
     force: bool = False,
     trust_remote_code: bool = False,
+    follow_outside: bool = False,
     progress: Progress = no_progress,
 ) -> WrittenModel:
     """Fit a reduction of a model to `dims` dimensions on the photos of a folder, and write both as one model.
@@ -90,7 +94,7 @@ def reduce_model(
     to, settings = _checked_target(to, force), settings or ExtractionSettings()
     _check_stores_card(to)
     network = unreduced(open_model(model, trust_remote_code=trust_remote_code))
-    images = scan_images(folder)
+    images = scan_images(folder, follow_outside=follow_outside)
     reduction, num_photos = fit_reduction(
         network, images, dims, settings, method=method, max_photos=max_photos, progress=progress
     )
@@ -117,7 +121,7 @@ def _known_card(model: str | Path) -> dict[str, str]:
         path = weights_path(model)
     except ConfigError:  # a model from torch.hub
         return {}
-    return {**read_card(path), **_run_card(path), **_zoo_card(model)}
+    return {**read_card(path), **training_entries(path), **_run_card(path), **_zoo_card(model)}
 
 
 def _run_card(path: Path) -> dict[str, str]:
@@ -127,9 +131,10 @@ def _run_card(path: Path) -> dict[str, str]:
         return {}
     try:
         config = from_values(TrainConfig, json.loads(config_file.read_text()))
-        epochs = [row for row in read_metrics(path.parent) if row["kind"] == "epoch"]
-        best = max(epochs, key=lambda row: row["recalls"][min(row["recalls"], key=int)])
-        return best_model_card(config, best["epoch"], {int(k): recall for k, recall in best["recalls"].items()})
+        rows = [row for row in read_metrics(path.parent) if row["kind"] in ("start", "epoch")]
+        best = max(rows, key=lambda row: row["recalls"][min(row["recalls"], key=int)])  # the first of equal ones
+        epoch = START if best["kind"] == "start" else best["epoch"]
+        return best_model_card(config, epoch, {int(k): recall for k, recall in best["recalls"].items()})
     except (CosPlaceError, ValueError, KeyError, TypeError, AttributeError):  # files of another version or program
         return {}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.index.file_checksums import damaged
 from cosplace.index.store import Store
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.search import nearest
@@ -81,7 +82,10 @@ def build_approximate_index(store: Store, progress: Progress = no_progress) -> A
 def read_approximate_index(store: Store) -> ApproximateIndex | None:
     """The approximate index of a store; None if there is none."""
     record: dict[str, Any] | None = store.read_record(RECORD)
-    return ApproximateIndex(**record) if record is not None and store.has_vector_index() else None
+    try:
+        return ApproximateIndex(**record) if record is not None and store.has_vector_index() else None
+    except TypeError as error:
+        raise damaged(store.address, f"the record '{RECORD}' cannot be read") from error
 
 
 def search_exactly(

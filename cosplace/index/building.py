@@ -3,11 +3,12 @@
 A run that was stopped continues where it stopped.  Legend: n photos.  Side effects: reads photos, writes the index.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,23 @@ from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError, PhotoIndexError
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import ModelSpec, NewPhoto
+from cosplace.index.roots import is_below
+from cosplace.index.sources import find_photos
 from cosplace.index.store import has_index
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.metadata import make_thumbnail, photo_key, read_metadata
-from cosplace.photos.opening import open_image
-from cosplace.photos.scanning import scan_images
+from cosplace.photos.metadata import photo_key, read_metadata
+from cosplace.photos.names import MAX_CONTRADICTION_M
+from cosplace.photos.opening import open_image, read_file
+from cosplace.photos.paths import path_from_text, path_text, printable
+from cosplace.photos.thumbnails import make_thumbnail
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.extraction import ExtractionSettings, extract
 
 TASK = "indexing photos"
 PHOTOS_PER_COMMIT = 1024  # photos of one commit are stored together or not at all
-DATABASE = "database"
+
+log = logging.getLogger(__name__)
 
 OnStored = Callable[[list[str], np.ndarray], None]
 """Called with paths and ids of photos as soon as they are stored."""
@@ -40,14 +46,15 @@ class IndexingResult:
     num_given: int
     num_added: int
     num_known: int  # already in the index
-    num_replaced: int  # of the added ones, files that had changed
+    num_moved: int  # of the known ones, at another path than before
+    num_replaced: int  # earlier versions of files that had changed
     num_without_position: int  # of the added ones
     unreadable: tuple[str, ...]  # one message per photo
     seconds: float
 
 
 def build_index(
-    dataset_folder: str | Path,
+    dataset_folder: str | Path | ImageList,
     encoder: Encoder,
     address: str | Path,
     *,
@@ -55,16 +62,19 @@ def build_index(
     source: str = "",
     batch_size: int = 16,
     num_workers: int = 0,
+    follow_outside: bool = False,
     progress: Progress = no_progress,
     stored: OnStored | None = None,
 ) -> IndexingResult:
     """Build an index of all photos of a folder, or continue one that was stopped.
 
-    dataset_folder: photos in any subfolders; of a dataset, the photos of its database/ (or test/database/).  Photos
-    keep the order of an evaluation, so that among equally similar matches both return the same one.
+    dataset_folder: photos in any subfolders, or their list; of a dataset, the photos of its database (`find_photos`).
+    Photos keep the order of an evaluation, so that among equally similar matches both return the same one.
     Raises PhotoIndexError if the index was built with another model or other settings, and what `add_photos` raises.
     """
-    photos = find_photos(dataset_folder)
+    photos = dataset_folder
+    if not isinstance(photos, ImageList):
+        photos = find_photos(photos, follow_outside=follow_outside)
     if has_index(str(address)):
         index = open_index(address, write=True)
         if settings is not None and index.settings != settings:
@@ -93,17 +103,6 @@ def build_index(
         )
 
 
-def find_photos(folder: str | Path) -> ImageList:
-    """List the photos of a folder; of a dataset, those of its database/ or test/database/."""
-    folder = Path(folder)
-    for inside in (folder / DATABASE, folder / "test" / DATABASE):
-        if inside.is_dir():
-            folder = inside
-            break
-    photos = scan_images(folder)
-    return replace(photos, folder=photos.folder.absolute())
-
-
 def add_photos(
     index: PhotoIndex,
     encoder: Encoder,
@@ -118,13 +117,15 @@ def add_photos(
 ) -> IndexingResult:
     """Compute the descriptors of photos and add them; each photo is added once, by its path and by its content.
 
-    A photo whose file has changed replaces its former version.  Photos that cannot be opened are left out and
-    reported.  stored: called after each commit; what it reports survives any kill.
+    A photo whose file has changed replaces its earlier version.  A photo that has moved keeps its id and gets its new
+    path.  Photos that cannot be opened are left out and reported.  stored: called after each commit; what it reports
+    survives any kill.
     Raises PhotoIndexError for an index of another model, StorageError if the disk is full.
     """
     if photos_per_commit < 1:
         raise ConfigError(f"photos_per_commit must be at least 1, got {photos_per_commit}.")
     index.check_model(encoder.name, encoder.checksum, encoder.image_size)
+    index.add_root(photos.folder)
     started = time.perf_counter()
     extraction = ExtractionSettings(
         image_size=encoder.image_size,
@@ -142,7 +143,7 @@ def add_photos(
         stored=stored,
         stamps=index.stamps(),
     )
-    new_rows = [row for row in range(len(photos)) if not indexing.is_unchanged(photos.path(row))]
+    new_rows = [row for row in range(len(photos)) if not indexing.is_unchanged(row)]
     indexing.num_known = num_done = len(photos) - len(new_rows)
     if num_done:
         progress(TASK, num_done, len(photos))
@@ -153,10 +154,18 @@ def add_photos(
             indexing.add(rows, list(readers.map(indexing.read, rows)))
             num_done += len(rows)
             progress(TASK, num_done, len(photos))
+    if indexing.contradictions:
+        name, meters = indexing.contradictions[0]
+        log.warning(
+            "In %d file names, the UTM fields and the latitude and longitude are more than %g m apart, for example "
+            "%.0f m in %s. Latitude and longitude are used. Correct the names: `cosplace validate` lists them.",
+            len(indexing.contradictions), MAX_CONTRADICTION_M, meters, printable(name),
+        )  # fmt: skip
     return IndexingResult(
         num_given=len(photos),
         num_added=indexing.num_added,
         num_known=indexing.num_known,
+        num_moved=indexing.num_moved,
         num_replaced=indexing.num_replaced,
         num_without_position=indexing.num_without_position,
         unreadable=tuple(indexing.unreadable),
@@ -169,88 +178,127 @@ class _Indexing:
     """Adds photos to an index, and counts what happens to them."""
 
     index: PhotoIndex
-    encoder: Encoder
     photos: ImageList
-    source: str
-    extraction: ExtractionSettings
-    stored: OnStored | None
     stamps: dict[str, tuple[int, int, int]]  # path -> (bytes, modification time, id)
+    encoder: Encoder | None = None  # None: nothing is added
+    extraction: ExtractionSettings | None = None
+    source: str = ""
+    stored: OnStored | None = None
     progress: Progress = no_progress  # of the photos of one commit
     num_added: int = 0
     num_known: int = 0
+    num_moved: int = 0
     num_replaced: int = 0
     num_without_position: int = 0
     unreadable: list[str] = field(default_factory=list)
+    moved: set[int] = field(default_factory=set)  # ids of photos with a new path
+    contradictions: list[tuple[str, float]] = field(default_factory=list)  # names, and meters between their positions
 
-    def is_unchanged(self, path: Path) -> bool:
+    def path_text(self, row: int) -> str:
+        """The path of a photo as it is stored; the folder of a list has no links."""
+        path = os.path.join(self.photos.folder, self.photos.name(row))  # noqa: PTH118 - much faster for many photos
+        return path_text(os.path.normpath(path) if ".." in path else path)
+
+    def is_unchanged(self, row: int) -> bool:
         """Whether the index has this file, and the file has not changed since."""
-        stamp = self.stamps.get(_path_text(path))
+        return self.holds(self.path_text(row))
+
+    def holds(self, path: str) -> bool:
+        """Whether the index has the file at a path as it is now."""
+        stamp = self.stamps.get(path)
         if stamp is None:
             return False
         try:
-            status = path.stat()
+            status = path_from_text(path).stat()
         except OSError:
             return False
         return stamp[:2] == (status.st_size, status.st_mtime_ns)
 
-    def read(self, row: int) -> NewPhoto | str:
+    def read(self, row: int, *, with_thumbnail: bool = True) -> NewPhoto | str:
         """Everything about a photo except its descriptor; an error message if it cannot be read."""
-        path = self.photos.path(row)
         try:
-            raw, status = path.read_bytes(), path.stat()
-        except OSError as error:
-            return f"{path} cannot be read ({error.strerror})."
+            path = self.photos.path(row)
+            status = path.stat()  # first: a change while it is read is found by the next run
+            raw = read_file(path)
+        except ImageError as error:
+            return str(error)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            return str(ImageError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})."))
         metadata = read_metadata(path, raw)
+        if metadata.contradicts_itself:
+            self.contradictions.append((path.name, metadata.contradiction_m))
         return NewPhoto(
-            path=_path_text(path),
+            path=self.path_text(row),
             key=photo_key(raw, metadata),
             latitude=metadata.latitude,
             longitude=metadata.longitude,
             heading=metadata.heading,
             time=metadata.time,
+            accuracy_m=metadata.accuracy_m,
             source=self.source,
             num_bytes=status.st_size,
             modified_ns=status.st_mtime_ns,
-            thumbnail=make_thumbnail(raw, self.index.settings.thumbnail_size),
+            thumbnail=make_thumbnail(raw, self.index.settings.thumbnail_size if with_thumbnail else 0),
         )
 
     def add(self, rows: Sequence[int], read: Sequence[NewPhoto | str]) -> None:
         """Add some photos of the list in one commit; descriptors are computed only for new ones."""
         self.unreadable += [entry for entry in read if isinstance(entry, str)]
         readable = [(row, entry) for row, entry in zip(rows, read, strict=True) if isinstance(entry, NewPhoto)]
-        known_ids = self.index.find([entry.key for _, entry in readable]).tolist()
-        for photo_id, (_, entry) in zip(known_ids, readable, strict=True):
-            if photo_id >= 0:
-                self.num_known += 1
-                self._remove_former(entry.path, photo_id)
-        new = [pair for photo_id, pair in zip(known_ids, readable, strict=True) if photo_id < 0]
+        found = self.index.find([entry.key for _, entry in readable]).tolist()
+        ids = {entry.path: photo_id for photo_id, (_, entry) in zip(found, readable, strict=True) if photo_id >= 0}
+        self.num_known += len(ids)
+        self._move([entry for _, entry in readable if entry.path in ids], ids)
+        new = [pair for photo_id, pair in zip(found, readable, strict=True) if photo_id < 0]
         descriptors, failures = self._compute_descriptors([row for row, _ in new])
         self.unreadable += [failures[number] for number in sorted(failures)]
         kept = [number for number in range(len(new)) if number not in failures]
         if kept:
-            self._store([new[number][1] for number in kept], descriptors[kept])
+            ids |= self._store([new[number][1] for number in kept], descriptors[kept])
+        self._remove_former(ids)
 
-    def _store(self, entries: list[NewPhoto], descriptors: np.ndarray) -> None:
+    def _move(self, entries: Sequence[NewPhoto], ids: dict[str, int]) -> None:
+        """Update the paths of photos that have moved; of several copies, the first path is kept."""
+        moved = self.find_moved(entries, ids)
+        self.index.move(list(moved), list(moved.values()))
+        self.num_moved += len(moved)
+        self.moved |= moved.keys()
+
+    def find_moved(self, entries: Sequence[NewPhoto], ids: dict[str, int]) -> dict[int, NewPhoto]:
+        """Photos, by id, whose file is no longer at its recorded path but at the path of an entry."""
+        path_of = {stamp[2]: path for path, stamp in self.stamps.items()} if entries else {}
+        moved: dict[int, NewPhoto] = {}
+        for entry in entries:
+            photo_id = ids[entry.path]
+            former = path_of.get(photo_id)
+            is_elsewhere = former != entry.path and photo_id not in self.moved and photo_id not in moved
+            if is_elsewhere and (former is None or not (self.holds(former) or _key_of(former) == entry.key)):
+                moved[photo_id] = entry
+        return moved
+
+    def _store(self, entries: list[NewPhoto], descriptors: np.ndarray) -> dict[str, int]:
+        """Add new photos; returns their ids by path."""
         result = self.index.add(entries, descriptors)
-        for entry, photo_id, is_new in zip(entries, result.ids.tolist(), result.is_new.tolist(), strict=True):
+        for entry, is_new in zip(entries, result.is_new.tolist(), strict=True):
             self.num_added += is_new
             self.num_known += not is_new  # twice in the list
             self.num_without_position += is_new and bool(np.isnan(entry.latitude))
-            self._remove_former(entry.path, photo_id)
         if self.stored is not None:
             self.stored([entry.path for entry in entries], result.ids)
+        return dict(zip((entry.path for entry in entries), result.ids.tolist(), strict=True))
 
-    def _remove_former(self, path: str, photo_id: int) -> None:
-        """Remove the former version of a changed file.
+    def _remove_former(self, ids: dict[str, int]) -> None:
+        """Remove the earlier versions of changed files.  ids: of the photos that are at these paths now.
 
         This comes last: if the process is killed before, both versions stay and the next run removes the old one.
         """
-        stamp = self.stamps.get(path)
-        if stamp is not None and stamp[2] != photo_id:
-            self.num_replaced += self.index.remove([stamp[2]])
+        former = {self.stamps[path][2] for path in ids if path in self.stamps}
+        if outdated := former.difference(ids.values(), self.moved):
+            self.num_replaced += self.index.remove(sorted(outdated))
 
     def _compute_descriptors(self, rows: list[int]) -> tuple[np.ndarray, dict[int, str]]:
         """Descriptors (n, D), and number -> error message of the photos that cannot be opened."""
+        assert self.encoder is not None and self.extraction is not None
         empty = np.empty((0, self.encoder.dimension), np.float32)
         if not rows:
             return empty, {}
@@ -262,8 +310,14 @@ class _Indexing:
         return np.asarray(result.descriptors), {entry.index: entry.message for entry in result.unreadable}
 
 
-def _path_text(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def _key_of(path: str) -> str:
+    """The key of the file at a path; "" if there is none."""
+    found = path_from_text(path)
+    try:
+        raw = read_file(found)
+    except ImageError:
+        return ""
+    return photo_key(raw, read_metadata(found, raw))
 
 
 def _failures(photos: ImageList) -> Iterator[tuple[int, str]]:
@@ -274,25 +328,70 @@ def _failures(photos: ImageList) -> Iterator[tuple[int, str]]:
             yield number, str(error)
 
 
+def plan_photos(index: PhotoIndex, photos: ImageList) -> tuple[IndexingResult, frozenset[int]]:
+    """What `add_photos` would do, and the ids of photos that have moved; new and changed files are read."""
+    started = time.perf_counter()
+    plan = _Indexing(index=index, photos=photos, stamps=index.stamps())
+    new_rows = [row for row in range(len(photos)) if not plan.is_unchanged(row)]
+    plan.num_known = len(photos) - len(new_rows)
+    read = [plan.read(row, with_thumbnail=False) for row in new_rows]
+    entries = [entry for entry in read if isinstance(entry, NewPhoto)]
+    found = index.find([entry.key for entry in entries]).tolist()
+    ids = {entry.path: photo_id for photo_id, entry in zip(found, entries, strict=True) if photo_id >= 0}
+    moved = plan.find_moved([entry for entry in entries if entry.path in ids], ids)
+    new = [entry for entry in entries if entry.path not in ids]
+    former = {plan.stamps[entry.path][2] for entry in entries if entry.path in plan.stamps}
+    result = IndexingResult(
+        num_given=len(photos),
+        num_added=len({entry.key for entry in new}),
+        num_known=plan.num_known + len(ids),
+        num_moved=len(moved),
+        num_replaced=len(former.difference(ids.values(), moved)),
+        num_without_position=sum(bool(np.isnan(entry.latitude)) for entry in new),
+        unreadable=tuple(entry for entry in read if isinstance(entry, str)),
+        seconds=time.perf_counter() - started,
+    )
+    return result, frozenset(moved)
+
+
 def find_ids(index: PhotoIndex, names: Sequence[str]) -> np.ndarray:
-    """Ids of photos given by id (a number), by path, or by a folder that contains them.
+    """Ids of photos given by id (a number), by path, or by a folder that contains them, in any spelling.
 
     Raises DatasetError for a name that matches no photo.
     """
     columns = index.columns()
-    rows_of = {path: row for row, path in enumerate(columns.paths())} if len(columns) else {}
+    paths = columns.paths()
+    rows_of = {path: row for row, path in enumerate(paths)}
     found: list[int] = []
     for name in names:
         if name.isdigit() and (row := columns.row_of(int(name))) is not None:
             found.append(int(columns.ids[row]))
             continue
-        path = _path_text(Path(name).absolute())
-        rows = (
-            [rows_of[path]]
-            if path in rows_of
-            else [row for other, row in rows_of.items() if other.startswith(path.rstrip("/") + "/")]
-        )
+        rows = [rows_of[path] for path in _spellings(name) if path in rows_of] or rows_below(paths, name)
         if not rows:
             raise DatasetError(f"{index.address} has no photo '{name}'. Use an id, a path, or a folder of photos.")
         found += columns.ids[rows].tolist()
     return np.unique(np.array(found, np.int64))
+
+
+def rows_below(paths: Sequence[str], folder: str | Path) -> list[int]:
+    """Which of some absolute paths, as text, are below a folder, in any spelling of it."""
+    spellings = _spellings(folder)
+    folders = [path.rpartition("/")[0] for path in paths]
+    below = {
+        each: any(is_below(one, spelling) for one in (each, _real(each)) for spelling in spellings)
+        for each in set(folders)
+    }
+    return [row for row, each in enumerate(folders) if below[each]]
+
+
+def _spellings(name: str | Path) -> set[str]:
+    """The paths that a name may stand for: as given, without links, and without those of the folders above."""
+    path = Path(name).absolute()
+    return {
+        path_text(spelling) for spelling in (os.path.normpath(path), path.resolve(), path.parent.resolve() / path.name)
+    }
+
+
+def _real(folder: str) -> str:
+    return path_text(os.path.realpath(path_from_text(folder)))

@@ -21,15 +21,24 @@ from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, PhotoIndexError
 from cosplace.geo import bounding_box, in_box
 from cosplace.index.approximate import build_approximate_index, read_approximate_index
+from cosplace.index.file_checksums import damaged, is_local
 from cosplace.index.filters import SearchFilter
 from cosplace.index.keys import KeyTable
+from cosplace.index.lance import OutdatedError
+from cosplace.index.photo_table import photo_schema
 from cosplace.index.records import AddResult, Columns, Matches, ModelSpec, NewPhoto, Photo
-from cosplace.index.snapshot import Snapshot
-from cosplace.index.store import OutdatedError, Store, WriterLock, is_local, photo_schema
+from cosplace.index.root_folders import RootFolders
+from cosplace.index.snapshot import Snapshot, load_snapshot
+from cosplace.index.store import READ_ROWS, Store
+from cosplace.index.writer_lock import WriterLock
+from cosplace.photos.paths import path_text, writable
 from cosplace.progress import Progress, no_progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: without roots, position errors and checksums; a writer adds them
 SPEC, NEXT_ID = "spec", "next_id"
+PHOTO_COLUMNS = (
+    "latitude", "longitude", "heading", "time", "accuracy_m", "source", "key", "num_bytes", "modified_ns", "thumbnail",
+)  # fmt: skip
 COMMIT_ROWS = 20_000  # photos per commit
 MAX_FRAGMENTS = 256  # files of the table; more are joined
 KEEP_VERSIONS_S = 3600.0  # so that readers of older versions can finish
@@ -64,16 +73,17 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
     return open_index(address, write=True)
 
 
-def open_index(address: str | Path, *, write: bool = False) -> "PhotoIndex":
+def open_index(address: str | Path, *, write: bool = False, roots: Sequence[str] = ()) -> "PhotoIndex":
     """Open an index, also as a context manager.  write: open it for writing too.
 
-    Raises PhotoIndexError if there is no index, or if another writer has it open.
+    roots: new places of folders of photos, NEW or OLD=NEW; a writer records them.  Raises MissingIndexError if there
+    is no index, DamagedIndexError if its files have changed, and IndexInUseError if another writer has it open.
     """
     store = Store(str(address))
     lock = WriterLock(str(address)) if write else None
     try:
         store.catch_up()
-        return PhotoIndex(store, lock)
+        return PhotoIndex(store, lock, roots)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -83,20 +93,40 @@ def open_index(address: str | Path, *, write: bool = False) -> "PhotoIndex":
 class PhotoIndex:
     """Photos with descriptors and positions; see `create_index` and `open_index`."""
 
-    def __init__(self, store: Store, lock: WriterLock | None) -> None:
+    def __init__(self, store: Store, lock: WriterLock | None, roots: Sequence[str] = ()) -> None:
         record = store.read_record(SPEC)
-        if record is None or record.get("format") != FORMAT_VERSION:
-            found = None if record is None else record.get("format")
+        version = None if record is None else record.get("format")
+        if record is None or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
             raise PhotoIndexError(
-                f"{store.address} has format {found}; this version reads format {FORMAT_VERSION}. Build it again."
+                f"{store.address} has format {version}; this version reads formats 1 to {FORMAT_VERSION}. Use a newer "
+                "version of cosplace, or build the index again."
             )
         self.address = store.address
-        self.spec = ModelSpec(**record["model"])
-        self.settings = IndexSettings(**record["settings"])
+        try:
+            self.spec = ModelSpec(**record["model"])
+            self.settings = IndexSettings(**record["settings"])
+            self._created = str(record["created"])
+        except (KeyError, TypeError) as error:
+            raise damaged(store.address, "its settings cannot be read") from error
         self._store, self._lock, self._record = store, lock, record
         self._guard = threading.RLock()  # of everything that is loaded when it is first needed
         self._snapshot: Snapshot | None = None
         self._keys: KeyTable | None = None
+        if lock is not None:
+            self._upgrade()
+        self._roots = RootFolders(store, roots)
+        if lock is not None:
+            self._roots.record_moves()
+
+    def _upgrade(self) -> None:
+        """Add what an index of an earlier version lacks; photos and ids do not change."""
+        if self._record["format"] < FORMAT_VERSION:
+            self._store.upgrade()
+            self._write_spec(format=FORMAT_VERSION)
+
+    def _write_spec(self, **changes: Any) -> None:
+        self._record = self._record | changes
+        self._store.write_record(SPEC, self._record)
 
     def __enter__(self) -> "PhotoIndex":
         return self
@@ -139,7 +169,7 @@ class PhotoIndex:
 
     def _photo(self, photo_id: int) -> Photo:
         columns, row = self._row(photo_id)
-        return columns.photo(row, self._store.values_at(int(columns.row_ids[row]), ("source",))["source"])
+        return columns.photo(row, self._store.values_at(int(columns.row_ids[row]), photo_id)["source"])
 
     def thumbnail(self, photo_id: int) -> bytes:
         """Thumbnail of a photo as JPEG; empty if the index stores none."""
@@ -147,7 +177,7 @@ class PhotoIndex:
 
     def _thumbnail(self, photo_id: int) -> bytes:
         columns, row = self._row(photo_id)
-        return self._store.values_at(int(columns.row_ids[row]), ("thumbnail",))["thumbnail"] or b""
+        return self._store.values_at(int(columns.row_ids[row]), photo_id)["thumbnail"] or b""
 
     def descriptors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Descriptors (n, D) float32 of some photos, in the order given."""
@@ -182,6 +212,7 @@ class PhotoIndex:
             if self._store.version == before:
                 return False
             self._snapshot = self._keys = None
+            self._roots.read()
             return True
 
     def info(self) -> dict[str, Any]:
@@ -189,6 +220,7 @@ class PhotoIndex:
         snapshot = self._snapshot_now()
         columns = snapshot.columns
         placed = ~np.isnan(columns.latitudes)
+        used_roots = set(np.unique(columns.roots).tolist())  # a root whose photos all moved is not one anymore
         search: dict[str, Any] = {"kind": "exact"}
         if (approximate := snapshot.approximate) is not None:
             num_added = int(np.count_nonzero(columns.ids > approximate.last_id))
@@ -209,11 +241,18 @@ class PhotoIndex:
             "with_heading": int((~np.isnan(columns.headings)).sum()),
             "with_time": int((~np.isnan(columns.times)).sum()),
             "bounds": bounding_box(columns.latitudes[placed], columns.longitudes[placed]),
-            "created": self._record["created"],
+            "created": self._created,
             "model": dataclasses.asdict(self.spec),
             "settings": dataclasses.asdict(self.settings),
+            "roots": [
+                facts for root, facts in enumerate(self._roots.facts()) if root in used_roots or not len(columns)
+            ],
+            "with_accuracy": int((~np.isnan(columns.accuracies_m)).sum()),
+            "without_checksums": int(np.count_nonzero(columns.ids < self._store.checked_from)),
             "search": search,
-            "calibrated": self.read_record("calibration") is not None,
+            "calibrated": (calibration := self.read_record("calibration")) is not None,
+            "calibration": None if calibration is None else calibration.get("about"),
+            "calibration_failed": self.read_record("calibration_failed") if calibration is None else None,
             "pieces": self._store.num_fragments(),
             "num_bytes": self._store.num_bytes(),
         }
@@ -242,6 +281,26 @@ class PhotoIndex:
         """Store a record, as JSON, under a key."""
         self._check_writable()
         self._store.write_record(key, value)
+
+    # --- roots of photos ---------------------------------------------------------------------------------------------
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders of photos, as text, where they are now."""
+        return tuple(self._roots.folders)
+
+    def add_root(self, folder: str | Path) -> None:
+        """Store photos below a folder relative to it, unless it is below a root already."""
+        self._check_writable()
+        with self._guard:
+            self._roots.add(path_text(Path(folder).resolve()))
+
+    def set_model(self, model: str) -> None:
+        """Record another name or path of the model, which has the same checksum."""
+        self._check_writable()
+        if model != self.spec.model:
+            self.spec = dataclasses.replace(self.spec, model=model)
+            self._write_spec(model=dataclasses.asdict(self.spec))
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -292,10 +351,10 @@ class PhotoIndex:
         return AddResult(ids=ids, is_new=is_new)
 
     def _append(self, photos: list[NewPhoto], ids: np.ndarray, descriptors: np.ndarray) -> None:
-        names = ("latitude", "longitude", "heading", "time", "source", "key", "num_bytes", "modified_ns", "thumbnail")
-        rows: dict[str, Any] = {name: [getattr(photo, name) for photo in photos] for name in names}
-        # Lance stores UTF-8 only: bytes that are not text are escaped.
-        rows["path"] = [photo.path.encode("utf-8", "backslashreplace").decode() for photo in photos]
+        rows: dict[str, Any] = {name: [getattr(photo, name) for photo in photos] for name in PHOTO_COLUMNS}
+        rows["root"], rows["path"] = zip(
+            *(self._roots.stored_path(writable(photo.path)) for photo in photos), strict=True
+        )
         rows |= {"id": ids, "descriptor": descriptors.astype(self.settings.stored_dtype)}
         num_bytes = sum(len(photo.thumbnail) + len(photo.path) + ROW_BYTES for photo in photos)
         self._store.append(rows, rows["descriptor"].nbytes + num_bytes)
@@ -320,6 +379,20 @@ class PhotoIndex:
                 self._snapshot = None
             return len(present)
 
+    def move(self, ids: Sequence[int] | np.ndarray, photos: Sequence[NewPhoto]) -> None:
+        """Change the path, size and time of photos to those of another file with the same content."""
+        self._check_writable()
+        if not len(ids):
+            return
+        with self._guard:
+            roots, paths = zip(*(self._roots.stored_path(writable(photo.path)) for photo in photos), strict=True)
+            columns: dict[str, Sequence] = {"root": roots, "path": paths}
+            columns |= {
+                name: [getattr(photo, name) for photo in photos] for name in ("source", "num_bytes", "modified_ns")
+            }
+            self._store.replace_columns(np.asarray(ids, np.int64), columns)
+            self._snapshot = None
+
     def update_search(self, progress: Progress = no_progress, *, always: bool = False) -> bool:
         """Build the approximate search index, if the photos are many and it is missing or most of them changed since.
 
@@ -330,7 +403,8 @@ class PhotoIndex:
             count = self._store.count()
             if count <= self.settings.exact_rows:
                 return False
-            index = read_approximate_index(self._store)
+            is_intact = self._store.check_search_index()
+            index = read_approximate_index(self._store) if is_intact else None
             if index is not None and not always:
                 num_added = int(np.count_nonzero(self.columns().ids > index.last_id))
                 num_removed = index.count + num_added - count
@@ -341,20 +415,36 @@ class PhotoIndex:
                         self._store.optimize(forget_older_s=KEEP_VERSIONS_S)
                         self._snapshot = None
                     return False
+            if not is_intact:
+                self._store.drop_vector_index()  # Lance would read it
             build_approximate_index(self._store, progress)
             self._snapshot = None
             return True
 
     def compact(self, progress: Progress = no_progress) -> None:
-        """Join small files, free the space of removed photos, and build the search index again."""
+        """Join small files, free the space of removed photos, and build the search index again.
+
+        Photos stored by an earlier version get checksums.
+        """
         self._check_writable()
         with self._guard:
+            self._add_checksums()
             self._store.optimize(forget_older_s=0)
             self._snapshot = None
             if self.update_search(progress, always=True):
                 self._store.optimize(forget_older_s=0)  # the files of the former search index
             if is_local(self.address):  # where earlier versions kept their search structure
                 shutil.rmtree(Path(self.address) / "search", ignore_errors=True)
+
+    def _add_checksums(self) -> None:
+        """Rewrite the photos stored by an earlier version, with checksums."""
+        columns = self.columns()
+        ids = columns.ids[columns.ids < self._store.checked_from]
+        for at in range(0, len(ids), READ_ROWS):
+            self._store.replace_columns(ids[at : at + READ_ROWS], {})
+        if len(ids):
+            self._store.mark_all_checked()
+            self._snapshot = None
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
         """Id of the photo with each key, (n,) int64; -1 if there is none."""
@@ -363,10 +453,14 @@ class PhotoIndex:
 
     def stamps(self) -> dict[str, tuple[int, int, int]]:
         """Path -> (bytes, modification time in ns, id) of the photos that come from files."""
+        columns = self.columns()
+        path_of = dict(zip(columns.ids.tolist(), columns.paths(), strict=True))
         found = {}
-        for batch in self._store.scan(("id", "path", "num_bytes", "modified_ns")):
-            columns = (batch[name].to_pylist() for name in ("path", "num_bytes", "modified_ns", "id"))
-            found |= {path: (size, changed, photo_id) for path, size, changed, photo_id in zip(*columns, strict=True)}
+        for batch in self._store.scan(("id", "num_bytes", "modified_ns")):
+            values = (batch[name].to_pylist() for name in ("id", "num_bytes", "modified_ns"))
+            found |= {
+                path_of[photo_id]: (size, changed, photo_id) for photo_id, size, changed in zip(*values, strict=True)
+            }
         return found
 
     # --- helpers ------------------------------------------------------------------------------------------------------
@@ -416,26 +510,4 @@ class PhotoIndex:
             return read()
 
     def _load(self) -> Snapshot:
-        columns = self._store.columns()
-        if len(columns) <= self.settings.exact_rows:
-            return Snapshot(store=self._store, columns=columns, held=self._held(columns.ids), approximate=None)
-        approximate = read_approximate_index(self._store)
-        if approximate is None and self.can_write:
-            log.info("%s has no search index, building it", self.address)
-            approximate = build_approximate_index(self._store)
-            columns = self._store.columns()
-        elif approximate is None:
-            log.warning(
-                "%s has no search index: searches compare all photos and are slow. Run `cosplace index compact %s`.",
-                self.address, self.address,
-            )  # fmt: skip
-        else:
-            self._store.prewarm()
-        return Snapshot(store=self._store, columns=columns, held=None, approximate=approximate)
-
-    def _held(self, ids: np.ndarray) -> np.ndarray:
-        """Descriptors (n, D) as stored of all photos, by ascending id."""
-        held = np.empty((len(ids), self.spec.dimension), self.settings.stored_dtype)
-        for some, rows in self._store.descriptors() if len(ids) else ():
-            held[np.searchsorted(ids, some)] = rows
-        return held
+        return load_snapshot(self._store, self.settings, self._roots.placed, can_write=self.can_write)

@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.errors import DamagedIndexError
+from cosplace.index.checksums import path_check
+from cosplace.index.roots import join_path
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
@@ -27,7 +31,9 @@ class Matches:
     longitudes: np.ndarray  # (Q, K) float64 degrees, nan where unknown
     headings: np.ndarray  # (Q, K) float32 degrees clockwise from north, nan where unknown
     times: np.ndarray  # (Q, K) float64 seconds since 1970 (UTC), nan where unknown
-    paths: tuple[tuple[str, ...], ...]  # Q x K, "" for none
+    accuracies_m: np.ndarray  # (Q, K) float32 position error in meters, nan where unknown
+    names: tuple[tuple[str, ...], ...]  # Q x K, paths relative to the photos' root, "" for none
+    paths: tuple[tuple[str, ...], ...]  # Q x K, absolute paths, "" for none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +41,13 @@ class Photo:
     """One photo of an index; unknown values are None."""
 
     id: int
-    path: str
+    name: str  # path relative to the photos' root, with "/"
+    path: str  # absolute
     latitude: float | None
     longitude: float | None
     heading: float | None  # degrees clockwise from north
     time: float | None  # seconds since 1970 (UTC)
+    accuracy_m: float | None  # position error
     source: str
 
 
@@ -52,22 +60,41 @@ class Columns:
     longitudes: np.ndarray  # (I,) float64 degrees, nan where unknown
     headings: np.ndarray  # (I,) float32 degrees, nan where unknown
     times: np.ndarray  # (I,) float64 seconds since 1970 (UTC), nan where unknown
+    accuracies_m: np.ndarray  # (I,) float32 position error in meters, nan where unknown
     row_ids: np.ndarray  # (I,) uint64: row ids of Lance
-    texts: Any  # pyarrow strings: the paths
+    roots: np.ndarray  # (I,) int32: which of `folders` a photo is below
+    texts: Any  # pyarrow strings: the paths relative to it
+    folders: tuple[str, ...] = ("",)  # absolute
+    path_checks: np.ndarray | None = None  # (I,) int64 checksums of the texts, -1 for none
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def paths(self, rows: np.ndarray | Sequence[int] | None = None) -> list[str]:
-        """Paths of some rows, of all by default."""
+    def names(self, rows: np.ndarray | Sequence[int] | None = None) -> list[str]:
+        """Paths relative to the photos' roots, with "/", of some rows; of all by default.
+
+        Raises DamagedIndexError.
+        """
         if rows is None:
-            return self.texts.to_pylist()
-        return [self.texts[int(row)].as_py() for row in rows]
+            texts, rows = self.texts.to_pylist(), np.arange(len(self))
+        else:
+            texts = [self.texts[int(row)].as_py() for row in rows]
+        if self.path_checks is not None:
+            check_paths(self.ids[np.asarray(rows, np.int64)], texts, self.path_checks[np.asarray(rows, np.int64)])
+        return texts
+
+    def paths(self, rows: np.ndarray | Sequence[int] | None = None) -> list[str]:
+        """Absolute paths of some rows, of all by default."""
+        roots = self.roots if rows is None else self.roots[np.asarray(rows, np.int64)]
+        return [
+            join_path(self.folders[root], name) for root, name in zip(roots.tolist(), self.names(rows), strict=True)
+        ]
 
     def take(self, rows: np.ndarray) -> "Columns":
         """Select rows (int64), in the order given."""
         columns = {name: getattr(self, name)[rows] for name in NUMBERS}
-        return Columns(**columns, texts=self.texts.take(rows))
+        checks = None if self.path_checks is None else self.path_checks[rows]
+        return Columns(**columns, texts=self.texts.take(rows), folders=self.folders, path_checks=checks)
 
     def row_of(self, photo_id: int) -> int | None:
         """Row of a photo id; None if there is no such photo."""
@@ -82,28 +109,40 @@ class Columns:
 
         return Photo(
             id=int(self.ids[row]),
-            path=self.texts[row].as_py(),
+            name=self.texts[row].as_py(),
+            path=self.paths([row])[0],
             latitude=known(self.latitudes),
             longitude=known(self.longitudes),
             heading=known(self.headings),
             time=known(self.times),
+            accuracy_m=known(self.accuracies_m),
             source=source,
         )
 
 
-NUMBERS = ("ids", "latitudes", "longitudes", "headings", "times", "row_ids")
+NUMBERS = ("ids", "latitudes", "longitudes", "headings", "times", "accuracies_m", "row_ids", "roots")
+
+
+def check_paths(ids: np.ndarray, paths: Sequence[str], checks: np.ndarray) -> None:
+    """Compare paths as stored with their checksums (n,), -1 for none.  Raises DamagedIndexError."""
+    for photo_id, path, check in zip(ids.tolist(), paths, checks.tolist(), strict=True):
+        if check >= 0 and check != path_check(photo_id, path):
+            raise DamagedIndexError(
+                f"The stored path of photo {photo_id} is damaged. Run `cosplace index verify INDEX`."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPhoto:
     """A photo to add to an index, without its descriptor."""
 
-    path: str
+    path: str  # absolute
     key: str  # equal for identical photos: an index holds each key once
     latitude: float = float("nan")
     longitude: float = float("nan")
     heading: float = float("nan")
     time: float = float("nan")
+    accuracy_m: float = float("nan")  # position error
     source: str = ""
     num_bytes: int = 0  # of its file; 0 without a file
     modified_ns: int = 0  # modification time of its file

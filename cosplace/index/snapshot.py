@@ -1,21 +1,33 @@
 """The photos of an index at one moment, and the search among them.  Nothing here changes, so threads may share it.
 
 Up to `exact_rows` photos are held in memory and all of them are compared; more are searched with the approximate index
-of the store.  Legend: I photos, Q queries, K neighbors, D dimension.
+of the store.  Legend: I photos, Q queries, K neighbors, D dimension.  Side effects: `load_snapshot` reads the index.
 """
 
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from cosplace.index.approximate import ApproximateIndex, search_exactly
+from cosplace.config.index import IndexSettings
+from cosplace.index.approximate import (
+    ApproximateIndex,
+    build_approximate_index,
+    read_approximate_index,
+    search_exactly,
+)
 from cosplace.index.filters import SearchFilter
+from cosplace.index.lance import OutdatedError
 from cosplace.index.records import Columns, Matches
-from cosplace.index.store import OutdatedError, Store
+from cosplace.index.store import Store
 from cosplace.retrieval.search import nearest
 
 MAX_GATHERED = 5_000  # photos that pass a filter: up to so many are read and compared exactly
 NEAR_CANDIDATES = 4  # times k photos are searched in the box around a circle
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +92,10 @@ class Snapshot:
         """Rows of `columns` with these ids.  Raises OutdatedError if the store has changed since."""
         rows = np.minimum(np.searchsorted(self.columns.ids, ids), len(self.columns) - 1)
         if not np.array_equal(self.columns.ids[rows], ids):
-            raise OutdatedError("the photos have changed since they were read")
+            address = self.store.address
+            raise OutdatedError(
+                f"The search index of {address} has photos that are not in it. Run `cosplace index verify {address}`."
+            )
         return rows
 
     def _matches(self, rows: np.ndarray, similarities: np.ndarray, k: int) -> Matches:
@@ -103,5 +118,58 @@ class Snapshot:
             longitudes=values(columns.longitudes, np.nan),
             headings=values(columns.headings, np.nan),
             times=values(columns.times, np.nan),
-            paths=tuple(tuple("" if row < 0 else columns.texts[row].as_py() for row in line) for line in rows.tolist()),
+            accuracies_m=values(columns.accuracies_m, np.nan),
+            names=_texts(rows, columns.names),
+            paths=_texts(rows, columns.paths),
         )
+
+
+def _texts(rows: np.ndarray, read: Callable[[list[int]], list[str]]) -> tuple[tuple[str, ...], ...]:
+    """Texts of rows (Q, K); "" for rows of -1."""
+    return tuple(tuple(read([row for row in line if row >= 0]) + [""] * line.count(-1)) for line in rows.tolist())
+
+
+def load_snapshot(
+    store: Store, settings: IndexSettings, place: Callable[[Columns], Columns], *, can_write: bool
+) -> Snapshot:
+    """Read the photos of the version that the store reads, and what is needed to search them.
+
+    place: puts the roots of columns where they are now.  can_write: build a search index that is needed and missing.
+    """
+
+    def is_search_intact() -> bool:  # not checked for few photos, which are searched without it
+        return store.count() <= settings.exact_rows or store.check_search_index()
+
+    with ThreadPoolExecutor(1) as checker:
+        checked = checker.submit(is_search_intact)  # while the columns are read
+        columns = place(store.columns())
+    if len(columns) <= settings.exact_rows:
+        held = _read_descriptors(store, columns.ids, settings.stored_dtype)
+        return Snapshot(store=store, columns=columns, held=held, approximate=None)
+    is_intact = checked.result()
+    approximate = read_approximate_index(store) if is_intact else None
+    if approximate is None and can_write:
+        log.info("%s has no search index that can be used, building it", store.address)
+        if not is_intact:
+            store.drop_vector_index()
+        approximate = build_approximate_index(store)
+        columns = place(store.columns())
+    elif approximate is None:
+        log.warning(
+            "%s: searches compare all photos and are slow. Run `cosplace index compact %s`.",
+            f"{store.address} has no search index"
+            if is_intact
+            else f"The search index of {store.address} is damaged and not used",
+            store.address,
+        )
+    else:
+        store.prewarm()
+    return Snapshot(store=store, columns=columns, held=None, approximate=approximate)
+
+
+def _read_descriptors(store: Store, ids: np.ndarray, dtype: str) -> np.ndarray:
+    """Descriptors (I, D) as stored of all photos, by ascending id.  ids: (I,)."""
+    held = np.empty((len(ids), store.dimension), dtype)
+    for some, rows in store.descriptors() if len(ids) else ():
+        held[np.searchsorted(ids, some)] = rows
+    return held

@@ -2,95 +2,81 @@
 
     <address>/photos.lance     one row per photo: position, time, path, descriptor, thumbnail; search index
               records.lance    facts about the index: key -> JSON
+              checksums.json   checksums of all files (local addresses)
               .writer.lock     held by the one writer (local addresses)
 
 Every append or removal is one commit of Lance: after a kill the table holds all photos of a commit or none of them.
+What is read is checked, see `cosplace.index.checksums` and `cosplace.index.file_checksums`.
 Side effects: reads and writes that address.
 """
 
 import json
+import logging
 import os
 import shutil
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cosplace.errors import PhotoIndexError, StorageError
+from cosplace.errors import MissingIndexError, PhotoIndexError, StorageError
+from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descriptor_checks, numbers_checks, rest_checks
+from cosplace.index.file_checksums import FILE_NAME, SEARCH_FOLDER, CheckedFiles, damaged, is_local
+from cosplace.index.lance import OutdatedError, connect, translated_errors
+from cosplace.index.photo_table import (
+    ADDED_COLUMNS,
+    NARROW,
+    NO_ROOT,
+    WITH_DESCRIPTOR,
+    matrix,
+    with_checks,
+)
 from cosplace.index.records import Columns
 
-PHOTOS, RECORDS, LOCK = "photos", "records", ".writer.lock"
+PHOTOS, RECORDS = "photos", "records"
 SPARE_BYTES = 64_000_000  # kept free on the disk, for manifests of Lance
 READ_ROWS = 8192
 DELETE_ROWS = 5000  # ids in one expression
 VECTOR_INDEX = "descriptor_idx"
 CODE_BITS = 4  # per dimension of the codes of the search index
 REFINE = 2  # times k candidates are compared by their full descriptors
-NARROW = ("id", "latitude", "longitude", "heading", "time", "path")
+CHECKED_FROM = "checked_from"  # the record of the first id whose photo has checksums
 
-
-def is_local(address: str) -> bool:
-    """Whether an address is a folder, not object storage."""
-    return "://" not in address
+log = logging.getLogger(__name__)
 
 
 def has_index(address: str) -> bool:
     """Whether there is an index at the address.  Creates nothing."""
     if is_local(address) and not (Path(address) / f"{RECORDS}.lance").is_dir():
         return False
-    with _translated_errors(address):
-        return RECORDS in _connect(address).list_tables().tables
-
-
-def _connect(address: str) -> Any:
-    # Otherwise it prints a warning about every new table.
-    os.environ.setdefault("LANCEDB_LOG", "error")
-    os.environ.setdefault("LANCE_LOG", "error")
-    # Imported late: it takes a second and starts threads.
-    import lancedb
-
-    return lancedb.connect(address)
-
-
-def photo_schema(dimension: int, stored_dtype: str) -> Any:
-    """The columns of a photo."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("id", pa.int64()),
-            ("latitude", pa.float64()),
-            ("longitude", pa.float64()),
-            ("heading", pa.float32()),
-            ("time", pa.float64()),
-            ("path", pa.string()),
-            ("source", pa.string()),
-            ("key", pa.string()),
-            ("num_bytes", pa.int64()),
-            ("modified_ns", pa.int64()),
-            ("thumbnail", pa.binary()),
-            ("descriptor", pa.list_(pa.float16() if stored_dtype == "float16" else pa.float32(), dimension)),
-        ]
-    )
+    with translated_errors(address):
+        return RECORDS in connect(address).list_tables().tables
 
 
 class Store:
     """The tables of one address.  A reader stays at the version it opened until `catch_up`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, check: bool = True) -> None:
+        """Open the newest version.  check: compare the small files and the sizes of others with their checksums.
+
+        Raises MissingIndexError and DamagedIndexError.
+        """
         if not has_index(address):
             problem = "does not exist" if is_local(address) and not Path(address).exists() else "is not a photo index"
-            raise PhotoIndexError(
+            raise MissingIndexError(
                 f"{address} {problem}. Build an index with `cosplace index build DATASET --model MODEL --to {address}`."
             )
-        self.address = address
-        with _translated_errors(address):
-            database = _connect(address)
+        self.address, self.is_checked, self.files = address, check, CheckedFiles(address, check=check)
+        self.files.check()
+        with translated_errors(address):
+            database = connect(address)
             self.photos, self.records = database.open_table(PHOTOS), database.open_table(RECORDS)
+        self.files.check_versions(self._versions())
+        self.checked_from = 0
+        self._read_checked_from()
 
     @classmethod
     def create(cls, address: str, schema: Any, records: dict[str, dict[str, Any]]) -> "Store":
@@ -99,50 +85,137 @@ class Store:
 
         if has_index(address):
             raise PhotoIndexError(f"{address} already contains an index. Add photos to it, or choose another address.")
-        with _translated_errors(address):
+        with translated_errors(address):
             if is_local(address):
                 _make_folder(Path(address))
-            database = _connect(address)
+                (Path(address) / FILE_NAME).unlink(missing_ok=True)
+            database = connect(address)
             database.create_table(PHOTOS, schema=schema, mode="overwrite")
             # Last: its presence means that the index is complete.
             rows = {"key": list(records), "json": [json.dumps(value) for value in records.values()]}
             database.create_table(RECORDS, pa.table(rows))
-        return cls(address)
+        store = cls(address)
+        store.record_checksums()
+        return store
 
     @property
     def version(self) -> int:
         """Version of the photo table that is read."""
         return self.photos.version
 
+    @property
+    def dimension(self) -> int:
+        """D, the dimension of the descriptors."""
+        return int(self.photos.schema.field("descriptor").type.list_size)
+
+    def _versions(self) -> dict[str, int]:
+        return {PHOTOS: int(self.photos.version), RECORDS: int(self.records.version)}
+
+    def record_checksums(self, *, again: bool = False) -> None:
+        """Record the checksums of new files, after each commit.  again: of all files."""
+        with translated_errors(self.address):
+            self.files.record(self._versions(), again=again)
+
+    def check_search_index(self) -> bool:
+        """Whether the files of the search index are as they were written; without their checksums nobody knows."""
+        return not self.lacks_file_checksums() and self.files.is_search_intact(self.version)
+
+    def lacks_file_checksums(self) -> bool:
+        """Whether the checksums of the files were deleted: a writer of this version records them."""
+        has_checks = "numbers_check" in self.photos.schema.names
+        return has_checks and is_local(self.address) and not (Path(self.address) / FILE_NAME).is_file()
+
     def catch_up(self) -> None:
-        """Read the newest version from now on."""
-        with _translated_errors(self.address):
+        """Read the newest version from now on.  Raises MissingIndexError and DamagedIndexError."""
+        if is_local(self.address) and not (Path(self.address) / f"{RECORDS}.lance").is_dir():
+            raise MissingIndexError(f"{self.address} no longer exists. Restore it, or open another index.")
+        self.files.check()
+        with translated_errors(self.address):
             self.photos.checkout_latest()
             self.records.checkout_latest()
+        self.files.check_versions(self._versions())
+        self._read_checked_from()
+
+    def upgrade(self) -> None:
+        """Add the columns that an index of an earlier version lacks; its photos do not change."""
+        names = set(self.photos.schema.names)
+        missing = {name: value for name, value in ADDED_COLUMNS.items() if name not in names}
+        if missing:
+            log.info("%s: adding columns that earlier versions did not have", self.address)
+            ids = self.columns().ids
+            self.write_record(CHECKED_FROM, {"id": int(ids.max(initial=-1)) + 1})
+            with translated_errors(self.address):
+                self.photos.add_columns(missing)
+            self.record_checksums()
+        self._read_checked_from()
+
+    def mark_all_checked(self) -> None:
+        """Record that all photos have checksums."""
+        self.write_record(CHECKED_FROM, {"id": 0})
+        self._read_checked_from()
+
+    def _read_checked_from(self) -> None:
+        has_checks = "numbers_check" in self.photos.schema.names
+        record = self.read_record(CHECKED_FROM) if has_checks else None
+        self.checked_from = np.iinfo(np.int64).max if not has_checks else 0 if record is None else int(record["id"])
 
     # --- photos ------------------------------------------------------------------------------------------------------
 
     def columns(self, newer_than: int | None = None) -> Columns:
-        """All photos, or those whose id is larger, without descriptors and thumbnails; by ascending id."""
-        with _translated_errors(self.address):
-            query = self.photos.search().select(list(NARROW)).with_row_id(True)
+        """All photos, or those whose id is larger, without descriptors and thumbnails; by ascending id.
+
+        Their paths are as stored, with the root NO_ROOT where they are whole.  Raises DamagedIndexError.
+        """
+        with translated_errors(self.address):
+            query = self.photos.search().select(self._present(NARROW)).with_row_id(True)
             if newer_than is not None:
                 query = query.where(f"id > {newer_than}")
             table = query.to_arrow().sort_by("id").combine_chunks()
-        numbers = {name: table[name].to_numpy() for name in ("id", "latitude", "longitude", "heading", "time")}
+            ids = table["id"].to_numpy()
+            numbers = {name: self._numbers(table, name) for name in NUMBER_COLUMNS}
+        if (np.diff(ids) <= 0).any():
+            raise damaged(self.address, "an id occurs twice")
+        if self.checked_from <= ids.max(initial=-1):
+            self._check(ids, table, "numbers_check", numbers_checks(ids, numbers))
+        checks = np.full(len(ids), -1, np.int64)
+        if "path_check" in table.schema.names:
+            checks = np.where(ids >= self.checked_from, table["path_check"].to_numpy().astype(np.int64), checks)
         return Columns(
-            ids=numbers["id"],
+            ids=ids,
             latitudes=numbers["latitude"],
             longitudes=numbers["longitude"],
             headings=numbers["heading"],
             times=numbers["time"],
+            accuracies_m=numbers["accuracy_m"],
             row_ids=table["_rowid"].to_numpy(),
+            roots=numbers["root"],
             texts=table["path"],
+            path_checks=checks,
         )
+
+    def _present(self, names: Sequence[str]) -> list[str]:
+        """Those of some columns that the table has; an index of an earlier version lacks some."""
+        present = set(self.photos.schema.names)
+        return [name for name in names if name in present]
+
+    def _numbers(self, table: Any, name: str) -> np.ndarray:
+        if name in table.schema.names:
+            return table[name].to_numpy()
+        return np.full(len(table), NO_ROOT if name == "root" else np.nan, NUMBER_COLUMNS[name])
+
+    def _check(self, ids: np.ndarray, table: Any, column: str, checks: np.ndarray) -> None:
+        """Compare checksums (n,) with the stored ones.  Raises DamagedIndexError."""
+        if not self.is_checked or column not in table.schema.names:
+            return
+        wrong = (checks != table[column].to_numpy()) & (ids >= self.checked_from)
+        if wrong.any():
+            num_others = int(wrong.sum()) - 1
+            others = f" and {num_others} other{'s' if num_others > 1 else ''}" if num_others else ""
+            raise damaged(self.address, f"the {PARTS[column]} of photo {ids[wrong][0]}{others} has changed")
 
     def scan(self, names: Sequence[str], *, newer_than: int | None = None) -> Generator[Any]:
         """Record batches of some columns of all photos, or of those whose id is larger."""
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             query = self.photos.search().select(list(names))
             if newer_than is not None:
                 query = query.where(f"id > {newer_than}")
@@ -150,35 +223,51 @@ class Store:
 
     def descriptors(self, newer_than: int | None = None) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """(ids (n,), descriptors (n, D) as stored) of all photos, or of those whose id is larger, in batches."""
-        for batch in self.scan(("id", "descriptor"), newer_than=newer_than):
-            yield batch["id"].to_numpy(), _matrix(batch["descriptor"])
+        for batch in self.scan(self._present(WITH_DESCRIPTOR), newer_than=newer_than):
+            yield self._checked_descriptors(batch)
+
+    def _checked_descriptors(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (n,) and descriptors (n, D) as stored.  Raises DamagedIndexError."""
+        ids, column = table["id"].to_numpy(), table["descriptor"]
+        descriptors = matrix(column.combine_chunks() if hasattr(column, "combine_chunks") else column)
+        if "descriptor_check" in table.schema.names:
+            self._check(ids, table, "descriptor_check", descriptor_checks(ids, descriptors))
+        return ids, descriptors
 
     def descriptors_at(self, row_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Descriptors (n, D) as stored of some photos, in the order given; ids may repeat."""
-        table = self._take(row_ids, ("id", "descriptor"))
-        found = table["id"].to_numpy()
+        found, descriptors = self._checked_descriptors(self._take(row_ids, WITH_DESCRIPTOR))
         order = np.argsort(found)
-        places = order[np.searchsorted(found[order], ids)]
-        return _matrix(table["descriptor"].combine_chunks())[places]
+        places = order[np.minimum(np.searchsorted(found[order], ids), len(order) - 1)]
+        if not np.array_equal(found[places], ids):
+            raise OutdatedError(f"The photos of {self.address} have changed. Read the index again.")
+        return descriptors[places]
 
     def descriptors_of(self, ids: np.ndarray) -> np.ndarray:
         """Descriptors (n, D) as stored of some photos by ascending id."""
         rows: dict[int, np.ndarray] = {}
         for at in range(0, len(ids), DELETE_ROWS):
             some = ", ".join(map(str, ids[at : at + DELETE_ROWS].tolist()))
-            with _translated_errors(self.address):
-                table = self.photos.search().where(f"id IN ({some})").select(["id", "descriptor"]).to_arrow()
-            matrix = _matrix(table["descriptor"].combine_chunks())
-            rows |= dict(zip(table["id"].to_pylist(), matrix, strict=True))
+            with translated_errors(self.address):
+                columns = self._present(WITH_DESCRIPTOR)
+                table = self.photos.search().where(f"id IN ({some})").select(columns).to_arrow()
+            found, matrix = self._checked_descriptors(table)
+            rows |= dict(zip(found.tolist(), matrix, strict=True))
         return np.stack([rows[photo_id] for photo_id in ids.tolist()])
 
-    def values_at(self, row_id: int, names: Sequence[str]) -> dict[str, Any]:
-        """Some columns of one photo."""
-        return self._take(np.array([row_id], np.uint64), names).to_pylist()[0]
+    def values_at(self, row_id: int, photo_id: int) -> dict[str, Any]:
+        """The REST_COLUMNS of one photo.  Raises DamagedIndexError."""
+        table = self._take(np.array([row_id], np.uint64), ("id", *REST_COLUMNS, "rest_check"))
+        ids = table["id"].to_numpy()
+        if ids.tolist() != [photo_id]:
+            raise OutdatedError(f"Photo {photo_id} is no longer in {self.address}. Read the index again.")
+        columns = {name: table[name].to_pylist() for name in REST_COLUMNS}
+        self._check(ids, table, "rest_check", rest_checks(ids, columns))
+        return {name: values[0] for name, values in columns.items()}
 
     def _take(self, row_ids: np.ndarray, names: Sequence[str]) -> Any:
-        with _translated_errors(self.address):
-            return self.photos.take_row_ids(np.unique(row_ids).tolist()).select(list(names)).to_arrow()
+        with translated_errors(self.address):
+            return self.photos.take_row_ids(np.unique(row_ids).tolist()).select(self._present(names)).to_arrow()
 
     def append(self, rows: dict[str, Any], num_bytes: int) -> None:
         """Add photos in one commit; they are stored when this returns.  rows: columns of the schema."""
@@ -189,24 +278,56 @@ class Store:
         dtype = schema.field("descriptor").type
         descriptors = np.ascontiguousarray(rows["descriptor"])
         flat = pa.array(descriptors.reshape(-1), type=dtype.value_type)
-        arrays = {**rows, "descriptor": pa.FixedSizeListArray.from_arrays(flat, type=dtype)}
+        arrays = {**with_checks(rows), "descriptor": pa.FixedSizeListArray.from_arrays(flat, type=dtype)}
         table = pa.table([pa.array(arrays[name], type=schema.field(name).type) for name in schema.names], schema=schema)
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             self.photos.add(table)
+        self.record_checksums()
+
+    def replace_columns(self, ids: np.ndarray, columns: dict[str, Sequence]) -> None:
+        """Replace some columns of some photos, in one commit.  columns: (n,) each, in the order of ids."""
+        import pyarrow as pa
+
+        self._check_disk(0)
+        with translated_errors(self.address):
+            table = self.photos.search().where(f"id IN ({', '.join(map(str, ids.tolist()))})").to_arrow()
+        table = table.select(self.photos.schema.names)
+        found, descriptors = self._checked_descriptors(table)
+        rows: dict[str, Any] = {name: table[name].to_pylist() for name in table.schema.names if name != "descriptor"}
+        self._check(
+            found, table, "numbers_check", numbers_checks(found, {n: table[n].to_numpy() for n in NUMBER_COLUMNS})
+        )
+        self._check(found, table, "rest_check", rest_checks(found, rows))
+        place_of = {photo_id: place for place, photo_id in enumerate(ids.tolist())}
+        for name, values in columns.items():
+            rows[name] = [values[place_of[photo_id]] for photo_id in found.tolist()]
+        rows = with_checks(rows | {"id": found, "descriptor": descriptors})
+        arrays = [
+            table[name].combine_chunks()
+            if name == "descriptor"
+            else pa.array(rows[name], type=table.schema.field(name).type)
+            for name in table.schema.names
+        ]
+        with translated_errors(self.address):
+            new = pa.table(arrays, schema=self.photos.schema)
+            self.photos.merge_insert("id").when_matched_update_all().execute(new)
+        self.record_checksums()
 
     def remove(self, ids: np.ndarray) -> None:
         """Remove photos by id."""
         for at in range(0, len(ids), DELETE_ROWS):
-            with _translated_errors(self.address):
+            with translated_errors(self.address):
                 self.photos.delete(f"id IN ({', '.join(map(str, ids[at : at + DELETE_ROWS].tolist()))})")
+        self.record_checksums()
 
     def optimize(self, *, forget_older_s: float) -> None:
         """Join small files, drop removed photos, bring the search index up to date; forget older versions."""
-        with _translated_errors(self.address), warnings.catch_warnings():
+        with translated_errors(self.address), warnings.catch_warnings():
             # Lance warns that readers of older versions fail; ours retry with the newest one.
             warnings.simplefilter("ignore", UserWarning)
             for table in (self.photos, self.records):
                 table.optimize(cleanup_older_than=timedelta(seconds=forget_older_s))
+        self.record_checksums()
 
     # --- search ------------------------------------------------------------------------------------------------------
 
@@ -214,27 +335,35 @@ class Store:
         """Build the approximate search index over all photos, replacing the one that is there."""
         from lancedb.index import IvfFlat, IvfRq
 
-        dimension = self.photos.schema.field("descriptor").type.list_size
-        if dimension % 8 == 0:
+        if self.dimension % 8 == 0:
             config = IvfRq(distance_type="l2", num_partitions=num_partitions, num_bits=CODE_BITS)
         else:  # RaBitQ needs a multiple of 8
             config = IvfFlat(distance_type="l2", num_partitions=num_partitions)
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             self.photos.create_index("descriptor", config=config, name=VECTOR_INDEX, replace=True)
+        self.record_checksums()
+
+    def drop_vector_index(self) -> None:
+        """Remove a damaged search index, and its files; readers that use them continue with the newest version."""
+        with translated_errors(self.address):
+            self.photos.drop_index(VECTOR_INDEX)
+            if is_local(self.address):
+                shutil.rmtree(Path(self.address) / f"{PHOTOS}.lance" / SEARCH_FOLDER, ignore_errors=True)
+        self.record_checksums()
 
     def has_vector_index(self) -> bool:
         """Whether there is an approximate search index."""
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             return any(index.name == VECTOR_INDEX for index in self.photos.list_indices())
 
     def prewarm(self) -> None:
         """Read the search index into memory, so that the first search is as fast as the others."""
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             self.photos.prewarm_index(VECTOR_INDEX)
 
     def search_index_state(self) -> tuple[int, int]:
         """Number of photos that the search index does not cover yet, and of the parts that updates have left in it."""
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             statistics = self.photos.index_stats(VECTOR_INDEX)
         return (0, 0) if statistics is None else (int(statistics.num_unindexed_rows), int(statistics.num_indices))
 
@@ -243,22 +372,26 @@ class Store:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids (n,) and descriptors (n, D) as stored of the k nearest photos by the search index, at most k.
 
-        Photos that are not in the index yet are compared too; without an index, all are.  num_probed: partitions to
-        look into.  condition: SQL that photos must meet; then more partitions are probed until k photos are found.
+        Photos that are not in the index yet are compared too.  num_probed: partitions to look into; None: compare all
+        photos, without the index.  condition: SQL that photos must meet; then more partitions are probed until k photos
+        are found.
         """
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             search = self.photos.search(query, vector_column_name="descriptor").distance_type("l2").limit(k)
-            if num_probed is not None:
+            if num_probed is None:
+                search = search.bypass_vector_index()
+            else:
                 search = search.minimum_nprobes(num_probed).maximum_nprobes(0 if condition else num_probed)
                 search = search.refine_factor(REFINE)
             if condition:
                 search = search.where(condition, prefilter=True)
-            table = search.select(["id", "descriptor", "_distance"]).to_arrow()  # without _distance Lance warns
-        return table["id"].to_numpy(), _matrix(table["descriptor"].combine_chunks())
+            # Without _distance Lance warns.
+            table = search.select([*self._present(WITH_DESCRIPTOR), "_distance"]).to_arrow()
+        return self._checked_descriptors(table)
 
     def count(self) -> int:
         """Number of photos."""
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             return int(self.photos.count_rows())
 
     def keys_of(self, ids: np.ndarray) -> dict[str, int]:
@@ -266,7 +399,7 @@ class Store:
         found: dict[str, int] = {}
         for at in range(0, len(ids), DELETE_ROWS):
             some = ", ".join(map(str, ids[at : at + DELETE_ROWS].tolist()))
-            with _translated_errors(self.address):
+            with translated_errors(self.address):
                 rows = self.photos.search().where(f"id IN ({some})").select(["id", "key"]).to_arrow()
             found |= zip(rows["key"].to_pylist(), rows["id"].to_pylist(), strict=True)
         return found
@@ -286,9 +419,17 @@ class Store:
 
     def read_record(self, key: str) -> dict[str, Any] | None:
         """The record of a key; None if there is none."""
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             rows = self.records.search().where(f"key = '{_checked(key)}'").select(["json"]).to_arrow()
-        return json.loads(rows["json"][0].as_py()) if len(rows) else None
+        if not len(rows):
+            return None
+        try:
+            record = json.loads(rows["json"][0].as_py())
+        except ValueError as error:
+            raise damaged(self.address, f"the record '{key}' cannot be read") from error
+        if not isinstance(record, dict):
+            raise damaged(self.address, f"the record '{key}' cannot be read")
+        return record
 
     def write_record(self, key: str, value: dict[str, Any]) -> None:
         """Set the record of a key, in one commit."""
@@ -296,8 +437,9 @@ class Store:
 
         self._check_disk(0)
         row = pa.table({"key": [_checked(key)], "json": [json.dumps(value)]})
-        with _translated_errors(self.address):
+        with translated_errors(self.address):
             self.records.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(row)
+        self.record_checksums()
 
     def _check_disk(self, num_bytes: int) -> None:
         if not is_local(self.address):
@@ -310,11 +452,6 @@ class Store:
             )
 
 
-def _matrix(descriptors: Any) -> np.ndarray:
-    width = descriptors.type.list_size
-    return descriptors.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-
-
 def _checked(key: str) -> str:
     assert key.replace("_", "").replace("-", "").isalnum(), key
     return key
@@ -325,71 +462,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"Cannot write to {folder} ({error.strerror}). Choose another folder.") from error
-
-
-# --- writer lock ---------------------------------------------------------------------------------------------------
-
-
-class WriterLock:
-    """The right to write a local index; it ends with the process that holds it."""
-
-    def __init__(self, address: str) -> None:
-        """Take the lock.  Raises PhotoIndexError if another writer holds it."""
-        self.file = None
-        if not is_local(address):  # on object storage, writers must be coordinated by the user
-            return
-        path = Path(address) / LOCK
-        try:
-            import fcntl
-        except ImportError:  # Windows: the user must make sure that there is one writer
-            return
-        try:
-            self.file = path.open("a+")
-        except OSError as error:
-            raise StorageError(f"Cannot write to {address} ({error.strerror}). Open it for reading only.") from error
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.file.seek(0)
-            pid = self.file.read().strip() or "unknown"
-            self.file.close()
-            raise PhotoIndexError(
-                f"{address} is in use by another writer (pid {pid}). Wait until it ends, or stop it."
-            ) from error
-        self.file.truncate(0)
-        self.file.write(str(os.getpid()))
-        self.file.flush()
-
-    def release(self) -> None:
-        """Allow other writers."""
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-
-
-# --- errors of Lance --------------------------------------------------------------------------------------------------
-
-
-class OutdatedError(Exception):
-    """A writer has removed the version that is read: catch up and read again."""
-
-
-@contextmanager
-def _translated_errors(address: str) -> Generator[None]:
-    """Turn errors of Lance into errors that say what to do."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        if "os error 28" in text or "No space left" in text:
-            raise StorageError(
-                f"{address}: no space left on the disk. Free some space and run the command again; all photos so far "
-                "are kept."
-            ) from error
-        if "Permission denied" in text or "Read-only" in text:
-            raise StorageError(f"Cannot write to {address} (permission denied). Choose another address.") from error
-        if "Not found" in text or "was not found" in text:
-            raise OutdatedError(text) from error
-        if isinstance(error, FileExistsError):
-            raise StorageError(f"{address} is a file, not a folder. Choose another address.") from error
-        raise PhotoIndexError(f"Cannot read or write {address}: {text[:200]}") from error

@@ -12,6 +12,9 @@ Files, each importing only files listed above it:
     sequences       a track from frames in time order
     localizer       photos in, locations out
     photo_changes   photos in other light and other crops, images that show no place
+    seen_photos     corrections for photos that the model was trained on
+    queries         photos to calibrate an index with
+    leave_one_out   matches of photos of the index as if they were new
     calibration     fit the confidence on the photos of an index
     tracks          times of frames, frames of a video, GPX
     reranking       check doubtful answers with local features

@@ -1,11 +1,11 @@
 """The answer for a photo: where it was taken, the confidence, the matches; as text, JSON, GeoJSON and CSV.  Pure."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from cosplace.photos.paths import csv_line, printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,8 @@ class Match:
     heading: float | None  # degrees clockwise from north
     similarity: float  # cosine
     distance_m: float | None  # to the estimated position, also if that is below the threshold and not reported
+    accuracy_m: float | None = None  # error of its position; None if it is unknown
+    name: str = ""  # the path relative to the photos' root, for clients of a server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class Location:
     unknown: bool
     reason: str  # why the position is unknown, or a note on the answer; "" otherwise
     neighbours: tuple[Match, ...]  # best first
+    calibrated: bool = True  # whether the confidence is a probability, not only the share of votes that agree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "longitude": _round(answer.longitude, 7),
         "radius_m": _round(answer.radius_m, 1),
         "confidence": round(answer.confidence, 4),
+        "calibrated": answer.calibrated,
         "unknown": answer.unknown,
         "reason": answer.reason,
         "neighbours": [
@@ -99,9 +103,7 @@ CSV_COLUMNS = ("photo", "latitude", "longitude", "radius_m", "confidence", "unkn
 
 def csv_text(answers: Sequence[Answer]) -> str:
     """A table with one line per photo; `nearest` and `similarity` are of the first match."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
+    lines = [csv_line(CSV_COLUMNS)]
     for answer in answers:
         row = as_json(answer)
         if isinstance(answer, Unreadable):
@@ -109,8 +111,8 @@ def csv_text(answers: Sequence[Answer]) -> str:
         elif answer.neighbours:
             first = row["neighbours"][0]
             row |= {"nearest": first["path"], "similarity": first["similarity"]}
-        table.writerow(row)
-    return text.getvalue()
+        lines.append(csv_line([row.get(column, "") for column in CSV_COLUMNS]))
+    return "".join(lines)
 
 
 def map_url(latitude: float, longitude: float) -> str:
@@ -122,16 +124,20 @@ def map_url(latitude: float, longitude: float) -> str:
 def plain_text(answer: Answer, num_matches: int = 3) -> str:
     """The answer as a few lines of text."""
     if isinstance(answer, Unreadable):
-        return f"{answer.photo}\n  error: {answer.error}"
-    lines = [answer.photo]
+        return f"{printable(answer.photo)}\n  error: {answer.error}"
+    lines = [printable(answer.photo)]
     if answer.latitude is None or answer.longitude is None:
         lines.append(f"  unknown ({answer.reason})")
     else:
         radius = "" if answer.radius_m is None else f" ± {answer.radius_m:.0f} m"
-        lines.append(f"  {answer.latitude:.6f}, {answer.longitude:.6f}{radius}, confidence {answer.confidence:.0%}")
+        lines.append(
+            f"  {answer.latitude:.6f}, {answer.longitude:.6f}{radius}, "
+            f"{'confidence' if answer.calibrated else 'uncalibrated,'} {answer.confidence:.0%}"
+            f"{'' if answer.calibrated else ' of the votes agree'}"
+        )
         lines.append(f"  {map_url(answer.latitude, answer.longitude)}")
         lines += [f"  {answer.reason}"] if answer.reason else []
     for match in answer.neighbours[:num_matches]:
         distance = "no position" if match.distance_m is None else f"{match.distance_m:7.1f} m away"
-        lines.append(f"    {match.similarity:.3f}  {distance}  {match.path}")
+        lines.append(f"    {match.similarity:.3f}  {distance}  {printable(match.path)}")
     return "\n".join(lines)

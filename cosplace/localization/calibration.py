@@ -1,69 +1,81 @@
-"""Calibrate the confidence of an index with its own photos.
+"""Calibrate the confidence of an index.
 
 Photos of the index are located as if they were new.  The photo itself is hidden, and so is all that was captured at the
 same place and time.  Some of the photos are also encoded again in other light and another crop, because photos of users
 are less similar to the index than photos of one drive are to each other.  Out-of-index photos are the same photos with
-all photos within 100 m hidden, and images that show no place.  Legend: I photos of the index, N queries or examples,
-K matches.
+all photos within 100 m hidden, and images that show no place.
+
+A photo that the model was trained on is recognized more easily than a new one.  If the model's card lists these
+photos, they are not used as queries; if the index has too few others, `seen_photos` corrects for them.  Photos that are
+not in the index can be used instead.  Legend: I photos of the index, N queries or examples, K matches.
 """
 
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from cosplace.errors import ConfigError
+from cosplace.errors import ConfigError, CosPlaceError
 from cosplace.geo import ecef_from_lla, geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex
-from cosplace.index.photo_pixels import photo_pixels
 from cosplace.index.records import Columns
-from cosplace.localization.confidence import NUM_FOLDS, Calibration, Examples, as_record, fit_calibration
+from cosplace.localization.confidence import (
+    NUM_FOLDS,
+    Calibration,
+    Examples,
+    as_record,
+    check_examples,
+    fit_calibration,
+)
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE, fuse
-from cosplace.localization.localizer import CALIBRATION_RECORD, NUM_FUSED, open_index_encoder
-from cosplace.localization.photo_changes import alter_photo, images_without_place
+from cosplace.localization.leave_one_out import BLOCK_ROWS, find_matches
+from cosplace.localization.localizer import (
+    CALIBRATION_RECORD,
+    FAILED_RECORD,
+    NUM_FUSED,
+    open_index_encoder,
+    read_calibration,
+)
+from cosplace.localization.queries import (
+    Queries,
+    altered_queries,
+    queries_of_folder,
+    queries_of_index,
+    queries_without_place,
+)
+from cosplace.localization.seen_photos import (
+    MIN_UNSEEN,
+    QueryMatches,
+    num_corrected_queries,
+    unseen_matches,
+)
 from cosplace.localization.signals import compute_signals
 from cosplace.models.encoder import Encoder
+from cosplace.models.training_card import TrainingCard, ValidationMatches, read_training_card
+from cosplace.photos.paths import path_text
+from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
+MIN_PHOTOS = 100  # with a position: with fewer, the share of correct answers is known to 10 points at best
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
-NUM_WITHOUT_PLACE = 60  # images that show no place
-SAME_PLACE_M = 1.0
-OUT_OF_INDEX_M = 100.0  # photos within this distance are hidden from out-of-index queries
 AREA_M = 100.0  # sides of the squares whose photos share a fold
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
 MAX_COMPARED_ERROR_M = 50.0  # larger errors count as this when temperatures are compared
-BLOCK_ROWS = 16_384
-TASK = "calibrating"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queries:
-    """Photos to locate, with their true positions."""
-
-    descriptors: np.ndarray  # (N, D) float32
-    rows: np.ndarray  # (N,) int64: row of the photo in the index, -1 for an image that shows no place
-    latitudes: np.ndarray  # (N,) float64, nan without a place
-    longitudes: np.ndarray  # (N,) float64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryMatches:
-    """The matches of each query; -inf if there are fewer than K, nan without a position."""
-
-    similarities: np.ndarray  # (N, K)
-    latitudes: np.ndarray  # (N, K)
-    longitudes: np.ndarray  # (N, K)
-    in_index: np.ndarray  # (N,) bool: a photo within 25 m was not hidden
+log = logging.getLogger(__name__)
 
 
 def calibrate(
     index: PhotoIndex,
     *,
     encoder: Encoder | None = None,
+    queries: str | Path | None = None,
     num_queries: int = NUM_QUERIES,
     num_altered: int = NUM_ALTERED,
     device: str = "auto",
@@ -73,20 +85,29 @@ def calibrate(
     """Calibrate an index that is open for writing, and store the result with it.
 
     encoder: the model of the index, opened if not given.
+    queries: folder of photos with positions, neither in the index nor in the training set of the model, to use instead
+    of the photos of the index.
     num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
     of photos of users is less reliable.
     Raises ConfigError for an index with too few photos or places.
     """
     started = time.perf_counter()
-    calibration = compute_calibration(
-        index,
-        encoder=encoder,
-        num_queries=num_queries,
-        num_altered=num_altered,
-        device=device,
-        seed=seed,
-        progress=progress,
-    )
+    try:
+        calibration = compute_calibration(
+            index,
+            encoder=encoder,
+            queries=queries,
+            num_queries=num_queries,
+            num_altered=num_altered,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+    except ConfigError as error:
+        if queries is None and read_calibration(index) is None:
+            # The index still answers, marked as uncalibrated: advice to calibrate it would not help.
+            index.write_record(FAILED_RECORD, {"num_photos": len(index), "reason": str(error)})
+        raise
     record = as_record(calibration)
     record["about"] |= {"seconds": round(time.perf_counter() - started, 1)}
     index.write_record(CALIBRATION_RECORD, record)
@@ -97,6 +118,7 @@ def compute_calibration(
     index: PhotoIndex,
     *,
     encoder: Encoder | None = None,
+    queries: str | Path | None = None,
     num_queries: int = NUM_QUERIES,
     num_altered: int = NUM_ALTERED,
     device: str = "auto",
@@ -110,46 +132,56 @@ def compute_calibration(
         )
     rng = np.random.default_rng([seed, 25])
     columns = index.columns()
-    located = np.flatnonzero(np.isfinite(columns.latitudes) & np.isfinite(columns.longitudes))
-    if len(located) < 2 * NUM_FOLDS:
+    is_located = np.isfinite(columns.latitudes) & np.isfinite(columns.longitudes)
+    located = np.flatnonzero(is_located & ~(columns.accuracies_m > RADIUS_M))  # others have no exact position
+    if len(located) < MIN_PHOTOS:
         raise ConfigError(
-            f"Calibration needs {2 * NUM_FOLDS} photos with a position, the index has {len(located)}. Add at least "
-            f"{2 * NUM_FOLDS - len(located)} more."
+            f"Calibration needs {MIN_PHOTOS} photos with a position, the index has {len(located)}. Add at least "
+            f"{MIN_PHOTOS - len(located)} more."
         )
-    rows = np.sort(rng.permutation(located)[:num_queries])
-    parts = [_queries(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
-    num_without_place = 0
+    # These keys are stored with the index.
+    about: dict[str, Any] = {"num_photos": len(columns), "num_queries": 0, "num_described_anew": 0, "num_non_places": 0}
+    correction: ValidationMatches | None = None
+    with_images_without_place = queries is not None or num_altered > 0
+    if queries is not None:
+        encoder = open_index_encoder(index, device) if encoder is None else encoder
+        parts = [queries_of_folder(Path(queries), encoder, num_queries, rng, progress)]
+        num_altered = 0
+        about |= {"queries": path_text(queries)}
+    else:
+        located, correction, facts = _choose_photos(index, encoder, columns, located)
+        about |= facts
+        if correction is not None:
+            num_queries = min(num_queries, num_corrected_queries(correction))
+            num_altered = 0  # the similarities are already lowered
+        rows = np.sort(rng.permutation(located)[:num_queries])
+        parts = [queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
+        if num_altered and len(columns) <= BLOCK_ROWS:  # too few examples are detected before photos are encoded
+            found = find_matches(index, columns, parts[0], no_progress, 0, correction)
+            check_examples(_all_examples(found, parts[0], correction, np.random.default_rng(seed))[0])
+    about["num_queries"] = len(parts[0].rows)
+    num_altered = min(num_altered, len(parts[0].rows))
     if num_altered:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         altered_rows = np.sort(rng.permutation(rows)[:num_altered])
-        parts.append(_altered_queries(index, encoder, columns, altered_rows, rng, progress))
-        parts.append(_queries_without_place(encoder, rng))
-        num_without_place = len(parts[-1].rows)
-    queries = _concatenate(parts)
-    as_new, out_of_index = _find_matches(index, columns, queries, progress, min(num_altered, len(rows)))
-    folds = _folds(queries, rng)
-    shows_place = queries.rows >= 0
-    temperature = _best_temperature(as_new, queries, shows_place & as_new.in_index)
-    examples = _concatenate(
-        [
-            _examples(as_new, queries, folds, temperature, shows_place),
-            _examples(out_of_index, queries, folds, temperature, np.ones_like(shows_place)),
-        ]
-    )
-    about = {
-        "num_photos": len(columns),
-        "num_queries": len(rows),
-        "num_described_anew": len(queries.rows) - len(rows) - num_without_place,
-        "num_non_places": num_without_place,
+        parts.append(altered_queries(index, encoder, columns, altered_rows, rng, progress))
+        about["num_described_anew"] = len(parts[-1].rows)
+    if with_images_without_place:
+        encoder = open_index_encoder(index, device) if encoder is None else encoder
+        parts.append(queries_without_place(encoder, rng))
+        about["num_non_places"] = len(parts[-1].rows)
+    found = find_matches(index, columns, _concatenate(parts), progress, num_altered, correction)
+    examples, temperature = _all_examples(found, _concatenate(parts), correction, rng)
+    about |= {
         "num_examples": len(examples.correct),
         "num_right": int(examples.correct.sum()),
         "num_elsewhere": int(examples.out_of_index.sum()),
         "seed": seed,
-    }  # these keys are stored with the index
+    }
     return fit_calibration(examples, temperature=temperature, agree_m=AGREE_M, about=about)
 
 
-T = TypeVar("T", Queries, Examples)
+T = TypeVar("T", Queries, QueryMatches, Examples)
 
 
 def _concatenate(parts: Sequence[T]) -> T:
@@ -157,49 +189,60 @@ def _concatenate(parts: Sequence[T]) -> T:
     return type(parts[0])(**columns)
 
 
-# --- queries ---------------------------------------------------------------------------------------------------------
+# --- training photos -------------------------------------------------------------------------------------------------
 
 
-def _queries(columns: Columns, rows: np.ndarray, descriptors: np.ndarray) -> Queries:
-    return Queries(
-        descriptors=descriptors, rows=rows, latitudes=columns.latitudes[rows], longitudes=columns.longitudes[rows]
+def _choose_photos(
+    index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray
+) -> tuple[np.ndarray, ValidationMatches | None, dict[str, Any]]:
+    """Rows of the photos to use as queries, the matches to correct them with, and facts to store."""
+    card = _training_card(index, encoder)
+    if card is None:
+        return located, None, {}
+    points = Viewpoints(
+        latitudes=columns.latitudes[located],
+        longitudes=columns.longitudes[located],
+        headings=columns.headings[located],
+        times=columns.times[located],
     )
+    status = card.photos.status(points)
+    seen, unseen, decided = located[status == SEEN], located[status == UNSEEN], located[status != UNDECIDED]
+    share = len(seen) / max(1, len(decided))
+    facts = {"num_training_photos": round(share * len(located))}
+    if not len(seen):
+        return located, None, facts
+    if len(unseen) >= MIN_UNSEEN:
+        return unseen, None, facts | {"correction": "left out"}
+    if card.matches is not None and len(card.matches) >= MIN_UNSEEN // 4:
+        return seen, card.matches, facts | {"correction": "validation", "num_validation": len(card.matches)}
+    log.warning(
+        "%d of %d photos of the index were used to train its model, so its confidence is too high for new photos. Use "
+        "`cosplace index calibrate %s --queries FOLDER` with other photos.",
+        facts["num_training_photos"], len(located), index.address,
+    )  # fmt: skip
+    return located, None, facts | {"correction": "none"}
 
 
-def _altered_queries(  # noqa: PLR0917
-    index: PhotoIndex,
-    encoder: Encoder,
-    columns: Columns,
-    rows: np.ndarray,
-    rng: np.random.Generator,
-    progress: Progress,
-) -> Queries:
-    """Photos in other light and another crop; photos without a file or a thumbnail are left out."""
-    kept, descriptors = [], [np.empty((0, index.spec.dimension), np.float32)]
-    for number, row in enumerate(rows.tolist()):
-        pixels = photo_pixels(index, int(columns.ids[row]), columns.paths([row])[0])
-        if pixels is not None:
-            kept.append(row)
-            descriptors.append(encoder.encode(alter_photo(pixels, rng)))
-        progress(TASK, number + 1, len(rows) + len(columns))
-    return _queries(columns, np.array(kept, np.int64), np.concatenate(descriptors))
+def _training_card(index: PhotoIndex, encoder: Encoder | None) -> TrainingCard | None:
+    """What is known about the training of the model of an index; None if nothing is."""
+    for model in (index.spec.model if encoder is None else encoder.name, index.spec.model):
+        try:
+            card = read_training_card(model)
+        except CosPlaceError as error:
+            log.warning("%s", error)
+            return None
+        if card is not None:
+            return card
+    return None
 
 
-def _queries_without_place(encoder: Encoder, rng: np.random.Generator) -> Queries:
-    images = images_without_place(NUM_WITHOUT_PLACE, rng)
-    unknown = np.full(len(images), np.nan)
-    return Queries(
-        descriptors=encoder.encode(images),
-        rows=np.full(len(images), -1, np.int64),
-        latitudes=unknown,
-        longitudes=unknown,
-    )
+# --- examples --------------------------------------------------------------------------------------------------------
 
 
-def _folds(queries: Queries, rng: np.random.Generator) -> np.ndarray:
+def _folds(latitudes: np.ndarray, longitudes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A fold (N,) for each query; the queries in one square on the ground share a fold."""
-    has_place = queries.rows >= 0
-    points = np.where(has_place[:, None], ecef_from_lla(queries.latitudes, queries.longitudes), 0.0)
+    has_place = np.isfinite(latitudes)
+    points = np.where(has_place[:, None], ecef_from_lla(latitudes, longitudes), 0.0)
     squares = np.floor(points / AREA_M).astype(np.int64)
     squares[~has_place] = np.arange(3 * int((~has_place).sum())).reshape(-1, 3) - 10**9  # a square each
     _, areas = np.unique(squares, axis=0, return_inverse=True)
@@ -213,102 +256,76 @@ def _folds(queries: Queries, rng: np.random.Generator) -> np.ndarray:
     return fold_of[areas]
 
 
-# --- matches ---------------------------------------------------------------------------------------------------------
+def _all_examples(
+    found: tuple[QueryMatches, QueryMatches],
+    queries: Queries,
+    correction: ValidationMatches | None,
+    rng: np.random.Generator,
+) -> tuple[Examples, float]:
+    """The examples to learn from, and the temperature of their votes."""
+    as_new, out_of_index = found
+    latitudes, longitudes = queries.latitudes, queries.longitudes
+    if correction is not None:
+        unseen, unseen_latitudes, unseen_longitudes = unseen_matches(correction, NUM_FUSED)
+        temperature = _best_temperature(unseen, unseen_latitudes, unseen_longitudes, unseen.in_index)
+        nowhere = np.full_like(unseen.similarities, -np.inf)  # they have no out-of-index matches
+        width = as_new.similarities.shape[1]
+        as_new = _concatenate([as_new, unseen.take(slice(width))])
+        out_of_index = _concatenate([out_of_index, unseen.take(slice(width), similarities=nowhere)])
+        latitudes = np.concatenate([latitudes, unseen_latitudes])
+        longitudes = np.concatenate([longitudes, unseen_longitudes])
+        folds = _folds(latitudes, longitudes, rng)
+    else:
+        folds = _folds(latitudes, longitudes, rng)
+        temperature = _best_temperature(as_new, latitudes, longitudes, np.isfinite(latitudes) & as_new.in_index)
+    shows_place = np.isfinite(latitudes)
+    examples = _concatenate(
+        [
+            _examples(as_new, latitudes, longitudes, folds, temperature, shows_place),
+            _examples(out_of_index, latitudes, longitudes, folds, temperature, np.ones_like(shows_place)),
+        ]
+    )
+    return examples, temperature
 
 
-def _find_matches(
-    index: PhotoIndex, columns: Columns, queries: Queries, progress: Progress, num_altered: int
-) -> tuple[QueryMatches, QueryMatches]:
-    """Matches as if each photo were new, and as if its place were not in the index; one pass over the index."""
-    points = ecef_from_lla(columns.latitudes, columns.longitudes)
-    points = points - np.nanmean(points, axis=0)  # small numbers: their products are exact to millimeters
-    shows_place = queries.rows >= 0
-    own = np.maximum(queries.rows, 0)
-    as_new, out_of_index = _BestMatches(len(own)), _BestMatches(len(own))
-    in_index = np.zeros(len(own), bool)
-    for start in range(0, len(columns), BLOCK_ROWS):
-        block = np.arange(start, min(start + BLOCK_ROWS, len(columns)))
-        similarities = queries.descriptors @ index.descriptors(columns.ids[block]).astype(np.float32).T
-        squared_m = _squared_distances(points[own], points[block])  # nan where a position is unknown
-        squared_m[~shows_place] = np.inf
-        times, own_times = columns.times[block][None], columns.times[own][:, None]
-        same_time = (times == own_times) | (np.isnan(times) & np.isnan(own_times))
-        hidden = (queries.rows[:, None] == block[None]) | ((squared_m <= SAME_PLACE_M**2) & same_time)
-        in_index |= ((squared_m <= RADIUS_M**2) & ~hidden).any(axis=1)
-        as_new.add(np.where(hidden, -np.inf, similarities), start)
-        out_of_index.add(np.where(hidden | (squared_m <= OUT_OF_INDEX_M**2), -np.inf, similarities), start)
-        progress(TASK, num_altered + int(block[-1]) + 1, num_altered + len(columns))
-    return as_new.matches(columns, in_index), out_of_index.matches(columns, np.zeros_like(in_index))
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances (n, m) between points (n, 3) and (m, 3)."""
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.maximum(squares, 0.0)
-
-
-class _BestMatches:
-    """The NUM_FUSED best matches of each query in the blocks so far."""
-
-    def __init__(self, num_queries: int) -> None:
-        self.similarities = np.empty((num_queries, 0), np.float32)
-        self.rows = np.empty((num_queries, 0), np.int64)
-
-    def add(self, similarities: np.ndarray, start: int) -> None:
-        """Add the similarities (N, n) of rows from `start` on; -inf for hidden rows."""
-        similarities = np.concatenate([self.similarities, similarities], axis=1)
-        num_before = self.rows.shape[1]
-        best = _largest(similarities, NUM_FUSED)
-        before = np.concatenate([self.rows, np.zeros((len(similarities), 1), np.int64)], axis=1)
-        kept = np.take_along_axis(before, np.minimum(best, num_before), 1)
-        self.rows = np.where(best < num_before, kept, best - num_before + start)
-        self.similarities = np.take_along_axis(similarities, best, 1).astype(np.float32)
-
-    def matches(self, columns: Columns, in_index: np.ndarray) -> QueryMatches:
-        """The matches with their positions."""
-        is_match = np.isfinite(self.similarities)
-        return QueryMatches(
-            similarities=self.similarities,
-            latitudes=np.where(is_match, columns.latitudes[self.rows], np.nan),
-            longitudes=np.where(is_match, columns.longitudes[self.rows], np.nan),
-            in_index=in_index,
-        )
-
-
-def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Columns of the `count` largest values of each row, largest first; lower columns first among equals."""
-    if values.shape[1] <= 4 * count:
-        return np.argsort(-values, axis=1, kind="stable")[:, :count]
-    some = np.sort(np.argpartition(-values, count, axis=1)[:, :count], axis=1)
-    order = np.argsort(-np.take_along_axis(values, some, 1), axis=1, kind="stable")
-    return np.take_along_axis(some, order, 1)
-
-
-# --- examples --------------------------------------------------------------------------------------------------------
-
-
-def _answers(matches: QueryMatches, queries: Queries, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def _answers(
+    matches: QueryMatches, latitudes: np.ndarray, longitudes: np.ndarray, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Signals (N, F) and errors (N,) in meters of the answers."""
-    fusion = fuse(matches.similarities, matches.latitudes, matches.longitudes, temperature=temperature, agree_m=AGREE_M)
-    errors_m = geodesic_distances_m(fusion.latitudes, fusion.longitudes, queries.latitudes, queries.longitudes)
+    fusion = fuse(
+        matches.similarities,
+        matches.latitudes,
+        matches.longitudes,
+        accuracies_m=matches.accuracies_m,
+        temperature=temperature,
+        agree_m=AGREE_M,
+    )
+    errors_m = geodesic_distances_m(fusion.latitudes, fusion.longitudes, latitudes, longitudes)
     return compute_signals(matches.similarities, fusion), errors_m
 
 
-def _best_temperature(matches: QueryMatches, queries: Queries, which: np.ndarray) -> float:
+def _best_temperature(matches: QueryMatches, latitudes: np.ndarray, longitudes: np.ndarray, which: np.ndarray) -> float:
     """The lowest temperature whose mean error exceeds that of the best one by no more than a standard error."""
     if not which.any():
         return TEMPERATURE
-    errors_m = np.stack([_answers(matches, queries, temperature)[1][which] for temperature in TEMPERATURES])
+    errors_m = np.stack(
+        [_answers(matches, latitudes, longitudes, temperature)[1][which] for temperature in TEMPERATURES]
+    )
     costs = np.minimum(np.nan_to_num(errors_m, nan=MAX_COMPARED_ERROR_M), MAX_COMPARED_ERROR_M)
     excess = costs - costs[costs.mean(axis=1).argmin()]
     is_worse = excess.mean(axis=1) > excess.std(axis=1) / np.sqrt(which.sum())
     return TEMPERATURES[int(np.argmin(is_worse))]
 
 
-def _examples(
-    matches: QueryMatches, queries: Queries, folds: np.ndarray, temperature: float, which: np.ndarray
+def _examples(  # noqa: PLR0917
+    matches: QueryMatches,
+    latitudes: np.ndarray,
+    longitudes: np.ndarray,
+    folds: np.ndarray,
+    temperature: float,
+    which: np.ndarray,
 ) -> Examples:
-    signals, errors_m = _answers(matches, queries, temperature)
+    signals, errors_m = _answers(matches, latitudes, longitudes, temperature)
     errors_m = np.nan_to_num(errors_m, nan=np.inf)
     examples = Examples(
         signals=signals,

@@ -114,8 +114,7 @@ def fit_calibration(
 
     Raises ConfigError for examples that are too few or too similar.
     """
-    examples = examples.take(np.flatnonzero(np.isfinite(examples.signals).all(axis=1)))
-    _check(examples)
+    examples = check_examples(examples)
     held_out = np.zeros(len(examples.correct))  # confidences by fits that did not see the fold
     for fold in np.unique(examples.folds):
         inside = np.equal(examples.folds, fold)
@@ -144,7 +143,9 @@ def fit_calibration(
     )
 
 
-def _check(examples: Examples) -> None:
+def check_examples(examples: Examples) -> Examples:
+    """Return the examples that have an answer.  Raises ConfigError if they are too few or too similar."""
+    examples = examples.take(np.flatnonzero(np.isfinite(examples.signals).all(axis=1)))
     num_correct, num_wrong = int(examples.correct.sum()), int((~examples.correct).sum())
     folds = np.unique(examples.folds)
     each_fit_sees_both = all(
@@ -155,6 +156,7 @@ def _check(examples: Examples) -> None:
             f"Calibration needs more examples: there are {num_correct} correct and {num_wrong} wrong answers in "
             f"{len(folds)} areas. Index more photos of more places."
         )
+    return examples
 
 
 def _importance(examples: Examples, out_of_index_share: float) -> np.ndarray:

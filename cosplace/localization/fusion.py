@@ -3,6 +3,9 @@
 Each match votes with a weight that falls with the difference between its similarity and that of the best match.  The
 match with the most votes around it marks the place; the matches near it agree, and their weighted mean is the answer.
 Legend: Q queries, K matches.  Pure.
+
+Positions of matches may have a known error (accuracy): matches with a larger one have less weight, and the answer
+cannot be more exact than the matches that are averaged.
 """
 
 from dataclasses import dataclass
@@ -14,6 +17,9 @@ from cosplace.geo import ecef_from_lla, geodesic_distances_m, lla_from_ecef
 AGREE_M = 15.0  # matches within this distance of the match with the most votes agree and are averaged
 RIVAL_M = 50.0  # a match farther than this from the answer shows another place: twice the radius of a correct answer
 TEMPERATURE = 0.04  # of the votes, in cosine similarity; calibration chooses it for an index
+TYPICAL_ACCURACY_M = 5.0  # of positions whose error is unknown
+# An accuracy is taken as the radius that holds 68% of the errors, which have a normal distribution east and north.
+LOG_ACCURACY_SHARE = float(-np.log(1 - 0.6827))
 BLOCK_QUERIES = 256  # with 50 matches, pairwise differences take 15 MB
 
 
@@ -26,6 +32,7 @@ class Fusion:
     distances_m: np.ndarray  # (Q, K) float64, from the matches to the answer; nan where unknown
     votes: np.ndarray  # (Q, K) float64, sum 1 over the matches with a position
     agreeing: np.ndarray  # (Q, K) bool, the matches that are averaged
+    accuracies_m: np.ndarray  # (Q,) float64, error of the averaged positions; 0 where unknown
 
 
 def vote_weights(similarities: np.ndarray, has_position: np.ndarray, temperature: float) -> np.ndarray:
@@ -41,14 +48,22 @@ def fuse(
     latitudes: np.ndarray,
     longitudes: np.ndarray,
     *,
+    accuracies_m: np.ndarray | None = None,
     temperature: float = TEMPERATURE,
     agree_m: float = AGREE_M,
 ) -> Fusion:
-    """Fuse the matches (Q, K) of each query, best first; -inf means no match, nan no position."""
+    """Fuse the matches (Q, K) of each query, best first; -inf means no match, nan no position.
+
+    accuracies_m: (Q, K) errors of the positions of the matches; nan where unknown.
+    """
     points = ecef_from_lla(latitudes, longitudes)
     has_position = np.isfinite(similarities) & np.isfinite(points).all(axis=-1)
     points[~has_position] = 0.0
     votes = vote_weights(similarities, has_position, temperature)
+    errors_m = np.zeros(votes.shape) if accuracies_m is None else np.nan_to_num(accuracies_m.astype(np.float64))
+    if errors_m.any():
+        votes = votes / (1 + (errors_m / TYPICAL_ACCURACY_M) ** 2)
+        votes /= np.maximum(votes.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     means = np.zeros((len(points), 3))
     agreeing = np.zeros(has_position.shape, bool)
     for start in range(0, len(points), BLOCK_QUERIES):
@@ -64,7 +79,26 @@ def fuse(
         distances_m=np.where(has_position, distances_m, np.nan),
         votes=votes,
         agreeing=agreeing,
+        accuracies_m=_mean_accuracy(errors_m, np.where(agreeing, votes, 0.0)),
     )
+
+
+def _mean_accuracy(errors_m: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Root mean square (Q,) of errors (Q, K).  Photos of one drive share their error, so a mean does not reduce it."""
+    total = np.maximum(weights.sum(axis=1), np.finfo(np.float64).tiny)
+    return np.sqrt((weights * errors_m**2).sum(axis=1) / total)
+
+
+def share_within(radius_m: float, accuracies_m: np.ndarray) -> np.ndarray:
+    """Probability (Q,) that the error of a position with an accuracy is at most `radius_m`; 1 for an accuracy of 0."""
+    squares = (radius_m / np.maximum(accuracies_m, 1e-6)) ** 2
+    return -np.expm1(-LOG_ACCURACY_SHARE * squares)
+
+
+def radius_with_accuracy(radii_m: np.ndarray, accuracies_m: np.ndarray, share: float) -> np.ndarray:
+    """Radii (Q,) that hold a share of the errors of answers, and the same share of the errors of their matches."""
+    factor = np.sqrt(-np.log(1 - share) / LOG_ACCURACY_SHARE)
+    return np.where(accuracies_m > 0, np.hypot(radii_m, factor * accuracies_m), radii_m)
 
 
 def _find_consensus(

@@ -14,22 +14,24 @@ from typing import Any
 import numpy as np
 
 from cosplace.config.defaults import MAX_SPEED_MPS, MIN_CONFIDENCE, NUM_MATCHES
-from cosplace.errors import ConfigError, ImageError
+from cosplace.errors import CheckpointError, ConfigError, ImageError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.index.records import Matches
 from cosplace.localization.answers import Answer, Location, Match, Unreadable
-from cosplace.localization.confidence import Calibration, from_record
-from cosplace.localization.fusion import Fusion, fuse
+from cosplace.localization.confidence import RADIUS_SHARE, Calibration, from_record
+from cosplace.localization.fusion import AGREE_M, TEMPERATURE, Fusion, fuse, radius_with_accuracy, share_within
 from cosplace.localization.sequences import estimate_track
 from cosplace.localization.signals import compute_signals
 from cosplace.models.encoder import Encoder, model_name
 from cosplace.models.opening import open_model
 from cosplace.models.reduction import first_dimensions
 from cosplace.photos.opening import open_image
+from cosplace.photos.paths import path_text
+from cosplace.retrieval.recall import RADIUS_M
 
-CALIBRATION_RECORD = "calibration"
+CALIBRATION_RECORD, FAILED_RECORD = "calibration", "calibration_failed"
 NUM_FUSED = 50  # matches per query; a calibration holds for this number
 BATCH_SIZE = 8
 INTERPOLATED = "not recognized; interpolated between the frames before and after"
@@ -43,7 +45,9 @@ class Localizer:
     min_confidence: answers below are unknown; 0.5 by default.  precision: instead of min_confidence: this share of the
     answers is correct, and this share of out-of-index photos is unknown.
     k: number of matches to report.  uncalibrated: accept an index without calibration; the confidence is then only the
-    share of votes that agree.  exact: compare with all photos, also in a large index.
+    share of votes that agree.  An index that is too small to calibrate is always accepted.
+    exact: compare with all photos, also in a large index.
+    model, roots: where the model and the photos of the index are now, if they have moved (see `open_index`).
     encoder: the model, if the caller has loaded it.  trust_remote_code: allow the code of a model from torch.hub.
 
     Raises ConfigError for an index without calibration and for a precision out of reach, PhotoIndexError for a model
@@ -63,6 +67,8 @@ class Localizer:
         exact: bool = False,
         encoder: Encoder | None = None,
         trust_remote_code: bool = False,
+        model: str | None = None,
+        roots: Sequence[str] = (),
     ) -> None:
         if min_confidence is not None and precision is not None:
             raise ConfigError("--min_confidence and --precision contradict each other. Use only one of them.")
@@ -70,12 +76,12 @@ class Localizer:
             raise ConfigError(f"--min_confidence must be from 0 to 1, got {min_confidence:g}. Use for example 0.5.")
         if k < 1:
             raise ConfigError(f"k must be 1 or more, got {k}.")
-        self.index = index if isinstance(index, PhotoIndex) else open_index(str(index))
-        self.device, self.k, self.exact = device, k, exact
+        self.index = index if isinstance(index, PhotoIndex) else open_index(str(index), roots=roots)
+        self.device, self.k, self.exact, self.model = device, k, exact, model
         self.trust_remote_code = trust_remote_code
         self.calibration = read_calibration(self.index)
         calibrate_command = f"Run `cosplace index calibrate {self.index.address}`"
-        if self.calibration is None and not uncalibrated:
+        if self.calibration is None and not uncalibrated and not answers_uncalibrated(self.index):
             raise ConfigError(
                 f"The index {self.index.address} has not been calibrated. {calibrate_command}, or use --uncalibrated."
             )
@@ -92,7 +98,9 @@ class Localizer:
     def encoder(self) -> Encoder:
         """The model of the index, loaded on first use."""
         if self._encoder is None:
-            self._encoder = open_index_encoder(self.index, self.device, trust_remote_code=self.trust_remote_code)
+            self._encoder = open_index_encoder(
+                self.index, self.device, trust_remote_code=self.trust_remote_code, model=self.model
+            )
         return self._encoder
 
     # --- photos ------------------------------------------------------------------------------------------------------
@@ -193,22 +201,29 @@ class Localizer:
 
     def fuse(self, matches: Matches) -> Fusion:
         """Compute the positions of queries from their matches."""
-        similarities, latitudes, longitudes = matches.similarities, matches.latitudes, matches.longitudes
-        if self.calibration is None:
-            return fuse(similarities, latitudes, longitudes)
-        temperature, agree_m = self.calibration.temperature, self.calibration.agree_m
-        return fuse(similarities, latitudes, longitudes, temperature=temperature, agree_m=agree_m)
+        calibration = self.calibration
+        return fuse(
+            matches.similarities,
+            matches.latitudes,
+            matches.longitudes,
+            accuracies_m=matches.accuracies_m,
+            temperature=TEMPERATURE if calibration is None else calibration.temperature,
+            agree_m=AGREE_M if calibration is None else calibration.agree_m,
+        )
 
     def confidences(self, matches: Matches, fusion: Fusion) -> np.ndarray:
         """Compute the confidences (Q,) of fused positions."""
         if self.calibration is None:
-            return (fusion.votes * fusion.agreeing).sum(axis=1)
-        return self.calibration.confidences(compute_signals(matches.similarities, fusion))
+            confidences = (fusion.votes * fusion.agreeing).sum(axis=1)
+        else:
+            confidences = self.calibration.confidences(compute_signals(matches.similarities, fusion))
+        return confidences * share_within(RADIUS_M, fusion.accuracies_m)
 
     def _locations(
         self, matches: Matches, fusion: Fusion, confidences: np.ndarray, names: Sequence[str]
     ) -> list[Location]:
         radii_m = np.full(len(names), np.nan) if self.calibration is None else self.calibration.radius_m(confidences)
+        radii_m = radius_with_accuracy(radii_m, fusion.accuracies_m, RADIUS_SHARE)
         unknown = np.isnan(fusion.latitudes) | (confidences < self.min_confidence)
         return [
             Location(
@@ -220,6 +235,7 @@ class Localizer:
                 unknown=bool(unknown[row]),
                 reason=self._reason(matches, fusion, row, float(confidences[row])),
                 neighbours=_reported_matches(matches, fusion, row, self.k),
+                calibrated=self.calibration is not None,
             )
             for row, name in enumerate(names)
         ]
@@ -231,12 +247,16 @@ class Localizer:
         if np.isnan(fusion.latitudes[row]):
             return f"none of the {num_matches} most similar photos has a position"
         if confidence < self.min_confidence:
-            return f"confidence {confidence:.2f}, the threshold is {self.min_confidence:.2f}"
+            accuracy_m = fusion.accuracies_m[row]
+            why = f"; the positions of its matches have an error of {accuracy_m:.0f} m" if accuracy_m > RADIUS_M else ""
+            mark = " (uncalibrated)" if self.calibration is None else ""
+            return f"confidence {confidence:.2f}{mark}, the threshold is {self.min_confidence:.2f}{why}"
         return "uncalibrated: the confidence is the share of votes that agree" if self.calibration is None else ""
 
 
 def _photo_name(photo: Any) -> str:
-    return str(photo) if isinstance(photo, str | Path) else str(getattr(photo, "filename", "") or "photo")
+    path = photo if isinstance(photo, str | Path) else getattr(photo, "filename", "")
+    return path_text(path) if path else "photo"
 
 
 def _reported_matches(matches: Matches, fusion: Fusion, row: int, k: int) -> tuple[Match, ...]:
@@ -245,11 +265,13 @@ def _reported_matches(matches: Matches, fusion: Fusion, row: int, k: int) -> tup
         Match(
             id=int(matches.ids[row, rank]),
             path=matches.paths[row][rank],
+            name=matches.names[row][rank],
             latitude=_none_if_nan(matches.latitudes[row, rank]),
             longitude=_none_if_nan(matches.longitudes[row, rank]),
             heading=_none_if_nan(matches.headings[row, rank]),
             similarity=float(matches.similarities[row, rank]),
             distance_m=_none_if_nan(fusion.distances_m[row, rank]),
+            accuracy_m=_none_if_nan(matches.accuracies_m[row, rank]),
         )
         for rank in range(min(k, matches.ids.shape[1]))
         if matches.ids[row, rank] >= 0
@@ -281,14 +303,25 @@ def encode_photos(encoder: Encoder, photos: Sequence[Any]) -> tuple[np.ndarray, 
         return np.concatenate(rows), errors
 
 
-def open_index_encoder(index: PhotoIndex, device: str = "auto", *, trust_remote_code: bool = False) -> Encoder:
-    """Open the model of an index.  Raises the errors of `open_model`, and PhotoIndexError if the model has changed."""
-    spec = index.spec
-    network = open_model(spec.model, trust_remote_code=trust_remote_code)
+def open_index_encoder(
+    index: PhotoIndex, device: str = "auto", *, trust_remote_code: bool = False, model: str | None = None
+) -> Encoder:
+    """Open the model of an index.  model: its name or path now, if it has moved; an open writer records it.
+
+    Raises the errors of `open_model`, and PhotoIndexError if the model has changed.
+    """
+    spec, source = index.spec, index.spec.model if model is None else model
+    if model is None and Path(source).is_absolute() and not Path(source).exists():
+        raise CheckpointError(
+            f"The model of {index.address} no longer exists at {source}.", "use --model with its new path"
+        )
+    network = open_model(source, trust_remote_code=trust_remote_code)
     if getattr(network, "fc_output_dim", 0) > spec.dimension:  # the index has only its first dimensions
         network = first_dimensions(network, spec.dimension)
-    encoder = Encoder(network, name=model_name(spec.model), image_size=spec.image_size, device=device)
+    encoder = Encoder(network, name=model_name(source), image_size=spec.image_size, device=device)
     index.check_model(encoder.name, encoder.checksum, encoder.image_size)
+    if model is not None and index.can_write:
+        index.set_model(encoder.name)
     return encoder
 
 
@@ -298,12 +331,23 @@ def read_calibration(index: PhotoIndex) -> Calibration | None:
     return None if record is None else from_record(record)
 
 
+def answers_uncalibrated(index: PhotoIndex) -> bool:
+    """Whether an index without calibration answers by default: calibration failed, for example as it is too small."""
+    failed = index.read_record(FAILED_RECORD)
+    return failed is not None and not _has_other_size(index, failed.get("num_photos"))
+
+
 def needs_recalibration(index: PhotoIndex) -> bool:
     """Whether the size of an index has changed a lot since its calibration."""
     calibration = read_calibration(index)
-    calibrated_size = 0 if calibration is None else int(calibration.about.get("num_photos", 0))
-    smallest, largest = calibrated_size / MAX_SIZE_CHANGE, calibrated_size * MAX_SIZE_CHANGE
-    return calibrated_size > 0 and not smallest <= len(index) <= largest
+    return calibration is not None and _has_other_size(index, calibration.about.get("num_photos"))
+
+
+def _has_other_size(index: PhotoIndex, num_photos: Any) -> bool:
+    """Whether an index has grown or shrunk a lot since it had this number of photos; False for an unknown number."""
+    if not isinstance(num_photos, int) or num_photos < 1:
+        return False
+    return not num_photos / MAX_SIZE_CHANGE <= len(index) <= num_photos * MAX_SIZE_CHANGE
 
 
 def distance_to_m(location: Location, latitude: float, longitude: float) -> float | None:

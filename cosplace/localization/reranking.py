@@ -17,7 +17,9 @@ from cosplace.geo import ecef_from_lla, geodesic_distances_m, lla_from_ecef
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.photo_pixels import photo_pixels
 from cosplace.localization.answers import Location, Match
-from cosplace.localization.fusion import AGREE_M
+from cosplace.localization.confidence import RADIUS_SHARE
+from cosplace.localization.fusion import AGREE_M, radius_with_accuracy, share_within
+from cosplace.retrieval.recall import RADIUS_M
 
 MAX_SIDE = 640  # pixels; larger photos are resized
 MAX_FEATURES = 1500
@@ -63,14 +65,20 @@ def rerank(index: PhotoIndex, location: Location, photo: Tensor, *, min_confiden
     longitudes = np.array([match.longitude for match in compared], np.float64)
     near = geodesic_distances_m(latitudes, longitudes, latitudes[best], longitudes[best]) <= AGREE_M
     weights = np.where(near & (inliers >= MIN_INLIERS), inliers, 0)
+    accuracies_m = np.array([match.accuracy_m or 0.0 for match in compared])
+    accuracy_m = np.sqrt(np.average(accuracies_m**2, weights=weights, keepdims=True))
+    confidence = CONFIRMED_CONFIDENCE * float(share_within(RADIUS_M, accuracy_m)[0])
+    if min_confidence > confidence:
+        return location
+    radius_m = radius_with_accuracy(np.array([location.radius_m or AGREE_M]), accuracy_m, RADIUS_SHARE)
     mean = lla_from_ecef(np.average(ecef_from_lla(latitudes, longitudes), axis=0, weights=weights))
     latitude, longitude = float(mean[0]), float(mean[1])
     return replace(
         location,
         latitude=latitude,
         longitude=longitude,
-        radius_m=location.radius_m or AGREE_M,
-        confidence=CONFIRMED_CONFIDENCE,
+        radius_m=float(radius_m[0]),
+        confidence=confidence,
         unknown=False,
         reason=f"confirmed by {inliers[best]} local features shared with {compared[best].path}",
         neighbours=tuple(_with_distance(match, latitude, longitude) for match in location.neighbours),

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import accumulate
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -14,6 +13,7 @@ import numpy as np
 from cosplace.errors import ConfigError, DatasetError, ImageError
 from cosplace.localization.answers import Answer, Location
 from cosplace.photos.metadata import metadata_from_exif
+from cosplace.photos.opening import read_file
 
 SECONDS_PER_DAY = 86_400
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
@@ -44,20 +44,23 @@ def frame_times(paths: Sequence[Path], fps: float | None) -> tuple[list[Path], l
 def _exif_time(path: Path) -> float:
     """EXIF time of a photo in seconds since 1970; nan without one, or if the file cannot be read."""
     try:
-        return metadata_from_exif(path.read_bytes()).time
-    except OSError:
+        return metadata_from_exif(read_file(path)).time
+    except ImageError:
         return math.nan
 
 
 def _spread_equal_times(times: list[float]) -> list[float]:
-    """Ascending times; equal times, such as those of several frames in one second, are spread over a second."""
+    """Ascending times; equal ones, such as those of several frames in one second, are spread over that second.
+
+    They stay before the next different time, which may be a fraction of a second later.
+    """
+    spread: list[float] = []
     counts = Counter(times)
-    seen: Counter[float] = Counter()
-    spread = []
-    for time in times:
-        spread.append(time + seen[time] / counts[time])
-        seen[time] += 1
-    return list(accumulate(spread, max))
+    distinct = sorted(counts)
+    for time, following in zip(distinct, [*distinct[1:], math.inf], strict=True):
+        step = min(1.0, following - time) / counts[time]
+        spread += [time + number * step for number in range(counts[time])]
+    return spread
 
 
 def _natural_key(path: Path) -> list[tuple[int, int, str]]:

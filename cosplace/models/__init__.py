@@ -6,6 +6,7 @@ resnet            ResNet and VGG-16 as torchvision builds them
 backbones         VGG, ResNet and EfficientNet without pooling and classifier
 architectures     recognize a backbone by the tensors in its state dict
 weight_files      read and write .pth and .safetensors without running code
+training_card     training photos and validation matches in a model card
 downloads         download files once, resume, check
 imagenet          torchvision's ImageNet weights
 network           GeoLocalizationNet: backbone and aggregation

@@ -9,7 +9,6 @@ Files in the download folder, for a file NAME:
     NAME.lock          locked by the process that downloads, while others wait for it; empty
 """
 
-import errno
 import hashlib
 import http.client
 import json
@@ -31,7 +30,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from cosplace.errors import DownloadError
-from cosplace.storage import cache_folder, storage_errors, write_text
+from cosplace.storage import NO_LOCKS, cache_folder, storage_errors, write_text
 
 TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 4  # per download: a connection that breaks is tried again, an error of the server is not
@@ -40,7 +39,8 @@ MAX_BYTES = 4 << 30  # several times the largest model for place recognition
 SCHEMES = ("http", "https", "file")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")  # in torchvision's file names: resnet18-f37072fd.pth
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that have no locks
+FILE_NAME = re.compile(r"(?!\.+$)[^/\\:\x00-\x1f\x7f]{1,200}")  # not "..", and without separators
+MAX_DIGITS = 15  # of a size in a header
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,13 @@ def download(url: str, folder: Path | None = None, sha256: str | None = None, ad
     are taken from the environment.  Raises DownloadError, or StorageError when the disk is full or not writable; then
     there is no file at the path.
     """
-    name = Path(unquote(urlsplit(url).path)).name
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise DownloadError(f"Cannot download {url}: {error}. Check the URL.") from error
+    name = unquote(parts.path.rpartition("/")[2])
+    if parts.scheme not in SCHEMES or not FILE_NAME.fullmatch(name):
+        raise DownloadError(f"Cannot download {url}: it is not the http, https or file URL of a file. Check the URL.")
     path = (weights_folder() if folder is None else folder) / name
     if sha256 is None:
         in_name = SHA256_IN_NAME.search(name)
@@ -93,8 +99,6 @@ def download(url: str, folder: Path | None = None, sha256: str | None = None, ad
     if _is_complete(path, sha256):
         return path
     advice = f"copy the file to {path} yourself" + (f", or {advice}" if advice else "")
-    if urlsplit(url).scheme not in SCHEMES or not name:
-        raise DownloadError(f"Cannot download {url}: it is not the http, https or file URL of a file. Try to {advice}.")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _one_process(path):
@@ -270,7 +274,9 @@ class _Download:
             if self.version:
                 headers["If-Range"] = self.version
         try:
-            response = urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT_S)
+            _refuse_special_file(self.url)
+            opener = urllib.request.build_opener(_SafeRedirects)
+            response = opener.open(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT_S)
         except (OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
@@ -280,7 +286,7 @@ class _Download:
                     empty: Any = {"Content-Length": "0"}  # the part is already complete
                     return addinfourl(BytesIO(), empty, self.url, http.HTTPStatus.PARTIAL_CONTENT)
             raise DownloadError(f"Cannot download {self.url}: {_reason(error)}. Try to {self.advice}.") from error
-        first_byte = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        first_byte = re.match(rf"bytes (\d{{1,{MAX_DIGITS}}})-", response.headers.get("Content-Range", ""))
         if first_byte and int(first_byte[1]) != start:
             response.close()
             return None
@@ -288,9 +294,17 @@ class _Download:
 
     def _total_bytes(self, headers: Any, done: int) -> int | None:
         """Size of the whole file; None if the server does not report it."""
-        length = headers.get("Content-Length", "")
-        total = done + int(length) if length.isdigit() else None
-        self._check_size(total or 0)
+        length = headers.get("Content-Length")
+        if length is None:
+            return None
+        if not re.fullmatch(r"[0-9]+", length):
+            raise DownloadError(
+                f"Cannot download {self.url}: the server reports the invalid length '{length[:40]}'. Try to "
+                f"{self.advice}."
+            )
+        digits = length.lstrip("0") or "0"
+        total = done + int(digits) if len(digits) <= MAX_DIGITS else MAX_BYTES + 1
+        self._check_size(total)
         return total
 
     def _check_size(self, num_bytes: int) -> None:
@@ -298,6 +312,28 @@ class _Download:
             raise _TooLargeError(
                 f"{self.url} is larger than {MAX_BYTES / 2**30:g} GiB, too large for weights. Check the URL."
             )
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https, and from https only to https."""
+
+    def redirect_request(  # noqa: PLR0917 - the signature of the base class
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the request that follows a redirect."""
+        fp.close()  # otherwise its whole body would be read into memory
+        scheme = urlsplit(newurl).scheme.lower()
+        if scheme != "https" and (scheme != "http" or req.type == "https"):
+            raise urllib.error.URLError(f"it redirects to {newurl[:200]}, which is not {req.type}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _refuse_special_file(url: str) -> None:
+    """Raise URLError for a file URL of a pipe or device: reading one could wait forever."""
+    parts = urlsplit(url)
+    path = Path(urllib.request.url2pathname(parts.path))
+    if parts.scheme == "file" and path.exists() and not path.is_file():
+        raise urllib.error.URLError("it is not a regular file")
 
 
 def _read_chunks(response: Any) -> Iterator[bytes | Exception]:

@@ -23,7 +23,7 @@ from cosplace.models.inputs import photo_tensors
 from cosplace.models.opening import open_model
 from cosplace.models.weight_files import model_checksum
 from cosplace.photos.normalization import normalize
-from cosplace.photos.resizing import resize_shorter_side
+from cosplace.photos.resizing import batch_size_for
 
 BATCHES_IN_MEMORY = 4  # photos are read this many batches at a time, then batched by size
 PROBE_SIZE = 224  # pixels, both sides of the image that is used to find the dimension of an unknown network
@@ -89,8 +89,8 @@ class Encoder:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}. Use for example 16.")
         descriptors: list[np.ndarray] = []
         waiting: list[Tensor] = []
-        for photo in photo_tensors(photos):
-            waiting.append(resize_shorter_side(photo, self.image_size))
+        for photo in photo_tensors(photos, self.image_size):
+            waiting.append(photo)
             if len(waiting) == BATCHES_IN_MEMORY * batch_size:
                 descriptors.append(self._encode_by_size(waiting, batch_size))
                 waiting = []
@@ -104,9 +104,10 @@ class Encoder:
         rows_by_size: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
         for row, photo in enumerate(photos):
             rows_by_size.setdefault((photo.shape, photo.dtype), []).append(row)
-        for rows in rows_by_size.values():
-            for start in range(0, len(rows), batch_size):
-                batch_rows = rows[start : start + batch_size]
+        for (shape, _), rows in rows_by_size.items():
+            size = batch_size_for(*shape[-2:], batch_size)
+            for start in range(0, len(rows), size):
+                batch_rows = rows[start : start + size]
                 with torch.inference_mode():
                     batch = torch.stack([photos[row] for row in batch_rows])
                     found = encode_batch(self._fast_network, batch, device=self.device)
@@ -146,7 +147,12 @@ def encode_batch(
         if is_out_of_memory(error):
             raise DeviceError(
                 f"Not enough memory on {device} for a batch of {len(photos)} photos of {photos.shape[3]} x "
-                f"{photos.shape[2]} pixels. Use a smaller --infer_batch_size, or --resize_test_imgs."
+                f"{photos.shape[2]} pixels.",
+                "use a smaller --infer_batch_size",
+                "use a smaller --max_batch",
+                "use a smaller --image_size",
+                "resize photos with --resize_test_imgs",
+                "use another --device",
             ) from error
         raise
     if not isinstance(descriptors, Tensor) or descriptors.ndim != 2 or len(descriptors) != len(photos):

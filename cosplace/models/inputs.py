@@ -11,28 +11,39 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cosplace.errors import ImageError
+from cosplace.photos.modes import to_rgb
 from cosplace.photos.opening import MAX_PIXELS, damaged_photo, open_image
+from cosplace.photos.resizing import resize_shorter_side
 
 ACCEPTED = "a path, a PIL image, an array or a tensor"
 
 
-def photo_tensors(photos: Any) -> Iterator[Tensor]:
+def photo_tensors(photos: Any, image_size: int | None = None) -> Iterator[Tensor]:
     """Yield one photo or many as tensors (3, H, W), uint8 or float32 in [0, 1], one after another.
 
-    photos: as for `Encoder.encode`.  Raises ImageError, which names the photo, for the first that is not accepted.
+    photos: as for `Encoder.encode`.  image_size: pixels of the shorter side after resizing; None does not resize.
+    Raises ImageError, which names the photo, for the first that is not accepted.
     """
+    for photo, name in _named_photos(photos):
+        yield resize_shorter_side(photo, image_size, name)
+
+
+def _named_photos(photos: Any) -> Iterator[tuple[Tensor, str | Path]]:
+    """Each photo as a tensor (3, H, W), and its name for error messages."""
     if isinstance(photos, np.ndarray | Tensor) and photos.ndim == 4:
         for number, photo in enumerate(photos):
-            yield _photo_tensor(photo, f"photo {number}")
+            yield _photo_tensor(photo, f"photo {number}"), f"photo {number}"
     elif isinstance(photos, np.ndarray | Tensor | str | Path | Image.Image):
-        yield _photo_tensor(photos, "the photo")
+        yield _photo_tensor(photos, "the photo"), photos if isinstance(photos, str | Path) else "the photo"
     elif isinstance(photos, Iterable) and not isinstance(photos, bytes | bytearray):
         for number, photo in enumerate(photos):
             if isinstance(photo, np.ndarray | Tensor) and photo.ndim == 4:
                 for place, one in enumerate(photo):
-                    yield _photo_tensor(one, f"photo {place} of batch {number}")
+                    name = f"photo {place} of batch {number}"
+                    yield _photo_tensor(one, name), name
             else:
-                yield _photo_tensor(photo, f"photo {number}")
+                name = photo if isinstance(photo, str | Path) else f"photo {number}"
+                yield _photo_tensor(photo, str(name)), name
     else:
         raise ImageError(f"A {type(photos).__name__} is not a photo. Use {ACCEPTED}.")
 
@@ -57,7 +68,7 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
         )
     try:
         with warnings.catch_warnings(action="ignore"):  # about transparency, which is ignored as in files
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
         raise damaged_photo(name, error) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

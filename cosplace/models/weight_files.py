@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import re
+import stat
 import struct
 import warnings
 import zipfile
@@ -21,6 +22,7 @@ KEY_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # DataParallel and torch
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")  # under which other trainers save the state dict
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file: the limit of its own library
 CARD = "__metadata__"  # key of the card in the header of a safetensors file
+MAX_REPETITION = 4  # bytes of all tensors per byte of the file; tensors may share memory
 ZIP_SIGNATURE, PICKLE_SIGNATURE, LENGTH = b"PK\x03\x04", b"\x80", struct.Struct("<Q")
 
 
@@ -28,13 +30,15 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Read the tensors of a state dict to the CPU, without the key prefixes of DataParallel and torch.compile.
 
     The format is recognized by the content.  A state dict under the key "state_dict", "model_state_dict" or "model" is
-    unwrapped.  Raises CheckpointError when the file is missing, empty or truncated, contains code, or contains anything
-    but named tensors.
+    unwrapped.  Raises CheckpointError when the file is missing, empty or truncated, contains code, contains anything
+    but named tensors of finite real numbers, or declares larger tensors than it stores.
     """
     path = Path(path)
     size = _file_size(path)
     content = _read_safetensors(path, size) if _is_safetensors(path) else _read_torch(path, size)
-    return _as_state_dict(content, path)
+    state_dict = _as_state_dict(content, path)
+    _check_tensors(state_dict, path, size)
+    return state_dict
 
 
 def read_card(path: Path | str) -> dict[str, str]:
@@ -89,12 +93,18 @@ def tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def model_checksum(model: nn.Module) -> str:
-    """SHA-256 of a model's structure, parameters and buffers, independent of its device."""
-    digest = hashlib.sha256(repr(model).encode())
+    """SHA-256 of a model's structure, parameters and buffers, independent of its device and of torch's version."""
+    digest = hashlib.sha256(_structure(repr(model)).encode())
     for key, value in model.state_dict().items():
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(_raw_bytes(value))
     return digest.hexdigest()
+
+
+def _structure(text: str) -> str:
+    """The text of a model, as torch 2.15 prints it: earlier versions do not print whether normalization has a bias."""
+    text = re.sub(r"\baffine=(\w+), track_running_stats=", r"affine=\1, bias=\1, track_running_stats=", text)
+    return re.sub(r"(\w*(?:GroupNorm|LayerNorm)\w*\(.*\w*affine=(\w+))\)$", r"\1, bias=\2)", text, flags=re.MULTILINE)
 
 
 def _raw_bytes(tensor: Tensor) -> memoryview:
@@ -192,7 +202,9 @@ def _refuse_compressed(path: Path) -> None:
 def _file_size(path: Path) -> int:
     """Size in bytes of a file that exists, can be read and is not empty."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
+            raise CheckpointError(f"{path} is not a regular file. Use a weights file.")
         with path.open("rb"):
             pass
     except FileNotFoundError as error:
@@ -200,6 +212,7 @@ def _file_size(path: Path) -> int:
     except (OSError, ValueError) as error:  # ValueError: null byte in the path
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"Cannot read weights from {path} ({reason}). Use a readable file.") from error
+    size = status.st_size
     if size == 0:
         raise CheckpointError(f"{path} is empty. Copy or download it again.")
     return size
@@ -221,6 +234,30 @@ def _as_state_dict(content: object, path: Path) -> dict[str, Tensor]:
             )
         state_dict[KEY_PREFIXES.sub("", key)] = value
     return state_dict
+
+
+def _check_tensors(state_dict: Mapping[str, Tensor], path: Path, size: int) -> None:
+    """Raise CheckpointError for tensors that are not weights.  size: of the file, in bytes."""
+    # A few bytes can declare a tensor of any shape that repeats them.
+    declared = sum(value.numel() * value.element_size() for value in state_dict.values())
+    if declared > MAX_REPETITION * size:
+        largest = max(state_dict, key=lambda key: state_dict[key].numel())
+        raise CheckpointError(
+            f"{path} has {size} bytes but declares tensors of {declared} bytes ('{largest}' has shape "
+            f"{tuple(state_dict[largest].shape)}). Use another weights file."
+        )
+    for key, value in state_dict.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            kind = "without values" if value.is_meta else f"of type {value.dtype}, {value.layout}"
+            raise CheckpointError(
+                f"{path}: '{key}' is a tensor {kind}. Use weights of dense real numbers, such as float32."
+            )
+        # Some operators do not support 8-bit floats.
+        if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
+            raise CheckpointError(
+                f"{path}: '{key}' has values that are not finite, so training diverged or the file is damaged. Use an "
+                f"earlier model or another copy."
+            )
 
 
 def _unwrap(content: object) -> object:

@@ -1,12 +1,22 @@
 """Photos as files: names, lists, decoding, resizing, batches of photos.
 
+paths           paths as text, to store and to print
+formats         which formats are opened, detected by content
 image_list      ImageList: the sorted photos below a folder
 names           '@' file names: position, zone, heading, time
 scanning        list the photos of a folder
+xmp             properties of an XMP packet
+orientation     how a photo is stored: upright, turned or mirrored
+blocks          EXIF blocks and XMP packets in files
+headers         size, EXIF block and XMP packet, before the pixels are decoded
+modes           any mode of a Pillow image to RGB
 opening         decode one photo, safely
+thumbnails      small JPEGs of photos
 resizing        resize to a shorter side
 normalization   ImageNet mean and standard deviation
+exif            position, heading and time in EXIF blocks and XMP packets
 metadata        where and when a photo was taken, from its name or its EXIF block
+viewpoints      whether a photo is one of a set of photos, by position, heading and time
 batch_memory    photos decoded into memory that earlier batches used
 loading         batches prepared ahead by threads or processes
 """

@@ -5,15 +5,17 @@ each batch, sends it through shared memory and unpacks it.  Processes pay off wi
 as when a GPU is fed.  The batches depend neither on the kind nor on the number of workers.
 """
 
+import atexit
 import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -155,8 +157,9 @@ def _load_in_processes(
             pin_memory=pin_memory,
             generator=torch.Generator(),  # the loader draws a seed, which must not come from the global generator
         )
-        with _restored_child_handler():
+        with _restored_child_handler(), _signals_blocked():
             loaded = iter(loader)
+            _PROCESSES.update(getattr(loaded, "_workers", ()))
     try:
         with _process_errors(num_workers, loaded):
             for batch in loaded:
@@ -166,6 +169,38 @@ def _load_in_processes(
     finally:
         # Explicitly: otherwise the processes live as long as a traceback refers to the iterator.
         getattr(loaded, "_shutdown_workers", lambda: None)()
+        _kill(getattr(loaded, "_workers", ()))  # those that hang
+
+
+_PROCESSES: WeakSet[Any] = WeakSet()  # all loading processes
+
+
+@contextmanager
+def _signals_blocked() -> Generator[None]:
+    """Within: new processes never receive Ctrl+C and SIGTERM.
+
+    Both may be sent to all processes of a job.  The main process then still needs its batch to stop between two
+    iterations, and ends the loading processes itself.  A handler in the process would be too late for a signal at its
+    start.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+
+
+# This runs before multiprocessing sends them SIGTERM, which they do not receive, and waits for them.
+atexit.register(lambda: _kill(list(_PROCESSES)))
 
 
 @contextmanager
@@ -199,12 +234,14 @@ def _process_errors(num_workers: int, loaded: Any) -> Generator[None]:
         bus_error = -getattr(signal, "SIGBUS", 0)
         if any(words in text for words in memory_errors) or bus_error in filter(None, exit_codes):
             raise LoadingError(
-                f"Shared memory (/dev/shm) is full. Load with threads (--loader threads), with fewer than "
-                f"{num_workers} processes (--num_workers) or in smaller batches."
+                "Shared memory (/dev/shm) is full.",
+                "load images with threads (--loader threads)",
+                f"use fewer than {num_workers} processes (--num_workers)",
             ) from error
         if died:
             raise LoadingError(
-                f"A process that loads photos was killed, probably because memory is full. Use fewer than "
-                f"{num_workers} workers (--num_workers), threads (--loader threads) or smaller batches."
+                "A process that loads photos was killed, probably because memory is full.",
+                f"use fewer than {num_workers} workers (--num_workers)",
+                "load images with threads (--loader threads)",
             ) from error
         raise

@@ -1,40 +1,27 @@
-"""Position, heading and time of a photo, from its '@' name, else from its EXIF block.
+"""Position, heading and time of a photo, from its '@' name, else from its EXIF blocks and XMP packet.
 
-Names: UTM with zone and letter, else latitude and longitude (see `cosplace.photos.names`).
-EXIF: GPS position, GPSImgDirection, GPS time (UTC), else DateTimeOriginal with its offset; a time without an offset
-counts as UTC.  A value that is missing or invalid is unknown (nan).
+Names: latitude and longitude, or without them, UTM with zone and letter (see `cosplace.photos.names`).
+Headings are from true north: magnetic headings are corrected by the declination at the position.
+A value that is missing, invalid or ambiguous is unknown (nan), and 0, 0 is not a position.
 """
 
 import hashlib
-import io
 import re
-import warnings
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from cosplace.geo import utm_to_latlon
-from cosplace.photos.names import split_name
-from cosplace.photos.opening import MAX_PIXELS
+from cosplace.geo import geodesic_distances_m, magnetic_declination, utm_to_latlon, wrap_heading
+from cosplace.photos.exif import UNKNOWN, ExifFacts, checked_position, read_exif
+from cosplace.photos.names import BAND_S, MAX_CONTRADICTION_M, split_name
 
-UNKNOWN = float("nan")
 UTM_LETTERS = "CDEFGHJKLMNPQRSTUVWX"
-EXIF_BLOCK, GPS_BLOCK = 0x8769, 0x8825
-DATE_TAKEN, OFFSET_TAKEN, DATE_CHANGED = 0x9003, 0x9011, 0x0132
-GPS_LATITUDE_REF, GPS_LATITUDE, GPS_LONGITUDE_REF, GPS_LONGITUDE, GPS_TIME, GPS_HEADING, GPS_DATE = (
-    1,
-    2,
-    3,
-    4,
-    7,
-    17,
-    29,
-)
-JPEG_QUALITY = 80
+ROUNDING_M = 2.0  # names have five decimals of a degree, about 1 m
+NEAR_EQUATOR_DEGREES = 0.01
+DEFAULT_YEAR = 2020.0  # of the magnetic declination, for photos without a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,28 +30,53 @@ class PhotoMetadata:
 
     latitude: float = UNKNOWN  # degrees
     longitude: float = UNKNOWN  # degrees
-    heading: float = UNKNOWN  # degrees clockwise from north, in [0, 360)
-    time: float = UNKNOWN  # seconds since 1970 (UTC)
+    accuracy_m: float = UNKNOWN  # error of the position, as the camera estimates it
+    heading: float = UNKNOWN  # degrees clockwise from true north, in [0, 360)
+    time: float = UNKNOWN  # seconds since 1970 (UTC), with fraction
+    contradiction_m: float = UNKNOWN  # between the UTM position and the latitude and longitude of the name
 
     @property
     def has_position(self) -> bool:
         """Whether latitude and longitude are known."""
         return not (np.isnan(self.latitude) or np.isnan(self.longitude))
 
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether the two positions of the name are more than MAX_CONTRADICTION_M apart."""
+        return self.contradiction_m > MAX_CONTRADICTION_M
+
 
 def read_metadata(path: Path, raw: bytes) -> PhotoMetadata:
-    """Metadata of a photo from its name; values that the name lacks come from the EXIF block in its bytes."""
+    """Metadata of a photo from its name; values that the name lacks come from EXIF and XMP in its bytes."""
     name = metadata_from_name(path.name)
-    if name.has_position and not np.isnan(name.time):
+    if name.has_position and not np.isnan(name.time) and not np.isnan(name.heading):
         return name
-    exif = metadata_from_exif(raw)
-    position = name if name.has_position else exif
-    return PhotoMetadata(
-        latitude=position.latitude,
-        longitude=position.longitude,
-        heading=exif.heading if np.isnan(name.heading) else name.heading,
-        time=exif.time if np.isnan(name.time) else name.time,
-    )
+    return _complete(name, read_exif(raw))
+
+
+def metadata_from_exif(raw: bytes) -> PhotoMetadata:
+    """Metadata in EXIF and XMP of a photo's bytes; all unknown for a photo without them, or with damaged ones."""
+    return _complete(PhotoMetadata(), read_exif(raw))
+
+
+def _complete(known: PhotoMetadata, exif: ExifFacts) -> PhotoMetadata:
+    """Known values, and those of EXIF where nothing is known."""
+    found = known
+    if not known.has_position:
+        found = replace(found, latitude=exif.latitude, longitude=exif.longitude, accuracy_m=exif.accuracy_m)
+    if np.isnan(known.time):
+        found = replace(found, time=exif.time)
+    if np.isnan(known.heading):
+        heading = exif.heading
+        if exif.is_magnetic:  # unknown without a position
+            heading = wrap_heading(heading + magnetic_declination(found.latitude, found.longitude, _year(found.time)))
+        found = replace(found, heading=heading)
+    return found
+
+
+def _year(time: float) -> float:
+    """Year with fraction; a day is exact enough for the magnetic field."""
+    return DEFAULT_YEAR if np.isnan(time) else 1970 + time / (365.2425 * 86_400)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -73,40 +85,75 @@ def read_metadata(path: Path, raw: bytes) -> PhotoMetadata:
 def metadata_from_name(name: str) -> PhotoMetadata:
     """Metadata in an '@' name; all unknown for other names."""
     fields = split_name(name)
-    latitude, longitude = _utm_position(fields)
+    latitude, longitude = checked_position(_number(fields.get("latitude")), _number(fields.get("longitude")))
+    contradiction_m = UNKNOWN
     if np.isnan(latitude):
-        latitude, longitude = _checked_position(_number(fields.get("latitude")), _number(fields.get("longitude")))
+        latitude, longitude = _band_position(fields)
+    else:
+        utm_latitude, utm_longitude, contradiction_m = _nearest_utm_position(fields, latitude, longitude)
+        if contradiction_m <= ROUNDING_M:  # the same position with more digits
+            latitude, longitude = utm_latitude, utm_longitude
     return PhotoMetadata(
         latitude=latitude,
         longitude=longitude,
-        heading=_number(fields.get("heading")) % 360,
+        heading=wrap_heading(_number(fields.get("heading"))),
         time=_time_of_timestamp(fields.get("timestamp", "")),
+        contradiction_m=contradiction_m,
     )
 
 
-def _utm_position(fields: dict[str, str]) -> tuple[float, float]:
-    east, north, zone = (_number(fields.get(field)) for field in ("utm_east", "utm_north", "zone"))
+def _band_position(fields: dict[str, str]) -> tuple[float, float]:
+    """Position by UTM alone.  The letter is a band of latitudes: C to M are south of the equator, N to X north.
+
+    Some people write N or S for the hemisphere.  Band N is north, too.  Band S is also north, so S is accepted only for
+    a position in that band; for others, the hemisphere is ambiguous and the position unknown.
+    """
+    utm = _utm(fields)
     letter = fields.get("letter", "").strip().upper()
-    plausible = 1 <= zone <= 60 and zone == int(zone) and 0 < east < 1e6 and 0 <= north <= 1e7
-    if not (plausible and len(letter) == 1 and letter in UTM_LETTERS):
+    if utm is None or len(letter) != 1 or letter not in UTM_LETTERS:
         return UNKNOWN, UNKNOWN
-    latitude, longitude = utm_to_latlon(np.array(east), np.array(north), int(zone), letter)
-    return _checked_position(float(latitude), float(longitude))
+    latitude, longitude = _utm_position(*utm, letter)
+    if letter == "S" and not BAND_S[0] <= latitude <= BAND_S[1]:
+        return UNKNOWN, UNKNOWN
+    return checked_position(latitude, longitude)
 
 
-def _number(value: Any) -> float:
+def _nearest_utm_position(fields: dict[str, str], latitude: float, longitude: float) -> tuple[float, float, float]:
+    """Position by UTM in the hemisphere of a latitude, and its distance in meters from latitude and longitude."""
+    utm = _utm(fields)
+    if utm is None:
+        return UNKNOWN, UNKNOWN, UNKNOWN
+    # A latitude that was rounded at the equator may have lost its sign.
+    letters = "NM" if abs(latitude) < NEAR_EQUATOR_DEGREES else "N" if latitude > 0 else "M"
+    found = []
+    for letter in letters:
+        utm_latitude, utm_longitude = _utm_position(*utm, letter)
+        distance_m = float(geodesic_distances_m(latitude, longitude, utm_latitude, utm_longitude))
+        found.append((distance_m, utm_latitude, utm_longitude))
+    distance_m, utm_latitude, utm_longitude = min(found)
+    return utm_latitude, utm_longitude, distance_m
+
+
+def _utm(fields: dict[str, str]) -> tuple[float, float, int] | None:
+    """Easting, northing and zone of a name; None without them."""
+    east, north = (_number(fields.get(field)) for field in ("utm_east", "utm_north"))
+    match = re.fullmatch(r"0*(\d{1,2})(?:\.0*)?[A-Za-z]?", fields.get("zone", "").strip())  # also 10.0 and 10S
+    zone = int(match[1]) if match else 0
+    return (east, north, zone) if 1 <= zone <= 60 and 0 < east < 1e6 and 0 <= north <= 1e7 else None
+
+
+def _utm_position(east: float, north: float, zone: int, letter: str) -> tuple[float, float]:
+    latitude, longitude = utm_to_latlon(np.array(east), np.array(north), zone, letter)
+    return float(latitude), float(longitude)
+
+
+def _number(text: Any) -> float:
     """A finite number; nan for anything else."""
     try:
-        number = float(value)
-    except (TypeError, ValueError, ZeroDivisionError):  # Pillow's fractions may divide by zero
+        number = float(text)
+    except (TypeError, ValueError):
         return UNKNOWN
     return number if np.isfinite(number) else UNKNOWN
-
-
-def _checked_position(latitude: float, longitude: float) -> tuple[float, float]:
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180):
-        return UNKNOWN, UNKNOWN
-    return latitude, longitude
 
 
 def _time_of_timestamp(text: str) -> float:
@@ -121,71 +168,7 @@ def _time_of_timestamp(text: str) -> float:
         return UNKNOWN
 
 
-# --- EXIF ------------------------------------------------------------------------------------------------------------
-
-
-def metadata_from_exif(raw: bytes) -> PhotoMetadata:
-    """Metadata in the EXIF block of a photo's bytes; all unknown for a photo without one, or with a damaged one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(raw)) as image:
-                exif = image.getexif()
-                return _metadata_from_blocks(exif.get_ifd(GPS_BLOCK), exif.get_ifd(EXIF_BLOCK), exif.get(DATE_CHANGED))
-    except Exception:  # Pillow raises nearly anything on damaged blocks
-        return PhotoMetadata()
-
-
-def _metadata_from_blocks(gps: dict[int, Any], exif: dict[int, Any], date_changed: Any) -> PhotoMetadata:
-    latitude, longitude = _checked_position(
-        _angle(gps.get(GPS_LATITUDE), gps.get(GPS_LATITUDE_REF, ""), "S"),
-        _angle(gps.get(GPS_LONGITUDE), gps.get(GPS_LONGITUDE_REF, ""), "W"),
-    )
-    if latitude == 0 and longitude == 0:  # cameras without a GPS fix write zeros
-        latitude = longitude = UNKNOWN
-    time = _gps_time(gps)
-    if np.isnan(time):
-        time = _camera_time(exif.get(DATE_TAKEN) or date_changed, exif.get(OFFSET_TAKEN))
-    heading = _number(gps.get(GPS_HEADING)) % 360
-    return PhotoMetadata(latitude=latitude, longitude=longitude, heading=heading, time=time)
-
-
-def _angle(parts: Any, reference: Any, negative_reference: str) -> float:
-    """Degrees of a GPS angle in degrees, minutes and seconds."""
-    if not isinstance(parts, tuple | list) or not parts:
-        return UNKNOWN
-    degrees = sum(_number(part) / 60**power for power, part in enumerate(parts[:3]))
-    return -degrees if _text(reference).upper().startswith(negative_reference) else degrees
-
-
-def _gps_time(gps: dict[int, Any]) -> float:
-    date, clock = _text(gps.get(GPS_DATE, "")), gps.get(GPS_TIME)
-    if not date or not isinstance(clock, tuple | list) or len(clock) != 3:
-        return UNKNOWN
-    seconds = sum(_number(part) * 60 ** (2 - index) for index, part in enumerate(clock))
-    try:
-        return datetime.strptime(date, "%Y:%m:%d").replace(tzinfo=UTC).timestamp() + seconds
-    except ValueError:
-        return UNKNOWN
-
-
-def _camera_time(date: Any, offset: Any) -> float:
-    match = re.fullmatch(r"([+-])(\d\d):(\d\d)", _text(offset or ""))
-    utc_offset = timedelta()
-    if match is not None:
-        utc_offset = timedelta(hours=int(match[2]), minutes=int(match[3])) * (-1 if match[1] == "-" else 1)
-    try:
-        taken = datetime.strptime(_text(date), "%Y:%m:%d %H:%M:%S")
-    except ValueError:
-        return UNKNOWN
-    return (taken - utc_offset).replace(tzinfo=UTC).timestamp()
-
-
-def _text(value: Any) -> str:
-    return str(value).strip("\0 ")
-
-
-# --- keys and thumbnails ---------------------------------------------------------------------------------------------
+# --- keys ------------------------------------------------------------------------------------------------------------
 
 
 def photo_key(raw: bytes, metadata: PhotoMetadata) -> str:
@@ -193,23 +176,3 @@ def photo_key(raw: bytes, metadata: PhotoMetadata) -> str:
     digest = hashlib.sha256(raw)
     digest.update(repr((metadata.latitude, metadata.longitude, metadata.heading)).encode())
     return digest.hexdigest()
-
-
-def make_thumbnail(raw: bytes, size: int) -> bytes:
-    """A small upright JPEG, `size` pixels along the longer side; empty for size 0 or a photo that cannot be opened."""
-    if size == 0:
-        return b""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(raw)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    return b""
-                image.draft("RGB", (size, size))  # decodes JPEG files at a fraction of their size
-                small = ImageOps.exif_transpose(image).convert("RGB")
-                small.thumbnail((size, size))
-                buffer = io.BytesIO()
-                small.save(buffer, "JPEG", quality=JPEG_QUALITY)
-                return buffer.getvalue()
-    except Exception:  # Pillow raises nearly anything; errors are reported when the photo itself is opened
-        return b""

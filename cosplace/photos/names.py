@@ -2,15 +2,20 @@
 
 A name reads `@utm_east@utm_north@zone@letter@lat@lon@pano_id@tile@heading@pitch@roll@height@timestamp@note@.jpg`, as in
 SF-XL and the other datasets of the field.  Fields are counted by splitting the *file name*, not the path, on '@'.
+
+East and north of 0, 0 mean that the position is unknown.  The letter is that of a UTM latitude band (C to M are south
+of the equator), so the sign of the latitude, where the name has one, decides the hemisphere.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cosplace.errors import DatasetError
-from cosplace.photos.image_list import ImageList
+from cosplace.errors import DatasetError, one_line
+from cosplace.photos.image_list import ImageList, evenly_spaced
 
 FIELDS = {
     "utm_east": 1, "utm_north": 2, "zone": 3, "letter": 4, "latitude": 5, "longitude": 6, "pano_id": 7, "tile": 8,
@@ -18,6 +23,10 @@ FIELDS = {
 }  # fmt: skip
 """Number of each field, in the order of the name."""
 NAMES_PER_CHUNK = 1 << 15  # names parsed at once: their bytes stay in the processor's cache
+MAX_CONTRADICTION_M = 50.0  # between the UTM fields of a name and its latitude and longitude
+BAND_S = (31.5, 40.5)  # degrees north: 32 to 40, and half a degree for positions at its border
+NAMES_COMPARED = 10_000  # at most, when a list is checked for contradictions
+_SOUTHERN = np.isin(np.arange(256), list(b"CDEFGHJKLMcdefghjklm"))  # (256,) bool, of the letters of latitude bands
 
 
 def format_image_name(
@@ -50,13 +59,230 @@ def split_name(path: str) -> dict[str, str]:
     return dict(zip(FIELDS, texts, strict=False))
 
 
-def parse_fields(images: ImageList, fields: Sequence[str]) -> Iterator[tuple[slice, np.ndarray]]:
+# --- numbers of whole lists ------------------------------------------------------------------------------------------
+
+
+def parse_fields(
+    images: ImageList, fields: Sequence[str], *, with_zone: bool = False
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Parse numbers in the names of a list; yield (rows, values (len(fields), rows) float64), chunk by chunk.
 
     fields: keys of FIELDS.  Values equal Python's float() of the text, bit for bit.
+    with_zone: add one row, the zone as in `UtmPositions.zones`.
     Raises DatasetError that names the first photo and field without a number.
     """
-    last_field = max(FIELDS[field] for field in fields)
+    last_field = max([FIELDS[field] for field in fields] + [FIELDS["longitude"]] * with_zone)
+    for chunk in _chunks(images, last_field):
+        values = np.empty((len(fields) + with_zone, len(chunk.rows)))
+        for index, field in enumerate(fields):
+            begin, end, in_name = chunk.field(field)
+            numbers = _numbers(chunk.text, begin, end) if in_name.all() else None
+            # Python accepts some numbers that Arrow does not (1_0), and finds the name that is wrong.
+            values[index] = [_number_in_name(images, row, field) for row in chunk.rows] if numbers is None else numbers
+        if with_zone:
+            values[-1] = _zones(chunk)
+        yield slice(chunk.rows.start, chunk.rows.stop), values
+
+
+def optional_fields(images: ImageList, fields: Sequence[str]) -> np.ndarray:
+    """Numbers in the names of a list, (len(fields), I) float64; nan where a name has no such number."""
+    values = np.full((len(fields), len(images)), np.nan)
+    for chunk in _chunks(images, max(FIELDS[field] for field in fields)):
+        for index, field in enumerate(fields):
+            values[index, chunk.rows.start : chunk.rows.stop] = _optional_numbers(chunk, field)
+    return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UtmPositions:
+    """The UTM fields of the names of a list."""
+
+    east_north: np.ndarray  # (I, 2) float64, meters
+    # (I,) int8: 1 … 60 north of the equator, -1 … -60 south of it; 0 for a name without zone and longitude
+    zones: np.ndarray
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which positions are known, (I,) bool: not 0, 0."""
+        return (self.east_north[:, 0] != 0) | (self.east_north[:, 1] != 0)
+
+
+def utm_fields(images: ImageList) -> UtmPositions:
+    """UTM positions and zones of a list.  Raises DatasetError for a name without east and north."""
+    east_north, zones = np.empty((len(images), 2)), np.empty(len(images), np.int8)
+    for rows, values in parse_fields(images, ("utm_east", "utm_north"), with_zone=True):
+        east_north[rows], zones[rows] = values[:2].T, values[2]
+    return UtmPositions(east_north=east_north, zones=zones)
+
+
+def zones_of(images: ImageList) -> np.ndarray:
+    """Zones of a list, (I,) int8, as in `UtmPositions.zones`."""
+    zones = [_zones(chunk) for chunk in _chunks(images, FIELDS["longitude"])]
+    return np.concatenate([np.zeros(0, np.int8), *zones])
+
+
+def has_zone(images: ImageList) -> np.ndarray:
+    """Which names have a zone field, (I,) bool."""
+    found = [np.zeros(0, bool)]
+    for chunk in _chunks(images, FIELDS["zone"]):
+        begin, end, in_name = chunk.field("zone")
+        found.append(in_name & (end > begin))
+    return np.concatenate(found)
+
+
+def different_zones(*zones: np.ndarray) -> list[int]:
+    """The zones of lists of photos, sorted; names without a zone are assumed to be in the zone of the others."""
+    return sorted(set().union(*(np.unique(part).tolist() for part in zones)) - {0})
+
+
+# --- positions on Earth ----------------------------------------------------------------------------------------------
+
+
+def earth_positions(images: ImageList, utm: UtmPositions) -> np.ndarray:
+    """Earth-centered points of the photos of a list, (I, 3) float64 in meters, to compare photos of different zones.
+
+    They are computed from the UTM fields, which are written to the centimeter; but from latitude and longitude where
+    the two differ by more than MAX_CONTRADICTION_M, and where the name has no zone.
+    Raises DatasetError for a photo that has neither a zone nor a latitude and longitude.
+    """
+    from_utm, from_latlon = utm_points(utm), _latlon_points(images)
+    ambiguous = _hemisphere_is_ambiguous(images, from_utm)
+    from_utm[ambiguous] = np.nan
+    differ = np.linalg.norm(from_utm - from_latlon, axis=1) > MAX_CONTRADICTION_M  # false for nan
+    points = np.where((differ | np.isnan(from_utm[:, 0]))[:, None], from_latlon, from_utm)
+    if (lost := np.isnan(points[:, 0])).any():
+        row = int(lost.argmax())
+        problem = (
+            "its letter S may be the band of 32° to 40° north or mean the southern hemisphere"
+            if ambiguous[row]
+            else "its coordinates are not on Earth"
+            if utm.zones[row]
+            else "it has no UTM zone, but the other photos are in several"
+        )
+        raise DatasetError(
+            f"{images.path(row)}: {problem}. Correct fields {FIELDS['zone']} and {FIELDS['letter']} of the file name "
+            f"(zone, letter), or add latitude and longitude as fields {FIELDS['latitude']} and {FIELDS['longitude']}."
+        )
+    return points
+
+
+def _hemisphere_is_ambiguous(images: ImageList, from_utm: np.ndarray) -> np.ndarray:
+    """Names with the letter S whose position, taken as north of the equator, is not in band S; (I,) bool.
+
+    Some people write S for the southern hemisphere.  In a name with a latitude, the letter is not used.
+    """
+    from cosplace.geo import lla_from_ecef
+
+    found = np.zeros(len(images), bool)
+    for chunk in _chunks(images, FIELDS["latitude"]):
+        text, last = chunk.text, len(chunk.text) - 1
+        begin, end, in_name = chunk.field("letter")
+        is_s = in_name & (end > begin) & np.isin(text[np.minimum(begin, last)], (ord("S"), ord("s")))
+        begin, end, in_name = chunk.field("latitude")
+        found[chunk.rows.start : chunk.rows.stop] = is_s & ~(in_name & (end > begin))
+    rows = np.flatnonzero(found & ~np.isnan(from_utm[:, 0]))
+    latitudes, _ = lla_from_ecef(from_utm[rows])
+    found[:] = False
+    found[rows[(latitudes < BAND_S[0]) | (latitudes > BAND_S[1])]] = True
+    return found
+
+
+def contradictions_m(images: ImageList, utm: UtmPositions) -> np.ndarray:
+    """Distances between the UTM fields of names and their latitude and longitude, (I,) float64 in meters.
+
+    nan where a name lacks one of them, or the zone: its east and north may then be those of a local map.
+    """
+    meters = np.linalg.norm(utm_points(utm) - _latlon_points(images), axis=1)
+    return np.where(has_zone(images), meters, np.nan)
+
+
+def contradiction_warning(images: ImageList) -> str:
+    """Describe in a sentence how many names contradict themselves, with the first example; empty if none does.
+
+    A long list is checked by an even sample of NAMES_COMPARED names.
+    Raises DatasetError for a name without east and north.
+    """
+    sample = images if len(images) <= NAMES_COMPARED else images.subset(evenly_spaced(images, NAMES_COMPARED))
+    if np.isnan(optional_fields(sample, ("latitude", "longitude"))).any(axis=0).all():
+        return ""
+    meters = contradictions_m(sample, utm_fields(sample))
+    wrong = np.flatnonzero(meters > MAX_CONTRADICTION_M)
+    if not len(wrong):
+        return ""
+    row = int(wrong[0])
+    return one_line(
+        f"{images.folder}: in {len(wrong):,} of {len(sample):,} file names{'' if sample is images else ' compared'}, "
+        f"the UTM fields and the latitude and longitude are more than {MAX_CONTRADICTION_M:g} m apart, for example "
+        f"{meters[row]:,.0f} m in {sample.name(row)}. Correct the names: `cosplace validate` lists them."
+    )
+
+
+def unknown_positions_warning(images: ImageList, rows: np.ndarray) -> str:
+    """Say that the photos of some rows are left out because their position is 0, 0."""
+    return one_line(
+        f"{images.folder}: {len(rows):,} of {len(images):,} photos are left out, for example "
+        f"{images.name(int(rows[0]))}: their position is 0, 0, which means unknown."
+    )
+
+
+def without_rows(images: ImageList, rows: np.ndarray) -> ImageList:
+    """A list without the photos of some rows."""
+    keep = np.ones(len(images.names), bool)
+    for row in rows.tolist():
+        keep[images.starts[row] : images.starts[row + 1]] = False
+    lengths = np.delete(np.diff(images.starts), rows)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return replace(images, names=images.text(0, len(images.names))[keep], starts=starts, list_file=None)
+
+
+def utm_points(utm: UtmPositions) -> np.ndarray:
+    """Earth-centered points of UTM positions, (I, 3) float64 in meters; nan without zone or position."""
+    from cosplace.geo import ecef_from_lla, utm_to_latlon  # imports pyproj, which most commands do not need
+
+    points = np.full((len(utm.zones), 3), np.nan)
+    for zone in different_zones(utm.zones):
+        rows = np.flatnonzero((utm.zones == zone) & utm.known)
+        east, north = utm.east_north[rows].T
+        points[rows] = ecef_from_lla(*utm_to_latlon(east, north, abs(zone), "N" if zone > 0 else "M"))
+    return points
+
+
+def _latlon_points(images: ImageList) -> np.ndarray:
+    from cosplace.geo import ecef_from_lla  # imports pyproj
+
+    latitudes, longitudes = optional_fields(images, ("latitude", "longitude"))
+    valid = _is_position(latitudes, longitudes)
+    points = np.full((len(images), 3), np.nan)
+    points[valid] = ecef_from_lla(latitudes[valid], longitudes[valid])
+    return points
+
+
+def _is_position(latitudes: np.ndarray, longitudes: np.ndarray) -> np.ndarray:
+    """Which are positions on Earth, and not 0, 0, which means unknown."""
+    return (np.abs(latitudes) <= 90) & (np.abs(longitudes) <= 180) & ((latitudes != 0) | (longitudes != 0))
+
+
+# --- the bytes of names ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """The names of some rows of a list, and where their '@' are."""
+
+    rows: range
+    text: np.ndarray  # (bytes,) uint8
+    ends: np.ndarray  # (rows,) where each path ends, after its newline
+    separators: np.ndarray  # the places of all '@', then one past the text for fields that are missing
+    first_separator: np.ndarray  # (rows,) the first '@' of each file name, as an index into `separators`
+
+    def field(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where a field begins and ends in `text`, and whether it ends with an '@' of its own name; (rows,) each."""
+        place = self.first_separator + FIELDS[name]
+        begin, end = self.separators[place - 1] + 1, self.separators[place]
+        return begin, end, end < self.ends
+
+
+def _chunks(images: ImageList, last_field: int) -> Iterator[_Chunk]:
     for first in range(0, len(images), NAMES_PER_CHUNK):
         rows = range(first, min(first + NAMES_PER_CHUNK, len(images)))
         starts = images.starts[rows.start : rows.stop + 1]
@@ -65,22 +291,72 @@ def parse_fields(images: ImageList, fields: Sequence[str]) -> Iterator[tuple[sli
         # Padded, so that a name with too few '@' finds one outside of the name.
         separators = np.append(np.flatnonzero(text == ord("@")), np.full(last_field + 1, len(text)))
         first_separator = np.searchsorted(separators, _file_name_starts(text, starts))
-        values = np.empty((len(fields), len(rows)))
-        for index, field in enumerate(fields):
-            begin = separators[first_separator + FIELDS[field] - 1] + 1
-            end = separators[first_separator + FIELDS[field]]
-            numbers = _numbers(text, begin, end) if (end < starts[1:]).all() else None
-            # Python accepts some numbers that Arrow does not (1_0), and finds the name that is wrong.
-            values[index] = [_number_in_name(images, row, field) for row in rows] if numbers is None else numbers
-        yield slice(rows.start, rows.stop), values
+        yield _Chunk(rows=rows, text=text, ends=starts[1:], separators=separators, first_separator=first_separator)
 
 
-def utm_positions(images: ImageList) -> np.ndarray:
-    """UTM east and north in meters, (I, 2) float64.  Raises DatasetError for a name without them."""
-    positions = np.empty((len(images), 2))
-    for rows, values in parse_fields(images, ("utm_east", "utm_north")):
-        positions[rows] = values.T
-    return positions
+def _zones(chunk: _Chunk) -> np.ndarray:
+    """Zones of the names of a chunk, (rows,) int8, as in `UtmPositions.zones`."""
+    if _same_zone_texts(chunk):
+        first = replace(chunk, rows=chunk.rows[:1], ends=chunk.ends[:1], first_separator=chunk.first_separator[:1])
+        return np.repeat(_parse_zones(first), len(chunk.rows))
+    return _parse_zones(chunk)
+
+
+def _same_zone_texts(chunk: _Chunk) -> bool:
+    """Whether zone, letter and the first character of the latitude are those of the first name: true for most chunks.
+
+    One comparison of eight bytes per name; false if eight bytes are too few to decide.
+    """
+    begin = chunk.separators[chunk.first_separator + FIELDS["zone"] - 1] + 1
+    if begin.max() > len(chunk.text) - 8:
+        return False
+    first = chunk.text[begin[0] : begin[0] + 8].tobytes()
+    zone, letter = (*first.split(b"@"), b"")[:2]
+    length = len(zone) + len(letter) + 3
+    if length > 8 or first.count(b"@") < 2 or b"\n" in first[:length]:
+        return False
+    if not zone and first[length - 1 : length] != b"@":  # the longitude decides
+        return False
+    eight_bytes = np.ndarray(len(chunk.text) - 7, "<u8", chunk.text, strides=(1,))
+    texts = eight_bytes[begin] << np.uint64(64 - 8 * length)
+    return bool((texts == texts[0]).all())
+
+
+def _parse_zones(chunk: _Chunk) -> np.ndarray:
+    text, last = chunk.text, len(chunk.text) - 1
+    begin, end, in_name = chunk.field("zone")
+    width = np.where(in_name, end - begin, 0)
+    digits = text[np.minimum(begin, last)] - np.uint8(ord("0")), text[np.minimum(begin + 1, last)] - np.uint8(ord("0"))
+    zones = np.where(width == 1, digits[0], 10 * digits[0].astype(np.int64) + digits[1])
+    plain = ((width == 1) | (width == 2)) & (digits[0] < 10) & ((width == 1) | (digits[1] < 10))
+    zones[~plain] = 0
+    for row in np.flatnonzero((width > 0) & ~plain).tolist():
+        found = re.fullmatch(rb"0*(\d{1,2})(?:\.0*)?[A-Za-z]?", text[begin[row] : end[row]].tobytes())  # 10.0, 10S
+        zones[row] = int(found[1]) if found else 0
+    zones[(zones < 1) | (zones > 60)] = 0
+    begin, end, in_name = chunk.field("letter")
+    south = in_name & (end > begin) & _SOUTHERN[text[np.minimum(begin, last)]]
+    begin, end, in_name = chunk.field("latitude")
+    has_latitude = in_name & (end > begin)
+    south = np.where(has_latitude, text[np.minimum(begin, last)] == ord("-"), south)
+    if (has_latitude & (zones == 0)).any():
+        latitudes, longitudes = _optional_numbers(chunk, "latitude"), _optional_numbers(chunk, "longitude")
+        found = np.flatnonzero((zones == 0) & _is_position(latitudes, longitudes))
+        zones[found] = np.floor((longitudes[found] + 180) / 6) % 60 + 1
+    return np.where(south, -zones, zones).astype(np.int8)
+
+
+def _optional_numbers(chunk: _Chunk, field: str) -> np.ndarray:
+    """Numbers in one field of a chunk, (rows,) float64; nan where a name has no such number."""
+    values = np.full(len(chunk.rows), np.nan)
+    begin, end, in_name = chunk.field(field)
+    found = np.flatnonzero(in_name & (end > begin))
+    if len(found):
+        numbers = _numbers(chunk.text, begin[found], end[found])
+        if numbers is None:
+            numbers = [_number(chunk.text[begin[row] : end[row]].tobytes()) for row in found]
+        values[found] = numbers
+    return values
 
 
 def _file_name_starts(text: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -103,17 +379,22 @@ def _numbers(text: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray
     return values if np.isfinite(values).all() else None
 
 
+def _number(text: bytes) -> float:
+    """One number by Python's float(); nan for other text."""
+    try:
+        value = float(text)  # of bytes: ASCII digits only
+    except ValueError:
+        return np.nan
+    return value if np.isfinite(value) else np.nan
+
+
 def _number_in_name(images: ImageList, row: int, field: str) -> float:
     """One number by Python's float().  Raises DatasetError."""
     name = images.name(row)
     ends_in_name = name.rpartition("/")[2].count("@") > FIELDS[field]
     text = split_name(name)[field] if ends_in_name else ""
-    try:
-        value = float(os.fsencode(text))  # of bytes: ASCII digits only
-        if np.isfinite(value):
-            return value
-    except ValueError:
-        pass
+    if np.isfinite(value := _number(os.fsencode(text))):
+        return value
     problem = f"is '{text}', not a number" if text else "is missing"
     use = " CosPlace classes need it." if field == "heading" else ""
     raise DatasetError(

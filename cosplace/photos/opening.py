@@ -1,14 +1,17 @@
 """Decode one photo to upright RGB pixels, the same as Pillow's.
 
 JPEG files are decoded by simplejpeg (libjpeg-turbo), in half of Pillow's time and without the interpreter's lock.
-Pillow decodes the rest: other formats, CMYK, and damaged files that it can still open.
+Pillow decodes the rest: other formats, CMYK, and damaged files that it can still open.  The format is detected from the
+first bytes (see `cosplace.photos.formats`), and only the decoder of that format runs.
 """
 
 import io
 import math
 import os
+import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +19,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
+from cosplace.photos.formats import UPLOAD_FORMATS, detect_format, refused_format
+from cosplace.photos.headers import SIZE_READERS, jpeg_header, plain_png, simplejpeg_size
+from cosplace.photos.orientation import read_orientation
 
 if TYPE_CHECKING:  # torch takes seconds to import, and scanning does not need it
     import torch
+    from PIL import Image
 
 MAX_PIXELS = 200_000_000  # larger photos are refused before they are decoded
 MAX_FILE_BYTES = 500_000_000
-ORIENTATION = 0x0112  # tag in the EXIF block
-EXIF_HEADER = b"Exif\x00\x00"
 START_OF_SCAN = b"\xff\xda"  # JPEG marker; never inside the data of a scan, where 0 follows 255
-MAX_SCANS = 64  # cameras write 1, progressive files about 10
+MAX_SCANS = 64  # of a JPEG; cameras write 1, progressive files about 10
+# Scans x pixels of a progressive JPEG, as each scan visits each pixel: 200 megapixels in 10 scans take some seconds.
+MAX_SCAN_PIXELS = 2_000_000_000
+MAX_UPLOAD_SCAN_PIXELS = 400_000_000  # at most 2 seconds
+BYTES_PER_PIXEL = {"JPEG": 6, "PNG": 14, "WEBP": 28}  # peak of memory while decoding, copies included
+COEFFICIENT_BYTES = 6  # per pixel of a JPEG with several scans
+OTHER_BYTES_PER_PIXEL = 16  # of other formats, and of JPEG files that Pillow decodes
+
+READ_FLAGS = os.O_RDONLY
+for _flag in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"):  # O_NONBLOCK: do not wait for a pipe's writer
+    READ_FLAGS |= getattr(os, _flag, 0)
 
 Allocate = Callable[[int, int], np.ndarray]
 """From height and width to memory to decode into: (H, W, 3) uint8, contiguous."""
@@ -45,8 +60,8 @@ MAKE_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 def open_image(path: str | Path) -> "torch.Tensor":
     """Open a photo as RGB, (3, H, W) uint8, upright by its EXIF orientation; a view of (H, W, 3) memory.
 
-    Raises ImageError that names the file if it is missing, empty, damaged, not an image, or larger than MAX_PIXELS
-    (checked before decoding).
+    Raises ImageError that names the file if it is missing, empty, damaged, not a regular file, not an image of one of
+    FORMATS, or larger than MAX_PIXELS (checked before decoding).
     """
     return decode_image(read_file(path), path)
 
@@ -67,19 +82,16 @@ def open_pixels(path: str | Path, allocate: Allocate | None = None) -> np.ndarra
 
 
 def _decode(raw: bytes, name: str | Path, allocate: Allocate | None) -> np.ndarray:
-    pixels = None
-    if raw[:2] == b"\xff\xd8":
-        pixels = _decode_jpeg(raw, name, allocate)
-    elif raw[:8] == b"\x89PNG\r\n\x1a\n" and len(raw) >= 24:
-        _check_size(int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big"), name)
-    return _decode_with_pillow(raw, name) if pixels is None else pixels
+    image_format = detect_format(raw)
+    pixels = _decode_jpeg(raw, name, allocate, MAX_SCAN_PIXELS) if image_format == "JPEG" else None
+    return _decode_with_pillow(raw, name, MAX_PIXELS, MAX_SCAN_PIXELS) if pixels is None else pixels
 
 
 def decode_upload(raw: bytes | bytearray, name: str, *, max_pixels: int = MAX_PIXELS) -> "torch.Tensor":
     """Decode a photo from an untrusted source as RGB, (3, H, W) uint8, upright; the first frame of an animation.
 
-    name: for error messages; it is never opened.  Only JPEG, PNG and WebP are decoded, each by its own decoder alone;
-    the format is detected from the first bytes, and the size is read from the header before any decoder runs.
+    name: for error messages; it is never opened.  Only JPEG, PNG and WebP are decoded.  The size is read from the
+    header before any decoder runs; `decoded_bytes` returns the memory that decoding takes.
     Raises PhotoFormatError for other formats, PhotoSizeError for more than max_pixels, ImageError for an empty or
     damaged photo.
     """
@@ -87,33 +99,66 @@ def decode_upload(raw: bytes | bytearray, name: str, *, max_pixels: int = MAX_PI
 
     if not raw:
         raise ImageError(f"{name} is empty. Export it again.")
-    image_format = _detect_format(raw)
-    if image_format is None:
+    image_format = detect_format(raw)
+    if image_format not in UPLOAD_FORMATS:
         raise PhotoFormatError(f"{name} is not a JPEG, PNG or WebP image. Export it as JPEG.")
-    size = SIZE_READERS[image_format](raw)
+    raw = bytes(raw)
+    # As the decoder itself reads it.  JPEG files that simplejpeg does not open are left to Pillow, below.
+    size = simplejpeg_size(raw) if image_format == "JPEG" else None
     if size is not None:
         _check_size(*size, name, max_pixels)
-    elif image_format != "JPEG":  # Pillow opens many JPEG files that simplejpeg does not, and checks their size first
-        raise damaged_photo(name, f"damaged {image_format} header")
-    raw = bytes(raw)
-    if image_format == "JPEG" and raw.count(START_OF_SCAN) > MAX_SCANS:
-        raise ImageError(f"{name} has more than {MAX_SCANS} scans, too many to decode. Export it again.")
-    pixels = _decode_jpeg(raw, name, None) if image_format == "JPEG" and size is not None else None
+    pixels = _decode_jpeg(raw, name, None, MAX_UPLOAD_SCAN_PIXELS) if size is not None else None
     if pixels is None:
-        pixels = _decode_with_pillow(raw, name, formats=(image_format,), max_pixels=max_pixels)
+        pixels = _decode_with_pillow(raw, name, max_pixels, MAX_UPLOAD_SCAN_PIXELS)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def decoded_bytes(raw: bytes | bytearray) -> int:
+    """Memory in bytes that decoding a photo takes at its peak, from its header alone; nothing is decoded.
+
+    0 for content that is refused before it is decoded.
+    """
+    image_format = detect_format(raw)
+    if image_format == "JPEG":
+        header = jpeg_header(raw)
+        if header is None:
+            size = simplejpeg_size(bytes(raw))
+            return 0 if size is None else size[0] * size[1] * OTHER_BYTES_PER_PIXEL
+        per_pixel = BYTES_PER_PIXEL["JPEG"] if header.channels in (1, 3) else OTHER_BYTES_PER_PIXEL
+        return header.width * header.height * (per_pixel + COEFFICIENT_BYTES * header.has_scans)
+    if image_format is None:
+        return 0
+    if image_format in SIZE_READERS:
+        size = SIZE_READERS[image_format](raw)
+    else:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(raw), formats=(image_format,)) as image:  # reads the header only
+                size = image.size
+        except Exception:  # Pillow raises nearly anything on damaged files
+            size = None
+    return 0 if size is None else size[0] * size[1] * BYTES_PER_PIXEL.get(image_format, OTHER_BYTES_PER_PIXEL)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
 def read_file(path: str | Path) -> bytes:
-    """Read a photo's file.  Raises ImageError that names the file if it is missing, empty or too large."""
+    """Read a photo's file.
+
+    Raises ImageError that names the file if it is missing, empty, too large, or not a regular file: reading a pipe or a
+    device could wait forever, so none is read.
+    """
     # With few system calls: after each of them, a thread has to wait for the interpreter's lock.
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        file = os.open(path, READ_FLAGS)
         try:
-            size = os.fstat(file).st_size
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+                raise ImageError(f"Cannot read {path}: it is {kind}, not a file. Use the path of a photo.")
+            size = status.st_size
             if size > MAX_FILE_BYTES:
                 raise ImageError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB. Export it as JPEG.")
             raw = os.read(file, size)
@@ -123,6 +168,8 @@ def read_file(path: str | Path) -> bytes:
             os.close(file)
     except OSError as error:
         raise ImageError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:  # a zero byte in the name
+        raise ImageError(f"Cannot read {path}: {error}.") from error
     if not raw:
         raise ImageError(f"{path} is empty. Copy or export it again.")
     return raw
@@ -153,16 +200,18 @@ def _jpeg_decoder() -> Callable[..., np.ndarray]:
     return decode_jpeg
 
 
-def _decode_jpeg(raw: bytes, name: str | Path, allocate: Allocate | None) -> np.ndarray | None:
+def _decode_jpeg(raw: bytes, name: str | Path, allocate: Allocate | None, max_scan_pixels: int) -> np.ndarray | None:
     """(H, W, 3) uint8; None for files that Pillow has to open."""
     header = jpeg_header(raw)
     if header is None:
         return None
-    width, height, channels, exif = header
+    width, height = header.width, header.height
     _check_size(width, height, name)
-    if channels not in (1, 3) or not width * height:
+    if header.has_scans:
+        _check_scans(raw, width * height, name, max_scan_pixels)
+    if header.channels not in (1, 3) or not width * height:
         return None
-    orientation = 1 if exif is None else _orientation(exif)
+    orientation = read_orientation(header.exif, header.xmp) if header.exif or header.xmp else 1
     buffer = allocate(height, width) if allocate is not None and orientation not in MAKE_UPRIGHT else None
     try:
         pixels = _jpeg_decoder()(raw, buffer=buffer)
@@ -170,125 +219,93 @@ def _decode_jpeg(raw: bytes, name: str | Path, allocate: Allocate | None) -> np.
         return None
     if buffer is not None and pixels.shape == buffer.shape:
         return buffer
-    return np.ascontiguousarray(MAKE_UPRIGHT[orientation](pixels)) if orientation in MAKE_UPRIGHT else pixels
+    return make_upright(pixels, orientation)
 
 
-def jpeg_header(raw: bytes | bytearray) -> tuple[int, int, int, bytes | None] | None:
-    """Width, height and channels in the frame header (marker SOF) of a JPEG, and the EXIF block before it."""
-    position, exif = 2, None
-    while position + 9 < len(raw) and raw[position] == 0xFF:
-        marker = raw[position + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(raw[position + i : position + i + 2], "big") for i in (5, 7))
-            return width, height, raw[position + 9], exif
-        # Fill bytes take one byte, markers without a length two.
-        has_no_length = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        if marker == 0xFF:
-            length = 1
-        elif has_no_length:
-            length = 2
-        else:
-            length = 2 + int.from_bytes(raw[position + 2 : position + 4], "big")
-        if marker == 0xE1 and raw[position + 4 : position + 10] == EXIF_HEADER and exif is None:
-            exif = bytes(raw[position + 4 : position + length])
-        position += length
-    return None
+def make_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, 3) upright; contiguous."""
+    # A copy, as a view of one row or column would be contiguous but have negative strides, which torch refuses.
+    return MAKE_UPRIGHT[orientation](pixels).copy() if orientation in MAKE_UPRIGHT else pixels
 
 
-def _orientation(exif: bytes) -> int:
-    from PIL import Image
-
-    block = Image.Exif()
-    try:
-        block.load(exif)
-        return int(block.get(ORIENTATION, 1))
-    except Exception:  # Pillow raises nearly anything on a damaged block
-        return 1
-
-
-# --- uploads: format and size, before any decoder runs ---------------------------------------------------------------
-
-
-def _detect_format(raw: bytes | bytearray) -> str | None:
-    """Pillow's name of the format, by the first bytes; None for formats other than JPEG, PNG and WebP."""
-    if raw[:3] == b"\xff\xd8\xff":
-        return "JPEG"
-    if raw[:8] == b"\x89PNG\r\n\x1a\n":
-        return "PNG"
-    return "WEBP" if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP" else None
-
-
-def _jpeg_size(raw: bytes | bytearray) -> tuple[int, int] | None:
-    """Width and height as the decoder itself reads them; None for files that it does not open."""
-    from simplejpeg import decode_jpeg_header
-
-    try:
-        height, width, *_ = decode_jpeg_header(raw)
-    except ValueError:
-        return None
-    return int(width), int(height)
-
-
-def _png_size(raw: bytes | bytearray) -> tuple[int, int] | None:
-    if len(raw) < 24 or raw[12:16] != b"IHDR":
-        return None
-    return int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
-
-
-def _webp_size(raw: bytes | bytearray) -> tuple[int, int] | None:
-    """Width and height of the canvas.  Pillow reports them only after it has allocated the canvas twice."""
-    chunk, data = raw[12:16], raw[20:30]
-    if len(data) < 10:
-        return None
-    if chunk == b"VP8X":
-        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
-    if chunk == b"VP8L":
-        bits = int.from_bytes(data[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if chunk == b"VP8 ":
-        return int.from_bytes(data[6:8], "little") & 0x3FFF, int.from_bytes(data[8:10], "little") & 0x3FFF
-    return None
-
-
-SIZE_READERS: dict[str, Callable[[bytes | bytearray], tuple[int, int] | None]] = {
-    "JPEG": _jpeg_size,
-    "PNG": _png_size,
-    "WEBP": _webp_size,
-}
+def _check_scans(raw: bytes, num_pixels: int, name: str | Path, max_scan_pixels: int) -> None:
+    """Raise ImageError for a JPEG with several scans, such as a progressive one, that takes too long to decode."""
+    num_scans = raw.count(START_OF_SCAN)
+    if num_scans > MAX_SCANS:
+        raise ImageError(f"{name} has more than {MAX_SCANS} scans, too many to decode. Export it again.")
+    if num_scans * num_pixels > max_scan_pixels:
+        raise PhotoSizeError(
+            f"{name} has {num_scans} scans of {num_pixels / 1e6:,.3g} megapixels each; the limit is "
+            f"{max_scan_pixels / 1e6:,.0f} megapixels in total. Export it as a JPEG that is not progressive."
+        )
 
 
 # --- Pillow ----------------------------------------------------------------------------------------------------------
 
 
-def _decode_with_pillow(
-    raw: bytes, name: str | Path, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """(H, W, 3) uint8.  formats: those to try, by Pillow's names; None for all.  Raises ImageError."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _decode_with_pillow(raw: bytes, name: str | Path, max_pixels: int, max_scan_pixels: int) -> np.ndarray:
+    """(H, W, 3) uint8.  Raises ImageError."""
+    from cosplace.photos.modes import to_rgb
 
+    with open_with_pillow(raw, name, max_pixels, max_scan_pixels) as (image, orientation):
+        return make_upright(to_rgb(image), orientation)
+
+
+@contextmanager
+def open_with_pillow(
+    raw: bytes, name: str | Path, max_pixels: int = MAX_PIXELS, max_scan_pixels: int = MAX_SCAN_PIXELS
+) -> "Generator[tuple[Image.Image, int]]":
+    """Within: the photo as a Pillow image that is not decoded yet, and its orientation (1 for TIFF, decoded upright).
+
+    Raises ImageError for everything that is wrong with the photo, also while it is decoded within.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    image_format = detect_format(raw)
+    if image_format is None:
+        raise PhotoFormatError(f"{name} {refused_format(raw)}")
+    if image_format in SIZE_READERS:
+        size = SIZE_READERS[image_format](raw)
+        if size is None:
+            raise damaged_photo(name, f"damaged {image_format} header")
+        _check_size(*size, name, max_pixels)
+    exif, xmp = None, None
+    if image_format == "PNG":
+        raw, exif, xmp = plain_png(raw)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size has its own limit
-            with Image.open(io.BytesIO(raw), formats=formats) as image:
+            warnings.simplefilter("ignore")  # of large images, for which _check_size has its own limit; odd metadata
+            with Image.open(io.BytesIO(raw), formats=(image_format,)) as image:
                 _check_size(image.width, image.height, name, max_pixels)
-                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+                if image_format == "JPEG":
+                    header = jpeg_header(raw)
+                    if header is None or header.has_scans:
+                        _check_scans(raw, image.width * image.height, name, max_scan_pixels)
+                    exif, xmp = (None, None) if header is None else (header.exif, header.xmp)
+                elif image_format == "WEBP":
+                    exif, xmp = image.info.get("exif"), image.info.get("xmp")
+                elif image_format == "TIFF":
+                    if _is_raw_tiff(image):
+                        raise PhotoFormatError(f"{name} is a camera raw image. Export it as JPEG.")
+                    yield _upright_tiff(image), 1
+                    return
+                yield image, read_orientation(exif, xmp)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        if formats is None:
-            raise ImageError(f"{name} is not an image, or in an unknown format. Export it as JPEG.") from error
-        raise damaged_photo(name, f"not a {formats[0]} image") from error
+        raise damaged_photo(name, f"not a {image_format} image") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise damaged_photo(name, error) from error
 
 
-def decode_thumbnail(jpeg: bytes) -> "torch.Tensor":
-    """Decode a thumbnail of the index, (3, H, W) uint8.  Raises ImageError."""
-    import torch
-    from PIL import Image
+def _is_raw_tiff(image: "Image.Image") -> bool:
+    """Whether a TIFF is a camera raw image, of which Pillow would open only a small preview."""
+    tags = getattr(image, "tag_v2")  # noqa: B009 - only TIFF images have it
+    is_preview = bool(int(tags.get(254, 0)) & 1)  # NewSubfileType
+    return 50706 in tags or (is_preview and 330 in tags)  # DNGVersion; SubIFDs
 
-    try:
-        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"A thumbnail in the index is damaged ({error}). Build the index again.") from error
+
+def _upright_tiff(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)

@@ -3,24 +3,51 @@
 The result is that of torchvision's `resize`, without importing torchvision, which takes longer than locating a photo.
 """
 
+from pathlib import Path
 from platform import machine
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cosplace.errors import PhotoSizeError
+
+MAX_RESIZED_PIXELS = 16_000_000  # 5,000 x 10 pixels with a shorter side of 512 would take 25 GB in a network
+MAX_ASPECT = 4  # panoramas up to this ratio are resized to any size
 # Processors on which torch resizes uint8 images without converting them to floats.
 RESIZES_BYTES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or machine() in ("aarch64", "arm64")
 
 
-def resize_shorter_side(image: Tensor, size: int | None) -> Tensor:
-    """Resize (..., 3, H, W) so that its shorter side has `size` pixels; None returns the image unchanged."""
+def resize_shorter_side(image: Tensor, size: int | None, name: str | Path = "the photo") -> Tensor:
+    """Resize (..., 3, H, W) so that its shorter side has `size` pixels; None returns the image unchanged.
+
+    name: for the PhotoSizeError of a photo that is too long and narrow (see `resized_shape`).
+    """
     if size is None:
         return image
     height, width = image.shape[-2:]
-    if height <= width:
-        return resize(image, size, int(size * width / height))
-    return resize(image, int(size * height / width), size)
+    return resize(image, *resized_shape(height, width, size, name))
+
+
+def resized_shape(height: int, width: int, size: int, name: str | Path = "the photo") -> tuple[int, int]:
+    """Height and width of a photo after its shorter side is resized to `size` pixels.
+
+    Raises PhotoSizeError for a photo that would then have more than MAX_RESIZED_PIXELS, unless its sides are at most
+    MAX_ASPECT to 1.
+    """
+    shape = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+    if shape[0] * shape[1] > max(MAX_RESIZED_PIXELS, MAX_ASPECT * size * size):
+        raise PhotoSizeError(
+            f"{name} is too long and narrow: its {width} x {height} pixels would become {shape[1]} x {shape[0]} for a "
+            f"shorter side of {size}. Crop it."
+        )
+    return shape
+
+
+def batch_size_for(height: int, width: int, batch_size: int) -> int:
+    """How many photos of one size to put into a batch: fewer of long and narrow ones, which have many more pixels."""
+    aspect = max(height, width) / max(1, min(height, width))
+    return max(1, int(batch_size * MAX_ASPECT / aspect)) if aspect > MAX_ASPECT else batch_size
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

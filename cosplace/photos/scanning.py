@@ -1,46 +1,114 @@
 """List the photos of a folder: by a scan, or from a list file next to it."""
 
+import errno
+import logging
 import os
+import stat
 from bisect import bisect_left
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from cosplace.errors import DatasetError
-from cosplace.photos.image_list import BLOCK_BYTES, ImageList, evenly_spaced, list_from_lines, sorted_list
+from cosplace.photos.formats import (
+    FORMAT_BYTES,
+    OTHER_SUFFIXES,
+    RAW_SUFFIXES,
+    SUFFIXES,
+    VIDEO_SUFFIXES,
+    detect_format,
+    other_format,
+    suffix_of,
+)
+from cosplace.photos.image_list import (
+    BLOCK_BYTES,
+    FOLLOW_OUTSIDE,
+    OTHER_FILES,
+    ImageList,
+    SkippedFiles,
+    evenly_spaced,
+    is_below,
+    list_from_lines,
+    sorted_list,
+)
 
-SUFFIXES = (b".jpg", b".jpeg", b".png")
 LIST_SUFFIX = "_images_paths.txt"
 LISTED_FILES_CHECKED = 100
+CHECKED_BYTES = 2_000_000  # of a list file: each path in this part is checked
+HIDDEN = b"."  # in place of the name of an entry that a scan leaves out
+MAX_DEPTH = 200  # levels of folders
+SYSTEM_FOLDERS = (
+    b"#recycle", b"$RECYCLE.BIN", b"@Recycle", b"@Recently-Snapshot", b"@eaDir", b"@tmp", b"RECYCLER",
+    b"System Volume Information", b"__MACOSX", b"lost+found",
+)  # fmt: skip
+SPLIT_FOLDERS = (b"train", b"val", b"test", b"database", b"queries", b"gallery", b"query")
+"""Folders of a dataset, and with any ending such as queries_v1, that may be links to any other place."""
+
+VIDEOS, RAW_IMAGES, OUTSIDE = "videos", "raw images", "links that lead outside the folder"
+log = logging.getLogger("cosplace")
 
 
-def scan_images(folder: str | Path) -> ImageList:
-    """All .jpg, .jpeg and .png files below a folder (any case, nested, links followed; without hidden files).
+def scan_images(folder: str | Path, *, dataset: str | Path | None = None, follow_outside: bool = False) -> ImageList:
+    """All photos below a folder (nested, sorted by whole path; without hidden files and folders of the system).
+
+    Photos are files with a suffix of SUFFIXES, in any case, and others whose content is of such a format.  Everything
+    else is counted in `skipped`, and one warning in the log names it: other formats, videos, links and folders that
+    cannot be read, pipes and devices.
+    dataset: the folder of the whole dataset; links may lead to any place in it.  Default: `folder`.
+    follow_outside: also follow links that lead outside.  Without it, only the folder itself and its subfolders named
+    train, val, test, database, queries and gallery may be such links.
 
     If there is a file `<folder>_images_paths.txt` next to the folder, its lines (paths relative to the folder) replace
     the scan.  Raises DatasetError if the folder is missing, has no photos, or does not match its list file.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+    if not _is_folder(folder):
+        problem = "is a file, not a folder" if os.path.lexists(folder) else "does not exist"
         raise DatasetError(f"{folder} {problem}. Use the folder that contains the photos.")
+    inside = () if follow_outside else tuple(os.path.realpath(place) for place in (folder, dataset) if place)
     for path in (folder, folder.resolve()):
         list_file = path.parent / (path.name + LIST_SUFFIX)
         if list_file.is_file():
-            return _read_list(folder, list_file)
-    names = bytearray()
+            return _read_list(folder, list_file, inside)
+    scan = _Scan(inside=inside)
     try:
-        _scan_into(names, os.fsencode(folder), b"", frozenset())
+        _scan_into(scan, os.fsencode(folder), b"", frozenset())
     except OSError as error:
-        raise DatasetError(f"Cannot read {error.filename}: {error.strerror}.") from error
-    if not names:
+        raise DatasetError(f"Cannot read {os.fsdecode(error.filename)}: {error.strerror}.") from error
+    summary = scan.skipped.summary()
+    remedies = [FOLLOW_OUTSIDE] if OUTSIDE in scan.skipped.counts else []
+    if not scan.names:
         raise DatasetError(
-            f"{folder} has no photos (.jpg, .jpeg or .png, in any subfolder). Use the folder that contains the photos."
+            f"{folder} has no photos (JPEG, PNG, WebP, TIFF, BMP or GIF, in any subfolder). "
+            f"{summary or 'Use the folder that contains the photos.'}",
+            *remedies,
         )
-    return list_from_lines(folder, names)
+    if summary:
+        log.warning("%s", DatasetError(f"{folder}: {summary}", *remedies))  # as an error would be printed
+    return replace(list_from_lines(folder, scan.names), skipped=scan.skipped)
 
 
-def _scan_into(names: bytearray, folder: bytes, prefix: bytes, parents: frozenset[tuple[int, int]]) -> None:
+def _is_folder(folder: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(folder).st_mode)  # noqa: PTH116
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return False
+
+
+@dataclass(slots=True, kw_only=True)
+class _Scan:
+    """What a scan has found so far."""
+
+    names: bytearray = field(default_factory=bytearray)  # relative paths, each ended by a newline
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
+    inside: tuple[str, ...]  # real folders that links may lead to; () for any
+
+    def skip(self, kind: str, name: bytes) -> None:
+        self.skipped.add(kind, os.fsdecode(name))
+
+
+def _scan_into(scan: _Scan, folder: bytes, prefix: bytes, parents: frozenset[tuple[int, int]]) -> None:
     """Append the relative paths below `folder` in sorted order, without building a list of all paths."""
     status = os.stat(folder)  # noqa: PTH116 - bytes, as file names may not be valid text
     if (status.st_dev, status.st_ino) in parents:  # a link to a folder above
@@ -48,47 +116,142 @@ def _scan_into(names: bytearray, folder: bytes, prefix: bytes, parents: frozense
     parents |= {(status.st_dev, status.st_ino)}
     with os.scandir(folder) as entries:
         # With a slash after folders, a depth-first scan gives the order of whole paths.
-        entry_names = [entry.name + b"/" if entry.is_dir() else entry.name for entry in entries]
+        entry_names = [
+            entry.name if entry.is_file(follow_symlinks=False) else _other_entry(scan, entry, folder, prefix)
+            for entry in entries
+        ]
     entry_names.sort()
     del entry_names[bisect_left(entry_names, b".") : bisect_left(entry_names, b"/")]  # hidden; "/" comes after "."
     endings = (*SUFFIXES, b"/")
-    entry_names = [name for name in entry_names if name.endswith(endings) or name.lower().endswith(endings)]
+    entry_names = [
+        name
+        for name in entry_names
+        if name.endswith(endings) or name.lower().endswith(endings) or _is_photo(scan, folder, prefix, name)
+    ]
     any_folder = b"/" in b"".join(entry_names)
     folders = [index for index, name in enumerate(entry_names) if name.endswith(b"/")] if any_folder else []
     next_index = 0
     for index in folders:
-        subfolder = entry_names[index]
-        _append_photos(names, prefix, entry_names[next_index:index])
-        _scan_into(names, folder + b"/" + subfolder[:-1], prefix + subfolder, parents)
+        _append_photos(scan, prefix, entry_names[next_index:index])
+        _scan_subfolder(scan, folder, prefix, entry_names[index], parents)
         next_index = index + 1
-    _append_photos(names, prefix, entry_names[next_index:])
+    _append_photos(scan, prefix, entry_names[next_index:])
 
 
-def _append_photos(names: bytearray, prefix: bytes, photos: list[bytes]) -> None:
+def _scan_subfolder(
+    scan: _Scan, folder: bytes, prefix: bytes, subfolder: bytes, parents: frozenset[tuple[int, int]]
+) -> None:
+    name = subfolder[:-1]
+    if name in SYSTEM_FOLDERS:
+        scan.skip("system folders", prefix + name)
+    elif b"\n" in name:
+        scan.skip("folders with a line break in their name", prefix + name)
+    elif prefix.count(b"/") >= MAX_DEPTH:
+        scan.skip(f"folders more than {MAX_DEPTH} levels deep", prefix + name)
+    else:
+        path, inside = folder + b"/" + name, scan.inside
+        if inside and not prefix and os.path.islink(path):  # noqa: PTH114 - a split of the dataset
+            scan.inside += (os.path.realpath(os.fsdecode(path)),)
+        try:
+            _scan_into(scan, path, prefix + subfolder, parents)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not a problem of this folder
+                raise
+            scan.skip(f"folders that cannot be read ({error.strerror})", prefix + name)
+        finally:
+            scan.inside = inside
+
+
+def _other_entry(scan: _Scan, entry: "os.DirEntry[bytes]", folder: bytes, prefix: bytes) -> bytes:
+    """The name of a folder, with a slash, or of a link; a hidden name for what is skipped."""
+    name = entry.name
+    if entry.is_dir(follow_symlinks=False):
+        return name + b"/"
+    if name.startswith(b"."):
+        return HIDDEN
+    path = folder + b"/" + name
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except OSError:
+        scan.skip("broken links", prefix + name)
+        return HIDDEN
+    is_folder = stat.S_ISDIR(mode)
+    if not is_folder and not stat.S_ISREG(mode):
+        scan.skip("pipes, sockets and devices", prefix + name)
+        return HIDDEN
+    is_split = is_folder and not prefix and name.startswith(SPLIT_FOLDERS)
+    if scan.inside and not is_split and not is_below(os.path.realpath(os.fsdecode(path)), scan.inside):
+        scan.skip(OUTSIDE, prefix + name)
+        return HIDDEN
+    return name + b"/" if is_folder else name
+
+
+def _is_photo(scan: _Scan, folder: bytes, prefix: bytes, name: bytes) -> bool:
+    """Whether a file without the suffix of a photo is a photo, by its first bytes; if not, it is counted."""
+    suffix = suffix_of(name)
+    if suffix in OTHER_SUFFIXES:
+        scan.skip(OTHER_FILES, prefix + name)
+        return False
+    if suffix in VIDEO_SUFFIXES or suffix in RAW_SUFFIXES:
+        scan.skip(VIDEOS if suffix in VIDEO_SUFFIXES else RAW_IMAGES, prefix + name)
+        return False
+    try:
+        with open(folder + b"/" + name, "rb", buffering=0) as file:  # noqa: PTH123
+            start = file.read(FORMAT_BYTES) or b""
+    except OSError:
+        scan.skip("files that cannot be read", prefix + name)
+        return False
+    if detect_format(start) is not None:
+        return True
+    kind = other_format(start)
+    scan.skip({"video": VIDEOS, "raw": RAW_IMAGES, "": OTHER_FILES}.get(kind, f"{kind} files"), prefix + name)
+    return False
+
+
+def _append_photos(scan: _Scan, prefix: bytes, photos: list[bytes]) -> None:
     if photos:
-        names += prefix
-        first, line = len(names), b"\n" + prefix
-        names += line.join(photos) + b"\n"
-        if names.count(b"\n", first) != len(photos):
-            bad = next(name for name in photos if b"\n" in name)
-            raise DatasetError(f"The file name {os.fsdecode(prefix + bad)!r} contains a line break. Rename it.")
+        names = scan.names
+        first, length, line = len(names), len(photos), b"\n" + prefix
+        names += prefix + line.join(photos) + b"\n"
+        if names.count(b"\n", first) != length:  # a list has one line per photo
+            del names[first:]
+            for name in photos:
+                if b"\n" in name:
+                    scan.skip("photos with a line break in their name", prefix + name)
+            _append_photos(scan, prefix, [name for name in photos if b"\n" not in name])
 
 
-def _read_list(folder: Path, list_file: Path) -> ImageList:
-    """The photos in a list file; the file is mapped into memory if it is sorted and has no blank lines."""
-    starts = _starts_if_sorted(list_file)
+def _read_list(folder: Path, list_file: Path, inside: tuple[str, ...]) -> ImageList:
+    """The photos in a list file; the file is mapped into memory if it is sorted and has no blank lines.
+
+    inside: real folders that may hold the photos; () for any.
+    """
+    starts = _starts_if_sorted(list_file, any_place=not inside)
     if starts is not None:
         names = np.memmap(list_file, np.uint8, mode="r")
-        images = ImageList(folder=folder, names=names, starts=starts, list_file=list_file)
+        images = ImageList(folder=folder, names=names, starts=starts, list_file=list_file, inside=inside)
     else:
-        images = sorted_list(folder, [line for line in list_file.read_bytes().splitlines() if line.strip()])
+        lines = [line for line in list_file.read_bytes().splitlines() if line.strip()]
+        if inside:
+            _refuse_outside(lines, list_file)
+        images = replace(sorted_list(folder, lines), inside=inside)
     if not len(images):
         raise DatasetError(f"{list_file} lists no photos. Delete it, or list the photos of {folder} in it.")
     _check_listed(images, list_file)
     return images
 
 
-def _starts_if_sorted(list_file: Path) -> np.ndarray | None:
+def _refuse_outside(lines: list[bytes], list_file: Path) -> None:
+    """Raise DatasetError for a path of a list file that is absolute or leaves the folder."""
+    for line in lines:
+        if line[:1] == b"/" or (b".." in line and b".." in line.split(b"/")):
+            raise DatasetError(
+                f"{list_file} lists '{os.fsdecode(line)}', which is outside the folder. Correct the list.",
+                FOLLOW_OUTSIDE,
+            )
+
+
+def _starts_if_sorted(list_file: Path, *, any_place: bool) -> np.ndarray | None:
     """(I + 1,) int64: starts of the lines, and the end of the last one; None if unsorted or with blank lines."""
     starts, position, rest, previous = [np.zeros(1, np.int64)], 0, b"", b""
     with list_file.open("rb") as file:
@@ -98,6 +261,9 @@ def _starts_if_sorted(list_file: Path) -> np.ndarray | None:
             rest = lines.pop()
             if not lines:
                 continue
+            # Paths that start with "/" or "../" sort before "0"; others are checked in short lists, and when opened.
+            if not any_place and (position < CHECKED_BYTES or lines[0] < b"0"):
+                _refuse_outside(lines, list_file)
             # Sorting a sorted list takes one comparison per line.
             if b"\r" in block or not lines[0] or lines[0] < previous or lines != sorted(lines):
                 return None

@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cosplace.localization.confidence import RADIUS_SHARE, Calibration
+from cosplace.photos.paths import printable
 from cosplace.report.charts import Series, chart, percent_axis
 from cosplace.report.render import render
 from cosplace.storage import write_text
@@ -15,6 +16,10 @@ THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 # Names of the entries of `Calibration.about`.
 DATA_NAMES = {
     "num_photos": "photos in the index",
+    "num_training_photos": "of these, training photos of the model",
+    "correction": "correction for these",
+    "num_validation": "validation queries of the model that are also used",
+    "queries": "query folder",
     "num_queries": "photos used as queries",
     "num_described_anew": "of these, encoded again with other light and another crop",
     "num_non_places": "images of noise and plain colors",
@@ -23,6 +28,12 @@ DATA_NAMES = {
     "num_elsewhere": "out-of-index tests",
     "seed": "seed",
     "seconds": "seconds",
+}
+# What is done about photos that the model was trained on, by the value of "correction".
+CORRECTIONS = {
+    "left out": "not used as queries",
+    "validation": "similarities lowered to those of the model's validation, whose queries are also used",
+    "none": "none: confidence is too high for new photos; calibrate with `--queries FOLDER`",
 }
 
 
@@ -40,6 +51,7 @@ def calibration_page(calibration: Calibration, name: str) -> str:
     return render(
         "calibration.html",
         title=f"Calibration report: {name}",
+        measured_on=_measured_on(calibration),
         calibration_error=f"{calibration.calibration_error:.3f}",
         share_elsewhere=f"{100 * calibration.out_of_index_share:g}%",
         radius_share=f"{100 * RADIUS_SHARE:g}%",
@@ -47,8 +59,19 @@ def calibration_page(calibration: Calibration, name: str) -> str:
         precision_chart=_precision_chart(calibration),
         thresholds=[f"{threshold:g}" for threshold in THRESHOLDS],
         threshold_rows=_threshold_rows(calibration),
-        data_used=[(DATA_NAMES.get(key, key), value) for key, value in calibration.about.items()],
+        data_used=[
+            (DATA_NAMES.get(key, key), CORRECTIONS.get(value, value) if key == "correction" else value)
+            for key, value in calibration.about.items()
+        ],
     )
+
+
+def _measured_on(calibration: Calibration) -> str:
+    """Name the photos that were located."""
+    if "queries" in calibration.about:
+        return f"photos of {printable(str(calibration.about['queries']))}"
+    also = " and validation queries of its model" if calibration.about.get("correction") == "validation" else ""
+    return f"photos of the index{also}"
 
 
 def _reliability_chart(calibration: Calibration) -> Markup:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from cosplace.geo import distances_m
+from cosplace.photos.names import optional_fields
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
 from cosplace.training.groups import Groups
 
+SAME_PLACE_M = 0.005  # names are written to the centimeter
 CORRECT_FIRST, CORRECT_LATER, NOT_FOUND = 0, 1, 2  # the outcome of a query
 
 
@@ -52,11 +54,31 @@ def outcome_names(num_predictions: int) -> tuple[str, str, str]:
     return "correct at rank 1", f"correct at rank {later}", f"not found in top {num_predictions}"
 
 
-def nearest_positive(dataset: RetrievalDataset, evaluation: Evaluation, query: int) -> tuple[int, float] | None:
-    """Return the positive nearest to a query and its distance in meters, or None for a query without positives."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedMatch:
+    """The database image that a query should have found first."""
+
+    image: int
+    distance_m: float
+    heading_difference_deg: float  # in [0, 180]; nan if a heading is unknown
+
+
+def expected_match(dataset: RetrievalDataset, evaluation: Evaluation, query: int) -> ExpectedMatch | None:
+    """Return the positive nearest to a query; among equally near ones, the one with the most similar heading.
+
+    Images of a panorama are at one position; None for a query without positives.
+    """
     positives = evaluation.positives.of(query)
     if not len(positives):
         return None
     distances = distances_m(dataset.database_positions[positives], dataset.query_positions[query])
-    nearest = int(distances.argmin())
-    return int(positives[nearest]), float(distances[nearest])
+    nearest = np.flatnonzero(distances <= distances.min() + SAME_PLACE_M)
+    headings = optional_fields(dataset.database.subset(positives[nearest].tolist()), ("heading",))[0]
+    heading = optional_fields(dataset.queries.subset([query]), ("heading",))[0, 0]
+    differences = np.abs((headings - heading + 180) % 360 - 180)
+    best = int(np.where(np.isnan(differences), 180.0, differences).argmin())
+    return ExpectedMatch(
+        image=int(positives[nearest[best]]),
+        distance_m=float(distances[nearest[best]]),
+        heading_difference_deg=float(differences[best]),
+    )

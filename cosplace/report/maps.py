@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from cosplace.geo import EARTH_RADIUS_M, lla_from_ecef
+from cosplace.photos.names import UtmPositions, split_name, utm_points
 from cosplace.report.charts import round_step
 from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR, OUTCOME_COLORS, QUERY_COLOR
+from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.training.groups import Groups
 
 MAX_SIDE = 1100  # pixels of the longer side: even noise in ten colors then stays below a megabyte
@@ -110,6 +113,9 @@ def groups_map(
     M = float(M or common_step(cells[:, :2]) or 10)
     alpha = float(alpha or common_step(np.append(cells[:, 2], 360)) or 360)
     numbers = np.repeat(np.arange(len(groups)), np.diff(groups.group_starts))  # (C,) group of each class
+    if groups.zones is not None:
+        located = np.flatnonzero(groups.zones)
+        cells, numbers = _cells_on_one_plane(cells[located], groups.zones[located]), numbers[located]
     # No class should always cover the others that share its pixels, so used classes are painted in one shuffled,
     # fixed order, after the unused ones.
     shuffled = np.random.Generator(np.random.Philox(key=0)).permutation(np.flatnonzero(numbers < num_used))
@@ -160,11 +166,43 @@ def outcome_map(database: np.ndarray, queries: np.ndarray, outcome: np.ndarray |
     return _image(canvas, (OTHER_COLOR, *OUTCOME_COLORS), f"Map of {len(queries)} queries by result")
 
 
-def fits_one_map(groups: Groups, positions: np.ndarray) -> bool:
-    """Whether photos are near enough to the classes for one map to show both clearly."""
+def fits_one_map(groups: Groups, dataset: RetrievalDataset) -> bool:
+    """Whether the database is near enough to the classes for one map to show both clearly."""
+    positions = dataset.database_positions
+    if groups.zones is not None or len(dataset.zones) > 1 or not len(groups.image_starts):
+        return False  # their coordinates have different origins
+    zone = split_name(groups[0].image_name(0)).get("zone", "")
+    if dataset.zones and zone.isdecimal() and int(zone) != abs(dataset.zones[0]):
+        return False
     corners = np.asarray(groups.cells[:, :2], np.float64)
     extent = float(np.ptp(corners, axis=0).max())
     return float(np.ptp(np.concatenate([corners, positions]), axis=0).max()) <= 4 * max(extent, 250.0)
+
+
+def on_one_plane(*positions: np.ndarray) -> list[np.ndarray]:
+    """Positions of photos as (n, 2) meters east and north, for one map.  UTM positions stay as they are.
+
+    Earth-centered points (n, 3) become meters from their center; over hundreds of kilometers, scales differ.
+    """
+    if positions[0].shape[1] == 2:
+        return list(positions)
+    middle_latitude, middle_longitude = lla_from_ecef(np.nanmean(np.concatenate(positions), axis=0))
+    meters_per_degree = np.radians(EARTH_RADIUS_M)
+    planes = []
+    for points in positions:
+        latitudes, longitudes = lla_from_ecef(points)
+        east = (longitudes - middle_longitude + 180) % 360 - 180  # also across the antimeridian
+        planes.append(
+            np.stack([east * np.cos(np.radians(middle_latitude)), latitudes - middle_latitude], 1) * meters_per_degree
+        )
+    return planes
+
+
+def _cells_on_one_plane(cells: np.ndarray, zones: np.ndarray) -> np.ndarray:
+    """Cells (C, 3) of several UTM zones with east and north on one plane, in whole meters."""
+    points = utm_points(UtmPositions(east_north=cells[:, :2].astype(np.float64), zones=zones))
+    plane = np.nan_to_num(on_one_plane(points)[0])
+    return np.column_stack([np.round(plane).astype(np.int64), cells[:, 2]])
 
 
 def common_step(values: np.ndarray) -> int:

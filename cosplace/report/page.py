@@ -4,6 +4,7 @@ The file loads nothing else: styles, charts and photos are inside, and a content
 The same input gives the same bytes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,11 @@ from cosplace.report.data import (
     CORRECT_LATER,
     NOT_FOUND,
     Report,
-    nearest_positive,
+    expected_match,
     outcome_names,
     outcomes,
 )
-from cosplace.report.maps import fits_one_map, groups_map, outcome_map
+from cosplace.report.maps import fits_one_map, groups_map, on_one_plane, outcome_map
 from cosplace.report.render import render
 from cosplace.report.thumbnails import Thumbnail, make_thumbnail, placeholder_thumbnail
 from cosplace.report.words import format_count, format_distance
@@ -153,7 +154,7 @@ def _groups(report: Report) -> Mapping[str, Any] | None:
     num_used = max(0, min(report.groups_used, len(groups)))
     num_unused = len(groups) - num_used
     others = None
-    if report.dataset is not None and fits_one_map(groups, report.dataset.database_positions):
+    if report.dataset is not None and fits_one_map(groups, report.dataset):
         others = report.dataset.database_positions
     counts = groups.counts()
     legend = [
@@ -217,7 +218,7 @@ def _queries(report: Report) -> Mapping[str, Any] | None:
             for kind in (CORRECT_FIRST, CORRECT_LATER, NOT_FOUND)
             if kind != CORRECT_LATER or hits.shape[1] > 1
         ]
-    drawn = outcome_map(dataset.database_positions, dataset.query_positions, outcome)
+    drawn = outcome_map(*on_one_plane(dataset.database_positions, dataset.query_positions), outcome)
     return {"map": drawn, "legend": legend, "name": dataset.name, "by_result": outcome is not None}
 
 
@@ -295,7 +296,7 @@ def _query_row(
 ) -> QueryRow:
     """Prepare a query, its first predictions, and the expected match if no prediction is correct.  hits: (K,) bool."""
     name = dataset.queries.name(query)
-    thumbnail = make_thumbnail(dataset.queries.path(query))
+    thumbnail = make_thumbnail(dataset.queries, query)
     tiles = [Tile(kind="query", thumbnail=thumbnail, caption="query", description=f"query {query}: {name}")]
     ranks = list(range(num_shown))
     if hits.any() and not hits[:num_shown].any():
@@ -321,7 +322,7 @@ def _prediction_tile(dataset: RetrievalDataset, evaluation: Evaluation, query: i
     kind = "correct" if correct else "incorrect"
     return Tile(
         kind=kind,
-        thumbnail=make_thumbnail(dataset.database.path(image)),
+        thumbnail=make_thumbnail(dataset.database, image),
         caption=distance,
         description=f"prediction {rank + 1}, {kind}, {distance} away: {dataset.database.name(image)}",
         rank=rank + 1,
@@ -329,13 +330,14 @@ def _prediction_tile(dataset: RetrievalDataset, evaluation: Evaluation, query: i
 
 
 def _expected_tile(dataset: RetrievalDataset, evaluation: Evaluation, query: int) -> Tile:
-    """Prepare the positive nearest to a query, which it should have found."""
-    nearest = nearest_positive(dataset, evaluation, query)
-    if nearest is None:
+    """Prepare the positive nearest to a query by position, then by heading, which it should have found."""
+    expected = expected_match(dataset, evaluation, query)
+    if expected is None:
         text = f"no database image within {evaluation.positive_dist_threshold:g} m"
         return Tile(kind="expected", thumbnail=placeholder_thumbnail("none"), caption=text, description=text)
-    image, distance_m = nearest
-    caption = f"expected match, {format_distance(distance_m)}"
-    description = f"{caption}: {dataset.database.name(image)}"
-    thumbnail = make_thumbnail(dataset.database.path(image))
+    caption = f"expected match, {format_distance(expected.distance_m)}"
+    if not math.isnan(expected.heading_difference_deg):
+        caption += f", heading differs by {expected.heading_difference_deg:.0f}°"
+    description = f"{caption}: {dataset.database.name(expected.image)}"
+    thumbnail = make_thumbnail(dataset.database, expected.image)
     return Tile(kind="expected", thumbnail=thumbnail, caption=caption, description=description)

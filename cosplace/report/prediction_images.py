@@ -4,8 +4,6 @@ preds/000.jpg          query 0 and its first predictions, framed, with their dis
 preds/predictions.csv  one line per query and prediction
 """
 
-import csv
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cosplace.photos.paths import csv_line
 from cosplace.progress import Progress, no_progress
 from cosplace.report.colors import CORRECT_RGB, INCORRECT_RGB, QUERY_RGB
 from cosplace.report.thumbnails import open_photo, placeholder
@@ -65,26 +64,24 @@ def _write_csv(
     file: BinaryIO, dataset: RetrievalDataset, evaluation: Evaluation, hits: np.ndarray, names: dict[int, str]
 ) -> None:
     # Paths are written byte by byte as they are on disk, even those that are not valid UTF-8.
-    text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(CSV_HEADER)
+    file.write(csv_line(CSV_HEADER).encode())
     for query, correct in enumerate(hits):
-        query_path = dataset.queries.path(query)
+        query_path = dataset.queries.folder / dataset.queries.name(query)
         for rank, is_correct in enumerate(correct):
             image = int(evaluation.predictions[query, rank])
             if image >= 0:
-                path, distance = dataset.database.path(image), f"{evaluation.distances_m[query, rank]:.2f}"
-                table.writerow([query, query_path, rank + 1, path, distance, int(is_correct), names.get(query, "")])
-    text.flush()
-    text.detach()
+                path = dataset.database.folder / dataset.database.name(image)
+                distance = f"{evaluation.distances_m[query, rank]:.2f}"
+                cells = query, query_path, rank + 1, path, distance, int(is_correct), names.get(query, "")
+                file.write(csv_line(cells).encode("utf-8", "surrogateescape"))
 
 
 def _query_image(dataset: RetrievalDataset, evaluation: Evaluation, query: int, hits: np.ndarray) -> Image.Image:
     """Draw the query and its predictions in one row, framed, with a caption above each.  hits: (n,) bool."""
-    tiles = [_tile(open_photo(dataset.queries.path(query)), f"query {query}")]
+    tiles = [_tile(open_photo(dataset.queries, query), f"query {query}")]
     for rank, is_correct in enumerate(hits):
         number = int(evaluation.predictions[query, rank])
-        photo = open_photo(dataset.database.path(number)) if number >= 0 else None
+        photo = open_photo(dataset.database, number) if number >= 0 else None
         caption = f"{rank + 1}: {format_distance(float(evaluation.distances_m[query, rank]))}"
         tiles.append(_tile(photo, caption, bool(is_correct)))
     width = sum(tile.width for tile in tiles) + GAP * (len(tiles) + 1)

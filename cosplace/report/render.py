@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cosplace import __version__
+from cosplace.photos.paths import writable
 from cosplace.report.words import format_count
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -18,8 +19,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def render(template: str, **values: Any) -> str:
     """Return a page as text.  template: the name of a file in the folder templates."""
     text = _environment().get_template(template).render(values, version=__version__)
-    # A file name that is not valid UTF-8 contains lone surrogates, which cannot be written as UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return writable(text)  # file names may contain bytes that are not UTF-8
 
 
 def style_sheet() -> str:

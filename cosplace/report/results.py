@@ -8,6 +8,7 @@ preds/         predictions as images and as a table, see `prediction_images`
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cosplace.config.sections import EvalConfig, TrainConfig
@@ -17,10 +18,11 @@ from cosplace.report.page import write_report
 from cosplace.report.prediction_images import save_predictions
 from cosplace.report.words import format_count
 from cosplace.retrieval.dataset import RetrievalDataset
-from cosplace.retrieval.evaluation import Evaluation
+from cosplace.retrieval.evaluation import Evaluation, about_left_out
 from cosplace.storage import write_text
-from cosplace.training.best_model import epoch_text
+from cosplace.training.best_model import START, epoch_text
 from cosplace.training.loop import TrainResult
+from cosplace.training.validation import doubts_about, won_and_lost_text
 
 RESULTS, REPORT, PREDICTIONS = "results.json", "report.html", "preds"
 
@@ -63,6 +65,7 @@ def write_training_results(
             f"{format_count(training.batch_size, 'image')} each, on {data.num_used} of "
             f"{format_count(len(data.groups), 'group')}.",
             f"Tested model: {epoch_text(result.best_epoch)}, the best on {data.val.name}.",
+            *_validation_summary(result),
             evaluation_summary(result.test),
         ],
         recall_rows=[_chance_row(result.test), *baselines, RecallRow(name=name, recalls=result.test.recalls)],
@@ -74,7 +77,15 @@ def write_training_results(
         evaluation=result.test,
         settings=values,
     )
-    _write_results(result.folder, report, result.test, data.test, values)
+    _write_results(result.folder, report, result.test, data.test, values, more={"validation": result.validation})
+
+
+def _validation_summary(result: TrainResult) -> list[str]:
+    """Sentences that compare the best model with the network before training."""
+    if result.best_epoch == START:
+        return ["No epoch was better than the start: this is the network before training."]
+    counts = won_and_lost_text(result.validation)
+    return [f"On {result.data.val.name}, {counts}.", *doubts_about(result.data)] if counts else []
 
 
 def evaluation_summary(evaluation: Evaluation) -> str:
@@ -88,6 +99,8 @@ def evaluation_summary(evaluation: Evaluation) -> str:
     if missing := evaluation.num_queries_without_positives:
         verbs = "has no positive and counts as a miss" if missing == 1 else "have no positive and count as misses"
         sentences.append(f"{format_count(missing, 'query', 'queries')} {verbs}.")
+    if evaluation.recall_values_left_out:
+        sentences.append(about_left_out(evaluation.recall_values_left_out, evaluation.num_searchable))
     if evaluation.num_unreadable:
         sentences.append(f"{format_count(evaluation.num_unreadable, 'photo')} could not be opened.")
     return " ".join(sentences)
@@ -98,7 +111,13 @@ def _chance_row(evaluation: Evaluation) -> RecallRow:
 
 
 def _write_results(
-    folder: Path, report: Report, evaluation: Evaluation, dataset: RetrievalDataset, values: Mapping[str, Any]
+    folder: Path,
+    report: Report,
+    evaluation: Evaluation,
+    dataset: RetrievalDataset,
+    values: Mapping[str, Any],
+    *,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     results = {
         "recalls": {str(k): value for k, value in evaluation.recalls.items()},
@@ -107,6 +126,7 @@ def _write_results(
         "num_queries_without_positives": evaluation.num_queries_without_positives,
         "positive_dist_threshold_m": values["positive_dist_threshold"],
         "image_size": evaluation.image_size,
+        **more,
     }
     write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     if values["num_preds_to_save"]:

@@ -3,11 +3,11 @@
 import base64
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cosplace.errors import ImageError
+from cosplace.photos.image_list import ImageList
 from cosplace.photos.opening import open_image
 
 MAX_SIZE = (200, 260)  # pixels, width and height
@@ -22,9 +22,9 @@ class Thumbnail:
     height: int
 
 
-def make_thumbnail(path: Path) -> Thumbnail:
-    """Return a small copy of a photo, or a gray image if the photo cannot be opened."""
-    photo = open_photo(path)
+def make_thumbnail(images: ImageList, row: int) -> Thumbnail:
+    """Return a small copy of a photo of a list, or a gray image if the photo cannot be opened."""
+    photo = open_photo(images, row)
     if photo is None:
         return placeholder_thumbnail("cannot be opened")
     photo.thumbnail(MAX_SIZE, Image.Resampling.LANCZOS)
@@ -44,10 +44,10 @@ def placeholder(size: tuple[int, int], text: str = "cannot be opened") -> Image.
     return image
 
 
-def open_photo(path: Path) -> Image.Image | None:
-    """Open a photo as a Pillow image; None if it cannot be opened."""
+def open_photo(images: ImageList, row: int) -> Image.Image | None:
+    """Open a photo of a list as a Pillow image; None if it cannot be opened."""
     try:
-        return Image.fromarray(open_image(path).permute(1, 2, 0).numpy())
+        return Image.fromarray(open_image(images.path(row)).permute(1, 2, 0).numpy())
     except ImageError:
         return None
 

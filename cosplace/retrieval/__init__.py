@@ -8,5 +8,6 @@ search              k nearest descriptors
 recall              positives and Recall@N
 evaluation          extraction, search and recall on one dataset
 reduction_fitting   fit a reduction on photos
+validation          problems with photos and names, before a dataset is used
 dry_run             time, memory and disk space of an evaluation, before it runs
 """

@@ -4,9 +4,11 @@ Protocol: Berton et al., CVPR 2022: exact nearest neighbors on L2 distance, corr
 without positives is a miss.  Legend: Q queries, R database images, K predictions per query, D descriptor dimension.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ from cosplace.retrieval.recall import (
 )
 from cosplace.retrieval.search import nearest
 from cosplace.retrieval.shards import Descriptors, UnreadableImage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,12 @@ class Evaluation:
     num_queries_without_positives: int
     seconds: float  # in total
     seconds_extracting: float
+    recall_values_left_out: tuple[int, ...] = ()  # those larger than the database
+
+    @property
+    def num_searchable(self) -> int:
+        """The number of database images that could be opened."""
+        return self.num_database - len(self.unreadable_database)
 
     @property
     def num_unreadable(self) -> int:
@@ -105,7 +115,8 @@ def evaluate(
     With skip_unreadable, photos that cannot be opened are left out of the database, and are misses as queries.
     With descriptors_folder, an interrupted evaluation continues with the descriptors that are finished.
 
-    Raises what `extract` raises, and DatasetError for a database smaller than the largest recall value.
+    Recall values larger than the database are left out, with a warning.
+    Raises what `extract` raises, and DatasetError for a database smaller than all recall values.
     """
     if isinstance(model, Encoder):
         extraction = ExtractionSettings(image_size=model.image_size, device=model.device)
@@ -113,7 +124,7 @@ def evaluate(
     settings = _with_options(settings or EvaluationSettings(), options)
     if isinstance(dataset, str | Path):
         dataset = open_retrieval_dataset(dataset)
-    _check_database_size(dataset, settings, len(dataset.database))
+    _possible_recall_values(dataset, settings, len(dataset.database))
     num_database, num_photos = len(dataset.database), len(dataset.database) + len(dataset.queries)
     folder = None if settings.descriptors_folder is None else Path(settings.descriptors_folder)
     database = extract(
@@ -155,7 +166,10 @@ def evaluate_descriptors(
                 f"There are {num_rows} descriptors for {num_photos} photos of the {split}. Extract them again."
             )
     num_searchable = int(database.readable.sum())
-    _check_database_size(dataset, settings, num_searchable)
+    recall_values = _possible_recall_values(dataset, settings, num_searchable)
+    left_out = tuple(k for k in settings.recall_values if k not in recall_values)
+    if left_out:
+        _warn_once(f"{dataset.name}: {about_left_out(left_out, num_searchable)}")
     k = min(max(*settings.recall_values, settings.num_predictions or 1), num_searchable)
 
     positives = find_positives(dataset.database_positions, dataset.query_positions, settings.positive_dist_threshold)
@@ -172,8 +186,8 @@ def evaluate_descriptors(
     seconds_extracting = database.seconds + queries.seconds
     return Evaluation(
         name=dataset.name,
-        recalls=recall_at(predictions, positives, settings.recall_values),
-        chance=chance_recalls(positives, num_database, settings.recall_values),
+        recalls=recall_at(predictions, positives, recall_values),
+        chance=chance_recalls(positives, num_database, recall_values),
         predictions=predictions,
         squared_distances=squared_distances,
         distances_m=np.where(predictions >= 0, meters, np.nan),
@@ -187,6 +201,7 @@ def evaluate_descriptors(
         num_queries_without_positives=int((positives.counts == 0).sum()),
         seconds=seconds_extracting + time.perf_counter() - started,
         seconds_extracting=seconds_extracting,
+        recall_values_left_out=left_out,
     )
 
 
@@ -197,14 +212,33 @@ def _as_extraction(descriptors: Extraction | Descriptors) -> Extraction:
     return Extraction(descriptors=descriptors, readable=readable, unreadable=(), seconds=0.0)
 
 
-def _check_database_size(dataset: RetrievalDataset, settings: EvaluationSettings, num_searchable: int) -> None:
-    largest = max(settings.recall_values)
-    if num_searchable < largest:
-        possible = [str(k) for k in settings.recall_values if k <= num_searchable] or ["1"]
+def about_left_out(recall_values: Sequence[int], num_searchable: int) -> str:
+    """Say which recalls cannot be computed in a database of this size."""
+    *others, last = (f"Recall@{k}" for k in recall_values)
+    names = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+    return f"{names} left out: the database has only {num_searchable} image{'' if num_searchable == 1 else 's'}."
+
+
+@cache
+def _warn_once(message: str) -> None:
+    # Training evaluates the same dataset after each epoch.
+    log.warning("%s", message)
+
+
+def _possible_recall_values(
+    dataset: RetrievalDataset, settings: EvaluationSettings, num_searchable: int
+) -> tuple[int, ...]:
+    """The recall values up to the size of the database.  Raises DatasetError if there are none."""
+    possible = tuple(k for k in settings.recall_values if k <= num_searchable)
+    if not possible:
+        smallest = min(settings.recall_values)
+        remedies = ["use --recall_values 1"] if num_searchable else []
         raise DatasetError(
-            f"Recall@{largest} needs {largest} database images, but {dataset.name} has {num_searchable}. Add images, "
-            f"or use `--recall_values {' '.join(possible)}`."
+            f"Recall@{smallest} needs {smallest} database images, but {dataset.database.folder} has {num_searchable}.",
+            "add images",
+            *remedies,
         )
+    return possible
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

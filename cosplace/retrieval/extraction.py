@@ -24,7 +24,7 @@ from cosplace.photos.batch_memory import MemoryPool, PhotoStacks
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.loading import choose_loader, load_ahead
 from cosplace.photos.opening import open_image
-from cosplace.photos.resizing import resize_shorter_side
+from cosplace.photos.resizing import batch_size_for, resize_shorter_side
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.shards import (
     SHARD_ROWS,
@@ -36,6 +36,7 @@ from cosplace.retrieval.shards import (
     read_shards,
     write_shard,
 )
+from cosplace.storage import remove_unfinished
 
 NUM_FILE_SIZES = 64  # file sizes kept with descriptors, to detect copies of the photos at another resolution
 TASK = "extracting descriptors"  # the name of the task in progress reports
@@ -174,6 +175,7 @@ def _extract_to_folder(run: _Run, folder: Path, checksum: str) -> tuple[Descript
         dtype=settings.stored_dtype,
         shard_rows=settings.shard_rows,
     )
+    remove_unfinished(folder)
     finished, dimension = find_finished_shards(folder, meta, complete=not settings.skip_unreadable)
     missing = [meta.shard(number) for number in range(meta.num_shards) if number not in finished]
     with closing(_extract_shards(run, missing, dimension)) as extracted:
@@ -223,12 +225,20 @@ def _extract_shard(
     unreadable = [UnreadableImage(index=row, name=run.images.name(row), message=text) for row, text in sorted(failures)]
     if unreadable and not skip_unreadable:
         raise ImageError(
-            f"Cannot open {len(unreadable)} of {len(shard)} photos. The first: {unreadable[0].message} "
-            f"Replace or remove them, or continue without them (--skip_unreadable)."
+            _describe_failures(unreadable, len(shard)),
+            "replace or remove them",
+            "continue without them (--skip_unreadable)",
         )
     if len(unreadable) == len(shard) and dimension is None:
-        raise ImageError(f"Cannot open any of {len(shard)} photos. The first: {unreadable[0].message}")
+        raise ImageError(_describe_failures(unreadable, len(shard)))
     return _to_stored_dtype(run, shard, descriptors.finish()), unreadable
+
+
+def _describe_failures(unreadable: Sequence[UnreadableImage], num_photos: int) -> str:
+    if num_photos == 1:
+        return unreadable[0].message
+    count = "any" if len(unreadable) == num_photos else len(unreadable)
+    return f"Cannot open {count} of {num_photos} photos. The first: {unreadable[0].message}"
 
 
 def _to_stored_dtype(run: _Run, shard: range, descriptors: np.ndarray) -> np.ndarray:
@@ -238,7 +248,9 @@ def _to_stored_dtype(run: _Run, shard: range, descriptors: np.ndarray) -> np.nda
     if len(bad):
         raise CheckpointError(
             f"The descriptor of {run.images.name(shard.start + int(bad[0]))} is not finite ({len(bad)} such photos): "
-            f"the weights are damaged, training diverged, or 16-bit precision is too low (try without --use_amp16)."
+            f"the weights are damaged, training diverged, or 16-bit precision is too low.",
+            "try without --use_amp16",
+            "use another model",
         )
     return stored
 
@@ -256,7 +268,7 @@ class _ShardDescriptors:
         """Add photos (B, 3, H, W) uint8 of one size; the model gets them once a batch of that size is full."""
         shape = photos[0].shape
         self.pending.setdefault(shape, []).append((rows, photos))
-        if self._num_pending(shape) >= self.batch_size:
+        if self._num_pending(shape) >= batch_size_for(*shape[-2:], self.batch_size):
             self._encode(shape)
         elif sum(map(self._num_pending, self.pending)) > MAX_PENDING_BATCHES * self.batch_size:
             self._encode(max(self.pending, key=self._num_pending))
@@ -278,7 +290,8 @@ class _ShardDescriptors:
         run, stacks = self.run, self.pending.pop(shape)
         rows = torch.tensor([row - self.shard.start for rows, _ in stacks for row in rows])
         photos = stacks[0][1] if len(stacks) == 1 else torch.cat([photos for _, photos in stacks])
-        for batch, batch_rows in zip(photos.split(self.batch_size), rows.split(self.batch_size), strict=True):
+        size = batch_size_for(*shape[-2:], self.batch_size)
+        for batch, batch_rows in zip(photos.split(size), rows.split(size), strict=True):
             encoded = encode_batch(run.model, batch, device=run.device, autocast=run.settings.autocast)
             if self.descriptors is None:
                 self.descriptors = self._zeros(encoded.shape[1])
@@ -332,7 +345,7 @@ class _BatchLoader:
         if self.image_size is None:
             photos.open(path)
         else:
-            photos.add(resize_shorter_side(open_image(path), self.image_size))
+            photos.add(resize_shorter_side(open_image(path), self.image_size, path))
 
 
 def _load_batches(run: _Run, shards: list[range]) -> Generator[LoadedBatch]:

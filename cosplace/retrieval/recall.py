@@ -61,9 +61,10 @@ class Positives:
 def find_positives(
     database_positions: np.ndarray, query_positions: np.ndarray, radius_m: float = RADIUS_M
 ) -> Positives:
-    """Find all database images within `radius_m` (inclusive) of each query.
+    """Find all database images within `radius_m` (inclusive) of each query, in a straight line.
 
-    database_positions, query_positions: (R, 2) and (Q, 2), UTM east and north in meters.
+    database_positions, query_positions: (R, 2) and (Q, 2), UTM east and north in meters, all in one zone; or (R, 3) and
+    (Q, 3), earth-centered points in meters.
     Raises DatasetError for invalid positions, ConfigError for a negative radius.
     """
     from scipy.spatial import KDTree  # takes longer to import than the rest of this module
@@ -71,9 +72,14 @@ def find_positives(
     check_radius(radius_m)
     database = _checked_positions(database_positions, "database")
     queries = _checked_positions(query_positions, "queries")
+    if database.shape[1] != queries.shape[1]:
+        raise DatasetError(
+            f"Positions of the database have {database.shape[1]} coordinates, those of the queries "
+            f"{queries.shape[1]}. Pass both as UTM positions, or both as earth-centered points."
+        )
     changes = np.flatnonzero((database[1:] != database[:-1]).any(axis=1)) + 1
     image_starts = np.unique(np.concatenate([[0], changes, [len(database)]]))
-    database = database[image_starts[:-1]]  # (U, 2)
+    database = database[image_starts[:-1]]  # (U, 2 or 3)
     tree = KDTree(database)
     positions, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for first in range(0, len(queries), QUERY_CHUNK):
@@ -81,8 +87,8 @@ def find_positives(
         # The tree compares rounded squares of distances: search slightly farther, then compare exact distances.
         pairs = KDTree(chunk).sparse_distance_matrix(tree, radius_m * (1 + 1e-9), output_type="ndarray")
         rows, columns = np.divmod(np.sort(pairs["i"] * len(database) + pairs["j"]), max(1, len(database)))
-        east, north = (chunk[rows] - database[columns]).T
-        is_near = np.sqrt(east * east + north * north) <= radius_m
+        offsets = (chunk[rows] - database[columns]).T  # (2 or 3, pairs)
+        is_near = np.sqrt(sum(offset * offset for offset in offsets)) <= radius_m
         positions.append(columns[is_near])
         counts.append(np.bincount(rows[is_near], minlength=len(chunk)))
     starts = np.append(0, np.cumsum(np.concatenate(counts)))
@@ -91,8 +97,11 @@ def find_positives(
 
 def _checked_positions(positions: np.ndarray, split: str) -> np.ndarray:
     positions = np.asarray(positions, np.float64)
-    if positions.ndim != 2 or positions.shape[1] != 2:
-        raise DatasetError(f"Positions of the {split} must have shape (n, 2), east and north, got {positions.shape}.")
+    if positions.ndim != 2 or positions.shape[1] not in (2, 3):
+        raise DatasetError(
+            f"Positions of the {split} must have shape (n, 2), east and north, or (n, 3), earth-centered points, got "
+            f"{positions.shape}."
+        )
     if not (valid := np.abs(positions) <= MAX_COORDINATE_M).all():  # false for NaN
         bad = np.flatnonzero(~valid.all(axis=1))[0]
         raise DatasetError(

@@ -102,8 +102,9 @@ def reduce_for_evaluation(
         )
     folder = _fitting_folder(config)
     settings = evaluation_settings(config, device).extraction
+    images = scan_images(folder, follow_outside=config.folders.follow_outside)
     reduction, num_photos = fit_reduction(
-        model, scan_images(folder), dims, settings, method=options.reduce_method, progress=progress
+        model, images, dims, settings, method=options.reduce_method, progress=progress
     )
     log.info("%s to %d dimensions, fitted on %d photos in %s", reduction.method, dims, num_photos, folder)
     return ReducedNetwork(model, reduction)

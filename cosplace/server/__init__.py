@@ -6,18 +6,22 @@
 
 Files, each importing only files listed above it:
 
+    hosts          host names and origins of requests
     settings       address, limits, token
     metrics        Prometheus metrics
-    batching       a queue of photos: decoded by threads, located in batches
+    failures       errors as responses: status and message
+    fair_queue     a queue in which requests take turns
     uploads        request bodies read as streams, with limits
+    batching       a queue of photos: decoded by threads, located in batches
     parameters     parse `near`, `bbox` and numbers of a request
     points         the photos in a box of the map, or clusters of them
     static         the files of the map, and the page about the API
-    middleware     host names, time limit, log, metrics and headers of every request
+    middleware     host names, origins, time limit, log, metrics and headers of every request
     new_photos     convert an upload to a new photo of the index
     served_index   the index of a server: positions in memory, changes one at a time
     photo_routes   view, add and delete photos of the index
     app            create_app: all routes
+    connections    deadlines of connections, and a limit on their number
     process        serve: socket, log, signals
 
 FastAPI and the other packages of a server come with `pip install 'cosplace[serve]'`.  Importing this package does not

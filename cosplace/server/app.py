@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -14,14 +13,15 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from cosplace import __version__
-from cosplace.errors import CosPlaceError, ImageError, PhotoFormatError, PhotoSizeError
+from cosplace.errors import CosPlaceError, ImageError
 from cosplace.localization.answers import Location, as_json
 from cosplace.localization.localizer import Localizer
-from cosplace.server.batching import BusyError, ExpiredError, PhotoQueue
+from cosplace.server.batching import DecodingMemory, PhotoQueue
+from cosplace.server.failures import BusyError, ExpiredError, describe_failure
 from cosplace.server.metrics import Metrics
 from cosplace.server.middleware import RequestMiddleware
 from cosplace.server.parameters import BBOX_HELP, NEAR_HELP, parse_filter
-from cosplace.server.photo_routes import add_photo_routes
+from cosplace.server.photo_routes import add_photo_routes, public_name
 from cosplace.server.served_index import ServedIndex
 from cosplace.server.settings import ServerSettings
 from cosplace.server.static import api_page, api_style_sheet, read_static_files, static_response
@@ -34,6 +34,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     415: {"description": "not a JPEG, PNG or WebP image"},
     422: {"description": "a damaged photo, or an invalid parameter"},
     429: {"description": "the server is busy; try again after `Retry-After` seconds"},
+    503: {"description": "the index is missing or damaged"},
     504: {"description": "the response exceeded the time limit"},
 }
 
@@ -47,9 +48,10 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     """
     settings = settings or ServerSettings()
     metrics = Metrics()
-    queue = PhotoQueue(localizer, settings, metrics)
+    memory = DecodingMemory()
+    queue = PhotoQueue(localizer, settings, metrics, memory)
     reader = UploadReader(settings)
-    served = ServedIndex(localizer, settings)
+    served = ServedIndex(localizer, settings, memory)
     metrics.set_gauges(
         queued=lambda: queue.num_photos, indexed=lambda: served.num_photos, body_bytes=lambda: reader.num_bytes
     )
@@ -58,7 +60,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         queue.start()
         served.start()
-        refreshing = asyncio.create_task(_refresh_forever(served, settings.refresh_s))
+        refreshing = asyncio.create_task(served.refresh_forever())
         yield
         refreshing.cancel()
         await asyncio.to_thread(queue.close)
@@ -82,16 +84,6 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     return app
 
 
-async def _refresh_forever(served: ServedIndex, interval_s: float) -> None:
-    """Read what other processes write to the index, at an interval; 0: never."""
-    while interval_s:
-        await asyncio.sleep(interval_s)
-        try:
-            await asyncio.to_thread(served.refresh)
-        except CosPlaceError:
-            log.exception("the index cannot be read", extra={"event": "storage"})
-
-
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -102,26 +94,10 @@ async def _handle_validation_error(_: Request, error: Exception) -> Response:
 
 
 async def _handle_error(_: Request, error: Exception) -> Response:
-    if error_status(error) >= 500:
+    failure = describe_failure(error)
+    if failure.status >= 500:
         log.error("", exc_info=error, extra={"event": "failed"})
-    return JSONResponse({"detail": _error_message(error)}, error_status(error), _retry_after(error))
-
-
-def error_status(error: BaseException) -> int:
-    """Return the HTTP status for an error."""
-    statuses = {BusyError: 429, ExpiredError: 504, PhotoFormatError: 415, PhotoSizeError: 413, ImageError: 422}
-    return next((status for kind, status in statuses.items() if isinstance(error, kind)), 500)
-
-
-def _retry_after(error: BaseException) -> dict[str, str]:
-    return {"Retry-After": "1"} if isinstance(error, BusyError) else {}
-
-
-def _error_message(error: BaseException) -> str:
-    """Return one line for the client.  Other errors are only logged: their messages may contain paths of the server."""
-    if isinstance(error, ImageError | BusyError | ExpiredError):
-        return " ".join(str(error).split())
-    return "The server failed; see its log."
+    return JSONResponse({"detail": failure.message}, failure.status, failure.headers)
 
 
 # --- locate ----------------------------------------------------------------------------------------------------------
@@ -140,8 +116,7 @@ def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader) -> 
         if queue.is_full():  # checked before the body is read
             raise BusyError("The server is busy; try again in a moment.")
         async with reader.read(request) as form:
-            queue.reserve(len(form.uploads))
-            futures = [queue.submit(upload.raw, upload.name, where, deadline) for upload in form.uploads]
+            futures = queue.submit(form.uploads, where, deadline)
             outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         names = [upload.name for upload in form.uploads]
         _count_outcomes(queue.metrics, outcomes)
@@ -149,19 +124,31 @@ def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader) -> 
         if len(errors) == len(outcomes):
             raise _combined_error(errors)
         results = [
-            as_json(outcome) if isinstance(outcome, Location) else {"photo": name, "error": _error_message(outcome)}
+            public_json(outcome)
+            if isinstance(outcome, Location)
+            else {"photo": name, "error": describe_failure(outcome).message}
             for name, outcome in zip(names, outcomes, strict=True)
         ]
         return JSONResponse({"results": results})
 
 
+def public_json(location: Location) -> dict[str, Any]:
+    """Return an answer as JSON for clients: as on the command line, but with names of photos instead of paths."""
+    content = as_json(location)
+    for row, match in zip(content["neighbours"], location.neighbours, strict=True):
+        del row["path"]
+        row["name"] = public_name(match.name)
+    return content
+
+
 def _combined_error(errors: Sequence[BaseException]) -> HTTPException:
     """Return one error for a request whose photos all failed."""
-    statuses = Counter(map(error_status, errors))
+    failures = [describe_failure(error) for error in errors]
+    statuses = {failure.status for failure in failures}
     highest = max(statuses)
     status = highest if len(statuses) == 1 or highest >= 500 else 422
-    headers = next(filter(None, map(_retry_after, errors)), None)
-    return HTTPException(status, " ".join(dict.fromkeys(map(_error_message, errors))), headers)
+    headers = next((failure.headers for failure in failures if failure.headers), None)
+    return HTTPException(status, " ".join(dict.fromkeys(failure.message for failure in failures)), headers)
 
 
 def _count_outcomes(metrics: Metrics, outcomes: Sequence[Location | BaseException]) -> None:
@@ -184,10 +171,11 @@ def _add_status_routes(app: FastAPI, queue: PhotoQueue, served: ServedIndex, met
 
     @app.get("/health", responses={503: {"description": "the server is not processing photos"}})
     async def show_health() -> Response:
-        """Whether the server is processing photos."""
-        is_working = queue.is_working()
+        """Whether the server is processing photos; `degraded`: it is, but `problems` need attention."""
+        is_working, problems = queue.is_working(), served.problems()
         content = {
-            "status": "ok" if is_working else "stopped",
+            "status": "stopped" if not is_working else "degraded" if problems else "ok",
+            "problems": problems,
             "photos": served.num_photos,
             "in_line": queue.num_photos,
             "model": served.model,

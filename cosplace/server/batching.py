@@ -1,43 +1,48 @@
-"""A bounded queue of photos: decoded by a few threads, encoded and located in batches by one worker.
+"""Bounded queues of photos: decoded by a few threads, encoded and located in batches by one worker.
 
-    submit -> decode and resize (threads) -> wait (bounded) -> encode and locate (one thread, batch by batch)
+    submit -> wait -> decode and resize (threads) -> wait -> encode and locate (one thread, batch by batch)
 
-One thread uses the network, so photos of all requests share its batches.  Every accepted photo gets a location or an
-error, also when the server stops.
+One thread uses the network, so photos of all requests share its batches.  Where photos wait, requests take turns.
+Every accepted photo gets a location or an error, even when the server stops.
+
+Limits are on what photos cost, not only on their number: on decoded bytes for places in the queue, on bytes for photos
+that are being decoded or wait for the network, and on pixels for a batch.
 """
 
 import logging
-import queue
+import math
 import threading
 import time
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
-from cosplace.errors import CosPlaceError, ImageError
+from cosplace.errors import CosPlaceError, ImageError, PhotoSizeError
 from cosplace.index.filters import SearchFilter
 from cosplace.localization.answers import Location
 from cosplace.localization.localizer import Localizer
-from cosplace.photos.opening import decode_upload
-from cosplace.photos.resizing import resize_shorter_side
+from cosplace.models.encoder import Encoder
+from cosplace.photos.opening import decode_upload, decoded_bytes
+from cosplace.photos.resizing import resize, resized_shape
+from cosplace.server.failures import BusyError, ExpiredError
+from cosplace.server.fair_queue import FairQueue
 from cosplace.server.metrics import Metrics
 from cosplace.server.settings import ServerSettings
+from cosplace.server.uploads import Upload
 
 MIN_SIDE = 32  # pixels; smaller photos show too little of a place
 MAX_ASPECT_RATIO = 8  # a 360 degree panorama has about 6
+NORMAL_ASPECT_RATIO = 2  # photos up to it are accepted for any image size of an index
+PLACE_BYTES = 128_000_000  # to decode a JPEG of 21 megapixels; a larger photo takes several places in the queue
+MAX_PIXEL_BYTES = 32  # to decode one pixel of any format
+MAX_DECODING_BYTES = 512_000_000  # of all photos that are decoded at one time, unless one alone is larger
+MAX_WAITING_BYTES = 256_000_000  # of all decoded and resized photos that wait for the network
 
 log = logging.getLogger("cosplace.server")
-
-
-class BusyError(CosPlaceError):
-    """The queue is full; the client should try again in a moment."""
-
-
-class ExpiredError(CosPlaceError):
-    """A photo was not processed within the time limit of its request."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +50,8 @@ class _QueuedPhoto:
     """One photo in the queue."""
 
     name: str
+    raw: bytes
+    request: object  # the photos of one request have the same
     where: SearchFilter | None
     deadline: float  # of time.monotonic()
     result: "Future[Location]" = field(default_factory=Future)
@@ -55,117 +62,164 @@ class _QueuedPhoto:
         """If the deadline has passed, set ExpiredError as the result and return True."""
         if time.monotonic() < self.deadline:
             return False
+        self.raw, self.pixels = b"", None
         self.result.set_exception(
             ExpiredError(f"{self.name} was not processed within the time limit. Send fewer photos at once.")
         )
         return True
 
 
+class DecodingMemory:
+    """The memory of photos that are being decoded, shared by all threads that decode."""
+
+    def __init__(self, max_bytes: int = MAX_DECODING_BYTES) -> None:
+        self.max_bytes, self.num_bytes, self.changed = max_bytes, 0, threading.Condition()
+
+    @contextmanager
+    def reserve(self, num_bytes: int) -> Generator[None]:
+        """Within: a photo may be decoded.  Waits for others; a photo that is larger than the limit is decoded alone."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.num_bytes or self.num_bytes + num_bytes <= self.max_bytes)
+            self.num_bytes += num_bytes
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.num_bytes -= num_bytes
+                self.changed.notify_all()
+
+
 class PhotoQueue:
     """The queue of one server.  `start` it, `submit` photos, `close` it; closing finishes all accepted photos."""
 
-    def __init__(self, localizer: Localizer, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, localizer: Localizer, settings: ServerSettings, metrics: Metrics, memory: DecodingMemory | None = None
+    ) -> None:
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
         self.image_size = localizer.encoder.image_size
-        self.num_photos, self.lock = 0, threading.Lock()  # accepted and not yet answered
-        self.decoded: queue.SimpleQueue[_QueuedPhoto | None] = queue.SimpleQueue()  # bounded by num_photos
-        self.decoders: ThreadPoolExecutor | None = None
+        self.memory = memory or DecodingMemory()
+        # Accepted and not yet answered: photos, and the places that they take.
+        self.num_photos, self.num_places, self.lock = 0, 0, threading.Lock()
+        self.received: FairQueue[_QueuedPhoto] = FairQueue()  # bounded by num_places
+        self.decoded: FairQueue[_QueuedPhoto] = FairQueue(MAX_WAITING_BYTES)  # sizes: bytes
+        self.decoders: list[threading.Thread] = []
         self.worker: threading.Thread | None = None
         self.closed = True
 
     def start(self) -> None:
         """Start the threads."""
-        self.decoders = ThreadPoolExecutor(self.settings.decoding_threads, thread_name_prefix="cosplace-decode")
+        # Daemon threads: a photo that takes too long does not keep the process from ending.
+        self.decoders = [
+            threading.Thread(target=self._run_decoder, name=f"cosplace-decode-{number}", daemon=True)
+            for number in range(self.settings.decoding_threads)
+        ]
         self.worker = threading.Thread(target=self._run_worker, name="cosplace-locate", daemon=True)
-        self.worker.start()
+        for thread in [*self.decoders, self.worker]:
+            thread.start()
         self.closed = False
 
     def close(self) -> None:
         """Accept no more photos, finish those in the queue, end the threads."""
         with self.lock:
             self.closed = True
-        if self.decoders is not None and self.worker is not None:
-            self.decoders.shutdown(wait=True)  # from here on all accepted photos are in self.decoded
-            self.decoded.put(None)
+        self.received.close()
+        for thread in self.decoders:
+            thread.join()
+        self.decoded.close()  # now all accepted photos are in it
+        if self.worker is not None:
             self.worker.join()
 
     def is_working(self) -> bool:
         """Whether photos are accepted and processed."""
-        return self.worker is not None and self.worker.is_alive() and not self.closed
+        threads = [*self.decoders, self.worker]
+        return not self.closed and all(thread is not None and thread.is_alive() for thread in threads)
 
     def is_full(self) -> bool:
         """Whether no further photo is accepted now."""
-        return self.num_photos >= self.settings.max_queue
+        return self.num_places >= self.settings.max_queue
 
-    def reserve(self, num_photos: int) -> None:
-        """Reserve places in the queue; each is released when its photo is answered.  Raises BusyError."""
+    def submit(
+        self, uploads: Sequence[Upload], where: SearchFilter | None, deadline: float
+    ) -> "list[Future[Location]]":
+        """Locate the photos of one request.  The futures raise ImageError, ExpiredError or an unexpected error.
+
+        Raises BusyError, for all of them, if they do not fit into the queue.
+        """
+        request = object()
+        costs = [num_places(upload.raw, self.settings) for upload in uploads]
         with self.lock:
             if self.closed:
                 raise BusyError("The server is stopping.")
-            if self.num_photos + num_photos > self.settings.max_queue:
+            # An empty queue takes any request, so that none is refused forever.
+            if self.num_places and self.num_places + sum(costs) > self.settings.max_queue:
                 raise BusyError("The server is busy; try again in a moment.")
-            self.num_photos += num_photos
+            self.num_photos += len(uploads)
+            self.num_places += sum(costs)
+        futures = []
+        for upload, cost in zip(uploads, costs, strict=True):
+            photo = _QueuedPhoto(name=upload.name, raw=upload.raw, request=request, where=where, deadline=deadline)
+            # A running future cannot be canceled, so a client that disconnects does not free a place that is in use.
+            photo.result.set_running_or_notify_cancel()
+            photo.result.add_done_callback(lambda _, cost=cost: self._release(cost))
+            futures.append(photo.result)
+            self.received.put(request, photo)
+        return futures
 
-    def submit(self, raw: bytes, name: str, where: SearchFilter | None, deadline: float) -> "Future[Location]":
-        """Locate one photo in a reserved place.  The future raises ImageError, ExpiredError or an unexpected error."""
-        photo = _QueuedPhoto(name=name, where=where, deadline=deadline)
-        # A running future cannot be canceled, so a client that disconnects does not free a place that is still in use.
-        photo.result.set_running_or_notify_cancel()
-        photo.result.add_done_callback(lambda _: self._release())
-        assert self.decoders is not None, "reserve comes first"
-        try:
-            self.decoders.submit(self._decode, raw, photo)
-        except RuntimeError:  # closed since the reservation
-            photo.result.set_exception(BusyError("The server is stopping."))
-        return photo.result
-
-    def _release(self) -> None:
+    def _release(self, cost: int) -> None:
         with self.lock:
             self.num_photos -= 1
+            self.num_places -= cost
 
-    def _decode(self, raw: bytes, photo: _QueuedPhoto) -> None:
+    # --- decoding threads --------------------------------------------------------------------------------------------
+
+    def _run_decoder(self) -> None:
+        while (photo := self.received.get()) is not None:
+            try:
+                self._decode(photo)
+            except BaseException as error:  # the thread must survive, and the photo must get an answer
+                _fail(photo, error, "decoding failed")
+
+    def _decode(self, photo: _QueuedPhoto) -> None:
         if photo.expire():
             return
         try:
-            with self._timed("decode"):
-                pixels = decode_upload(raw, photo.name, max_pixels=self.settings.max_pixels)
+            with self.memory.reserve(decoding_cost(photo.raw, self.settings)), self._timed("decode"):
+                pixels = decode_upload(photo.raw, photo.name, max_pixels=self.settings.max_pixels)
                 photo.pixels = resize_photo(pixels, photo.name, self.settings, self.image_size)
         except ImageError as error:
             photo.result.set_exception(error)
-        except BaseException as error:
-            log.exception("decoding failed", extra={"event": "bug"})
-            photo.result.set_exception(error)
-        else:
-            photo.decoded_at = time.perf_counter()
-            self.decoded.put(photo)
+            return
+        photo.raw, photo.decoded_at = b"", time.perf_counter()
+        self.decoded.put(photo.request, photo, photo.pixels.numel())
 
     # --- the worker --------------------------------------------------------------------------------------------------
 
     def _run_worker(self) -> None:
-        while (photo := self.decoded.get()) is not None:
-            batch, closed = self._collect_batch(photo)
-            batch = [photo for photo in batch if not photo.expire()]
-            if batch:
-                now = time.perf_counter()
-                for photo in batch:
-                    self.metrics.stage_seconds.labels("wait").observe(now - photo.decoded_at)
-                self.metrics.batch_sizes.observe(len(batch))
-                self._answer(batch)
-            if closed:
-                return
-
-    def _collect_batch(self, first: _QueuedPhoto) -> tuple[list[_QueuedPhoto], bool]:
-        """Return `first` with the photos decoded within batch_wait_ms, and whether the queue is closed after them."""
-        batch, until = [first], time.monotonic() + self.settings.batch_wait_ms / 1_000
-        while len(batch) < self.settings.max_batch:
+        while (first := self.decoded.get()) is not None:
+            batch = [first]
             try:
-                photo = self.decoded.get(timeout=max(until - time.monotonic(), 0))
-            except queue.Empty:
-                break
+                self._collect(batch)
+                waiting = [photo for photo in batch if not photo.expire()]
+                if waiting:
+                    now = time.perf_counter()
+                    for photo in waiting:
+                        self.metrics.stage_seconds.labels("wait").observe(now - photo.decoded_at)
+                    self.metrics.batch_sizes.observe(len(waiting))
+                    self._answer(waiting)
+            except BaseException as error:  # the thread must survive, and the photos must get an answer
+                for photo in batch:
+                    _fail(photo, error, "locating failed")
+
+    def _collect(self, batch: list[_QueuedPhoto]) -> None:
+        """Extend a batch of one photo by those decoded within batch_wait_ms, up to the limits of a batch."""
+        until = time.monotonic() + self.settings.batch_wait_ms / 1_000
+        num_bytes = 3 * self.settings.max_batch_pixels - _num_bytes(batch[0])
+        while len(batch) < self.settings.max_batch and num_bytes > 0:
+            photo = self.decoded.get_up_to(num_bytes, until)
             if photo is None:
-                return batch, True
+                return
             batch.append(photo)
-        return batch, False
+            num_bytes -= _num_bytes(photo)
 
     def _answer(self, batch: list[_QueuedPhoto]) -> None:
         """Set the result of each photo.  A batch that fails is repeated photo by photo, so one cannot fail others."""
@@ -174,11 +228,10 @@ class PhotoQueue:
         except Exception as error:
             if len(batch) > 1:
                 for photo in batch:
-                    self._answer([photo])
+                    if not photo.expire():
+                        self._answer([photo])
                 return
-            if not isinstance(error, CosPlaceError):
-                log.exception("locating failed", extra={"event": "bug"})
-            batch[0].result.set_exception(error)
+            _fail(batch[0], error, "locating failed")
             return
         for photo, location in zip(batch, locations, strict=True):
             photo.result.set_result(location)
@@ -207,11 +260,55 @@ class PhotoQueue:
             self.metrics.stage_seconds.labels(stage).observe(time.perf_counter() - started)
 
 
+def _num_bytes(photo: _QueuedPhoto) -> int:
+    return 0 if photo.pixels is None else photo.pixels.numel()
+
+
+def _fail(photo: _QueuedPhoto, error: BaseException, what: str) -> None:
+    """Set an error as the result, and log it unless it is one that a user can act on."""
+    if not isinstance(error, CosPlaceError):
+        log.error(what, exc_info=error, extra={"event": "bug"})
+    if not photo.result.done():
+        photo.result.set_exception(error)
+
+
+def num_places(raw: bytes, settings: ServerSettings) -> int:
+    """Return the places in the queue that a photo takes, at most all of them."""
+    return min(max(1, math.ceil(decoding_cost(raw, settings) / PLACE_BYTES)), settings.max_queue)
+
+
+def decoding_cost(raw: bytes, settings: ServerSettings) -> int:
+    """Return the bytes that decoding a photo takes; 0 for one that is refused by its header because it is too large."""
+    num_bytes = decoded_bytes(raw)
+    return num_bytes if num_bytes <= MAX_PIXEL_BYTES * settings.max_pixels else 0
+
+
+def encode_in_batches(encoder: Encoder, photos: Sequence[Tensor], settings: ServerSettings) -> np.ndarray:
+    """Compute descriptors (n, D) of resized photos, in batches within the limits of the server."""
+    batches = split_by_pixels(photos, settings.max_batch_pixels)
+    return np.concatenate([encoder.encode(batch, batch_size=settings.max_batch) for batch in batches])
+
+
+def split_by_pixels(photos: Iterable[Tensor], max_pixels: int) -> list[list[Tensor]]:
+    """Split photos (3, H, W) into consecutive parts of at most max_pixels, or of one photo."""
+    parts: list[list[Tensor]] = []
+    num_pixels = 0
+    for photo in photos:
+        height, width = photo.shape[1:]
+        num_pixels += height * width
+        if not parts or num_pixels > max_pixels:
+            parts.append([])
+            num_pixels = height * width
+        parts[-1].append(photo)
+    return parts
+
+
 def resize_photo(photo: Tensor, name: str, settings: ServerSettings, image_size: int | None) -> Tensor:
     """Resize a photo (3, H, W) uint8 to what the network takes, so that queued photos take little memory.
 
     image_size: the index's, in pixels of the shorter side; encoding then does not resize again.  None: photos keep
-    their size, up to settings.max_side.  Raises ImageError for a photo that is too small or too narrow.
+    their size, up to settings.max_side.  Raises ImageError for a photo that is too small or too narrow, PhotoSizeError
+    for one that has more pixels after resizing than a batch may have.
     """
     height, width = photo.shape[1:]
     shorter, longer = sorted((height, width))
@@ -223,4 +320,11 @@ def resize_photo(photo: Tensor, name: str, settings: ServerSettings, image_size:
         )
     if image_size is None and shorter > settings.max_side:
         image_size = settings.max_side
-    return resize_shorter_side(photo, image_size)
+    if image_size is not None:
+        height, width = resized_shape(height, width, image_size, name)
+    limit = max(settings.max_batch_pixels, NORMAL_ASPECT_RATIO * (image_size or 0) ** 2)
+    if height * width > limit:
+        raise PhotoSizeError(
+            f"{name} has {width} x {height} pixels after resizing, more than the limit of {limit:,}. Crop it."
+        )
+    return resize(photo, height, width)

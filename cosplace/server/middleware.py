@@ -1,4 +1,4 @@
-"""Middleware around every request: check the host name, limit the time, log, count, add security headers.
+"""Middleware around every request: check host name and origin, limit the time, log, count, add security headers.
 
 Logs contain no photos, names, positions or addresses: only route, status, time and bytes.
 """
@@ -13,8 +13,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from cosplace.server.hosts import is_foreign, is_public, parse_host
 from cosplace.server.metrics import Metrics
-from cosplace.server.settings import MEGABYTE, ServerSettings
+from cosplace.server.settings import MAX_HEADER_BYTES, MEGABYTE, ServerSettings
 from cosplace.server.static import security_headers
 
 Message = MutableMapping[str, Any]
@@ -52,7 +53,8 @@ class RequestMiddleware:
 
     def __init__(self, app: App, settings: ServerSettings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
-        self.headers, self.host_names = security_headers(settings), settings.host_names
+        self.headers = security_headers(settings)
+        self.host_names, self.allowed_names = settings.host_names, settings.allowed_names
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -67,11 +69,8 @@ class RequestMiddleware:
             self._log_request(scope, exchange, time.perf_counter() - started)
 
     async def _respond(self, scope: Message, exchange: "_Exchange") -> None:
-        if self.host_names is not None and _host_name(scope) not in self.host_names:
-            response = JSONResponse(
-                {"detail": "This server does not accept this host name. Allow it with --allowed_hosts."}, 421
-            )
-            await response(scope, exchange.receive, exchange.send)
+        if refusal := self._refusal(scope):
+            await refusal(scope, exchange.receive, exchange.send)
             return
         try:
             async with asyncio.timeout(self.settings.time_limit_s):
@@ -90,6 +89,29 @@ class RequestMiddleware:
                 detail = f"The server failed; see its log for request {exchange.request_id}."
                 response = JSONResponse({"detail": detail}, 500)
                 await response(scope, exchange.receive, exchange.send)
+
+    def _refusal(self, scope: Message) -> JSONResponse | None:
+        """Return the response to a request that is refused by its headers."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            limit = f"{MAX_HEADER_BYTES:,} bytes"
+            return JSONResponse({"detail": f"The header of the request is larger than the limit of {limit}."}, 431)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = parse_host(headers.get(b"host", ""))
+        if self.host_names is not None and (host is None or host.name not in self.host_names):
+            return JSONResponse(
+                {"detail": "This server does not accept this host name. Allow it with --allowed_hosts."}, 421
+            )
+        if b"host" in headers and host is None:
+            return JSONResponse({"detail": "The Host header of the request is not valid."}, 400)
+        if not is_public(scope["method"], scope["path"]) and is_foreign(headers, self.allowed_names):
+            return JSONResponse(
+                {
+                    "detail": "The request comes from a page of another site. Open this server's own page. If a proxy "
+                    "is in front of the server, allow the proxy's name with --allowed_hosts."
+                },
+                403,
+            )
+        return None
 
     def _log_request(self, scope: Message, exchange: "_Exchange", seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
@@ -158,11 +180,3 @@ def _has_body(scope: Message) -> bool:
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in scope["headers"]
     )
-
-
-def _host_name(scope: Message) -> str:
-    """Return the host name of a request, without its port."""
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1").lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if ":" in host else host

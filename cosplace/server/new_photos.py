@@ -1,6 +1,7 @@
 """Convert an upload to a new photo of the index: its position, key and thumbnail."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from torch import Tensor
 from cosplace.errors import ImageError
 from cosplace.index.records import NewPhoto
 from cosplace.localization.localizer import Localizer
-from cosplace.photos.metadata import make_thumbnail, photo_key, read_metadata
+from cosplace.photos.metadata import photo_key, read_metadata
 from cosplace.photos.opening import decode_upload
-from cosplace.server.batching import resize_photo
+from cosplace.photos.thumbnails import make_thumbnail
+from cosplace.server.batching import DecodingMemory, decoding_cost, resize_photo
 from cosplace.server.parameters import parse_number
 from cosplace.server.settings import ServerSettings
 from cosplace.server.uploads import Upload
@@ -28,14 +30,22 @@ RANGES = {"latitude": (-90.0, 90.0), "longitude": (-180.0, 180.0), "heading": (0
 
 
 def read_new_photo(
-    upload: Upload, fields: Mapping[str, str], settings: ServerSettings, localizer: Localizer
+    upload: Upload,
+    fields: Mapping[str, str],
+    settings: ServerSettings,
+    localizer: Localizer,
+    memory: DecodingMemory,
 ) -> tuple[NewPhoto, Tensor]:
     """Return a new photo, and its pixels (3, H, W) uint8 for the network.
 
     Raises ImageError for a damaged photo or one without a position, HTTPException 422 for an invalid form field.
     """
     form_values = _parse_fields(fields)
-    pixels = decode_upload(upload.raw, upload.name, max_pixels=settings.max_pixels)
+    if "latitude" in form_values:
+        form_values["accuracy_m"] = math.nan  # that of the EXIF position
+    with memory.reserve(decoding_cost(upload.raw, settings)):
+        pixels = decode_upload(upload.raw, upload.name, max_pixels=settings.max_pixels)
+        pixels = resize_photo(pixels, upload.name, settings, localizer.encoder.image_size)
     metadata = replace(read_metadata(Path(upload.name), upload.raw), **form_values)
     if not metadata.has_position:
         raise ImageError(f"{upload.name} has no position in its EXIF data. Send latitude and longitude with it.")
@@ -47,10 +57,11 @@ def read_new_photo(
         longitude=metadata.longitude,
         heading=metadata.heading,
         time=metadata.time,
+        accuracy_m=metadata.accuracy_m,
         source=SOURCE,
         thumbnail=make_thumbnail(upload.raw, localizer.index.settings.thumbnail_size),
     )
-    return photo, resize_photo(pixels, upload.name, settings, localizer.encoder.image_size)
+    return photo, pixels
 
 
 def _parse_fields(fields: Mapping[str, str]) -> dict[str, float]:

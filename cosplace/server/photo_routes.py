@@ -4,8 +4,9 @@ import asyncio
 import gzip
 import hmac
 import json
+import re
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -22,8 +23,7 @@ MAX_POINTS = 100_000  # per response
 DEFAULT_POINTS = 2_000
 MIN_GZIP_BYTES = 20_000  # smaller responses are not compressed
 MAX_PHOTO_ID = 2**63 - 1
-
-T = TypeVar("T")
+ABSOLUTE_PATH = re.compile(r"[/\\]|[A-Za-z]:[/\\]|\w+://")  # the start of one, also of Windows
 
 PhotoId = Annotated[int, Path(ge=0, le=MAX_PHOTO_ID, description="the id in an answer")]
 
@@ -51,14 +51,16 @@ def _add_read_routes(app: FastAPI, served: ServedIndex) -> None:
     @app.get("/photos/{photo_id}", responses={404: {"description": "no such photo"}})
     async def show_photo(photo_id: PhotoId) -> Response:
         """One photo of the index; its time is in seconds since 1970, UTC."""
-        photo = await asyncio.to_thread(_read_or_404, lambda: served.index.photo(photo_id), photo_id)
-        names = ("id", "path", "latitude", "longitude", "heading", "time", "source")
-        return JSONResponse({name: getattr(photo, name) for name in names})
+        photo = await asyncio.to_thread(_read_photo, served, photo_id, served.index.photo)
+        names = ("id", "latitude", "longitude", "heading", "time", "accuracy_m")
+        content = {name: getattr(photo, name) for name in names}
+        # The source is the folder that the photo was added from, or another word.
+        return JSONResponse(content | {"name": public_name(photo.name), "source": last_part(photo.source)})
 
     @app.get("/photos/{photo_id}/image", responses={404: {"description": "no such photo, or no thumbnails"}})
     async def show_thumbnail(photo_id: PhotoId) -> Response:
         """The thumbnail of one photo, as JPEG."""
-        jpeg = await asyncio.to_thread(_read_or_404, lambda: served.index.thumbnail(photo_id), photo_id)
+        jpeg = await asyncio.to_thread(_read_photo, served, photo_id, served.index.thumbnail)
         if not jpeg:
             raise HTTPException(404, "This index has no thumbnails.")
         # Ids are never reused, so a thumbnail never changes.
@@ -85,6 +87,8 @@ def _add_write_routes(app: FastAPI, served: ServedIndex, reader: UploadReader) -
         401: {"description": "the token is missing or wrong"},
         403: {"description": "this server is read-only"},
         409: {"description": "another process is writing to the index"},
+        503: {"description": "the index is missing or damaged"},
+        507: {"description": "the disk of the server is full"},
     }
 
     @app.post(
@@ -118,11 +122,24 @@ def _add_write_routes(app: FastAPI, served: ServedIndex, reader: UploadReader) -
         return JSONResponse({"deleted": photo_id})
 
 
-def _read_or_404(read: Callable[[], T], photo_id: int) -> T:
+def _read_photo(served: ServedIndex, photo_id: int, read: Callable[[int], Any]) -> Any:
+    """Read a photo of the index.  Raises HTTPException 404 if it has none with this id, PhotoIndexError otherwise."""
     try:
-        return read()
-    except PhotoIndexError as error:
-        raise HTTPException(404, f"There is no photo {photo_id}.") from error
+        return read(photo_id)
+    except PhotoIndexError:
+        if served.index.columns().row_of(photo_id) is not None:
+            raise
+        raise HTTPException(404, f"There is no photo {photo_id}.") from None
+
+
+def public_name(name: str) -> str:
+    """Return the name of a photo for clients: without the folders of this server, even if the index has them."""
+    return last_part(name) if ABSOLUTE_PATH.match(name) else name
+
+
+def last_part(path: str) -> str:
+    """Return the last part of a path."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _json_response(content: dict[str, Any], *, accepts_gzip: bool) -> Response:

@@ -1,24 +1,29 @@
 """serve: run the application until a signal stops it, and finish all accepted photos first."""
 
+import asyncio
 import logging
+import math
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cosplace.errors import ConfigError
 from cosplace.localization.localizer import Localizer
 from cosplace.server.app import create_app
-from cosplace.server.settings import ServerSettings, is_loopback
+from cosplace.server.connections import BACKLOG, WAITING_LIMIT_S, Connections, GuardedProtocol, usable_connections
+from cosplace.server.settings import MAX_HEADER_BYTES, ServerSettings, is_loopback
 
-HEADER_TIMEOUT_S = 10  # for the header of a connection's first request
-SHUTDOWN_MARGIN_S = 5  # beyond the time limit of a request, to send the last responses
+# A shutdown takes at most the time limit of a request plus this: first responses are sent, then the threads end.
+SHUTDOWN_MARGIN_S = 5
+RESPONSES_MARGIN_S = 2
 
 log = logging.getLogger("cosplace.server")
 
@@ -55,7 +60,7 @@ def serve(
         details = {"host": settings.host, "port": port, "photos": num_photos, "can_write": bool(settings.token)}
         log.info("serving", extra={"event": "start", "details": details})
         with _listen_errors(settings.host, settings.port):
-            listener.listen(settings.max_connections)
+            listener.listen(BACKLOG)
         announce(f"http://{host}:{port}/")
         with _ignored_signals():
             server.run(sockets=[listener])
@@ -64,21 +69,56 @@ def serve(
 
 def make_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
     """Return a uvicorn server for an application.  Set its `should_exit` to stop it after the pending responses."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=_HeaderTimeoutProtocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=settings.max_connections,
-            timeout_keep_alive=HEADER_TIMEOUT_S,
-            timeout_graceful_shutdown=int(settings.time_limit_s) + SHUTDOWN_MARGIN_S,
-        )
+    connections = Connections(settings, usable_connections(settings.max_connections))
+
+    def make_protocol(**options: Any) -> GuardedProtocol:
+        return GuardedProtocol(connections, **options)
+
+    config = uvicorn.Config(
+        app,
+        http=make_protocol,  # ty: ignore[invalid-argument-type]  (uvicorn calls it as it would call a class)
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=math.ceil(WAITING_LIMIT_S),
+        timeout_graceful_shutdown=math.ceil(settings.time_limit_s) + RESPONSES_MARGIN_S,
     )
+    return _Server(config, connections, settings.time_limit_s)
+
+
+class _Server(uvicorn.Server):
+    """A server that stops within a time limit, whatever its clients and threads do."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections, time_limit_s: float) -> None:
+        super().__init__(config)
+        self.connections, self.time_limit_s = connections, time_limit_s
+        self.timer: threading.Timer | None = None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the responses, but not longer than for a request.  Then uvicorn cancels what is left."""
+        asyncio.get_running_loop().call_later(self.time_limit_s + RESPONSES_MARGIN_S / 2, self.connections.abort_all)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Start the shutdown."""
+        super().handle_exit(sig, frame)
+        if self.timer is None:
+            self.timer = threading.Timer(self.time_limit_s + SHUTDOWN_MARGIN_S, _end_process)
+            self.timer.daemon = True
+            self.timer.start()
+
+
+def _end_process() -> None:
+    """End the process at once.  All connections have ended; what threads still compute is not needed."""
+    log.error("stopped before all threads had ended", extra={"event": "stop"})
+    logging.shutdown()
+    os._exit(1)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -123,16 +163,3 @@ def _ignored_signals() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _HeaderTimeoutProtocol(H11Protocol):
-    """Closes a connection that does not send the complete header of its first request in time."""
-
-    def connection_made(self, transport: Any) -> None:
-        """Start the timeout of a new connection."""
-        super().connection_made(transport)
-        self.loop.call_later(HEADER_TIMEOUT_S, self._close_without_request)
-
-    def _close_without_request(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()

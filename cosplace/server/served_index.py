@@ -3,23 +3,25 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from fastapi import HTTPException
-
-from cosplace.errors import ImageError, PhotoIndexError, StorageError
+from cosplace.errors import ImageError
 from cosplace.geo import bounding_box
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.localization.localizer import Localizer
-from cosplace.server.batching import BusyError
+from cosplace.server.batching import DecodingMemory, encode_in_batches
+from cosplace.server.failures import BusyError
 from cosplace.server.new_photos import read_new_photo
 from cosplace.server.points import map_points
 from cosplace.server.settings import ServerSettings
 from cosplace.server.uploads import Upload
 
 MAX_WAITING_CHANGES = 8
+MAX_RETRY_S = 5.0  # between two checks for changes of an index that cannot be read, unless --refresh_s is longer
+LATE_CHECKS, LATE_S = 3, 60.0  # a check is late after this many intervals plus this many seconds
 
 log = logging.getLogger("cosplace.server")
 T = TypeVar("T")
@@ -28,11 +30,15 @@ T = TypeVar("T")
 class ServedIndex:
     """The index of a localizer, with its positions in memory and one thread for changes."""
 
-    def __init__(self, localizer: Localizer, settings: ServerSettings) -> None:
-        self.localizer, self.settings = localizer, settings
+    def __init__(self, localizer: Localizer, settings: ServerSettings, memory: DecodingMemory | None = None) -> None:
+        self.localizer, self.settings, self.memory = localizer, settings, memory or DecodingMemory()
         self.model = localizer.encoder.name.rpartition("/")[2] or "model"
         self.num_changes, self.lock = 0, threading.Lock()  # waiting or running
         self.writer: ThreadPoolExecutor | None = None
+        self.num_failures, self.failure = 0, ""  # of the last checks for changes, in a row
+        self.checked_at = time.monotonic()  # the last successful check
+        self.is_outdated = False  # the index has changed, and reading the changes failed
+        self.reading = threading.Lock()  # so that what was read last is what is shown
         self._read_columns()
 
     @property
@@ -43,22 +49,67 @@ class ServedIndex:
     def start(self) -> None:
         """Start the thread."""
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="cosplace-write")
+        self.checked_at = time.monotonic()
 
     def close(self) -> None:
-        """Finish the accepted changes, end the thread."""
+        """Finish the running change, drop the waiting ones, and end the thread."""
         if self.writer is not None:
-            self.writer.shutdown(wait=True)
+            self.writer.shutdown(wait=True, cancel_futures=True)
+
+    # --- changes by other processes ----------------------------------------------------------------------------------
+
+    async def refresh_forever(self) -> None:
+        """Read what other processes write, at an interval.  Whatever goes wrong, the next check may succeed."""
+        while interval_s := self.settings.refresh_s:
+            # After failures in a row, checks become less frequent, so that they do not load a failing storage.
+            longest_s = max(interval_s, MAX_RETRY_S)
+            await asyncio.sleep(min(interval_s * 2 ** min(self.num_failures, 16), longest_s))
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception as error:
+                self._note_failure(error)
+            else:
+                if self.num_failures:
+                    log.info("the index can be read again", extra={"event": "recovered"})
+                self.num_failures, self.failure, self.checked_at = 0, "", time.monotonic()
 
     def refresh(self) -> None:
         """Read what other processes have written."""
         if self.index.refresh():
+            self.is_outdated = True
+        if self.is_outdated:
             self._read_columns()
 
+    def _note_failure(self, error: Exception) -> None:
+        """Log the first failure of a kind, then the 2nd, 4th, 8th, ... in a row."""
+        kind = type(error).__name__
+        self.num_failures += 1
+        if kind != self.failure or self.num_failures & (self.num_failures - 1) == 0:
+            details = {"failures": self.num_failures}
+            log.error("the index cannot be read", exc_info=error, extra={"event": "refresh_failed", "details": details})
+        self.failure = kind
+
+    def problems(self) -> list[str]:
+        """Problems that need attention although photos are located; empty if there are none."""
+        interval_s, seconds = self.settings.refresh_s, time.monotonic() - self.checked_at
+        if self.failure:
+            return [
+                f"The index could not be read for {seconds:.0f} s. Answers use the photos that were read before. See "
+                "the server log."
+            ]
+        if interval_s and self.writer is not None and seconds > LATE_CHECKS * interval_s + LATE_S:
+            return [f"A check for changes of the index has not ended for {seconds:.0f} s. Its storage may not respond."]
+        return []
+
     def _read_columns(self) -> None:
-        columns = self.index.columns()
-        self.points = map_points(columns)
-        self.bounds = bounding_box(self.points.latitudes, self.points.longitudes)
-        self.num_photos = len(columns)
+        with self.reading:
+            columns = self.index.columns()
+            self.points = map_points(columns)
+            self.bounds = bounding_box(self.points.latitudes, self.points.longitudes)
+            self.num_photos = len(columns)
+            self.is_outdated = False
+
+    # --- changes by this server --------------------------------------------------------------------------------------
 
     async def run_change(self, change: Callable[[], T]) -> T:
         """Run a change after all earlier ones.  Raises BusyError when too many are waiting."""
@@ -83,12 +134,12 @@ class ServedIndex:
         readable = []
         for upload, result in zip(uploads, results, strict=True):
             try:
-                readable.append((result, *read_new_photo(upload, fields, self.settings, self.localizer)))
+                readable.append((result, *read_new_photo(upload, fields, self.settings, self.localizer, self.memory)))
             except ImageError as error:
                 result["error"] = " ".join(str(error).split())
         if readable:
             readable_results, photos, pixels = zip(*readable, strict=True)
-            descriptors = self.localizer.encoder.encode(list(pixels), batch_size=self.settings.max_batch)
+            descriptors = encode_in_batches(self.localizer.encoder, pixels, self.settings)
             added = self._write(lambda index: index.add(photos, descriptors))
             for result, photo_id, is_new in zip(
                 readable_results, added.ids.tolist(), added.is_new.tolist(), strict=True
@@ -105,21 +156,16 @@ class ServedIndex:
         return removed
 
     def _write(self, change: Callable[[PhotoIndex], T]) -> T:
-        """Change the index as its only writer, then read it again.  Raises HTTPException 409 or 507."""
+        """Change the index as its only writer, then read it again.
+
+        Raises IndexInUseError if another process writes to it, and the other errors of the index.
+        """
         if self.index.can_write:
             result = change(self.index)
         else:
-            try:
-                writable = open_index(self.index.address, write=True)
-            except PhotoIndexError as error:
-                log.warning("%s", error, extra={"event": "locked"})
-                raise HTTPException(409, "Another process is writing to the index. Try again later.") from error
-            try:
-                with writable:
-                    result = change(writable)
-            except StorageError as error:
-                log.exception("", extra={"event": "storage"})
-                raise HTTPException(507, "The index cannot be written; nothing was lost.") from error
+            with open_index(self.index.address, write=True) as writable:
+                result = change(writable)
+            self.is_outdated = True  # also if reading it fails here
             self.index.refresh()
         self._read_columns()
         return result

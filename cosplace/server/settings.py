@@ -7,8 +7,10 @@ from urllib.parse import urlsplit
 
 from cosplace.config.server import ServerOptions
 from cosplace.errors import ConfigError
+from cosplace.server.hosts import parse_host
 
 MEGABYTE = 1_000_000
+MAX_HEADER_BYTES = 16_384  # of a request; browsers send about 1 kB
 NUM_LARGEST_BODIES = 2  # request bodies of the largest size that may be in memory and temporary files at once
 
 
@@ -28,6 +30,13 @@ class ServerSettings(ServerOptions):
                 "The token must have at least 8 ASCII characters and no spaces. Use for example the output of "
                 "`openssl rand -hex 16`."
             )
+        for name in self.allowed_hosts:
+            host = parse_host(name)
+            if host is None or host.port is not None:
+                raise ConfigError(
+                    f"--allowed_hosts must be host names without a port, got '{name}'. "
+                    "Use for example maps.example.org."
+                )
         if self.tiles is not None:
             tile_origin(self.tiles)
 
@@ -55,7 +64,14 @@ class ServerSettings(ServerOptions):
         """
         if not is_loopback(self.host):
             return None
-        return frozenset({"localhost", "127.0.0.1", "::1", self.host, *(name.lower() for name in self.allowed_hosts)})
+        own = parse_host(f"[{self.host}]" if ":" in self.host else self.host)
+        names = {"localhost", "127.0.0.1", "::1"} | ({own.name} if own is not None else set())
+        return frozenset(names) | self.allowed_names
+
+    @property
+    def allowed_names(self) -> frozenset[str]:
+        """The additional host names, as `parse_host` writes them."""
+        return frozenset(host.name for host in map(parse_host, self.allowed_hosts) if host is not None)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 """Read request bodies as streams, with limits.  No file is ever written under a name from a request."""
 
+import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -12,12 +13,15 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from cosplace.server.failures import describe_upload_failure
 from cosplace.server.settings import ServerSettings
 
 MAX_FIELDS = 16  # form fields besides the files
 MAX_FIELD_BYTES = 1_024
 MAX_NAME_LENGTH = 120  # characters of a file name that are kept
 DEFAULT_NAME = "photo"
+
+log = logging.getLogger("cosplace.server")
 
 
 def files_body(fields: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -60,26 +64,33 @@ class UploadReader:
         """Read a multipart body, or one photo sent as the body.  Its bytes count until the block ends.
 
         Raises HTTPException: 400 for a broken or empty body, 413 above a limit, 415 for another content type, 429 when
-        too many bytes are being uploaded.
+        too many bytes are being uploaded, 503 or 507 when the server cannot store them.
         """
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         self._check_content_length(request)
         body = _BodyStream(self, request)
         try:
-            if content_type == "multipart/form-data":
-                yield await self._read_multipart(request, body)
-            elif content_type in ("", "application/octet-stream") or content_type.startswith("image/"):
-                yield Form(uploads=(await self._read_photo(body),), fields={})
-            else:
-                raise HTTPException(
-                    415,
-                    f"Content type {safe_name(content_type)} is not supported. "
-                    "Send multipart/form-data with `files`, or one photo as the body.",
-                )
-        except ClientDisconnect as error:
-            raise HTTPException(400, "The upload is incomplete. Send it again.") from error
+            yield await self._read_form(request, content_type, body)
         finally:
             self.num_bytes -= body.num_bytes
+
+    async def _read_form(self, request: Request, content_type: str, body: "_BodyStream") -> Form:
+        try:
+            if content_type == "multipart/form-data":
+                return await self._read_multipart(request, body)
+            if content_type in ("", "application/octet-stream") or content_type.startswith("image/"):
+                return Form(uploads=(await self._read_photo(body),), fields={})
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The upload is incomplete. Send it again.") from error
+        except OSError as error:  # larger photos are kept in temporary files
+            log.error("an upload cannot be stored", exc_info=error, extra={"event": "storage"})
+            failure = describe_upload_failure(error)
+            raise HTTPException(failure.status, failure.message) from error
+        raise HTTPException(
+            415,
+            f"Content type {safe_name(content_type)} is not supported. "
+            "Send multipart/form-data with `files`, or one photo as the body.",
+        )
 
     def _check_content_length(self, request: Request) -> None:
         length = request.headers.get("content-length", "")

@@ -2,6 +2,7 @@
 
 groups                  classes and CosPlace groups (section 3.1)
 group_cache             groups kept in a file
+advice                  settings that suit the photos; warnings
 cosface_gradient        gradient of the loss by formula
 cosface                 the CosFace loss (section 3.2)
 compiled_augmentation   augmentation of one image, compiled
@@ -12,6 +13,8 @@ best_model              the network with the best validation R@1
 original_checkpoint     checkpoints of the original code
 resume                  settings and folder of a resumed run
 data                    groups, validation and test set of a run
+validation              whether the validation set can choose a model; queries won and lost
+seen_photos             training photos and validation matches, for the model card
 whitened_start          extension: the last layer as a PCA whitening
 setup                   network, classifiers, optimizers
 plan                    what a run will do and need

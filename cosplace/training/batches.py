@@ -130,7 +130,7 @@ class GroupImages:
         chosen = int(number * size)
         for _ in range(MAX_REPLACEMENTS):
             try:
-                return photos.open(self.group.folder / self.group.image_name(first + chosen))
+                return photos.open(self.group.image_path(first + chosen))
             except ImageError as error:
                 unreadable.append(str(error))
             others = others or self._generator(REPLACEMENTS, index)

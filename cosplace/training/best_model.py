@@ -10,9 +10,11 @@ import torch
 from cosplace.config.sections import TrainConfig
 from cosplace.models.model_files import model_card
 from cosplace.models.network import GeoLocalizationNet, network_from_state_dict
+from cosplace.models.training_card import training_entries
 from cosplace.models.weight_files import read_state_dict, write_weights
 from cosplace.storage import write_atomically
 
+START = -2  # in place of an epoch: the network before training
 BEST_MODEL, BEST_MODEL_SAFE = "best_model.pth", "best_model.safetensors"
 
 
@@ -21,14 +23,17 @@ def best_model_card(config: TrainConfig, epoch: int, recalls: Mapping[int, float
     return {
         "method": "cosplace",
         "image_size": str(config.augmenting.image_size),
-        "source": f"cosplace train, {epoch_text(epoch)} of {config.training.epochs_num}",
+        "source": f"cosplace train, {epoch_text(epoch)}"
+        + ("" if epoch == START else f" of {config.training.epochs_num}"),
         "recalls": json.dumps({"val": {str(k): round(recall, 2) for k, recall in recalls.items()}}),
     }
 
 
 def epoch_text(epoch: int) -> str:
-    """Name an epoch, counting from 1; a negative one is from the run of the original code that was resumed."""
-    return f"epoch {epoch + 1}" if epoch >= 0 else "the resumed run"
+    """Name an epoch, counting from 1; START is the network before training, -1 the run of the original code."""
+    return (
+        f"epoch {epoch + 1}" if epoch >= 0 else "the network before training" if epoch == START else "the resumed run"
+    )
 
 
 def save_best_model(folder: Path, model: GeoLocalizationNet, card: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -53,4 +58,5 @@ def copy_best_model(folder: Path, checkpoint: Path) -> None:
     weights = read_state_dict(found)
     if folder != checkpoint.parent:
         write_atomically(folder / BEST_MODEL, lambda file: torch.save(weights, file))
-    write_weights(folder / BEST_MODEL_SAFE, weights, model_card(network_from_state_dict(weights), weights))
+    card = model_card(network_from_state_dict(weights), weights) | training_entries(found)
+    write_weights(folder / BEST_MODEL_SAFE, weights, card)

@@ -58,11 +58,17 @@ class RunState:
     scaler: torch.amp.GradScaler
     epoch: int = 0  # of the next iteration
     iteration: int = 0  # the next one, counted from 0 in its epoch
-    best_recall1: float = -1.0  # below any recall, so that the first epoch's model becomes the best
-    best_epoch: int = -1
+    best_recall1: float = -1.0  # below any recall, so that the first model becomes the best
+    best_epoch: int = -1  # START for the network before training
     loss_sum: float = 0.0  # of the epoch's iterations so far
     recent_loss_sum: float = 0.0  # of the iterations since a loss was last recorded
+    start_hits: torch.Tensor | None = None  # (Q,) bool, validation queries that were correct before training
     unreadable: dict[str, int] = field(default_factory=dict)  # message -> number of times, in the epoch so far
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was trained or validated yet."""
+        return self.epoch == self.iteration == 0 and self.start_hits is None
 
     def move_classifier(self, group: int, device: torch.device) -> None:
         """Move a group's classifier and its optimizer's moments to a device, without waiting for it."""
@@ -88,6 +94,7 @@ def save_checkpoint(folder: Path, state: RunState, config: Mapping[str, Any], da
         "classifier_optimizers": [optimizer.state_dict() for optimizer in state.classifier_optimizers],
         "scaler": state.scaler.state_dict(),
         "counters": {name: getattr(state, attribute) for name, attribute in COUNTERS.items()},
+        "start_hits": state.start_hits,
     }
     write_atomically(folder / LAST_CHECKPOINT, lambda file: torch.save(content, file))
 
@@ -136,6 +143,7 @@ def restore(state: RunState, content: Mapping[str, Any], path: Path) -> None:
         state.scaler.load_state_dict(content["scaler"])
         for name, attribute in COUNTERS.items():
             setattr(state, attribute, content["counters"][name])
+        state.start_hits = content.get("start_hits")  # absent in earlier checkpoints
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} belongs to another network or to other groups: {reason}") from error

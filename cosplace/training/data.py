@@ -1,6 +1,7 @@
 """The data of a run: groups to train on, validation and test set, and the batches of an epoch."""
 
 import hashlib
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass
 
@@ -12,10 +13,13 @@ from cosplace.device import choose_device
 from cosplace.photos.loading import choose_loader
 from cosplace.photos.scanning import scan_images
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
+from cosplace.training.advice import check_enough, data_warnings
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch, GroupImages, training_batches
 from cosplace.training.group_cache import cached_partition
-from cosplace.training.groups import Groups, check_enough
+from cosplace.training.groups import Groups
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +36,25 @@ class TrainingData:
         parts = hashlib.sha256(self.groups.cells.tobytes())
         parts.update(self.groups.group_starts.tobytes())
         parts.update(self.groups.class_starts.tobytes())
+        if self.groups.zones is not None:
+            parts.update(self.groups.zones.tobytes())
         return parts.hexdigest()
 
 
 def open_training_data(config: TrainConfig) -> TrainingData:
     """Scan the three sets and form the groups.  Raises DatasetError if anything is missing or too small."""
     folders = {split: set_folder(config.folders, split) for split in ("train", "val", "test")}
-    groups = cached_partition(scan_images(folders["train"]), config.grouping)
-    check_enough(groups, config.grouping)
+    follow = config.folders.follow_outside
+    images = scan_images(folders["train"], dataset=config.folders.dataset_folder, follow_outside=follow)
+    groups = cached_partition(images, config.grouping)
+    for warning in data_warnings(groups, config.grouping, images):
+        log.warning("%s", warning)
+    check_enough(groups, config.grouping, images)
     return TrainingData(
         groups=groups,
         num_used=config.grouping.groups_num,
-        val=open_retrieval_dataset(folders["val"], config.folders.queries_folder),
-        test=open_retrieval_dataset(folders["test"], config.folders.queries_folder),
+        val=open_retrieval_dataset(folders["val"], config.folders.queries_folder, follow_outside=follow),
+        test=open_retrieval_dataset(folders["test"], config.folders.queries_folder, follow_outside=follow),
     )
 
 

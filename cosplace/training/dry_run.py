@@ -59,7 +59,7 @@ def estimate_training(prepared: Preparation, folder: Path, progress: Progress = 
     )
     epochs_left = settings.epochs_num - state.epoch
     training_seconds = left * iteration_seconds + first_seconds
-    evaluation_seconds = epochs_left * validation_seconds + test_seconds
+    evaluation_seconds = (epochs_left + state.is_new) * validation_seconds + test_seconds
 
     _, checkpoint_bytes, weight_bytes = expected_bytes(config, state, prepared.dtype)
     disk = 2 * checkpoint_bytes + 2 * weight_bytes  # each file is written next to the one that it replaces
@@ -70,7 +70,8 @@ def estimate_training(prepared: Preparation, folder: Path, progress: Progress = 
         f"iterations: {left:,} of {settings.batch_size} images, {trained_per_second:,.1f} images/s (the loader alone "
         f"{loaded_per_second:,.1f}), bound by {bound}{remedy}",
         f"time: {format_duration(training_seconds + evaluation_seconds)}, including "
-        f"{format_duration(evaluation_seconds)} for {epochs_left} validations and the test"
+        f"{format_duration(evaluation_seconds)} for {'the validation before training, ' if state.is_new else ''}"
+        f"{epochs_left} validations and the test"
         + (f"; the first iteration takes {format_duration(first_seconds)}" if config.running.compile else ""),
         f"memory: {format_bytes(peak)} {memory_name(prepared.device)} at the peak of an iteration, "
         f"{format_bytes(max(descriptor_bytes(part, model.fc_output_dim) for part in (data.val, data.test)))} "

@@ -14,15 +14,11 @@ import numpy as np
 from cosplace.config.sections import Grouping
 from cosplace.errors import CheckpointError
 from cosplace.photos.image_list import ImageList
-from cosplace.storage import cache_folder, write_atomically
+from cosplace.storage import cache_folder, remove_unfinished, write_atomically
 from cosplace.training.groups import Groups, partition
 
-FORMAT = "cosplace groups 1"
-
-
+FORMAT = "cosplace groups 2"
 HEADER_BYTES = 4096
-
-
 ALIGNMENT = 64
 
 
@@ -35,8 +31,9 @@ def cached_partition(images: ImageList, grouping: Grouping, folder: Path | None 
     path = (folder or cache_folder("groups")) / f"groups-{_key(images, grouping)}.bin"
     if not path.exists():
         groups = partition(images, grouping)
+        remove_unfinished(path.parent)
         write_atomically(path, lambda file: _write_groups(file, groups, images))
-    return open_groups(path, images.list_file, images.folder)
+    return open_groups(path, images.list_file, images.folder, images.inside)
 
 
 def _key(images: ImageList, grouping: Grouping) -> str:
@@ -50,21 +47,27 @@ def _key(images: ImageList, grouping: Grouping) -> str:
 
 def _write_groups(file: BinaryIO, groups: Groups, images: ImageList) -> None:
     arrays = {name: getattr(groups, name) for name in ("cells", "group_starts", "class_starts", "image_starts")}
+    if groups.zones is not None:
+        arrays["zones"] = groups.zones
     if images.list_file is None:  # else the list file holds the names
         arrays["names"] = groups.names
     places, at = {}, HEADER_BYTES
     for name, array in arrays.items():
         places[name] = [str(array.dtype), list(array.shape), at]
         at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    header = {"format": FORMAT, "num_scanned": groups.num_scanned, "bytes": at, "arrays": places}
+    counts = {"num_scanned": groups.num_scanned, "num_unknown": groups.num_unknown}
+    header = {"format": FORMAT, **counts, "bytes": at, "arrays": places}
     file.write(json.dumps(header).encode().ljust(HEADER_BYTES - 1) + b"\n")
     for array in arrays.values():
         file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         file.write(b"\0" * (-array.nbytes % ALIGNMENT))
 
 
-def open_groups(path: Path, list_file: Path | None, folder: Path) -> Groups:
-    """Map a file of groups into memory.  Raises CheckpointError if it is truncated or not a cache of groups."""
+def open_groups(path: Path, list_file: Path | None, folder: Path, inside: tuple[str, ...] = ()) -> Groups:
+    """Map a file of groups into memory.  list_file, folder, inside: of the list of photos.
+
+    Raises CheckpointError if the file is truncated or not a cache of groups.
+    """
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(HEADER_BYTES))
@@ -82,7 +85,9 @@ def open_groups(path: Path, list_file: Path | None, folder: Path) -> Groups:
             **fields,
             folder=folder,
             num_scanned=header["num_scanned"],
-            opened_from=(open_groups, (path, list_file, folder)),
+            num_unknown=header["num_unknown"],
+            inside=inside,
+            opened_from=(open_groups, (path, list_file, folder, inside)),
         )
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(

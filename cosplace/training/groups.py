@@ -2,7 +2,7 @@
 
 A class is a square cell of M meters and a sector of alpha degrees (equation 1).  A group holds classes that are at
 least N cells apart by position, or L sectors by heading (equation 2), so that no two classes of a group show the same
-scene.
+scene.  Photos of different UTM zones are never in one class: their coordinates have different origins.
 
 `class_of` and `group_of` are the equations; `partition` applies them to millions of photos by sorting one integer per
 photo.  Legend: I images, C classes, G groups.
@@ -10,7 +10,7 @@ photo.  Legend: I images, C classes, G groups.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,26 @@ import numpy as np
 
 from cosplace.config.sections import Grouping
 from cosplace.errors import DatasetError
-from cosplace.photos.image_list import ImageList
-from cosplace.photos.names import parse_fields
+from cosplace.photos.image_list import ImageList, photo_path
+from cosplace.photos.names import different_zones, parse_fields
 
 
 def class_of(east: np.ndarray, north: np.ndarray, heading: np.ndarray, grouping: Grouping) -> np.ndarray:
     """Class of each photo (..., 3) int64, equation 1: (floor(east / M), floor(north / M), floor(heading / alpha)).
 
-    east, north: meters.  heading: degrees in [0, 360).
+    east, north: meters.  heading: degrees; 360 and -360 are 0.
     """
     sides = (grouping.M, grouping.M, grouping.alpha)
-    return np.stack(
-        [floor_divide(values, side) for values, side in zip((east, north, heading), sides, strict=True)], -1
-    )
+    values = (east, north, heading_in_circle(heading))
+    return np.stack([floor_divide(value, side) for value, side in zip(values, sides, strict=True)], -1).astype(np.int64)
+
+
+def heading_in_circle(heading: np.ndarray) -> np.ndarray:
+    """Headings in degrees modulo 360, in [0, 360)."""
+    if not heading.size or (heading.min() >= 0 and heading.max() < 360):  # the modulo would take as long as parsing
+        return heading
+    heading = np.mod(heading, 360)
+    return np.where(heading == 360, 0, heading)  # the modulo of a tiny negative number is rounded to 360
 
 
 def group_of(classes: np.ndarray, grouping: Grouping) -> np.ndarray:
@@ -81,6 +88,10 @@ class Group:
         start = int(self.image_starts[image])
         return os.fsdecode(self.names[start : start + 4096].tobytes().partition(b"\n")[0])
 
+    def image_path(self, image: int) -> Path:
+        """Path of an image.  Raises ImageError for one outside the folder, as `ImageList.path` does."""
+        return photo_path(self.folder, self.image_name(image), self.whole.inside)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
@@ -93,6 +104,10 @@ class Groups:
     image_starts: np.ndarray  # (I,) int64: start of each image's path in `names`
     names: np.ndarray  # (bytes,) uint8
     num_scanned: int  # including the images of classes that were dropped
+    num_unknown: int = 0  # images that are in no class because their position is 0, 0: unknown
+    # (C,) int8: UTM zone of each class, negative south of the equator; None if all images are in one zone
+    zones: np.ndarray | None = None
+    inside: tuple[str, ...] = ()  # real folders that may hold the photos, as in ImageList
     opened_from: tuple[Callable, tuple] | None = None  # the function and arguments that map the cache file again
 
     def __len__(self) -> int:
@@ -131,56 +146,127 @@ def partition(images: ImageList, grouping: Grouping) -> Groups:
     """Form the classes and all N*N*L groups of a list of photos.
 
     Classes with fewer than `min_images_per_class` images are dropped.  Groups are numbered by their first appearance
-    with a kept class along the sorted list of paths.  Peak memory: about 50 bytes per image, plus the names.
-    Raises DatasetError for a file name without position or heading.
+    with a kept class along the sorted list of paths.  Images at 0, 0, which means unknown, are in no class.
+    Peak memory: about 50 bytes per image, plus the names.
+    Raises DatasetError for a file name without position, or without heading unless alpha is 360.
     """
-    keys, spans = _class_keys(images, grouping)
-    order, run_starts = _sorted_runs(keys)  # images sorted by class; start of each class
-    keys = keys[order[run_starts[:-1]]] if len(order) else keys  # (classes,) one key per class
-    sizes = np.diff(run_starts)
-    kept = np.flatnonzero(sizes >= grouping.min_images_per_class)
-
-    cells = _unpack(keys[kept], spans)  # (C, 3) in units of M, M and alpha
-    groups = group_of(cells, grouping)
-    group_keys = (groups[:, 0] * grouping.N + groups[:, 1]) * grouping.L + groups[:, 2]
-    first_images = order[run_starts[kept]]  # images of a class stay in the order of the list
-    group_numbers = _number_by_first_appearance(group_keys, first_images)
+    keys, spans, num_unknown = _read_keys(images, grouping)
+    classes = _sorted_classes(keys, spans)
+    del keys  # 8 bytes per image
+    kept = classes.of_at_least(grouping.min_images_per_class)
+    group_numbers = classes.group_numbers(kept, grouping)
 
     by_group = np.argsort(group_numbers, kind="stable")
     kept = kept[by_group]
     num_groups = int(group_numbers.max(initial=-1)) + 1
-    image_order = _concatenated_runs(order, run_starts, kept)
+    image_order = _concatenated_runs(classes.images, classes.starts, kept)
     return Groups(
         folder=images.folder,
-        cells=cells[by_group] * np.array([grouping.M, grouping.M, grouping.alpha]),
+        cells=classes.cells(kept) * np.array([grouping.M, grouping.M, grouping.alpha]),
         group_starts=np.searchsorted(group_numbers[by_group], np.arange(num_groups + 1)),
-        class_starts=np.concatenate([[0], np.cumsum(sizes[kept])]).astype(np.int64),
+        class_starts=np.concatenate([[0], np.cumsum(classes.sizes[kept])]).astype(np.int64),
         image_starts=images.starts[image_order],
         names=images.names,
         num_scanned=len(images),
+        num_unknown=num_unknown,
+        zones=classes.zones(kept),
+        inside=images.inside,
     )
 
 
-def _class_keys(images: ImageList, grouping: Grouping) -> tuple[np.ndarray, list[np.ndarray]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classes:
+    """All classes of a list of photos, including small ones, sorted by zone, east, north and heading."""
+
+    images: np.ndarray  # (I,) int64: numbers of the images, sorted by class, then by number
+    starts: np.ndarray  # (C + 1,) int64: start of each class in `images`
+    keys: np.ndarray  # (C,) int64; negative for the images without a position
+    spans: list[np.ndarray]  # per coordinate, the cell number of each digit of the key
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of images of each class, (C,)."""
+        return np.diff(self.starts)
+
+    def of_at_least(self, num_images: int) -> np.ndarray:
+        """Numbers of the classes with at least this many images."""
+        return np.flatnonzero((self.sizes >= num_images) & (self.keys >= 0))
+
+    def cells(self, chosen: np.ndarray) -> np.ndarray:
+        """(..., 3) int64: east, north and heading of some classes, in units of M, M and alpha."""
+        return _unpack(self.keys[chosen], self.spans)[:, -3:]
+
+    def zones(self, chosen: np.ndarray) -> np.ndarray | None:
+        """(...,) int8: UTM zone of some classes; None if all images are in one zone."""
+        return _unpack(self.keys[chosen], self.spans)[:, 0].astype(np.int8) if len(self.spans) > 3 else None
+
+    def group_numbers(self, chosen: np.ndarray, grouping: Grouping) -> np.ndarray:
+        """Number of the group of each of some classes."""
+        groups = group_of(self.cells(chosen), grouping)
+        group_keys = (groups[:, 0] * grouping.N + groups[:, 1]) * grouping.L + groups[:, 2]
+        first_images = self.images[self.starts[chosen]]  # images of a class stay in the order of the list
+        return _number_by_first_appearance(group_keys, first_images)
+
+
+def form_classes(columns: np.ndarray, zones: np.ndarray, unknown: np.ndarray) -> Classes:
+    """Form classes of cells.  columns: (3, I) int32, in units of M, M and alpha.  zones: (I,) int8.
+
+    unknown: numbers of the images without a position.
+    """
+    return _sorted_classes(*_class_keys(columns, zones, unknown))
+
+
+def _sorted_classes(keys: np.ndarray, spans: list[np.ndarray]) -> Classes:
+    order, starts = _sorted_runs(keys)
+    keys = keys[order[starts[:-1]]] if len(order) else keys
+    return Classes(images=order, starts=starts, keys=keys, spans=spans)
+
+
+def _class_keys(columns: np.ndarray, zones: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """Class of each image as one int64, (I,); and, per coordinate, the cell number of each digit of the key.
+
+    Images of several zones have the zone as their first coordinate.  The key of images without a position is -1.
 
     The key numbers the cells, row by row, in the bounding box of all images.  Where the box has too many cells for an
     int64, it numbers the distinct coordinates instead.
     """
-    sides = (grouping.M, grouping.M, grouping.alpha)
-    columns = np.empty((3, len(images)), np.int32)
-    for rows, values in parse_fields(images, ("utm_east", "utm_north", "heading")):
-        for column, value, side in zip(columns, values, sides, strict=True):
-            column[rows] = _cells(value, side, images, rows.start)
-    spans = [np.arange(low, high + 1) for low, high in zip(columns.min(axis=1), columns.max(axis=1), strict=True)]
-    digits: list[np.ndarray] = [column - span[0] for column, span in zip(columns, spans, strict=True)]
+    several = len(different_zones(np.delete(zones, unknown) if len(unknown) else zones)) > 1
+    coordinates = [zones.astype(np.int32), *columns] if several else [*columns]
+    spans = [np.arange(values.min(), values.max() + 1) for values in coordinates]
+    digits: list[np.ndarray] = [values - span[0] for values, span in zip(coordinates, spans, strict=True)]
     if math.prod(len(span) for span in spans) >= 1 << 62:
-        spans, digits = map(list, zip(*(np.unique(column, return_inverse=True) for column in columns), strict=True))
-    keys = np.zeros(len(images), np.int64)
+        spans, digits = map(list, zip(*(np.unique(values, return_inverse=True) for values in coordinates), strict=True))
+    keys = np.zeros(len(zones), np.int64)
     for span, digit in zip(spans, digits, strict=True):
         keys *= len(span)
         keys += digit
+    keys[unknown] = -1
     return keys, spans
+
+
+def _read_keys(images: ImageList, grouping: Grouping) -> tuple[np.ndarray, list[np.ndarray], int]:
+    """Keys and spans, as from `_class_keys`, and the number of images at 0, 0."""
+    columns, zones = np.zeros((3, len(images)), np.int32), np.empty(len(images), np.int8)
+    unknown = [np.zeros(0, np.int64)]
+    for rows, (east, north, heading, zone) in parse_coordinates(images, grouping):
+        sides = (grouping.M, grouping.M, grouping.alpha)
+        for column, value, side in zip(columns, (east, north, heading), sides, strict=True):
+            column[rows] = _cells(value, side, images, rows.start)
+        zones[rows] = zone
+        unknown.append(rows.start + np.flatnonzero((east == 0) & (north == 0)))
+    rows_unknown = np.concatenate(unknown)
+    return *_class_keys(columns, zones, rows_unknown), len(rows_unknown)
+
+
+def parse_coordinates(images: ImageList, grouping: Grouping) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
+    """Parse the names of a list; yield (rows, (east, north, heading in [0, 360), zone)).
+
+    Names need no heading if alpha is 360: all headings are then 0.
+    """
+    fields = ("utm_east", "utm_north") if grouping.alpha == 360 else ("utm_east", "utm_north", "heading")
+    for rows, values in parse_fields(images, fields, with_zone=True):
+        heading = heading_in_circle(values[2]) if grouping.alpha < 360 else np.zeros(values.shape[1])
+        yield rows, (values[0], values[1], heading, values[-1])
 
 
 def _cells(values: np.ndarray, side: int, images: ImageList, first: int) -> np.ndarray:
@@ -193,9 +279,9 @@ def _cells(values: np.ndarray, side: int, images: ImageList, first: int) -> np.n
 
 
 def _unpack(keys: np.ndarray, spans: list[np.ndarray]) -> np.ndarray:
-    """Cell of each class key, (C, 3) int64."""
-    cells = np.empty((len(keys), 3), np.int64)
-    for axis in (2, 1, 0):
+    """Cell of each class key, (C, 3) int64, or (C, 4) with the zone in front."""
+    cells = np.empty((len(keys), len(spans)), np.int64)
+    for axis in reversed(range(len(spans))):
         keys, digits = np.divmod(keys, len(spans[axis]))
         cells[:, axis] = spans[axis][digits]
     return cells
@@ -231,55 +317,3 @@ def _concatenated_runs(order: np.ndarray, run_starts: np.ndarray, runs: np.ndarr
     sizes = run_starts[runs + 1] - run_starts[runs]
     offsets = np.repeat(run_starts[runs] - (np.cumsum(sizes) - sizes), sizes)
     return order[offsets + np.arange(len(offsets))]
-
-
-# --- advice ----------------------------------------------------------------------------------------------------------
-
-
-def check_enough(groups: Groups, grouping: Grouping) -> None:
-    """Raise DatasetError, with a setting to change, if there are fewer groups or classes than training needs."""
-    if problem := _problem(groups, grouping):
-        raise DatasetError(problem)
-
-
-def _problem(groups: Groups, grouping: Grouping) -> str | None:
-    counts = groups.counts()
-    if not counts:
-        return (
-            f"{groups.folder}: no class of its {groups.num_scanned} images has at least "
-            f"{grouping.min_images_per_class} images. Require fewer images per class, for example "
-            f"`--min_images_per_class {max(1, grouping.min_images_per_class // 2)}`, or use larger classes, for "
-            f"example `--M {2 * grouping.M}`."
-        )
-    if len(counts) < grouping.groups_num:
-        return (
-            f"{groups.folder} has {len(counts)} group{'s' if len(counts) > 1 else ''}, fewer than --groups_num "
-            f"{grouping.groups_num}. Use fewer groups, for example `--groups_num {len(counts)}`, or keep smaller "
-            f"classes, for example `--min_images_per_class {max(1, grouping.min_images_per_class // 2)}`."
-        )
-    for number, (num_classes, _) in enumerate(counts[: grouping.groups_num]):
-        if num_classes < 2:
-            return (
-                f"{groups.folder}: group {number} has {num_classes} class, but training needs at least 2. Form fewer "
-                f"groups, for example `--N {max(1, grouping.N - 1)} --L {max(1, grouping.L - 1)}`, or keep smaller "
-                f"classes, for example `--min_images_per_class "
-                f"{max(1, grouping.min_images_per_class // 2)}`."
-            )
-    return None
-
-
-def advice(groups: Groups, grouping: Grouping) -> str | None:
-    """Suggest settings to change if these groups would train badly; None if they are fine."""
-    problem = _problem(groups, grouping)
-    if problem:
-        return problem
-    used = groups.counts()[: grouping.groups_num]
-    smallest = min(num_classes for num_classes, _ in used)
-    if smallest < 50:
-        return (
-            f"The smallest of the first {len(used)} groups has {smallest} classes; hundreds of classes train better. "
-            f"Form fewer groups, for example `--N {max(1, grouping.N // 2)} --groups_num "
-            f"{max(1, grouping.groups_num // 4)}`, or keep smaller classes, for example `--min_images_per_class "
-            f"{max(1, grouping.min_images_per_class // 2)}`."
-        )
-    return None

@@ -1,37 +1,43 @@
 """The training loop of CosPlace (Berton et al., CVPR 2022, section 3.2).
 
-for epoch in range(epochs_num):
-group = epoch mod groups_num
-for each iteration of the epoch:
-images, labels = random images of a batch of the group's classes
-loss = CosFace(network(images), labels, classifier of the group)
-update the network and the classifier
-validate; keep the best network by R@1; write a checkpoint
-test the best network
+    validate the network before training; it is the best until an epoch is better
+    for epoch in range(epochs_num):
+        group = epoch mod groups_num
+        for each iteration of the epoch:
+            images, labels = random images of a batch of the group's classes
+            loss = CosFace(network(images), labels, classifier of the group)
+            update the network and the classifier
+        validate; keep the best network by R@1; write a checkpoint
+    test the best network
+
+Side effects: writes the folder of the run.
 """
 
 import logging
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cosplace.device import tuned_convolutions
-from cosplace.errors import DeviceError, LoadingError
+from cosplace.errors import CosPlaceError, DeviceError, LoadingError
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.models.opening import open_model
-from cosplace.progress import Progress, no_progress, part_of
+from cosplace.models.opening import open_model, weights_path
+from cosplace.models.training_card import MAX_MATCHES, training_entries
+from cosplace.progress import Progress, StopRequest, no_progress, part_of
 from cosplace.retrieval.evaluation import Evaluation, evaluate, evaluation_settings
-from cosplace.training.best_model import BEST_MODEL, best_model_card, epoch_text, save_best_model
+from cosplace.training.best_model import BEST_MODEL, START, best_model_card, epoch_text, save_best_model
 from cosplace.training.data import TrainingData, epoch_batches
 from cosplace.training.metrics import read_metrics
 from cosplace.training.run import LossRecorder, Run, open_run
 from cosplace.training.schedules import iteration_seed, learning_rate, margin, num_steps
+from cosplace.training.seen_photos import digest_training_photos, training_card_entries
 from cosplace.training.setup import Preparation
 from cosplace.training.step import TrainingStep, batches_on_device
+from cosplace.training.validation import best_epoch_summary, correct_queries
 
 PREFETCH_ITERATIONS = 8  # before the end of an epoch, the next group's classifier starts to move to the device
 
@@ -47,6 +53,7 @@ class TrainResult:
     model: GeoLocalizationNet  # the best on the validation set
     test: Evaluation
     best_epoch: int
+    validation: dict[str, Any]  # how the best model was chosen, see `best_epoch_summary`
     metrics: list[dict[str, Any]]
 
 
@@ -56,11 +63,28 @@ def train(prepared: Preparation, folder: Path, progress: Progress = no_progress)
     Raises CosPlaceError for anything the user can fix; the last checkpoint is then still there to resume from.
     """
     with open_run(prepared, folder, progress) as run:
+        if run.state.is_new:
+            judge_start(run)
         while run.state.epoch < run.config.training.epochs_num:
             started, first = time.monotonic(), run.state.iteration
             train_epoch(run)
             validate(run, seconds=time.monotonic() - started, num_iterations=run.state.iteration - first)
         return test_best_model(run)
+
+
+def judge_start(run: Run) -> None:
+    """Evaluate the network before training, which is the best model until an epoch is better."""
+    state = run.state
+    start = _evaluate_on_val(run, "validation before training")
+    state.start_hits = correct_queries(start)
+    state.best_recall1, state.best_epoch = start.recalls[min(start.recalls)], START
+    card = best_model_card(run.config, START, start.recalls)
+    if source := run.config.training.resume_model:
+        with suppress(CosPlaceError):  # the model may have been removed since the run began
+            card |= training_entries(weights_path(source))  # the photos that it was trained on
+    save_best_model(run.folder, state.model, card)
+    run.metrics.write_start({"num_queries": start.num_queries}, start.recalls)
+    log.info("before training: validation %s", start.recalls_text())
 
 
 def train_epoch(run: Run) -> None:
@@ -75,7 +99,7 @@ def train_epoch(run: Run) -> None:
     task = f"epoch {state.epoch + 1}/{config.training.epochs_num}, group {group}"
     with (
         tuned_convolutions(device),
-        run.checkpoint_on(LoadingError, losses),
+        run.checkpoint_on(LoadingError, StopRequest, losses=losses),
         closing(epoch_batches(config, data, device, epoch=state.epoch, iteration=state.iteration)) as batches,
     ):
         for batch, images, labels in batches_on_device(batches, run.augmentation, device):
@@ -106,33 +130,48 @@ def validate(run: Run, *, seconds: float, num_iterations: int) -> None:
     seconds, num_iterations: of this process; an epoch that was resumed counts from where it was resumed.
     """
     config, state = run.config, run.state
-    task = f"epoch {state.epoch + 1} validation"
-    with run.checkpoint_on(DeviceError):
-        settings = evaluation_settings(config, run.device)
-        validation = evaluate(state.model, run.data.val, settings, progress=part_of(run.progress, task))
+    with run.checkpoint_on(DeviceError, StopRequest):
+        validation = _evaluate_on_val(run, f"epoch {state.epoch + 1} validation")
     recall1 = validation.recalls[min(validation.recalls)]
     is_best = recall1 > state.best_recall1
     if is_best:
         state.best_recall1, state.best_epoch = recall1, state.epoch
-        save_best_model(run.folder, state.model, best_model_card(config, state.epoch, validation.recalls))
+        if run.training_photos is None:
+            run.training_photos = digest_training_photos(run.data, config.training.resume_model)
+        card = best_model_card(config, state.epoch, validation.recalls)
+        card |= training_card_entries(run.training_photos, validation, run.data.val)
+        save_best_model(run.folder, state.model, card)
     images_per_second = num_iterations * config.training.batch_size / seconds
     run.finish_epoch(validation, is_best=is_best, seconds=seconds, images_per_second=images_per_second)
+
+
+def _evaluate_on_val(run: Run, task: str) -> Evaluation:
+    settings = evaluation_settings(run.config, run.device)
+    settings = replace(settings, num_predictions=max(settings.num_predictions or 1, MAX_MATCHES))  # for the model card
+    return evaluate(run.state.model, run.data.val, settings, progress=part_of(run.progress, task))
 
 
 def test_best_model(run: Run) -> TrainResult:
     """Evaluate the best model on the test set."""
     best = open_model(run.folder / BEST_MODEL).to(run.device).to(memory_format=torch.channels_last)
     assert isinstance(best, GeoLocalizationNet)
-    log.info("testing the best model, from %s", epoch_text(run.state.best_epoch))
+    log.info("testing the best model (%s)", epoch_text(run.state.best_epoch))
+    if run.state.best_epoch == START:
+        log.warning(
+            "No epoch has a higher R@1 on %s than the start, so the best model is the one before training",
+            run.data.val.name,
+        )
     settings = evaluation_settings(run.config, run.device)
     test = evaluate(best, run.data.test, settings, progress=part_of(run.progress, "test"))
     log.info("%s: %s", run.data.test.name, test.recalls_text())
     run.metrics.write_recalls("test", test.recalls, num_steps(run.config))
+    metrics = read_metrics(run.folder)
     return TrainResult(
         folder=run.folder,
         data=run.data,
         model=best,
         test=test,
         best_epoch=run.state.best_epoch,
-        metrics=read_metrics(run.folder),
+        validation=best_epoch_summary(metrics, run.state.best_epoch),
+        metrics=metrics,
     )

@@ -36,6 +36,13 @@ class MetricsWriter:
         self._append({"kind": "loss", "step": step, "epoch": epoch, "loss": loss})
         self.board.add_scalar("loss", loss, step)
 
+    def write_start(self, row: Mapping[str, Any], recalls: Mapping[int, float]) -> None:
+        """Record the validation before training; once, even if it is repeated after a kill."""
+        if any(row["kind"] == "start" for row in read_metrics(self.folder)):
+            return
+        self._append({"kind": "start", "step": 0, **row, "recalls": {str(k): recall for k, recall in recalls.items()}})
+        self.write_recalls("validation", recalls, 0)
+
     def write_epoch(self, row: Mapping[str, Any], recalls: Mapping[int, float]) -> None:
         """Record an epoch and its recalls on the validation set."""
         named = {str(k): recall for k, recall in recalls.items()}

@@ -3,6 +3,8 @@
 import torch
 
 from cosplace.config.sections import TrainConfig
+from cosplace.device import is_out_of_memory
+from cosplace.errors import DeviceError
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.progress import format_bytes
 from cosplace.training.checkpoint import RunState
@@ -58,6 +60,16 @@ def _activation_bytes(model: GeoLocalizationNet, side: int) -> int:
 
     device = next(model.parameters()).device
     model.eval()  # so that batch-norm statistics do not change
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.zeros(1, 3, side, side, device=device).to(memory_format=torch.channels_last))
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(torch.zeros(1, 3, side, side, device=device).to(memory_format=torch.channels_last))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"Not enough memory on {device} for one image of {side} x {side} pixels.",
+            "use a smaller --image_size",
+            "use a smaller --backbone",
+            "use another --device",
+        ) from error
     return sum(storages.values())

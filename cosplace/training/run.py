@@ -14,10 +14,11 @@ from torch import Tensor
 
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import to_values
-from cosplace.errors import CosPlaceError, DeviceError
+from cosplace.errors import ConfigError, CosPlaceError, DeviceError
+from cosplace.photos.viewpoints import ViewpointDigest
 from cosplace.progress import Progress
 from cosplace.retrieval.evaluation import Evaluation
-from cosplace.storage import storage_errors, write_text
+from cosplace.storage import lock_file, remove_unfinished, storage_errors, write_text
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.best_model import copy_best_model
 from cosplace.training.checkpoint import LAST_CHECKPOINT, RunState, save_checkpoint
@@ -25,8 +26,9 @@ from cosplace.training.data import TrainingData, augmentation_settings
 from cosplace.training.metrics import MetricsWriter
 from cosplace.training.plan import describe_plan
 from cosplace.training.setup import Preparation
+from cosplace.training.validation import doubts_about, won_and_lost, won_and_lost_text
 
-CONFIG = "config.json"
+CONFIG, LOCK = "config.json", ".lock"
 LOSSES_PER_EPOCH = 20  # how often the mean loss is recorded
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Run:
     dtype: torch.dtype | None  # of mixed precision
     metrics: MetricsWriter
     progress: Progress
+    training_photos: ViewpointDigest | None = None  # computed when the first best model is saved
     checkpoint_time: float = field(default_factory=time.monotonic)  # of the last checkpoint
 
     def checkpoint(self) -> None:
@@ -54,11 +57,11 @@ class Run:
         self.checkpoint_time = time.monotonic()
 
     @contextmanager
-    def checkpoint_on(self, kind: type[CosPlaceError], losses: "LossRecorder | None" = None) -> Generator[None]:
-        """Write a checkpoint when an error of this kind is raised, which leaves the state between two iterations."""
+    def checkpoint_on(self, *kinds: type[Exception], losses: "LossRecorder | None" = None) -> Generator[None]:
+        """Write a checkpoint when an error of these kinds is raised, which leaves the state between two iterations."""
         try:
             yield
-        except kind:
+        except kinds:
             if losses is not None:
                 losses.save()
             self.checkpoint()
@@ -81,12 +84,13 @@ class Run:
             "loss": mean_loss,
             "seconds": round(seconds, 1),
             "images_per_second": round(images_per_second, 1),
+            **(counts := won_and_lost(state.start_hits, validation)),
         }
         self.metrics.write_epoch(row, validation.recalls)
         log.info(
-            "epoch %d, group %d: loss %.4f, %.1f images/s, validation %s%s",
+            "epoch %d, group %d: loss %.4f, %.1f images/s, validation %s%s%s",
             state.epoch + 1, group, mean_loss, images_per_second, validation.recalls_text(),
-            " (best so far)" if is_best else "",
+            f", {won_and_lost_text(counts)}" if counts else "", " (best so far)" if is_best else "",
         )  # fmt: skip
         if state.unreadable:
             num_skipped = sum(state.unreadable.values())
@@ -132,7 +136,9 @@ class LossRecorder:
         if not math.isfinite(mean):
             raise CosPlaceError(
                 f"The loss is {mean} at epoch {state.epoch + 1}, iteration {state.iteration}. Resume from "
-                f"{run.folder / LAST_CHECKPOINT}, or start a new run with a smaller --lr or without --use_amp16."
+                f"{run.folder / LAST_CHECKPOINT}, or start a new run.",
+                "use a smaller --lr",
+                "train without --use_amp16",
             )
         state.loss_sum += total
         run.metrics.write_loss(step=state.epoch * per_epoch + state.iteration, epoch=state.epoch, loss=mean)
@@ -147,16 +153,9 @@ def open_run(prepared: Preparation, folder: Path, progress: Progress) -> Generat
     config, state = prepared.config, prepared.state
     for line in describe_plan(prepared):
         log.info(line)
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG, json.dumps(to_values(config), indent=2) + "\n")
-    if config.training.resume_train:
-        log.info("resuming at epoch %d, iteration %d", state.epoch + 1, state.iteration)
-        copy_best_model(folder, Path(config.training.resume_train))
-    else:
-        save_checkpoint(folder, state, to_values(config), prepared.data.digest())
-    step = state.epoch * config.training.iterations_per_epoch + state.iteration
-    with MetricsWriter(folder, first_step=step) as metrics:
+    for doubt in doubts_about(prepared.data):
+        log.warning(doubt)
+    with lock_run(folder), _open_metrics(prepared, folder) as metrics:
         run = Run(
             config=config,
             folder=folder,
@@ -172,7 +171,34 @@ def open_run(prepared: Preparation, folder: Path, progress: Progress) -> Generat
         try:
             yield run
         except DeviceError as error:
-            raise type(error)(f"{error} Then resume with --resume_train {folder}.") from error
+            raise type(error)(*error.args, f"Then resume with `cosplace train --resume_train {folder}`.") from error
+
+
+def _open_metrics(prepared: Preparation, folder: Path) -> MetricsWriter:
+    """Write the files that a new or resumed run needs, and open its metrics."""
+    config, state = prepared.config, prepared.state
+    write_text(folder / CONFIG, json.dumps(to_values(config), indent=2) + "\n")
+    if config.training.resume_train:
+        log.info("resuming at epoch %d, iteration %d", state.epoch + 1, state.iteration)
+        copy_best_model(folder, Path(config.training.resume_train))
+    else:
+        save_checkpoint(folder, state, to_values(config), prepared.data.digest())
+    return MetricsWriter(folder, first_step=state.epoch * config.training.iterations_per_epoch + state.iteration)
+
+
+@contextmanager
+def lock_run(folder: Path) -> Generator[None]:
+    """Keep other processes from writing to the folder of a run; created if it does not exist.
+
+    One thread may lock it several times.  The system releases the lock of a killed process; its unfinished files are
+    removed.  Raises ConfigError if another process trains there.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    busy = ConfigError(f"{folder} is in use by another training run. Wait until it ends, or start a new run.")
+    with lock_file(folder / LOCK, busy):
+        remove_unfinished(folder, older_than_s=0.0)
+        yield
 
 
 def compiled_forward(prepared: Preparation) -> Callable[[Tensor], Tensor]:

@@ -119,5 +119,8 @@ def _explain_out_of_memory(device: torch.device, images: Tensor) -> Generator[No
             raise
         raise DeviceError(
             f"Not enough memory on {device} to train on {len(images)} images of {images.shape[2]} x {images.shape[3]} "
-            f"pixels. Use a smaller --batch_size or --image_size, or --use_amp16."
+            f"pixels.",
+            "use a smaller --batch_size",
+            "use a smaller --image_size",
+            "add --use_amp16",
         ) from error

@@ -2,6 +2,7 @@
 /* global L */
 import { imageUrl } from "./api.js";
 import { make, photo, wedge } from "./dom.js";
+import { positionNear } from "./positions.js";
 import { hasPosition, headline, isFound } from "./text.js";
 
 const MAX_MATCHES = 12;
@@ -9,7 +10,7 @@ const MIN_RADIUS_M = 20;
 const UNKNOWN_RADIUS_M = 30; // shown around the first match
 const NEAR_RADII = 3; // matches farther away are drawn, but do not enlarge the view
 
-const position = (record) => [record.latitude, record.longitude];
+const position = (record) => [record.latitude, record.longitude]; // for distances
 
 /** Group matches by position, as they share one marker: [{ match, ranks }], best first. */
 export function groupByPosition(matches) {
@@ -28,10 +29,33 @@ export class AnswerLayer {
   constructor(map, { onSelect, onMatch }) {
     Object.assign(this, { map, onSelect, onMatch });
     this.group = L.layerGroup().addTo(map);
+    this.drawn = null; // the arguments of the last draw()
+    // The view may have moved to another copy of the world.
+    map.on("moveend", () => {
+      if (this.drawn && this.longitudes(this.drawn[0]) !== this.drawnAt) this.draw(...this.drawn);
+    });
+  }
+
+  /** Where the answers are drawn, as text to compare. */
+  longitudes(entries) {
+    const anchors = entries.map(({ result }) => result && this.anchor(result));
+    return anchors.map((anchor) => (anchor ? this.at(anchor)[1] : "")).join(" ");
+  }
+
+  /** What decides the copy of the world that a result is drawn in: the answer, else the best match with a position. */
+  anchor(result) {
+    return isFound(result) ? result : result.neighbours?.find(hasPosition);
+  }
+
+  /** A position in the copy of the world in view. */
+  at(record) {
+    return positionNear(record, this.map.getCenter().lng);
   }
 
   draw(entries, selected, rank) {
     this.group.clearLayers();
+    this.drawn = [entries, selected, rank];
+    this.drawnAt = this.longitudes(entries);
     for (const entry of entries) {
       if (entry.result && isFound(entry.result)) this.drawPin(entry, entry === selected);
     }
@@ -46,7 +70,7 @@ export class AnswerLayer {
     const pin = make("div", { class: isSelected ? "pin selected" : "pin" }, make("span", {}, entry.letter));
     pin.style.setProperty("--color", entry.color);
     const label = `Photo ${entry.letter}: ${headline(entry.result)}`;
-    const marker = L.marker(position(entry.result), {
+    const marker = L.marker(this.at(entry.result), {
       icon: L.divIcon({ className: "pin-icon", html: pin, iconSize: [0, 0] }),
       alt: label,
       title: entry.name,
@@ -61,9 +85,12 @@ export class AnswerLayer {
     const found = isFound(result);
     if (found && Number.isFinite(result.radius_m)) {
       const style = { color, weight: 2, fillColor: color, fillOpacity: 0.12, interactive: false, className: "radius" };
-      this.add(L.circle(position(result), { ...style, radius: result.radius_m }));
+      this.add(L.circle(this.at(result), { ...style, radius: result.radius_m }));
     }
     const matches = result.neighbours ?? [];
+    const anchor = this.anchor(result);
+    if (!anchor) return;
+    const longitude = this.at(anchor)[1]; // a line to a match is as short as on the ground
     for (const { match, ranks } of groupByPosition(matches)) {
       const isShown = ranks.includes(rank);
       if (found) {
@@ -73,13 +100,13 @@ export class AnswerLayer {
           ? { weight: 3, opacity: 0.95 }
           : { weight: 1.5, opacity: isFar ? 0.25 : 0.6, dashArray: "2 6" };
         const options = { ...style, color, lineCap: "round", interactive: false, className: "line" };
-        this.add(L.polyline([position(result), position(match)], options));
+        this.add(L.polyline([this.at(result), positionNear(match, longitude)], options));
       }
-      this.drawMatch(entry, isShown ? matches[rank] : match, ranks, isShown);
+      this.drawMatch(entry, isShown ? matches[rank] : match, ranks, isShown, longitude);
     }
   }
 
-  drawMatch(entry, match, ranks, isShown) {
+  drawMatch(entry, match, ranks, isShown, longitude) {
     const numbers = ranks.slice(0, 3).map((rank) => rank + 1);
     const text = numbers.join(" ") + (ranks.length > 3 ? " …" : "");
     const label = `Match ${text}`;
@@ -87,7 +114,8 @@ export class AnswerLayer {
     element.style.setProperty("--color", entry.color);
     if (isShown && Number.isFinite(match.heading)) element.prepend(wedge(match.heading));
     const icon = L.divIcon({ className: "match-icon", html: element, iconSize: [0, 0] });
-    const marker = L.marker(position(match), { icon, alt: label, zIndexOffset: isShown ? 400 : 200 - ranks[0] });
+    const options = { icon, alt: label, zIndexOffset: isShown ? 400 : 200 - ranks[0] };
+    const marker = L.marker(positionNear(match, longitude), options);
     const preview = () => make("div", { class: "preview" }, photo(imageUrl(match.id), label));
     marker.bindTooltip(preview, { direction: "top", offset: [0, -14], className: "bubble", opacity: 1 });
     this.add(marker.on("click", () => this.onMatch(ranks[0])));
@@ -104,10 +132,11 @@ export class AnswerLayer {
     const center = found ? result : matches[0];
     const hasRadius = found && Number.isFinite(result.radius_m);
     const radius = Math.max(MIN_RADIUS_M, hasRadius ? result.radius_m : UNKNOWN_RADIUS_M);
-    const bounds = L.latLng(position(center)).toBounds(2.6 * radius);
+    const middle = this.at(center);
+    const bounds = L.latLng(middle).toBounds(2.6 * radius);
     for (const match of matches) {
       if (!found || this.map.distance(position(match), position(center)) <= NEAR_RADII * radius)
-        bounds.extend(position(match));
+        bounds.extend(positionNear(match, middle[1]));
     }
     const move = animate ? this.map.flyToBounds : this.map.fitBounds;
     move.call(this.map, bounds, { ...padding, maxZoom: 20, duration: 0.7 });

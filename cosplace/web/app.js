@@ -5,8 +5,9 @@ import { Answers } from "./answers.js";
 import { ApiError, readConfig } from "./api.js";
 import { Dots, Grid } from "./canvas_layers.js";
 import { byId } from "./dom.js";
-import { IndexPhotos, toBounds, toBox } from "./index_photos.js";
+import { IndexPhotos, toBox } from "./index_photos.js";
 import { Panel } from "./panel.js";
+import { boundsNear } from "./positions.js";
 import { explanation, headline, photoCount } from "./text.js";
 
 const MAX_ZOOM = 21;
@@ -151,7 +152,7 @@ function start(config) {
   const map = makeMap(config);
   const showAll = () => {
     if (!config.bounds) map.setView([20, 0], 2.5);
-    else map.fitBounds(toBounds(config.bounds), { ...padding(), maxZoom: 19, animate: false });
+    else map.fitBounds(boundsNear(config.bounds, 0), { ...padding(), maxZoom: 19, animate: false });
   };
   showAll();
   const grid = config.tiles ? null : new Grid({ left: () => padding().paddingTopLeft[0] - 30 }).addTo(map);

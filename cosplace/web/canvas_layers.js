@@ -2,6 +2,7 @@
 //
 // Based on Leaflet's Renderer, which keeps a canvas in position while the map is dragged and zoomed.
 /* global L */
+import { nearestLongitude, positionNear } from "./positions.js";
 import { degrees } from "./text.js";
 
 const HEADINGS_ZOOM = 19.5; // photos 5 m apart are then 25 px apart
@@ -186,10 +187,7 @@ export const Dots = CanvasLayer.extend({
   /** The cluster drawn at a position, if any. */
   clusterAt(latlng) {
     const at = this._map.latLngToLayerPoint(latlng);
-    return this._clusters().find(
-      (cluster) =>
-        this._map.latLngToLayerPoint([cluster.latitude, cluster.longitude]).distanceTo(at) <= clusterRadius(cluster),
-    );
+    return this._clusters().find((cluster) => this._clusterPoint(cluster).distanceTo(at) <= clusterRadius(cluster));
   },
 
   paint(context, size, ratio) {
@@ -269,13 +267,18 @@ export const Dots = CanvasLayer.extend({
     return this.photos.merged;
   },
 
+  /** Where a cluster is drawn, in the copy of the world in view. */
+  _clusterPoint(cluster) {
+    return this._map.latLngToLayerPoint(positionNear(cluster, this._map.getCenter().lng));
+  },
+
   _drawClusters(context) {
     context.font = "600 12px " + getComputedStyle(document.body).fontFamily;
     context.textAlign = "center";
     context.textBaseline = "middle";
     const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
     for (const cluster of this._clusters()) {
-      const at = this._map.latLngToLayerPoint([cluster.latitude, cluster.longitude]).subtract(this._bounds.min);
+      const at = this._clusterPoint(cluster).subtract(this._bounds.min);
       context.beginPath();
       context.arc(at.x, at.y, clusterRadius(cluster), 0, 2 * Math.PI);
       context.fillStyle = color("--cluster");
@@ -289,10 +292,14 @@ export const Dots = CanvasLayer.extend({
   },
 });
 
-/** Merge the clusters in each cell of a grid, at the mean position of their photos.  side: in Mercator coordinates. */
+/**
+ * Merge the clusters in each cell of a grid, at the mean position of their photos.  side: in Mercator coordinates.
+ *
+ * Longitudes are those nearest to the first cluster, so that clusters on both sides of the antimeridian are merged.
+ */
 export function mergeClusters(clusters, side) {
   const cells = new Map();
-  for (const cluster of clusters) {
+  for (const cluster of clusters.map((one) => continued(one, clusters[0].longitude))) {
     const [x, y] = mercator(cluster.longitude, cluster.latitude);
     const key = `${Math.floor(x / side)} ${Math.floor(y / side)}`;
     const cell = cells.get(key);
@@ -314,6 +321,14 @@ export function mergeClusters(clusters, side) {
     cell.count = count;
   }
   return [...cells.values()];
+}
+
+/** A cluster with longitudes that continue beyond 180, nearest to a longitude. */
+function continued(cluster, reference) {
+  const longitude = nearestLongitude(cluster.longitude, reference);
+  const [west, south, east, north] = cluster.bbox;
+  const [left, right] = [west, east].map((side) => nearestLongitude(side, longitude));
+  return { ...cluster, longitude, bbox: [left, south, right, north] };
 }
 
 /** Radius in CSS pixels: 13 for ten photos, 22 for a thousand, 34 for a million. */

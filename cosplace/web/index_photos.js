@@ -2,6 +2,7 @@
 /* global L */
 import { ApiError, imageUrl, readPhoto, readPoints } from "./api.js";
 import { ICONS, icon, make, photo, wedge } from "./dom.js";
+import { boundsNear, positionNear } from "./positions.js";
 import { coordinates, facing, fileName, month } from "./text.js";
 
 const MAX_POINTS = 100000;
@@ -57,7 +58,7 @@ export class IndexPhotos {
   handleClick(latlng, event) {
     const cluster = this.dots.clusterAt(latlng);
     if (cluster?.bbox) {
-      this.map.fitBounds(toBounds(cluster.bbox), { padding: [60, 60], maxZoom: this.map.getZoom() + 4 });
+      this.map.fitBounds(boundsNear(cluster.bbox, latlng.lng), { padding: [60, 60], maxZoom: this.map.getZoom() + 4 });
       return;
     }
     this.openNear(latlng, event?.pointerType === "touch" ? 22 : 10);
@@ -128,7 +129,7 @@ export class IndexPhotos {
         { class: "info" },
         make("p", { class: "title" }, title || "Heading unknown"),
         make("p", { class: "muted" }, coordinates(record)),
-        make("p", { class: "muted file", title: record.path ?? "" }, fileName(record.path)),
+        make("p", { class: "muted file", title: record.name ?? "" }, fileName(record.name)),
         this.views.length > 1 ? steps : null,
       ),
     );
@@ -143,7 +144,7 @@ export class IndexPhotos {
     if (Number.isFinite(record.heading)) spot.prepend(wedge(record.heading, 56));
     const html = L.divIcon({ className: "spot-icon", html: spot, iconSize: [0, 0] });
     const options = { icon: html, interactive: false, keyboard: false, zIndexOffset: 500 };
-    this.marker = L.marker(position(record), options).addTo(this.map);
+    this.marker = L.marker(positionNear(record, this.map.getCenter().lng), options).addTo(this.map);
   }
 
   close() {
@@ -166,12 +167,4 @@ export function toBox(bounds) {
   const wrap = (longitude) => ((((longitude + 180) % 360) + 360) % 360) - 180;
   const sides = east - west >= 360 ? [-180, 180] : [wrap(west), wrap(east)];
   return [sides[0], Math.max(-90, bounds.getSouth()), sides[1], Math.min(90, bounds.getNorth())];
-}
-
-/** [west, south, east, north] -> bounds for Leaflet, whose longitudes continue beyond 180. */
-export function toBounds([west, south, east, north]) {
-  return [
-    [south, west],
-    [north, east < west ? east + 360 : east],
-  ];
 }

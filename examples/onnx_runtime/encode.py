@@ -15,6 +15,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow knows more, some of which start other programs
 
 
 class Model:
@@ -34,8 +35,11 @@ class Model:
 
     def pixels(self, path: Path) -> np.ndarray:
         """Open a photo (H, W, 3) uint8, rotated as its EXIF says and resized to the image size of the model."""
-        with Image.open(path) as file:
-            photo = ImageOps.exif_transpose(file).convert("RGB")
+        with Image.open(path, formats=FORMATS) as file:
+            photo = ImageOps.exif_transpose(file)
+            if photo.mode.startswith("I"):  # 16 bits: Pillow would cut values off at 255
+                photo = Image.fromarray(np.round(np.clip(np.asarray(photo), 0, 65535) / 257).astype(np.uint8))
+            photo = photo.convert("RGB")
         if self.metadata["image_size"]:
             size, (width, height) = int(self.metadata["image_size"]), photo.size
             short = min(width, height)

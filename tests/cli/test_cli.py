@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,10 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         (["eval", "--recall_values", "0", "--dataset_folder", "x"], "--recall_values must be 1 or more, got 0"),
         (["train", "--resume_train", "gone.pth"], "gone.pth does not exist"),
         (["index", "build", "photos"], "--model is required"),
-        (["index", "--model", "x"], "Choose an action before --model: build, add, remove, info, compact, calibrate"),
+        (
+            ["index", "--model", "x"],
+            "Choose an action before --model: build, add, sync, remove, info, verify, compact, calibrate",
+        ),
         (["eval", "--model", "a", "--resume_model", "b"], "--resume_model b contradicts --model a"),
     ],
 )
@@ -125,7 +129,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     [
         (["trian"], "Did you mean `train`?"),
         (["index", "bild"], "Did you mean `build`?"),
-        (["frobnicate"], "Choose from train, eval, groups, zoo, "),
+        (["frobnicate"], "Choose from train, eval, groups, validate, zoo, "),
         (["train", "--itertions_per_epoch", "5"], "Did you mean --iterations_per_epoch?"),
         (["train", "--learning_rate", "5"], "Did you mean --lr?"),
         (["train", "--num_epochs", "5"], "Did you mean --epochs_num?"),
@@ -168,7 +172,7 @@ def test_mistakes_in_the_data_are_one_line(dataset_folder: Path, tmp_path: Path,
     rejected("has no photos", "groups", empty)
     write_place(tmp_path / "few", 0, 0)
     rejected(
-        "--min_images_per_class",
+        "do not train on these photos",
         "train",
         f"--dataset_folder={dataset_folder}",
         f"--train_set_folder={tmp_path / 'few'}",
@@ -182,6 +186,22 @@ def test_mistakes_in_the_data_are_one_line(dataset_folder: Path, tmp_path: Path,
     rejected("v2", "eval", f"--dataset_folder={dataset_folder}", "--backbone=vgg16", "--imagenet_weights=v2")
     if not torch.cuda.is_available():
         rejected("--device cpu", "eval", f"--dataset_folder={dataset_folder}", *NETWORK, "--device=cuda")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["validate", "{}"], ["groups", "{}"], ["eval", "--test_set_folder", "{}"], ["eval", "--dataset_folder", "{}"],
+        ["train", "--dataset_folder", "{}"], ["train", "--resume_train", "{}"], ["index", "info", "{}"],
+        ["index", "verify", "{}"], ["index", "build", "{}", "--model", "x", "--to", "x"],
+        ["locate", "{}", "--index", "x"],
+        ["locate", "x.jpg", "--index", "{}"], ["serve", "--index", "{}"],
+    ],
+)  # fmt: skip
+def test_a_path_that_the_system_refuses_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    path = "x" * 300  # longer than a name may be
+    assert main([word.format(path) for word in arguments]) == 2
+    assert re.fullmatch(r"(.*\n)?error: .*\n", capsys.readouterr().err)
 
 
 def test_unreadable_photos_stop_an_evaluation_unless_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -201,13 +221,47 @@ def test_unreadable_photos_stop_an_evaluation_unless_skipped(tmp_path: Path, cap
 
 
 def test_groups_as_text_and_json(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run("groups", dataset_folder / "train", "--N=2", "--L=1", "--min_images_per_class=3", "--json")[0] == 0
+    flags = ["--N=2", "--L=1", "--groups_num=2", "--min_images_per_class=3"]
+    assert run("groups", dataset_folder / "train", *flags, "--json")[0] == 0
     groups = json.loads(capsys.readouterr().out)["groups"]
     assert groups == [{"num_classes": 12, "num_images": 72}, {"num_classes": 12, "num_images": 72}]
-    assert run("groups", dataset_folder / "train", "--no_cache")[0] == 0
+    assert run("groups", dataset_folder / "train", *flags)[0] == 0
     text = capsys.readouterr().out
-    assert "144 images, 0 in classes with at least 10 images" in text
-    assert "--min_images_per_class 5" in text
+    assert "144 images, 144 in classes with at least 3 images" in text
+    assert "hundreds of classes give better results" in text
+
+
+def test_refused_groups_end_with_an_error_and_flags_that_work(
+    dataset_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run("groups", dataset_folder / "train", "--no_cache")[0] == 2
+    out, err = capsys.readouterr()
+    assert "144 images, 0 in classes with at least 10 images" in out
+    flags = re.search(r"These settings work: `(.*?)`", err)[1].split()
+    assert run("groups", dataset_folder / "train", *flags)[0] == 0
+    assert "These settings work" not in capsys.readouterr().out
+    assert run("groups", dataset_folder / "train", "--json")[0] == 2
+    content = json.loads(capsys.readouterr().out)
+    assert "".join(f"--{name} {value} " for name, value in content["advised_parameters"].items()).split() == flags
+
+
+def test_groups_warn_about_uneven_ranges_of_headings(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("groups", dataset_folder / "train", "--alpha=40", "--N=1", "--groups_num=1", "--M=20")[0] == 0
+    assert "Use `--alpha 36` or `--alpha 45` or `--L 3`" in capsys.readouterr().err
+
+
+def test_eval_finds_the_splits_of_a_dataset_and_leaves_out_recalls(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_place(tmp_path / "pitts" / "images" / "test" / "database", 1, 0)
+    write_place(tmp_path / "pitts" / "images" / "test" / "queries", 1, 1)
+    assert run("eval", f"--dataset_folder={tmp_path / 'pitts'}", *NETWORK, "--device=cpu", "--num_workers=0")[0] == 0
+    out, err = capsys.readouterr()
+    assert "R@1: 100.0\n" in out
+    assert "Recall@5, Recall@10 and Recall@20 are left out: the database has only 1 image." in err
+    report = next(Path("logs").rglob("report.html"))
+    assert "are left out: the database has only 1 image" in report.read_text()
+    assert json.loads((report.parent / "results.json").read_text())["recalls"] == {"1": 100.0}
 
 
 def test_train_then_eval_gives_the_same_recalls(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:

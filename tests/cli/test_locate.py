@@ -1,6 +1,7 @@
 """cosplace locate on generated photos: every output format, filters, sequences, mistakes in one line."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -76,16 +77,18 @@ def test_nothing_readable_ends_with_2_and_still_prints_each(city: Path, capsys, 
 
 def test_exif_agrees_or_not(city: Path, capsys, tmp_path: Path) -> None:
     found = Localizer(city / "index", device="cpu", min_confidence=0).locate(queries(city)[0])
-    for away, agrees in ((0.0, True), (0.01, False)):
+    for away, error_m, agrees in ((0.0, None, True), (0.01, None, False), (0.01, 1500.0, True)):
         exif = Image.Exif()
         degrees = found.latitude + away
-        exif[0x8825] = {1: "N", 2: (degrees, 0.0, 0.0), 3: "W", 4: (-found.longitude, 0.0, 0.0)}
-        path = tmp_path / f"{agrees}.png"
+        gps = {1: "N", 2: (degrees, 0.0, 0.0), 3: "W", 4: (-found.longitude, 0.0, 0.0)}
+        exif[0x8825] = gps if error_m is None else gps | {31: error_m}
+        path = tmp_path / "photo.png"
         with Image.open(queries(city)[0]) as picture:
             picture.save(path, exif=exif)
         _, out, _ = run(capsys, path, "--index", city / "index", "--min_confidence", "0", "--json", "--device", "cpu")
         check = json.loads(out)["exif"]
         assert check["agrees"] is agrees and check["distance_m"] == pytest.approx(1.11e5 * away, abs=25)
+        assert check.get("accuracy_m") == error_m
         _, out, _ = run(capsys, path, "--index", city / "index", "--min_confidence", "0", "--device", "cpu")
         assert (": agrees, " if agrees else ": DISAGREES, ") in out
 
@@ -144,6 +147,42 @@ def test_mistakes_about_the_index_and_the_photos(city: Path, capsys, tmp_path: P
     assert code == 0 and json.loads(out)["reason"].startswith(("uncalibrated", "confidence"))
 
 
+@pytest.mark.parametrize("flags", [[], ["--sequence", "--fps", "1"], ["--sequence"]])
+def test_photos_that_cannot_be_read_do_not_stop_the_others(city: Path, capsys, tmp_path: Path, flags) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "text.jpg").write_text("hello")
+    Image.new("RGB", (60_000, 2)).save(tmp_path / "thin.png")
+    bad = [tmp_path / name for name in ("pipe.jpg", "none.jpg", "text.jpg", "thin.png")]
+    good = queries(city)[:3]
+    words = [good[0], *bad, *good[1:], "--index", city / "index", "--json", *flags]
+    code, out, err = run(capsys, *words)
+    found = {answer["photo"]: answer for answer in json.loads(out)}
+    assert code == 0 and "Traceback" not in err and len(found) == 7
+    for path in good:
+        assert found[str(path)]["neighbours"] and "error" not in found[str(path)]
+    for path, reason in zip(bad, ("a pipe", "No such file", "not an image", "thin.png"), strict=True):
+        assert reason in found[str(path)]["error"] and path.name in found[str(path)]["error"]
+
+
+def test_a_small_index_answers_by_default(city: Path, capsys, tmp_path: Path) -> None:
+    photos = sorted((city / "city" / "test" / "database").glob("*.jpg"))[:12]
+    (tmp_path / "photos").mkdir()
+    for number, photo in enumerate(photos):
+        name = f"@{550_000 + 300 * number}@4180000@10@S@@@{number}@@0@@@@2020@@.jpg"
+        (tmp_path / "photos" / name).write_bytes(photo.read_bytes())
+    build = ["index", "build", tmp_path / "photos", "--model", city / "model.pth", "--to", tmp_path / "index",
+             "--image_size", "48", "--device", "cpu"]  # fmt: skip
+    assert main(list(map(str, build))) == 0
+    out, err = capsys.readouterr()
+    assert "confidence not calibrated: Calibration needs 100 photos" in out
+    assert "its confidence is not calibrated" in err
+    code, out, _ = run(capsys, photos[0], "--index", tmp_path / "index", "--json", "--min_confidence", "0")
+    found = json.loads(out)
+    assert code == 0 and found["calibrated"] is False and not found["unknown"] and found["radius_m"] is None
+    code, out, _ = run(capsys, photos[0], "--index", tmp_path / "index", "--min_confidence", "0")
+    assert code == 0 and re.search(r"uncalibrated, \d+% of the votes agree", out)
+
+
 def test_a_sequence_of_frames_writes_a_track(city: Path, capsys, tmp_path: Path) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
@@ -165,3 +204,8 @@ def test_rerank_without_opencv_says_what_to_install(city: Path, capsys, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     code, _, err = run(capsys, queries(city)[0], "--index", city / "index", "--rerank")
     assert code == 2 and "pip install 'cosplace[rerank]'" in err and err.count("\n") == 1
+
+
+def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture) -> None:
+    assert main(["locate", "", "--index", "x"]) == 2
+    assert "must be a path, got ''" in capsys.readouterr().err

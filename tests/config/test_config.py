@@ -11,7 +11,7 @@ import pytest
 from cosplace.cli.commands import COSPLACE
 from cosplace.cli.parser import leaf_commands
 from cosplace.config.index import IndexSettings
-from cosplace.config.locate import LocateConfig
+from cosplace.config.locate import LocateConfig, parse_date
 from cosplace.config.models import ReduceConfig
 from cosplace.config.names import BACKBONES, canonical_backbone, similar_names
 from cosplace.config.sections import DatasetFolders, EvalConfig, GroupsConfig, TrainConfig
@@ -39,7 +39,7 @@ SHARED_KEYS = {
     "dataset_folder", "test_set_folder", "queries_folder", "backbone", "fc_output_dim", "imagenet_weights",
     "image_size", "resize_test_imgs", "infer_batch_size", "positive_dist_threshold", "recall_values",
     "num_preds_to_save", "save_only_wrong_preds", "skip_unreadable", "device", "use_amp16", "amp_dtype", "seed",
-    "num_workers", "dry_run", "loader", "save_dir", "resume_model",
+    "num_workers", "dry_run", "loader", "save_dir", "resume_model", "follow_outside",
 }  # fmt: skip
 TRAIN_KEYS = SHARED_KEYS | {
     "train_set_folder", "val_set_folder", "M", "alpha", "N", "L", "groups_num", "min_images_per_class",
@@ -199,3 +199,32 @@ def test_folders_come_from_their_flag_the_dataset_or_the_environment(monkeypatch
         set_folder(DatasetFolders(), "val")
     monkeypatch.setenv("SF_XL_PROCESSED_FOLDER", "e")
     assert set_folder(DatasetFolders(), "train") == Path("e/train")
+
+
+# --- dates -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2020", 1_577_836_800),
+        ("2020-05", 1_588_291_200),
+        ("2020-05-01", 1_588_291_200),
+        ("2020-05-01T12:00", 1_588_334_400),
+        ("2020-05-01T12:00:05", 1_588_334_405),
+        ("2020-05-01T12:00:05.25", 1_588_334_405.25),
+        ("2020-05-01T12:00Z", 1_588_334_400),
+        ("2020-05-01T12:00+02:00", 1_588_327_200),
+        ("2020-05-01T12:00-0530", 1_588_354_200),
+    ],
+)
+def test_dates_with_and_without_an_offset(text: str, seconds: float) -> None:
+    assert parse_date(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "2020-13", "2020-02-30", "2020-05-01T25:00", "2020-05-01T12:00+99:00"]
+)
+def test_other_dates_are_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_date(text)

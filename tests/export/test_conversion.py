@@ -1,6 +1,7 @@
 """Convert weights files bit for bit, with correct model cards; write reduced models."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from cosplace.models.encoder import load_model
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model
 from cosplace.models.reduction import ReducedNetwork
+from cosplace.models.training_card import card_entries
 from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256, write_weights
 from cosplace.retrieval.extraction import ExtractionSettings
-from cosplace.training.best_model import BEST_MODEL, BEST_MODEL_SAFE
+from cosplace.training.best_model import BEST_MODEL, BEST_MODEL_SAFE, save_best_model
 from cosplace.training.loop import train
 from cosplace.training.setup import prepare
+from tests.models.test_training_card import make_card
 from tests.synthetic_dataset import settings, write_dataset
 
 HUB = """
@@ -83,7 +86,7 @@ def test_a_run_also_writes_its_best_model_as_safetensors(run: Path) -> None:
     assert card["tensors_sha256"] == tensors_sha256(read_state_dict(run / BEST_MODEL))
     assert (card["backbone"], card["fc_output_dim"], card["image_size"]) == ("ResNet18_Small", "16", "32")
     assert set(json.loads(card["recalls"])["val"]) == {"1", "2"}
-    assert card["source"].startswith("cosplace train, epoch ")
+    assert card["source"].startswith("cosplace train, ")
 
 
 # --- convert ---------------------------------------------------------------------------------------------------------
@@ -97,9 +100,9 @@ def test_converting_there_and_back_keeps_every_bit(run: Path, tmp_path: Path) ->
     assert_equal(back, read_state_dict(run / BEST_MODEL))
     assert read_card(written.path) == dict(written.card)
     assert written.num_bytes == written.path.stat().st_size
-    # NaN and 16-bit numbers stay as they are.
+    # The smallest numbers and 16-bit numbers stay as they are.
     odd = read_state_dict(run / BEST_MODEL)
-    odd["aggregation.3.bias"][0] = float("nan")
+    odd["aggregation.3.bias"][0] = torch.finfo(torch.float32).smallest_normal / 3
     odd["aggregation.3.weight"] = odd["aggregation.3.weight"].half()
     write_weights(tmp_path / "odd.pth", odd)
     convert_model(tmp_path / "odd.pth", tmp_path / "odd.safetensors")
@@ -371,3 +374,18 @@ def test_models_that_cannot_be_trained(hub: str, reduced: Path, dataset_folder: 
         prepare(settings(dataset_folder, resume_model=str(reduced)))
     with pytest.raises(ConfigError, match=r"loaded through torch\.hub and has no weights file"):
         prepare(settings(dataset_folder, resume_model=hub))
+
+
+def test_what_is_known_about_training_is_kept(dataset_folder: Path, tmp_path: Path, capsys) -> None:
+    entries = card_entries(make_card(num_queries=60, num_matches=50))
+    save_best_model(tmp_path, GeoLocalizationNet("ResNet18_Small", 16), entries)
+    assert main(["convert", str(tmp_path / BEST_MODEL), str(tmp_path / "a.safetensors")]) == 0
+    assert re.search(r"validation_matches +[0-9,]+ characters", capsys.readouterr().out)
+    assert entries.items() <= read_card(tmp_path / "a.safetensors").items()
+    # The matches of a validation are not those of a model with fewer dimensions.
+    reduce_model(
+        tmp_path / BEST_MODEL, dataset_folder / "train", tmp_path / "b.safetensors", 8,
+        settings=ExtractionSettings(image_size=32),
+    )  # fmt: skip
+    card = read_card(tmp_path / "b.safetensors")
+    assert card["training_photos"] == entries["training_photos"] and "validation_matches" not in card

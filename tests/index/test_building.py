@@ -23,7 +23,8 @@ from cosplace.index.building import add_photos, build_index, find_ids, find_phot
 from cosplace.index.photo_index import open_index
 from cosplace.models.encoder import Encoder
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.photos.names import utm_positions
+from cosplace.photos.names import utm_fields
+from cosplace.photos.opening import read_file
 from cosplace.photos.scanning import scan_images
 from cosplace.retrieval.extraction import extract
 from cosplace.retrieval.search import nearest
@@ -56,7 +57,7 @@ def test_build_finds_what_evaluation_finds(tmp_path: Path, encoder: Encoder) -> 
     with open_index(tmp_path / "index") as index:
         found = index.search(encoder.encode([queries.path(row) for row in range(len(queries))]), 3, exact=True)
         assert found.paths == tuple(tuple(str(database.path(row)) for row in line) for line in rows.tolist())
-        position = utm_positions(database)[rows[0, 0]]
+        position = utm_fields(database).east_north[rows[0, 0]]
         assert found.latitudes[0, 0] == pytest.approx(37.76, abs=0.1) and position[0] > 550_000
         assert index.photo(0).source == str(dataset_folder / "test" / "database")
         with Image.open(io.BytesIO(index.thumbnail(0))) as small:
@@ -94,6 +95,47 @@ def test_photos_are_added_once_by_path_and_by_content(tmp_path: Path, encoder: E
         assert (growth.num_added, growth.num_replaced, growth.num_known) == (1, 1, 3)
         assert sorted(index.columns().paths()) == sorted(map(str, paths))
         assert index.search(encoder.encode(paths[1]), 1).paths == ((str(paths[1]),),)
+
+
+def test_a_photo_that_changes_while_it_is_read_is_read_again(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    first, *_ = [write_place(folder, place, 0) for place in range(3)]
+
+    def read_before_a_change(path: Path) -> bytes:
+        raw = read_file(path)
+        if path == first:
+            Image.fromarray(place_image(77, 0)).save(first)
+        return raw
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cosplace.index.building.read_file", read_before_a_change)
+        assert build_index(folder, encoder, tmp_path / "index").num_added == 3
+    growth = build_index(folder, encoder, tmp_path / "index")
+    assert (growth.num_added, growth.num_replaced, growth.num_known) == (1, 1, 2)
+
+
+def test_names_that_contradict_themselves_are_one_warning(tmp_path: Path, encoder: Encoder, caplog) -> None:
+    names = [f"@0551000.00@4180000.00@10@S@{latitude}@-122.42095@p{latitude}@@90@@@@2020@@.jpg"
+             for latitude in (37.76602, 38.5, 39.5)]  # fmt: skip
+    (tmp_path / "photos").mkdir()
+    for place, name in enumerate(names):
+        shutil.copy(write_place(tmp_path / "places", place, 0), tmp_path / "photos" / name)
+    build_index(tmp_path / "photos", encoder, tmp_path / "index")
+    (warning,) = [record.getMessage() for record in caplog.records if "apart" in record.getMessage()]
+    assert "In 2 file names" in warning and names[1] in warning and "50 m" in warning
+    with open_index(tmp_path / "index") as index:  # latitude and longitude decide
+        assert sorted(index.columns().latitudes) == pytest.approx([37.76602, 38.5, 39.5], abs=1e-4)
+
+
+def test_the_error_of_a_position_is_kept(tmp_path: Path, encoder: Encoder) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(gps_exif(gps={31: 1500.0}), size=(64, 64)))
+    (tmp_path / "photos" / "b.jpg").write_bytes(jpeg(gps_exif(), size=(64, 64), shade=250))
+    build_index(tmp_path / "photos", encoder, tmp_path / "index")
+    with open_index(tmp_path / "index") as index:
+        assert index.columns().accuracies_m.tolist() == pytest.approx([1500.0, np.nan], nan_ok=True)
 
 
 def test_equal_photos_within_one_folder_are_kept_once(tmp_path: Path, encoder: Encoder) -> None:

@@ -1,5 +1,6 @@
 """The photo index: what is stored, found, filtered, removed and refused."""
 
+import errno
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -199,6 +200,34 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_writer_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    address = tmp_path / "index"
+    filled(address, 2).close()
+    left, mine = address / ".checksums.json.123.part", address / ".notes.part"
+    for path in (left, mine):
+        path.write_bytes(b"half")
+    open_index(address).close()
+    assert left.exists()  # a writer may be writing it
+    open_index(address, write=True).close()
+    assert not left.exists() and mine.exists()
+
+
+def test_without_locks_of_the_file_system_the_index_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    address = tmp_path / "index"
+    filled(address, 2).close()
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with open_index(address, write=True) as index:
+        assert index.can_write and index.remove([0]) == 1
+
+
 def test_the_search_index_is_built_once_and_recorded(tmp_path: Path) -> None:
     with filled(tmp_path / "index", 600, exact_rows=100) as index:
         assert index.info()["search"]["kind"] == "approximate"  # built when it is first needed
@@ -316,7 +345,8 @@ def test_the_sql_condition_is_met_by_all_photos_that_pass(data: st.DataObject) -
     numbers = np.array(rows)
     columns = Columns(
         ids=np.arange(8), latitudes=numbers[:, 0], longitudes=numbers[:, 1], headings=np.full(8, np.nan, np.float32),
-        times=numbers[:, 2], row_ids=np.arange(8, dtype=np.uint64), texts=None,
+        times=numbers[:, 2], accuracies_m=np.full(8, np.nan, np.float32), row_ids=np.arange(8, dtype=np.uint64),
+        roots=np.zeros(8, np.int32), texts=None,
     )  # fmt: skip
     assert set(np.flatnonzero(where.mask(columns)).tolist()) <= found
 

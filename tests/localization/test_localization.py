@@ -48,7 +48,7 @@ latitudes, longitudes = st.floats(-90, 90), st.floats(-180, 180)
 # --- fusion ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(latitudes, longitudes, st.integers(0, 2**32 - 1))
 def test_the_fused_position_is_the_mean_anywhere_on_earth(lat: float, lon: float, seed: int) -> None:
     # On the antimeridian, on a UTM border or at a pole: the mean of equal matches around a point is that point.
@@ -245,7 +245,7 @@ def test_an_answer_has_matches(calibrated) -> None:
         away = geodesic_distances_m(match.latitude, match.longitude, answer.latitude, answer.longitude)
         assert match.distance_m == pytest.approx(float(away), abs=0.01)
     assert set(as_json(answer)) == {
-        "photo", "latitude", "longitude", "radius_m", "confidence", "unknown", "reason", "neighbours",
+        "photo", "latitude", "longitude", "radius_m", "confidence", "calibrated", "unknown", "reason", "neighbours",
     }  # fmt: skip
     assert set(as_json(answer)["neighbours"][0]) == {
         "id", "path", "latitude", "longitude", "heading", "similarity", "distance_m",
@@ -318,7 +318,7 @@ def test_invalid_arguments_raise(calibrated, tmp_path: Path) -> None:
 def test_calibrating_a_small_index_raises(tmp_path: Path) -> None:
     with (
         world_index(tmp_path / "index", make_world(1), captures=3) as index,
-        pytest.raises(ConfigError, match="needs 10 photos with a position, the index has 3"),
+        pytest.raises(ConfigError, match="needs 100 photos with a position, the index has 3"),
     ):
         calibrate(index, num_altered=0)
 

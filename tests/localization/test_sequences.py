@@ -147,10 +147,12 @@ def test_invalid_times_and_speeds_raise(tmp_path: Path) -> None:
 # --- times of frames -------------------------------------------------------------------------------------------------
 
 
-def _photo(path: Path, taken: str = "", modified: float = 0.0) -> Path:
+def _photo(path: Path, taken: str = "", modified: float = 0.0, fraction: str = "") -> Path:
     exif = Image.Exif()
     if taken:
         exif.get_ifd(0x8769)[0x9003] = taken
+    if fraction:
+        exif.get_ifd(0x8769)[0x9291] = fraction
     Image.new("RGB", (8, 8)).save(path, exif=exif)
     os.utime(path, (modified, modified))
     return path
@@ -171,6 +173,14 @@ def test_frames_are_sorted_by_exif_times_and_spread_over_a_second(tmp_path: Path
     assert np.diff(times).tolist() == [0.5, 0.5]
     paths.append(_photo(tmp_path / "none.jpg", modified=10))  # a photo without EXIF: the times of the files are used
     assert [path.name for path in frame_times(paths, fps=None)[0]] == ["none.jpg", "0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_frames_of_one_second_are_sorted_by_their_fractions(tmp_path: Path) -> None:
+    fractions = ["90", "10", "5", "5"]
+    paths = [_photo(tmp_path / f"{n}.jpg", "2024:05:01 10:00:01", 0, text) for n, text in enumerate(fractions)]
+    ordered, times = frame_times(paths, fps=None)
+    assert [path.name for path in ordered] == ["1.jpg", "2.jpg", "3.jpg", "0.jpg"]
+    assert np.diff(times) == pytest.approx([0.4, 0.2, 0.2], abs=1e-6)  # two equal ones are spread up to the next
 
 
 def test_frames_with_equal_times_need_fps(tmp_path: Path) -> None:

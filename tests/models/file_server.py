@@ -22,6 +22,8 @@ class Server:
     sends_tags: bool = True
     sends_length: bool = True
     status: int = 200
+    location: str = ""  # every request is redirected there
+    length: str = ""  # sent as Content-Length in place of the true one
     paths: list[str] = field(default_factory=list)  # of each request
     ranges: list[str | None] = field(default_factory=list)  # header of each request
 
@@ -32,6 +34,12 @@ class Server:
         self.ranges.append(requested)
         if self.status != 200:
             handler.send_error(self.status)
+            return
+        if self.location:
+            handler.send_response(302)
+            handler.send_header("Location", self.location)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
             return
         body = self.files.get(handler.path.rsplit("/", 1)[-1], self.body)
         tag = f'"{hashlib.md5(body).hexdigest()}"'
@@ -45,7 +53,7 @@ class Server:
             return
         handler.send_response(206 if start else 200)
         if self.sends_length:
-            handler.send_header("Content-Length", str(len(body) - start))
+            handler.send_header("Content-Length", self.length or str(len(body) - start))
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         if self.sends_tags:

@@ -2,12 +2,14 @@
 
 import errno
 import hashlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 from cosplace.errors import CosPlaceError, DownloadError, StorageError
 from cosplace.models.downloads import (
+    _SafeRedirects,
     download,
     file_sha256,
     partial_path,
@@ -169,6 +172,62 @@ def test_huge_files_are_refused(server: Server, tmp_path: Path, monkeypatch: pyt
         download(f"{server.address}/weights.pth", tmp_path)
     one_line(error)
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e", ".", "", "a%2F..%2Fb", "..%5Cup.pth", "a%00b", "a%0ab", "x" * 300])
+def test_names_that_are_not_of_a_file_in_the_folder_are_refused(server: Server, tmp_path: Path, name: str):
+    folder = tmp_path / "inside"
+    with pytest.raises(DownloadError, match="URL of a file") as error:
+        download(f"{server.address}/{name}", folder)
+    one_line(error)
+    assert (server.paths, list(tmp_path.rglob("*"))) == ([], [])
+
+
+def test_an_address_that_is_not_a_url_is_one_line(tmp_path: Path):
+    with pytest.raises(DownloadError, match="Check the URL") as error:
+        download("http://[::1/weights.pth", tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("length", ["-1", "-3000000", "\xb2", "1e3", "0x10", "9" * 5000, "9" * 17])
+def test_lengths_that_are_not_lengths_are_refused(server: Server, tmp_path: Path, length: str):
+    server.length = length
+    with pytest.raises(DownloadError, match=r"invalid length|larger than 4 GiB") as error:
+        download(f"{server.address}/weights.pth", tmp_path)
+    assert len(one_line(error)) < 500
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("location", ["file:///etc/hostname", "ftp://127.0.0.1:9/w.pth", "data:,x", "gopher://x/"])
+def test_redirects_to_other_schemes_are_refused(server: Server, tmp_path: Path, location: str):
+    server.location = location
+    with pytest.raises(DownloadError, match=r"redirect|Redirection") as error:
+        download(f"{server.address}/weights.pth", tmp_path)
+    one_line(error)
+    assert names_in(tmp_path) == []
+
+
+def test_https_is_not_redirected_to_http(server: Server, tmp_path: Path):
+    def follow(start: str, to: str) -> str:
+        request = urllib.request.Request(start)
+        following = _SafeRedirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, to)
+        assert following is not None
+        return following.full_url
+
+    assert follow("http://a/w.pth", "https://b/w.pth") == "https://b/w.pth"
+    assert follow("http://a/w.pth", "http://b/w.pth") == "http://b/w.pth"
+    with pytest.raises(urllib.error.URLError, match=r"redirects to http://b/w\.pth, which is not https"):
+        follow("https://a/w.pth", "http://b/w.pth")
+    with serve(BODY) as other:
+        server.location = f"{other.address}/other.pth"
+        assert download(f"{server.address}/weights.pth", tmp_path, sha256=SHA256).name == "weights.pth"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are files on POSIX systems only")
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "w.pth")
+    with pytest.raises(DownloadError, match="not a regular file"):
+        download((tmp_path / "w.pth").as_uri(), tmp_path / "to")
 
 
 def test_the_first_checksum_is_recorded_and_checked_later(server: Server, tmp_path: Path):

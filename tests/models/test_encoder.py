@@ -233,3 +233,20 @@ def test_descriptors_that_are_not_finite_are_refused(model_file: Path, photos: l
         network.get_parameter("aggregation.3.bias")[0] = float("nan")
     with pytest.raises(CheckpointError, match="not finite"):
         Encoder(network, name="broken", device="cpu").encode(photos[0])
+
+
+def test_images_of_16_bits_have_the_descriptor_of_their_8_bits(model: Encoder) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    floats = Image.fromarray(gray.astype(np.float32) / 255)
+    expected = model.encode(gray)
+    assert np.array_equal(model.encode(deep), expected) and np.array_equal(model.encode(floats), expected)
+
+
+def test_a_photo_that_is_too_long_for_the_size_is_named(model_file: Path, photos: list[Path], tmp_path: Path) -> None:
+    Image.new("RGB", (5_000, 10)).save(tmp_path / "strip.png")
+    encoder = load_model(model_file, image_size=512, device="cpu")
+    with pytest.raises(ImageError, match=r"strip\.png is too long and narrow"):
+        encoder.encode([photos[0], tmp_path / "strip.png"])
+    with pytest.raises(ImageError, match=r"photo 1 is too long and narrow"):
+        encoder.encode([Image.new("RGB", (64, 48)), Image.new("L", (10, 5_000))])

@@ -37,7 +37,7 @@ def test_a_released_model_needs_no_imagenet_weights(small, monkeypatch: pytest.M
         raise AssertionError("downloaded")
 
     put_in_cache(ONE, small[1])
-    monkeypatch.setattr(urllib.request, "urlopen", never)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", never)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", never)
     monkeypatch.setattr(torch.hub, "download_url_to_file", never)
     assert isinstance(open_model(ONE), GeoLocalizationNet)

@@ -1,7 +1,10 @@
 """Weights files: read without running code, written and read back bit for bit."""
 
 import contextlib
+import hashlib
+import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosplace.errors import CheckpointError, CosPlaceError, StorageError
-from cosplace.models.weight_files import read_card, read_state_dict, write_weights
+from cosplace.models.weight_files import model_checksum, read_card, read_state_dict, write_weights
 
 
 def names_in(folder: Path) -> list[str]:
@@ -271,3 +274,105 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         write_weights(tmp_path / "file" / "w.pth", {"a": torch.ones(2)})
+
+
+# --- tensors that are not weights ------------------------------------------------------------------------------------
+
+
+def not_finite(value: float) -> torch.Tensor:
+    tensor = torch.zeros(3, 4)
+    tensor[1, 2] = value
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("tensor", "problem"),
+    [
+        (torch.ones(3, dtype=torch.complex64), "complex64"),
+        (torch.ones(3, dtype=torch.complex128), "complex128"),
+        (torch.eye(3).to_sparse(), "sparse"),
+        (torch.ones(3, device="meta"), "without values"),
+        (not_finite(float("nan")), "not finite"),
+        (not_finite(float("inf")), "not finite"),
+        (not_finite(float("-inf")).half(), "not finite"),
+        (not_finite(float("nan")).to(torch.float8_e4m3fn), "not finite"),
+        (torch.ones(1).expand(10**6, 10**6), "declares tensors of 4000000000004 bytes"),
+        (torch.ones(10**6, 10**6, device="meta"), "declares tensors"),
+    ],
+)
+def test_tensors_that_are_not_weights_are_refused(tensor: torch.Tensor, problem: str, tmp_path: Path):
+    path = tmp_path / "w.pth"
+    torch.save({"bias": torch.ones(1), "layer.weight": tensor}, path)
+    with pytest.raises(CheckpointError, match=problem) as error:
+        read_state_dict(path)
+    assert str(path) in one_line(error)
+    assert "'layer.weight'" in one_line(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float32])
+def test_safetensors_that_are_not_weights_are_refused(dtype: torch.dtype, tmp_path: Path):
+    path = tmp_path / "w.safetensors"
+    try:
+        write_weights(path, {"a": torch.full((2,), float("nan"), dtype=dtype)})
+    except KeyError:
+        pytest.skip("this version of safetensors cannot write complex numbers")
+    with pytest.raises(CheckpointError, match="complex64" if dtype.is_complex else "not finite"):
+        read_state_dict(path)
+
+
+def test_tied_weights_and_counters_are_read(tmp_path: Path):
+    tied = torch.randn(500)
+    tensors = {"a": tied, "b": tied, "num_batches_tracked": torch.tensor(7), "mask": torch.tensor([True, False])}
+    torch.save(tensors, tmp_path / "w.pth")
+    assert {key: value.tolist() for key, value in read_state_dict(tmp_path / "w.pth").items()} == {
+        key: value.tolist() for key, value in tensors.items()
+    }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are files on POSIX systems only")
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "w.pth")
+    for read in (read_state_dict, read_card):
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            read(tmp_path / "w.pth")
+
+
+# --- checksums -------------------------------------------------------------------------------------------------------
+
+STRUCTURE = """Network(
+  (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)
+  (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+  (2): InstanceNorm2d(4, eps=1e-05, momentum=0.1, affine=False, bias=False, track_running_stats=False)
+  (3): Sequential(
+    (0): GroupNorm(2, 4, eps=1e-05, affine=True, bias=True)
+    (1): LayerNorm((4,), eps=1e-06, elementwise_affine=True, bias=True)
+    (2): LayerNorm2d((4, 2), eps=1e-05, elementwise_affine=False, bias=False)
+    (3): RMSNorm((4,), eps=None, elementwise_affine=True)
+  )
+  (4): Linear(in_features=4, out_features=2, bias=True)
+)"""
+
+
+class Printed(torch.nn.Module):
+    """A module with weights that prints as a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+        self.register_buffer("weight", torch.arange(5.0))
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def test_a_checksum_does_not_depend_on_how_torch_prints_layers():
+    """Former versions of torch do not print whether a normalization has a bias."""
+    former = re.sub(r"(affine=\w+), bias=\w+", r"\1", STRUCTURE)
+    assert former.count("bias=") == 2
+    assert model_checksum(Printed(former)) == model_checksum(Printed(STRUCTURE))
+    # As stored in existing indexes: the text of torch 2.15, then names, types, shapes and values.
+    value = torch.arange(5.0).numpy().tobytes()
+    expected = hashlib.sha256(STRUCTURE.encode() + b"weight torch.float32 (5,)" + value).hexdigest()
+    assert model_checksum(Printed(STRUCTURE)) == expected
+    for other in (STRUCTURE.replace("eps=1e-05", "eps=1e-03"), STRUCTURE.replace("affine=True", "affine=False")):
+        assert model_checksum(Printed(other)) != expected

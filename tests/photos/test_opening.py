@@ -2,9 +2,11 @@
 
 import io
 import os
+import socket
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
-from cosplace.photos.opening import MAX_PIXELS, decode_upload, jpeg_header, open_image
+from cosplace.photos.headers import JpegHeader, jpeg_header
+from cosplace.photos.opening import (
+    MAX_PIXELS,
+    decode_image,
+    decode_upload,
+    decoded_bytes,
+    open_image,
+)
+from cosplace.photos.thumbnails import decode_thumbnail, make_thumbnail
 from tests.server.server_samples import (
     encoded,
     good_photo,
@@ -110,7 +120,8 @@ def test_a_decompression_bomb_is_refused_before_decoding(tmp_path: Path) -> None
 def test_jpeg_sizes_are_read_from_the_header(options: dict) -> None:
     buffer = io.BytesIO()
     photo(size=(123, 77)).save(buffer, "JPEG", comment=b"x" * 60000 if not options else b"", **options)
-    assert jpeg_header(buffer.getvalue()) == (123, 77, 3, None)
+    progressive = "progressive" in options
+    assert jpeg_header(buffer.getvalue()) == JpegHeader(123, 77, 3, exif=None, xmp=None, has_scans=progressive)
 
 
 @settings(max_examples=200, deadline=None)
@@ -133,6 +144,175 @@ def test_a_damaged_file_is_opened_or_raises_an_image_error(tmp_path_factory, cut
         assert open_image(path).shape[0] == 3
     except ImageError as error:
         assert path.name in str(error)
+
+
+# --- files that are not photos, or odd ones --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket.jpg"))
+        for name in ("pipe.jpg", "device.jpg", "socket.jpg"):
+            with pytest.raises(ImageError, match=rf"^Cannot read .*{name}: "):
+                open_image(tmp_path / name)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "x.jpg").open("wb") as file:
+        file.truncate(2 << 30)  # takes no space on disk
+    with pytest.raises(ImageError, match=r"x\.jpg is larger than 500 MB"):
+        open_image(tmp_path / "x.jpg")
+    with pytest.raises(ImageError, match="Cannot read"):
+        open_image("zero\0byte.jpg")
+
+
+def png_chunk(kind: bytes, data: bytes, *, bad_checksum: bool = False) -> bytes:
+    checksum = zlib.crc32(kind + data) ^ bad_checksum
+    return len(data).to_bytes(4, "big") + kind + data + checksum.to_bytes(4, "big")
+
+
+LONG_TEXT = bytes(range(32, 127)) * 30_000
+ODD_CHUNKS = {
+    "a color profile of 3 MB": png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(os.urandom(3_000_000), 0)),
+    "a text of 3 MB": png_chunk(b"zTXt", b"text\0\0" + zlib.compress(LONG_TEXT)),
+    "an international text of 3 MB": png_chunk(b"iTXt", b"text\0\1\0\0\0" + zlib.compress(LONG_TEXT)),
+    "100 texts of 1 MB": png_chunk(b"zTXt", b"text\0\0" + zlib.compress(LONG_TEXT[:1_000_000])) * 100,
+    "a wrong checksum": png_chunk(b"tEXt", b"text\0hello", bad_checksum=True),
+    "a damaged text": png_chunk(b"zTXt", b"text\0\0damaged"),
+    "a damaged resolution": png_chunk(b"pHYs", b"123"),
+    "a damaged EXIF block": png_chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff", bad_checksum=True),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_CHUNKS)
+def test_png_files_with_odd_metadata_are_opened(kind: str) -> None:
+    cv2 = pytest.importorskip("cv2")
+    plain = encoded(PIXELS, "PNG")
+    raw = plain[:33] + ODD_CHUNKS[kind] + plain[33:]  # after IHDR
+    expected = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.array_equal(expected, PIXELS)
+    assert np.array_equal(decode_image(raw, "x").permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(decode_upload(raw, "x").permute(1, 2, 0).numpy(), expected)
+
+
+def test_png_files_with_damaged_pixels_are_refused() -> None:
+    raw = bytearray(encoded(PIXELS, "PNG"))
+    raw[raw.index(b"IDAT") + 10] ^= 1
+    with pytest.raises(ImageError, match="x is incomplete or damaged"):
+        decode_image(bytes(raw), "x")
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def with_xmp(kind: str, compressed: bool = False) -> bytes:
+    raw = encoded(PIXELS, kind) if kind != "WEBP" else encoded(PIXELS, kind, xmp=XMP, lossless=True)
+    if kind == "JPEG":
+        data = b"http://ns.adobe.com/xap/1.0/\0" + XMP
+        raw = raw[:2] + b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data + raw[2:]
+    if kind == "PNG":
+        text = zlib.compress(XMP) if compressed else XMP
+        raw = raw[:33] + png_chunk(b"iTXt", b"XML:com.adobe.xmp\0" + bytes([compressed, 0, 0, 0]) + text) + raw[33:]
+    return raw
+
+
+@pytest.mark.parametrize(("kind", "compressed"), [("JPEG", False), ("PNG", False), ("PNG", True), ("WEBP", False)])
+def test_orientation_in_xmp_counts_for_pixels_uploads_and_thumbnails(kind: str, compressed: bool) -> None:
+    raw = with_xmp(kind, compressed)
+    upright = decode_image(raw, "x")
+    assert upright.shape == (3, 64, 48)
+    expected = np.rot90(PIXELS, -1)
+    assert np.abs(upright.permute(1, 2, 0).numpy().astype(int) - expected).mean() < 20
+    assert torch.equal(decode_upload(raw, "x"), upright)
+    assert decode_thumbnail(make_thumbnail(raw, 64)).shape == (3, 64, 48)
+
+
+def test_a_chunk_after_the_pixels_of_a_png_counts() -> None:
+    raw = encoded(PIXELS, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    late = raw[:-12] + png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + raw[-12:]
+    assert np.array_equal(decode_image(late, "x").permute(1, 2, 0).numpy(), np.rot90(PIXELS, 2))
+
+
+def jpeg_with_scans(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG whose header tells a size, with repeated scans."""
+    raw = bytearray(encoded(PIXELS, "JPEG", progressive=True))
+    at = raw.index(b"\xff\xc2")
+    raw[at + 5 : at + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    last = raw.rindex(b"\xff\xda")
+    return bytes(raw[:last] + raw[last:-2] * (scans - raw.count(b"\xff\xda") + 1) + raw[-2:])
+
+
+def test_scans_times_pixels_of_a_jpeg_are_limited_before_decoding() -> None:
+    with pytest.raises(PhotoSizeError, match=r"x has 60 scans of 25 megapixels each; the limit is 400 megapixels"):
+        decode_upload(jpeg_with_scans(5_000, 5_000, 60), "x")
+    with pytest.raises(PhotoSizeError, match=r"60 scans of 100 megapixels each; the limit is 2,000 megapixels"):
+        decode_image(jpeg_with_scans(10_000, 10_000, 60), "x")
+    with pytest.raises(ImageError, match="more than 64 scans"):
+        decode_image(jpeg_with_scans(64, 48, 65), "x")
+    assert decode_image(jpeg_with_scans(64, 48, 20), "x").shape == (3, 48, 64)
+
+
+def test_a_fake_scan_in_a_comment_does_not_hide_scans() -> None:
+    raw = jpeg_with_scans(64, 48, 65)
+    at = raw.index(b"\xff\xc4")
+    fake = b"\xff\xfe\0\x0c\xff\xda\0\x0c\3\1\0\2\x11\3"
+    with pytest.raises(ImageError, match="scans"):
+        decode_image(raw[:at] + fake + raw[at:], "x")
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+import PIL.JpegImagePlugin, PIL.PngImagePlugin, PIL.WebPImagePlugin, simplejpeg, torch
+from cosplace.photos.opening import decode_upload, decoded_bytes
+raw = sys.stdin.buffer.read()
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before, told = peak(), decoded_bytes(raw)
+assert peak() - before < 1 << 20
+decode_upload(raw, "photo")
+print(peak() - before - len(raw), told)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured as Linux counts it")
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {"compress_level": 1}),
+        ("PNG", "RGBA", {"compress_level": 1}),
+        ("PNG", "I;16", {"compress_level": 1}),
+        ("WEBP", "RGB", {"lossless": True, "method": 0}),
+        ("WEBP", "RGBA", {"lossless": True, "method": 0}),
+    ],
+)
+def test_decoding_takes_no_more_memory_than_told(kind: str, mode: str, options: dict) -> None:
+    image = Image.fromarray(np.zeros((4_000, 4_000), np.uint16)) if mode == "I;16" else Image.new(mode, (4_000, 4_000))
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    done = subprocess.run([sys.executable, "-c", PEAK], input=file.getvalue(), capture_output=True, check=True)
+    used, told = map(int, done.stdout.split())
+    assert told / 4 < used < told + (24 << 20)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_the_memory_for_decoding_is_known_from_the_header(kind: str) -> None:
+    assert 6 * 48 * 64 <= decoded_bytes(encoded(PIXELS, kind)) <= 28 * 48 * 64
+    assert decoded_bytes(encoded(PIXELS, kind)[:12]) == decoded_bytes(b"") == decoded_bytes(b"hello") == 0
+    if kind == "WEBP":
+        assert decoded_bytes(webp_with_size(16_383, 16_383)) > 16_383**2 * 20
 
 
 # --- uploads ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from cosplace.photos.resizing import resize, resize_shorter_side
+from cosplace.errors import PhotoSizeError
+from cosplace.photos.resizing import batch_size_for, resize, resize_shorter_side, resized_shape
 
 # On processors with AVX512, older versions convert photos to floats, which rounds some pixels differently.
 OLD_TORCHVISION = tuple(map(int, torchvision.__version__.split(".")[:2])) < (0, 24)
@@ -43,3 +44,36 @@ def test_uint8_is_rounded_if_torch_cannot_resize_it(monkeypatch: pytest.MonkeyPa
     expected = resize_shorter_side(image.float(), 17).round().to(torch.uint8)
     monkeypatch.setattr("cosplace.photos.resizing.RESIZES_BYTES", False)
     assert torch.equal(resize_shorter_side(image, 17), expected)
+
+
+def test_a_long_and_narrow_photo_is_refused_by_name() -> None:
+    strip = torch.zeros(3, 10, 5_000, dtype=torch.uint8)
+    with pytest.raises(
+        PhotoSizeError, match=r"strip\.png is too long and narrow: its 5000 x 10 pixels would become 256000"
+    ):
+        resize_shorter_side(strip, 512, "strip.png")
+    with pytest.raises(PhotoSizeError, match="10 x 5000 pixels would become 512 x 256000"):
+        resized_shape(5_000, 10, 512)
+    assert resize_shorter_side(strip, None) is strip
+    assert resize_shorter_side(strip, 10, "strip.png").shape == (3, 10, 5_000)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "shape"),
+    [
+        (1_000, 4_000, 1_080, (1_080, 4_320)),
+        (3_000, 4_000, 4_000, (4_000, 5_333)),
+        (500, 2_000, 6_000, (6_000, 24_000)),
+    ],
+)
+def test_panoramas_and_large_sizes_are_allowed(height: int, width: int, size: int, shape: tuple[int, int]) -> None:
+    assert resized_shape(height, width, size) == shape
+
+
+def test_batches_of_long_photos_are_smaller() -> None:
+    assert [batch_size_for(*size, 16) for size in ((512, 683), (2_048, 512), (512, 8_192), (1, 10**6))] == [
+        16,
+        16,
+        4,
+        1,
+    ]

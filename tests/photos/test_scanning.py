@@ -1,10 +1,14 @@
 """Listing the photos of a folder: by a scan, or from a list file next to the folder."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from cosplace.errors import DatasetError
+from cosplace.errors import DatasetError, ImageError
+from cosplace.photos.image_list import rows_also_in
 from cosplace.photos.scanning import scan_images
 
 
@@ -54,6 +58,143 @@ def test_paths_other_than_folders_with_photos_are_refused(tmp_path: Path) -> Non
     touch(tmp_path, "two\nlines.jpg")
     with pytest.raises(DatasetError, match="line break"):
         scan_images(tmp_path)
+    touch(tmp_path, "x.jpg")
+    assert names_of(tmp_path) == ["x.jpg"]
+
+
+def save(path: Path, kind: str = "JPEG") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6)).save(path, kind)
+
+
+def test_photos_of_other_suffixes_are_found_by_their_content(tmp_path: Path) -> None:
+    expected = {
+        "a.JPE": "JPEG",
+        "b.jfif": "JPEG",
+        "c.webp": "WEBP",
+        "d.TIF": "TIFF",
+        "e.tiff": "TIFF",
+        "f.bmp": "BMP",
+        "g.gif": "GIF",
+        "IMG_1.HEIC": "JPEG",  # renamed by a phone
+        "no suffix": "PNG",
+        "x.jpg.1": "JPEG",
+    }
+    for name, kind in expected.items():
+        save(tmp_path / name, kind)
+    (tmp_path / "empty").touch()
+    (tmp_path / "notes").write_text("BM, or not")
+    save(tmp_path / "x.jpg.part")  # a download that is not finished
+    assert names_of(tmp_path) == sorted(expected)
+
+
+def test_what_is_skipped_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "x.jpg")
+    for number in range(5):
+        (tmp_path / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    touch(tmp_path, "a/clip.MP4", "a/b.mov", "c.CR2", "table.csv", "two\nlines.jpg")
+    (tmp_path / "fo\nlder").mkdir()
+    images = scan_images(tmp_path)
+    assert [images.name(row) for row in range(len(images))] == ["x.jpg"]
+    assert images.skipped.counts == {
+        "HEIC files": 5, "videos": 2, "raw images": 1, "other files": 1, "photos with a line break in their name": 1,
+        "folders with a line break in their name": 1,
+    }  # fmt: skip
+    assert "5 HEIC files (0.heic, 1.heic, 2.heic, ...); 1 folders with a line break" in images.skipped.summary()
+    assert "2 videos (a/b.mov, a/clip.MP4)" in caplog.text and "table.csv" not in caplog.text
+    assert r"two\nlines.jpg" in caplog.text and len(caplog.records) == 1
+    (tmp_path / "x.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"has no photos .*5 HEIC files"):
+        scan_images(tmp_path)
+
+
+def test_folders_of_the_system_are_skipped(tmp_path: Path) -> None:
+    system = [
+        "@eaDir",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "__MACOSX",
+        "lost+found",
+        "System Volume Information",
+        ".Trash-1000",
+    ]
+    touch(tmp_path, "x.jpg", *(f"{name}/y.jpg" for name in system), *(f"a/{name}/b/y.jpg" for name in system))
+    assert names_of(tmp_path) == ["x.jpg"]
+    assert scan_images(tmp_path).skipped.counts == {"system folders": 12}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_pipes_sockets_and_links_to_nothing_are_skipped(tmp_path: Path) -> None:
+    touch(tmp_path, "x.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket.jpg"))
+        (tmp_path / "device.jpg").symlink_to("/dev/zero")
+        (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+        (tmp_path / "gone.jpg").symlink_to("nothing")
+        images = scan_images(tmp_path, follow_outside=True)
+    assert len(images) == 1
+    assert images.skipped.counts == {"pipes, sockets and devices": 4, "broken links": 2}
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the system's administrator can read everything")
+def test_folders_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
+    touch(tmp_path, "x.jpg", "closed/y.jpg")
+    (tmp_path / "closed").chmod(0)
+    try:
+        images = scan_images(tmp_path)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    assert len(images) == 1 and images.skipped.counts == {"folders that cannot be read (Permission denied)": 1}
+
+
+def test_a_folder_that_cannot_be_read_does_not_end_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "x.jpg", "bad/y.jpg", "z.jpg")
+    scandir = os.scandir
+
+    def failing(folder: bytes) -> object:
+        if folder.endswith(b"bad"):
+            raise OSError(5, "Input/output error", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    images = scan_images(tmp_path)
+    assert len(images) == 2 and images.skipped.counts == {"folders that cannot be read (Input/output error)": 1}
+
+
+def test_links_that_lead_outside_are_followed_only_if_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "other/secret.jpg", "data/set/real/a.jpg", "data/pool/b.jpg")
+    folder = tmp_path / "data" / "set"
+    (folder / "file.jpg").symlink_to(tmp_path / "other" / "secret.jpg")
+    (folder / "folder").symlink_to(tmp_path / "other")
+    (folder / "inside.jpg").symlink_to("real/a.jpg")
+    (folder / "pool.jpg").symlink_to("../pool/b.jpg")
+    (folder / "train").symlink_to(tmp_path / "other")  # a split of the dataset
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "train").symlink_to("../../pool")
+    (tmp_path / "link").symlink_to(folder)
+    for place in (folder, tmp_path / "link"):
+        assert names_of(place) == ["inside.jpg", "real/a.jpg", "train/secret.jpg"]
+    assert "4 links that lead outside" in caplog.text and "--follow_outside" in caplog.text
+    followed = scan_images(folder, follow_outside=True)
+    assert len(followed) == 7 and not followed.skipped.counts
+    assert len(scan_images(folder, dataset=tmp_path / "data")) == 5
+
+
+def test_deep_folders_do_not_end_the_scan(tmp_path: Path) -> None:
+    touch(tmp_path, "x.jpg")
+    deep = tmp_path
+    before = Path.cwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(600):
+            Path("d").mkdir()
+            os.chdir("d")
+        Path("y.jpg").touch()
+    finally:
+        os.chdir(before)
+    assert names_of(deep) == ["x.jpg"]
 
 
 @pytest.mark.parametrize("text", ["b.jpg\na/x.jpg\n", "a/x.jpg\nb.jpg\n", "a/x.jpg\r\nb.jpg\r\n", "a/x.jpg\n\nb.jpg"])
@@ -74,6 +215,35 @@ def test_a_list_file_that_does_not_match_is_refused(tmp_path: Path, text: str, m
         scan_images(tmp_path / "train")
 
 
+@pytest.mark.parametrize("line", ["../secret.jpg", "a/../../secret.jpg", "/secret.jpg"])
+@pytest.mark.parametrize("others", [[], ["x.jpg"], ["x.jpg", "0.jpg"]])
+def test_a_list_file_does_not_lead_outside(tmp_path: Path, line: str, others: list[str]) -> None:
+    touch(tmp_path, "secret.jpg", "train/x.jpg", "train/0.jpg", "train/a/y.jpg")
+    line = line if line[0] != "/" else str(tmp_path / "secret.jpg")
+    for text in (line, *others), sorted((line, *others)):
+        (tmp_path / "train_images_paths.txt").write_text("".join(f"{path}\n" for path in text))
+        with pytest.raises(DatasetError, match=r"outside the folder.*--follow_outside"):
+            scan_images(tmp_path / "train")
+        assert len(scan_images(tmp_path / "train", follow_outside=True)) == len(text)
+
+
+def test_paths_of_a_long_list_file_do_not_lead_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosplace.photos.scanning.CHECKED_BYTES", 0)
+    monkeypatch.setattr("cosplace.photos.scanning.LISTED_FILES_CHECKED", 1)
+    touch(tmp_path, "secret.jpg", "train/0.jpg", "train/a/y.jpg")
+    (tmp_path / "train" / "b.jpg").symlink_to("../secret.jpg")
+    (tmp_path / "train_images_paths.txt").write_text("0.jpg\na/../../secret.jpg\na/y.jpg\nb.jpg\n")
+    images = scan_images(tmp_path / "train")
+    assert images.list_file is not None
+    assert [images.path(row).name for row in (0, 2)] == ["0.jpg", "y.jpg"]
+    for row in (1, 3):
+        with pytest.raises(ImageError, match="outside"):
+            images.path(row)
+    (tmp_path / "train_images_paths.txt").write_text("../secret.jpg\n0.jpg\n")
+    with pytest.raises(DatasetError, match="outside the folder"):
+        scan_images(tmp_path / "train")
+
+
 @pytest.mark.parametrize("swapped", [None, 0, 7, 40, 98])
 def test_a_list_file_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: int | None) -> None:
     monkeypatch.setattr("cosplace.photos.scanning.BLOCK_BYTES", 64)
@@ -87,3 +257,13 @@ def test_a_list_file_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.Monke
     images = scan_images(tmp_path / "train")
     assert [images.name(i) for i in range(len(images))] == lines
     assert (images.list_file is not None) == (swapped is None)
+
+
+def test_photos_of_another_list_are_found_by_name_and_size(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "x/1.jpg", "2.jpg", "3.jpg", "gone.jpg")
+    touch(tmp_path / "b", "1.jpg", "y/2.jpg", "4.jpg", "gone.jpg")
+    (tmp_path / "b" / "1.jpg").write_bytes((tmp_path / "a" / "x" / "1.jpg").read_bytes() + b"more")
+    images, others = scan_images(tmp_path / "a"), scan_images(tmp_path / "b")
+    for folder in "ab":
+        (tmp_path / folder / "gone.jpg").unlink()
+    assert [images.name(row) for row in rows_also_in(images, others)] == ["2.jpg"]

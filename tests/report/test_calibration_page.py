@@ -1,5 +1,6 @@
 """The calibration page is a single file with the numbers and the curves of a calibration."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,18 @@ def test_page_shows_the_numbers_of_a_calibration(calibration: Calibration, tmp_p
     cells = " ".join(f"{value:.3f}" for value in (0.75, 0.9, 0.95, 0.975, 0.995))
     assert len(THRESHOLDS) == 5 and f"precision {cells}" in text
     assert "radius at this threshold, m 20.0 14.0 12.0 11.0 10.2" in text
+
+
+def test_page_says_what_was_located(calibration: Calibration) -> None:
+    for about, words in (
+        ({}, "Measured on photos of the index, in areas"),
+        ({"queries": "new/a\nb"}, "Measured on photos of new/a\\nb, in areas"),
+        ({"correction": "validation", "num_validation": 80}, "index and validation queries of its model, in areas"),
+        ({"correction": "none", "num_training_photos": 5}, "confidence is too high for new photos"),
+        ({"correction": "left out", "num_training_photos": 5}, "not used as queries"),
+    ):
+        page = Page(calibration_page(replace(calibration, about=about), "index"))
+        assert words in page.text(), words
 
 
 def test_charts_show_bins_and_curves(calibration: Calibration) -> None:

@@ -10,13 +10,27 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from pyproj import Proj
 
-from cosplace.report.data import CORRECT_FIRST, CORRECT_LATER, NOT_FOUND, RecallRow, Report, outcome_names, outcomes
+from cosplace.config.sections import Grouping
+from cosplace.report.data import (
+    CORRECT_FIRST,
+    CORRECT_LATER,
+    NOT_FOUND,
+    RecallRow,
+    Report,
+    expected_match,
+    outcome_names,
+    outcomes,
+)
+from cosplace.report.maps import fits_one_map, groups_map, on_one_plane
 from cosplace.report.page import choose_queries, report_html, write_report
 from cosplace.report.prediction_images import save_predictions
 from cosplace.report.words import format_count, format_distance
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
+from cosplace.training.groups import partition
 from tests.report.report_samples import (
     EAST,
     METRICS,
@@ -254,3 +268,46 @@ def test_counts_in_words() -> None:
     assert format_count(1, "epoch") == "1 epoch"
     assert format_count(0, "epoch") == "0 epochs"
     assert format_count(1234, "query", "queries") == "1,234 queries"
+
+
+@pytest.mark.parametrize(
+    ("query_heading", "expected", "said"),
+    [(100, 90, ", heading differs by 10°"), (-5, 0, ", heading differs by 5°"), (704, 330, ", heading differs by 14°"),
+     ("", 0, "")],
+)  # fmt: skip
+def test_the_expected_match_of_a_panorama_has_the_heading_of_the_query(
+    tmp_path: Path, query_heading: float | str, expected: int, said: str
+) -> None:
+    for heading in range(0, 360, 30):  # twelve images at one position, and one nearer in heading but farther away
+        write_photo(tmp_path / "database", EAST + 5, NORTH, f"@@@@@@{heading}@@{heading:03}")
+    write_photo(tmp_path / "database", EAST + 6, NORTH, f"@@@@@@{query_heading}@@farther")
+    write_photo(tmp_path / "database", EAST + 5000, NORTH, "@@@@@@0@@wrong")
+    write_photo(tmp_path / "queries", EAST, NORTH, f"@@@@@@{query_heading}@")
+    dataset = open_retrieval_dataset(tmp_path)
+    descriptors = np.zeros((14, 2), np.float32)
+    descriptors[13, 0] = 1
+    assert "wrong" in dataset.database.name(13)
+    evaluation = evaluate_descriptors(descriptors, np.array([[1, 0]], np.float32), dataset, recall_values=(1,))
+    found = expected_match(dataset, evaluation, 0)
+    assert found is not None and f"@{expected:03}@" in dataset.database.name(found.image)
+    html = report_html(Report(title="x", dataset=dataset, evaluation=evaluation))
+    assert ("expected", f"expected match, 5.0 m{said}") in tiles_of(html)
+
+
+def test_a_dataset_of_two_zones_on_one_map(tmp_path: Path) -> None:
+    for split in ("database", "queries"):
+        (tmp_path / split).mkdir()
+        for number, longitude in enumerate((-120.001, -119.999)):
+            east, north = Proj(proj="utm", zone=10 + number, ellps="WGS84")(longitude, 39.0)
+            name = f"@{east:.2f}@{north:.2f}@{10 + number}@S@@@p@@0@.jpg"
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name)
+    dataset = open_retrieval_dataset(tmp_path)
+    database, _ = on_one_plane(dataset.database_positions, dataset.query_positions)
+    assert np.abs(database[0] - database[1]) == pytest.approx([173.2, 0], abs=0.5)
+    groups = partition(dataset.database, Grouping(min_images_per_class=1))
+    assert not fits_one_map(groups, dataset)
+    drawn = groups_map(groups, 1, M=10).whole
+    # Two cells of 10 m, 173 m apart: the scale bar is a part of that, not of half a million meters.
+    assert drawn.bar_text in ("20 m", "50 m")
+    html = report_html(Report(title="x", dataset=dataset, groups=groups, groups_used=1))
+    assert_single_file(html)

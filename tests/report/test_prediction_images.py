@@ -1,6 +1,7 @@
 """Saved predictions: the frames of the images and the rows of the table agree with the distances."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,18 @@ def test_images_of_failures_only(dataset: RetrievalDataset, evaluation: Evaluati
     assert steps == [("saving predictions", 1, 2), ("saving predictions", 2, 2)]
     assert sorted(path.name for path in tmp_path.glob("*.jpg")) == ["001.jpg", "002.jpg"]
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 4 * 3
+
+
+def test_photos_outside_the_dataset_are_gray(dataset: RetrievalDataset, evaluation: Evaluation, tmp_path: Path) -> None:
+    """As those of a list that lead outside, which are left out with --skip_unreadable."""
+    nowhere = (str(tmp_path / "elsewhere"),)
+    outside = replace(
+        dataset, queries=replace(dataset.queries, inside=nowhere), database=replace(dataset.database, inside=nowhere)
+    )
+    assert save_predictions(tmp_path / "preds", outside, evaluation, 2) == 4
+    image = np.asarray(Image.open(tmp_path / "preds" / "000.jpg"))
+    assert np.abs(image[image.shape[0] // 2, GAP + FRAME + 4].astype(int) - (128, 134, 141)).max() <= 8
+    assert (tmp_path / "preds" / "predictions.csv").read_text().count("\n") == 9
 
 
 def test_no_predictions_to_save(dataset: RetrievalDataset, evaluation: Evaluation, tmp_path: Path) -> None:

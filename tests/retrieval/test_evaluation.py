@@ -152,12 +152,20 @@ def test_unreadable_photos(dataset: RetrievalDataset) -> None:
     assert plain.hits[[0, 3]].any(1).all()
 
 
-def test_a_database_smaller_than_the_largest_recall_value(dataset: RetrievalDataset) -> None:
-    with pytest.raises(DatasetError, match=r"needs 50 database images, but .* has 24\. .*--recall_values 1 5`"):
-        evaluate(TinyImage(), dataset, recall_values=(1, 5, 50))
+def test_recall_values_larger_than_the_database_are_left_out(
+    dataset: RetrievalDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = evaluate(TinyImage(), dataset, recall_values=(1, 5))
+    found = evaluate(TinyImage(), dataset, recall_values=(1, 5, 50, 100))
+    assert found.recalls == plain.recalls
+    assert list(found.chance) == [1, 5]
+    assert found.recall_values_left_out == (50, 100)
+    assert "Recall@50 and Recall@100 are left out: the database has only 24 images." in caplog.text
+    with pytest.raises(DatasetError, match=r"Recall@50 needs 50 database images, but .* has 24\."):
+        evaluate(TinyImage(), dataset, recall_values=(50, 100))
     damage(dataset.database, *range(22))
-    with pytest.raises(DatasetError, match=r"needs 5 database images, but .* has 2\. .*--recall_values 1 2`"):
-        evaluate(TinyImage(), dataset, recall_values=KS, skip_unreadable=True)
+    found = evaluate(TinyImage(), dataset, recall_values=KS, skip_unreadable=True)
+    assert (list(found.recalls), found.recall_values_left_out) == ([1, 2], (5,))
 
 
 def test_given_descriptors() -> None:

@@ -1,6 +1,7 @@
 """Extraction of descriptors: photos of any size, batches, resuming, unreadable photos."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -439,3 +440,24 @@ def test_a_photo_of_one_color_has_a_finite_tiny_image(tmp_path: Path) -> None:
     found = extract(TinyImage(), scan_images(tmp_path)).descriptors
     assert found.shape == (1, 256)
     assert np.abs(found).max() <= 1
+
+
+def test_long_photos_are_skipped_or_get_smaller_batches(images: ImageList) -> None:
+    Image.new("RGB", (5_000, 10)).save(images.folder / "003.jpg")
+    found = extract(TinyNet(), images, image_size=512, skip_unreadable=True)
+    assert [entry.name for entry in found.unreadable] == ["003.jpg"]
+    assert "too long and narrow" in found.unreadable[0].message and found.readable.sum() == len(images) - 1
+    others = images.subset([row for row in range(len(images)) if row != 3])
+    assert np.array_equal(found.descriptors[found.readable], extract(TinyNet(), others, image_size=512).descriptors)
+    model = TinyNet()
+    folder = images.folder / "long"
+    extract(model, write_photos(folder, sizes=[(400, 25)] * 9), batch_size=8)
+    assert [shape[0] for shape in model.batches] == [2, 2, 2, 2, 1]  # 16 : 1, four times as long as a panorama
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_files_that_become_pipes_after_the_scan_do_not_stop_the_extraction(images: ImageList) -> None:
+    images.path(2).unlink()
+    os.mkfifo(images.path(2))
+    found = extract(TinyNet(), images, skip_unreadable=True)
+    assert [entry.name for entry in found.unreadable] == ["002.jpg"] and "a pipe" in found.unreadable[0].message

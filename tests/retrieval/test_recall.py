@@ -89,6 +89,19 @@ def test_distances_are_compared_and_not_their_squares() -> None:
     assert find_positives(np.array([[east, north]]), np.zeros((1, 2)), 20.0).indices.tolist() == [0]
 
 
+def test_positives_of_points_in_space_equal_those_of_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    middle = np.array([4e6, -3e6, 2e6])
+    database, queries = (middle + rng.uniform(0, 60, (count, 3)) for count in (300, 40))
+    database[7] = queries[3] + [15, 0, 20]  # 25 m: inclusive
+    positives = find_positives(database, queries)
+    near = np.sqrt(((queries[:, None] - database[None]) ** 2).sum(-1)) <= 25
+    assert [positives.of(query).tolist() for query in range(40)] == [np.flatnonzero(row).tolist() for row in near]
+    assert 7 in positives.of(3)
+    with pytest.raises(DatasetError, match="3 coordinates, those of the queries 2"):
+        find_positives(database, queries[:, :2])
+
+
 def test_many_images_at_one_position() -> None:
     database = np.zeros((5000, 2))
     positives = find_positives(database, np.array([[3.0, 4.0], [300.0, 0.0]]))

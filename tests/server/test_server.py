@@ -1,7 +1,11 @@
 """The server: answers, errors, limits, order of results, and a shutdown that loses nothing."""
 
+import errno
+import gc
 import json
+import os
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosplace.errors import DeviceError
+import cosplace
+from cosplace.errors import (
+    DamagedIndexError,
+    DeviceError,
+    IndexInUseError,
+    MissingIndexError,
+    PhotoIndexError,
+    StorageError,
+)
 from cosplace.index.photo_index import open_index
 from cosplace.index.records import NewPhoto
 from cosplace.localization.answers import as_json
@@ -304,6 +316,216 @@ def test_stopping_finishes_all_accepted_photos(localizer) -> None:
         assert [future.result().status_code for future in futures] == [200] * 6
 
 
+# --- cost of photos --------------------------------------------------------------------------------------------------
+
+
+def long_png(height: int, width: int) -> bytes:
+    return encoded(np.full((height, width, 3), 90, np.uint8), "PNG")
+
+
+def test_batches_are_limited_by_pixels_and_requests_take_turns(localizer) -> None:
+    """One request of 16 panoramas: small uploads that cost much memory and time."""
+    started, gate, num_pixels = threading.Event(), threading.Event(), []
+
+    def note(photos) -> None:
+        num_pixels.append(sum(photo.shape[1] * photo.shape[2] for photo in photos))
+        started.set()
+        gate.wait(10)
+
+    panorama = long_png(SIDE, 8 * SIDE)  # 32,768 pixels
+    files = [("files", (f"{number}.png", panorama)) for number in range(16)]
+    intercepted = InterceptedLocalizer(localizer, note)
+    with client_of(intercepted, max_batch_pixels=100_000, batch_wait_ms=50) as client, ThreadPoolExecutor(2) as clients:
+        attack = clients.submit(client.post, "/locate", files=files)
+        started.wait(10)
+        honest = clients.submit(client.post, "/locate", content=good_photo(3))
+        decoded = 'cosplace_stage_seconds_count{stage="decode"} 17.0'
+        wait_until(lambda: decoded in client.get("/metrics").text)
+        gate.set()
+        assert honest.result().status_code == 200 and len(attack.result().json()["results"]) == 16
+    assert max(num_pixels) <= 100_000 and len(num_pixels) == 6
+    assert num_pixels[1] % (8 * SIDE * SIDE) == SIDE * SIDE  # the other request was answered in the next batch
+
+
+def test_a_photo_with_too_many_pixels_after_resizing_is_refused(localizer) -> None:
+    with client_of(localizer, max_batch_pixels=100_000) as client:
+        for shape in ((10, 5_000), (5_000, 10), (40, 400)):
+            assert client.post("/locate", content=long_png(*shape)).status_code in (413, 422), shape
+        assert client.post("/locate", content=long_png(40, 300)).status_code == 200
+    large = InterceptedLocalizer(localizer)
+    large.image_size = 200
+    with client_of(large, max_batch_pixels=100_000) as client:
+        assert client.post("/locate", content=long_png(100, 200)).status_code == 200
+        refused = client.post("/locate", files=[("files", ("wide.png", long_png(100, 260)))])
+        assert refused.status_code == 413 and "wide.png has 520 x 200 pixels after" in refused.json()["detail"]
+
+
+def test_places_in_the_queue_are_taken_by_decoded_bytes(localizer) -> None:
+    gate = threading.Event()
+    intercepted = InterceptedLocalizer(localizer, lambda photos: gate.wait(10))
+    large = long_png(6_000, 6_000)  # takes 504 MB to decode
+    with client_of(intercepted, max_queue=3, max_files=2) as client, ThreadPoolExecutor(1) as clients:
+        waiting = clients.submit(client.post, "/locate", content=large)
+        wait_until(lambda: client.get("/health").json()["in_line"] == 1)
+        assert client.post("/locate", content=good_photo(1)).status_code == 429
+        gate.set()
+        assert waiting.result().status_code == 200
+        wait_until(lambda: client.get("/health").json()["in_line"] == 0)
+        # Alone in the queue, any request is accepted.  A photo that its header refuses takes one place.
+        files = [("files", ("a.png", large)), ("files", ("b.png", png_with_size(60_000, 60_000)))]
+        first, second = client.post("/locate", files=files).json()["results"]
+        assert "error" not in first and "megapixels" in second["error"]
+
+
+def test_photos_that_are_added_are_encoded_within_the_limits(tmp_path) -> None:
+    intercepted = InterceptedLocalizer(Localizer(make_index(tmp_path), device="cpu", uncalibrated=True))
+    files = [("files", (f"{n}.png", encoded(place_image(n, 3, SIDE).repeat(8, 1), "PNG"))) for n in range(8)]
+    with client_of(intercepted, token=TOKEN, max_batch_pixels=100_000) as client:
+        added = client.post("/photos", files=files, data={"latitude": "1", "longitude": "2"}, headers=BEARER)
+    assert added.status_code == 201 and all(result["added"] for result in added.json()["results"])
+    assert intercepted.batches == [3, 3, 2]
+
+
+def test_threads_survive_any_error(localizer, monkeypatch, caplog) -> None:
+    class OddError(BaseException):
+        """Not an Exception, as of a library that ends threads."""
+
+    def fail_once(photos) -> None:
+        if not failed:
+            failed.append(True)
+            raise OddError("an odd error")
+
+    failed: list[bool] = []
+    with client_of(InterceptedLocalizer(localizer, fail_once)) as client:
+        assert client.post("/locate", content=good_photo(1)).status_code == 500
+        assert client.post("/locate", content=good_photo(1)).status_code == 200
+        with monkeypatch.context() as patched:
+            patched.setattr("cosplace.server.batching.decode_upload", lambda *_, **__: fail_once(failed.clear()))
+            assert client.post("/locate", content=good_photo(1)).status_code == 500
+        assert client.post("/locate", content=good_photo(1)).status_code == 200
+        assert client.get("/health").json()["status"] == "ok"
+    assert [record.event for record in caplog.records if record.levelname == "ERROR"] == ["bug", "bug"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the open files of a Linux process")
+def test_memory_and_open_files_stay_flat(localizer) -> None:
+    def usage() -> tuple[int, int]:
+        gc.collect()
+        status = Path("/proc/self/status").read_text()
+        num_files = len(list(Path("/proc/self/fd").iterdir()))
+        return num_files, int(status.partition("VmRSS:")[2].split()[0]) // 1_024
+
+    def load(num_requests: int) -> None:
+        for number in range(num_requests):
+            assert client.get(("/health", "/photos", "/photos/3/image")[number % 3]).status_code == 200
+        for number in range(num_requests // 15):
+            assert client.post("/locate", content=good_photo(number % 12)[:300]).status_code == 422
+            with socket.create_connection(address) as connection:  # an upload that breaks off
+                header = b"POST /locate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n"
+                kind = b"Content-Type: multipart/form-data; boundary=a\r\n\r\n"
+                part = b'--a\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+                connection.sendall(header + kind + part + bytes(1_200_000))
+
+    with client_of(localizer) as client:
+        address = (client.base_url.host, client.base_url.port)
+        load(600)
+        wait_until(lambda: "cosplace_body_bytes 0.0" in client.get("/metrics").text)
+        files_before, memory_before = usage()
+        load(3_000)
+        wait_until(lambda: "cosplace_body_bytes 0.0" in client.get("/metrics").text)
+        wait_until(lambda: usage()[0] <= files_before + 2)
+        assert usage()[1] < memory_before + 50
+        assert client.get("/health").json()["in_line"] == 0
+
+
+# --- storage ---------------------------------------------------------------------------------------------------------
+
+
+SECRET = "/srv/secret/index"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (MissingIndexError(f"{SECRET} does not exist."), 503, "missing"),
+        (DamagedIndexError(f"{SECRET} is damaged."), 503, "index verify"),
+        (PhotoIndexError(f"Cannot read {SECRET}."), 503, "See the server log"),
+        (StorageError(f"{SECRET}: no space left on the disk."), 507, "Free some space"),
+        (IndexInUseError(f"{SECRET} is in use (pid 4)."), 409, "Another process"),
+    ],
+)
+def test_storage_failures_say_what_to_do(localizer, monkeypatch, error, status, words) -> None:
+    def fail(*_, **__) -> None:
+        raise error
+
+    with client_of(localizer, token=TOKEN) as client:
+        for name in ("search", "photo", "thumbnail"):
+            monkeypatch.setattr(type(localizer.index), name, fail)
+        monkeypatch.setattr("cosplace.server.served_index.open_index", fail)
+        form = {"latitude": "1", "longitude": "2"}
+        for refused in (
+            client.post("/locate", content=good_photo(1)),
+            client.get("/photos/0"),
+            client.get("/photos/0/image"),
+            client.delete("/photos/0", headers=BEARER),
+            client.post("/photos", files=[("files", ("a.jpg", good_photo(1)))], data=form, headers=BEARER),
+        ):
+            assert refused.status_code == status, refused.text
+            assert words in refused.json()["detail"] and "secret" not in refused.text
+        if isinstance(error, PhotoIndexError):
+            assert client.get("/photos/999999").status_code == 404
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EMFILE])
+def test_a_full_temporary_folder_is_named(localizer, monkeypatch, code) -> None:
+    def fail(*_, **__) -> None:
+        raise OSError(code, os.strerror(code), "/secret/tmp")
+
+    large = encoded(np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8), "PNG")  # above 1 MB
+    with client_of(localizer) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr("tempfile.TemporaryFile", fail)
+            refused = client.post("/locate", files=[("files", ("a.png", large))])
+        assert refused.status_code == (503 if code == errno.EMFILE else 507)
+        assert "secret" not in refused.text and ("TMPDIR" in refused.text or code == errno.EMFILE)
+        assert client.post("/locate", files=[("files", ("a.png", large))]).status_code == 200
+        assert "cosplace_body_bytes 0.0" in client.get("/metrics").text
+
+
+def test_an_index_that_was_away_is_read_again(own_folder) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    with client_of(localizer, refresh_s=0.1, token=TOKEN) as client:
+        away = own_folder.with_name("away")
+        own_folder.rename(away)
+        wait_until(lambda: client.get("/health").json()["status"] == "degraded")
+        health = client.get("/health")
+        assert health.status_code == 200 and "could not be read" in health.json()["problems"][0]
+        assert str(own_folder.parent) not in health.text
+        assert client.delete("/photos/5", headers=BEARER).status_code == 503
+        time.sleep(3)
+        with open_index(away, write=True) as index:
+            index.remove([0, 1])
+        away.rename(own_folder)
+        wait_until(lambda: client.get("/config.json").json()["count"] == 3 * NUM_PLACES - 2, 20)
+        assert client.get("/health").json() | {"uptime_s": 0} == {
+            "status": "ok", "problems": [], "photos": 3 * NUM_PLACES - 2, "in_line": 0, "model": "model.pth",
+            "version": cosplace.__version__, "uptime_s": 0,
+        }  # fmt: skip
+        assert client.get("/photos/0").status_code == 404
+
+
+def test_checks_for_changes_survive_any_error(localizer, monkeypatch, caplog) -> None:
+    errors = [ValueError("a"), ValueError("b"), RuntimeError("c"), KeyError("d"), KeyError("e"), KeyError("f")]
+    with caplog.at_level("INFO", "cosplace.server"), client_of(localizer, refresh_s=0.01) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(type(localizer.index), "refresh", lambda _: (_ for _ in ()).throw(errors.pop(0)))
+            wait_until(lambda: not errors)
+        wait_until(lambda: client.get("/health").json()["status"] == "ok", 20)
+    events = [record.event for record in caplog.records if hasattr(record, "event")]
+    assert events.count("refresh_failed") in (4, 5)  # the first of each kind, and the 2nd and 4th in a row
+    assert events.count("recovered") == 1
+
+
 # --- photos of the index ---------------------------------------------------------------------------------------------
 
 
@@ -318,8 +540,8 @@ def test_photos_of_the_index_are_shown(client) -> None:
     first = listed["points"][0]["id"]
     photo = client.get(f"/photos/{first}").json()
     assert photo == {
-        "id": first, "path": "street/0-0.jpg", "latitude": 37.7, "longitude": -122.4, "heading": None, "time": 1.6e9,
-        "source": "street",
+        "id": first, "name": "street/0-0.jpg", "latitude": 37.7, "longitude": -122.4, "heading": None, "time": 1.6e9,
+        "accuracy_m": None, "source": "street",
     }  # fmt: skip
     image = client.get(f"/photos/{first}/image")
     assert image.headers["content-type"] == "image/jpeg"
@@ -358,7 +580,7 @@ def test_photos_are_added_located_and_deleted(own_folder) -> None:
             45.0,
             "upload",
         )
-        assert photo["path"].endswith("/new.jpg")
+        assert photo["name"].endswith("/new.jpg")
         assert decode_upload(client.get(f"/photos/{good['id']}/image").content, "x").shape[0] == 3
         assert client.get("/config.json").json()["count"] == 3 * NUM_PLACES + 1
         assert client.get("/photos", params={"bbox": "9,48,10,49"}).json()["total"] == 1
@@ -477,11 +699,103 @@ def test_other_host_names_are_refused_on_loopback(localizer) -> None:
     with client_of(localizer, allowed_hosts=("maps.example.org",)) as client:
         for host, status in (
             ("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("MAPS.example.org", 200),
-            ("evil.example.org", 421), ("127.0.0.1.evil.example.org:80", 421), ("", 421),
+            ("LOCALHOST.", 200), ("[0:0:0:0:0:0:0:1]:8000", 200),
+            ("evil.example.org", 421), ("127.0.0.1.evil.example.org:80", 421), ("", 421), ("[::1]evil", 421),
+            ("[::1]evil:80", 421), ("localhost.evil", 421), ("localhost:80@evil", 421), ("localhost:99999", 421),
+            ("localhost:80:80", 421), ("localhost..", 421), ("[::1", 421), ("::1", 421), ("localhost evil", 421),
+            ("localhost:", 421), ("localhost/evil", 421), ("127.1", 421), ("[localhost]", 421),
         ):  # fmt: skip
             assert client.get("/health", headers={"Host": host}).status_code == status, host
     with client_of(localizer, host="0.0.0.0") as client:
         assert client.get("/health", headers={"Host": "anything.example.org"}).status_code == 200
+        assert client.get("/health", headers={"Host": "[::1]evil"}).status_code == 400
+
+
+FOREIGN = [
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Origin": "null"},
+    {"Origin": "https://evil.example.org"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Origin": "http://127.0.0.1"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_pages_of_other_sites_cannot_use_the_server(localizer, headers) -> None:
+    with client_of(localizer, token=TOKEN) as client:
+        for refused in (
+            client.post("/locate", content=good_photo(1), headers=headers),
+            client.post("/locate", files=[("files", ("a.jpg", good_photo(1)))], headers=headers),
+            client.delete("/photos/0", headers=headers | BEARER),
+            client.options("/locate", headers=headers),
+            client.get("/photos", headers=headers),
+            client.get("/photos/0/image", headers=headers),
+            client.get("/config.json", headers=headers),
+            client.get("/metrics", headers=headers),
+        ):
+            assert refused.status_code == 403 and "another site" in refused.json()["detail"]
+        for path in ("/", "/docs", "/static/app.js", "/health"):  # links from other sites work
+            assert client.get(path, headers=headers).status_code == 200
+        assert client.get("/photos/0").status_code == 200
+
+
+def test_the_page_of_the_server_and_programs_can_use_it(localizer) -> None:
+    with client_of(localizer, allowed_hosts=("maps.example.org",)) as client:
+        own = str(client.base_url).rstrip("/")
+        for headers in (
+            {},
+            {"Sec-Fetch-Site": "none"},
+            {"Sec-Fetch-Site": "same-origin", "Origin": own},
+            {"Origin": own},
+            {"Origin": "https://maps.example.org"},
+            {"Origin": "https://maps.example.org", "Host": "maps.example.org"},
+            {"Origin": "http://localhost", "Host": "localhost"},
+        ):
+            assert client.post("/locate", content=good_photo(1), headers=headers).status_code == 200, headers
+    with client_of(localizer, host="0.0.0.0") as client:
+        origin = {"Origin": "http://cameras.example.org:8000"}
+        same, other = {"Host": "cameras.example.org:8000"}, {"Host": "cameras.example.org"}
+        assert client.post("/locate", content=good_photo(1), headers=origin | same).status_code == 200
+        assert client.post("/locate", content=good_photo(1), headers=origin | other).status_code == 403
+
+
+def test_large_headers_are_refused(client) -> None:
+    for headers in ({"X-Long": "a" * 20_000}, {f"X-{number}": "a" * 100 for number in range(200)}):
+        assert client.get("/health", headers=headers).status_code in (400, 431)
+    assert client.get("/health", headers={"X-Long": "a" * 8_000}).status_code == 200
+
+
+def test_responses_contain_no_paths_of_the_server(tmp_path) -> None:
+    secret = "/home/somebody/holiday"
+    folder = make_index(tmp_path)
+    with open_index(folder, write=True) as index:
+        photos = [
+            NewPhoto(
+                path=f"{secret}/{n}.jpg",
+                key=f"s{n}",
+                latitude=50.0,
+                longitude=8.0,
+                source=secret,
+                thumbnail=jpeg(image),
+            )
+            for n, image in enumerate(place_image(n, 5, SIDE) for n in range(30, 33))
+        ]
+        descriptors = np.eye(3, index.spec.dimension, dtype=np.float32)
+        ids = index.add(photos, descriptors).ids.tolist()
+    localizer = Localizer(folder, device="cpu", uncalibrated=True)
+    with client_of(localizer) as client:
+        answer = client.post("/locate", content=good_photo(31), params={"near": "50,8,1000"})
+        photo = client.get(f"/photos/{ids[1]}")
+        others = [client.get(path) for path in ("/photos", "/config.json", "/health", "/openapi.json", "/metrics")]
+        for response in (answer, photo, *others):
+            assert response.status_code == 200
+            assert "/home" not in response.text and str(tmp_path) not in response.text
+        names = [row["name"] for row in answer.json()["results"][0]["neighbours"]]
+        assert sorted(names) == ["0.jpg", "1.jpg", "2.jpg"] or all(name.endswith(".jpg") for name in names)
+        assert photo.json()["name"].endswith("1.jpg") and photo.json()["source"] == "holiday"
+        assert "path" not in photo.json() and "path" not in answer.json()["results"][0]["neighbours"][0]
 
 
 def test_logs_contain_requests_but_no_photos_or_positions(client, caplog) -> None:

@@ -126,7 +126,7 @@ def test_a_signal_stops_the_server_after_all_accepted_photos(index_folder, numbe
 def test_connections_without_a_complete_header_are_closed(index_folder, monkeypatch) -> None:
     from cosplace.localization.localizer import Localizer
 
-    monkeypatch.setattr("cosplace.server.process.HEADER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cosplace.server.connections.WAITING_LIMIT_S", 0.2)
     with client_of(Localizer(index_folder, device="cpu", uncalibrated=True)) as client:
         with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
             connection.sendall(b"POST /locate HTTP/1.1\r\nHost: 127")
@@ -138,7 +138,7 @@ def test_connections_without_a_complete_header_are_closed(index_folder, monkeypa
 def test_settings_reach_uvicorn() -> None:
     settings = ServerSettings(max_connections=7, time_limit_s=12)
     server = make_server(None, settings)  # ty: ignore[invalid-argument-type]
-    assert server.config.limit_concurrency == 7 and server.config.timeout_graceful_shutdown > 12
+    assert server.connections.max_connections == 7 and server.config.timeout_graceful_shutdown > 12  # ty: ignore[unresolved-attribute]
     with listening_socket("localhost", 0) as listener:
         assert listener.getsockname()[0] in ("127.0.0.1", "::1")
 

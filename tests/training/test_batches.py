@@ -1,5 +1,6 @@
 """Batches of a group, and databases with queries."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 
 from cosplace.config.sections import Grouping
-from cosplace.errors import DatasetError
+from cosplace.errors import DatasetError, ImageError
 from cosplace.photos.opening import open_image
 from cosplace.photos.scanning import scan_images
 from cosplace.training.augmentation import Augmentation, augment
 from cosplace.training.batches import Batch, GroupImages, training_batches
+from cosplace.training.group_cache import cached_partition
 from cosplace.training.groups import Group, partition
 from tests.synthetic_dataset import write_dataset, write_place
 
@@ -68,6 +70,27 @@ def test_an_item_is_the_same_in_any_batch(dataset_folder: Path) -> None:
     assert torch.equal(whole.labels[places], some.labels)
     assert torch.equal(whole.draws[places], some.draws)
     assert len(whole.draws.unique(dim=0)) == 40
+
+
+@pytest.mark.parametrize("follow_outside", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_listed_photos_outside_the_folder_are_not_opened(tmp_path: Path, cached: bool, follow_outside: bool) -> None:
+    folder = tmp_path / "train"
+    names = sorted(write_place(folder, 1, variant).name for variant in range(3))
+    (tmp_path / "train_images_paths.txt").write_text("".join(f"{name}\n" for name in names))
+    images, grouping = scan_images(folder, follow_outside=follow_outside), Grouping(N=1, L=1, min_images_per_class=2)
+    groups = cached_partition(images, grouping, tmp_path / "cache") if cached else partition(images, grouping)
+    group: Group = pickle.loads(pickle.dumps(groups[0]))  # as in a loading process
+    (folder / names[1]).rename(tmp_path / names[1])
+    (folder / names[1]).symlink_to(tmp_path / names[1])
+    assert group.image_path(0) == folder / names[0]
+    if follow_outside:
+        assert group.image_path(1) == folder / names[1]
+        return
+    with pytest.raises(ImageError, match="outside"):
+        group.image_path(1)
+    batch = GroupImages(group, seed=0, epoch=0, settings=SETTINGS).batch(range(30))
+    assert len(batch.unreadable) == 1 and names[1] in batch.unreadable[0]
 
 
 def test_augmenting_in_the_loader_or_later_gives_the_same(dataset_folder: Path) -> None:

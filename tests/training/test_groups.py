@@ -4,7 +4,10 @@ import gzip
 import hashlib
 import json
 import pickle
+import re
 from collections import defaultdict
+from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +18,11 @@ from hypothesis import strategies as st
 from cosplace.config.sections import Grouping
 from cosplace.errors import CheckpointError, DatasetError
 from cosplace.photos.image_list import image_list
-from cosplace.training.group_cache import cached_partition, open_groups
-from cosplace.training.groups import advice, check_enough, partition
+from cosplace.training.advice import advice, check_enough, flags_text, uneven_headings
+from cosplace.training.group_cache import FORMAT, cached_partition, open_groups
+from cosplace.training.groups import class_of, partition
+
+FLAGS = [field.name for field in fields(Grouping)]
 
 
 def plain_groups(names: list[str], grouping: Grouping) -> list[dict[tuple[int, int, int], list[str]]]:
@@ -24,7 +30,9 @@ def plain_groups(names: list[str], grouping: Grouping) -> list[dict[tuple[int, i
     classes = defaultdict(list)
     for name in sorted(names):
         fields = name.split("/")[-1].split("@")
-        east, north, heading = float(fields[1]), float(fields[2]), float(fields[9])
+        east, north, heading = float(fields[1]), float(fields[2]), float(fields[9]) % 360 % 360
+        if east == north == 0:  # unknown
+            continue
         cell = (
             int(east // grouping.M * grouping.M),
             int(north // grouping.M * grouping.M),
@@ -58,8 +66,8 @@ def as_dicts(groups) -> list[dict[tuple[int, int, int], list[str]]]:
     return result
 
 
-def name(east: float, north: float, heading: float, note: str = "") -> str:
-    return f"@{east}@{north}@10@S@@@pano@@{heading}@@@@@{note}@.jpg"
+def name(east: float, north: float, heading: float | str, note: str = "", zone: str = "10@S@@") -> str:
+    return f"@{east}@{north}@{zone}@pano@@{heading}@@@@@{note}@.jpg"
 
 
 @pytest.mark.parametrize("case", ["0", "1", "2", "3"])
@@ -153,18 +161,179 @@ def test_damaged_cache_is_refused(photos, tmp_path: Path, damage: str) -> None:
         open_groups(path, None, photos.folder)
 
 
-def test_too_few_groups_and_classes_say_what_to_change(photos) -> None:
-    grouping = Grouping(N=1, L=1, groups_num=2)
-    with pytest.raises(DatasetError, match="Use fewer groups, for example `--groups_num 1`"):
-        check_enough(partition(photos, Grouping(N=1, L=1, groups_num=2, min_images_per_class=1)), grouping)
-    with pytest.raises(DatasetError, match="--min_images_per_class 50"):
-        check_enough(partition(photos, Grouping(min_images_per_class=100)), Grouping(min_images_per_class=100))
-    one_class = Grouping(M=1000, alpha=360, N=1, L=1, groups_num=1)
-    with pytest.raises(DatasetError, match="has 1 class"):
-        check_enough(partition(photos, one_class), one_class)
+# --- unusual names ---------------------------------------------------------------------------------------------------
+
+
+def test_headings_are_directions_of_a_circle() -> None:
+    headings = [0, 5, 360, 365, 720, -355, -360, 359, -1, 719.5, 30, -330, -1e-18]
+    names = [name(5, 5, heading, str(i)) for i, heading in enumerate(headings)]
+    cells = as_dicts(partition(image_list(Path("x"), names), Grouping(N=1, L=1, min_images_per_class=1)))
+    assert {cell[2]: len(images) for cell, images in cells[0].items()} == {0: 8, 30: 2, 330: 3}
+    directions = np.arange(0, 360, 0.25)
+    assert np.array_equal(class_of(directions, directions, directions, Grouping())[:, 2], directions // 30)
+
+
+def test_photos_of_different_zones_are_in_different_classes(tmp_path: Path) -> None:
+    zones = {"10@S@@": 10, "11@S@@": 11, "56@H@-33.8@151.2": -56, "56@H@@": -56, "56@S@-33.8@151.2": -56, "@@@": 0}
+    images = image_list(tmp_path, [name(500_005, 4_170_005, 0, str(i), zone) for i, zone in enumerate(zones)])
+    grouping = Grouping(min_images_per_class=1)
+    found = partition(images, grouping)
+    assert sorted(zip(found.zones.tolist(), np.diff(found.class_starts).tolist(), strict=True)) == [
+        (-56, 3), (0, 1), (10, 1), (11, 1)
+    ]  # fmt: skip
+    assert set(map(tuple, found.cells.tolist())) == {(500_000, 4_170_000, 0)}
+    for _ in range(2):  # written, then read
+        cached = cached_partition(images, grouping, tmp_path / "cache")
+        assert cached.zones.tolist() == found.zones.tolist()
+
+
+@pytest.mark.parametrize(
+    "zones", [["", "@"], ["10@S@@", "10@T@@", "10@S@37.1@-122.0", "@@@", "10.0@S@@"], ["56@@-1@1"]]
+)
+def test_in_one_zone_or_without_zones_classes_are_those_of_east_and_north(zones: list[str]) -> None:
+    texts = [name(20 * (i // 4), 5, 0, str(i), zones[i % len(zones)].ljust(3, "@")) for i in range(4, 40)]
+    images = image_list(Path("x"), texts)
+    found = partition(images, Grouping(min_images_per_class=2))
+    assert found.zones is None
+    assert as_dicts(found) == plain_groups(texts, Grouping(min_images_per_class=2))
+
+
+def test_photos_at_0_0_are_in_no_class(tmp_path: Path) -> None:
+    names = [name(0, 0, 0, str(i)) for i in range(5)] + [name(1000 * i, 0, 0, str(j)) for i in (1, 2) for j in range(2)]
+    grouping = Grouping(min_images_per_class=1)
+    for found in (partition(image_list(tmp_path, names), grouping), *(
+        cached_partition(image_list(tmp_path, names), grouping, tmp_path / "cache") for _ in range(2)
+    )):  # fmt: skip
+        assert (found.num_scanned, found.num_unknown, len(found.cells)) == (9, 5, 2)
+        assert all("@0@0@" not in found[0].image_name(image) for image in range(found[0].num_images))
+
+
+def test_the_zone_of_an_unknown_position_does_not_count() -> None:
+    names = ["@1005@7@10@S@@@a@@0@.jpg", "@1006@7@@@@@b@@0@.jpg"]  # one class: a name without zone is in that of others
+    grouping = Grouping(min_images_per_class=1)
+    alone = partition(image_list(Path("x"), names), grouping)
+    found = partition(image_list(Path("x"), [*names, "@0@0@31@U@@@c@@0@.jpg"]), grouping)
+    assert found.zones is None and found.num_unknown == 1
+    assert found.cells.tolist() == alone.cells.tolist() == [[1000, 0, 0]]
+
+
+def test_names_need_no_heading_with_alpha_360() -> None:
+    images = image_list(Path("x"), [f"@{1000 * i + 5}@7@@@@@p{j}@@@.jpg" for i in range(1, 3) for j in range(2)])
+    found = partition(images, Grouping(alpha=360, L=1, N=1, min_images_per_class=2))
+    assert found.cells.tolist() == [[1000, 0, 0], [2000, 0, 0]]
+    with pytest.raises(DatasetError, match="heading"):
+        partition(images, Grouping(alpha=180))
+
+
+def test_a_cache_of_an_older_format_is_not_read(photos, tmp_path: Path) -> None:
+    cached_partition(photos, Grouping(min_images_per_class=1), tmp_path)
+    (file,) = tmp_path.glob("groups-*.bin")
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(FORMAT.encode(), b"cosplace groups 1", 1))
+    with pytest.raises(CheckpointError, match="Delete it"):
+        open_groups(file, None, photos.folder)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "L", "said"),
+    [
+        (30, 2, ""), (360, 1, ""), (360, 2, ""), (180, 2, ""), (180, 4, ""), (120, 3, ""), (60, 3, ""), (1, 360, ""),
+        (40, 2, "--L 2 .* 9 ranges .* around north, .* less than 2 apart. Use `--alpha 36` or `--alpha 45` or `--L 3`"),
+        (50, 2, "--alpha 50 .* narrower. Use `--alpha 45` or `--alpha 60`"),
+        (50, 1, "--alpha 50 .* narrower. Use `--alpha 45` or `--alpha 60`"),
+        (30, 5, "--L 5 .* 12 ranges .* Use `--alpha 24` or `--alpha 36` or `--L 4` or `--L 6`"),
+    ],
+)  # fmt: skip
+def test_ranges_of_headings_that_do_not_divide_the_circle(alpha: int, L: int, said: str) -> None:
+    warning = uneven_headings(Grouping(alpha=alpha, L=L))
+    assert re.search(said, warning) if said else warning == ""
+    for flag, value in re.findall(r"`--(\w+) (\d+)`", warning):
+        assert uneven_headings(replace(Grouping(alpha=alpha, L=L), **{flag: int(value)})) == ""
+
+
+# --- advice ----------------------------------------------------------------------------------------------------------
+
+
+def walk(count: int, step_m: float) -> list[str]:
+    """Photos along a street, all looking ahead."""
+    rng = np.random.default_rng(0)
+    return [name(550_000 + step_m * i, 4_180_000 + rng.normal(0, 2), round(rng.normal(90, 8)), i) for i in range(count)]
+
+
+def area(count: int, side_m: float) -> list[str]:
+    """Photos anywhere in a square, in all directions."""
+    rng = np.random.default_rng(0)
+    return [
+        name(550_000 + rng.uniform(0, side_m), 4_180_000 + rng.uniform(0, side_m), rng.integers(360), i)
+        for i in range(count)
+    ]
+
+
+def panoramas(count: int) -> list[str]:
+    """Twelve directions at places 15 m apart."""
+    return [name(550_000 + 15 * (i // 12), 4_180_000, 30 * (i % 12), i) for i in range(count)]
+
+
+@pytest.mark.parametrize("names", [walk(300, 5), walk(150, 10), area(300, 200), area(300, 900), panoramas(300)])
+@pytest.mark.parametrize("grouping", [Grouping(), Grouping(M=20), Grouping(N=1, L=1), Grouping(alpha=360, L=1)])
+def test_following_the_advice_ends_it(names: list[str], grouping: Grouping) -> None:
+    images = image_list(Path("x"), names)
+    groups = partition(images, grouping)
+    found = advice(groups, grouping, images)
+    if found is None:
+        return check_enough(groups, grouping, images)
+    if found.settings is None:
+        return None
+    assert f"These settings work: `{flags_text(found.settings)}`" in found.text
+    advised = partition(images, found.settings)
+    check_enough(advised, found.settings, images)  # does not raise
+    smallest = min(num_classes for num_classes, _ in advised.counts()[: found.settings.groups_num])
+    assert smallest >= 10
+    again = advice(advised, found.settings, images)
+    assert again is None or (again.settings is None and not again.refused)
+    return None
+
+
+def test_settings_are_found_for_300_photos_of_a_walk() -> None:
+    images = image_list(Path("x"), walk(300, 5))
+    with pytest.raises(DatasetError, match=r"has 300 images, but no class .* These settings work: `--M \d+ --alpha"):
+        check_enough(partition(images, Grouping()), Grouping(), images)
+
+
+def test_photos_that_no_settings_suit() -> None:
+    images = image_list(Path("x"), area(30, 5000))
+    with pytest.raises(DatasetError, match=r"do not train .* `cosplace index build x --model .*`; `cosplace zoo list`"):
+        check_enough(partition(images, Grouping()), Grouping(), images)
+    unknown = image_list(Path("x"), [name(0, 0, 0, str(i)) for i in range(20)])
+    with pytest.raises(DatasetError, match="all positions are 0, 0"):
+        check_enough(partition(unknown, Grouping()), Grouping(), unknown)
+
+
+def test_reasons_for_a_refusal(photos) -> None:
+    for grouping, reason in [
+        (Grouping(N=1, L=1, groups_num=2, min_images_per_class=1), "has 1 group, fewer than --groups_num 2"),
+        (Grouping(min_images_per_class=100), "has 240 images, but no class with at least 100 images"),
+        (Grouping(M=1000, alpha=360, N=1, L=1, groups_num=1), "has 1 class, but training needs at least 2"),
+    ]:
+        with pytest.raises(DatasetError, match=reason):
+            check_enough(partition(photos, grouping), grouping, photos)
     small = Grouping(groups_num=1, min_images_per_class=1)
-    check_enough(partition(photos, small), small)
-    assert "hundreds" in (advice(partition(photos, small), small) or "")
+    check_enough(partition(photos, small), small, photos)
+    found = advice(partition(photos, small), small, photos)
+    assert found is not None and not found.refused and "hundreds" in found.text
+
+
+@pytest.mark.parametrize("names", [walk(300, 5), walk(300, 10), area(300, 200), panoramas(300)])
+def test_the_settings_of_the_readme_suit_300_photos(names: list[str]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    line = re.search(r"cosplace train --dataset_folder mine (.*)", readme)[1]
+    words = line.split("#")[0].split()
+    values = {flag[2:]: int(value) for flag, value in pairwise(words) if flag[2:] in FLAGS}
+    grouping = Grouping(**values)
+    images = image_list(Path("x"), names)
+    groups = partition(images, grouping)
+    check_enough(groups, grouping, images)
+    assert groups.counts()[0][0] >= 50
 
 
 @pytest.mark.parametrize(

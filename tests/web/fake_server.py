@@ -97,7 +97,7 @@ class FakeCity:
         offsets = np.hypot(*((self.positions[near] - [latitude, longitude]) * METERS_PER_DEGREE).T)
         neighbours = [
             self.record(int(index))
-            | {"path": f"street/{index:06d}.jpg", "similarity": 0.86 - 0.04 * k, "distance_m": float(m)}
+            | {"name": f"street/{index:06d}.jpg", "similarity": 0.86 - 0.04 * k, "distance_m": float(m)}
             for k, (index, m) in enumerate(zip(near, offsets, strict=True))
         ]
         found = {"photo": name, "latitude": latitude, "longitude": longitude, "radius_m": 12.4, "confidence": 0.934}
@@ -173,7 +173,7 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
 
     @app.get("/photos/{index}")
     def photo(index: int) -> dict:
-        return city.record(index) | {"path": f"street/{index:06d}.jpg", "time": 1_412_000_000.0, "source": "synthetic"}
+        return city.record(index) | {"name": f"street/{index:06d}.jpg", "time": 1_412_000_000.0, "source": "synthetic"}
 
     @app.get("/photos/{index}/image")
     def image(index: int) -> Response:

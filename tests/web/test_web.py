@@ -53,6 +53,14 @@ DOT_PIXELS = """() => {
     for (let k = 3; k < data.length; k += 4) if (data[k]) sides[((k >> 2) % width) * 2 < width ? 0 : 1] += 1;
     return sides;
 }"""
+DRAWN = """() => {
+    const map = document.querySelector("#map").getBoundingClientRect();
+    const boxes = (selector) => [...document.querySelectorAll(selector)].map((one) => one.getBoundingClientRect());
+    const place = (box) => [box.x - map.x, box.y - map.y];
+    return { size: [map.width, map.height], pin: place(boxes(".pin-icon")[0]),
+             lines: boxes("path.line").map((box) => box.width), radius: boxes("path.radius").map((box) => box.width),
+             marks: boxes(".match").map((box) => place(box)[0]) };
+}"""
 TO_BOXES = """async () => {
     const { toBox } = await import("./static/index_photos.js");
     const views = [[[1, 170], [2, 190]], [[1, -190], [2, -170]], [[1, -200], [2, 200]], [[1, 5], [2, 6]]];
@@ -315,6 +323,76 @@ def test_the_map_continues_across_the_antimeridian(browser: Any) -> None:
         assert min(sides) > 200
 
 
+class Fiji(FakeCity):
+    """A city on both sides of 180 degrees; answers are just east of it, half of their matches west."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = 179.99999 - float(self.positions[37 * 12, 1])
+        self.inland = FakeCity()
+        self.positions[:, 1] = self.moved(self.positions[:, 1])
+
+    def moved(self, longitude: Any) -> Any:
+        return (longitude + self.shift + 180) % 360 - 180
+
+    def answer(self, name: str) -> dict:
+        found = self.inland.answer(name)
+        for row in (found, *found["neighbours"]):
+            row["longitude"] = float(self.moved(row["longitude"]))
+        return found
+
+
+@pytest.mark.parametrize("tiles", [None, "/tiles/{z}/{x}/{y}.png"])
+def test_answers_near_the_antimeridian_are_drawn_next_to_their_matches(browser: Any, tiles: str | None) -> None:
+    city = Fiji()
+    signs = np.sign([row["longitude"] for row in city.answer("here-1.jpg")["neighbours"]])
+    assert set(signs) == {-1, 1}
+    with opened(browser, city, config={"tiles": tiles}) as page:
+        assert page.get_attribute("#map", "data-points") == "1200"
+        for copy in (0, 360, -360):  # wherever the map is, the answer is drawn in view
+            page.evaluate(
+                "(place) => { cosplace.map.setView(place, 17, { animate: false }) }",
+                [float(city.positions[37 * 12, 0]), 179.9999 + copy],
+            )
+            locate(page, "here-1.jpg")
+            page.wait_for_timeout(400)
+            assert page.evaluate("() => cosplace.map.getZoom()") > 14  # the view is not the whole world
+            drawn = page.evaluate(DRAWN)
+            width, height = drawn["size"]
+            assert 0 < drawn["pin"][0] < width and 0 < drawn["pin"][1] < height
+            assert drawn["lines"] and max(drawn["lines"]) < width and max(drawn["radius"]) < width
+            assert all(0 < x < width for x in drawn["marks"])
+            page.keyboard.press("Escape")
+        page.evaluate("() => { cosplace.map.setView([-17, -179.9999], 17, { animate: false }) }")
+        page.evaluate("() => cosplace.answers.select(cosplace.answers.entries[0])")
+        page.wait_for_timeout(300)
+        drawn = page.evaluate(DRAWN)
+        assert 0 < drawn["pin"][0] < drawn["size"][0]
+
+
+def test_boxes_and_clusters_across_the_antimeridian(browser: Any) -> None:
+    calls = """async () => {
+        const { nearestLongitude, boundsNear } = await import("./static/positions.js");
+        const { mergeClusters } = await import("./static/canvas_layers.js");
+        const at = (longitude, west, east) => ({ latitude: -17, longitude, count: 10, bbox: [west, -18, east, -16] });
+        const pairs = [[-179.9, 179.9], [179.9, -179.9], [10, 370], [-170, 0], [0, 725]];
+        return {
+            longitudes: pairs.map((pair) => nearestLongitude(...pair)),
+            bounds: [[179, -1, -179, 1], [-180, -90, 180, 90], [5, 1, 6, 2]].map((box) => boundsNear(box, 0)),
+            far: boundsNear([179, -1, -179, 1], -180),
+            merged: mergeClusters([at(179.9, 179.8, 180), at(-179.9, -180, -179.8)], 0.009),
+        };
+    }"""
+    with opened(browser) as page:
+        found = page.evaluate(calls)
+    assert found["longitudes"] == pytest.approx([180.1, -180.1, 370, -170, 720])
+    assert found["bounds"] == [[[-1, 179], [1, 181]], [[-90, -180], [90, 180]], [[1, 5], [2, 6]]]
+    assert found["far"] == [[-1, -181], [1, -179]]
+    (merged,) = found["merged"]
+    assert merged["count"] == 20 and merged["longitude"] == pytest.approx(180)
+    assert merged["bbox"] == pytest.approx([179.8, -18, 180.2, -16])
+
+
 def test_tiles_are_requested_from_the_given_address(browser: Any) -> None:
     requests = []
     attribution = '<img src=x onerror="window.ran=1">Map <b>data</b>'
@@ -390,7 +468,7 @@ def test_the_page_and_the_real_server_agree(browser: Any, tmp_path: Path) -> Non
         assert "Uncalibrated: " in page.inner_text("#detail")
         # The photo is in the index: it is its own best match, and its thumbnail is served.
         best = page.evaluate("() => cosplace.answers.selected.result.neighbours[0]")
-        assert best["path"] == "street/4-1.jpg"
+        assert best["name"] == "street/4-1.jpg"
         assert (best["latitude"], best["longitude"]) == pytest.approx(position_of(4), abs=1e-6)
         page.wait_for_selector(".match-photo img")
         page.wait_for_timeout(300)

@@ -1,0 +1,177 @@
+"""Checksums of the files of a local index: changed, truncated and missing files are detected before decoding.
+
+Lance writes each file once and never changes it, so a checksum stays valid.  The writer records sizes and
+checksums in `<address>/checksums.json` after each commit.  Files that it does not list were written by a run that was
+killed before it recorded them; they are not checked here, but their rows have their own checksums.
+
+A reader checks small files (versions, removed photos, records) whenever it opens a version, sizes of data files as
+well, and the search index before its first use.  Data files are checked by rows, see `cosplace.index.checksums`, and as
+files by `cosplace index verify`.  Side effects: reads the files of the index, writes checksums.json.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cosplace.errors import DamagedIndexError
+from cosplace.storage import write_text
+
+FILE_NAME = "checksums.json"
+FORMAT = 1
+SKIPPED_FOLDERS = ("_transactions",)  # of concurrent commits; readers never open them
+SEARCH_FOLDER, DATA_FOLDER, VERSIONS_FOLDER = "_indices", "data", "_versions"
+
+
+def is_local(address: str) -> bool:
+    """Whether an address is a folder, not object storage."""
+    return "://" not in address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChecksums:
+    """Sizes and checksums of the files of an index, by path below its address."""
+
+    versions: dict[str, int] = field(default_factory=dict)  # newest version of each table
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)  # path -> (bytes, checksum)
+
+
+def read_checksums(address: str) -> FileChecksums | None:
+    """The recorded checksums; None if there are none.  Raises DamagedIndexError."""
+    try:
+        record = json.loads((Path(address) / FILE_NAME).read_bytes())
+        content = record["content"]
+        if record["checksum"] != _checksum_of(content) or content["format"] != FORMAT:
+            raise ValueError("checksum")
+        files = {name: (int(size), str(checksum)) for name, (size, checksum) in content["files"].items()}
+        return FileChecksums(versions=dict(content["versions"]), files=files)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(address, f"{FILE_NAME} cannot be read") from error
+
+
+def record_checksums(address: str, versions: dict[str, int], former: FileChecksums | None) -> FileChecksums:
+    """Record the checksums of the files of some tables; those of `former` are not computed again.
+
+    versions: newest version of each table; files of earlier ones are left out.
+    """
+    known = {} if former is None else former.files
+    files = {}
+    for path in sorted(_files(Path(address), versions)):
+        name, size = path.relative_to(address).as_posix(), path.stat().st_size
+        files[name] = known[name] if name in known and known[name][0] == size else (size, file_checksum(path))
+    content = {"format": FORMAT, "versions": versions, "files": files}
+    write_text(Path(address) / FILE_NAME, json.dumps({"checksum": _checksum_of(content), "content": content}))
+    return FileChecksums(versions=versions, files=files)
+
+
+def find_changes(
+    address: str, checksums: FileChecksums, names: Sequence[str], *, only_sizes: bool = False
+) -> list[str]:
+    """The names of files whose content has changed; files that no longer exist are left out."""
+    changed = []
+    for name in names:
+        path, (size, checksum) = Path(address) / name, checksums.files[name]
+        try:
+            if path.stat().st_size != size or not (only_sizes or file_checksum(path) == checksum):
+                changed.append(name)
+        except FileNotFoundError:  # a writer removes the files of earlier versions
+            continue
+        except OSError:
+            changed.append(name)
+    return changed
+
+
+def file_checksum(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def is_of_photos(name: str) -> bool:
+    """Whether a file holds photos."""
+    return name.startswith(f"photos.lance/{DATA_FOLDER}/")
+
+
+def is_of_search(name: str) -> bool:
+    """Whether a file belongs to the search index, which is derived from the photos."""
+    return f"/{SEARCH_FOLDER}/" in name
+
+
+def damaged(address: str, problem: str) -> DamagedIndexError:
+    """The error of a damaged index."""
+    return DamagedIndexError(f"{address} is damaged: {problem}. Run `cosplace index verify {address}`.")
+
+
+def _checksum_of(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _files(address: Path, versions: dict[str, int]) -> Iterable[Path]:
+    for table, version in versions.items():
+        folder = address / f"{table}.lance"
+        manifests = (f"{version}.manifest", f"{2**64 - 1 - version:020}.manifest")  # both names that Lance uses
+        for path in folder.rglob("*"):
+            kind = path.relative_to(folder).parts[0]
+            if path.is_file() and kind not in SKIPPED_FOLDERS and (kind != VERSIONS_FOLDER or path.name in manifests):
+                yield path
+
+
+class CheckedFiles:
+    """The files of one index, compared with their checksums; each file only once, because it never changes.
+
+    Files on object storage have no checksums, so there is nothing to compare.
+    """
+
+    def __init__(self, address: str, *, check: bool = True) -> None:
+        """check: compare files; without it, they are only recorded."""
+        self.address, self.is_checked = address, check and is_local(address)
+        self.versions: dict[str, int] = {}  # newest version of each table, as recorded
+        self._found_intact: set[str] = set()
+
+    def record(self, versions: dict[str, int], *, again: bool = False) -> None:
+        """Record the checksums of new files; the writer calls this after each commit.  again: of all files."""
+        if is_local(self.address):
+            former = None if again else read_checksums(self.address)
+            record_checksums(self.address, versions, former)
+
+    def check(self) -> None:
+        """Compare files with their checksums before Lance reads them.  Raises DamagedIndexError."""
+        checksums = read_checksums(self.address) if self.is_checked else None
+        self.versions = {} if checksums is None else checksums.versions
+        if checksums is None:
+            return
+        new = [name for name in checksums.files if name not in self._found_intact and not is_of_search(name)]
+        large = [name for name in new if is_of_photos(name)]
+        small = [name for name in new if not is_of_photos(name)]
+        changed = find_changes(self.address, checksums, large, only_sizes=True)
+        changed += find_changes(self.address, checksums, small)
+        if changed:
+            raise damaged(self.address, f"{changed[0]} has changed")
+        self._found_intact |= set(new)
+
+    def check_versions(self, versions: dict[str, int]) -> None:
+        """Raise DamagedIndexError if the newest version of a table is older than the one that was recorded."""
+        for table, version in self.versions.items():
+            if versions[table] < version:
+                raise damaged(self.address, f"the newest version of {table}.lance is missing")
+
+    def is_search_intact(self, version: int) -> bool:
+        """Whether the files of the search index are as they were written; they are derived from the photos.
+
+        version: that of the photos that are read.
+        """
+        checksums = read_checksums(self.address) if self.is_checked else None
+        if checksums is None:
+            return True
+        new = [name for name in checksums.files if is_of_search(name) and name not in self._found_intact]
+        is_newest = checksums.versions.get("photos") == version
+        if is_newest and not all((Path(self.address) / name).is_file() for name in new):
+            return False
+        if find_changes(self.address, checksums, new):
+            return False
+        self._found_intact |= set(new)
+        return True

@@ -1,0 +1,85 @@
+"""Lance: open the tables of an address, and say in an error what to do.
+
+Side effects: `connect` sets environment variables that keep Lance from printing.
+"""
+
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from cosplace.errors import CosPlaceError, MissingIndexError, PhotoIndexError, StorageError
+from cosplace.index.file_checksums import damaged, is_local
+
+
+def connect(address: str) -> Any:
+    """Open the tables of an address, a folder or object storage."""
+    # Otherwise it prints a warning about every new table.
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    os.environ.setdefault("LANCE_LOG", "error")
+    # Imported late: it takes a second and starts threads.
+    import lancedb
+
+    return lancedb.connect(address)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+class OutdatedError(MissingIndexError):
+    """Files of the version that is read are gone: a writer has removed them, or they are missing.  Read again."""
+
+
+PANICS = ("RustPanic", "PanicException")  # raised by failed assertions in Lance; some are not an Exception
+RUST_SOURCE = re.compile(r",? ?\S*\.rs:\d+(:\d+)?|/\S*/\.cargo/\S*|, location: \S+")
+
+
+@contextmanager
+def translated_errors(address: str) -> Generator[None]:
+    """Turn errors of Lance into errors that say what to do."""
+    try:
+        yield
+    except (CosPlaceError, GeneratorExit):
+        raise
+    except BaseException as error:
+        is_of_arrow = type(error).__module__.startswith("pyarrow")
+        if not (isinstance(error, OSError | RuntimeError | ValueError) or is_of_arrow or _is_panic(error)):
+            raise
+        raise _translate(address, error) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    return type(error).__name__ in PANICS
+
+
+def _translate(address: str, error: BaseException) -> CosPlaceError:
+    text = RUST_SOURCE.sub("", " ".join(str(error).split()))
+    if "os error 28" in text or "No space left" in text or "os error 122" in text:
+        return StorageError(
+            f"{address}: no space left on the disk, or in the folder for temporary files. Free some space and run the "
+            "command again; all photos so far are kept."
+        )
+    if "Permission denied" in text or "Read-only" in text:
+        return StorageError(f"Cannot write to {address} (permission denied). Choose another address.")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return StorageError(f"{address} is a file, not a folder. Choose another address.")
+    if not is_local(address) and (found := re.search(REMOTE_PROBLEMS, text, re.IGNORECASE)):
+        return PhotoIndexError(
+            f"{address} cannot be reached ({found[0].lower()}). Check the address, the network and the credentials."
+        )
+    if isinstance(error, FileNotFoundError) or "not found" in text.lower() or "No such file" in text:
+        missing = re.search(r"(?:data|_indices|_deletions|_versions)/[\w./-]+", text)
+        part = f"{missing[0]} is missing" if missing else "a file is missing"
+        return OutdatedError(f"{address} is not complete: {part}. Run `cosplace index verify {address}`.")
+    if _is_panic(error):
+        return damaged(address, "a file cannot be decoded")
+    if is_local(address) and "os error" not in text:
+        return damaged(address, text[:200].rstrip(". "))
+    return PhotoIndexError(f"Cannot read or write {address}: {text[:200]}")
+
+
+REMOTE_PROBLEMS = (
+    r"dns error|failed to lookup|connection refused|timed out|timeout|connect error|error sending request|"
+    r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Forbidden|Unauthorized|NoSuchBucket|credentials?"
+)

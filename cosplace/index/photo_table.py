@@ -1,0 +1,65 @@
+"""The table of photos: its columns, and their checksums.  Pure functions.  Legend: n photos, D dimension."""
+
+from typing import Any
+
+import numpy as np
+
+from cosplace.index.checksums import (
+    CHECKS,
+    NUMBER_COLUMNS,
+    descriptor_checks,
+    numbers_checks,
+    path_checks,
+    rest_checks,
+)
+
+NARROW = ("id", *NUMBER_COLUMNS, "numbers_check", "path", "path_check")
+ADDED_COLUMNS = {  # since format 1, with their values for the photos of such an index
+    "accuracy_m": "cast('nan' as float)",
+    "root": "cast(-1 as int)",
+    **dict.fromkeys(CHECKS, "cast(0 as int unsigned)"),
+}
+WITH_DESCRIPTOR = ("id", "descriptor", "descriptor_check")
+NO_ROOT = -1  # the stored path is the whole path
+
+
+def photo_schema(dimension: int, stored_dtype: str) -> Any:
+    """The columns of a photo."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("id", pa.int64()),
+            ("latitude", pa.float64()),
+            ("longitude", pa.float64()),
+            ("heading", pa.float32()),
+            ("time", pa.float64()),
+            ("path", pa.string()),
+            ("source", pa.string()),
+            ("key", pa.string()),
+            ("num_bytes", pa.int64()),
+            ("modified_ns", pa.int64()),
+            ("accuracy_m", pa.float32()),
+            ("root", pa.int32()),
+            *((name, pa.uint32()) for name in CHECKS),
+            ("thumbnail", pa.binary()),
+            ("descriptor", pa.list_(pa.float16() if stored_dtype == "float16" else pa.float32(), dimension)),
+        ]
+    )
+
+
+def with_checks(rows: dict[str, Any]) -> dict[str, Any]:
+    """Columns of photos, with their checksums.  rows: id (n,), path, descriptor (n, D) as stored, and the others."""
+    ids = np.asarray(rows["id"], np.int64)
+    return rows | {
+        "numbers_check": numbers_checks(ids, {name: np.asarray(rows[name]) for name in NUMBER_COLUMNS}),
+        "path_check": path_checks(ids, rows["path"]),
+        "descriptor_check": descriptor_checks(ids, rows["descriptor"]),
+        "rest_check": rest_checks(ids, rows),
+    }
+
+
+def matrix(descriptors: Any) -> np.ndarray:
+    """A column of descriptors as (n, D)."""
+    width = descriptors.type.list_size
+    return descriptors.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

@@ -1,0 +1,91 @@
+"""Synchronize an index with a folder: add new photos, update moved and changed ones, remove those that are gone.
+
+A drive that is not mounted looks like an empty folder, so removing many photos must be allowed.  Side effects:
+reads photos, writes the index.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosplace.errors import DatasetError
+from cosplace.index.building import IndexingResult, add_photos, plan_photos, rows_below
+from cosplace.index.photo_index import PhotoIndex
+from cosplace.index.sources import find_photos
+from cosplace.models.encoder import Encoder
+from cosplace.photos.paths import path_from_text
+
+MAX_REMOVED_SHARE = 0.5  # of the photos of the index below the folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncResult:
+    """What a synchronization has done, or would do."""
+
+    indexing: IndexingResult | None  # None if the folder has no photos
+    num_removed: int
+
+
+def sync_folder(
+    index: PhotoIndex,
+    encoder: Encoder | None,
+    folder: str | Path,
+    *,
+    allow_many: bool = False,
+    dry_run: bool = False,
+    follow_outside: bool = False,
+    **options: Any,
+) -> SyncResult:
+    """Add the photos of a folder to an index, and remove those below it whose files are gone.
+
+    allow_many: remove photos even if the folder is missing or empty, or if more than half of its photos are gone.
+    dry_run: change nothing; encoder may be None.  options: of `add_photos`.
+    Raises DatasetError instead of removing many photos.
+    """
+    try:
+        photos = find_photos(folder, follow_outside=follow_outside)
+    except DatasetError as error:
+        if not allow_many:
+            raise DatasetError(
+                f"{error} Nothing was removed.", "use --yes to remove its photos from the index"
+            ) from error
+        photos = None
+    known = rows_below(index.columns().paths(), folder)
+    num_known = len(known)
+    result, moved = None, frozenset()
+    if photos is not None and dry_run:
+        result, moved = plan_photos(index, photos)
+    elif photos is not None:
+        assert encoder is not None
+        result = add_photos(index, encoder, photos, **options)
+    gone = _gone(index, folder, moved)
+    if num_known and len(gone) > MAX_REMOVED_SHARE * num_known and not allow_many:
+        raise DatasetError(
+            f"{len(gone):,} of {num_known:,} indexed photos below {folder} no longer exist. Is a drive not mounted? "
+            f"{'' if dry_run else 'New and moved photos were added, but '}nothing was removed.",
+            "use --yes to remove them",
+        )
+    num_removed = len(gone) if dry_run else index.remove(gone)
+    return SyncResult(indexing=result, num_removed=num_removed)
+
+
+def _gone(index: PhotoIndex, folder: str | Path, moved: frozenset[int]) -> np.ndarray:
+    """Ids of the photos below a folder whose files do not exist; photos whose files cannot be checked are kept."""
+    columns = index.columns()
+    paths = columns.paths()
+    rows = [row for row in rows_below(paths, folder) if not _exists(paths[row])]
+    ids = columns.ids[np.array(rows, np.int64)]
+    return ids[~np.isin(ids, list(moved))]
+
+
+def _exists(path: str) -> bool:
+    try:
+        os.lstat(path_from_text(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # such as a missing permission
+        return True
+    return True

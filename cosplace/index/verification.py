@@ -1,0 +1,159 @@
+"""Verify an index: read everything, find what has changed since it was written, and repair what can be repaired.
+
+Side effects: `verify_index` reads the whole index; `repair_index` writes it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosplace.errors import CosPlaceError, DamagedIndexError
+from cosplace.index.checksums import (
+    NUMBER_COLUMNS,
+    PARTS,
+    REST_COLUMNS,
+    descriptor_checks,
+    numbers_checks,
+    path_checks,
+    rest_checks,
+)
+from cosplace.index.file_checksums import (
+    FILE_NAME,
+    FileChecksums,
+    find_changes,
+    is_local,
+    is_of_photos,
+    is_of_search,
+    read_checksums,
+)
+from cosplace.index.photo_index import open_index
+from cosplace.index.photo_table import matrix
+from cosplace.index.store import Store, has_index
+from cosplace.index.writer_lock import WriterLock
+from cosplace.progress import Progress, no_progress
+
+TASK = "verifying"
+NUM_NAMED = 5  # damaged photos that a problem names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What the verification of an index has found."""
+
+    num_photos: int
+    num_unchecked: int  # photos stored by an earlier version, without checksums
+    num_files: int  # files that were compared with their checksums; 0 on object storage and for earlier versions
+    problems: tuple[str, ...]  # one line each
+    damaged_ids: tuple[int, ...]  # of photos
+    can_repair: bool  # whether everything that is damaged can be removed or rebuilt
+
+
+def verify_index(address: str | Path, progress: Progress = no_progress) -> Verification:
+    """Compare all files and all photos of an index with their checksums.  Raises MissingIndexError without an index."""
+    address = str(address)
+    if not has_index(address):
+        Store(address)  # raises
+    problems: list[str] = []
+    checksums = FileChecksums()
+    if is_local(address):
+        try:
+            checksums = read_checksums(address) or checksums
+        except DamagedIndexError:
+            problems.append(f"{FILE_NAME} cannot be read")
+    names = list(checksums.files)
+    changed = []
+    for place, name in enumerate(names):
+        progress(TASK, place, len(names) + 1)
+        changed += find_changes(address, checksums, [name])
+    problems += [f"{name} has changed" for name in changed]
+    missing: list[str] = []
+    ids: set[int] = set()
+    num_photos = num_unchecked = 0
+    try:
+        store = Store(address, check=False)
+        current = {"photos": store.version, "records": store.records.version}
+        problems += [f"the newest version of {table}.lance is missing"
+                     for table, version in checksums.versions.items() if current[table] < version]  # fmt: skip
+        if current == checksums.versions:
+            missing = [name for name in names if not (Path(address) / name).is_file()]
+            problems += [f"{name} is missing" for name in missing]
+        num_photos = store.count()
+        for batch in store.scan(store.photos.schema.names):
+            num_unchecked += int(np.count_nonzero(batch["id"].to_numpy() < store.checked_from))
+            for part, damaged in _damaged_photos(batch, store.checked_from).items():
+                ids.update(damaged)
+                problems.append(f"the {part} of {_named(damaged)} has changed")
+        store.columns()
+        if store.lacks_file_checksums():
+            problems.append(f"{FILE_NAME} is missing: the search index is not used until its files can be checked")
+        can_read = True
+    except CosPlaceError as error:
+        text = str(error).removeprefix(f"{address} is damaged: ").removeprefix(f"{address} is not complete: ")
+        problems.append(text.removesuffix(f" Run `cosplace index verify {address}`.").rstrip("."))
+        can_read = False
+    progress(TASK, len(names) + 1, len(names) + 1)
+    # A changed data file without a damaged photo: the change is in photos without checksums, or in no photo.
+    is_bounded = bool(ids) or not num_unchecked
+    broken = [name for name in [*changed, *missing] if not (is_of_search(name) or (is_of_photos(name) and is_bounded))]
+    lost = [name for name in missing if not is_of_search(name)]
+    return Verification(
+        num_photos=num_photos,
+        num_unchecked=num_unchecked,
+        num_files=len(names),
+        problems=tuple(dict.fromkeys(problems)),
+        damaged_ids=tuple(sorted(ids)),
+        can_repair=can_read and not broken and not lost and "newest version" not in " ".join(problems),
+    )
+
+
+def repair_index(address: str | Path, found: Verification, progress: Progress = no_progress) -> None:
+    """Remove damaged photos, build the search index again, and record new checksums.
+
+    found: the result of `verify_index`.  Raises DamagedIndexError if that is not enough.
+    """
+    address = str(address)
+    if not found.can_repair:
+        raise DamagedIndexError(f"{address} cannot be repaired. Restore a copy of it, or build it again.")
+    lock = WriterLock(address)
+    try:
+        if is_local(address):
+            (Path(address) / FILE_NAME).unlink(missing_ok=True)
+        store = Store(address, check=False)
+        if store.has_vector_index():
+            store.drop_vector_index()
+        if found.damaged_ids:
+            store.remove(np.array(found.damaged_ids, np.int64))
+        store.record_checksums(again=True)
+    finally:
+        lock.release()
+    with open_index(address, write=True) as index:
+        index.update_search(progress)
+
+
+def _damaged_photos(batch: Any, checked_from: int) -> dict[str, list[int]]:
+    """Ids of photos whose checksums are wrong, by part."""
+    if "numbers_check" not in batch.schema.names:
+        return {}
+    ids = batch["id"].to_numpy()
+    numbers = {name: batch[name].to_numpy() for name in NUMBER_COLUMNS}
+    checks = {
+        "numbers_check": numbers_checks(ids, numbers),
+        "path_check": path_checks(ids, batch["path"].to_pylist()),
+        "descriptor_check": descriptor_checks(ids, matrix(batch["descriptor"])),
+        "rest_check": rest_checks(ids, {name: batch[name].to_pylist() for name in REST_COLUMNS}),
+    }
+    found = {}
+    for name, values in checks.items():
+        wrong = (values != batch[name].to_numpy()) & (ids >= checked_from)
+        if wrong.any():
+            found[PARTS[name]] = ids[wrong].tolist()
+    return found
+
+
+def _named(ids: list[int]) -> str:
+    if len(ids) == 1:
+        return f"photo {ids[0]}"
+    names = ", ".join(map(str, ids[:NUM_NAMED])) + (", ..." if len(ids) > NUM_NAMED else "")
+    return f"{len(ids):,} photos ({names})"

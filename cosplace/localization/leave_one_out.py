@@ -1,0 +1,116 @@
+"""Locate photos of an index as if they were new: the photo itself, and what was captured with it, is hidden.
+
+One pass over the descriptors of the index.  Legend: N queries, K matches.  Side effects: reads the index.
+"""
+
+import numpy as np
+
+from cosplace.geo import ecef_from_lla
+from cosplace.index.photo_index import PhotoIndex
+from cosplace.index.records import Columns
+from cosplace.localization.localizer import NUM_FUSED
+from cosplace.localization.queries import TASK, Queries
+from cosplace.localization.seen_photos import QueryMatches, lower_similarities
+from cosplace.models.training_card import ValidationMatches
+from cosplace.progress import Progress
+from cosplace.retrieval.recall import RADIUS_M
+
+SAME_PLACE_M = 1.0
+OUT_OF_INDEX_M = 100.0  # photos within this distance are hidden from out-of-index queries
+BLOCK_ROWS = 16_384
+
+
+def find_matches(  # noqa: PLR0917
+    index: PhotoIndex,
+    columns: Columns,
+    queries: Queries,
+    progress: Progress,
+    num_altered: int,
+    correction: ValidationMatches | None,
+) -> tuple[QueryMatches, QueryMatches]:
+    """Matches (N, K) as if each photo were new, and as if its place were not in the index.
+
+    num_altered: photos that progress has counted before.  correction: lowers the similarities of the positives.
+    """
+    points = ecef_from_lla(columns.latitudes, columns.longitudes)
+    center = np.nanmean(points, axis=0)  # relative to it, numbers are small, so products are exact to millimeters
+    points = points - center
+    own_points = ecef_from_lla(queries.latitudes, queries.longitudes) - center
+    own_times = queries.times[:, None]
+    num_queries = len(queries.rows)
+    as_new, out_of_index, positives = (_BestMatches(num_queries) for _ in range(3))
+    in_index = np.zeros(num_queries, bool)
+    for start in range(0, len(columns), BLOCK_ROWS):
+        block = np.arange(start, min(start + BLOCK_ROWS, len(columns)))
+        similarities = queries.descriptors @ index.descriptors(columns.ids[block]).astype(np.float32).T
+        squared_m = _squared_distances(own_points, points[block])  # nan where a position is unknown
+        squared_m[~queries.shows_place] = np.inf
+        times = columns.times[block][None]
+        same_time = (times == own_times) | (np.isnan(times) & np.isnan(own_times))
+        hidden = (queries.rows[:, None] == block[None]) | ((squared_m <= SAME_PLACE_M**2) & same_time)
+        is_positive = (squared_m <= RADIUS_M**2) & ~hidden
+        in_index |= is_positive.any(axis=1)
+        if correction is not None:
+            positives.add(np.where(is_positive, similarities, -np.inf), start)
+            hidden |= is_positive
+        as_new.add(np.where(hidden, -np.inf, similarities), start)
+        out_of_index.add(np.where(hidden | (squared_m <= OUT_OF_INDEX_M**2), -np.inf, similarities), start)
+        progress(TASK, num_altered + int(block[-1]) + 1, num_altered + len(columns))
+    if correction is not None:
+        lowered = lower_similarities(positives.similarities, correction)
+        as_new = _BestMatches.merged(as_new, positives, lowered)
+    return as_new.matches(columns, in_index), out_of_index.matches(columns, np.zeros_like(in_index))
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances (n, m) between points (n, 3) and (m, 3)."""
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.maximum(squares, 0.0)
+
+
+class _BestMatches:
+    """The NUM_FUSED best matches of each query in the blocks so far."""
+
+    def __init__(self, num_queries: int) -> None:
+        self.similarities = np.empty((num_queries, 0), np.float32)
+        self.rows = np.empty((num_queries, 0), np.int64)
+
+    def add(self, similarities: np.ndarray, start: int) -> None:
+        """Add the similarities (N, n) of rows from `start` on; -inf for hidden rows."""
+        similarities = np.concatenate([self.similarities, similarities], axis=1)
+        num_before = self.rows.shape[1]
+        best = _largest(similarities, NUM_FUSED)
+        before = np.concatenate([self.rows, np.zeros((len(similarities), 1), np.int64)], axis=1)
+        kept = np.take_along_axis(before, np.minimum(best, num_before), 1)
+        self.rows = np.where(best < num_before, kept, best - num_before + start)
+        self.similarities = np.take_along_axis(similarities, best, 1).astype(np.float32)
+
+    @classmethod
+    def merged(cls, others: "_BestMatches", positives: "_BestMatches", similarities: np.ndarray) -> "_BestMatches":
+        """The best of two disjoint sets of matches; similarities (N, K): those to use for the positives."""
+        both = cls(len(similarities))
+        all_similarities = np.concatenate([others.similarities, similarities], axis=1)
+        best = _largest(all_similarities, others.rows.shape[1])
+        both.rows = np.take_along_axis(np.concatenate([others.rows, positives.rows], axis=1), best, 1)
+        both.similarities = np.take_along_axis(all_similarities, best, 1).astype(np.float32)
+        return both
+
+    def matches(self, columns: Columns, in_index: np.ndarray) -> QueryMatches:
+        """The matches with their positions."""
+        is_match = np.isfinite(self.similarities)
+        return QueryMatches(
+            similarities=self.similarities,
+            latitudes=np.where(is_match, columns.latitudes[self.rows], np.nan),
+            longitudes=np.where(is_match, columns.longitudes[self.rows], np.nan),
+            accuracies_m=np.where(is_match, columns.accuracies_m[self.rows], np.nan),
+            in_index=in_index,
+        )
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Columns of the `count` largest values of each row, largest first; lower columns first among equals."""
+    if values.shape[1] <= 4 * count:
+        return np.argsort(-values, axis=1, kind="stable")[:, :count]
+    some = np.sort(np.argpartition(-values, count, axis=1)[:, :count], axis=1)
+    order = np.argsort(-np.take_along_axis(values, some, 1), axis=1, kind="stable")
+    return np.take_along_axis(some, order, 1)

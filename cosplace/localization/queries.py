@@ -1,0 +1,119 @@
+"""Photos to calibrate an index with: photos of the index, of a folder, and images that show no place.
+
+Legend: N queries, D dimension.  Side effects: reads photos.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cosplace.errors import ConfigError, ImageError
+from cosplace.index.photo_index import PhotoIndex
+from cosplace.index.photo_pixels import photo_pixels
+from cosplace.index.records import Columns
+from cosplace.localization.confidence import NUM_FOLDS
+from cosplace.localization.photo_changes import alter_photo, images_without_place
+from cosplace.models.encoder import Encoder
+from cosplace.photos.metadata import read_metadata
+from cosplace.photos.opening import decode_image, read_file
+from cosplace.photos.scanning import scan_images
+from cosplace.progress import Progress
+from cosplace.retrieval.recall import RADIUS_M
+
+NUM_WITHOUT_PLACE = 60  # images that show no place
+TASK = "calibrating"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queries:
+    """Photos to locate, with their true positions."""
+
+    descriptors: np.ndarray  # (N, D) float32
+    rows: np.ndarray  # (N,) int64: row of the photo in the index, -1 if it is not there
+    latitudes: np.ndarray  # (N,) float64, nan for an image that shows no place
+    longitudes: np.ndarray  # (N,) float64
+    times: np.ndarray  # (N,) float64 seconds since 1970 (UTC), nan where unknown
+
+    @property
+    def shows_place(self) -> np.ndarray:
+        """Which images show a place, (N,) bool."""
+        return np.isfinite(self.latitudes)
+
+
+def queries_of_index(columns: Columns, rows: np.ndarray, descriptors: np.ndarray) -> Queries:
+    """Photos of an index.  rows: (N,) int64; descriptors: (N, D) float32."""
+    return Queries(
+        descriptors=descriptors,
+        rows=rows,
+        latitudes=columns.latitudes[rows],
+        longitudes=columns.longitudes[rows],
+        times=columns.times[rows],
+    )
+
+
+def queries_of_folder(
+    folder: Path, encoder: Encoder, num_queries: int, rng: np.random.Generator, progress: Progress
+) -> Queries:
+    """Photos of a folder that can be read and have a position.  Raises ConfigError if there are too few."""
+    images = scan_images(folder)
+    chosen = np.sort(rng.permutation(len(images))[:num_queries])
+    descriptors, metadata = [np.empty((0, encoder.dimension), np.float32)], []
+    for number, row in enumerate(chosen.tolist()):
+        progress(TASK, number, len(chosen))
+        try:
+            path = images.path(row)
+            raw = read_file(path)
+            known = read_metadata(path, raw)
+            if known.has_position and not known.accuracy_m > RADIUS_M:  # others have no exact position
+                descriptors.append(encoder.encode(decode_image(raw, path)))
+                metadata.append(known)
+        except ImageError as error:
+            log.warning("%s", error)
+    if len(metadata) < 2 * NUM_FOLDS:
+        raise ConfigError(
+            f"{folder} has {len(metadata)} readable photos with a position, but calibration needs at least "
+            f"{2 * NUM_FOLDS}. Use a folder with more photos, or omit --queries."
+        )
+    return Queries(
+        descriptors=np.concatenate(descriptors),
+        rows=np.full(len(metadata), -1, np.int64),
+        latitudes=np.array([known.latitude for known in metadata]),
+        longitudes=np.array([known.longitude for known in metadata]),
+        times=np.array([known.time for known in metadata]),
+    )
+
+
+def altered_queries(  # noqa: PLR0917
+    index: PhotoIndex,
+    encoder: Encoder,
+    columns: Columns,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> Queries:
+    """Photos in other light and another crop; photos without a file or a thumbnail are left out."""
+    kept, descriptors = [], [np.empty((0, index.spec.dimension), np.float32)]
+    for number, row in enumerate(rows.tolist()):
+        pixels = photo_pixels(index, int(columns.ids[row]), columns.paths([row])[0])
+        if pixels is not None:
+            kept.append(row)
+            descriptors.append(encoder.encode(alter_photo(pixels, rng)))
+        progress(TASK, number + 1, len(rows) + len(columns))
+    return queries_of_index(columns, np.array(kept, np.int64), np.concatenate(descriptors))
+
+
+def queries_without_place(encoder: Encoder, rng: np.random.Generator) -> Queries:
+    """Images that show no place."""
+    images = images_without_place(NUM_WITHOUT_PLACE, rng)
+    unknown = np.full(len(images), np.nan)
+    return Queries(
+        descriptors=encoder.encode(images),
+        rows=np.full(len(images), -1, np.int64),
+        latitudes=unknown,
+        longitudes=unknown,
+        times=unknown,
+    )

@@ -1,0 +1,46 @@
+"""How a photo is stored: upright, turned or mirrored.  One rule for pixels, thumbnails and the server.
+
+The EXIF block decides; where it has no orientation, XMP's tiff:Orientation; where there is none, the photo is upright.
+"""
+
+import struct
+
+from cosplace.photos.xmp import TIFF_NAMESPACE, contains, read_xmp
+
+ORIENTATION = 0x0112  # tag of the first directory of an EXIF block
+EXIF_HEADER = b"Exif\x00\x00"
+BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+INTEGER_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # from a type of TIFF to its format in `struct`
+ORIENTATION_TEXTS = tuple("12345678")
+UPRIGHT = 1
+
+
+def read_orientation(exif_block: bytes | None, xmp: bytes | None) -> int:
+    """The orientation of a photo, 1 to 8; 1 if neither block has one, or an impossible one.  Never raises.
+
+    exif_block: with or without the leading "Exif"; xmp: a packet.  None for a block that the photo lacks.
+    """
+    orientation = _exif_orientation(exif_block) if exif_block else 0
+    if not orientation and xmp and contains(xmp, "Orientation"):
+        text = read_xmp(xmp).get(f"{{{TIFF_NAMESPACE}}}Orientation", "")
+        orientation = int(text) if text in ORIENTATION_TEXTS else 0
+    return orientation or UPRIGHT
+
+
+def _exif_orientation(block: bytes) -> int:
+    """The orientation in the first directory of an EXIF block; 0 without one.  Other directories describe previews."""
+    start = len(EXIF_HEADER) if block[: len(EXIF_HEADER)] == EXIF_HEADER else 0
+    order = BYTE_ORDERS.get(bytes(block[start : start + 4]))
+    if order is None:
+        return 0
+    try:
+        directory = start + struct.unpack_from(order + "I", block, start + 4)[0]
+        (num_entries,) = struct.unpack_from(order + "H", block, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * num_entries, 12):
+            tag, kind = struct.unpack_from(order + "HH", block, entry)
+            if tag == ORIENTATION and kind in INTEGER_FORMATS:
+                (value,) = struct.unpack_from(order + INTEGER_FORMATS[kind], block, entry + 8)
+                return value if 1 <= value <= 8 else 0
+    except struct.error:  # a truncated block
+        pass
+    return 0

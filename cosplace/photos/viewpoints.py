@@ -1,0 +1,174 @@
+"""Viewpoints: whether a photo is one of a set of photos, decided by position, heading and time alone.
+
+A model keeps a digest of the photos that it was trained on, 32 bits each, so that an index can tell which of its photos
+the model has seen.  Positions are rounded to 1e-5 degrees (about 1 m), headings to degrees, times to seconds.
+Legend: I photos, H hashes.  Pure.
+"""
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cosplace.errors import CheckpointError
+from cosplace.geo import lla_from_ecef
+from cosplace.photos.image_list import ImageList
+from cosplace.photos.names import earth_positions, optional_fields, utm_fields
+
+CELLS_PER_DEGREE = 100_000
+MAX_HASHES = 1 << 20  # 4 MB, 2 MB compressed
+UNKNOWN_HEADING, UNKNOWN_TIME = 360, -(1 << 62)
+SEEN, UNSEEN, UNDECIDED = 1, 0, -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Viewpoints:
+    """Where, in which direction and when photos were taken; nan for unknown values."""
+
+    latitudes: np.ndarray  # (I,) float64 degrees
+    longitudes: np.ndarray  # (I,) float64 degrees
+    headings: np.ndarray  # (I,) float degrees
+    times: np.ndarray  # (I,) float64 seconds since 1970 (UTC)
+
+    def without_times(self) -> "Viewpoints":
+        """The same viewpoints at unknown times."""
+        times = np.full(len(self.times), np.nan)
+        return Viewpoints(latitudes=self.latitudes, longitudes=self.longitudes, headings=self.headings, times=times)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewpointDigest:
+    """The hashes of a set of viewpoints, or of one in `every` of them, chosen by hash."""
+
+    num_photos: int  # of the whole set
+    every: int
+    hashes: np.ndarray  # (H,) uint32, ascending, multiples of `every`
+
+    def status(self, viewpoints: Viewpoints) -> np.ndarray:
+        """SEEN, UNSEEN or UNDECIDED for each photo, (I,) int8.
+
+        A photo without a position is undecided; so are most photos if the digest does not have all hashes.  Positions
+        may differ by a rounding step.  A photo of the set whose time is unknown matches any time.
+        """
+        found = np.zeros(len(viewpoints.latitudes), bool)
+        for points in (viewpoints, viewpoints.without_times()):
+            for north in (0, -1, 1):
+                for east in (0, -1, 1):
+                    found |= np.isin(_hashes(points, north, east), self.hashes)
+        decided = np.isfinite(viewpoints.latitudes) & np.isfinite(viewpoints.longitudes)
+        decided &= found | (_hashes(viewpoints) % self.every == 0)
+        return np.where(decided, np.where(found, SEEN, UNSEEN), UNDECIDED).astype(np.int8)
+
+
+def digest_of(parts: Iterable[Viewpoints], max_hashes: int = MAX_HASHES) -> ViewpointDigest:
+    """Digest of viewpoints that are given in parts.  Those without a position are left out."""
+    num_photos, every = 0, 1
+    kept = np.empty(0, np.uint32)
+    for points in parts:
+        num_photos += len(points.latitudes)
+        has_position = np.isfinite(points.latitudes) & np.isfinite(points.longitudes)
+        hashes = _hashes(points)[has_position]
+        kept = np.union1d(kept, hashes[hashes % every == 0])
+        while len(kept) > max_hashes:
+            every *= 2
+            kept = kept[kept % every == 0]
+    return ViewpointDigest(num_photos=num_photos, every=every, hashes=kept)
+
+
+def merge_digests(a: ViewpointDigest, b: ViewpointDigest) -> ViewpointDigest:
+    """Digest of the photos of both sets."""
+    every = math.lcm(a.every, b.every)
+    hashes = np.union1d(*(digest.hashes[digest.hashes % every == 0] for digest in (a, b)))
+    return ViewpointDigest(num_photos=a.num_photos + b.num_photos, every=every, hashes=hashes)
+
+
+def _hashes(points: Viewpoints, north: int = 0, east: int = 0) -> np.ndarray:
+    """Hash (I,) uint32 of each viewpoint, moved by some rounding steps."""
+    headings = np.where(np.isfinite(points.headings), np.round(np.nan_to_num(points.headings)) % 360, UNKNOWN_HEADING)
+    times = np.where(np.isfinite(points.times), np.floor(np.nan_to_num(points.times)), UNKNOWN_TIME)
+    values = np.zeros(len(points.latitudes), np.uint64)
+    for column in (
+        np.round(np.nan_to_num(points.latitudes) * CELLS_PER_DEGREE) + north,
+        np.round(np.nan_to_num(points.longitudes) * CELLS_PER_DEGREE) + east,
+        headings,
+        times,
+    ):
+        values = _mix(values ^ column.astype(np.int64).view(np.uint64))
+    return (values >> np.uint64(32)).astype(np.uint32)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64 (Steele et al. 2014): every bit of the input changes each bit of the output."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def viewpoints_of_names(images: ImageList) -> Viewpoints:
+    """Viewpoints in the '@' names of a list.  Raises DatasetError for a name without east and north or without zone."""
+    utm = utm_fields(images)
+    latitudes, longitudes = lla_from_ecef(earth_positions(images, utm))
+    headings, timestamps = optional_fields(images, ("heading", "timestamp"))
+    return Viewpoints(
+        latitudes=np.where(utm.known, latitudes, np.nan),
+        longitudes=np.where(utm.known, longitudes, np.nan),
+        headings=headings,
+        times=_times_of_timestamps(timestamps),
+    )
+
+
+def _times_of_timestamps(timestamps: np.ndarray) -> np.ndarray:
+    """Seconds since 1970 of timestamps (I,) such as 201903 or 20190331, nan for others; see `photos.metadata`."""
+    times = np.full(len(timestamps), np.nan)
+    for num_digits in (4, 6, 8, 12, 14):
+        rows = np.flatnonzero((timestamps >= 10 ** (num_digits - 1)) & (timestamps < 10**num_digits))
+        # YYYYMMDDhhmmss: a missing month or day is the first, a missing time is midnight.
+        rest = (timestamps[rows] % 10 ** (num_digits - 4)) * 10 ** (14 - num_digits)
+        years = timestamps[rows] // 10 ** (num_digits - 4)
+        months, days, hours, minutes, seconds = (rest // 10**at % 100 for at in (8, 6, 4, 2, 0))
+        months, days = (months + (num_digits < 6)), days + (num_digits < 8)
+        first = (years - 1970).astype("M8[Y]").astype("M8[M]") + (months - 1).astype("m8[M]")
+        date = first.astype("M8[D]") + (days - 1).astype("m8[D]")
+        is_valid = (months >= 1) & (months <= 12) & (days >= 1) & (date.astype("M8[M]") == first)
+        is_valid &= (hours < 24) & (minutes < 60) & (seconds < 60)
+        values = date.astype("M8[s]").astype(np.int64) + hours * 3600 + minutes * 60 + seconds
+        times[rows] = np.where(is_valid, values, np.nan)
+    return times
+
+
+# --- as text ---------------------------------------------------------------------------------------------------------
+
+
+def digest_text(digest: ViewpointDigest) -> str:
+    """A digest as JSON; hashes as compressed differences."""
+    differences = np.diff(digest.hashes, prepend=np.uint32(0)).astype("<u4")
+    content = base64.b85encode(zlib.compress(differences.tobytes(), 6)).decode()
+    return json.dumps({"photos": digest.num_photos, "every": digest.every, "hashes": content})
+
+
+def digest_from_text(text: str) -> ViewpointDigest:
+    """The digest of a text.  Raises CheckpointError if it is damaged."""
+    try:
+        record = json.loads(text)
+        num_photos, every = int(record["photos"]), int(record["every"])
+        raw = decompress(base64.b85decode(record["hashes"]), 4 * MAX_HASHES)
+        hashes = np.cumsum(np.frombuffer(raw, "<u4"), dtype=np.uint64)
+        if num_photos < 0 or not 1 <= every <= 1 << 32 or (len(hashes) and hashes[-1] >> np.uint64(32)):
+            raise ValueError("numbers out of range")
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise CheckpointError(f"The list of training photos in the model card is damaged ({error}).") from error
+    return ViewpointDigest(num_photos=num_photos, every=every, hashes=hashes.astype(np.uint32))
+
+
+def decompress(content: bytes, max_bytes: int) -> bytes:
+    """Decompress zlib data.  Raises ValueError if the result has more than max_bytes, or the data ends early."""
+    stream = zlib.decompressobj()
+    raw = stream.decompress(content, max_bytes)
+    if not stream.eof:
+        raise ValueError("the data is too long or cut off")
+    return raw

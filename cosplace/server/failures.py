@@ -1,0 +1,97 @@
+"""Errors as responses: the status, and one line for the client that says what to do.
+
+Messages of errors about the index or the disk contain paths of the server, so clients get another text, and the message
+goes to the log.
+"""
+
+import errno
+from dataclasses import dataclass, field
+
+from cosplace.errors import (
+    CosPlaceError,
+    DamagedIndexError,
+    ImageError,
+    IndexInUseError,
+    MissingIndexError,
+    PhotoFormatError,
+    PhotoIndexError,
+    PhotoSizeError,
+    StorageError,
+)
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+RETRY_STORAGE_S = 30
+
+
+class BusyError(CosPlaceError):
+    """The server is busy; the client should try again in a moment."""
+
+
+class ExpiredError(CosPlaceError):
+    """A photo was not processed within the time limit of its request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The response to an error."""
+
+    status: int
+    message: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+# The first class that an error belongs to decides.  None: the message of the error itself, which names only the upload.
+STATUSES: tuple[tuple[type[Exception], int, str | None], ...] = (
+    (BusyError, 429, None),
+    (ExpiredError, 504, None),
+    (PhotoFormatError, 415, None),
+    (PhotoSizeError, 413, None),
+    (ImageError, 422, None),
+    (IndexInUseError, 409, "Another process is writing to the index. Try again later."),
+    (
+        MissingIndexError,
+        503,
+        "The index is missing or incomplete. Mount or restore its folder; the server then continues automatically.",
+    ),
+    (
+        DamagedIndexError,
+        503,
+        "The index is damaged. Run `cosplace index verify` on the server, and restore the index or build it again.",
+    ),
+    (PhotoIndexError, 503, "The index cannot be read. See the server log."),
+    (
+        StorageError,
+        507,
+        "The server cannot write: its disk is full, or it has no permission. Free some space on the server, then try "
+        "again. Nothing was lost.",
+    ),
+)
+RETRY_AFTER_S: tuple[tuple[type[Exception], int], ...] = (
+    (BusyError, 1),
+    (MissingIndexError, RETRY_STORAGE_S),
+    (IndexInUseError, RETRY_STORAGE_S),
+)
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """Return status, message and headers for an error."""
+    seconds = next((seconds for kind, seconds in RETRY_AFTER_S if isinstance(error, kind)), None)
+    headers = {} if seconds is None else {"Retry-After": str(seconds)}
+    for kind, status, message in STATUSES:
+        if isinstance(error, kind):
+            text = " ".join(str(error).split()) if message is None else message
+            return Failure(status=status, message=text, headers=headers)
+    return Failure(status=500, message="The server failed. See the server log.", headers=headers)
+
+
+def describe_upload_failure(error: OSError) -> Failure:
+    """Return status and message for an upload that the server could not store."""
+    if error.errno in TOO_MANY_FILES:
+        return Failure(status=503, message="The server has too many open files; try again in a moment.")
+    if error.errno in FULL_DISK:
+        problem = "The folder for temporary files on the server is full."
+    else:
+        problem = "The server cannot write to its folder for temporary files."
+    advice = "Free some space there, or restart the server with TMPDIR set to another folder."
+    return Failure(status=507, message=f"{problem} {advice}")

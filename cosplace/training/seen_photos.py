@@ -1,0 +1,108 @@
+"""What the card of the best model records about a run: training photos and validation matches.
+
+The names of the training photos are read once, in chunks.  Legend: Q queries, K matches.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from cosplace.errors import CosPlaceError, DatasetError
+from cosplace.geo import lla_from_ecef
+from cosplace.models.opening import weights_path
+from cosplace.models.training_card import (
+    MAX_MATCHES,
+    MAX_QUERIES,
+    TrainingCard,
+    ValidationMatches,
+    card_entries,
+    read_training_card,
+)
+from cosplace.photos.image_list import image_list
+from cosplace.photos.viewpoints import (
+    UNSEEN,
+    ViewpointDigest,
+    Viewpoints,
+    digest_of,
+    merge_digests,
+    viewpoints_of_names,
+)
+from cosplace.retrieval.dataset import RetrievalDataset
+from cosplace.retrieval.evaluation import Evaluation
+from cosplace.training.data import TrainingData
+
+CHUNK = 1 << 16  # names parsed at once
+
+log = logging.getLogger(__name__)
+
+
+def digest_training_photos(data: TrainingData, start: str | Path | None = None) -> ViewpointDigest | None:
+    """Digest of the photos of the groups that are trained on; None if their names have no zone and no latitude.
+
+    start: the model that training starts from; the photos that it was trained on are part of the digest.
+    """
+    try:
+        photos = digest_of(_viewpoints(data))
+    except DatasetError as error:
+        log.debug("no digest of the training photos: %s", error)
+        return None
+    if start:
+        with suppress(CosPlaceError):  # the model may have been removed since the run began
+            card = read_training_card(weights_path(start))
+            return photos if card is None else merge_digests(photos, card.photos)
+    return photos
+
+
+def _viewpoints(data: TrainingData) -> Iterator[Viewpoints]:
+    for number in range(data.num_used):
+        group = data.groups[number]
+        for first in range(0, group.num_images, CHUNK):
+            rows = range(first, min(first + CHUNK, group.num_images))
+            yield viewpoints_of_names(image_list(group.folder, [group.image_name(row) for row in rows]))
+
+
+def training_card_entries(
+    photos: ViewpointDigest | None, validation: Evaluation, dataset: RetrievalDataset
+) -> dict[str, str]:
+    """Entries of the model card; empty without a digest of the training photos."""
+    if photos is None:
+        return {}
+    return card_entries(TrainingCard(photos=photos, matches=validation_matches(photos, validation, dataset)))
+
+
+def validation_matches(
+    photos: ViewpointDigest, validation: Evaluation, dataset: RetrievalDataset
+) -> ValidationMatches | None:
+    """Matches of up to MAX_QUERIES queries that have a positive and were not trained on; None without any."""
+    try:
+        is_unseen = photos.status(viewpoints_of_names(dataset.queries)) == UNSEEN
+    except DatasetError:  # names without a zone: they cannot be compared
+        is_unseen = np.ones(len(dataset.queries), bool)
+    usable = is_unseen & (validation.positives.counts > 0) & (validation.predictions >= 0).all(axis=1)
+    rows = np.flatnonzero(usable)
+    if not len(rows):
+        return None
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MAX_QUERIES, len(rows))).astype(np.int64))]
+    predictions = validation.predictions[rows, :MAX_MATCHES]
+    queries = dataset.query_positions[rows]
+    east_m, north_m = _east_north(queries, dataset.database_positions[predictions] - queries[:, None])
+    return ValidationMatches(
+        # Descriptors have length 1, so |a - b|^2 = 2 - 2 a·b.
+        similarities=1 - validation.squared_distances[rows, :MAX_MATCHES] / 2,
+        east_m=east_m,
+        north_m=north_m,
+    )
+
+
+def _east_north(origins: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Meters east and north (Q, K) of offsets (Q, K, 2) between UTM positions, or (Q, K, 3) between points in space."""
+    if offsets.shape[-1] == 2:
+        return offsets[..., 0], offsets[..., 1]
+    latitudes, longitudes = (np.radians(angles)[:, None] for angles in lla_from_ecef(origins))
+    x, y, z = np.moveaxis(offsets, -1, 0)
+    east_m = -np.sin(longitudes) * x + np.cos(longitudes) * y
+    outward_m = np.cos(longitudes) * x + np.sin(longitudes) * y
+    return east_m, np.cos(latitudes) * z - np.sin(latitudes) * outward_m

@@ -1,0 +1,97 @@
+"""The validation set: whether it can tell models apart, and queries won and lost since the start of a run.
+
+The start is the network before training.  A query is won if its best matches are wrong for the start and correct now,
+and lost the other way round.  Legend: Q queries, K predictions per query.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosplace.photos.image_list import ImageList, rows_also_in
+from cosplace.retrieval.evaluation import Evaluation
+from cosplace.training.best_model import START
+from cosplace.training.data import TrainingData
+
+FEW_QUERIES = 100
+SIGNIFICANCE = 0.05  # of the sign test
+# With this number of queries won and none lost, the sign test is significant: 2 / 2**6 < 0.05.
+LEAST_WON = 6
+
+
+def doubts_about(data: TrainingData) -> list[str]:
+    """Reasons why the validation set cannot find the best epoch of a run, as sentences; empty for a good one."""
+    num_queries, doubts = len(data.val.queries), []
+    if num_shared := _num_shared(data.val.queries, data.test.queries):
+        doubts.append(
+            f"{num_shared} of {num_queries} validation queries are also test queries: the best epoch is chosen on "
+            f"them, so the test recalls are too high. Use other photos with --val_set_folder."
+        )
+    if num_queries < FEW_QUERIES:
+        doubts.append(
+            f"The validation set has only {num_queries} queries: one query is {100 / num_queries:.1f} points of R@1. "
+            f"Differences below {min(100.0, 100 * LEAST_WON / num_queries):.0f} points ({LEAST_WON} queries) may be "
+            f"chance. Use more queries to choose the best epoch."
+        )
+    return doubts
+
+
+def _num_shared(val: ImageList, test: ImageList) -> int:
+    """The number of photos of `val` that are in `test`."""
+    return len(val) if val.folder.resolve() == test.folder.resolve() else len(rows_also_in(val, test))
+
+
+# --- the start -------------------------------------------------------------------------------------------------------
+
+
+def correct_queries(evaluation: Evaluation) -> Tensor:
+    """Which queries count for the first recall of an evaluation, R@1 by default, (Q,) bool."""
+    return torch.from_numpy(evaluation.hits[:, : min(evaluation.recalls)].any(axis=1))
+
+
+def won_and_lost(start: Tensor | None, evaluation: Evaluation) -> dict[str, int]:
+    """{"won": n, "lost": n}: queries compared with those that were correct at the start, (Q,) bool.
+
+    Empty if the start is unknown, or was evaluated on another number of queries.
+    """
+    now = correct_queries(evaluation)
+    if start is None or start.shape != now.shape:
+        return {}
+    return {"won": int((now & ~start).sum()), "lost": int((start & ~now).sum())}
+
+
+def can_be_chance(won: int, lost: int) -> bool:
+    """Whether a fair coin for each query won or lost gives such a difference in 5% of cases or more (sign test)."""
+    num_queries = won + lost
+    tail = sum(math.comb(num_queries, count) for count in range(min(won, lost) + 1))
+    return 2 * tail >= SIGNIFICANCE * 2**num_queries
+
+
+def best_epoch_summary(metrics: Sequence[Mapping[str, Any]], best_epoch: int) -> dict[str, Any]:
+    """What results.json says about the choice of the best model, from the rows of metrics.jsonl.
+
+    best_epoch counts from 1, 0 is the start.  The recalls of the start, and the queries won and lost since, are absent
+    in runs of earlier versions.
+    """
+    start = next((row for row in metrics if row["kind"] == "start"), None)
+    best = next((row for row in metrics if row["kind"] == "epoch" and row["epoch"] == best_epoch), None)
+    summary: dict[str, Any] = {"best_epoch": 0 if best_epoch == START else best_epoch + 1 if best_epoch >= 0 else None}
+    if start is not None:
+        summary |= {"num_queries": start["num_queries"], "start_recalls": start["recalls"]}
+    chosen = start if best_epoch == START else best
+    if chosen is not None:
+        summary |= {"best_recalls": chosen["recalls"]}
+        summary |= {key: chosen[key] for key in ("won", "lost") if key in chosen}
+    return summary
+
+
+def won_and_lost_text(counts: Mapping[str, Any]) -> str:
+    """Format queries won and lost, as `compared with the start: 7 queries won, 2 lost`; "" if they are unknown."""
+    if "won" not in counts:
+        return ""
+    won, lost = counts["won"], counts["lost"]
+    chance = " (may be chance)" if won != lost and can_be_chance(won, lost) else ""
+    return f"compared with the start: {won} queries won, {lost} lost{chance}"

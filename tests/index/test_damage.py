@@ -1,0 +1,318 @@
+"""Damaged files of an index: never a crash, never a wrong answer, one line that says what to do."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cosplace.cli import main
+from cosplace.errors import (
+    CosPlaceError,
+    DamagedIndexError,
+    IndexInUseError,
+    MissingIndexError,
+    PhotoIndexError,
+    StorageError,
+)
+from cosplace.index.checksums import descriptor_checks, numbers_checks, path_check
+from cosplace.index.lance import OutdatedError, translated_errors
+from cosplace.index.photo_index import create_index, open_index
+from cosplace.index.verification import repair_index, verify_index
+from tests.index.index_samples import SPEC, D, some_photos, unit_rows, write_index
+
+QUERIES = unit_rows(20, 2)
+NUM_RANDOM = 200  # damages of the slow test
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 290 photos, all of which are compared."""
+    address = tmp_path_factory.mktemp("intact") / "index"
+    write_index(address).close()
+    return address
+
+
+@pytest.fixture(scope="module")
+def intact_approximate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an approximate search index."""
+    address = tmp_path_factory.mktemp("intact") / "index"
+    write_index(address, exact_rows=100).close()
+    return address
+
+
+def flip(path: Path, place: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 4
+    path.write_bytes(raw)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def data_file(address: Path) -> Path:
+    return max((address / "photos.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
+
+
+def newest(address: Path, table: str) -> Path:
+    return min((address / f"{table}.lance" / "_versions").glob("*.manifest"))  # Lance counts down
+
+
+def look(address: Path) -> tuple:
+    """Everything that a search tells, and a thumbnail."""
+    with open_index(address) as index:
+        found = index.search(QUERIES, 3)
+        texts = index.photo(int(found.ids[0, 0])).source, index.thumbnail(int(found.ids[0, 0]))
+        return found.ids.tolist(), found.latitudes.tolist(), found.headings.tolist(), found.names, texts
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a data file is shorter": lambda address: cut(data_file(address)),
+    "a data file is gone": lambda address: data_file(address).unlink(),
+    "a bit of the newest version": lambda address: flip(newest(address, "photos"), 40),
+    "the newest version is gone": lambda address: newest(address, "photos").unlink(),
+    "the newest version of the records is gone": lambda address: newest(address, "records").unlink(),
+    "a bit of the list of removed photos": lambda address: flip(
+        next((address / "photos.lance/_deletions").iterdir()), 9
+    ),
+    "a list of removed photos is gone": lambda address: next((address / "photos.lance/_deletions").iterdir()).unlink(),
+    "a bit of a record": lambda address: flip(next((address / "records.lance" / "data").iterdir()), 30),
+    "records are gone": lambda address: [path.unlink() for path in (address / "records.lance" / "data").iterdir()],
+    "the table of photos is gone": lambda address: shutil.rmtree(address / "photos.lance"),
+    "a bit of the checksums": lambda address: flip(address / "checksums.json", 200),
+    "other bytes instead of checksums": lambda address: (address / "checksums.json").write_bytes(b"\xff[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damage_is_one_line(intact: Path, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    damage(address)
+    with pytest.raises((DamagedIndexError, MissingIndexError)) as caught:
+        look(address)
+    assert "\n" not in str(caught.value) and "cosplace index" in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["descriptor", "latitude", "path", "thumbnail"])
+def test_changed_bytes_of_a_photo_are_noticed_when_it_is_read(intact: Path, tmp_path: Path, column: str) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    looked_for = {
+        "descriptor": unit_rows(300, 1)[250].tobytes(), "latitude": np.float64(10.25).tobytes(),
+        "path": b"250.jpg", "thumbnail": b"jpeg-250",
+    }[column]  # fmt: skip
+    changed = [path for path in (address / "photos.lance" / "data").iterdir() if looked_for in path.read_bytes()]
+    for path in changed:
+        flip(path, path.read_bytes().index(looked_for) + len(looked_for) - 2)
+    assert changed
+    with open_index(address) as index, pytest.raises(DamagedIndexError, match="index verify"):
+        found = index.search(unit_rows(300, 1)[250:251], 1)
+        assert found.ids[0, 0] == 250
+        index.thumbnail(250)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [lambda path: flip(path, 100), cut, Path.unlink])
+def test_a_damaged_search_index_is_not_used(
+    intact_approximate: Path, tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    address = shutil.copytree(intact_approximate, tmp_path / "index")
+    for path in (address / "photos.lance" / "_indices").rglob("*.idx"):
+        damage(path)
+    with open_index(address) as reader:
+        exact = reader.search(QUERIES, 3, exact=True)
+        assert np.array_equal(reader.search(QUERIES, 3).ids, exact.ids)
+    assert "is damaged and not used" in caplog.text
+    with open_index(address, write=True) as writer:  # builds it again
+        assert writer.update_search() and writer.info()["search"]["kind"] == "approximate"
+    assert not verify_index(address).problems
+
+
+def test_verify_names_what_is_damaged_and_repairs_it(
+    intact: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    assert main(["index", "verify", str(address)]) == 0
+    assert "290 photos compared" in capsys.readouterr().out
+    thumbnail = b"jpeg-77"
+    (path,) = [path for path in (address / "photos.lance/data").iterdir() if thumbnail in path.read_bytes()]
+    flip(path, path.read_bytes().index(thumbnail))
+    assert main(["index", "verify", str(address)]) == 2
+    told = capsys.readouterr()
+    assert "thumbnail, source or key of photo 77 has changed" in told.out and path.name in told.out
+    assert "--repair" in told.err and told.err.count("\n") == 1
+    assert main(["index", "verify", str(address), "--repair"]) == 0
+    assert "1 photos removed" in capsys.readouterr().out
+    assert main(["index", "verify", str(address), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_photos"] == 289
+    with open_index(address) as index:
+        assert index.columns().row_of(77) is None
+
+
+def test_what_cannot_be_repaired_is_refused(intact: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    flip(newest(address, "photos"), 40)
+    found = verify_index(address)
+    assert found.problems and not found.can_repair
+    with pytest.raises(DamagedIndexError, match="build it again"):
+        repair_index(address, found)
+
+
+def test_lost_checksums_of_files_are_recorded_again(intact: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    (address / "checksums.json").unlink()
+    assert look(address) == look(intact)
+    found = verify_index(address)
+    assert "checksums.json is missing" in found.problems[0] and found.num_files == 0
+    assert found.can_repair and not found.damaged_ids
+    repair_index(address, found)
+    assert not verify_index(address).problems and verify_index(address).num_files > 0
+
+
+def test_every_bit_of_a_photo_counts() -> None:
+    ids, rows = np.arange(3), unit_rows(3, 0)
+    checks = descriptor_checks(ids, rows)
+    for bit in range(D * 32):
+        changed = rows.copy()
+        changed.view(np.uint32)[1, bit // 32] ^= np.uint32(1 << bit % 32)
+        assert (descriptor_checks(ids, changed) != checks).tolist() == [False, True, False]
+    assert (descriptor_checks(ids[::-1], rows) != checks).tolist() == [True, False, True]  # of another photo
+    assert descriptor_checks(np.zeros(1, np.int64), np.zeros((1, 3), np.float16)) != 0
+    numbers = {name: np.zeros(1) for name in ("latitude", "longitude", "heading", "time", "accuracy_m", "root")}
+    assert numbers_checks(ids[:1], numbers) != numbers_checks(ids[:1], numbers | {"heading": np.array([np.nan])})
+    assert path_check(1, "a/b.jpg") != path_check(2, "a/b.jpg") != path_check(2, "a/c.jpg")
+
+
+def test_errors_tell_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(MissingIndexError, match="does not exist"):
+        open_index(tmp_path / "nothing")
+    with write_index(tmp_path / "index"), pytest.raises(IndexInUseError, match="another writer"):
+        open_index(tmp_path / "index", write=True)
+    reader = open_index(tmp_path / "index")
+    (tmp_path / "index").rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingIndexError, match="no longer exists"):
+        reader.refresh()
+    (tmp_path / "elsewhere").rename(tmp_path / "index")
+    assert reader.refresh() is False
+    assert len(reader.columns()) == 290
+
+
+CHILD = """
+import json, logging, random, shutil, sys
+from pathlib import Path
+from cosplace.errors import CosPlaceError
+from tests.index.test_damage import damage_at_random, look
+logging.disable(logging.CRITICAL)
+intact, folder, end, exact = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+allowed = [json.loads(json.dumps(look(intact), default=str)), exact]
+for seed in range(end):
+    address = shutil.copytree(intact, folder / "index")
+    what = damage_at_random(address, random.Random(seed))
+    print(seed, what, end=" ", flush=True)
+    try:
+        seen = json.loads(json.dumps(look(address), default=str))
+        print("right" if seen in allowed else "WRONG", flush=True)
+    except CosPlaceError as error:
+        print("error" if "\\n" not in str(error) else "LINES", flush=True)
+    except BaseException as error:
+        print("TRACEBACK", type(error).__name__, flush=True)
+    shutil.rmtree(address)
+"""
+
+
+def damage_at_random(address: Path, rng: random.Random) -> str:
+    """Damage one file in one way; returns what was done."""
+    paths = sorted(path for path in address.rglob("*") if path.is_file() and "_transactions" not in path.parts)
+    path, how = rng.choice(paths), rng.choice(["flip", "flip", "flip", "cut", "garbage", "zeros", "delete"])
+    raw = bytearray(path.read_bytes())
+    if how == "delete" or not raw:
+        path.unlink()
+        return f"{path.relative_to(address)}:delete"
+    start = rng.randrange(len(raw))
+    if how == "flip":
+        raw[start] ^= 1 << rng.randrange(8)
+    elif how == "cut":
+        raw = raw[:start]
+    elif how == "garbage":
+        raw[start:] = rng.randbytes(len(raw) - start)
+    else:
+        raw[start : start + 512] = bytes(len(raw[start : start + 512]))
+    path.write_bytes(raw)
+    return f"{path.relative_to(address)}:{how}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["intact", "intact_approximate"])
+def test_random_damage_never_crashes_and_never_answers_wrongly(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    intact = request.getfixturevalue(name)
+    with open_index(intact) as index:  # what a search that compares all photos tells
+        found = index.search(QUERIES, 3, exact=True)
+        texts = index.photo(int(found.ids[0, 0])).source, index.thumbnail(int(found.ids[0, 0]))
+    exact = found.ids.tolist(), found.latitudes.tolist(), found.headings.tolist(), found.names, texts
+    command = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(intact),
+        str(tmp_path),
+        str(NUM_RANDOM // 2),
+        json.dumps(exact, default=str),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=500, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, f"{lines[-1:]} {done.stderr[-500:]}"
+    assert len(lines) == NUM_RANDOM // 2
+    assert [line for line in lines if line.split()[2] not in ("right", "error")] == []
+    assert sum(line.endswith("error") for line in lines) > NUM_RANDOM // 8
+
+
+def test_a_panic_of_lance_is_damage(intact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class RustPanic(BaseException):
+        pass
+
+    with open_index(intact) as index:
+
+        def fail(*_: object) -> None:
+            raise RustPanic("rust future panicked")
+
+        monkeypatch.setattr(index._store.photos, "count_rows", fail)
+        with pytest.raises(CosPlaceError, match="cannot be decoded"):
+            len(index)
+
+
+@pytest.mark.parametrize(
+    ("address", "text", "kind", "told"),
+    [
+        ("s3://bucket/city", "IO { source: RetryError(dns error), /x/.cargo/lance-1/src/io.rs:5:9 }",
+         PhotoIndexError, "cannot be reached"),
+        ("city", "LanceError(IO): No space left on device (os error 28), io.rs:5", StorageError, "temporary files"),
+        ("city", "LanceError(IO): Permission denied (os error 13)", StorageError, "permission denied"),
+        ("city", "Too many open files (os error 24), src/io.rs:5:9", PhotoIndexError, "Too many open files"),
+        ("city", "Encountered corrupt data: 3, rust/lance/src/io.rs:5:9", DamagedIndexError, "corrupt data: 3. Run"),
+        ("city", "Not found: tmp/city/x.lance/data/1.lance, io.rs:5", MissingIndexError, "data/1.lance is missing"),
+    ],
+)  # fmt: skip
+def test_errors_of_lance_become_ours(address: str, text: str, kind: type, told: str) -> None:
+    with pytest.raises(kind, match=told) as caught, translated_errors(address):
+        raise OSError(text)
+    assert type(caught.value) in (kind, OutdatedError) and ".rs" not in str(caught.value)
+
+
+def test_an_index_at_an_url_has_checksums_of_photos_only(tmp_path: Path) -> None:
+    address = f"file://{tmp_path}/index"
+    with create_index(address, SPEC) as index:
+        index.add_root("/data")
+        index.add(some_photos(range(5), "/data"), unit_rows(5, 1))
+    with open_index(address) as index:
+        assert index.search(unit_rows(5, 1), 1).names == tuple((f"{number}.jpg",) for number in range(5))
+    found = verify_index(address)
+    assert (found.num_photos, found.num_files, found.problems) == (5, 0, ())

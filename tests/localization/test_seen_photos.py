@@ -1,0 +1,273 @@
+"""Calibration of an index that holds the photos that its model was trained on, in a synthetic world.
+
+A network recognizes photos of training easily: their descriptors are near the vector of their place.  Those of new
+photos are drawn to a second place.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cosplace.errors import ConfigError
+from cosplace.geo import geodesic_distances_m
+from cosplace.index.photo_index import PhotoIndex, create_index, open_index
+from cosplace.index.records import ModelSpec
+from cosplace.localization.calibration import calibrate, compute_calibration
+from cosplace.localization.confidence import as_record, calibration_error, reliability_bins
+from cosplace.localization.localizer import Localizer
+from cosplace.localization.seen_photos import lower_similarities, unseen_matches
+from cosplace.models.training_card import TrainingCard, ValidationMatches, card_entries
+from cosplace.models.weight_files import write_weights
+from cosplace.photos.viewpoints import Viewpoints, digest_of
+from tests.places import D, World, make_world, new_photos, units
+
+NOISE = (0.3, 0.8)
+DRAWN = (0.2, 0.6)  # weight of the second place
+CAPTURES = 5
+
+
+def photos_of(world: World, seed: int, *, captures: int = CAPTURES, is_new: bool = False):
+    """Descriptors (n, D), latitudes, longitudes (n,) and photos of a world."""
+    places = np.repeat(np.arange(len(world.vectors)), captures)
+    rng = np.random.default_rng(seed)
+    rows, lat, lon = world.capture(places, rng, NOISE)
+    if is_new:
+        weights = rng.uniform(*DRAWN, (len(rows), 1))
+        rows = units((1 - weights) * rows + weights * world.vectors[rng.permutation(places)])
+    return rows, lat, lon, new_photos(lat, lon, prefix=f"s{seed}-")
+
+
+def validation(num_places: int = 250) -> ValidationMatches:
+    """Matches of new photos in another world, whose database is as easy to match as that of the index."""
+    world = make_world(num_places, seed=7)
+    database, *_ = photos_of(world, 21)
+    at = np.repeat(world.east_north_m, CAPTURES, axis=0)
+    queries, *_ = photos_of(world, 22, captures=1, is_new=True)
+    similarities = queries @ database.T
+    best = np.argsort(-similarities, axis=1)[:, :50]
+    offsets_m = at[best] - world.east_north_m[:, None]
+    return ValidationMatches(
+        similarities=np.take_along_axis(similarities, best, 1), east_m=offsets_m[..., 0], north_m=offsets_m[..., 1]
+    )
+
+
+def trained_index(folder: Path, world: World, *, num_unseen: int = 0, matches: ValidationMatches | None = None):
+    """The address of an index of the photos of training, and of `num_unseen` others."""
+    folder.mkdir(exist_ok=True)
+    rows, lat, lon, photos = photos_of(world, 2)
+    seen = Viewpoints(
+        latitudes=lat, longitudes=lon, headings=np.full(len(lat), np.nan),
+        times=np.array([photo.time for photo in photos]),
+    )  # fmt: skip
+    card = card_entries(TrainingCard(photos=digest_of([seen]), matches=matches))
+    write_weights(folder / "model.safetensors", {"a": torch.zeros(1)}, card)
+    spec = ModelSpec(model=str(folder / "model.safetensors"), checksum="c" * 64, dimension=D)
+    with create_index(folder / "index", spec) as index:
+        index.add(photos, rows)
+        if num_unseen:
+            others, _, _, other_photos = photos_of(world, 3, is_new=True)
+            later = [replace(photo, time=photo.time + 3600) for photo in other_photos[:num_unseen]]
+            index.add(later, others[:num_unseen])
+    return folder / "index"
+
+
+def promised_and_kept(index: Path, world: World) -> tuple[float, float, float]:
+    """Mean confidence of new photos, the share that is correct, and the calibration error."""
+    rows, lat, lon, _ = photos_of(world, 99, is_new=True)
+    localizer = Localizer(index, min_confidence=0)
+    matches = localizer.search(rows)
+    fusion = localizer.fuse(matches)
+    confidences = localizer.confidences(matches, fusion)
+    correct = geodesic_distances_m(fusion.latitudes, fusion.longitudes, lat, lon) <= 25
+    error = calibration_error(reliability_bins(confidences, correct))
+    return float(confidences.mean()), float(correct.mean()), error
+
+
+def calibrated_on(index: Path, **options: Any) -> dict[str, Any]:
+    with open_index(index, write=True) as opened:
+        return dict(calibrate(opened, num_altered=0, **options).about)
+
+
+@pytest.mark.slow
+def test_confidence_of_new_photos_in_an_index_of_photos_of_training(tmp_path: Path, caplog) -> None:
+    world = make_world(300)
+    index = trained_index(tmp_path / "without", world)
+    with caplog.at_level(logging.WARNING):
+        about = calibrated_on(index)
+    assert about["correction"] == "none" and about["num_training_photos"] == 1500
+    assert "1500 of 1500 photos of the index were used to train its model" in caplog.text
+    assert "--queries FOLDER" in caplog.text
+    promised, kept, error = promised_and_kept(index, world)
+    assert error > 0.2 and promised > kept + 0.2  # what the correction is for
+
+    index = trained_index(tmp_path / "with", world, matches=validation())
+    about = calibrated_on(index)
+    assert (about["correction"], about["num_validation"]) == ("validation", 250)
+    promised, kept, error = promised_and_kept(index, world)
+    assert error < 0.1 and abs(promised - kept) <= 0.07
+
+
+@pytest.mark.slow
+def test_photos_of_training_are_left_out_where_there_are_enough_others(tmp_path: Path) -> None:
+    world = make_world(300)
+    about = calibrated_on(trained_index(tmp_path / "few", world, num_unseen=150))
+    assert about["correction"] == "none"
+    index = trained_index(tmp_path / "enough", world, num_unseen=1500)
+    about = calibrated_on(index)
+    assert (about["correction"], about["num_queries"], about["num_training_photos"]) == ("left out", 1500, 1500)
+    promised, kept, error = promised_and_kept(index, world)
+    assert error < 0.07 and abs(promised - kept) <= 0.05
+
+
+@pytest.mark.slow
+def test_a_model_that_has_not_seen_the_photos_changes_nothing(tmp_path: Path) -> None:
+    world, other = make_world(60), make_world(60, seed=5, latitude=46.0)
+    trained_index(tmp_path / "a", other)  # this model was trained on another world
+    spec = ModelSpec(model=str(tmp_path / "a" / "model.safetensors"), checksum="c" * 64, dimension=D)
+    rows, _, _, photos = photos_of(world, 3, is_new=True)
+    found = []
+    for address, one in ((tmp_path / "b", spec), (tmp_path / "c", ModelSpec(model="x", checksum="c", dimension=D))):
+        with create_index(address, one) as index:
+            index.add(photos, rows)
+            found.append(as_record(compute_calibration(index, num_altered=0)))
+    assert found[0]["about"].pop("num_training_photos") == 0
+    assert found[0] == found[1]
+
+
+def test_a_damaged_card_is_reported_and_ignored(tmp_path: Path, caplog) -> None:
+    index = trained_index(tmp_path, make_world(60))
+    write_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, {"training_photos": "{}"})
+    about = calibrated_on(index)
+    assert "correction" not in about and "is damaged" in caplog.text
+
+
+def test_similarities_are_lowered_to_the_quantiles_of_the_validation() -> None:
+    matches = validation(120)
+    rng = np.random.default_rng(0)
+    seen = np.sort(rng.uniform(0.7, 0.99, (400, 6)), axis=1)[:, ::-1].astype(np.float32)
+    seen[:50, 3:] = -np.inf  # fewer positives
+    seen[:20] = -np.inf  # none
+    lowered = lower_similarities(seen, matches)
+    assert (lowered <= seen).all() and (np.isfinite(lowered) == np.isfinite(seen)).all()
+    is_positive = np.hypot(matches.east_m, matches.north_m) <= 25
+    unseen = np.where(is_positive, matches.similarities, -np.inf).max(axis=1)
+    unseen = np.where(np.isfinite(unseen), unseen, matches.similarities[:, -1])
+    for quantile in (0.1, 0.5, 0.9):
+        assert np.quantile(lowered[20:, 0], quantile) == pytest.approx(np.quantile(unseen, quantile), abs=0.01)
+    # The other positives keep their difference; the order of the queries stays.
+    assert lowered[60:, :1] - lowered[60:, 1:] == pytest.approx(seen[60:, :1] - seen[60:, 1:], abs=1e-5)
+    assert (np.argsort(lowered[20:, 0]) == np.argsort(seen[20:, 0])).mean() > 0.95
+    assert lower_similarities(seen[:20], matches) is seen[:20] or np.isinf(lower_similarities(seen[:20], matches)).all()
+
+
+def test_matches_of_the_validation_keep_their_distances() -> None:
+    matches = validation(60)
+    found, latitudes, longitudes = unseen_matches(matches, 60)
+    assert found.similarities.shape == (180, 60) and np.isneginf(found.similarities[:, 50:]).all()
+    meters = geodesic_distances_m(found.latitudes, found.longitudes, latitudes[:, None], longitudes[:, None])
+    expected = np.repeat(np.hypot(matches.east_m, matches.north_m), 3, axis=0)
+    assert meters[:, :50] == pytest.approx(expected, abs=0.01)
+
+
+class FakeEncoder:
+    """Descriptors of photos that are one color, which is the number of the photo."""
+
+    name, dimension = "fake", D
+
+    def __init__(self, descriptors: np.ndarray) -> None:
+        self.descriptors = descriptors
+
+    def encode(self, photos: Any) -> np.ndarray:
+        if isinstance(photos, list):  # images that show no place
+            rows = np.random.default_rng(0).standard_normal((len(photos), D))
+            return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        color = [int(value) for value in photos[:, 0, 0]]
+        return self.descriptors[[color[0] * 256 + color[1]]]
+
+
+def write_new_photos(folder: Path, world: World, seed: int) -> FakeEncoder:
+    """Write a new photo of each place, with its position in its name, and return the encoder that describes them."""
+    folder.mkdir()
+    rows, lat, lon, _ = photos_of(world, seed, captures=1, is_new=True)
+    for number in range(len(rows)):
+        name = f"@400000@5000000@@@{lat[number]:.7f}@{lon[number]:.7f}@{number}@@0@@@@2020@@.png"
+        Image.new("RGB", (4, 4), (number // 256, number % 256, 0)).save(folder / name)
+    return FakeEncoder(rows)
+
+
+@pytest.mark.slow
+def test_calibrating_with_new_photos(tmp_path: Path) -> None:
+    world = make_world(600)
+    index = trained_index(tmp_path / "trained", world)
+    encoder: Any = write_new_photos(tmp_path / "new", world, 41)
+    (tmp_path / "new" / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
+    Image.new("RGB", (4, 4)).save(tmp_path / "new" / "without_position.png")
+    about = calibrated_on(index, encoder=encoder, queries=tmp_path / "new")
+    assert about["num_queries"] == 600 and about["queries"] == str(tmp_path / "new")
+    promised, kept, error = promised_and_kept(index, world)
+    assert error < 0.05 and abs(promised - kept) <= 0.05
+
+
+def test_too_few_new_photos_raise_and_keep_the_former_calibration(tmp_path: Path) -> None:
+    world = make_world(40)
+    index = trained_index(tmp_path / "trained", world, matches=validation(60))
+    calibrated_on(index)
+    before = Localizer(index).calibration
+    encoder: Any = write_new_photos(tmp_path / "new", make_world(9), 41)
+    with pytest.raises(ConfigError, match="has 9 readable photos with a position, but calibration needs at least 10"):
+        calibrated_on(index, encoder=encoder, queries=tmp_path / "new")
+    after = Localizer(index).calibration
+    assert before is not None and after is not None and as_record(before) == as_record(after)
+
+
+# --- small indexes ---------------------------------------------------------------------------------------------------
+
+
+class NoEncoder:
+    """Fails when a photo is encoded."""
+
+    name, dimension = "none", D
+
+    def encode(self, photos: Any) -> np.ndarray:
+        raise AssertionError("a photo was encoded")
+
+
+def small_index(folder: Path) -> PhotoIndex:
+    """60 photos, one of each place: located as if new, none has a positive."""
+    index = create_index(folder, ModelSpec(model="x", checksum="c", dimension=D))
+    rows, _, _, photos = photos_of(make_world(60), 2, captures=1)
+    index.add(photos, rows)
+    return index
+
+
+def test_a_small_index_answers_marked_as_uncalibrated(tmp_path: Path) -> None:
+    encoder: Any = NoEncoder()
+    with small_index(tmp_path / "index") as index:
+        with pytest.raises(ConfigError, match="has not been calibrated"):
+            Localizer(index)  # nobody has tried to calibrate it
+        with pytest.raises(ConfigError, match="Calibration needs 100 photos with a position, the index has 60"):
+            calibrate(index, encoder=encoder)  # before any photo is encoded
+        assert "has 60" in index.info()["calibration_failed"]["reason"]
+    rows, *_ = photos_of(make_world(60), 5, captures=1)
+    localizer = Localizer(tmp_path / "index")
+    answers = localizer.locate_descriptors(rows)
+    known = [answer for answer in answers if not answer.unknown]
+    assert len(known) > 30 and not any(answer.calibrated for answer in answers)
+    for answer in known:
+        assert answer.radius_m is None and answer.reason.startswith("uncalibrated")
+    with pytest.raises(ConfigError, match="--precision needs a calibrated index"):
+        Localizer(tmp_path / "index", precision=0.9)
+    # An index that has grown since may be calibrated.
+    with open_index(tmp_path / "index", write=True) as index:
+        more, _, _, photos = photos_of(make_world(60), 6)
+        index.add(photos, more)
+        with pytest.raises(ConfigError, match="has not been calibrated"):
+            Localizer(index)
+        calibrate(index, num_altered=0)
+        assert Localizer(index).locate_descriptors(rows)[0].calibrated and not index.info()["calibration_failed"]

@@ -71,27 +71,13 @@ def run_add(config: IndexAddConfig) -> None:
     from cosplace.index.building import add_photos
     from cosplace.index.photo_index import open_index
     from cosplace.index.sources import find_photos
-    from cosplace.localization.localizer import open_index_encoder
 
     photos = find_photos(config.photos, follow_outside=config.follow_outside)
     bars = Bars()
     with on_interrupt(CONTINUE):
         with open_index(config.index, write=True, roots=config.root) as index:
-            encoder = open_index_encoder(
-                index,
-                config.device.device,
-                trust_remote_code=config.device.trust_remote_code,
-                model=config.model,
-            )
-            result = add_photos(
-                index,
-                encoder,
-                photos,
-                source=config.source or str(photos.folder),
-                batch_size=config.encoding.infer_batch_size,
-                num_workers=loading_workers(config.encoding.num_workers),
-                progress=bars,
-            )
+            encoder = _open_encoder(index, config)
+            result = add_photos(index, encoder, photos, **_encoding_options(config, photos.folder, bars))
             bars.close()
             _print_counts(result)
         _finish(config.index, encoder, bars, calibrate=False)
@@ -101,19 +87,13 @@ def run_sync(config: IndexSyncConfig) -> None:
     """Make an index agree with a folder."""
     from cosplace.index.photo_index import open_index
     from cosplace.index.syncing import sync_folder
-    from cosplace.localization.localizer import open_index_encoder
 
     bars = Bars()
     encoder = None
     with on_interrupt(CONTINUE):
         with open_index(config.index, write=not config.dry_run, roots=config.root) as index:
             if not config.dry_run:
-                encoder = open_index_encoder(
-                    index,
-                    config.device.device,
-                    trust_remote_code=config.device.trust_remote_code,
-                    model=config.model,
-                )
+                encoder = _open_encoder(index, config)
             result = sync_folder(
                 index,
                 encoder,
@@ -121,10 +101,7 @@ def run_sync(config: IndexSyncConfig) -> None:
                 allow_many=config.yes,
                 dry_run=config.dry_run,
                 follow_outside=config.follow_outside,
-                source=config.source or str(config.photos.resolve()),
-                batch_size=config.encoding.infer_batch_size,
-                num_workers=loading_workers(config.encoding.num_workers),
-                progress=bars,
+                **_encoding_options(config, config.photos.resolve(), bars),
             )
             bars.close()
         if config.dry_run:
@@ -134,6 +111,23 @@ def run_sync(config: IndexSyncConfig) -> None:
         print_result(f"{result.num_removed} photos removed (their files are gone)")
         if encoder is not None:
             _finish(config.index, encoder, bars, calibrate=False)
+
+
+def _open_encoder(index: "PhotoIndex", config: IndexAddConfig) -> "Encoder":
+    from cosplace.localization.localizer import open_index_encoder
+
+    device = config.device
+    return open_index_encoder(index, device.device, trust_remote_code=device.trust_remote_code, model=config.model)
+
+
+def _encoding_options(config: IndexAddConfig, folder: Path, bars: Bars) -> dict[str, Any]:
+    """How `add_photos` describes photos."""
+    return {
+        "source": config.source or str(folder),
+        "batch_size": config.encoding.infer_batch_size,
+        "num_workers": loading_workers(config.encoding.num_workers),
+        "progress": bars,
+    }
 
 
 def _print_counts(result: "IndexingResult") -> None:

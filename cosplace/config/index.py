@@ -83,10 +83,9 @@ class IndexAddConfig(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IndexSyncConfig(Section):
+class IndexSyncConfig(IndexAddConfig):
     """Settings of `cosplace index sync`."""
 
-    index: str = index_setting(positional=True)
     photos: Path = required(
         "folder of photos, in any subfolders; indexed photos from other folders are kept", positional=True,
         metavar="FOLDER",
@@ -95,12 +94,6 @@ class IndexSyncConfig(Section):
     yes: bool = setting(
         False, "remove photos even if the folder is missing or empty, or if more than half of its photos are gone"
     )
-    source: str = setting("", SOURCE_HELP, default_text="their folder")
-    follow_outside: bool = follow_outside_setting()
-    model: str | None = moved_model_setting()
-    root: tuple[str, ...] = root_setting()
-    encoding: EncodingSettings = section(EncodingSettings)
-    device: DeviceSettings = section(DeviceSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

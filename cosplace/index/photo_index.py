@@ -123,6 +123,7 @@ class PhotoIndex:
         if self._record["format"] < FORMAT_VERSION:
             self._store.upgrade()
             self._write_spec(format=FORMAT_VERSION)
+        self._store.drop_unchecked_search_index()
 
     def _write_spec(self, **changes: Any) -> None:
         self._record = self._record | changes

@@ -20,8 +20,10 @@ from cosplace.photos.scanning import scan_images
 
 DATABASES = ("database", "gallery")
 SPLITS = ("", "test", "images/test")  # where a dataset has its databases
-# Folders of queries as datasets name them: queries, queries_v1, query, 247query_v3, queries_real.
-QUERIES = re.compile(rb"(?:^|(?<=[/\n]))[0-9]*quer(?:y|ies)(?:[_.-][^/\n]*|[0-9]*)(?=/)", re.IGNORECASE)
+# Folders of queries as datasets name them: queries, queries_v1, query, 247query_v3, queries_real, night_queries.
+QUERIES = re.compile(
+    rb"(?:^|(?<=[/\n]))(?:[a-z0-9]+[_-])?[0-9]*quer(?:y|ies)(?:[_.-][^/\n]*|[0-9]*)(?=/)", re.IGNORECASE
+)
 NOT_PHOTOS = ("train", "val", "test", "images")  # other splits of a dataset
 NUM_SAMPLED = 1000  # photos of which at least one must have a position
 TABLES = (".csv", ".tsv", ".txt", ".mat", ".json", ".geojson", ".gpkg", ".parquet", ".npy")

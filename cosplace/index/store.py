@@ -351,6 +351,15 @@ class Store:
                 shutil.rmtree(Path(self.address) / f"{PHOTOS}.lance" / SEARCH_FOLDER, ignore_errors=True)
         self.record_checksums()
 
+    def drop_unchecked_search_index(self) -> None:
+        """Remove the search index if the checksums were deleted: the next commit would record its files as they are."""
+        if self.lacks_file_checksums() and self.has_vector_index():
+            log.warning(
+                "%s: %s is missing, so the search index cannot be checked. It is built again when it is "
+                "next needed.", self.address, FILE_NAME,
+            )  # fmt: skip
+            self.drop_vector_index()
+
     def has_vector_index(self) -> bool:
         """Whether there is an approximate search index."""
         with translated_errors(self.address):

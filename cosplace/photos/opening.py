@@ -293,7 +293,8 @@ def open_with_pillow(
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise damaged_photo(name, f"not a {image_format} image") from error
+        kind = "TIFF image of a supported kind" if image_format == "TIFF" else f"{image_format} image"
+        raise damaged_photo(name, f"not a {kind}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise damaged_photo(name, error) from error
 

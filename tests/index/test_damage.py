@@ -174,6 +174,19 @@ def test_lost_checksums_of_files_are_recorded_again(intact: Path, tmp_path: Path
     assert not verify_index(address).problems and verify_index(address).num_files > 0
 
 
+@pytest.mark.slow
+def test_a_writer_does_not_trust_a_search_index_without_checksums(intact_approximate: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(intact_approximate, tmp_path / "index")
+    (address / "checksums.json").unlink()
+    changed = list((address / "photos.lance" / "_indices").rglob("*.idx"))
+    for path in changed:
+        flip(path, 100)
+    with open_index(address, write=True) as index:
+        index.remove([0])  # a commit records checksums
+    assert changed and not any(path.exists() for path in changed)
+    assert not verify_index(address).problems
+
+
 def test_every_bit_of_a_photo_counts() -> None:
     ids, rows = np.arange(3), unit_rows(3, 0)
     checks = descriptor_checks(ids, rows)

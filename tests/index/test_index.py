@@ -56,7 +56,10 @@ def filled(address: Path, count: int, **settings) -> PhotoIndex:
     return index
 
 
-@pytest.fixture(scope="module", params=["few", "many", "many, float16", "many, with later ones"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("many, float16", "many, with later ones")]
+
+
+@pytest.fixture(scope="module", params=["few", "many", *SLOW])
 def stored_index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 photos, in memory or with an approximate search index."""
     address = tmp_path_factory.mktemp("stored") / "index"

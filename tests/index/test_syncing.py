@@ -171,7 +171,7 @@ def test_odd_files_do_not_stop_an_index(library: Path, tmp_path: Path, encoder: 
         (["cph/database/images/1.jpg", "cph/query/images/2.jpg", "sf/database/images/3.jpg"],
          ["cph/database/images/1.jpg", "sf/database/images/3.jpg"]),
         (["03814/1.jpg", "247query_v3/2.jpg", "247query_subset_v2/3.jpg"], ["03814/1.jpg"]),
-        (["000/1.jpg", "queries_real/000/2.jpg"], ["000/1.jpg"]),
+        (["000/1.jpg", "queries_real/000/2.jpg", "night_queries/3.jpg"], ["000/1.jpg"]),
         (["my queries/1.jpg", "queryable/2.jpg", "query.jpg"], ["my queries/1.jpg", "query.jpg", "queryable/2.jpg"]),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ def test_modules_are_those_of_torchvision(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "VGG16"])
+@pytest.mark.parametrize("name", ["ResNet18", "ResNet50", pytest.param("VGG16", marks=pytest.mark.slow)])
 def test_features_are_those_of_torchvision(name: str) -> None:
     torch.manual_seed(0)
     whole = get_model(name.lower(), weights=None).eval()

@@ -158,8 +158,9 @@ def test_a_folder_that_cannot_be_read_does_not_end_the_scan(tmp_path: Path, monk
             raise OSError(5, "Input/output error", folder)
         return scandir(folder)
 
-    monkeypatch.setattr(os, "scandir", failing)
-    images = scan_images(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", failing)
+        images = scan_images(tmp_path)
     assert len(images) == 2 and images.skipped.counts == {"folders that cannot be read (Input/output error)": 1}
 
 

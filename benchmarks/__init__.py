@@ -13,6 +13,7 @@ figure divided by cosplace's.  Run it with `python -m benchmarks`.  Each file im
     groups         file names to groups; reading cached groups
     startup        scanning a folder; --help
     photos         decoding and augmenting photos
+    panoramas      perspective crops of a panorama
     loading        batches from processes and threads during a training loop
     training       training step, GeM, CosFace
     retrieval      extraction, exact search

@@ -1,12 +1,13 @@
 """The list of all stages, in the order of the table: from file names to recalls."""
 
-from benchmarks import groups, loading, photos, recall, retrieval, startup, training
+from benchmarks import groups, loading, panoramas, photos, recall, retrieval, startup, training
 from benchmarks.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
     *groups.STAGES,
     *startup.STAGES,
     *photos.STAGES,
+    *panoramas.STAGES,
     *loading.STAGES,
     *training.STAGES,
     *retrieval.STAGES,

@@ -10,6 +10,7 @@ Layers, from the ground up; a module imports only from layers listed above its o
     compiled       functions compiled by numba
     config         every option once: default, unit, help
     photos         file names, lists, decoding, batches of photos
+    importing      photos from anywhere become a dataset
     models         networks, weights, released models, photos to descriptors
     retrieval      extraction, exact search, positives and recall, evaluation
     training       the paper: groups, CosFace, augmentation, one step, the loop

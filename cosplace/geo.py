@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 
 import numpy as np
-from pyproj import Geod, Transformer
+from pyproj import Geod, Proj, Transformer
 
 Degrees = np.ndarray | float
 
@@ -27,7 +27,7 @@ def _transformer(source: int, target: int) -> Transformer:
     return Transformer.from_crs(source, target)
 
 
-def _compute(function: Callable[..., tuple], *values: Degrees) -> list[np.ndarray]:
+def compute(function: Callable[..., tuple], *values: Degrees) -> list[np.ndarray]:
     """Results of a function of pyproj as float64 arrays; arguments are broadcast, and the results have their shape.
 
     A single position is passed as plain numbers: with NumPy before 2.4, pyproj drops the shape of an array with one
@@ -44,8 +44,24 @@ def _compute(function: Callable[..., tuple], *values: Degrees) -> list[np.ndarra
 def utm_to_latlon(east: np.ndarray, north: np.ndarray, zone: int, letter: str) -> tuple[np.ndarray, np.ndarray]:
     """Latitudes and longitudes of UTM positions in meters, all in one zone."""
     utm = (32700 if letter.upper() in SOUTHERN_BANDS else 32600) + zone
-    latitudes, longitudes = _compute(_transformer(utm, LATLON).transform, east, north)
+    latitudes, longitudes = compute(_transformer(utm, LATLON).transform, east, north)
     return latitudes, longitudes
+
+
+def utm_from_latlon(latitudes: Degrees, longitudes: Degrees, zone: int, *, south: bool) -> np.ndarray:
+    """UTM east and north (..., 2) in meters, in one zone, also of positions outside it."""
+    utm = (32700 if south else 32600) + zone
+    return np.stack(compute(_transformer(LATLON, utm).transform, latitudes, longitudes), -1)
+
+
+def utm_zones(latitudes: np.ndarray, longitudes: np.ndarray) -> np.ndarray:
+    """UTM zone of each position, int8: 1 to 60 north of the equator, -1 to -60 south of it, 0 where unknown.
+
+    Zones are 6 degrees wide everywhere, also where maps of Norway and Svalbard make exceptions.
+    """
+    known = np.isfinite(latitudes) & np.isfinite(longitudes)
+    zones = np.floor((np.where(known, longitudes, 0) + 180) / 6) % 60 + 1
+    return np.where(known, np.where(latitudes < 0, -zones, zones), 0).astype(np.int8)
 
 
 def distances_m(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -59,6 +75,53 @@ def distances_m(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 2 * EARTH_RADIUS_M * np.arcsin(np.minimum(chords_m / (2 * EARTH_RADIUS_M), 1))
 
 
+# --- local maps ------------------------------------------------------------------------------------------------------
+
+MapCenter = tuple[float, float]
+"""Latitude and longitude of the center of a local map."""
+
+LOCAL_MAP_RADIUS_M = 300_000.0  # scales are 0.11% too large there
+LOCAL_MAP_ORIGIN_M = 500_000.0  # east and north of the center, so that no position of the map is negative or 0, 0
+
+
+def local_map_center(latitudes: np.ndarray, longitudes: np.ndarray) -> MapCenter | None:
+    """Center of a local map of all positions; None if they are too far apart for one.  Unknown positions are nan.
+
+    The center is the median position, rounded to 0.1 degrees: it stays the same when a few positions are added.
+    """
+    points = ecef_from_lla(latitudes, longitudes)
+    points = points[np.isfinite(points[:, 0])]
+    if not len(points):
+        return None
+    latitude, longitude = (round(float(degrees), 1) for degrees in lla_from_ecef(np.median(points, axis=0)))
+    chords_m = np.linalg.norm(points - ecef_from_lla(latitude, longitude), axis=1)
+    return (latitude, longitude) if chords_m.max() <= LOCAL_MAP_RADIUS_M else None
+
+
+def local_map_positions(latitudes: Degrees, longitudes: Degrees, center: MapCenter) -> np.ndarray:
+    """East and north (..., 2) in meters on a local map: a transverse Mercator projection with scale 1 at its center.
+
+    The borders of UTM zones, the equator, the antimeridian and the poles are not special there.
+    """
+    return np.stack(compute(_local_map(center), longitudes, latitudes), -1)
+
+
+def local_map_error(latitudes: np.ndarray, longitudes: np.ndarray, center: MapCenter) -> float:
+    """Largest error of distances on a local map, as a share of the distance; such as 0.0001 for 1 cm in 100 m."""
+    east = local_map_positions(latitudes, longitudes, center)[..., 0]
+    farthest = int(np.nanargmax(np.abs(east - LOCAL_MAP_ORIGIN_M)))  # scales depend on the distance from the meridian
+    factors = _local_map(center).get_factors(longitudes[farthest], latitudes[farthest])
+    return abs(float(factors.meridional_scale) - 1)
+
+
+def _local_map(center: MapCenter) -> Proj:
+    """A new projection for each call: threads must not share one."""
+    return Proj(
+        proj="tmerc", lat_0=center[0], lon_0=center[1], k=1, x_0=LOCAL_MAP_ORIGIN_M, y_0=LOCAL_MAP_ORIGIN_M,
+        ellps="WGS84",
+    )  # fmt: skip
+
+
 # --- latitude and longitude ------------------------------------------------------------------------------------------
 
 
@@ -66,7 +129,24 @@ def geodesic_distances_m(
     latitudes: Degrees, longitudes: Degrees, other_latitudes: Degrees, other_longitudes: Degrees
 ) -> np.ndarray:
     """Lengths of the shortest paths on the ellipsoid between positions; arrays broadcast."""
-    return _compute(EARTH.inv, longitudes, latitudes, other_longitudes, other_latitudes)[2]
+    return compute(EARTH.inv, longitudes, latitudes, other_longitudes, other_latitudes)[2]
+
+
+def geodesic_azimuths(
+    latitudes: Degrees, longitudes: Degrees, other_latitudes: Degrees, other_longitudes: Degrees
+) -> np.ndarray:
+    """Directions from positions to others, where the shortest paths start, in [0, 360); arrays broadcast."""
+    azimuths = compute(EARTH.inv, longitudes, latitudes, other_longitudes, other_latitudes)[0]
+    return np.mod(np.mod(azimuths, 360), 360)  # a tiny negative number modulo 360 is rounded to 360
+
+
+def positions_between(
+    latitudes: Degrees, longitudes: Degrees, other_latitudes: Degrees, other_longitudes: Degrees, fractions: Degrees
+) -> tuple[np.ndarray, np.ndarray]:
+    """Latitudes and longitudes at fractions of the shortest paths from positions to others; arrays broadcast."""
+    azimuths, _, lengths_m = compute(EARTH.inv, longitudes, latitudes, other_longitudes, other_latitudes)
+    longitudes, latitudes, _ = compute(EARTH.fwd, longitudes, latitudes, azimuths, lengths_m * fractions)
+    return latitudes, longitudes
 
 
 def great_circle_distances_m(
@@ -86,27 +166,47 @@ def destination(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Latitudes and longitudes of the points a distance east and north of positions; arrays broadcast."""
     azimuths, lengths_m = np.degrees(np.arctan2(east_m, north_m)), np.hypot(east_m, north_m)
-    longitudes, latitudes, _ = _compute(EARTH.fwd, longitude, latitude, azimuths, lengths_m)
+    longitudes, latitudes, _ = compute(EARTH.fwd, longitude, latitude, azimuths, lengths_m)
     return latitudes, longitudes
 
 
 # --- points in space -------------------------------------------------------------------------------------------------
 
 
-def ecef_from_lla(latitudes: Degrees, longitudes: Degrees) -> np.ndarray:
-    """Earth-centered points (..., 3) float64 in meters of positions (...) on the ellipsoid; nan for invalid positions.
+def ecef_from_lla(latitudes: Degrees, longitudes: Degrees, heights_m: Degrees = 0.0) -> np.ndarray:
+    """Earth-centered points (..., 3) float64 in meters of positions (...); nan for invalid positions.
 
+    heights_m: above the ellipsoid.
     The antimeridian, the poles and the borders of UTM zones are not special there, so positions are averaged in space.
     """
-    points = np.stack(_compute(_transformer(LATLON_HEIGHT, ECEF).transform, latitudes, longitudes, 0.0), -1)
+    points = np.stack(compute(_transformer(LATLON_HEIGHT, ECEF).transform, latitudes, longitudes, heights_m), -1)
     return np.where(np.isfinite(points), points, np.nan)  # pyproj returns inf for latitudes beyond 90 degrees
 
 
 def lla_from_ecef(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Latitudes and longitudes (...) of earth-centered points (..., 3); longitudes are in [-180, 180]."""
-    x, y, z = np.moveaxis(points, -1, 0)
-    latitudes, longitudes, _ = _compute(_transformer(ECEF, LATLON_HEIGHT).transform, x, y, z)
+    latitudes, longitudes, _ = lla_height_from_ecef(points)
     return latitudes, longitudes
+
+
+def lla_height_from_ecef(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latitudes, longitudes and heights above the ellipsoid in meters (...) of earth-centered points (..., 3)."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    latitudes, longitudes, heights_m = compute(_transformer(ECEF, LATLON_HEIGHT).transform, x, y, z)
+    return latitudes, longitudes, heights_m
+
+
+def enu_rotation(latitudes: Degrees, longitudes: Degrees) -> np.ndarray:
+    """Directions east, north and up at positions: the rows of (..., 3, 3), earth-centered unit vectors.
+
+    The product with an earth-centered direction gives its parts to the east, to the north and upward.
+    """
+    phi, lam = np.broadcast_arrays(np.radians(latitudes), np.radians(longitudes))
+    zero = np.zeros(phi.shape)
+    east = np.stack([-np.sin(lam), np.cos(lam), zero], -1)
+    north = np.stack([-np.sin(phi) * np.cos(lam), -np.sin(phi) * np.sin(lam), np.cos(phi)], -1)
+    up = np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], -1)
+    return np.stack([east, north, up], -2)
 
 
 # --- headings --------------------------------------------------------------------------------------------------------

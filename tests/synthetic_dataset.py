@@ -22,6 +22,18 @@ def place_image(place: int, variant: int, side: int = 64) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
+def landscape(number: int) -> np.ndarray:
+    """(240, 320, 3) uint8: a random landscape: sky above ground, and blocks of random colors."""
+    random = np.random.default_rng(number)
+    coarse = random.integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    image = np.asarray(Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)).astype(np.float64)
+    image += np.linspace(60, -60, 240)[:, None, None]  # all skies are brighter than the ground
+    for _ in range(6):
+        top, left = random.integers(0, 200), random.integers(0, 280)
+        image[top : top + random.integers(20, 120), left : left + random.integers(20, 80)] = random.integers(0, 256, 3)
+    return image.clip(0, 255).astype(np.uint8)
+
+
 def write_place(folder: Path, place: int, variant: int, *, offset: float = 0.0, side: int = 64, suffix=".jpg") -> Path:
     """Write one photo of a place; places are 10 m apart in a row, all headings are 0."""
     name = format_image_name(

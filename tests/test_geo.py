@@ -14,11 +14,13 @@ from cosplace.geo import (
     destination,
     distances_m,
     ecef_from_lla,
+    geodesic_azimuths,
     geodesic_distances_m,
     great_circle_distances_m,
     in_box,
     lla_from_ecef,
     magnetic_declination,
+    positions_between,
     utm_to_latlon,
     wrap_heading,
 )
@@ -91,6 +93,18 @@ def test_destination(lat: float, lon: float, azimuth: float, length_m: float) ->
     found_azimuth, _, found_m = EARTH.inv(lon, lat, float(to_lon), float(to_lat))
     assert found_m == pytest.approx(length_m, abs=1e-6)
     assert (found_azimuth - azimuth + 180) % 360 - 180 == pytest.approx(0, abs=np.degrees(1e-6 / length_m) + 1e-6)
+
+
+@given(st.floats(-89, 89), LONGITUDES, st.floats(0, 359.9), LENGTHS_M, st.floats(0, 1))
+def test_azimuths_and_positions_between(latitude, longitude, azimuth, length_m, fraction) -> None:
+    other_longitude, other_latitude, _ = EARTH.fwd(longitude, latitude, azimuth, length_m)
+    found = geodesic_azimuths(latitude, longitude, other_latitude, other_longitude)
+    assert 0 <= found < 360
+    assert (found - azimuth + 180) % 360 - 180 == pytest.approx(0, abs=1e-4 / np.cos(np.radians(latitude)))
+    between = positions_between(latitude, longitude, other_latitude, other_longitude, fraction)
+    assert geodesic_distances_m(latitude, longitude, *between) == pytest.approx(fraction * length_m, abs=1e-6)
+    rest_m = geodesic_distances_m(*between, other_latitude, other_longitude)
+    assert rest_m == pytest.approx((1 - fraction) * length_m, abs=1e-6)
 
 
 # --- points in space -------------------------------------------------------------------------------------------------

@@ -8,7 +8,10 @@ that --help answers at once.
     help        help texts, from settings
     parser      settings from the words of a command line; suggestions for misspelled ones
     training    train, eval, groups
+    importing   import
+    panoramas   panoramas
     validate    validate
+    splitting   split
     zoo         zoo
     models      convert, reduce
     export      export

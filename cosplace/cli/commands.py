@@ -36,9 +36,25 @@ COSPLACE = Command(
             function="training:run_groups",
         ),
         Command(
+            name="import",
+            summary="Import your own photos, with positions from EXIF, tables or tracks, into a dataset.",
+            function="importing:run_import",
+        ),
+        Command(
+            name="panoramas",
+            summary="Cut perspective photos with headings from equirectangular panoramas, into a dataset.",
+            function="panoramas:run_panoramas",
+        ),
+        Command(
             name="validate",
-            summary="Check a dataset: photos that cannot be opened, missing or contradictory positions, and more.",
+            summary="Check a dataset: photos, positions, headings, clocks, duplicates, splits; recommend the "
+            "command that trains on it.",
             function="validate:run_validate",
+        ),
+        Command(
+            name="split",
+            summary="Split a dataset into train, val and test: by areas, time or sequences, with a buffer between.",
+            function="splitting:run_split",
         ),
         Command(
             name="zoo",

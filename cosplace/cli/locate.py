@@ -32,7 +32,7 @@ Row = tuple["Answer", dict[str, Any] | None]
 def run_locate(config: LocateConfig) -> None:
     """Locate photos, and print the answers."""
     paths = _find_photos(config.photos, is_sequence=config.sequence.sequence, follow_outside=config.follow_outside)
-    is_list = len(config.photos) > 1 or config.photos[0].is_dir() or config.sequence.sequence
+    is_list = len(config.photos) > 1 or _is_list(config.photos[0]) or config.sequence.sequence
     where = _search_filter(config.filter)
     if config.rerank:
         from cosplace.localization.reranking import require_opencv
@@ -85,7 +85,7 @@ def _find_photos(photos: Sequence[Path], *, is_sequence: bool, follow_outside: b
 
     paths: list[Path] = []
     for path in photos:
-        if path.is_dir():
+        if _is_list(path):
             images = scan_images(path, follow_outside=follow_outside)
             paths += [images.path(row) for row in range(len(images))]
         else:
@@ -96,6 +96,13 @@ def _find_photos(photos: Sequence[Path], *, is_sequence: bool, follow_outside: b
     if is_sequence and not any(path.is_file() for path in paths):
         raise DatasetError(f"{paths[0]} does not exist. Use a folder of frames, frames, or a video.")
     return paths
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a path is a folder, a table of photos, or a part of a table."""
+    from cosplace.photos.scanning import is_dataset_part
+
+    return is_dataset_part(path)
 
 
 def _search_filter(settings: FilterSettings) -> "SearchFilter | None":

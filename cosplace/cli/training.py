@@ -48,10 +48,10 @@ def run_train(config: TrainConfig, given: Mapping[str, Any]) -> None:
     config = resumed_config(resumed, given) if resumed else config
     folder = resumed_folder(resumed) if resumed else None
     if config.running.dry_run:
-        _print_estimate(prepare(config, given), folder)
+        _print_estimate(prepare(config, given, Bars()), folder)
         return
     with nullcontext() if folder is None else lock_run(folder):  # before the state is read
-        _train(prepare(config, given), folder)
+        _train(prepare(config, given, Bars()), folder)
 
 
 def _print_estimate(prepared: "Preparation", folder: Path | None) -> None:
@@ -105,9 +105,11 @@ def run_eval(config: EvalConfig, given: Mapping[str, Any]) -> None:
     from cosplace.storage import new_run_folder
 
     settings = evaluation_settings(config, choose_device(config.running.device))
+    bars = Bars()
     dataset = open_retrieval_dataset(
-        test_folder, config.folders.queries_folder, follow_outside=config.folders.follow_outside
+        test_folder, config.folders.queries_folder, follow_outside=config.folders.follow_outside, progress=bars
     )
+    bars.close()
     model = _network_to_evaluate(config, given)
     if config.running.dry_run:
         from cosplace.retrieval.dry_run import estimate_evaluation
@@ -154,13 +156,13 @@ def _network_to_evaluate(config: EvalConfig, given: Mapping[str, Any]) -> "nn.Mo
 
 def run_groups(config: GroupsConfig) -> None:
     """Form classes and groups, and print how many there are.  Raises DatasetError if training would refuse them."""
-    from cosplace.photos.scanning import scan_images
     from cosplace.training.advice import advice, data_warnings
     from cosplace.training.group_cache import cached_partition
-    from cosplace.training.groups import partition
+    from cosplace.training.groups import partition, training_photos
 
-    grouping = config.grouping
-    images = scan_images(config.folder, follow_outside=config.follow_outside)
+    grouping, bars = config.grouping, Bars()
+    images = training_photos(config.folder, grouping, follow_outside=config.follow_outside, progress=bars)
+    bars.close()
     groups = partition(images, grouping) if config.no_cache else cached_partition(images, grouping)
     counts, hint = groups.counts(), advice(groups, grouping, images)
     for warning in data_warnings(groups, grouping, images):

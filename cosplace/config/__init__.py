@@ -8,7 +8,10 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     setting     one setting, and the check of a value against its limits
     defaults    default values that functions and flags share
     sections    shared sections; settings of train, eval, groups
+    importing   settings of import
+    panoramas   settings of panoramas
     validate    settings of validate
+    splitting   settings of split
     models      settings of zoo, convert, reduce
     export      settings of export
     index       settings of index build, add, remove, info, compact, calibrate

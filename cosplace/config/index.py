@@ -41,7 +41,8 @@ class IndexBuildConfig(Section):
     """Settings of `cosplace index build`."""
 
     dataset: Path = required(
-        "folder of photos, in any subfolders; for a dataset, only its database/ or gallery/ is used, without queries",
+        "folder of photos, in any subfolders, or a table of photos; for a dataset, only its database/ or gallery/ is "
+        "used, without queries",
         positional=True,
         metavar="DATASET",
     )
@@ -71,7 +72,8 @@ class IndexAddConfig(Section):
 
     index: str = index_setting(positional=True)
     photos: Path = required(
-        "folder of photos, in any subfolders; positions are read from '@' names or EXIF", positional=True,
+        "folder of photos, in any subfolders, or a table of photos; else positions are read from '@' names or EXIF",
+        positional=True,
         metavar="FOLDER",
     )  # fmt: skip
     source: str = setting("", SOURCE_HELP, default_text="their folder")
@@ -87,7 +89,8 @@ class IndexSyncConfig(IndexAddConfig):
     """Settings of `cosplace index sync`."""
 
     photos: Path = required(
-        "folder of photos, in any subfolders; indexed photos from other folders are kept", positional=True,
+        "folder of photos, in any subfolders, or a table of photos; indexed photos from other folders are kept",
+        positional=True,
         metavar="FOLDER",
     )  # fmt: skip
     dry_run: bool = setting(False, "print what would be done, without changing anything")

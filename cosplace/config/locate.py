@@ -104,7 +104,7 @@ class LocateConfig(Section):
     """Settings of `cosplace locate`."""
 
     photos: tuple[Path, ...] = required(
-        "photos, or folders of photos; with --sequence also a video", positional=True, metavar="PHOTO"
+        "photos, folders or tables of photos; with --sequence also a video", positional=True, metavar="PHOTO"
     )
     index: str = index_setting()
     model: str | None = moved_model_setting()

@@ -132,7 +132,7 @@ class DatasetFolders(Section):
 
     dataset_folder: str | None = setting(
         None,
-        "folder with train/, val/ and test/, such as processed/ of SF-XL",
+        "folder with train/, val/ and test/, such as processed/ of SF-XL, or a table with these splits",
         metavar="FOLDER",
         default_text=f"the environment variable {DATASET_VARIABLE}",
     )
@@ -391,7 +391,9 @@ class EvalConfig:
 class GroupsConfig(Section):
     """Settings of `cosplace groups`."""
 
-    folder: str = required("training photos with '@' names, in any subfolders", positional=True, metavar="FOLDER")
+    folder: str = required(
+        "training photos, in any subfolders: '@' names, EXIF, or a table", positional=True, metavar="FOLDER"
+    )
     json: bool = json_setting("the groups")
     no_cache: bool = setting(
         False, "form the groups again instead of reading them from the cache, and do not store them"

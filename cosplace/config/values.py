@@ -87,7 +87,9 @@ def to_values(config: Any) -> dict[str, Any]:
 def set_folder(folders: DatasetFolders, split: str) -> Path:
     """Return the folder of a split ("train", "val" or "test"): its own flag, or in the folder of the dataset.
 
-    Splits may be in images/ or processed/ of that folder, as those of pitts30k and SF-XL are.
+    Splits may be in images/, processed/ or small/ of that folder, as those of pitts30k and SF-XL are, or be parts of
+    its table.
+    A dataset without test/ is the test set itself if it has database/.
     Raises ConfigError when neither is given.
     """
     own = getattr(folders, f"{split}_set_folder")
@@ -95,8 +97,10 @@ def set_folder(folders: DatasetFolders, split: str) -> Path:
         return Path(own)
     dataset = folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
     if dataset:
-        usual = [Path(dataset) / between / split for between in ("", "images", "processed")]
-        return next((folder for folder in usual if folder.is_dir()), usual[0])
+        usual = [Path(dataset) / between / split for between in ("", "images", "processed", "small")]
+        found = next((folder for folder in usual if folder.is_dir()), None)
+        is_test_set = split == "test" and (Path(dataset) / "database").is_dir()
+        return found or (Path(dataset) if is_test_set else usual[0])
     raise ConfigError(
         f"--dataset_folder is required: the folder with train/, val/ and test/. Or use --{split}_set_folder, or set "
         f"the environment variable {DATASET_VARIABLE}."

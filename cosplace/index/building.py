@@ -15,6 +15,7 @@ import numpy as np
 
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError, PhotoIndexError
+from cosplace.geo import ecef_from_lla
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.index.roots import is_below
@@ -23,7 +24,7 @@ from cosplace.index.store import has_index
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.metadata import photo_key, read_metadata
-from cosplace.photos.names import MAX_CONTRADICTION_M
+from cosplace.photos.names import MAX_CONTRADICTION_M, optional_fields
 from cosplace.photos.opening import open_image, read_file
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.thumbnails import make_thumbnail
@@ -31,6 +32,7 @@ from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.extraction import ExtractionSettings, extract
 
 TASK = "indexing photos"
+SAME_POSITION_M, SAME_HEADING_DEG = 0.01, 0.01  # labels have millimeters, and an index has headings as float32
 PHOTOS_PER_COMMIT = 1024  # photos of one commit are stored together or not at all
 
 log = logging.getLogger(__name__)
@@ -143,6 +145,7 @@ def add_photos(
         stored=stored,
         stamps=index.stamps(),
     )
+    indexing.find_changed_labels()
     new_rows = [row for row in range(len(photos)) if not indexing.is_unchanged(row)]
     indexing.num_known = num_done = len(photos) - len(new_rows)
     if num_done:
@@ -192,6 +195,7 @@ class _Indexing:
     num_without_position: int = 0
     unreadable: list[str] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)  # ids of photos with a new path
+    changed_labels: set[int] = field(default_factory=set)  # rows of photos
     contradictions: list[tuple[str, float]] = field(default_factory=list)  # names, and meters between their positions
 
     def path_text(self, row: int) -> str:
@@ -200,8 +204,27 @@ class _Indexing:
         return path_text(os.path.normpath(path) if ".." in path else path)
 
     def is_unchanged(self, row: int) -> bool:
-        """Whether the index has this file, and the file has not changed since."""
-        return self.holds(self.path_text(row))
+        """Whether the index has this file, and neither the file nor its label has changed since."""
+        return row not in self.changed_labels and self.holds(self.path_text(row))
+
+    def find_changed_labels(self) -> None:
+        """Find the photos that the index has with another position or heading than their label."""
+        if self.photos.labels is None:
+            return
+        columns = self.index.columns()
+        row_of = {path: row for row, path in enumerate(columns.paths())}
+        pairs = [(row, row_of.get(self.path_text(row), -1)) for row in range(len(self.photos))]
+        rows, indexed = np.array([pair for pair in pairs if pair[1] >= 0], np.int64).reshape(-1, 2).T
+        latitudes, longitudes, headings = optional_fields(self.photos, ("latitude", "longitude", "heading"))[:, rows]
+        points = ecef_from_lla(columns.latitudes[indexed], columns.longitudes[indexed])
+        moved_m = np.linalg.norm(ecef_from_lla(latitudes, longitudes) - points, axis=1)
+        turns = np.abs((headings - columns.headings[indexed] + 180) % 360 - 180)
+        # A value that the label lacks may be from EXIF, so only a new value is a change; but a position that is gone
+        # must not stay in the index.
+        is_new = np.isnan(latitudes) != np.isnan(columns.latitudes[indexed])
+        is_new |= (moved_m > SAME_POSITION_M) | (turns > SAME_HEADING_DEG)
+        is_new |= ~np.isnan(headings) & np.isnan(columns.headings[indexed])
+        self.changed_labels = set(rows[is_new].tolist())
 
     def holds(self, path: str) -> bool:
         """Whether the index has the file at a path as it is now."""
@@ -224,7 +247,8 @@ class _Indexing:
             return str(error)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             return str(ImageError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})."))
-        metadata = read_metadata(path, raw)
+        label = None if self.photos.labels is None else self.photos.label(row)
+        metadata = read_metadata(path, raw, label)
         if metadata.contradicts_itself:
             self.contradictions.append((path.name, metadata.contradiction_m))
         return NewPhoto(
@@ -332,6 +356,7 @@ def plan_photos(index: PhotoIndex, photos: ImageList) -> tuple[IndexingResult, f
     """What `add_photos` would do, and the ids of photos that have moved; new and changed files are read."""
     started = time.perf_counter()
     plan = _Indexing(index=index, photos=photos, stamps=index.stamps())
+    plan.find_changed_labels()
     new_rows = [row for row in range(len(photos)) if not plan.is_unchanged(row)]
     plan.num_known = len(photos) - len(new_rows)
     read = [plan.read(row, with_thumbnail=False) for row in new_rows]

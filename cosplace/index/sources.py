@@ -1,4 +1,4 @@
-"""Which photos of a folder are indexed: those of the database of a dataset, not its queries, and with positions.
+"""Which photos of a folder or table are indexed: those of the database of a dataset, not its queries, with positions.
 
 Side effects: reads folders; `require_positions` reads some photos.
 """
@@ -6,17 +6,18 @@ Side effects: reads folders; `require_positions` reads some photos.
 import logging
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from cosplace.errors import DatasetError, ImageError
 from cosplace.photos.image_list import ImageList, evenly_spaced
+from cosplace.photos.labels import IMPORT_ADVICE, tables_hint
 from cosplace.photos.metadata import metadata_from_name, read_metadata
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
-from cosplace.photos.scanning import scan_images
+from cosplace.photos.scanning import is_dataset_part, scan_images, subfolders
+from cosplace.photos.table_lists import TablePart, find_part, list_part, splits_of
 
 DATABASES = ("database", "gallery")
 SPLITS = ("", "test", "images/test")  # where a dataset has its databases
@@ -26,15 +27,13 @@ QUERIES = re.compile(
 )
 NOT_PHOTOS = ("train", "val", "test", "images")  # other splits of a dataset
 NUM_SAMPLED = 1000  # photos of which at least one must have a position
-TABLES = (".csv", ".tsv", ".txt", ".mat", ".json", ".geojson", ".gpkg", ".parquet", ".npy")
-NOT_TABLES = re.compile(r"_images_paths\.txt$|readme|license|requirements", re.IGNORECASE)
-MAX_TABLES, MAX_ENTRIES = 3, 200
+MAX_NAMES = 3  # of folders that are left out, to report
 
 log = logging.getLogger("cosplace")
 
 
 def find_photos(folder: str | Path, *, follow_outside: bool = False) -> ImageList:
-    """List the photos of a folder that an index of it holds; the folder of the list has no links.
+    """List the photos of a folder or a table that an index of it holds; the folder of the list has no links.
 
     Of a dataset these are the photos of its database/ or gallery/, alone or in test/ or images/test/.  Elsewhere,
     folders of queries are left out, with a warning: if queries were indexed, each would match itself.
@@ -43,24 +42,41 @@ def find_photos(folder: str | Path, *, follow_outside: bool = False) -> ImageLis
     """
     folder = dataset = Path(folder)
     for inside in (folder / split / name for split in SPLITS for name in DATABASES):
-        if inside.is_dir():
+        if is_dataset_part(inside):
             folder = inside
             _report_other_folders(inside)
             break
-    photos = _without_queries(scan_images(folder, dataset=dataset, follow_outside=follow_outside))
+    part = find_part(folder)
+    if part is not None and splits_of(part):
+        inside = () if follow_outside else (os.path.realpath(part.folder), os.path.realpath(dataset))
+        photos = list_part(_part_without_queries(part), inside)
+    else:
+        photos = _without_queries(scan_images(folder, dataset=dataset, follow_outside=follow_outside))
     return replace(photos, folder=photos.folder.resolve())
+
+
+def _part_without_queries(part: TablePart) -> TablePart:
+    """A part of a table without its queries, unless it has nothing else."""
+    splits = splits_of(part)
+    queries = [split for split in splits if QUERIES.search(os.fsencode(split.removeprefix(part.part) + "/"))]
+    if not queries or len(queries) == len(splits):
+        return part
+    log.warning(
+        "%s: left out its queries (%s): if queries were indexed, each would match itself.",
+        printable(part.table), ", ".join(map(printable, queries[:MAX_NAMES])),
+    )  # fmt: skip
+    return replace(part, without=tuple(queries))
 
 
 def _report_other_folders(database: Path) -> None:
     """Say which folders next to a database are left out, unless they are those of queries."""
     others = [
-        path.name
-        for path in sorted(database.parent.iterdir())
-        if path.is_dir() and path != database and not path.name.startswith(".") and path.name not in NOT_PHOTOS
-        and not QUERIES.match(os.fsencode(path.name) + b"/")
-    ]  # fmt: skip
+        name
+        for name in ([] if find_part(database) else subfolders(database.parent))
+        if name not in (database.name, *NOT_PHOTOS) and not QUERIES.match(os.fsencode(name) + b"/")
+    ]
     if others:
-        names = ", ".join(map(printable, others[:MAX_TABLES])) + (", ..." if len(others) > MAX_TABLES else "")
+        names = ", ".join(map(printable, others[:MAX_NAMES])) + (", ..." if len(others) > MAX_NAMES else "")
         log.warning(
             "%s is indexed alone, as the database of a dataset. Left out next to it: %s. To index such a folder, too, "
             "use `cosplace index add`.",
@@ -80,8 +96,8 @@ def _without_queries(photos: ImageList) -> ImageList:
             left_out[found[0]] = left_out.get(found[0], 0) + 1
     if not left_out:
         return photos
-    names = ", ".join(printable(os.fsdecode(name)) for name in islice(sorted(left_out), MAX_TABLES))
-    names += ", ..." if len(left_out) > MAX_TABLES else ""
+    names = ", ".join(printable(os.fsdecode(name)) for name in islice(sorted(left_out), MAX_NAMES))
+    names += ", ..." if len(left_out) > MAX_NAMES else ""
     if not kept:
         raise DatasetError(
             f"{photos.folder} has photos only in folders of queries ({names}). To index queries, use their own folder."
@@ -100,7 +116,7 @@ def require_positions(photos: ImageList, dataset: str | Path) -> None:
     dataset: the folder that was given; the error names tables in it and next to it.
     """
     sample = evenly_spaced(photos, NUM_SAMPLED)
-    if any(metadata_from_name(Path(photos.name(row)).name).has_position for row in sample):
+    if any(metadata_from_name(photos.label(row)).has_position for row in sample):
         return
     if any(_has_position(photos, row) for row in sample):
         return
@@ -109,10 +125,8 @@ def require_positions(photos: ImageList, dataset: str | Path) -> None:
     else:
         which = f"the {len(photos):,}" if len(photos) <= NUM_SAMPLED else f"{NUM_SAMPLED:,}"
         problem = f"None of {which} photos of {photos.folder} has a position, so an index of them cannot locate photos."
-    tables = [printable(path) for path in islice(_tables_beside(Path(dataset), photos), MAX_TABLES)]
-    hint = f" Their positions may be in {', '.join(tables)}." if tables else ""
     raise DatasetError(
-        f"{problem}{hint} Write positions into '@' names or EXIF (docs/index.md).",
+        f"{problem}{tables_hint(Path(dataset), photos)} {IMPORT_ADVICE}",
         "use --without_positions to index them anyway",
     )
 
@@ -120,32 +134,7 @@ def require_positions(photos: ImageList, dataset: str | Path) -> None:
 def _has_position(photos: ImageList, row: int) -> bool:
     try:
         path = photos.path(row)
-        return read_metadata(path, read_file(path)).has_position
+        label = None if photos.labels is None else photos.label(row)
+        return read_metadata(path, read_file(path), label).has_position
     except ImageError:  # reported when it is indexed
         return False
-
-
-def _tables_beside(dataset: Path, photos: ImageList) -> Iterator[Path]:
-    """Files that may contain positions: in and next to the dataset, and in the folders between it and its photos."""
-    dataset = dataset.resolve()
-    first = (photos.folder / photos.name(0)).parent
-    between = [folder for folder in (first, *first.parents) if folder.is_relative_to(dataset)]
-    seen = set()
-    for folder in [*between, *_folders_in(dataset), dataset.parent, *_folders_in(dataset.parent)]:
-        for path in _entries(folder):
-            is_table = path.suffix.lower() in TABLES and not NOT_TABLES.search(path.name)
-            if is_table and path not in seen and path.is_file():
-                seen.add(path)
-                yield path
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.is_dir()]
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in islice(entries, MAX_ENTRIES))
-    except OSError:
-        return []

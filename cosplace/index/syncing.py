@@ -16,7 +16,9 @@ from cosplace.index.building import IndexingResult, add_photos, plan_photos, row
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.sources import find_photos
 from cosplace.models.encoder import Encoder
-from cosplace.photos.paths import path_from_text
+from cosplace.photos.paths import path_from_text, path_text
+from cosplace.photos.table_lists import TablePart, find_part
+from cosplace.photos.tables import read_table
 
 MAX_REMOVED_SHARE = 0.5  # of the photos of the index below the folder
 
@@ -53,15 +55,16 @@ def sync_folder(
                 f"{error} Nothing was removed.", "use --yes to remove its photos from the index"
             ) from error
         photos = None
-    known = rows_below(index.columns().paths(), folder)
-    num_known = len(known)
+    part = None if photos is None else find_part(Path(folder))
+    folder = folder if part is None else part.folder
+    num_known = len(rows_below(index.columns().paths(), folder))
     result, moved = None, frozenset()
     if photos is not None and dry_run:
         result, moved = plan_photos(index, photos)
     elif photos is not None:
         assert encoder is not None
         result = add_photos(index, encoder, photos, **options)
-    gone = _gone(index, folder, moved)
+    gone = _gone(index, folder, moved, None if part is None else _listed(part))
     if num_known and len(gone) > MAX_REMOVED_SHARE * num_known and not allow_many:
         raise DatasetError(
             f"{len(gone):,} of {num_known:,} indexed photos below {folder} no longer exist. Is a drive not mounted? "
@@ -72,11 +75,22 @@ def sync_folder(
     return SyncResult(indexing=result, num_removed=num_removed)
 
 
-def _gone(index: PhotoIndex, folder: str | Path, moved: frozenset[int]) -> np.ndarray:
-    """Ids of the photos below a folder whose files do not exist; photos whose files cannot be checked are kept."""
+def _listed(part: TablePart) -> frozenset[str]:
+    """Absolute paths, as text, of all photos of a table, also those of its other parts."""
+    folder = part.folder.resolve()
+    names = read_table(part.table, ("path",))["path"].to_pylist()
+    return frozenset(path_text(os.path.normpath(folder / path_from_text(name))) for name in names)
+
+
+def _gone(index: PhotoIndex, folder: str | Path, moved: frozenset[int], listed: frozenset[str] | None) -> np.ndarray:
+    """Ids of the photos below a folder whose files do not exist, or which its table does not list.
+
+    Photos whose files cannot be checked are kept.  listed: paths in the table; None without one.
+    """
     columns = index.columns()
     paths = columns.paths()
-    rows = [row for row in rows_below(paths, folder) if not _exists(paths[row])]
+    is_listed = [True] * len(paths) if listed is None else [path in listed for path in paths]
+    rows = [row for row in rows_below(paths, folder) if not is_listed[row] or not _exists(paths[row])]
     ids = columns.ids[np.array(rows, np.int64)]
     return ids[~np.isin(ids, list(moved))]
 

@@ -67,7 +67,7 @@ def queries_of_folder(
         try:
             path = images.path(row)
             raw = read_file(path)
-            known = read_metadata(path, raw)
+            known = read_metadata(path, raw, None if images.labels is None else images.label(row))
             if known.has_position and not known.accuracy_m > RADIUS_M:  # others have no exact position
                 descriptors.append(encoder.encode(decode_image(raw, path)))
                 metadata.append(known)

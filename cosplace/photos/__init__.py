@@ -2,9 +2,9 @@
 
 paths           paths as text, to store and to print
 formats         which formats are opened, detected by content
+tables          a dataset as one GeoParquet table
 image_list      ImageList: the sorted photos below a folder
 names           '@' file names: position, zone, heading, time
-scanning        list the photos of a folder
 xmp             properties of an XMP packet
 orientation     how a photo is stored: upright, turned or mirrored
 blocks          EXIF blocks and XMP packets in files
@@ -13,9 +13,16 @@ modes           any mode of a Pillow image to RGB
 opening         decode one photo, safely
 thumbnails      small JPEGs of photos
 resizing        resize to a shorter side
+duplicates      near-duplicates: photos that were resized, encoded again, or taken a moment later
 normalization   ImageNet mean and standard deviation
 exif            position, heading and time in EXIF blocks and XMP packets
+camera          altitude, pitch, roll, field of view, model and projection in EXIF blocks and XMP packets
 metadata        where and when a photo was taken, from its name or its EXIF block
+labels          '@' texts of photos whose position is in a table or in EXIF
+table_lists     the photos of a table, or of a part of it
+scanning        list the photos of a folder
+panoramas       perspective crops of equirectangular panoramas: the geometry
+compiled_panoramas  the same crops, compiled by numba
 viewpoints      whether a photo is one of a set of photos, by position, heading and time
 batch_memory    photos decoded into memory that earlier batches used
 loading         batches prepared ahead by threads or processes

@@ -54,13 +54,15 @@ class ExifFacts:
     heading: float = UNKNOWN  # degrees clockwise from north, in [0, 360)
     is_magnetic: bool = False  # whether the heading is from magnetic north
     time: float = UNKNOWN  # seconds since 1970 (UTC)
+    is_local_time: bool = False  # whether `time` is that of a clock without a time zone, which was taken as UTC
+    heading_is_in_xmp: bool = False
 
 
 Directory = Mapping[int, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Tags:
+class ExifTags:
     """Tags of one EXIF block by directory: numbers, text, bytes, or tuples of numbers."""
 
     image: Directory
@@ -68,19 +70,38 @@ class _Tags:
     gps: Directory
 
 
+@dataclass(frozen=True, slots=True)
+class PhotoTags:
+    """All that EXIF and XMP of a photo's file contain, not interpreted."""
+
+    exif: tuple[ExifTags, ...]  # of each block
+    packets: tuple[bytes, ...]  # XMP
+
+
 def read_exif(raw: bytes) -> ExifFacts:
     """Facts in the EXIF blocks and the XMP packet of a photo's file.  Never raises.
 
     EXIF takes precedence, and XMP provides what it lacks.  If EXIF blocks have different positions, it is unknown.
     """
+    return exif_facts(read_tags(raw))
+
+
+def read_tags(raw: bytes) -> PhotoTags:
+    """The tags of all EXIF blocks, and the XMP packets, of a photo's file.  Never raises."""
     blocks = find_blocks(raw)
-    tags = [_read_tags(block) for block in blocks.exif]
-    packets = blocks.xmp or tuple(_packet_in_tag(one.image.get(XMP_IN_TIFF)) for one in tags)
+    tags = tuple(_read_tags(block) for block in blocks.exif)
+    return PhotoTags(tags, blocks.xmp or tuple(_packet_in_tag(one.image.get(XMP_IN_TIFF)) for one in tags))
+
+
+def exif_facts(photo: PhotoTags) -> ExifFacts:
+    """Position, heading and time in tags; see `read_exif`."""
+    tags, packets = photo.exif, photo.packets
     positions = [position for one in tags if not math.isnan((position := _gps_position(one.gps))[0])]
     latitude, longitude = _agreed_position(positions)
     heading, is_magnetic = _first([_heading(one.gps.get(HEADING), one.gps.get(HEADING_REF)) for one in tags])
     accuracy_m = _first([(_accuracy_m(one.gps.get(POSITION_ERROR)), False) for one in tags])[0]
-    time = _first([(_time(one), False) for one in tags])[0]
+    time, is_local_time = _first([_time(one) for one in tags])
+    heading_is_in_xmp = False
 
     missing = {
         "GPSLatitude": latitude,
@@ -100,10 +121,11 @@ def read_exif(raw: bytes) -> ExifFacts:
         if math.isnan(heading):
             heading, is_magnetic = _heading(_exif_property(properties, "GPSImgDirection"),
                                             _exif_property(properties, "GPSImgDirectionRef"))  # fmt: skip
+            heading_is_in_xmp = not math.isnan(heading)
         if math.isnan(accuracy_m):
             accuracy_m = _accuracy_m(_exif_property(properties, "GPSHPositioningError"))
         if math.isnan(time):
-            time = _xmp_time(properties)
+            time, is_local_time = _xmp_time(properties)
     return ExifFacts(
         latitude=latitude,
         longitude=longitude,
@@ -111,10 +133,12 @@ def read_exif(raw: bytes) -> ExifFacts:
         heading=heading,
         is_magnetic=is_magnetic,
         time=time,
+        is_local_time=is_local_time,
+        heading_is_in_xmp=heading_is_in_xmp,
     )
 
 
-def _read_tags(block: bytes) -> _Tags:
+def _read_tags(block: bytes) -> ExifTags:
     """The tags of a block; of a damaged block, those before the damage."""
     exif = Image.Exif()
 
@@ -129,8 +153,8 @@ def _read_tags(block: bytes) -> _Tags:
         try:
             exif.load(block)
         except Exception:
-            return _Tags({}, {}, {})
-        return _Tags(
+            return ExifTags({}, {}, {})
+        return ExifTags(
             read(lambda: dict(exif)),
             read(lambda: exif.get_ifd(EXIF_DIRECTORY)),
             read(lambda: exif.get_ifd(GPS_DIRECTORY)),
@@ -145,7 +169,7 @@ def _first(values: Sequence[tuple[float, bool]]) -> tuple[float, bool]:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Text of a value of any type: characters, or character codes."""
     if isinstance(value, bytes):
         value = value.decode("latin-1")
@@ -160,10 +184,10 @@ def _numbers(value: Any) -> list[float]:
     """Numbers of a value of any type; nan for 0/0 and the like."""
     if isinstance(value, str):
         return [float(text) for text in NUMBER_PATTERN.findall(value)]
-    return [_number(one) for one in (value if isinstance(value, tuple | list) else (value,))]
+    return [number_of(one) for one in (value if isinstance(value, tuple | list) else (value,))]
 
 
-def _number(value: Any) -> float:
+def number_of(value: Any) -> float:
     """A finite number, also of text such as "2705/10"; nan for anything else."""
     try:
         if isinstance(value, str):
@@ -177,7 +201,7 @@ def _number(value: Any) -> float:
 
 
 def _accuracy_m(value: Any) -> float:
-    number = _number(value)
+    number = number_of(value)
     return number if 0 < number <= MAX_ACCURACY_M else UNKNOWN
 
 
@@ -186,8 +210,8 @@ def _accuracy_m(value: Any) -> float:
 
 def _gps_position(gps: Directory) -> tuple[float, float]:
     return checked_position(
-        _angle(_numbers(gps.get(LATITUDE)), _text(gps.get(LATITUDE_REF)), "NS"),
-        _angle(_numbers(gps.get(LONGITUDE)), _text(gps.get(LONGITUDE_REF)), "EW"),
+        _angle(_numbers(gps.get(LATITUDE)), text_of(gps.get(LATITUDE_REF)), "NS"),
+        _angle(_numbers(gps.get(LONGITUDE)), text_of(gps.get(LONGITUDE_REF)), "EW"),
     )
 
 
@@ -233,7 +257,7 @@ def _xmp_position(properties: Mapping[str, str]) -> tuple[float, float]:
             properties.get(f"{{{DJI_NAMESPACE}}}{name}", "")
             for name in ("GpsLatitude", "GpsLongitude", "GpsLongtitude")
         )
-        return checked_position(_number(latitude), _number(longitudes[0] or longitudes[1]))
+        return checked_position(number_of(latitude), number_of(longitudes[0] or longitudes[1]))
     is_signed = any(text[:1] in ("-", "+") for text in texts)
     angles = []
     for text, name, letters in zip(texts, ("GPSLatitudeRef", "GPSLongitudeRef"), ("NS", "EW"), strict=True):
@@ -258,29 +282,29 @@ def _heading(value: Any, reference: Any) -> tuple[float, bool]:
 
     Negative headings are counterclockwise, down to -180.  Other values are invalid, such as 65535 for unknown.
     """
-    heading = _number(_text(value) if isinstance(value, str | bytes) else value)
+    heading = number_of(text_of(value) if isinstance(value, str | bytes) else value)
     if not -180 <= heading <= 360:
         return UNKNOWN, False
-    return wrap_heading(heading), _text(reference)[:1].upper() == "M"
+    return wrap_heading(heading), text_of(reference)[:1].upper() == "M"
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def _time(tags: _Tags) -> float:
-    """GPS time, else the first valid date of the camera; one without an offset counts as UTC."""
-    gps_time, camera_time = _gps_time(tags.gps), _camera_time(tags.taken, tags.image)
+def _time(tags: ExifTags) -> tuple[float, bool]:
+    """GPS time, else the first valid date of the camera; and whether that has no offset, and counts as UTC."""
+    gps_time, (camera_time, is_local) = _gps_time(tags.gps), _camera_time(tags.taken, tags.image)
     if math.isnan(gps_time):
-        return camera_time
+        return camera_time, is_local
     # GPS times are often whole seconds.  If the camera's clock agrees, in some time zone, its fraction of a second is
     # used: it orders the photos of one second.
     local = camera_time - round((camera_time - gps_time) / 900) * 900 if not math.isnan(camera_time) else UNKNOWN
     has_fraction = gps_time % 1 == 0 and camera_time % 1 > 0 and abs(local - gps_time) <= 2
-    return local if has_fraction else gps_time
+    return local if has_fraction else gps_time, False
 
 
 def _gps_time(gps: Directory) -> float:
-    match = re.match(r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)", _text(gps.get(GPS_DATE)))
+    match = re.match(r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)", text_of(gps.get(GPS_DATE)))
     clock = _numbers(gps.get(GPS_TIME))
     if match is None or len(clock) != 3:
         return UNKNOWN
@@ -291,43 +315,45 @@ def _gps_time(gps: Directory) -> float:
     return _seconds_since_1970(*date, seconds=hours * 3600 + minutes * 60 + seconds)
 
 
-def _camera_time(taken: Directory, image: Directory) -> float:
+def _camera_time(taken: Directory, image: Directory) -> tuple[float, bool]:
     tags = {**image, **taken}
     # A camera has one clock, so an offset given for another of its dates applies, too.
-    offsets = [_offset_s(_text(tags.get(tag))) for tag in OFFSET_TAGS]
+    offsets = [_offset_s(text_of(tags.get(tag))) for tag in OFFSET_TAGS]
     for date_tag, offset_tag, fraction_tag in DATE_TAGS:
-        offset_s = next((one for one in (_offset_s(_text(tags.get(offset_tag))), *offsets) if one is not None), 0.0)
-        time = _time_of_date(_text(tags.get(date_tag)), offset_s, _text(tags.get(fraction_tag)))
+        offset_s = next((one for one in (_offset_s(text_of(tags.get(offset_tag))), *offsets) if one is not None), None)
+        time, is_local = time_of_date(text_of(tags.get(date_tag)), offset_s, text_of(tags.get(fraction_tag)))
         if not math.isnan(time):
-            return time
-    return UNKNOWN
+            return time, is_local
+    return UNKNOWN, False
 
 
-def _xmp_time(properties: Mapping[str, str]) -> float:
+def _xmp_time(properties: Mapping[str, str]) -> tuple[float, bool]:
     for name in (f"{{{EXIF_NAMESPACE}}}GPSTimeStamp", *XMP_DATES):
-        time = _time_of_date(properties.get(name, ""))
+        time, is_local = time_of_date(properties.get(name, ""))
         if not math.isnan(time):
-            return time
-    return UNKNOWN
+            return time, is_local and not name.endswith("GPSTimeStamp")
+    return UNKNOWN, False
 
 
-def _time_of_date(text: str, offset_s: float = 0.0, fraction: str = "") -> float:
-    """Seconds since 1970 of "2020:06:01 12:00:00" and its variants; nan for anything else, such as zeros.
+def time_of_date(text: str, offset_s: float | None = None, fraction: str = "") -> tuple[float, bool]:
+    """Seconds since 1970 of "2020:06:01 12:00:00" and its variants, and whether it has no offset, and counts as UTC.
 
+    nan for anything else, such as zeros.
     offset_s, fraction: used where the text itself has no offset and no fraction of a second.
     """
     match = DATE_PATTERN.fullmatch(text)
     if match is None:
-        return UNKNOWN
+        return UNKNOWN, False
     year, month, day, hours, minutes = (int(part) for part in match.groups()[:5])
     seconds, own_fraction, own_offset = int(match[6] or 0), match[7], match[8]
     if hours > 23 or minutes > 59 or seconds > 60:
-        return UNKNOWN
+        return UNKNOWN, False
     digits = own_fraction or (fraction if fraction.isascii() and fraction.isdigit() else "")
     if own_offset:
         offset_s = _offset_s(own_offset) or 0.0
+    is_local, offset_s = offset_s is None, offset_s or 0.0
     clock_s = hours * 3600 + minutes * 60 + seconds + (float(f"0.{digits}") if digits else 0.0)
-    return _seconds_since_1970(year, month, day, seconds=clock_s - offset_s)
+    return _seconds_since_1970(year, month, day, seconds=clock_s - offset_s), is_local
 
 
 def _seconds_since_1970(year: int, month: int, day: int, *, seconds: float) -> float:

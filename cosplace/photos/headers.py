@@ -46,6 +46,11 @@ def jpeg_header(raw: bytes | bytearray) -> JpegHeader | None:
     return None if frame is None else JpegHeader(*frame[1:], exif, xmp, has_scans)
 
 
+def has_all_metadata(start: bytes) -> bool:
+    """Whether the first bytes of a file contain all its metadata: those of a JPEG that is cut after its first scan."""
+    return start[:2] == b"\xff\xd8" and any(marker == 0xDA for marker, _, _ in _jpeg_segments(start))
+
+
 def _jpeg_segments(raw: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
     """(marker, first byte, end) of each segment up to that of the first scan."""
     position, end = 2, len(raw)

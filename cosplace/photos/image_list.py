@@ -51,6 +51,10 @@ class ImageList:
     list_file: Path | None = None  # set if `names` is this file, mapped into memory
     skipped: SkippedFiles = field(default_factory=SkippedFiles)  # what the scan left out
     inside: tuple[str, ...] = ()  # real folders that may hold the photos; () where a scan has checked that already
+    # Fields of each photo as an '@' text, in the same order, if a table or EXIF gives them; None: the names have them.
+    labels: "ImageList | None" = None
+    # East and north in `labels` are those of a local map with this center (latitude, longitude), not of UTM zones.
+    map_center: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -65,6 +69,10 @@ class ImageList:
         """Path of one photo relative to the folder."""
         return os.fsdecode(self.text(int(self.starts[index]), int(self.starts[index + 1]) - 1).tobytes())
 
+    def label(self, index: int) -> str:
+        """The '@' text with the fields of one photo: its label, or without labels its name."""
+        return self.name(index) if self.labels is None else self.labels.name(index)
+
     def path(self, index: int) -> Path:
         """Path of one photo.
 
@@ -78,7 +86,14 @@ class ImageList:
         parts = [self.text(int(self.starts[row]), int(self.starts[row + 1])) for row in rows]
         starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         names = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-        return ImageList(folder=self.folder, names=names, starts=starts, inside=self.inside)
+        return ImageList(
+            folder=self.folder,
+            names=names,
+            starts=starts,
+            inside=self.inside,
+            labels=None if self.labels is None else self.labels.subset(rows),
+            map_center=self.map_center,
+        )
 
 
 def photo_path(folder: Path, name: str, inside: Sequence[str]) -> Path:
@@ -96,7 +111,7 @@ def is_inside(path: str | Path, folders: Sequence[str]) -> bool:
     """Whether a file, with all links resolved, is below one of some real folders (absolute, without links)."""
     if os.path.islink(path):  # noqa: PTH114 - much faster than pathlib
         return is_below(os.path.realpath(path), folders)
-    return is_below(_real_folder(os.path.dirname(path)), folders)  # noqa: PTH120
+    return is_below(_real_folder(os.path.dirname(path), os.getcwd()), folders)  # noqa: PTH109, PTH120
 
 
 def is_below(real: str, folders: Sequence[str]) -> bool:
@@ -105,7 +120,7 @@ def is_below(real: str, folders: Sequence[str]) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _real_folder(folder: str) -> str:
+def _real_folder(folder: str, working_folder: str) -> str:  # a relative folder depends on both
     return os.path.realpath(folder)
 
 

@@ -21,6 +21,7 @@ from cosplace.photos.names import BAND_S, MAX_CONTRADICTION_M, split_name
 UTM_LETTERS = "CDEFGHJKLMNPQRSTUVWX"
 ROUNDING_M = 2.0  # names have five decimals of a degree, about 1 m
 NEAR_EQUATOR_DEGREES = 0.01
+ACCURACY_NOTE = "accuracy_m="  # starts the note of a label that has the error of its position, in meters
 DEFAULT_YEAR = 2020.0  # of the magnetic declination, for photos without a time
 
 
@@ -46,20 +47,25 @@ class PhotoMetadata:
         return self.contradiction_m > MAX_CONTRADICTION_M
 
 
-def read_metadata(path: Path, raw: bytes) -> PhotoMetadata:
-    """Metadata of a photo from its name; values that the name lacks come from EXIF and XMP in its bytes."""
-    name = metadata_from_name(path.name)
+def read_metadata(path: Path, raw: bytes, label: str | None = None) -> PhotoMetadata:
+    """Metadata of a photo from its name; values that the name lacks come from EXIF and XMP in its bytes.
+
+    label: the '@' text of a photo that has one, in place of its name (see `ImageList.label`).  A heading of exactly 0
+    in EXIF is then unknown: a table that has none left it out.
+    """
+    name = metadata_from_name(path.name if label is None else label)
     if name.has_position and not np.isnan(name.time) and not np.isnan(name.heading):
         return name
-    return _complete(name, read_exif(raw))
+    exif = read_exif(raw)
+    return complete(name, exif if label is None or exif.heading != 0 else replace(exif, heading=UNKNOWN))
 
 
 def metadata_from_exif(raw: bytes) -> PhotoMetadata:
     """Metadata in EXIF and XMP of a photo's bytes; all unknown for a photo without them, or with damaged ones."""
-    return _complete(PhotoMetadata(), read_exif(raw))
+    return complete(PhotoMetadata(), read_exif(raw))
 
 
-def _complete(known: PhotoMetadata, exif: ExifFacts) -> PhotoMetadata:
+def complete(known: PhotoMetadata, exif: ExifFacts) -> PhotoMetadata:
     """Known values, and those of EXIF where nothing is known."""
     found = known
     if not known.has_position:
@@ -97,9 +103,15 @@ def metadata_from_name(name: str) -> PhotoMetadata:
         latitude=latitude,
         longitude=longitude,
         heading=wrap_heading(_number(fields.get("heading"))),
-        time=_time_of_timestamp(fields.get("timestamp", "")),
+        time=time_of_timestamp(fields.get("timestamp", "")),
+        accuracy_m=_accuracy_of_note(fields.get("note", "")),
         contradiction_m=contradiction_m,
     )
+
+
+def _accuracy_of_note(note: str) -> float:
+    """Error of the position in a note such as accuracy_m=4.5; nan in other notes."""
+    return _number(note.removeprefix(ACCURACY_NOTE)) if note.startswith(ACCURACY_NOTE) else UNKNOWN
 
 
 def _band_position(fields: dict[str, str]) -> tuple[float, float]:
@@ -156,9 +168,14 @@ def _number(text: Any) -> float:
     return number if np.isfinite(number) else UNKNOWN
 
 
-def _time_of_timestamp(text: str) -> float:
-    """Seconds since 1970 of YYYY, YYYYMM, YYYYMMDD, YYYYMMDDhhmm or YYYYMMDDhhmmss; other characters are ignored."""
+def time_of_timestamp(text: str) -> float:
+    """Seconds since 1970 of YYYY, YYYYMM, YYYYMMDD, YYYYMMDDhhmm or YYYYMMDDhhmmss; other characters are ignored.
+
+    Digits after YYYYMMDDhhmmss and a point are a fraction of a second.
+    """
     digits = re.sub(r"[^0-9]", "", text)
+    if match := re.fullmatch(r"(\d{14})(\.\d+)", text, re.ASCII):
+        return time_of_timestamp(match[1]) + float(match[2])
     date_format = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}.get(len(digits))
     if date_format is None:
         return UNKNOWN

@@ -80,7 +80,7 @@ def parse_fields(
             # Python accepts some numbers that Arrow does not (1_0), and finds the name that is wrong.
             values[index] = [_number_in_name(images, row, field) for row in chunk.rows] if numbers is None else numbers
         if with_zone:
-            values[-1] = _zones(chunk)
+            values[-1] = 0 if images.map_center else _zones(chunk)
         yield slice(chunk.rows.start, chunk.rows.stop), values
 
 
@@ -98,7 +98,8 @@ class UtmPositions:
     """The UTM fields of the names of a list."""
 
     east_north: np.ndarray  # (I, 2) float64, meters
-    # (I,) int8: 1 … 60 north of the equator, -1 … -60 south of it; 0 for a name without zone and longitude
+    # (I,) int8: 1 … 60 north of the equator, -1 … -60 south of it; 0 for a name without zone and longitude, and for a
+    # position on a local map
     zones: np.ndarray
 
     @property
@@ -117,6 +118,8 @@ def utm_fields(images: ImageList) -> UtmPositions:
 
 def zones_of(images: ImageList) -> np.ndarray:
     """Zones of a list, (I,) int8, as in `UtmPositions.zones`."""
+    if images.map_center:
+        return np.zeros(len(images), np.int8)
     zones = [_zones(chunk) for chunk in _chunks(images, FIELDS["longitude"])]
     return np.concatenate([np.zeros(0, np.int8), *zones])
 
@@ -199,9 +202,11 @@ def contradictions_m(images: ImageList, utm: UtmPositions) -> np.ndarray:
 def contradiction_warning(images: ImageList) -> str:
     """Describe in a sentence how many names contradict themselves, with the first example; empty if none does.
 
-    A long list is checked by an even sample of NAMES_COMPARED names.
+    A long list is checked by an even sample of NAMES_COMPARED names.  Labels never contradict themselves.
     Raises DatasetError for a name without east and north.
     """
+    if images.labels is not None:
+        return ""
     sample = images if len(images) <= NAMES_COMPARED else images.subset(evenly_spaced(images, NAMES_COMPARED))
     if np.isnan(optional_fields(sample, ("latitude", "longitude"))).any(axis=0).all():
         return ""
@@ -218,11 +223,23 @@ def contradiction_warning(images: ImageList) -> str:
 
 
 def unknown_positions_warning(images: ImageList, rows: np.ndarray) -> str:
-    """Say that the photos of some rows are left out because their position is 0, 0."""
+    """Say that the photos of some rows are left out because their position is unknown."""
     return one_line(
         f"{images.folder}: {len(rows):,} of {len(images):,} photos are left out, for example "
-        f"{images.name(int(rows[0]))}: their position is 0, 0, which means unknown."
+        f"{images.name(int(rows[0]))}: their {unknown_position(images)}."
     )
+
+
+def unknown_position(images: ImageList) -> str:
+    """How a list says that the position of a photo is unknown."""
+    return "position is 0, 0, which means unknown" if images.labels is None else "position is unknown"
+
+
+def all_positions_unknown(images: ImageList) -> str:
+    """Say that no position of a list is known, and what to do."""
+    if images.labels is None:
+        return "all positions are 0, 0, which means unknown. Correct the file names."
+    return "all positions are unknown. Add them with `cosplace import PHOTOS TABLE --to DATASET`."
 
 
 def without_rows(images: ImageList, rows: np.ndarray) -> ImageList:
@@ -232,7 +249,8 @@ def without_rows(images: ImageList, rows: np.ndarray) -> ImageList:
         keep[images.starts[row] : images.starts[row + 1]] = False
     lengths = np.delete(np.diff(images.starts), rows)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return replace(images, names=images.text(0, len(images.names))[keep], starts=starts, list_file=None)
+    labels = None if images.labels is None else without_rows(images.labels, rows)
+    return replace(images, names=images.text(0, len(images.names))[keep], starts=starts, list_file=None, labels=labels)
 
 
 def utm_points(utm: UtmPositions) -> np.ndarray:
@@ -283,6 +301,7 @@ class _Chunk:
 
 
 def _chunks(images: ImageList, last_field: int) -> Iterator[_Chunk]:
+    images = images if images.labels is None else images.labels
     for first in range(0, len(images), NAMES_PER_CHUNK):
         rows = range(first, min(first + NAMES_PER_CHUNK, len(images)))
         starts = images.starts[rows.start : rows.stop + 1]
@@ -390,11 +409,15 @@ def _number(text: bytes) -> float:
 
 def _number_in_name(images: ImageList, row: int, field: str) -> float:
     """One number by Python's float().  Raises DatasetError."""
-    name = images.name(row)
+    name = images.label(row)
     ends_in_name = name.rpartition("/")[2].count("@") > FIELDS[field]
     text = split_name(name)[field] if ends_in_name else ""
     if np.isfinite(value := _number(os.fsencode(text))):
         return value
+    if images.labels is not None:
+        what = "heading" if field == "heading" else "position" if field in ("utm_east", "utm_north") else field
+        advice = " Use --alpha 360 to train without headings." if field == "heading" else ""
+        raise DatasetError(f"{images.path(row)}: its {what} is unknown.{advice}")
     problem = f"is '{text}', not a number" if text else "is missing"
     use = " CosPlace classes need it." if field == "heading" else ""
     raise DatasetError(

@@ -81,6 +81,11 @@ def open_pixels(path: str | Path, allocate: Allocate | None = None) -> np.ndarra
     return _decode(read_file(path), path, allocate)
 
 
+def decode_pixels(raw: bytes, name: str | Path) -> np.ndarray:
+    """Like `open_pixels`, from the bytes of a file; (H, W, 3) uint8.  Raises ImageError."""
+    return _decode(raw, name, None)
+
+
 def _decode(raw: bytes, name: str | Path, allocate: Allocate | None) -> np.ndarray:
     image_format = detect_format(raw)
     pixels = _decode_jpeg(raw, name, allocate, MAX_SCAN_PIXELS) if image_format == "JPEG" else None
@@ -144,8 +149,8 @@ def decoded_bytes(raw: bytes | bytearray) -> int:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: str | Path) -> bytes:
-    """Read a photo's file.
+def read_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Read a photo's file, or its first max_bytes.
 
     Raises ImageError that names the file if it is missing, empty, too large, or not a regular file: reading a pipe or a
     device could wait forever, so none is read.
@@ -161,6 +166,7 @@ def read_file(path: str | Path) -> bytes:
             size = status.st_size
             if size > MAX_FILE_BYTES:
                 raise ImageError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB. Export it as JPEG.")
+            size = min(size, max_bytes)
             raw = os.read(file, size)
             while len(raw) < size and (more := os.read(file, size - len(raw))):
                 raw += more

@@ -1,4 +1,4 @@
-"""List the photos of a folder: by a scan, or from a list file next to it."""
+"""List the photos of a folder, by a scan or from a list file next to it, or those of a table."""
 
 import errno
 import logging
@@ -32,6 +32,7 @@ from cosplace.photos.image_list import (
     list_from_lines,
     sorted_list,
 )
+from cosplace.photos.table_lists import find_part, list_part, parts_in
 
 LIST_SUFFIX = "_images_paths.txt"
 LISTED_FILES_CHECKED = 100
@@ -60,13 +61,20 @@ def scan_images(folder: str | Path, *, dataset: str | Path | None = None, follow
     train, val, test, database, queries and gallery may be such links.
 
     If there is a file `<folder>_images_paths.txt` next to the folder, its lines (paths relative to the folder) replace
-    the scan.  Raises DatasetError if the folder is missing, has no photos, or does not match its list file.
+    the scan.
+
+    A folder with a table `photos.parquet`, and a Parquet file, have the photos of the table; so has a part of it, such
+    as DATASET/train or DATASET/test/database, which need not be a folder (see `cosplace.photos.table_lists`).
+    Raises DatasetError if the folder is missing, has no photos, or does not match its list file or table.
     """
     folder = Path(folder)
-    if not _is_folder(folder):
+    part = find_part(folder)
+    if part is None and not _is_folder(folder):
         problem = "is a file, not a folder" if os.path.lexists(folder) else "does not exist"
         raise DatasetError(f"{folder} {problem}. Use the folder that contains the photos.")
-    inside = () if follow_outside else tuple(os.path.realpath(place) for place in (folder, dataset) if place)
+    if part is not None:
+        return list_part(part, () if follow_outside else _real_folders(part.folder, dataset))
+    inside = () if follow_outside else _real_folders(folder, dataset)
     for path in (folder, folder.resolve()):
         list_file = path.parent / (path.name + LIST_SUFFIX)
         if list_file.is_file():
@@ -87,6 +95,25 @@ def scan_images(folder: str | Path, *, dataset: str | Path | None = None, follow
     if summary:
         log.warning("%s", DatasetError(f"{folder}: {summary}", *remedies))  # as an error would be printed
     return replace(list_from_lines(folder, scan.names), skipped=scan.skipped)
+
+
+def is_dataset_part(path: str | Path) -> bool:
+    """Whether a path is a folder, a table of photos, or a part of a table: what `scan_images` accepts.
+
+    Raises DatasetError for a table that cannot be read.
+    """
+    return _is_folder(Path(path)) or find_part(Path(path)) is not None
+
+
+def subfolders(path: str | Path) -> list[str]:
+    """Names of the folders and the parts of a table directly below a path, sorted; without hidden ones."""
+    path = Path(path)
+    on_disk = [entry.name for entry in path.iterdir() if entry.is_dir()] if _is_folder(path) else []
+    return sorted({name for name in [*on_disk, *parts_in(path)] if not name.startswith(".")})
+
+
+def _real_folders(*places: str | Path | None) -> tuple[str, ...]:
+    return tuple(os.path.realpath(place) for place in places if place)
 
 
 def _is_folder(folder: Path) -> bool:

@@ -14,6 +14,8 @@ TIFF_NAMESPACE = "http://ns.adobe.com/tiff/1.0/"
 PHOTOSHOP_NAMESPACE = "http://ns.adobe.com/photoshop/1.0/"
 XMP_NAMESPACE = "http://ns.adobe.com/xap/1.0/"
 DJI_NAMESPACE = "http://www.dji.com/drone-dji/1.0/"
+GPANO_NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
+CAMERA_NAMESPACE = "http://pix4d.com/camera/1.0"
 RDF_NAMESPACE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 MAX_XMP_BYTES = 8_000_000
 

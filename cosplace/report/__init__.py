@@ -10,6 +10,7 @@ thumbnails          small copies of photos
 prediction_images   predictions saved as images and as a table
 render              pages from the templates of the folder templates/
 page                the report of a run
+validation_page     the check of a dataset
 calibration_page    the calibration of an index
 results             results.json, images and report of a run
 """

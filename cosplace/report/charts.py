@@ -116,6 +116,23 @@ def chart(
     return _element("svg", *parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=description)
 
 
+def histogram(edges: np.ndarray, counts: np.ndarray, x: Axis, y_title: str, *, description: str) -> Markup:
+    """Draw bars as SVG.  edges: (n + 1,) rising, on x.  counts: (n,)."""
+    plot = _Plot(x=x, y=linear_axis(y_title, 0, max(1.0, float(counts.max(initial=0)))), right=WIDTH - 22)
+    lefts, rights = plot.across(edges[:-1]).tolist(), plot.across(edges[1:]).tolist()
+    floor, tops = HEIGHT - BOTTOM, plot.down(counts).tolist()
+    bars = [
+        _element(
+            "rect", _element("title", f"{count:,}"), class_="s0 bar", x=left + 0.5, y=top,
+            width=max(right - left - 1, 0.5), height=floor - top,
+        )
+        for left, right, top, count in zip(lefts, rights, tops, counts.tolist(), strict=True)
+        if count
+    ]  # fmt: skip
+    parts = [*_grid(plot), *bars]
+    return _element("svg", *parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=description)
+
+
 def _element(tag: str, *children: str, **attributes: object) -> Markup:
     """Return an SVG element.  Every text and attribute value that is not yet Markup is escaped here.
 

@@ -166,12 +166,27 @@ def outcome_map(database: np.ndarray, queries: np.ndarray, outcome: np.ndarray |
     return _image(canvas, (OTHER_COLOR, *OUTCOME_COLORS), f"Map of {len(queries)} queries by result")
 
 
+def parts_map(parts: Sequence[np.ndarray], colors: Sequence[str], are_small: Sequence[bool]) -> MapImage:
+    """Draw the photos of each part, (n, 2) positions in meters, as dots of one color; later parts are on top.
+
+    are_small: which parts have smaller dots, so that they do not hide those below.
+    """
+    everything = np.concatenate(list(parts))
+    canvas = canvas_around(everything)
+    size = 9 if len(everything) < 5_000 else 7 if len(everything) < 30_000 else 5
+    for number, (positions, is_small) in enumerate(zip(parts, are_small, strict=True)):
+        _paint_stamp(canvas, positions, _disc(size - 2 * is_small), OTHER + number)
+    return _image(canvas, colors, f"Map of {len(everything)} photos")
+
+
 def fits_one_map(groups: Groups, dataset: RetrievalDataset) -> bool:
     """Whether the database is near enough to the classes for one map to show both clearly."""
     positions = dataset.database_positions
     if groups.zones is not None or len(dataset.zones) > 1 or not len(groups.image_starts):
         return False  # their coordinates have different origins
-    zone = split_name(groups[0].image_name(0)).get("zone", "")
+    if positions.shape[1] == 3 or groups.map_center != dataset.database.map_center:
+        return False
+    zone = split_name(groups[0].image_label(0)).get("zone", "")
     if dataset.zones and zone.isdecimal() and int(zone) != abs(dataset.zones[0]):
         return False
     corners = np.asarray(groups.cells[:, :2], np.float64)

@@ -8,6 +8,12 @@ search              k nearest descriptors
 recall              positives and Recall@N
 evaluation          extraction, search and recall on one dataset
 reduction_fitting   fit a reduction on photos
+photo_contents      all photos opened once: sizes, checksums, thumbnails
+capture_times       when photos were taken; signs of a wrong clock
+folder_report       what a check found in one folder
+leaks               duplicates, and photos that splits share
+query_choice        which photos of a set become queries
+splitting           train, val and test by areas, time or sequences
 validation          problems with photos and names, before a dataset is used
 dry_run             time, memory and disk space of an evaluation, before it runs
 """

@@ -1,7 +1,7 @@
 """A database with its queries, all with known positions.
 
-Photos that are all in one UTM zone, or whose names have no zone, are compared by east and north.  Photos of several
-zones are compared by earth-centered points.
+Photos that are all in one UTM zone or on one local map, or whose names have no zone, are compared by east and north.
+Photos of several zones are compared by earth-centered points.
 """
 
 import logging
@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from cosplace.errors import DatasetError
+from cosplace.importing.dataset_layouts import RetrievalLists, retrieval_lists
 from cosplace.photos.image_list import ImageList
+from cosplace.photos.labels import with_positions
 from cosplace.photos.names import (
     UtmPositions,
+    all_positions_unknown,
     contradiction_warning,
     different_zones,
     earth_positions,
@@ -22,11 +25,15 @@ from cosplace.photos.names import (
     utm_fields,
     without_rows,
 )
-from cosplace.photos.scanning import scan_images
+from cosplace.photos.paths import printable
+from cosplace.photos.scanning import is_dataset_part, scan_images, subfolders
+from cosplace.progress import Progress, no_progress
 
 QUERIES_FOLDERS = ("queries_v1", "queries")
-USUAL_FOLDERS = ("", "images", "processed")  # between the name of a dataset and its splits
-SPLITS = ("", "test", "val", "train")
+DATABASE_FOLDERS = ("database", "gallery")
+USUAL_FOLDERS = ("", "images", "processed", "small", "raw")  # between the name of a dataset and its splits
+SPLITS = {"test": ("", "test", "val", "train"), "val": ("", "val")}  # where a set may be, the best place first
+LINE_NOTE = "positions are numbers along a line, such as those of frames or pairs of photos, not places on Earth."
 
 log = logging.getLogger(__name__)
 
@@ -43,74 +50,125 @@ class RetrievalDataset:
     database_positions: np.ndarray
     query_positions: np.ndarray  # (Q, 2) or (Q, 3) float64
     zones: tuple[int, ...] = ()  # UTM zones, negative south of the equator; none where names have no zone
+    note: str = ""  # what distances are, if they are not meters on the ground
 
 
 def open_retrieval_dataset(
-    folder: str | Path, queries_folder: str | None = None, *, follow_outside: bool = False
+    folder: str | Path,
+    queries_folder: str | None = None,
+    *,
+    split: str = "test",
+    follow_outside: bool = False,
+    progress: Progress = no_progress,
 ) -> RetrievalDataset:
     """Open the dataset in a folder: database/ and the queries in `queries_folder` (default: queries_v1, else queries).
 
+    Both may be parts of a table, and photos without '@' names may have their positions in EXIF.  A folder above them is
+    searched at the usual places, such as images/test/.  It may also have a dataset of the field as it is downloaded
+    (see `cosplace.importing.dataset_layouts`).
+    split: the set that is wanted, test or val.  A test set is never opened for val.
     follow_outside: also use photos that links or a list file point to outside the folder (see `scan_images`).
-    Photos whose position is 0, 0, which means unknown, are left out, with a warning.
-    Raises DatasetError when a folder is missing or empty, or a file name has no coordinates.
+    Photos whose position is unknown (0, 0 in names) are left out, with a warning.
+    Raises DatasetError when a folder is missing or empty, or photos have no coordinates.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        parent = folder.parent
-        is_split = (parent / "database").is_dir()
-        advice = f"Did you mean {parent}?" if is_split else "Use the folder that contains database/ and queries/."
-        problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
-        raise DatasetError(f"{folder} {problem}. {advice}", *["If so, use --test_set_folder."] * is_split)
-    if not (folder / "database").is_dir():
-        found = next((place for place in usual_places(folder) if (place / "database").is_dir()), None)
-        advice = f"Did you mean {found}?" if found else "Use the folder that contains database/ and queries/."
-        raise DatasetError(f"{folder} has no subfolder database/. {advice}")
+    database_folder = next(
+        (
+            path
+            for place in usual_places(folder, split)
+            for name in DATABASE_FOLDERS
+            if is_dataset_part(path := place / name)
+        ),
+        None,
+    )
+    if database_folder is None:
+        lists = retrieval_lists(folder, queries_folder, split=split, follow_outside=follow_outside)
+        if lists is None:
+            raise _missing(folder)
+        log.info("%s: %s", printable(folder), lists.name)
+        return _dataset(lists, progress)
+    if database_folder.parent != folder:
+        folder = database_folder.parent
+        log.info("the %s set is %s", split, printable(folder))
     candidates = [queries_folder] if queries_folder else QUERIES_FOLDERS
-    queries = next((name for name in candidates if (folder / name).is_dir()), None)
+    queries = next((name for name in candidates if is_dataset_part(folder / name)), None)
     if queries is None:
-        others = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != "database")
+        others = [name for name in subfolders(folder) if name not in DATABASE_FOLDERS]
         hint = [f"Choose one of its subfolders with --queries_folder: {', '.join(others[:8])}."] if others else []
         raise DatasetError(f"{folder} has no subfolder of queries ({' or '.join(candidates)}).", *hint)
-    database, database_utm = _with_positions(
-        scan_images(folder / "database", dataset=folder, follow_outside=follow_outside)
+    database, query_images = (
+        scan_images(path, dataset=folder, follow_outside=follow_outside) for path in (database_folder, folder / queries)
     )
-    query_images, query_utm = _with_positions(
-        scan_images(folder / queries, dataset=folder, follow_outside=follow_outside)
+    name = f"{folder.resolve().name}/{queries}"
+    return _dataset(RetrievalLists(name=name, folder=folder, database=database, queries=query_images), progress)
+
+
+def _missing(folder: Path) -> DatasetError:
+    """The error for a folder that has no database."""
+    if is_dataset_part(folder):
+        return DatasetError(
+            f"{folder} has no subfolder database/. Use the folder that contains database/ and queries/."
+        )
+    parent = folder.parent
+    is_split = is_dataset_part(parent / "database")
+    advice = f"Did you mean {parent}?" if is_split else "Use the folder that contains database/ and queries/."
+    problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
+    return DatasetError(f"{folder} {problem}. {advice}", *["If so, use --test_set_folder."] * is_split)
+
+
+def usual_places(folder: Path, split: str) -> list[Path]:
+    """Folders in which a set of a dataset usually is, such as pitts30k/images/test for pitts30k."""
+    return [folder / between / name for between in USUAL_FOLDERS for name in SPLITS[split]]
+
+
+def _dataset(lists: RetrievalLists, progress: Progress) -> RetrievalDataset:
+    (database, database_utm), (queries, query_utm) = (
+        _with_positions(images, progress) for images in (lists.database, lists.queries)
     )
     zones = different_zones(database_utm.zones, query_utm.zones)
-    if len(zones) > 1:
-        positions = earth_positions(database, database_utm), earth_positions(query_images, query_utm)
+    if len(zones) > 1 or database.map_center != queries.map_center:
+        positions = earth_positions(database, database_utm), earth_positions(queries, query_utm)
     else:
         positions = database_utm.east_north, query_utm.east_north
+    note = lists.note
+    if is_line(database_utm) and is_line(query_utm):
+        note = note or LINE_NOTE
+        log.info("%s: %s", printable(lists.folder), note)
     return RetrievalDataset(
-        name=f"{folder.resolve().name}/{queries}",
-        folder=folder,
+        name=lists.name,
+        folder=lists.folder,
         database=database,
-        queries=query_images,
+        queries=queries,
         database_positions=positions[0],
         query_positions=positions[1],
         zones=tuple(zones),
+        note=note,
     )
 
 
-def usual_places(folder: Path) -> list[Path]:
-    """Folders in which the splits of a dataset usually are, such as pitts30k/images/test for pitts30k."""
-    return [folder / between / split for between in USUAL_FOLDERS for split in SPLITS]
+def is_line(utm: UtmPositions) -> bool:
+    """Whether positions are numbers along a line: all without a zone and at the same east, 0 in prepared datasets.
+
+    A photo at 0, 0 then is the first one of the line, not one whose position is unknown.
+    """
+    east, north = utm.east_north.T
+    return len(east) > 1 and not utm.zones.any() and bool((east == east[0]).all() and (north != north[0]).any())
 
 
-def _with_positions(images: ImageList) -> tuple[ImageList, UtmPositions]:
+def _with_positions(images: ImageList, progress: Progress) -> tuple[ImageList, UtmPositions]:
     """Photos with known positions, and these; warns about the others, and about names that contradict themselves.
 
     Raises DatasetError if no position is known.
     """
+    images = with_positions(images, progress)
     utm = utm_fields(images)
     if warning := contradiction_warning(images):
         log.warning("%s", warning)
     known = utm.known
-    if known.all():
+    if known.all() or is_line(utm):
         return images, utm
     unknown = np.flatnonzero(~known)
     if len(unknown) == len(images):
-        raise DatasetError(f"{images.folder}: all positions are 0, 0, which means unknown. Correct the file names.")
+        raise DatasetError(f"{images.folder}: {all_positions_unknown(images)}")
     log.warning("%s", unknown_positions_warning(images, unknown))
     return without_rows(images, unknown), UtmPositions(east_north=utm.east_north[known], zones=utm.zones[known])

@@ -17,7 +17,7 @@ from cosplace.errors import ConfigError
 from cosplace.models.encoder import find_dimension
 from cosplace.models.reduction import ReducedNetwork, Reduction, first_dimensions, fit, truncation, unreduced
 from cosplace.photos.image_list import ImageList, evenly_spaced
-from cosplace.photos.scanning import scan_images
+from cosplace.photos.scanning import is_dataset_part, scan_images
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.evaluation import evaluation_settings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
@@ -118,7 +118,7 @@ def _fitting_folder(config: EvalConfig) -> Path:
     else:
         dataset = config.folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
         candidates = [Path(dataset) / "train", Path(dataset) / "val" / "database"] if dataset else []
-        found = [candidate for candidate in candidates if candidate.is_dir()]
+        found = [candidate for candidate in candidates if is_dataset_part(candidate)]
         if not found:
             raise ConfigError(
                 f"--reduce_to {config.weights.reduce_to} needs photos to fit on, other than those of the test set. "

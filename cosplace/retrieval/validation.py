@@ -1,18 +1,21 @@
-"""Check a dataset before it is used: photos that cannot be opened, and names with missing or contradictory positions.
+"""Check a dataset before it is used: photos, positions, headings, clocks, duplicates, and what its splits share.
 
 Errors stop a command or make its result wrong; warnings do not.  Names are parsed as `cosplace eval` and `cosplace
 train` parse them, without stopping at the first error.
 """
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cosplace.errors import DatasetError, ImageError, one_line
+from cosplace.errors import DatasetError
+from cosplace.geo import bounding_box, geodesic_distances_m, lla_from_ecef, utm_zones
 from cosplace.photos.image_list import OTHER_FILES, ImageList, rows_also_in
+from cosplace.photos.labels import with_positions
 from cosplace.photos.names import (
     MAX_CONTRADICTION_M,
     UtmPositions,
@@ -23,141 +26,297 @@ from cosplace.photos.names import (
     optional_fields,
     zones_of,
 )
-from cosplace.photos.opening import open_image
-from cosplace.photos.scanning import scan_images
+from cosplace.photos.scanning import is_dataset_part, scan_images, subfolders
 from cosplace.progress import Progress, no_progress
-from cosplace.retrieval.dataset import USUAL_FOLDERS
-from cosplace.retrieval.recall import RADIUS_M, find_positives
+from cosplace.retrieval.capture_times import (
+    TableColumns,
+    capture_times,
+    clock_problems,
+    read_columns,
+    table_rows,
+)
+from cosplace.retrieval.dataset import DATABASE_FOLDERS, USUAL_FOLDERS, is_line
+from cosplace.retrieval.folder_report import FolderReport, Part, num_positives
+from cosplace.retrieval.leaks import add_duplicates, add_position_leaks
+from cosplace.retrieval.photo_contents import PhotoContents, read_contents
+from cosplace.retrieval.recall import RADIUS_M
 
-NUM_EXAMPLES = 3
 MAX_TURNS_DEG = 720  # values beyond two turns are not headings, such as 65535 for unknown
 UTM_LIMITS_M = (1e6, 1e7)  # of east and north in a zone
+ENOUGH_TO_DIFFER = 10  # photos; the positions or headings of so many are not all the same by chance
+NUM_SIZES = 5  # most frequent sizes that a report names
+TINY_PIXELS = 64  # of the shorter side; networks need more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One kind of problem with the photos of a folder."""
-
-    kind: str
-    count: int
-    is_error: bool
-    examples: list[str]  # the first names, in one line each
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderReport:
-    """What was found in one folder of photos."""
+class DatasetReport:
+    """What was found in a dataset: one part for each of its folders or splits."""
 
     folder: Path
-    num_photos: int
-    zones: list[int]  # UTM zones, negative south of the equator
-    skipped: dict[str, int]  # files that are not photos, by kind
-    problems: list[Problem] = field(default_factory=list)
+    parts: list[Part]
+    num_unused: int = 0  # photos of the table that are in no split, if it has splits
+    follow_outside: bool = False
 
-    def add(self, kind: str, names: Iterable[str], *, is_error: bool, count: int) -> None:
-        """Add a problem unless its count is 0."""
-        if count:
-            examples = [one_line(name) for name, _ in zip(names, range(NUM_EXAMPLES), strict=False)]
-            self.problems.append(Problem(kind=kind, count=count, is_error=is_error, examples=examples))
+    @property
+    def folders(self) -> list[FolderReport]:
+        """The reports of all parts."""
+        return [part.report for part in self.parts]
 
-    def add_rows(self, kind: str, images: ImageList, wrong: np.ndarray, *, is_error: bool) -> None:
-        """Add a problem of some photos.  wrong: (I,) bool."""
-        rows = np.flatnonzero(wrong).tolist()
-        self.add(kind, (images.name(row) for row in rows), is_error=is_error, count=len(rows))
+    @property
+    def train(self) -> Part | None:
+        """The photos to train on: train/, or all photos of a folder without splits; None if there are none."""
+        names = {part.name: part for part in self.parts}
+        return names.get("train", names.get("."))
+
+    def query_sets(self) -> list[tuple[Part, Part]]:
+        """The database and the queries of each set of queries."""
+        databases = {part.name.rpartition("/")[0]: part for part in self.parts if part.is_database}
+        return [(databases[part.name.rpartition("/")[0]], part) for part in self.parts if part.is_queries]
 
 
 def validate(
     folder: str | Path, *, quick: bool = False, follow_outside: bool = False, progress: Progress = no_progress
-) -> list[FolderReport]:
+) -> DatasetReport:
     """Check a dataset: its train/, val/ and test/, or database/ with queries, or all photos of any other folder.
 
+    folder: also a table or a part of it, and a folder of photos with EXIF.
     quick: do not open the photos.  Raises DatasetError if a folder is missing or has no photos.
     """
     folder = Path(folder)
-    reports = []
-    for part in _parts(folder):
-        if not (part / "database").is_dir():
-            images = scan_images(part, dataset=folder, follow_outside=follow_outside)
-            reports.append(_check_list(images, for_training=part.name == "train", quick=quick, progress=progress)[0])
+    columns = read_columns(folder)
+    reader = _Reader(folder=folder, columns=columns, quick=quick, follow_outside=follow_outside, progress=progress)
+    parts: list[Part] = []
+    for split in _splits(folder):
+        place = _database(split)
+        if place is None:
+            parts.append(reader.read(split, for_training=split.name == "train"))
             continue
-        names = [entry.name for entry in sorted(part.iterdir()) if entry.is_dir() and entry.name.startswith("quer")]
-        database = scan_images(part / "database", dataset=folder, follow_outside=follow_outside)
-        report, database_utm = _check_list(database, for_training=False, quick=quick, progress=progress)
-        reports.append(report)
+        database = reader.read(place, for_training=False)
+        parts.append(database)
+        names = [name for name in subfolders(split) if name.startswith("quer")]
         for name in names:
-            queries = scan_images(part / name, dataset=folder, follow_outside=follow_outside)
-            report, query_utm = _check_list(queries, for_training=False, quick=quick, progress=progress)
-            _check_queries(report, database, database_utm, queries, query_utm)
-            reports.append(report)
+            queries = reader.read(split / name, for_training=False)
+            _check_queries(database, queries)
+            parts.append(queries)
         if not names:
-            reports[-1].add("no query folder next to database/", (), is_error=True, count=1)
-    return reports
+            database.report.add("no query folder next to database/", (), is_error=True, count=1)
+    add_duplicates(parts)
+    add_position_leaks(parts)
+    has_splits = columns is not None and any(part.name != "." for part in parts)
+    num_unused = int((columns.splits == "").sum()) if columns is not None and has_splits else 0
+    return DatasetReport(folder=folder, parts=parts, num_unused=num_unused, follow_outside=follow_outside)
 
 
-def _parts(folder: Path) -> list[Path]:
+def _database(split: Path) -> Path | None:
+    """The database of a split; None if there is none."""
+    return next((path for name in DATABASE_FOLDERS if is_dataset_part(path := split / name)), None)
+
+
+def _splits(folder: Path) -> list[Path]:
     """The splits of a dataset; the folder itself if it is one split."""
-    if (folder / "database").is_dir():
+    if _database(folder) is not None:
         return [folder]
     for between in USUAL_FOLDERS:
         splits = [folder / between / split for split in ("train", "val", "test")]
-        if found := [split for split in splits if split.is_dir()]:
+        if found := [split for split in splits if is_dataset_part(split)]:
             return found
     return [folder]
 
 
-def _check_list(
-    images: ImageList, *, for_training: bool, quick: bool, progress: Progress
-) -> tuple[FolderReport, UtmPositions]:
-    """Check the photos of one folder; also returns their UTM positions, nan where unknown."""
+# --- one folder ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reader:
+    """How the folders of a dataset are read."""
+
+    folder: Path
+    columns: TableColumns | None
+    quick: bool
+    follow_outside: bool
+    progress: Progress
+
+    def read(self, path: Path, *, for_training: bool) -> Part:
+        """Read and check the photos of one folder."""
+        images = scan_images(path, dataset=self.folder, follow_outside=self.follow_outside)
+        report = FolderReport(
+            folder=path,
+            num_photos=len(images),
+            zones=[],
+            skipped={kind: count for kind, count in images.skipped.counts.items() if kind != OTHER_FILES},
+        )
+        contents = None if self.quick else read_contents(images, self.progress)
+        if contents is not None:
+            report.add("cannot be opened", contents.messages, is_error=True, count=len(contents.messages))
+        labeled = _with_labels(images, self.progress)
+        fields = _check_fields(report, labeled, for_training=for_training)
+        if len(labeled) < len(images):
+            names = {labeled.name(row) for row in range(len(labeled))}
+            rows = np.array([row for row in range(len(images)) if images.name(row) in names], np.int64)
+            fields = fields.of_all(rows, len(images))
+            left_out = np.ones(len(images), bool)
+            left_out[rows] = False
+            report.add_rows("no position in EXIF; left out", images, left_out, is_error=False)
+        times = capture_times(labeled, self.columns)
+        times = times if fields.rows is None else times.of_all(fields.rows, len(images))
+        part = Part(
+            name=_part_name(path, self.folder),
+            report=report,
+            images=images,
+            labeled=labeled,
+            utm=fields.utm,
+            points=fields.points,
+            headings=fields.headings,
+            times=times,
+            contents=contents,
+        )
+        report.zones.extend(_zones(part))
+        for kind, wrong in clock_problems(images, times, part.points):
+            report.add_rows(kind, images, wrong, is_error=False)
+        if contents is not None:
+            _check_contents(part, contents, self.columns)
+        repeated = _repeated_names(images)
+        report.add("same file name as a photo in another folder", repeated, is_error=False, count=len(repeated))
+        report.facts.update(_facts(part))
+        return part
+
+
+def _part_name(path: Path, dataset: Path) -> str:
+    """Name of a part, such as test/database, without images/ or processed/; "." for the whole dataset."""
+    name = path.relative_to(dataset).as_posix()
+    for between in USUAL_FOLDERS:
+        name = name.removeprefix(f"{between}/") if between else name
+    return name
+
+
+def _with_labels(images: ImageList, progress: Progress) -> ImageList:
+    """The list with labels from EXIF if its names have no positions; unchanged if EXIF has none, either."""
+    try:
+        return with_positions(images, progress)
+    except DatasetError:
+        return images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fields:
+    """Where the photos of a list were taken; nan where unknown."""
+
+    rows: np.ndarray | None  # row of each photo with labels; None for all photos
+    utm: UtmPositions
+    points: np.ndarray
+    headings: np.ndarray
+
+    def of_all(self, rows: np.ndarray, count: int) -> "_Fields":
+        """The same for a longer list in which these photos have some rows."""
+
+        def spread(values: np.ndarray, empty: float) -> np.ndarray:
+            result = np.full((count, *values.shape[1:]), empty, values.dtype)
+            result[rows] = values
+            return result
+
+        utm = UtmPositions(east_north=spread(self.utm.east_north, np.nan), zones=spread(self.utm.zones, 0))
+        return _Fields(rows=rows, utm=utm, points=spread(self.points, np.nan), headings=spread(self.headings, np.nan))
+
+
+def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool) -> _Fields:
+    """Check the positions and headings of a list."""
     east, north, latitudes, longitudes, headings = optional_fields(
         images, ("utm_east", "utm_north", "latitude", "longitude", "heading")
     )
     zones = zones_of(images)
-    report = FolderReport(
-        folder=images.folder,
-        num_photos=len(images),
-        zones=different_zones(zones),
-        skipped={kind: count for kind, count in images.skipped.counts.items() if kind != OTHER_FILES},
-    )
-    if not quick:
-        _open_all(images, report, progress)
     missing = np.isnan(east) | np.isnan(north)
-    report.add_rows("no position (fields 1 and 2 of the file name)", images, missing, is_error=True)
-    unknown = (east == 0) & (north == 0)
-    kind = "position 0, 0, which means unknown; left out"
+    kind = "no position (fields 1 and 2 of the file name)"
+    if missing.all():
+        kind += ", and none in EXIF: combine photos and positions with `cosplace import`"
+    report.add_rows(kind, images, missing, is_error=True)
+    on_line = not missing.any() and is_line(UtmPositions(east_north=np.stack([east, north], 1), zones=zones))
+    unknown = (east == 0) & (north == 0) & (not on_line)
+    kind = "position 0, 0, which means unknown; left out" if images.labels is None else "no position; left out"
     report.add_rows(kind, images, unknown, is_error=bool(unknown.all()))
     outside = (east <= 0) | (east >= UTM_LIMITS_M[0]) | (north < 0) | (north > UTM_LIMITS_M[1])
     impossible = has_zone(images) & ~unknown & outside | (np.abs(latitudes) > 90) | (np.abs(longitudes) > 180)
     report.add_rows("impossible position", images, impossible, is_error=True)
     utm = UtmPositions(east_north=np.where(missing | unknown | impossible, np.nan, [east, north]).T, zones=zones)
-    contradictions = contradictions_m(images, utm) > MAX_CONTRADICTION_M
-    kind = f"UTM fields more than {MAX_CONTRADICTION_M:g} m from latitude and longitude"
-    report.add_rows(kind, images, contradictions, is_error=True)
-    without_heading = np.isnan(headings)
-    if for_training or not without_heading.all():
-        report.add_rows("no heading (field 9 of the file name)", images, without_heading, is_error=for_training)
+    if images.labels is None:
+        contradictions = contradictions_m(images, utm) > MAX_CONTRADICTION_M
+        kind = f"UTM fields more than {MAX_CONTRADICTION_M:g} m from latitude and longitude"
+        report.add_rows(kind, images, contradictions, is_error=True)
+    same = _all_equal(utm.east_north[:, 0]) and _all_equal(utm.east_north[:, 1])
+    report.add("the same position as all others: counts as missing", (), is_error=False, count=len(images) * same)
+    _check_headings(report, images, headings, for_training=for_training)
+    headings = np.mod(np.where(np.abs(headings) <= MAX_TURNS_DEG, headings, np.nan), 360)
+    return _Fields(rows=None, utm=utm, points=_points(images, utm), headings=headings)
+
+
+def _check_headings(report: FolderReport, images: ImageList, headings: np.ndarray, *, for_training: bool) -> None:
+    """Check headings.  Photos that all lack one can be trained on with --alpha 360, which is a warning."""
+    missing = np.isnan(headings)
+    if missing.all():
+        if for_training:
+            report.add("no heading, as all photos", (), is_error=False, count=len(images))
+        return
+    if for_training or not missing.all():
+        is_error = for_training and images.labels is None
+        kind = "no heading (field 9 of the file name)" if images.labels is None else "no heading"
+        report.add_rows(kind, images, missing, is_error=is_error)
     report.add_rows("impossible heading", images, np.abs(headings) > MAX_TURNS_DEG, is_error=True)
-    repeated = _repeated_names(images)
-    report.add("same file name as a photo in another folder", repeated, is_error=False, count=len(repeated))
-    return report, utm
+    known = headings[~missing]
+    if len(known) > 1 and not known.any():
+        report.add("heading exactly 0, as all photos: counts as missing", (), is_error=False, count=len(known))
+    elif _all_equal(known):
+        report.add(f"heading {known[0]:g}, as all photos: counts as missing", (), is_error=False, count=len(known))
 
 
-def _open_all(images: ImageList, report: FolderReport, progress: Progress) -> None:
-    """Add the photos that cannot be opened, with the reason."""
+def are_headings_known(headings: np.ndarray) -> bool:
+    """Whether headings (I,) can form classes: all are known, and they are not all 0 or all the same."""
+    if np.isnan(headings).any() or not headings.any():
+        return False
+    return not _all_equal(headings)
 
-    def problem(row: int) -> str:
-        try:
-            open_image(images.path(row))
-        except ImageError as error:
-            return str(error)
-        return ""
 
-    messages = []
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-        for done, message in enumerate(pool.map(problem, range(len(images))), 1):
-            messages += [message] if message else []
-            progress("opening photos", done, len(images))
-    report.add("cannot be opened", messages, is_error=True, count=len(messages))
+def _all_equal(values: np.ndarray) -> bool:
+    """Whether the known ones of many values are all equal."""
+    known = values[~np.isnan(values)]
+    return len(known) >= ENOUGH_TO_DIFFER and bool((known == known[0]).all())
+
+
+def _points(images: ImageList, utm: UtmPositions) -> np.ndarray:
+    """Points of a list as in `Part.points`."""
+    points = np.full((len(images), 3), np.nan)
+    rows = np.flatnonzero(~np.isnan(utm.east_north[:, 0]))
+    if not len(rows):
+        return points
+    known = images if len(rows) == len(images) else images.subset(rows.tolist())
+    try:
+        points[rows] = earth_positions(known, UtmPositions(east_north=utm.east_north[rows], zones=utm.zones[rows]))
+    except DatasetError:  # names without a zone, or with an ambiguous one
+        return utm.east_north.copy()
+    return points
+
+
+def _zones(part: Part) -> list[int]:
+    """UTM zones of a part, also of photos on a local map."""
+    if part.labeled.map_center is None:
+        return different_zones(part.utm.zones)
+    return different_zones(utm_zones(*lla_from_ecef(part.points[part.is_located])))
+
+
+def _check_contents(part: Part, contents: PhotoContents, columns: TableColumns | None) -> None:
+    """Add photos that are too small, and photos that changed since they were imported."""
+    sizes = contents.sizes
+    tiny = contents.opened & (sizes.min(axis=1) < TINY_PIXELS)
+    part.report.add_rows(f"smaller than {TINY_PIXELS} pixels", part.images, tiny, is_error=False)
+    if columns is not None:
+        rows = table_rows(part.images, columns)
+        changed = np.array(
+            [
+                row >= 0 and columns.checksums[row] not in ("", checksum.ljust(32, b"\0").hex())
+                for row, checksum in zip(rows.tolist(), contents.checksums.tolist(), strict=True)
+            ],
+            bool,
+        )
+        kind = "changed since the import: import the photos again"
+        part.report.add_rows(kind, part.images, changed & contents.opened, is_error=False)
 
 
 def _repeated_names(images: ImageList) -> list[str]:
@@ -172,29 +331,74 @@ def _repeated_names(images: ImageList) -> list[str]:
     return repeated
 
 
-def _check_queries(
-    report: FolderReport, database: ImageList, database_utm: UtmPositions, queries: ImageList, query_utm: UtmPositions
-) -> None:
-    """Add queries that are in the database too, and queries without positives."""
-    shared = rows_also_in(queries, database)
-    report.add("also in database/", map(queries.name, shared), is_error=True, count=len(shared))
+def _facts(part: Part) -> dict[str, Any]:
+    """Facts about a part that JSON can hold."""
+    seconds = part.times.seconds[~np.isnan(part.times.seconds)]
+    facts: dict[str, Any] = {
+        "num_located": int(part.is_located.sum()),
+        "num_headings": int((~np.isnan(part.headings)).sum()),
+        "num_sequences": len(np.unique(part.times.sequences[part.times.sequences >= 0])),
+        "first_time": _date(seconds.min()) if len(seconds) else None,
+        "last_time": _date(seconds.max()) if len(seconds) else None,
+        "extent": _extent(part),
+    }
+    if part.contents is not None:
+        opened = part.contents.sizes[part.contents.opened]
+        counts = Counter(map(tuple, opened.tolist()))
+        facts["sizes"] = [
+            {"width": width, "height": height, "count": count}
+            for (width, height), count in counts.most_common(NUM_SIZES)
+        ]
+        facts["num_sizes"] = len(counts)
+    return facts
 
-    rows = [np.flatnonzero(~np.isnan(utm.east_north[:, 0])) for utm in (database_utm, query_utm)]
-    positions = [
-        UtmPositions(east_north=utm.east_north[known], zones=utm.zones[known])
-        for utm, known in zip((database_utm, query_utm), rows, strict=True)
-    ]
-    points = [one.east_north for one in positions]
-    if len(different_zones(*(one.zones for one in positions))) > 1:
-        try:
-            points = [
-                earth_positions(images.subset(known.tolist()), one)
-                for images, known, one in zip((database, queries), rows, positions, strict=True)
-            ]
-        except DatasetError as error:
-            report.add("no UTM zone, but other photos are in several", [str(error)], is_error=True, count=1)
+
+def _date(seconds: float) -> str | None:
+    """A time as text, 2020-06-01T12:00:00Z; None for one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(float(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def _extent(part: Part) -> dict[str, float] | None:
+    """West, south, east and north in degrees, where the photos have a position on Earth; width and height in meters."""
+    points = part.points[part.is_located]
+    if not len(points):
+        return None
+    if points.shape[1] == 2:
+        width, height = np.ptp(points, axis=0).tolist()
+        return {"width_m": round(width, 1), "height_m": round(height, 1)}
+    box = bounding_box(*lla_from_ecef(points))
+    assert box is not None
+    west, south, east, north = box
+    middle = (south + north) / 2
+    # In two steps, as a geodesic takes the shorter way around the Earth.
+    width = (east - west) % 360 / 2
+    width = 2 * float(geodesic_distances_m(middle, west, middle, west + width))
+    height = float(geodesic_distances_m(south, west, north, west))
+    return {
+        "west": round(west, 6), "south": round(south, 6), "east": round(east, 6), "north": round(north, 6),
+        "width_m": round(width, 1), "height_m": round(height, 1),
+    }  # fmt: skip
+
+
+# --- databases and queries -------------------------------------------------------------------------------------------
+
+
+def _check_queries(database: Part, queries: Part) -> None:
+    """Add queries that are in the database too, and queries without positives."""
+    report = queries.report
+    shared = rows_also_in(queries.images, database.images)
+    report.add("also in database/", map(queries.images.name, shared), is_error=True, count=len(shared))
+    zones = different_zones(database.utm.zones, queries.utm.zones)
+    for part in (database, queries):
+        if len(zones) > 1 and part.points.shape[1] == 2:  # as an evaluation says it
+            kind = "no UTM zone, but other photos are in several"
+            without = np.flatnonzero((part.utm.zones == 0) & part.is_located)
+            report.add(kind, map(part.images.name, without.tolist()), is_error=True, count=1)
             return
-    counts = find_positives(*points, RADIUS_M).counts
-    alone = np.zeros(len(queries), bool)
-    alone[rows[1]] = counts == 0
-    report.add_rows(f"no database photo within {RADIUS_M:g} m; counts as a miss", queries, alone, is_error=False)
+    counts = num_positives(database, queries)
+    alone = counts == 0
+    report.add_rows(f"no database photo within {RADIUS_M:g} m; counts as a miss", queries.images, alone, is_error=False)
+    report.facts["share_without_positives"] = round(float(alone.mean()), 4)

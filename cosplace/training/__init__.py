@@ -23,5 +23,6 @@ schedules               learning rate, margin and seed of each iteration
 step                    one iteration: forward, loss, backward, optimizers
 run                     a run in its folder
 loop                    epochs and groups, validation, test
+recommendation          the command line that suits a dataset
 dry_run                 time, memory and disk of a job, before it runs
 """

@@ -12,7 +12,7 @@ import numpy as np
 from cosplace.config.sections import Grouping
 from cosplace.errors import DatasetError, one_line
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.names import contradiction_warning
+from cosplace.photos.names import all_positions_unknown, contradiction_warning, unknown_position
 from cosplace.training.groups import Classes, Groups, class_of, form_classes, parse_coordinates, partition
 
 CELLS_M = (10, 15, 20, 30, 40)
@@ -57,7 +57,7 @@ def advice(groups: Groups, grouping: Grouping, images: ImageList) -> Advice | No
             f"better results."
         )
     if groups.num_unknown == groups.num_scanned:
-        text = f"{groups.folder}: all positions are 0, 0, which means unknown. Correct the file names."
+        text = f"{groups.folder}: {all_positions_unknown(images)}"
         return Advice(text=text, settings=None, refused=True)
     refused = _problem(groups, grouping) is not None
     settings = find_settings(images, grouping)
@@ -109,12 +109,12 @@ def find_settings(images: ImageList, current: Grouping) -> Grouping | None:
     Settings are ranked by the level in LEVELS that their smallest group reaches; then by whether the classes of a group
     are SEPARATION_M apart; then by the number of images that are trained on.
     """
-    coordinates = _read_coordinates(images, current)
-    current_rank = _rank(_counts(_classes(coordinates, current), current), current)
+    coordinates = read_coordinates(images, current)
+    current_rank = _rank(_counts(classes_of(coordinates, current), current), current)
     best, best_rank = current, current_rank
     for M, alpha in product(CELLS_M, ALPHAS if current.alpha < 360 else (360,)):
         cells = Grouping(M=M, alpha=alpha)
-        classes = _classes(coordinates, cells)
+        classes = classes_of(coordinates, cells)
         for least, (N, L) in product(MIN_IMAGES, DISTANCES):
             if (360 // alpha) % L:
                 continue
@@ -132,22 +132,24 @@ def find_settings(images: ImageList, current: Grouping) -> Grouping | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Coordinates:
+class Coordinates:
     """Where the photos of a list were taken, to form classes of different sizes."""
 
     columns: np.ndarray  # (3, I) float64: east, north, heading
     zones: np.ndarray  # (I,) int8
 
 
-def _read_coordinates(images: ImageList, grouping: Grouping) -> _Coordinates:
+def read_coordinates(images: ImageList, grouping: Grouping) -> Coordinates:
+    """Positions and headings of a list, of its first MAX_SEARCHED photos; headings are 0 if alpha is 360."""
     images = images if len(images) <= MAX_SEARCHED else images.subset(range(MAX_SEARCHED))
     columns, zones = np.empty((3, len(images))), np.empty(len(images), np.int8)
     for rows, (east, north, heading, zone) in parse_coordinates(images, grouping):
         columns[:, rows], zones[rows] = (east, north, heading), zone
-    return _Coordinates(columns=columns, zones=zones)
+    return Coordinates(columns=columns, zones=zones)
 
 
-def _classes(coordinates: _Coordinates, grouping: Grouping) -> Classes:
+def classes_of(coordinates: Coordinates, grouping: Grouping) -> Classes:
+    """The classes of photos with these coordinates, also small ones."""
     east, north, heading = coordinates.columns
     cells = class_of(east, north, heading, grouping).T.astype(np.int32)
     return form_classes(cells, coordinates.zones, np.flatnonzero((east == 0) & (north == 0)))
@@ -183,8 +185,8 @@ def data_warnings(groups: Groups, grouping: Grouping, images: ImageList) -> list
     warnings = [contradiction_warning(images), uneven_headings(grouping)]
     if groups.num_unknown:
         warnings.append(
-            f"{groups.folder}: {groups.num_unknown:,} of {groups.num_scanned:,} photos are in no class: their position "
-            f"is 0, 0, which means unknown."
+            f"{groups.folder}: {groups.num_unknown:,} of {groups.num_scanned:,} photos are in no class: their "
+            f"{unknown_position(images)}."
         )
     if groups.zones is not None and len(groups.zones):
         zones = ", ".join(

@@ -11,13 +11,13 @@ from cosplace.config.sections import TrainConfig
 from cosplace.config.values import loading_workers, set_folder
 from cosplace.device import choose_device
 from cosplace.photos.loading import choose_loader
-from cosplace.photos.scanning import scan_images
+from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.training.advice import check_enough, data_warnings
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch, GroupImages, training_batches
 from cosplace.training.group_cache import cached_partition
-from cosplace.training.groups import Groups
+from cosplace.training.groups import Groups, training_photos
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +41,23 @@ class TrainingData:
         return parts.hexdigest()
 
 
-def open_training_data(config: TrainConfig) -> TrainingData:
+def open_training_data(config: TrainConfig, progress: Progress = no_progress) -> TrainingData:
     """Scan the three sets and form the groups.  Raises DatasetError if anything is missing or too small."""
     folders = {split: set_folder(config.folders, split) for split in ("train", "val", "test")}
     follow = config.folders.follow_outside
-    images = scan_images(folders["train"], dataset=config.folders.dataset_folder, follow_outside=follow)
-    groups = cached_partition(images, config.grouping)
-    for warning in data_warnings(groups, config.grouping, images):
+    dataset, grouping = config.folders.dataset_folder, config.grouping
+    images = training_photos(folders["train"], grouping, dataset=dataset, follow_outside=follow, progress=progress)
+    groups = cached_partition(images, grouping)
+    for warning in data_warnings(groups, grouping, images):
         log.warning("%s", warning)
-    check_enough(groups, config.grouping, images)
-    return TrainingData(
-        groups=groups,
-        num_used=config.grouping.groups_num,
-        val=open_retrieval_dataset(folders["val"], config.folders.queries_folder, follow_outside=follow),
-        test=open_retrieval_dataset(folders["test"], config.folders.queries_folder, follow_outside=follow),
+    check_enough(groups, grouping, images)
+    val, test = (
+        open_retrieval_dataset(
+            folders[split], config.folders.queries_folder, split=split, follow_outside=follow, progress=progress
+        )
+        for split in ("val", "test")
     )
+    return TrainingData(groups=groups, num_used=grouping.groups_num, val=val, test=test)
 
 
 def augmentation_settings(config: TrainConfig) -> Augmentation:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -42,6 +42,9 @@ def _key(images: ImageList, grouping: Grouping) -> str:
     digest = hashlib.blake2b(json.dumps([FORMAT, images.list_file is None, *parameters]).encode(), digest_size=16)
     for first in range(0, len(images.names), 1 << 24):
         digest.update(images.text(first, min(first + (1 << 24), len(images.names))).data)
+    if images.labels is not None:
+        digest.update(json.dumps(images.map_center).encode())
+        digest.update(np.ascontiguousarray(images.labels.names).data)
     return digest.hexdigest()
 
 
@@ -49,14 +52,18 @@ def _write_groups(file: BinaryIO, groups: Groups, images: ImageList) -> None:
     arrays = {name: getattr(groups, name) for name in ("cells", "group_starts", "class_starts", "image_starts")}
     if groups.zones is not None:
         arrays["zones"] = groups.zones
+    if groups.labels is not None and groups.label_starts is not None:
+        arrays |= {"labels": groups.labels, "label_starts": groups.label_starts}
     if images.list_file is None:  # else the list file holds the names
         arrays["names"] = groups.names
     places, at = {}, HEADER_BYTES
     for name, array in arrays.items():
         places[name] = [str(array.dtype), list(array.shape), at]
         at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    counts = {"num_scanned": groups.num_scanned, "num_unknown": groups.num_unknown}
-    header = {"format": FORMAT, **counts, "bytes": at, "arrays": places}
+    facts: dict[str, Any] = {"num_scanned": groups.num_scanned, "num_unknown": groups.num_unknown}
+    if groups.map_center is not None:
+        facts["map_center"] = groups.map_center
+    header = {"format": FORMAT, **facts, "bytes": at, "arrays": places}
     file.write(json.dumps(header).encode().ljust(HEADER_BYTES - 1) + b"\n")
     for array in arrays.values():
         file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
@@ -87,6 +94,7 @@ def open_groups(path: Path, list_file: Path | None, folder: Path, inside: tuple[
             num_scanned=header["num_scanned"],
             num_unknown=header["num_unknown"],
             inside=inside,
+            map_center=tuple(header["map_center"]) if "map_center" in header else None,
             opened_from=(open_groups, (path, list_file, folder, inside)),
         )
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -20,7 +20,10 @@ import numpy as np
 from cosplace.config.sections import Grouping
 from cosplace.errors import DatasetError
 from cosplace.photos.image_list import ImageList, photo_path
+from cosplace.photos.labels import with_headings, with_positions
 from cosplace.photos.names import different_zones, parse_fields
+from cosplace.photos.scanning import scan_images
+from cosplace.progress import Progress, no_progress
 
 
 def class_of(east: np.ndarray, north: np.ndarray, heading: np.ndarray, grouping: Grouping) -> np.ndarray:
@@ -65,6 +68,8 @@ class Group:
     folder: Path
     whole: "Groups"
     number: int
+    label_starts: np.ndarray | None = None  # (I,) int64: start of each image's label in `labels`
+    labels: np.ndarray | None = None  # (bytes,) uint8: labels, each followed by a newline; None: names have the fields
 
     def __reduce__(self) -> tuple[Callable, tuple]:
         return Groups.__getitem__, (self.whole, self.number)  # a loading process maps the cache file again
@@ -88,6 +93,13 @@ class Group:
         start = int(self.image_starts[image])
         return os.fsdecode(self.names[start : start + 4096].tobytes().partition(b"\n")[0])
 
+    def image_label(self, image: int) -> str:
+        """The '@' text with the fields of an image: its label, or without labels its name."""
+        if self.labels is None or self.label_starts is None:
+            return self.image_name(image)
+        start = int(self.label_starts[image])
+        return os.fsdecode(self.labels[start : start + 1024].tobytes().partition(b"\n")[0])
+
     def image_path(self, image: int) -> Path:
         """Path of an image.  Raises ImageError for one outside the folder, as `ImageList.path` does."""
         return photo_path(self.folder, self.image_name(image), self.whole.inside)
@@ -108,6 +120,9 @@ class Groups:
     # (C,) int8: UTM zone of each class, negative south of the equator; None if all images are in one zone
     zones: np.ndarray | None = None
     inside: tuple[str, ...] = ()  # real folders that may hold the photos, as in ImageList
+    label_starts: np.ndarray | None = None  # (I,) int64: start of each image's label in `labels`
+    labels: np.ndarray | None = None  # (bytes,) uint8, as in ImageList
+    map_center: tuple[float, float] | None = None  # of the local map that the cells are on; None: UTM
     opened_from: tuple[Callable, tuple] | None = None  # the function and arguments that map the cache file again
 
     def __len__(self) -> int:
@@ -124,6 +139,8 @@ class Groups:
             folder=self.folder,
             whole=self,
             number=number,
+            label_starts=None if self.label_starts is None else self.label_starts[starts[0] : starts[-1]],
+            labels=self.labels,
         )
 
     def counts(self) -> list[tuple[int, int]]:
@@ -142,13 +159,30 @@ def _rebuild(fields: dict[str, Any]) -> Groups:
     return Groups(**fields)
 
 
+def training_photos(
+    folder: str | Path,
+    grouping: Grouping,
+    *,
+    dataset: str | Path | None = None,
+    follow_outside: bool = False,
+    progress: Progress = no_progress,
+) -> ImageList:
+    """The photos of a folder, a table or a part of it, with all that classes need (see `scan_images`).
+
+    Of photos without '@' names, those without a position, or a heading unless alpha is 360, are left out.
+    Raises DatasetError if none is left.
+    """
+    images = with_positions(scan_images(folder, dataset=dataset, follow_outside=follow_outside), progress)
+    return images if grouping.alpha == 360 else with_headings(images)
+
+
 def partition(images: ImageList, grouping: Grouping) -> Groups:
     """Form the classes and all N*N*L groups of a list of photos.
 
     Classes with fewer than `min_images_per_class` images are dropped.  Groups are numbered by their first appearance
     with a kept class along the sorted list of paths.  Images at 0, 0, which means unknown, are in no class.
     Peak memory: about 50 bytes per image, plus the names.
-    Raises DatasetError for a file name without position, or without heading unless alpha is 360.
+    Raises DatasetError for a photo without position, or without heading unless alpha is 360.
     """
     keys, spans, num_unknown = _read_keys(images, grouping)
     classes = _sorted_classes(keys, spans)
@@ -171,6 +205,9 @@ def partition(images: ImageList, grouping: Grouping) -> Groups:
         num_unknown=num_unknown,
         zones=classes.zones(kept),
         inside=images.inside,
+        label_starts=None if images.labels is None else images.labels.starts[image_order],
+        labels=None if images.labels is None else images.labels.names,
+        map_center=images.map_center,
     )
 
 

@@ -6,6 +6,7 @@ The names of the training photos are read once, in chunks.  Legend: Q queries, K
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def _viewpoints(data: TrainingData) -> Iterator[Viewpoints]:
         group = data.groups[number]
         for first in range(0, group.num_images, CHUNK):
             rows = range(first, min(first + CHUNK, group.num_images))
-            yield viewpoints_of_names(image_list(group.folder, [group.image_name(row) for row in rows]))
+            labels = image_list(group.folder, [group.image_label(row) for row in rows])
+            yield viewpoints_of_names(replace(labels, map_center=data.groups.map_center))
 
 
 def training_card_entries(

@@ -1,7 +1,7 @@
 """Prepare a run: data, network, classifiers, optimizers; or the state of a run that is resumed."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.network import GeoLocalizationNet, new_network
 from cosplace.models.opening import open_model, weights_path
+from cosplace.progress import Progress, no_progress
 from cosplace.training.checkpoint import RunState, checkpoint_file, is_original, read_checkpoint, restore
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.data import TrainingData, open_training_data
@@ -32,7 +33,9 @@ class Preparation:
     dtype: torch.dtype | None  # of mixed precision
 
 
-def prepare(config: TrainConfig, given: Mapping[str, Any] = MappingProxyType({})) -> Preparation:
+def prepare(
+    config: TrainConfig, given: Mapping[str, Any] = MappingProxyType({}), progress: Progress = no_progress
+) -> Preparation:
     """Open the data and build the network.
 
     given: the settings that the user gave; weights to start from must not contradict them.
@@ -40,7 +43,7 @@ def prepare(config: TrainConfig, given: Mapping[str, Any] = MappingProxyType({})
     """
     device = choose_device(config.running.device)
     dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
-    data = open_training_data(config)
+    data = open_training_data(config, progress)
     knobs = config.model
     if config.training.resume_train:  # the checkpoint holds all weights
         model = GeoLocalizationNet(knobs.backbone, knobs.fc_output_dim, knobs.train_all_layers)
@@ -61,7 +64,7 @@ def prepare(config: TrainConfig, given: Mapping[str, Any] = MappingProxyType({})
             imagenet_weights=knobs.imagenet_weights,
             seed=config.running.seed,
         )
-    state = _new_state(config, data, model, device, dtype)
+    state = new_state(config, data.groups.counts()[: data.num_used], model, device, dtype)
     if config.training.resume_train:
         _restore_checkpoint(state, data, config, checkpoint_file(config.training.resume_train))
     elif config.extensions.whitened_start:
@@ -102,14 +105,21 @@ def _open_trainable_network(
     return network
 
 
-def _new_state(
-    config: TrainConfig, data: TrainingData, model: GeoLocalizationNet, device: torch.device, dtype: torch.dtype | None
+def new_state(
+    config: TrainConfig,
+    counts: Sequence[tuple[int, int]],
+    model: GeoLocalizationNet,
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> RunState:
-    """State at the start of a run: network, one classifier and optimizer per group, scaler."""
+    """State at the start of a run: network, one classifier and optimizer per group, scaler.
+
+    counts: number of classes and of images of each group to train on.
+    """
     knobs = config.training
     model = model.to(device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     classifiers = []
-    for number, (num_classes, _) in enumerate(data.groups.counts()[: data.num_used]):
+    for number, (num_classes, _) in enumerate(counts):
         generator = torch.Generator().manual_seed(config.running.seed * 1_000_003 + number)
         classifiers.append(
             MarginCosineProduct(model.fc_output_dim, num_classes, s=knobs.scale, m=knobs.margin, generator=generator)

@@ -186,6 +186,7 @@ with stop_on_signals(lambda *_: None, "advice"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     process = subprocess.Popen(

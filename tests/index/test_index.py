@@ -56,10 +56,10 @@ def filled(address: Path, count: int, **settings) -> PhotoIndex:
     return index
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("many, float16", "many, with later ones")]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("many", "many, float16", "many, with later ones")]
 
 
-@pytest.fixture(scope="module", params=["few", "many", *SLOW])
+@pytest.fixture(scope="module", params=["few", *SLOW])
 def stored_index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 photos, in memory or with an approximate search index."""
     address = tmp_path_factory.mktemp("stored") / "index"
@@ -231,6 +231,7 @@ def test_without_locks_of_the_file_system_the_index_can_be_written(
         assert index.can_write and index.remove([0]) == 1
 
 
+@pytest.mark.slow
 def test_the_search_index_is_built_once_and_recorded(tmp_path: Path) -> None:
     with filled(tmp_path / "index", 600, exact_rows=100) as index:
         assert index.info()["search"]["kind"] == "approximate"  # built when it is first needed
@@ -308,6 +309,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert len(index) == 15
 
 
+@pytest.mark.slow
 def test_threads_may_search_one_index(index: PhotoIndex) -> None:
     queries = units(64, 2)
     alone = index.search(queries, 5)

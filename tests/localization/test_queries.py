@@ -22,8 +22,8 @@ STUB = cast(Encoder, SimpleNamespace(dimension=DIMENSION, encode=lambda _: np.fu
 def test_photos_of_uncertain_position_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = sorted(write_place(tmp_path, place, 0).name for place in range(12))
 
-    def metadata(path: Path, raw: bytes) -> PhotoMetadata:
-        known = read_metadata(path, raw)
+    def metadata(path: Path, raw: bytes, label: str | None) -> PhotoMetadata:
+        known = read_metadata(path, raw, label)
         return replace(known, accuracy_m=1500.0) if path.name == names[0] else replace(known, accuracy_m=5.0)
 
     monkeypatch.setattr(queries, "read_metadata", metadata)

@@ -329,6 +329,7 @@ def test_local_torchvision_weights_fill_the_backbone(backbone: str, ours: str, t
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_imagenet_weights_of_another_architecture_are_refused(tmp_path: Path):
     path = tmp_path / "resnet50.pth"
     torch.save({k: v.half() for k, v in get_model("resnet50", weights=None).state_dict().items()}, path)

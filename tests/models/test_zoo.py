@@ -161,6 +161,7 @@ def test_verify_finds_damaged_files_and_wrong_architectures(mirror: Server, smal
 # --- torch.hub --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cosplace", "eigenplaces"])
 def test_torch_hub_loads_released_models_from_a_clone(method: str) -> None:
     expected = GeoLocalizationNet("ResNet18", 256).eval()

@@ -94,6 +94,8 @@ NAMESPACES = {
     "xmp": "http://ns.adobe.com/xap/1.0/",
     "photoshop": "http://ns.adobe.com/photoshop/1.0/",
     "drone-dji": "http://www.dji.com/drone-dji/1.0/",
+    "GPano": "http://ns.google.com/photos/1.0/panorama/",
+    "Camera": "http://pix4d.com/camera/1.0",
     "xmpNote": "http://ns.adobe.com/xmp/note/",
 }
 

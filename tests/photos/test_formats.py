@@ -90,6 +90,7 @@ def test_a_raw_image_is_not_opened_as_its_small_preview(tmp_path: Path) -> None:
     assert open_image(tmp_path / "plain.tif").shape == (3, 48, 64)
 
 
+@pytest.mark.slow
 def test_every_image_is_opened_with_a_list_of_formats() -> None:
     calls = []
     for path in [*(ROOT / "cosplace").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:

@@ -16,6 +16,7 @@ NAMES = st.binary(max_size=20) | st.lists(
 ).map(b"".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(name=NAMES)
 def test_stored_paths_are_utf8_and_give_the_same_path_back(name: bytes) -> None:

@@ -109,6 +109,7 @@ def test_a_digest_as_text_and_back() -> None:
     assert len(digest_text(digest_of([random_viewpoints(2000, 3)]))) < 2000 * 5
 
 
+@pytest.mark.slow
 def test_damaged_texts_raise() -> None:
     record = json.loads(digest_text(digest_of([random_viewpoints(50, 3)])))
     bomb = base64.b85encode(zlib.compress(bytes(200_000_000), 9)).decode()

@@ -40,6 +40,7 @@ def test_positives_equal_those_of_brute_force(database: np.ndarray, queries: np.
     assert positives.counts.tolist() == near.sum(1).tolist()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(positions(40), positions(12), st.lists(st.integers(-3, 45), min_size=4, max_size=4))
 def test_hits_among_images_that_share_positions(database: np.ndarray, queries: np.ndarray, images: list[int]) -> None:

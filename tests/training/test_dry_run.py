@@ -52,6 +52,7 @@ def test_a_resumed_run_counts_the_remaining_iterations(
     assert steps_left(settings(dataset_folder), epoch, iteration) == left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epoch", "iteration", "says"),
     [

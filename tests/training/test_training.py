@@ -117,6 +117,7 @@ def test_a_stopped_run_resumes_exactly(dataset_folder: Path, whole_run: Path, tm
     assert_same_run(tmp_path, whole_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode",
     [

@@ -1,0 +1,96 @@
+"""cosplace import."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosplace.cli.console import Bars, on_interrupt, print_result
+from cosplace.config.importing import ImportConfig
+from cosplace.errors import DatasetError
+from cosplace.photos.paths import printable
+
+if TYPE_CHECKING:
+    from cosplace.importing.import_run import ImportResult
+    from cosplace.photos.tables import PhotoRecord
+
+
+def run_import(config: ImportConfig) -> None:
+    """Import photos into a dataset, and print what was done.  Raises DatasetError if it has no photos."""
+    from cosplace.importing import import_run
+
+    bars = Bars()
+    with on_interrupt("The photos imported so far are in the dataset. Run the same command again to continue."):
+        result = import_run.run_import(
+            tuple(map(Path, config.sources)),
+            config.to,
+            config,
+            formats=config.format,
+            keep_unplaced=config.keep_unplaced,
+            dry_run=config.dry_run,
+            progress=bars,
+        )
+        bars.close()
+    for line in summary_lines(result, dry_run=config.dry_run):
+        print_result(line)
+    if not result.num_photos:
+        raise DatasetError(_nothing_imported(result, dry_run=config.dry_run))
+
+
+def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
+    """What an import has done, with advice."""
+    from cosplace.importing.report import REPORT_NAME, reasons
+
+    report, folder = result.report, printable(result.folder)
+    done = "would be added" if dry_run else "added"
+    counts = [f"{_photos(result.num_added)} {done}"]
+    counts += [f"{result.num_updated:,} updated"] if result.num_updated else []
+    counts += [f"{result.num_unchanged:,} unchanged"] if result.num_unchanged else []
+    num_left_out, num_uncertain = sum(report.left_out.values()), sum(report.uncertain.values())
+    counts += [f"{num_left_out:,} left out"] if num_left_out else []
+    counts += [f"{num_uncertain:,} uncertain"] if num_uncertain else []
+    where = "" if dry_run or not (num_left_out or num_uncertain) else f" (see {folder}/{REPORT_NAME})"
+    lines = [f"{folder}: {', '.join(counts)}{where}"]
+    lines += [f"  left out: {printable(reasons(report.left_out))}"] if num_left_out else []
+    lines += [f"  uncertain: {printable(reasons(report.uncertain))}"] if num_uncertain else []
+    for camera, count in (result.zero_headings or {}).items():
+        lines.append(
+            f"  headings of {camera or 'the source'} were exactly 0 for all {count:,} photos: they are unknown"
+        )
+    if result.num_symbolic_links:
+        lines.append(f"  {result.num_symbolic_links:,} photos are on another disk: symbolic links lead to them. Use "
+                     "--follow_outside with other commands.")  # fmt: skip
+    lines += [f"  {_row(record)}" for record in result.first] if dry_run else []
+    if result.num_photos and result.counts is not None:
+        known = ", ".join(f"{count:,} with {name}" for name, count in result.counts.items())
+        have = "The dataset would have" if dry_run else "The dataset has"
+        lines.append(f"{have} {_photos(result.num_photos)}: {known}")
+        lines += [] if dry_run else [f"Next: cosplace validate {folder}"]
+    return lines
+
+
+def _photos(count: int) -> str:
+    return f"{count:,} photo{'' if count == 1 else 's'}"
+
+
+def _row(record: "PhotoRecord") -> str:
+    """A photo of the table in one line."""
+    heading = "" if record.heading != record.heading else f", heading {record.heading:.1f} ({record.heading_source})"
+    return f"{printable(record.path)}: {record.latitude:.6f}, {record.longitude:.6f}{heading}"
+
+
+def _nothing_imported(result: "ImportResult", *, dry_run: bool) -> str:
+    from cosplace.importing.import_run import UNPLACED
+    from cosplace.importing.report import REPORT_NAME
+
+    unplaced = result.report.left_out[UNPLACED]
+    advice = (
+        "Add a table or a track with positions as SOURCE, or keep the photos with --keep_unplaced."
+        if unplaced
+        else "Check the sources."
+        if dry_run
+        else f"{printable(result.folder)}/{REPORT_NAME} has the reasons."
+    )
+    return (
+        f"No photo was imported: {unplaced:,} have no position. {advice}"
+        if unplaced
+        else (f"No photo was imported. {advice}")
+    )

@@ -1,0 +1,67 @@
+"""cosplace panoramas."""
+
+from typing import TYPE_CHECKING
+
+from cosplace.cli.console import Bars, on_interrupt, print_result
+from cosplace.config.panoramas import PanoramasConfig
+from cosplace.config.values import loading_workers
+from cosplace.errors import DatasetError
+from cosplace.photos.paths import printable
+
+if TYPE_CHECKING:
+    from cosplace.importing.cropping import CropResult
+
+
+def run_panoramas(config: PanoramasConfig) -> None:
+    """Cut perspective crops from panoramas, and print what was done.  Raises DatasetError if there are none."""
+    from cosplace.importing import cropping
+
+    device = None
+    if config.device != "cpu":
+        from cosplace.device import choose_device
+
+        device = choose_device(config.device)
+        device = None if device.type == "cpu" else device  # compiled functions are faster there
+    bars = Bars()
+    with on_interrupt("The crops so far are in the dataset. Run the same command again to continue."):
+        result = cropping.run_panoramas(
+            config.source,
+            config.to,
+            config.crop,
+            device=device,
+            num_workers=loading_workers(config.num_workers),
+            timezone=config.timezone,
+            keep_unplaced=config.keep_unplaced,
+            follow_outside=config.follow_outside,
+            dry_run=config.dry_run,
+            progress=bars,
+        )
+        bars.close()
+    for line in summary_lines(result, dry_run=config.dry_run):
+        print_result(line)
+    if not result.num_panoramas:
+        raise DatasetError(f"No panorama of {config.source} was used. The reasons are above.")
+
+
+def summary_lines(result: "CropResult", *, dry_run: bool) -> list[str]:
+    """What was done, and what to do next."""
+    from cosplace.importing.report import REPORT_NAME, reasons
+
+    folder, report = printable(result.folder), result.report
+    num_left_out, num_uncertain = sum(report.left_out.values()), sum(report.uncertain.values())
+    where = "" if dry_run or not (num_left_out or num_uncertain) else f" (see {folder}/{REPORT_NAME})"
+    written = f"{result.num_written:,} crops {'would be written' if dry_run else 'written'}"
+    existing = f", {result.num_found:,} existed before" if result.num_found else ""
+    lines = [
+        f"{folder}: {written}{existing}, of {result.num_panoramas:,} panoramas; {num_left_out:,} left out, "
+        f"{num_uncertain:,} uncertain{where}"
+    ]
+    lines += [f"  left out: {reasons(report.left_out)}"] if num_left_out else []
+    lines += [f"  uncertain: {reasons(report.uncertain)}"] if num_uncertain else []
+    if result.num_outside:
+        lines.append(f"  {result.num_outside:,} crops were skipped, because partial panoramas do not show them")
+    if result.headings_were_zero:
+        lines.append("  the headings of all panoramas were exactly 0: those of the crops are unknown")
+    if result.num_panoramas and not dry_run:
+        lines.append(f"The dataset has {result.num_photos:,} photos. Next: cosplace validate {folder}")
+    return lines

@@ -1,0 +1,48 @@
+"""cosplace split."""
+
+from cosplace.cli.console import print_json, print_result
+from cosplace.config.defaults import RADIUS_M
+from cosplace.config.splitting import SplitConfig
+
+
+def run_split(config: SplitConfig) -> None:
+    """Split a dataset into train, val and test, and print the result."""
+    from cosplace.retrieval.splitting import split_dataset
+
+    result, former = split_dataset(config)
+    if config.json:
+        print_json(
+            {
+                "counts": result.counts,
+                "unused": result.unused,
+                "method": result.method,
+                "query_rules": result.rules,
+                "queries_without_positives": result.without_positives,
+                "smallest_distances_m": {pair: round(meters, 2) for pair, meters in result.distances_m.items()},
+                "replaced": former,
+                "written": not config.dry_run,
+            }
+        )
+        return
+    if former:
+        parts = ", ".join(f"{split} {count:,}" for split, count in sorted(former.items()))
+        print_result(f"former splits {'would be' if config.dry_run else 'were'} replaced: {parts}")
+    print_result(f"{config.dataset}: {len(result.splits):,} photos; {result.method}; seed {config.seed}")
+    print_result(f"  {', '.join(f'{split} {count:,}' for split, count in result.counts.items() if count)}")
+    for reason, count in result.unused.items():
+        print_result(f"  in no split: {count:,} {reason}")
+    for name, rule in result.rules.items():
+        print_result(
+            f"  queries of {name}: {rule}; {result.without_positives[name]:,} without a database photo within "
+            f"{RADIUS_M:g} m"
+        )
+    measured = "planned" if config.dry_run else "as written"
+    for pair, meters in result.distances_m.items():
+        print_result(f"  smallest distance between {pair.replace(', ', ' and ')} ({measured}): {meters:,.1f} m")
+    if config.buffer_m <= RADIUS_M:
+        print_result(
+            f"  warning: --buffer_m {config.buffer_m:g} is not more than the {RADIUS_M:g} m within which a match is "
+            f"correct: training photos may show the places of queries"
+        )
+    if config.dry_run:
+        print_result("nothing was written (--dry_run)")

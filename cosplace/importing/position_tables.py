@@ -1,0 +1,327 @@
+"""Tables of positions: CSV, JSON, Parquet, GeoJSON or GeoPackage with one row for each photo.
+
+A row is joined to its photo by path or file name.  Its values replace those in the photo's EXIF.  Positions may be in
+any EPSG code.  Latitude and longitude in swapped columns are refused where that can be seen.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosplace.config.importing import ImportSettings
+from cosplace.errors import ConfigError, DatasetError
+from cosplace.geo import compute, geodesic_distances_m, magnetic_declination, wrap_heading
+from cosplace.importing.columns import (
+    REFERENCES,
+    TEXT_FIELDS,
+    angle,
+    find_columns,
+    numbers,
+    parse_named_columns,
+    signed,
+    texts,
+    time_of,
+)
+from cosplace.importing.exif_photos import PHOTOS_FOLDER
+from cosplace.importing.positions import PhotoStream, has_position
+from cosplace.importing.reading import utc_time
+from cosplace.importing.records import Entry, FoundPhoto, Problem
+from cosplace.importing.row_names import RowNames
+from cosplace.importing.table_files import (
+    GEOPACKAGE_SUFFIXES,
+    JSON_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TEXT_SUFFIXES,
+    RawTable,
+    read_raw_table,
+)
+from cosplace.photos.tables import UNKNOWN, PhotoRecord
+
+VALUES = {  # column of a record -> field of a table
+    "altitude_m": "altitude", "accuracy_m": "accuracy", "heading": "heading", "pitch": "pitch", "roll": "roll",
+    "field_of_view": "field_of_view", "sequence": "sequence", "camera": "camera", "projection": "projection",
+    "split": "split", "place": "place",
+}  # fmt: skip
+SPLITS = ("train", "val", "val/database", "val/queries", "test", "test/database", "test/queries")
+HEADING_LIMITS = (-360.0, 720.0)  # others are no directions
+MOSTLY = 0.5  # share of rows that shows that a whole column is wrong
+NUM_COMPARED = 50  # photos whose own positions are compared with those of the table before any is used
+SWAPPED_M, FAR_M = 1_000.0, 10_000.0  # own position from that of the swapped columns, and of the columns as they are
+SWAPPED = (
+    "{path}: the columns of latitude and longitude are swapped: {why}. "
+    "Name them: --column latitude={longitude} longitude={latitude}."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PositionTable:
+    """A table with its columns as values of records; (rows,) each."""
+
+    path: Path
+    names: list[str]
+    latitudes: np.ndarray  # float64, nan where unknown
+    longitudes: np.ndarray
+    values: dict[str, Any]  # of the columns of a record that the table has, by name
+    columns: dict[str, str]  # name of the column of each field
+    problems: tuple[Problem, ...]
+
+
+def detects(path: Path) -> bool:
+    """Whether a path is a file with the suffix of a table."""
+    suffixes = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *PARQUET_SUFFIXES, *GEOPACKAGE_SUFFIXES)
+    return path.is_file() and path.suffix.lower() in suffixes
+
+
+def read(paths: Sequence[Path], settings: ImportSettings) -> "TablePositions":
+    """Read tables.  Raises DatasetError for a table without file names or positions, or with swapped columns."""
+    named = parse_named_columns(settings.tables.column)
+    return TablePositions([read_position_table(path, named, settings.tables.crs, settings.timezone) for path in paths])
+
+
+class TablePositions:
+    """Positions from tables, as `Annotations`."""
+
+    def __init__(self, tables: Sequence[PositionTable]) -> None:
+        self.tables = tables
+        self.rows = [RowNames(table.names, table.path.parent) for table in tables]
+
+    def photos(self) -> Iterator[Entry]:
+        """The photos that rows name, relative to the folder of their table; never outside of it."""
+        seen = set()
+        for table in self.tables:
+            folder = table.path.parent
+            for name in table.names:
+                path = Path(name.replace("\\", "/"))
+                if path.is_absolute() and path.is_relative_to(folder.absolute()):
+                    path = path.relative_to(folder.absolute())
+                if not name or path.is_absolute() or ".." in path.parts or folder / path in seen:
+                    continue
+                if (folder / path).is_file() and (folder / path).resolve().is_relative_to(folder.resolve()):
+                    seen.add(folder / path)
+                    yield FoundPhoto(file=folder / path, record=PhotoRecord(path=f"{PHOTOS_FOLDER}/{path.as_posix()}"))
+
+    def annotate(self, photos: PhotoStream) -> Iterator[Entry]:
+        """Every photo with the values of its rows; then the rows without photo."""
+        for rows in self.rows:
+            rows.compare(photos.list_files())
+        stream = iter(photos)
+        first = [photo for _, photo in zip(range(NUM_COMPARED), stream, strict=False)]
+        self._refuse_swapped(first)
+        for photo in chain(first, stream):
+            yield from self._annotate(photo)
+        for table, rows in zip(self.tables, self.rows, strict=True):
+            yield from table.problems
+            for row in rows.unused():
+                name = table.names[row]
+                reason = f"no photo is named {name}" if name else "names no photo"
+                yield Problem(name=f"{table.path} row {row + 1}", reason=reason)
+
+    def _annotate(self, photo: FoundPhoto) -> Iterator[Entry]:
+        reasons, is_named = [], False
+        for table, rows in zip(self.tables, self.rows, strict=True):
+            row, reason = rows.find(photo.file)
+            if row is not None:
+                photo, is_named = replace(photo, record=_with_row(photo.record, table, row)), True
+            elif reason:
+                reasons.append(f"{table.path}: {reason}")
+        if not is_named:
+            reason = "; ".join(reasons) or "no row names this photo"
+            yield Problem(name=str(photo.file), reason=reason, is_left_out=False)
+        yield photo
+
+    def _refuse_swapped(self, photos: Sequence[FoundPhoto]) -> None:
+        """Raise DatasetError if photos that know their position show that the columns of a table are swapped."""
+        for table, rows in zip(self.tables, self.rows, strict=True):
+            found = [(photo, rows.find(photo.file)[0]) for photo in photos if has_position(photo)]
+            found = [(photo, row) for photo, row in found if row is not None and not math.isnan(table.latitudes[row])]
+            num_swapped = 0
+            for photo, row in found:
+                own = photo.record.latitude, photo.record.longitude
+                there = table.latitudes[row], table.longitudes[row]
+                if abs(there[1]) <= 90 and geodesic_distances_m(*own, *there) > FAR_M:
+                    num_swapped += bool(geodesic_distances_m(*own, there[1], there[0]) < SWAPPED_M)
+            if num_swapped > MOSTLY * len(found):
+                why = "the positions in the photos say so"
+                raise DatasetError(SWAPPED.format(path=table.path, why=why, **_column_names(table.columns)))
+
+
+def _with_row(record: PhotoRecord, table: PositionTable, row: int) -> PhotoRecord:
+    """A record with the known values of a row."""
+    values: dict[str, Any] = {}
+    if not math.isnan(table.latitudes[row]):
+        values = {"latitude": float(table.latitudes[row]), "longitude": float(table.longitudes[row])}
+        values["accuracy_m"] = UNKNOWN  # that of another position
+    for name, column in table.values.items():
+        value = column[row]
+        if isinstance(value, str):
+            if value:
+                values[name] = value
+        elif not math.isnan(value):
+            values[name] = float(value)
+            if name == "heading":
+                values["heading_source"] = "table"
+    return replace(record, **values)
+
+
+# --- a table ---------------------------------------------------------------------------------------------------------
+
+
+def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezone: str = "") -> PositionTable:
+    """Read one table.  named: columns by field; crs: of its positions, or "" for that of the file; timezone: of times
+    without one, or "" for UTC.
+
+    Raises DatasetError for a table without file names or positions, or with swapped columns; ConfigError for a code
+    that is not a coordinate system.
+    """
+    table = read_raw_table(path)
+    columns = find_columns(table, named)
+    if "filename" not in columns:
+        raise DatasetError(
+            f"{path} has no column of file names; it has {', '.join(table.columns)}. "
+            f"Name it: --column filename=NAME, and for unusual names also latitude=NAME longitude=NAME."
+        )
+    if set(columns) == {"filename"} or len({"latitude", "longitude"} & set(columns)) == 1:
+        raise DatasetError(
+            f"{path} has no columns of latitude and longitude; it has {', '.join(table.columns)}. "
+            f"Name them: --column latitude=NAME longitude=NAME."
+        )
+    raw = {field: table.columns[name] for field, name in columns.items()}
+    latitudes, longitudes, problems = _positions(table, columns, raw, crs)
+    values: dict[str, Any] = {"time": _times(raw["time"], raw.get("time_offset"), timezone)} if "time" in raw else {}
+    for name, field in VALUES.items():
+        if field in raw:
+            values[name] = texts(raw[field]) if field in TEXT_FIELDS else numbers(raw[field])
+            if field in REFERENCES and REFERENCES[field] in raw:
+                values[name] = signed(values[name], raw[REFERENCES[field]])
+    if "accuracy_m" in values:
+        values["accuracy_m"] = np.where(values["accuracy_m"] > 0, values["accuracy_m"], UNKNOWN)
+    if "heading" in values:
+        values["heading"] = _headings(values["heading"], raw.get("heading_ref"), latitudes, longitudes)
+        if np.count_nonzero(values["heading"] == 0) == np.count_nonzero(~np.isnan(values["heading"])) > 1:
+            reason = f"column '{columns['heading']}' is 0 in each row, which means unknown, and was not used"
+            problems.append(Problem(name=str(path), reason=reason, is_left_out=False))
+            del values["heading"]
+    if "split" in values:
+        problems += _refuse_splits(path, values["split"])
+    return PositionTable(path, texts(raw["filename"]), latitudes, longitudes, values, columns, tuple(problems))
+
+
+def _positions(
+    table: RawTable, columns: dict[str, str], raw: dict[str, list[Any]], crs: str
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Latitudes and longitudes, (rows,) each, nan where unknown; and rows that have impossible ones."""
+    if "latitude" not in raw:
+        return np.full(table.num_rows, UNKNOWN), np.full(table.num_rows, UNKNOWN), []
+    y, x = numbers(raw["latitude"], angle), numbers(raw["longitude"], angle)
+    for name, values in (("latitude", y), ("longitude", x)):
+        if np.isnan(values).all():
+            raise DatasetError(f"{table.path}: column '{columns[name]}' has no numbers. Name another column: "
+                               f"--column {name}=NAME.")  # fmt: skip
+    for field, values in (("latitude", y), ("longitude", x)):
+        if REFERENCES[field] in raw:
+            values[:] = signed(values, raw[REFERENCES[field]])
+    has_numbers = ~(np.isnan(x) | np.isnan(y))
+    system = crs or (table.crs if columns["latitude"].startswith("geometry") else "")
+    if system:
+        latitudes, longitudes, is_inside = to_degrees(x, y, system)
+        if has_numbers.any() and np.mean(is_inside[has_numbers]) < MOSTLY:
+            if np.mean(to_degrees(y, x, system)[2][has_numbers]) > MOSTLY:
+                why = f"they are in the area of {_short(system)} only the other way around"
+                raise DatasetError(SWAPPED.format(path=table.path, why=why, **_column_names(columns)))
+            raise DatasetError(
+                f"{table.path}: most positions, such as {x[has_numbers][0]:g}, {y[has_numbers][0]:g}, are outside the "
+                f"area of {_short(system)}. Check --crs, and the columns with --column latitude=NAME longitude=NAME."
+            )
+    else:
+        latitudes, longitudes = y, x
+        beyond = has_numbers & (np.abs(y) > 90)
+        if np.sum(beyond) > MOSTLY * np.sum(has_numbers):
+            if np.all(np.abs(y[beyond]) <= 180) and np.all(np.abs(x[beyond]) <= 90):
+                why = f"column '{columns['latitude']}' has values beyond 90 degrees, such as {y[beyond][0]:g}"
+                raise DatasetError(SWAPPED.format(path=table.path, why=why, **_column_names(columns)))
+            raise DatasetError(
+                f"{table.path}: positions such as {x[beyond][0]:g}, {y[beyond][0]:g} are not degrees. "
+                f"Name their coordinate system, as in --crs EPSG:25832."
+            )
+    is_possible = (np.abs(latitudes) <= 90) & (np.abs(longitudes) <= 180)
+    at_null = (latitudes == 0) & (longitudes == 0)
+    problems = [
+        Problem(name=f"{table.path} row {row + 1}", reason=f"its position {x[row]:g}, {y[row]:g} is impossible")
+        for row in np.flatnonzero(has_numbers & ~is_possible)
+    ]
+    is_known = is_possible & ~at_null
+    return np.where(is_known, latitudes, UNKNOWN), np.where(is_known, longitudes, UNKNOWN), problems
+
+
+def _column_names(columns: dict[str, str]) -> dict[str, str]:
+    return {field: columns[field] for field in ("latitude", "longitude")}
+
+
+def to_degrees(x: np.ndarray, y: np.ndarray, crs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latitudes, longitudes (WGS 84), and whether they are in the area of use, of positions in a coordinate system.
+
+    x: eastings or longitudes, y: northings or latitudes, whatever the order of the axes.  nan where undefined.
+    Raises ConfigError for what is not a coordinate system of positions on the ground.
+    """
+    from pyproj import CRS, Transformer
+    from pyproj.exceptions import CRSError, ProjError
+
+    try:
+        system = CRS.from_user_input(crs)
+        transformer = Transformer.from_crs(system, 4326, always_xy=True)
+    except (CRSError, ProjError) as error:
+        raise ConfigError(
+            f"--crs: {_short(crs)} is not a known coordinate system. Use a code as EPSG:25832."
+        ) from error
+    if not (system.is_projected or system.is_geographic):
+        raise ConfigError(f"--crs: {_short(crs)} ({system.name}) has no positions on the ground. Use another code.")
+    longitudes, latitudes = compute(transformer.transform, x, y)
+    longitudes = (longitudes + 180) % 360 - 180 if system.is_geographic and np.nanmax(np.abs(x)) > 180 else longitudes
+    is_finite = np.isfinite(longitudes) & np.isfinite(latitudes)
+    latitudes, longitudes = np.where(is_finite, latitudes, UNKNOWN), np.where(is_finite, longitudes, UNKNOWN)
+    if (area := system.area_of_use) is None:
+        return latitudes, longitudes, is_finite
+    margin = 1.0  # degree: surveys extend beyond the area
+    width = (area.east - area.west) % 360 or 360.0
+    east_of_west = (longitudes - area.west + margin) % 360
+    is_inside = (latitudes >= area.south - margin) & (latitudes <= area.north + margin)
+    return latitudes, longitudes, is_inside & ((east_of_west <= width + 2 * margin) | (width + 2 * margin >= 360))
+
+
+def _short(crs: Any) -> str:
+    """A coordinate system in a few words."""
+    text = str(crs.get("name", "the file's")) if isinstance(crs, dict) else str(crs)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _headings(
+    values: np.ndarray, references: Sequence[Any] | None, latitudes: np.ndarray, longitudes: np.ndarray
+) -> np.ndarray:
+    """Headings in [0, 360) from true north; nan for what is not a direction.  references: M for magnetic north."""
+    headings = np.where((values >= HEADING_LIMITS[0]) & (values <= HEADING_LIMITS[1]), values, UNKNOWN)
+    for row, reference in enumerate(references or ()):
+        if str(reference or "").strip()[:1].upper() == "M":
+            headings[row] += magnetic_declination(float(latitudes[row]), float(longitudes[row]), 2020.0)
+    return np.array([wrap_heading(heading) for heading in headings.tolist()], np.float64)
+
+
+def _times(values: Sequence[Any], offsets: Sequence[Any] | None, timezone: str) -> np.ndarray:
+    """Seconds since 1970 (UTC), (rows,) float64."""
+    found = [time_of(*pair) for pair in zip(values, offsets or [None] * len(values), strict=True)]
+    return np.array([utc_time(time, timezone) if is_local and timezone else time for time, is_local in found])
+
+
+def _refuse_splits(path: Path, splits: list[str]) -> list[Problem]:
+    """Problems with splits of other names, which are cleared in place."""
+    problems = []
+    for row, split in enumerate(splits):
+        if split and split not in SPLITS:
+            reason = f"its split '{split}' is unknown and was not used. Use one of {', '.join(SPLITS)}."
+            problems.append(Problem(name=f"{path} row {row + 1}", reason=reason, is_left_out=False))
+            splits[row] = ""
+    return problems

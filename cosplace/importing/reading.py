@@ -1,0 +1,194 @@
+"""Reads one photo of a source: checksum, size, and what its '@' name, EXIF and XMP say.
+
+The time zone of a camera clock is that in EXIF, else the one that the user names; a clock without either counts as UTC,
+which is reported.  Side effects: reads files; writes converted photos and video frames into a temporary folder.
+"""
+
+import hashlib
+import io
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cosplace.errors import ConfigError, DatasetError, ImageError
+from cosplace.importing.packages import optional_module
+from cosplace.importing.positions import is_known
+from cosplace.importing.records import Entry, FoundPhoto, Problem
+from cosplace.photos.camera import camera_facts
+from cosplace.photos.exif import ExifFacts, exif_facts, read_tags
+from cosplace.photos.formats import detect_format, other_format, refused_format
+from cosplace.photos.headers import jpeg_header
+from cosplace.photos.metadata import PhotoMetadata, complete, metadata_from_name
+from cosplace.photos.opening import MAX_FILE_BYTES, MAX_PIXELS, decode_pixels, open_with_pillow, read_file
+from cosplace.photos.orientation import read_orientation
+from cosplace.photos.paths import path_text, printable
+from cosplace.photos.tables import PhotoRecord
+from cosplace.storage import storage_errors
+
+JPEG_QUALITY = 95  # of converted HEIC photos
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of complete files
+TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+HEIC = "HEIC"
+HEIC_LEFT_OUT = "is a HEIC image, which only --mode copy imports: it converts it to JPEG."
+LOCAL_TIME = "its time has no time zone and was taken as UTC. If it is another one, pass --timezone."
+CONTRADICTION = "the UTM position of its name is {:,.0f} m from its latitude and longitude, which were used."
+
+
+_file_numbers = count()
+
+
+@lru_cache(maxsize=8)
+def find_timezone(name: str) -> ZoneInfo:
+    """The time zone of an IANA name.  Raises ConfigError for an unknown one."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ConfigError(f"--timezone '{name}' is unknown. Use a name such as Europe/Rome.") from error
+
+
+def read_photo(photo: FoundPhoto, temporary: Path | None, mode: str = "copy", timezone: str = "") -> list[Entry]:
+    """A photo with its record completed, and doubts about it; or a problem if it is not an image that can be opened.
+
+    temporary: where to write a photo that is not a file yet: a converted one, or a frame of a video.  None: such photos
+    are not written, as in a dry run.
+    """
+    name = str(photo.file)
+    try:
+        raw = photo.content if photo.content is not None else read_file(photo.file)
+        source = photo.record.source or path_text(photo.file)
+        if detect_format(raw) is None:
+            if other_format(raw) != HEIC or mode != "copy":
+                return [Problem(name=name, reason=HEIC_LEFT_OUT if other_format(raw) == HEIC else refused_format(raw))]
+            raw = _jpeg_of_heic(raw, photo.file)
+            path = str(Path(photo.record.path).with_suffix(".jpg"))
+            photo = replace(photo, content=raw, record=replace(photo.record, path=path))
+        width, height = _size(raw, photo.file)
+        if not raw.rstrip(b"\0").endswith(ENDS.get(detect_format(raw) or "", b"\0")):
+            decode_pixels(raw, photo.file)  # truncated, or with other data at its end: whether it opens decides
+    except (ImageError, DatasetError) as error:
+        return [Problem(name=name, reason=str(error).removeprefix(printable(name)).strip())]
+    checksum = hashlib.sha256(raw).hexdigest()
+    record = replace(photo.record, source=source, width=width, height=height, checksum=checksum)
+    entries: list[Entry] = []
+    if photo.use_exif:
+        record, doubts = _with_metadata(record, Path("" if photo.content else photo.file).name, raw, timezone)
+        entries = [Problem(name=name, reason=doubt, is_left_out=False) for doubt in doubts]
+    if photo.content is not None:
+        file = photo.file
+        if temporary is not None:
+            file = temporary / f"{next(_file_numbers)}.photo"  # not the checksum: frames may be equal
+            with storage_errors(file):
+                file.write_bytes(raw)
+        photo = replace(photo, file=file, content=None)
+    return [*entries, replace(photo, record=record)]
+
+
+def _size(raw: bytes, file: Path) -> tuple[int, int]:
+    """Width and height of the upright photo.  Raises ImageError."""
+    header = jpeg_header(raw) if detect_format(raw) == "JPEG" else None
+    if header is not None:
+        width, height, orientation = header.width, header.height, read_orientation(header.exif, header.xmp)
+    else:
+        with open_with_pillow(raw, file) as (image, orientation):
+            width, height = image.size
+    if width * height > MAX_PIXELS or not width * height:
+        raise ImageError(f"{file} has {width} x {height} pixels. Resize it.")
+    return (height, width) if orientation in TURNED else (width, height)
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------
+
+
+def _with_metadata(record: PhotoRecord, name: str, raw: bytes, timezone: str) -> tuple[PhotoRecord, list[str]]:
+    """A record with the values that it lacks from the name, EXIF and XMP of its photo; and doubts about them."""
+    named, tags, doubts = metadata_from_name(name), read_tags(raw), []
+    exif = exif_facts(tags)
+    if math.isnan(record.time) and math.isnan(named.time) and exif.is_local_time:
+        if timezone:
+            exif = replace(exif, time=utc_time(exif.time, timezone))
+        else:
+            doubts.append(LOCAL_TIME)
+    if named.contradicts_itself:
+        doubts.append(CONTRADICTION.format(named.contradiction_m))
+    known = complete(_of_record(record, named), exif)
+    camera = camera_facts(tags, record.width, record.height)
+    heading = known.heading if not math.isnan(known.heading) else camera.heading
+    has_own_position = not math.isnan(record.latitude)
+    return _filled(
+        record,
+        latitude=known.latitude,
+        longitude=known.longitude,
+        accuracy_m=math.nan if has_own_position else known.accuracy_m,
+        altitude_m=camera.altitude_m,
+        heading=heading,
+        heading_source="" if math.isnan(heading) else _heading_source(record, named, exif),
+        pitch=camera.pitch,
+        roll=camera.roll,
+        field_of_view=camera.field_of_view,
+        time=known.time,
+        camera=camera.camera,
+        projection=camera.projection,
+    ), doubts
+
+
+def _of_record(record: PhotoRecord, named: PhotoMetadata) -> PhotoMetadata:
+    """The position, heading and time of a record, and those of the name where it has none."""
+    known = replace(named, contradiction_m=math.nan)
+    if not math.isnan(record.latitude):
+        known = replace(known, latitude=record.latitude, longitude=record.longitude)
+    if not math.isnan(record.heading):
+        known = replace(known, heading=record.heading)
+    return known if math.isnan(record.time) else replace(known, time=record.time)
+
+
+def _heading_source(record: PhotoRecord, named: PhotoMetadata, exif: ExifFacts) -> str:
+    if not math.isnan(record.heading):
+        return ""  # the record names it
+    if not math.isnan(named.heading):
+        return "name"
+    return "exif" if not math.isnan(exif.heading) and not exif.heading_is_in_xmp else "xmp"
+
+
+def _filled(record: PhotoRecord, **values: Any) -> PhotoRecord:
+    """A record with values where it has none."""
+    lacking = {}
+    for name, value in values.items():
+        if is_known(value) and not is_known(getattr(record, name)):
+            lacking[name] = value
+    return replace(record, **lacking) if lacking else record
+
+
+def utc_time(time: float, timezone: str) -> float:
+    """Seconds since 1970 (UTC) of a clock that shows `time` as if it were UTC."""
+    shown = datetime.fromtimestamp(math.floor(time), UTC).replace(tzinfo=find_timezone(timezone))
+    return shown.timestamp() + time % 1
+
+
+# --- HEIC ------------------------------------------------------------------------------------------------------------
+
+
+def _jpeg_of_heic(raw: bytes, file: Path) -> bytes:
+    """A HEIC photo as an upright JPEG with its EXIF block.  Raises ImageError."""
+    pillow_heif = optional_module("pillow_heif", "Reading HEIC")
+    if len(raw) > MAX_FILE_BYTES:
+        raise ImageError(f"{file} is larger than {MAX_FILE_BYTES // 1_000_000} MB.")
+    try:
+        found = pillow_heif.open_heif(raw, convert_hdr_to_8bit=True)
+        if found.size[0] * found.size[1] > MAX_PIXELS:
+            raise ImageError(f"{file} has {found.size[0]} x {found.size[1]} pixels. Resize it.")
+        image = found.to_pillow()  # upright: the decoder turns it, and resets the orientation in its EXIF block
+        options = {name: image.info[name] for name in ("exif", "xmp", "icc_profile") if image.info.get(name)}
+        if "exif" not in options:  # else an orientation in XMP would turn the upright image
+            options["exif"] = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0"
+        target = io.BytesIO()
+        image.convert("RGB").save(target, "JPEG", quality=JPEG_QUALITY, **options)
+    except ImageError:
+        raise
+    except Exception as error:  # the decoder and Pillow raise many kinds of errors on damaged files
+        raise ImageError(f"{file} is damaged ({type(error).__name__}). Export it as JPEG.") from error
+    return target.getvalue()

@@ -1,0 +1,60 @@
+"""import_report.csv: every file or row that was left out or is uncertain, with its reason; counts of the reasons.
+
+Side effects: writes a CSV file, line by line.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TextIO
+
+from cosplace.importing.records import Problem
+from cosplace.photos.paths import csv_line, printable
+from cosplace.storage import storage_errors
+
+REPORT_NAME = "import_report.csv"
+MAX_KINDS = 6  # of reasons in a summary
+VALUE = re.compile(r"'[^']*'|\([^)]*\)|-?\d[\d.,:]*")
+
+
+class ImportReport:
+    """Problems of one import, in the order in which they are found."""
+
+    def __init__(self, path: Path | None) -> None:
+        """path: the file to write; None: only count."""
+        self.path = path
+        self.file: TextIO | None = None
+        self.left_out: Counter[str] = Counter()  # by kind of reason
+        self.uncertain: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        if path is not None:
+            with storage_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+            self._write(("name", "outcome", "reason"))
+
+    def add(self, problem: Problem) -> None:
+        """Count and write a problem."""
+        kind = VALUE.sub("…", problem.reason).partition(": ")[0].rstrip(".")[:100]
+        (self.left_out if problem.is_left_out else self.uncertain)[kind] += 1
+        self.examples.setdefault(kind, f"{printable(problem.name)}: {printable(problem.reason)}")
+        self._write((problem.name, "left out" if problem.is_left_out else "uncertain", problem.reason))
+
+    def _write(self, values: tuple[str, ...]) -> None:
+        if self.file is not None and self.path is not None:
+            with storage_errors(self.path):
+                self.file.write(csv_line(values))
+
+    def close(self) -> None:
+        """Write what is left of the file."""
+        if self.file is not None and self.path is not None:
+            with storage_errors(self.path):
+                self.file.close()
+            self.file = None
+
+
+def reasons(counts: Counter[str]) -> str:
+    """Counts and reasons in one line, the most frequent first."""
+    parts = [f"{reason} ({count:,})" for reason, count in counts.most_common(MAX_KINDS)]
+    more = sum(counts.values()) - sum(count for _, count in counts.most_common(MAX_KINDS))
+    return "; ".join([*parts, f"others ({more:,})"] if more else parts)

@@ -1,0 +1,191 @@
+r"""A dataset as one GeoParquet table: where each photo was taken, and when; written by `cosplace import`.
+
+The table of a folder is its file `photos.parquet`.  Paths in it are relative to that folder.  GIS programs open it as
+points; every column but `path` may be empty.  A byte of a path that is not UTF-8 is written as \x and two digits.  Side
+effects: reads and writes files.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cosplace.errors import DatasetError, one_line
+from cosplace.photos.paths import path_from_text, path_text
+from cosplace.storage import write_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLE_NAME = "photos.parquet"
+GEOMETRY = "geometry"
+UNKNOWN = float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhotoRecord:
+    """One photo of a table: its columns.  Numbers are nan, and texts empty, where a value is unknown."""
+
+    path: str  # relative to the folder of the table, "/" between folders
+    latitude: float = UNKNOWN  # degrees
+    longitude: float = UNKNOWN  # degrees
+    altitude_m: float = UNKNOWN
+    accuracy_m: float = UNKNOWN  # error of the position, as its source estimates it
+    heading: float = UNKNOWN  # degrees clockwise from true north of the optical axis, in [0, 360)
+    heading_source: str = ""  # exif, xmp, name, table, track, pose, panorama
+    pitch: float = UNKNOWN  # degrees, up is positive
+    roll: float = UNKNOWN  # degrees, clockwise is positive
+    field_of_view: float = UNKNOWN  # horizontal, degrees
+    time: float = UNKNOWN  # seconds since 1970 (UTC), with fraction
+    sequence: str = ""  # photos taken one after another: a drive, a video, a track
+    camera: str = ""
+    projection: str = ""  # "" or perspective, equirectangular, fisheye
+    split: str = ""  # train, val/database, val/queries, test/database or test/queries
+    place: str = ""  # the place that the photo shows, where a dataset names places instead of measuring them
+    source: str = ""  # the file that the photo, or its position, was imported from
+    video_time: float = UNKNOWN  # seconds from the start of the video `source`
+    width: int = 0  # pixels
+    height: int = 0
+    checksum: str = ""  # SHA-256 of the file, in hexadecimal
+
+
+COLUMNS = tuple(field.name for field in fields(PhotoRecord))
+TEXTS = ("path", "heading_source", "sequence", "camera", "projection", "split", "place", "source", "checksum")
+INTEGERS = ("width", "height")
+
+
+def schema() -> "pa.Schema":
+    """The Arrow schema of a table, without its metadata."""
+    import pyarrow as pa
+
+    def kind(name: str) -> "pa.DataType":
+        if name == "time":
+            return pa.timestamp("us", tz="UTC")
+        return pa.string() if name in TEXTS else pa.int32() if name in INTEGERS else pa.float64()
+
+    return pa.schema([pa.field(name, kind(name)) for name in COLUMNS] + [pa.field(GEOMETRY, pa.binary())])
+
+
+def arrow_compute() -> Any:
+    """The module pyarrow.compute; it creates its functions when it is imported, so type checkers know none of them."""
+    import pyarrow.compute
+
+    return pyarrow.compute
+
+
+def to_table(records: Iterable[PhotoRecord]) -> "pa.Table":
+    """Records as an Arrow table; unknown values become null."""
+    import pyarrow as pa
+
+    records = list(records)
+    types = schema()
+    columns = {}
+    for name in COLUMNS:
+        values = [getattr(record, name) for record in records]
+        if name == "path":
+            columns[name] = pa.array(map(path_text, values), pa.string())
+        elif name == "time":
+            seconds = np.array(values, np.float64)
+            known = ~np.isnan(seconds)
+            micros = np.where(known, np.round(np.where(known, seconds, 0) * 1e6), 0).astype(np.int64)
+            columns[name] = pa.array(micros, pa.int64(), mask=~known).cast(types.field(name).type)
+        elif name in TEXTS:
+            columns[name] = pa.array([value or None for value in values], pa.string())
+        elif name in INTEGERS:
+            columns[name] = pa.array([value or None for value in values], pa.int32())
+        else:
+            columns[name] = pa.array(np.array(values, np.float64), pa.float64(), from_pandas=True)
+    columns[GEOMETRY] = pa.array(_points(records), pa.binary())
+    return pa.table(columns, schema=types)
+
+
+def from_table(table: "pa.Table") -> list[PhotoRecord]:
+    """The records of an Arrow table as `read_table` returns it."""
+    columns: dict[str, list[Any]] = {}
+    for name in COLUMNS:
+        column = table[name]
+        if name == "time":
+            import pyarrow as pa
+
+            values = [UNKNOWN if micros is None else micros / 1e6 for micros in column.cast(pa.int64()).to_pylist()]
+        else:
+            empty: Any = "" if name in TEXTS else 0 if name in INTEGERS else UNKNOWN
+            values = [empty if value is None else value for value in column.to_pylist()]
+        if name == "path":
+            values = [_path(value or "") for value in column.to_pylist()]
+        columns[name] = values
+    return [PhotoRecord(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _path(text: str) -> str:
+    return os.fspath(path_from_text(text)) if "\\x" in text else text
+
+
+def write_table(path: Path, table: "pa.Table") -> None:
+    """Write a table as GeoParquet, sorted by path, beside the final file first.
+
+    Raises DatasetError if a path occurs twice.
+    """
+    import pyarrow.parquet as pq
+
+    pc = arrow_compute()
+    table = table.sort_by("path")
+    paths = table["path"].combine_chunks()
+    if len(paths) > 1 and (twice := pc.index(pc.equal(paths[1:], paths[:-1]), True).as_py()) >= 0:
+        raise DatasetError(one_line(f"{path}: {paths[twice].as_py()} occurs twice. Give each photo its own path."))
+    positions = table.select(["longitude", "latitude"]).drop_null()
+    longitudes, latitudes = (positions[name].to_numpy() for name in ("longitude", "latitude"))
+    geometry: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Point"]}
+    if len(longitudes):
+        geometry["bbox"] = [
+            float(value) for value in (longitudes.min(), latitudes.min(), longitudes.max(), latitudes.max())
+        ]
+    geo = {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: geometry}}
+    table = table.replace_schema_metadata({"geo": json.dumps(geo)})
+    write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> "pa.Table":
+    """Columns of a table; those that the file lacks are null.
+
+    Raises DatasetError for a file that is not a table of photos, or has columns of other types.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = schema()
+    try:
+        with pq.ParquetFile(path) as file:
+            names = set(file.schema_arrow.names)
+            if "path" not in names:
+                raise DatasetError(
+                    f"{path} has no column `path`. Convert it with `cosplace import {path} --to DATASET`."
+                )
+            table = file.read([name for name in columns if name in names])
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not exist. Create it with `cosplace import`.") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(one_line(f"{path} cannot be read as Parquet ({error}). Import the photos again.")) from error
+    found = {}
+    for name in columns:
+        kind = types.field(name).type
+        try:
+            found[name] = table[name].cast(kind) if name in names else pa.nulls(len(table), kind)
+        except pa.ArrowException as error:
+            raise DatasetError(
+                f"{path}: column `{name}` has type {table[name].type}, not {kind}. Convert it with `cosplace import`."
+            ) from error
+    return pa.table(found)
+
+
+def _points(records: Sequence[PhotoRecord]) -> list[bytes | None]:
+    """Positions as WKB points (little endian, type 1); None where unknown."""
+    points: list[bytes | None] = []
+    for record in records:
+        position = np.array([record.longitude, record.latitude], "<f8")
+        points.append(None if np.isnan(position).any() else b"\x01\x01\x00\x00\x00" + position.tobytes())
+    return points

@@ -1,0 +1,209 @@
+"""What `cosplace validate` found, as one HTML page: problems, a map, histograms, classes and the command to run."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from cosplace.photos.paths import printable
+from cosplace.report.charts import Axis, histogram, linear_axis
+from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR
+from cosplace.report.maps import MapImage, on_one_plane, parts_map
+from cosplace.report.page import LegendEntry
+from cosplace.report.render import render
+from cosplace.report.words import format_count
+from cosplace.retrieval.folder_report import Part, num_positives
+from cosplace.retrieval.recall import RADIUS_M
+from cosplace.retrieval.validation import DatasetReport
+from cosplace.storage import write_text
+from cosplace.training.recommendation import ClassCounts, Recommendation
+
+PART_COLORS = {"train": OTHER_COLOR, ".": GROUP_COLORS[0]}  # and of the others, in the order of the dataset:
+OTHER_PART_COLORS = (GROUP_COLORS[0], GROUP_COLORS[3], GROUP_COLORS[2], GROUP_COLORS[1], *GROUP_COLORS[4:])
+HEADING_BINS, NUM_BINS, MAX_POSITIVES = 24, 24, 40
+YEAR_S = 365.2425 * 86_400
+COMPASS = ((0, "N"), (90, "E"), (180, "S"), (270, "W"), (360, "N"))
+
+
+def write_validation_page(
+    path: Path,
+    result: DatasetReport,
+    classes: Sequence[ClassCounts],
+    recommendation: Recommendation | None,
+    obstacle: str = "",
+) -> None:
+    """Write the page atomically.  obstacle: why there is no recommendation.  Raises StorageError."""
+    write_text(path, validation_page(result, classes, recommendation, obstacle))
+
+
+def validation_page(
+    result: DatasetReport, classes: Sequence[ClassCounts], recommendation: Recommendation | None, obstacle: str = ""
+) -> str:
+    """The page as text."""
+    problems = [problem for report in result.folders for problem in report.problems]
+    num_photos = sum(report.num_photos for report in result.folders)
+    num_errors = sum(problem.is_error for problem in problems)
+    located = sum(int(part.is_located.sum()) for part in result.parts)
+    return render(
+        "validation.html",
+        title=f"Dataset {printable(str(result.folder))}",
+        figures=[
+            (f"{num_photos:,}", "photos"),
+            (f"{100 * located / max(1, num_photos):.4g}%", "with a position"),
+            (f"{num_errors:,}", "kinds of errors"),
+            (f"{len(problems) - num_errors:,}", "kinds of warnings"),
+        ],
+        recommendation=recommendation,
+        obstacle=obstacle,
+        folders=[
+            {"name": _part_title(part, result), "report": part.report, "facts": part.report.fact_lines()}
+            for part in result.parts
+        ],
+        num_unused=result.num_unused,
+        map=_map(result),
+        charts=_charts(result, classes, recommendation),
+        classes=classes,
+        least=list(classes[0].num_at_least) if classes else [],
+        chosen=_chosen(recommendation),
+    )
+
+
+def _part_title(part: Part, result: DatasetReport) -> str:
+    return printable(result.folder.resolve().name) if part.name == "." else printable(part.name)
+
+
+def _chosen(recommendation: Recommendation | None) -> tuple[int, int] | None:
+    """M and alpha of the recommended command."""
+    settings = recommendation.settings if recommendation else {}
+    return (settings["M"], settings["alpha"]) if settings else None
+
+
+# --- the map ---------------------------------------------------------------------------------------------------------
+
+
+def _map(result: DatasetReport) -> dict[str, Any] | None:
+    """The map of all parts with positions on Earth, or of all names with plain east and north."""
+    dimensions = {part.points.shape[1] for part in result.parts if part.is_located.any()}
+    if not dimensions:
+        return None
+    parts = [part for part in result.parts if part.points.shape[1] == max(dimensions) and part.is_located.any()]
+    colors = _colors(parts)
+    planes = on_one_plane(*(part.points[part.is_located] for part in parts))
+    drawn: MapImage = parts_map(planes, colors, [part.is_queries for part in parts])
+    legend = [
+        LegendEntry(color=color, shape="disc", text=f"{_part_title(part, result)}: {format_count(len(plane), 'photo')}")
+        for part, plane, color in zip(parts, planes, colors, strict=True)
+    ]
+    num_missing = sum(len(part.images) for part in result.parts) - sum(map(len, planes))
+    return {"map": drawn, "legend": legend, "num_missing": num_missing}
+
+
+def _colors(parts: Sequence[Part]) -> list[str]:
+    others = iter(OTHER_PART_COLORS * (1 + len(parts) // len(OTHER_PART_COLORS)))
+    return [PART_COLORS.get(part.name) or next(others) for part in parts]
+
+
+# --- histograms ------------------------------------------------------------------------------------------------------
+
+
+def _charts(
+    result: DatasetReport, classes: Sequence[ClassCounts], recommendation: Recommendation | None
+) -> list[tuple[Markup, str]]:
+    """Histograms with their captions; without those that have no values."""
+    chosen = _chosen(recommendation)
+    row = next((row for row in classes if (row.M, row.alpha) == chosen), classes[0] if classes else None)
+    found = [_class_chart(row) if row is not None else None]
+    found += [_heading_chart(result), _time_chart(result), _positives_chart(result), _size_chart(result)]
+    return [one for one in found if one is not None]
+
+
+def _class_chart(row: ClassCounts) -> tuple[Markup, str] | None:
+    if not len(row.sizes):
+        return None
+    largest = int(max(10, np.quantile(row.sizes, 0.99)))
+    counted = np.minimum(row.sizes, largest + 1)
+    step = max(1, -(-(largest + 1) // NUM_BINS))
+    edges = np.arange(1, largest + 1 + 2 * step, step) - 0.5
+    chart = histogram(
+        edges, np.histogram(counted, edges)[0], _whole_axis("photos in a class", float(edges[-1])), "classes",
+        description="Number of classes by their number of photos",
+    )  # fmt: skip
+    more = " The last bar also holds larger classes." if row.sizes.max() > largest else ""
+    return chart, f"Photos per class for M {row.M} m and alpha {row.alpha} degrees.{more}"
+
+
+def _whole_axis(title: str, high: float) -> Axis:
+    """An axis of whole numbers from 0, whose first bar may start below."""
+    ticks = [tick for tick in linear_axis(title, 0, high).ticks if tick[0] <= high and tick[0] == int(tick[0])]
+    return Axis(title=title, low=-0.5, high=high, ticks=ticks)
+
+
+def _heading_chart(result: DatasetReport) -> tuple[Markup, str] | None:
+    headings = np.concatenate([part.headings for part in result.parts])
+    headings = headings[~np.isnan(headings)]
+    if not len(headings):
+        return None
+    edges = np.linspace(0, 360, HEADING_BINS + 1)
+    x = Axis(title="heading, degrees clockwise from north", low=0, high=360,
+             ticks=[(degrees, f"{degrees} {name}") for degrees, name in COMPASS])  # fmt: skip
+    chart = histogram(edges, np.histogram(headings, edges)[0], x, "photos", description="Number of photos by heading")
+    text = "Headings."
+    if len(headings) > 1 and not headings.any():
+        text = "Headings: all are exactly 0, which counts as missing."
+    return chart, text
+
+
+def _time_chart(result: DatasetReport) -> tuple[Markup, str] | None:
+    seconds = np.concatenate([part.times.seconds for part in result.parts])
+    seconds = seconds[~np.isnan(seconds)]
+    if len(seconds) < 2 or np.ptp(seconds) == 0:
+        return None
+    edges = np.linspace(seconds.min(), seconds.max(), NUM_BINS + 1)
+    marks = np.linspace(seconds.min(), seconds.max(), 5)
+    span = float(np.ptp(seconds))
+    pattern = "%Y" if span > 5 * YEAR_S else "%Y-%m" if span > YEAR_S / 3 else "%b %d" if span > 3 * 86_400 else "%H:%M"
+    ticks = [(float(mark), _time_text(float(mark), pattern)) for mark in marks]
+    x = Axis(title="time taken (UTC)", low=float(edges[0]), high=float(edges[-1]), ticks=ticks)
+    chart = histogram(edges, np.histogram(seconds, edges)[0], x, "photos", description="Number of photos by time")
+    return chart, "When the photos were taken."
+
+
+def _time_text(seconds: float, pattern: str) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime(pattern)
+    except (OverflowError, OSError, ValueError):  # no calendar has it
+        return "?"
+
+
+def _positives_chart(result: DatasetReport) -> tuple[Markup, str] | None:
+    counts = [num_positives(*pair) for pair in result.query_sets()]
+    if not counts:
+        return None
+    positives = np.concatenate(counts)
+    largest = int(min(MAX_POSITIVES, max(10, positives.max(initial=0))))
+    step = max(1, -(-largest // NUM_BINS))
+    edges = np.arange(0, largest + 1 + step, step) - 0.5
+    edges = np.append(edges, edges[-1] + step) if edges[-1] <= largest else edges
+    chart = histogram(
+        edges, np.histogram(np.minimum(positives, largest), edges)[0],
+        _whole_axis(f"database photos within {RADIUS_M:g} m", float(edges[-1])), "queries",
+        description="Number of queries by their number of positives",
+    )  # fmt: skip
+    alone = int((positives == 0).sum())
+    text = f"{alone:,} of {len(positives):,} queries are without positives and count as misses." if alone else ""
+    return chart, f"Positives of each query. {text or 'All queries have positives.'}"
+
+
+def _size_chart(result: DatasetReport) -> tuple[Markup, str] | None:
+    opened = [part.contents.sizes[part.contents.opened] for part in result.parts if part.contents is not None]
+    if not opened or not sum(map(len, opened)):
+        return None
+    shorter = np.concatenate(opened).min(axis=1)
+    low, high = float(shorter.min()), float(shorter.max())
+    edges = np.linspace(low * 0.9, high * 1.1 + 1, NUM_BINS + 1)
+    x = linear_axis("shorter side, pixels", float(edges[0]), float(edges[-1]), num_ticks=4)
+    chart = histogram(edges, np.histogram(shorter, edges)[0], x, "photos", description="Number of photos by size")
+    return chart, "Shorter side of the photos."

@@ -1,0 +1,151 @@
+"""Indexes of tables: positions, times and accuracies of the table; queries are left out; a new table is noticed."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cosplace.cli.locate import _find_photos
+from cosplace.errors import DatasetError
+from cosplace.index.building import add_photos, build_index
+from cosplace.index.photo_index import PhotoIndex, open_index
+from cosplace.index.sources import find_photos, require_positions
+from cosplace.index.syncing import sync_folder
+from cosplace.models.encoder import Encoder
+from cosplace.photos.image_list import ImageList
+from cosplace.photos.tables import PhotoRecord
+from tests.synthetic_dataset import place_image
+from tests.table_samples import GEOD, around, write_exif_photo, write_records
+
+
+class Colors(nn.Module):
+    """A network that takes milliseconds."""
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(nn.functional.adaptive_avg_pool2d(photos, (2, 4)).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(Colors(), name="colors", image_size=16, device="cpu")
+
+
+@pytest.fixture
+def records() -> list[PhotoRecord]:
+    return [replace(one, accuracy_m=3.5) for one in around(45.0, 12.0, 8, 200)]
+
+
+@pytest.fixture
+def index(records: list[PhotoRecord], tmp_path: Path, encoder: Encoder) -> Iterator[PhotoIndex]:
+    build_index(write_records(tmp_path / "city", records), encoder, tmp_path / "index")
+    with open_index(tmp_path / "index", write=True) as opened:
+        yield opened
+
+
+def names(images: ImageList) -> list[str]:
+    return [images.name(row) for row in range(len(images))]
+
+
+def test_an_index_has_the_values_of_the_table(index: PhotoIndex, records: list[PhotoRecord]) -> None:
+    columns = index.columns()
+    assert columns.names() == [record.path for record in records]
+    latitudes, longitudes = ([getattr(one, name) for one in records] for name in ("latitude", "longitude"))
+    meters = GEOD.inv(longitudes, latitudes, columns.longitudes.tolist(), columns.latitudes.tolist())[2]
+    assert max(meters) < 0.01
+    assert columns.headings == pytest.approx([one.heading for one in records], abs=0.001)
+    assert columns.times.tolist() == [one.time for one in records]
+    assert columns.accuracies_m.tolist() == [3.5] * 8
+
+
+def test_exif_fills_what_the_table_lacks(tmp_path: Path, encoder: Encoder) -> None:
+    in_exif = [
+        replace(one, heading=heading) for one, heading in zip(around(45.0, 7.0, 2, 200), (123.0, 0.0), strict=True)
+    ]
+    for number, record in enumerate(in_exif):
+        write_exif_photo(tmp_path / "city" / record.path, record, place_image(number, 0, side=16))
+    in_table = [PhotoRecord(path=in_exif[0].path), replace(in_exif[1], heading=math.nan, latitude=46.0)]
+    folder = write_records(tmp_path / "city", in_table, with_files=False)
+    require_positions(find_photos(folder), folder)
+    build_index(folder, encoder, tmp_path / "index")
+    with open_index(tmp_path / "index") as index:
+        columns = index.columns()
+    assert columns.latitudes == pytest.approx([in_exif[0].latitude, 46.0], abs=1e-6)
+    assert columns.headings[0] == 123.0 and np.isnan(columns.headings[1])  # 0 was left out as unknown
+
+
+def test_sync_notices_a_new_table(
+    index: PhotoIndex, records: list[PhotoRecord], tmp_path: Path, encoder: Encoder
+) -> None:
+    folder = tmp_path / "city"
+    assert add_photos(index, encoder, find_photos(folder)).num_known == 8
+    corrected = list(records)
+    corrected[1] = replace(records[1], latitude=records[1].latitude + 0.0001)
+    corrected[2] = replace(records[2], heading=(records[2].heading + 90) % 360)
+    corrected[3] = replace(records[3], latitude=math.nan)
+    del corrected[7]
+    write_records(folder, corrected, with_files=False)
+    planned = sync_folder(index, None, folder, dry_run=True)
+    done = sync_folder(index, encoder, folder)
+    for result in (planned, done):
+        assert result.indexing is not None
+        assert (result.indexing.num_added, result.indexing.num_replaced, result.num_removed) == (3, 3, 1)
+    columns = index.columns()
+    by_name = dict(zip(columns.names(), zip(columns.latitudes, columns.headings, strict=True), strict=True))
+    assert sorted(by_name) == [record.path for record in corrected]
+    for record in corrected:
+        latitude, heading = by_name[record.path]
+        assert latitude == pytest.approx(record.latitude, abs=1e-7, nan_ok=True)
+        assert heading == pytest.approx(record.heading, abs=0.001)
+    again = sync_folder(index, encoder, folder)
+    assert again.indexing is not None and (again.indexing.num_added, again.num_removed) == (0, 0)
+
+
+def test_photos_of_other_parts_stay_in_the_index(records: list[PhotoRecord], tmp_path: Path, encoder: Encoder) -> None:
+    splits = ["train", "train", "test/queries", *["test/database"] * 5]
+    folder = write_records(tmp_path / "city", [replace(one, split=s) for one, s in zip(records, splits, strict=True)])
+    build_index(folder, encoder, tmp_path / "index")
+    with open_index(tmp_path / "index", write=True) as index:
+        assert index.columns().names() == [record.path for record in records[3:]]
+        add_photos(index, encoder, find_photos(folder / "train"))
+        assert sync_folder(index, encoder, folder).num_removed == 0
+        assert len(index) == 7
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (["", "", "", ""], [0, 1, 2, 3]),
+        (["train", "test/database", "test/queries", "val/database"], [1]),
+        (["train", "val/database", "val/queries", ""], [0, 1, 3]),
+        (["database", "queries", "queries_night", "gallery"], [0]),
+    ],
+)
+def test_queries_are_left_out(records: list[PhotoRecord], tmp_path: Path, splits: list[str], expected) -> None:
+    rows = [replace(one, split=split) for one, split in zip(records, splits, strict=False)]
+    folder = write_records(tmp_path / "city", rows)
+    assert names(find_photos(folder)) == [records[row].path for row in expected]
+
+
+def test_queries_may_be_indexed_by_their_own_name(records: list[PhotoRecord], tmp_path: Path) -> None:
+    rows = [replace(one, split=s) for one, s in zip(records, ["test/queries", "test/database"], strict=False)]
+    folder = write_records(tmp_path / "city", rows)
+    assert names(find_photos(folder / "test/queries")) == [records[0].path]
+
+
+def test_a_table_without_positions_is_refused(records: list[PhotoRecord], tmp_path: Path) -> None:
+    folder = write_records(tmp_path / "city", [PhotoRecord(path=one.path) for one in records])
+    with pytest.raises(DatasetError, match=r"None of the 8 photos .* has a position"):
+        require_positions(find_photos(folder), folder)
+
+
+def test_locate_takes_the_photos_of_a_table(records: list[PhotoRecord], tmp_path: Path) -> None:
+    rows = [replace(one, split=s) for one, s in zip(records, ["test/queries", "test/database"], strict=False)]
+    folder = write_records(tmp_path / "city", rows)
+    for part, expected in (("", rows[:2]), ("photos.parquet", rows[:2]), ("test/queries", rows[:1])):
+        found = _find_photos([folder / part], is_sequence=False, follow_outside=False)
+        assert found == [folder / record.path for record in expected]

@@ -37,7 +37,7 @@ def run_import(config: ImportConfig) -> None:
 
 def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
     """What an import has done, with advice."""
-    from cosplace.importing.report import REPORT_NAME, reasons
+    from cosplace.importing.report import REPORT_NAME, report_lines
 
     report, folder = result.report, printable(result.folder)
     done = "would be added" if dry_run else "added"
@@ -49,8 +49,7 @@ def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
     counts += [f"{num_uncertain:,} uncertain"] if num_uncertain else []
     where = "" if dry_run or not (num_left_out or num_uncertain) else f" (see {folder}/{REPORT_NAME})"
     lines = [f"{folder}: {', '.join(counts)}{where}"]
-    lines += [f"  left out: {printable(reasons(report.left_out))}"] if num_left_out else []
-    lines += [f"  uncertain: {printable(reasons(report.uncertain))}"] if num_uncertain else []
+    lines += report_lines(report)
     for camera, count in (result.zero_headings or {}).items():
         lines.append(
             f"  headings of {camera or 'the source'} were exactly 0 for all {count:,} photos: they are unknown"

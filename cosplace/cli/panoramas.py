@@ -45,7 +45,7 @@ def run_panoramas(config: PanoramasConfig) -> None:
 
 def summary_lines(result: "CropResult", *, dry_run: bool) -> list[str]:
     """What was done, and what to do next."""
-    from cosplace.importing.report import REPORT_NAME, reasons
+    from cosplace.importing.report import REPORT_NAME, report_lines
 
     folder, report = printable(result.folder), result.report
     num_left_out, num_uncertain = sum(report.left_out.values()), sum(report.uncertain.values())
@@ -56,8 +56,7 @@ def summary_lines(result: "CropResult", *, dry_run: bool) -> list[str]:
         f"{folder}: {written}{existing}, of {result.num_panoramas:,} panoramas; {num_left_out:,} left out, "
         f"{num_uncertain:,} uncertain{where}"
     ]
-    lines += [f"  left out: {reasons(report.left_out)}"] if num_left_out else []
-    lines += [f"  uncertain: {reasons(report.uncertain)}"] if num_uncertain else []
+    lines += report_lines(report)
     if result.num_outside:
         lines.append(f"  {result.num_outside:,} crops were skipped, because partial panoramas do not show them")
     if result.headings_were_zero:

@@ -21,7 +21,7 @@ import numpy as np
 
 from cosplace.config.panoramas import CropSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError, StorageError
-from cosplace.importing.dataset_table import DatasetTable
+from cosplace.importing.dataset_table import UNPLACED, WRITE_SECONDS, WRITE_SHARE, DatasetTable, locked_dataset
 from cosplace.importing.exif_photos import PHOTOS_FOLDER
 from cosplace.importing.panoramas import Panorama, crop_path, list_images, read_panorama
 from cosplace.importing.reading import find_timezone
@@ -32,17 +32,15 @@ from cosplace.photos.panoramas import CropView, crops_on_device, fitted_pitch, r
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, read_table
 from cosplace.progress import Progress, no_progress
-from cosplace.storage import lock_file, remove_unfinished, storage_errors, write_atomically, write_text
+from cosplace.storage import remove_unfinished, write_atomically, write_text
 
 if TYPE_CHECKING:
     import torch
 
-SETTINGS_NAME, LOCK = ".panoramas.json", ".import.lock"
+SETTINGS_NAME = ".panoramas.json"
 JPEG_QUALITY, JPEG_SUBSAMPLING = 95, "420"
 LARGE_PIXELS = 50_000_000  # larger panoramas are decoded one at a time
-WRITE_SECONDS, WRITE_SHARE = 10.0, 0.1  # between two writes of the table; share of the time spent on them
 TASK = "panoramas"
-UNPLACED = "its position is unknown"
 
 _decoding_large = threading.Lock()
 
@@ -137,10 +135,7 @@ def run_panoramas(
     _check_settings(folder, settings)
     with ExitStack() as stack:
         if not dry_run:
-            with storage_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            busy = StorageError(f"{folder} is in use by another import. Wait for it to end.")
-            stack.enter_context(lock_file(folder / LOCK, busy))
+            stack.enter_context(locked_dataset(folder))
             remove_unfinished(folder, older_than_s=0)  # of a run that was killed
             write_text(folder / SETTINGS_NAME, json.dumps(_content_settings(settings)) + "\n")
             stack.callback(_forget_settings, folder)

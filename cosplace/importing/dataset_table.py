@@ -5,12 +5,15 @@ about 500 bytes for each photo.  Side effects: reads and writes photos.parquet.
 """
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cosplace.errors import StorageError
 from cosplace.importing.positions import is_known
 from cosplace.photos.tables import (
     COLUMNS,
@@ -23,13 +26,27 @@ from cosplace.photos.tables import (
     to_table,
     write_table,
 )
+from cosplace.storage import lock_file, storage_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_PER_BLOCK = 4096
+LOCK = ".import.lock"
+WRITE_SECONDS = 10.0  # between two writes of the table, at least
+WRITE_SHARE = 0.1  # of the time of an import that may be spent on writing the table
+UNPLACED = "its position is unknown"
 MEASURED = ("exif", "xmp", "name", "table", "")  # sources of headings that write 0 for unknown; computed ones do not
 MIN_ZERO_HEADINGS = 2  # one photo may face north exactly
+
+
+@contextmanager
+def locked_dataset(folder: Path) -> Generator[None]:
+    """Within: the folder exists, and no other import writes to it.  Raises StorageError if one does."""
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with lock_file(folder / LOCK, StorageError(f"{folder} is in use by another import. Wait for it to end.")):
+        yield
 
 
 class DatasetTable:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from cosplace.config.importing import ImportSettings
 from cosplace.errors import ConfigError, DatasetError, StorageError
-from cosplace.importing.dataset_table import summary_of
+from cosplace.importing.dataset_table import UNPLACED, WRITE_SECONDS, WRITE_SHARE, locked_dataset, summary_of
 from cosplace.importing.placement import ADDED, RESERVED, UNCHANGED, UPDATED, Job, Placement, is_within
 from cosplace.importing.positions import Annotations, PhotoStream, has_position
 from cosplace.importing.reading import find_timezone, read_photo
@@ -29,19 +29,15 @@ from cosplace.importing.sources import Source, find_source
 from cosplace.photos.paths import printable
 from cosplace.photos.tables import PhotoRecord
 from cosplace.progress import Progress, no_progress
-from cosplace.storage import lock_file, storage_errors
+from cosplace.storage import storage_errors
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 TEMPORARY = ".import"  # folder of a dataset for unfinished files
-LOCK = ".import.lock"
-WRITE_SECONDS = 10.0  # between two writes of the table, at least
-WRITE_SHARE = 0.1  # of the time of an import that may be spent on writing the table
 PHOTOS_PER_TASK = 16  # small photos are read faster than a thread starts on the next one
 NUM_THREADS = 4
 NUM_WAITING = 64  # photos that are copied at a time
-UNPLACED = "its position is unknown"
 NUM_FIRST = 5  # photos that a dry run shows
 
 
@@ -132,10 +128,7 @@ def run_import(
         raise DatasetError(_no_photos(sources, photos))
     with ExitStack() as stack:
         if not dry_run:
-            with storage_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            busy = StorageError(f"{folder} is in use by another import. Wait for it to end.")
-            stack.enter_context(lock_file(folder / LOCK, busy))
+            stack.enter_context(locked_dataset(folder))
             _clear_temporary(folder)
             with storage_errors(folder):
                 (folder / TEMPORARY).mkdir()

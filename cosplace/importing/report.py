@@ -53,7 +53,13 @@ class ImportReport:
             self.file = None
 
 
-def reasons(counts: Counter[str]) -> str:
+def report_lines(report: ImportReport) -> list[str]:
+    """What was left out or is uncertain, and why, in one line each."""
+    outcomes = {"left out": report.left_out, "uncertain": report.uncertain}
+    return [f"  {outcome}: {printable(_reasons(counts))}" for outcome, counts in outcomes.items() if counts]
+
+
+def _reasons(counts: Counter[str]) -> str:
     """Counts and reasons in one line, the most frequent first."""
     parts = [f"{reason} ({count:,})" for reason, count in counts.most_common(MAX_KINDS)]
     more = sum(counts.values()) - sum(count for _, count in counts.most_common(MAX_KINDS))

@@ -15,7 +15,7 @@ import pytest
 
 from cosplace.config.importing import ImportSettings
 from cosplace.errors import ConfigError, DatasetError, StorageError
-from cosplace.importing import import_run
+from cosplace.importing import dataset_table, import_run
 from cosplace.importing.report import REPORT_NAME
 from cosplace.photos.scanning import scan_images
 from cosplace.photos.tables import TABLE_NAME, read_table
@@ -261,7 +261,7 @@ def test_without_space_the_dataset_has_the_photos_so_far(
 def test_two_imports_at_a_time_are_refused(phone: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cosplace.storage import lock_file\n"
-        f"with lock_file(Path({str(tmp_path / 'city' / import_run.LOCK)!r}), ValueError()):\n"
+        f"with lock_file(Path({str(tmp_path / 'city' / dataset_table.LOCK)!r}), ValueError()):\n"
         "    print(flush=True); sys.stdin.read()"
     )
     (tmp_path / "city").mkdir()

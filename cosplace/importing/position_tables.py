@@ -276,7 +276,7 @@ def to_degrees(x: np.ndarray, y: np.ndarray, crs: Any) -> tuple[np.ndarray, np.n
         transformer = Transformer.from_crs(system, 4326, always_xy=True)
     except (CRSError, ProjError) as error:
         raise ConfigError(
-            f"--crs: {_short(crs)} is not a known coordinate system. Use a code as EPSG:25832."
+            f"--crs: {_short(crs)} is not a known coordinate system. Use a code such as EPSG:25832."
         ) from error
     if not (system.is_projected or system.is_geographic):
         raise ConfigError(f"--crs: {_short(crs)} ({system.name}) has no positions on the ground. Use another code.")

@@ -188,7 +188,9 @@ def _numbers(value: Any) -> list[float]:
 
 
 def number_of(value: Any) -> float:
-    """A finite number, also of text such as "2705/10"; nan for anything else."""
+    """A finite number, also of text such as "2705/10"; nan for anything else, also for bytes: digits, or numbers?"""
+    if isinstance(value, bytes):  # float() takes them for digits
+        return UNKNOWN
     try:
         if isinstance(value, str):
             numerator, _, denominator = value.partition("/")
@@ -282,7 +284,7 @@ def _heading(value: Any, reference: Any) -> tuple[float, bool]:
 
     Negative headings are counterclockwise, down to -180.  Other values are invalid, such as 65535 for unknown.
     """
-    heading = number_of(text_of(value) if isinstance(value, str | bytes) else value)
+    heading = number_of(text_of(value) if isinstance(value, str) else value)
     if not -180 <= heading <= 360:
         return UNKNOWN, False
     return wrap_heading(heading), text_of(reference)[:1].upper() == "M"

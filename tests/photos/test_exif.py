@@ -95,6 +95,7 @@ UNREAD = {
     "only 0/0": {2: Tag(RATIONAL, [(0, 0)] * 3)},
     "zeros": {2: degrees(0), 4: degrees(0)},
     "beyond the pole": {2: degrees(95)},
+    "a byte, which may be a digit or a number": {4: Tag(BYTE, b"9")},
     "no longitude": {4: None},
 }
 

@@ -12,6 +12,7 @@ that --help answers at once.
     panoramas   panoramas
     validate    validate
     splitting   split
+    pairs       pairs, dataset export
     zoo         zoo
     models      convert, reduce
     export      export

@@ -57,6 +57,22 @@ COSPLACE = Command(
             function="splitting:run_split",
         ),
         Command(
+            name="dataset",
+            summary="Use a dataset in other programs.",
+            actions=(
+                Command(
+                    name="export",
+                    summary="Export a dataset: photos with '@' names, GeoJSON, or a description for mapillary_tools.",
+                    function="pairs:run_dataset_export",
+                ),
+            ),
+        ),
+        Command(
+            name="pairs",
+            summary="Write image pairs for hloc and COLMAP: of photos near each other, one after another, or similar.",
+            function="pairs:run_pairs",
+        ),
+        Command(
             name="zoo",
             summary="List, inspect, download and verify released models.",
             default_action="list",

@@ -179,6 +179,13 @@ def run_groups(config: GroupsConfig) -> None:
         print_result(json.dumps(content))  # on one line
     else:
         _print_groups(groups.num_scanned, counts, grouping)
+    if config.gsv_csv and len(groups):
+        from cosplace.training.place_ids import write_place_ids
+
+        num_places = write_place_ids(groups, Path(config.gsv_csv), bars)
+        bars.close()
+        if not config.json:
+            print_result(f"{config.gsv_csv}: {num_places:,} places in {len(groups):,} CSV files")
     if hint and hint.refused:
         raise DatasetError(hint.text)
     if hint and not config.json:

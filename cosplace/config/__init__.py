@@ -12,6 +12,7 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     panoramas   settings of panoramas
     validate    settings of validate
     splitting   settings of split
+    pairs       settings of pairs, dataset export
     models      settings of zoo, convert, reduce
     export      settings of export
     index       settings of index build, add, remove, info, compact, calibrate

@@ -17,8 +17,8 @@ class TableSettings(Section):
         "follow", metavar="FIELD=NAME",
     )  # fmt: skip
     crs: str = setting(
-        "", "coordinate system of the positions in the tables, as an EPSG code; the column of eastings or longitudes "
-        "is x, that of northings or latitudes is y", metavar="EPSG:CODE",
+        "", "coordinate system of the positions in the tables, and of reconstructions, as an EPSG code; "
+        "the column of eastings or longitudes is x, that of northings or latitudes is y", metavar="EPSG:CODE",
         default_text="that of the file, else latitude and longitude (EPSG:4326)",
     )  # fmt: skip
 
@@ -54,6 +54,25 @@ class TrackSettings(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoseSettings(Section):
+    """Reconstructions: COLMAP, OpenSfM, Nerfstudio"""
+
+    origin: str = setting(
+        "", "position where the coordinates of the reconstruction are 0, in degrees and meters; x is then east, y "
+        "north and z up, in meters", metavar="LAT,LON,ALT",
+        default_text="that of the source, else estimated from GPS positions of the photos",
+    )  # fmt: skip
+    similarity: Path | None = setting(
+        None, "JSON file with scale, rotation, translation and origin: from the coordinates of the reconstruction to "
+        "meters east, north and up of the origin", metavar="FILE",
+    )  # fmt: skip
+    max_error_m: float = setting(
+        10.0, "when a reconstruction is aligned with GPS positions, those farther than this number of meters from "
+        "their camera count as wrong; half must agree", above=0, metavar="METERS",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImportSettings(Section):
     """What sources of photos and positions may use.  Each kind of source has a section of its own."""
 
@@ -68,6 +87,7 @@ class ImportSettings(Section):
     )  # fmt: skip
     tables: TableSettings = section(TableSettings)
     tracks: TrackSettings = section(TrackSettings)
+    poses: PoseSettings = section(PoseSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -395,6 +395,10 @@ class GroupsConfig(Section):
         "training photos, in any subfolders: '@' names, EXIF, or a table", positional=True, metavar="FOLDER"
     )
     json: bool = json_setting("the groups")
+    gsv_csv: str | None = setting(
+        None, "also write all groups in the layout of GSV-Cities to a new folder: each class is a place id, each group "
+        "a city with a CSV file, next to links to the photos", metavar="FOLDER",
+    )  # fmt: skip
     no_cache: bool = setting(
         False, "form the groups again instead of reading them from the cache, and do not store them"
     )

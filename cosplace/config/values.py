@@ -97,7 +97,9 @@ def set_folder(folders: DatasetFolders, split: str) -> Path:
         return Path(own)
     dataset = folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
     if dataset:
-        usual = [Path(dataset) / between / split for between in ("", "images", "processed", "small")]
+        # raw/ of SF-XL has panoramas for training, which have to be cut into photos first.
+        levels = ("", "images", "processed", "small", *(["raw"] if split != "train" else []))
+        usual = [Path(dataset) / between / split for between in levels]
         found = next((folder for folder in usual if folder.is_dir()), None)
         is_test_set = split == "test" and (Path(dataset) / "database").is_dir()
         return found or (Path(dataset) if is_test_set else usual[0])

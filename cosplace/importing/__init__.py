@@ -19,6 +19,12 @@ row_names         which row of a table belongs to which photo
 table_files       CSV, JSON, Parquet, GeoJSON and GeoPackage as columns of raw values
 columns           which column is what, and its values as numbers and times
 position_tables   tables give positions to photos by name
+similarity        similarities estimated from positions
+poses             poses of cameras, and where on Earth they are
+pose_positions    reconstructions give positions and headings to photos by name
+colmap            models and pose priors of COLMAP
+opensfm           reconstructions of OpenSfM
+nerfstudio        poses of Nerfstudio
 matlab_structs    dbStruct files of Pittsburgh and Tokyo 24/7
 layout_parts      photos of one split of a dataset of the field
 layout_gsv_cities  GSV-Cities as it is downloaded
@@ -28,6 +34,7 @@ layout_numbered   Nordland and AmsterTime, whose places have numbers instead of 
 layout_st_lucia   St Lucia as it is downloaded
 layout_prepared   datasets that are divided into folders already
 dataset_layouts   the field's datasets: import, and evaluation where they are
+table_export      a dataset as '@' names, GeoJSON, or a description for mapillary_tools
 sources           the kinds of sources, and which of them a path is
 dataset_table     the table of a dataset while photos are added
 report            import_report.csv, and the summary of an import

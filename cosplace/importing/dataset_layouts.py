@@ -25,7 +25,7 @@ from cosplace.importing import (
     layout_st_lucia,
 )
 from cosplace.importing.layout_parts import DATABASE, QUERIES, Layout, LayoutPart, line_label
-from cosplace.importing.records import Entry, FoundPhoto
+from cosplace.importing.records import Entry, FoundPhoto, Problem
 from cosplace.photos.image_list import ImageList, evenly_spaced, list_from_lines
 from cosplace.photos.labels import PhotoFields, choose_map, with_labels
 from cosplace.photos.tables import TABLE_NAME, UNKNOWN, PhotoRecord
@@ -57,6 +57,18 @@ def detect_raw_layout(folder: Path) -> Layout | None:
     return next((layout for find in RAW_LAYOUTS if (layout := find(folder)) is not None), None)
 
 
+def refuse_download(path: Path) -> None:
+    """Raise DatasetError if a path is a dataset as it is downloaded, or its train set: it has to be imported first."""
+    for place in (path, path.parent) if path.name == "train" and not path.exists() else (path,):
+        if not place.is_dir() or (place / TABLE_NAME).is_file():
+            continue
+        if (layout := detect_raw_layout(place)) is not None:
+            raise DatasetError(
+                f"{place} is {layout.name} as it is downloaded. Import it: `cosplace import {place} --to DATASET`, and "
+                f"use DATASET."
+            )
+
+
 # --- import ----------------------------------------------------------------------------------------------------------
 
 
@@ -76,6 +88,8 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
     layout = detect_layout(path)
     if layout is None:
         raise DatasetError(f"{path} has none of the known datasets. Import it without --format.")
+    if layout.note:
+        yield Problem(name=str(layout.folder), reason=layout.note, is_left_out=False)
     for part in layout.read_parts(layout.folder, ""):
         yield from part.problems
         yield from _found_photos(layout, part)
@@ -105,9 +119,12 @@ def _found_photos(layout: Layout, part: LayoutPart) -> Iterator[FoundPhoto]:
 
 def _line_path(part: LayoutPart, row: int) -> str:
     """The path in a dataset of a photo whose place has a number only: its '@' name has the position on the line."""
+    return f"{part.split}/{_line_label(part, row)}{PurePosixPath(part.paths[row]).suffix}"
+
+
+def _line_label(part: LayoutPart, row: int) -> str:
     assert part.line_m is not None
-    label = line_label(float(part.line_m[row]), part.places[row])
-    return f"{part.split}/{label}{PurePosixPath(part.paths[row]).suffix}"
+    return line_label(float(part.line_m[row]), part.places[row], PurePosixPath(part.paths[row]).parts[0])
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -216,7 +233,7 @@ def _image_list(
     order = sorted(range(len(paths)), key=paths.__getitem__)
     images = replace(list_from_lines(layout.folder, b"".join(paths[row] + b"\n" for row in order)), inside=inside)
     if any(part.line_m is not None for part in parts):
-        labels = [line_label(value, place) for part in parts for value, place in _line_places(part)]
+        labels = [_line_label(part, row) for part in parts for row in range(len(part.paths))]
         lines = b"".join(os.fsencode(labels[row]) + b"\n" for row in order)
         images = replace(images, labels=list_from_lines(layout.folder, lines))
     else:
@@ -227,11 +244,6 @@ def _image_list(
                 one_line(f"{layout.folder} lacks '{images.name(row)}', which {layout.name} lists. Unpack all archives.")
             )
     return images
-
-
-def _line_places(part: LayoutPart) -> Iterator[tuple[float, str]]:
-    assert part.line_m is not None
-    return zip(part.line_m.tolist(), part.places, strict=True)
 
 
 def _inside(folder: Path, parts: Sequence[LayoutPart]) -> tuple[str, ...]:

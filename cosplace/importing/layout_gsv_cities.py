@@ -96,7 +96,9 @@ def _missing(table: Path, num_photos: int) -> list[Problem]:
     if num_rows <= num_photos:
         return []
     return [
-        Problem(name=str(table), reason=f"lists {num_rows:,} photos, of which {num_rows - num_photos:,} are missing")
+        Problem(
+            name=f"{table}: {num_rows - num_photos:,} of {num_rows:,} photos", reason="photos that it lists are missing"
+        )
     ]
 
 

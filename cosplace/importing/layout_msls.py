@@ -98,7 +98,7 @@ class _Folder:
     def problems(self) -> tuple[Problem, ...]:
         count = int((~self.kept).sum())
         name = str(self.folder / CITIES / self.city / self.name)
-        return (Problem(name=name, reason=f"{count:,} panoramas are left out"),) if count else ()
+        return (Problem(name=f"{name}: {count:,} photos", reason="panoramas are left out"),) if count else ()
 
 
 def _read_folder(folder: Path, city: str, name: str) -> _Folder:

@@ -36,9 +36,7 @@ PAIR_NAME = re.compile(r"\d{1,9}\.\w+")
 LIST = "cleanImageNames.txt"
 MAX_LIST_BYTES = 1 << 24
 NEW, OLD = "new", "old"
-FRAMES_NOTE = (
-    "positions are frame numbers of Nordland, not places on Earth. One frame counts as 25/10.5 m: 25 m are 10 frames."
-)
+FRAMES_NOTE = "positions are frame numbers of Nordland, not places on Earth; ten frames count as the usual radius."
 PAIRS_NOTE = "AmsterTime has pairs of photos instead of positions. Only the photo of the same pair is a positive."
 
 

@@ -52,9 +52,13 @@ class Layout:
     is_videos: bool = False  # photos have to be taken from videos first, so that only an import can use it
 
 
-def line_label(position_m: float, place: str) -> str:
-    """The '@' name of a place that has a position on a line only: no zone, latitude or longitude."""
-    return f"@{ORIGIN_M:.2f}@{ORIGIN_M + position_m:.3f}@@@@@{place.replace('@', '_').replace('/', '_')}@@@@@@@@"
+def line_label(position_m: float, place: str, note: str) -> str:
+    """The '@' name of a place that has a position on a line only: no zone, latitude or longitude.
+
+    note: tells the photos of a place apart.
+    """
+    place, note = (text.replace("@", "_").replace("/", "_") for text in (place, note))
+    return f"@{ORIGIN_M:.2f}@{ORIGIN_M + position_m:.3f}@@@@@{place}@@@@@@@{note}@"
 
 
 def raw_folders(folder: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from cosplace.config.importing import ImportSettings
 from cosplace.errors import DatasetError, one_line
 
 MAX_JSON_BYTES = 1_000_000_000
+MAX_PATH_CHARACTERS = 1024
 HEAD_BYTES = 65_536  # enough to recognize a file
 
 
@@ -54,7 +55,9 @@ def find_reference(name: str, folders: Sequence[Path]) -> tuple[Path | None, str
     name: absolute, or relative to one of the folders.  Of a path of another machine, the longest end that exists below
     a folder counts.
     """
-    parts = PurePosixPath(name.replace("\\", "/")).parts if "\0" not in name else ()
+    if not is_path(name):
+        return None, ""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
     parts = tuple(part for part in parts if part not in ("/", ".") and not part.endswith(":"))
     roots = [(folder, os.path.realpath(folder)) for folder in folders]
     if name.startswith("/") or ".." in parts:
@@ -70,6 +73,15 @@ def find_reference(name: str, folders: Sequence[Path]) -> tuple[Path | None, str
             if real.startswith(root.rstrip(os.sep) + os.sep) and Path(real).is_file():
                 return folder / end, end.as_posix()
     return None, ""
+
+
+def is_path(name: str) -> bool:
+    """Whether a text may be a path: the system raises errors for others, also when it looks for them."""
+    try:
+        parts = os.fsencode(name.replace("\\", "/")).split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name and len(name) <= MAX_PATH_CHARACTERS and all(len(part) <= 255 for part in parts)
 
 
 NOT_FOUND = (

@@ -64,6 +64,9 @@ SOURCES = (
         makes_photos=True,
     ),
     Source("stac", "stac", True, "STAC items of Panoramax, with the photos next to them"),
+    Source("colmap", "colmap", False, "COLMAP models (binary or text), projects, and databases with pose priors"),
+    Source("opensfm", "opensfm", False, "reconstruction.json of OpenSfM, with reference_lla.json"),
+    Source("nerfstudio", "nerfstudio", False, "transforms.json of Nerfstudio, with --similarity or GPS positions"),
     Source(
         "video",
         "videos",

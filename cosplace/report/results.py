@@ -39,7 +39,7 @@ def write_evaluation_results(
         model = f"{model}, reduced to {config.weights.reduce_to} dimensions"
     report = Report(
         title=f"CosPlace on {dataset.name}",
-        summary=[f"{model}, evaluated on {dataset.folder}.", evaluation_summary(evaluation)],
+        summary=[f"{model}, evaluated on {dataset.folder}.", evaluation_summary(evaluation), *_note(dataset)],
         recall_rows=[_chance_row(evaluation), RecallRow(name=name, recalls=evaluation.recalls)],
         highlight=name,
         dataset=dataset,
@@ -47,6 +47,11 @@ def write_evaluation_results(
         settings=values,
     )
     _write_results(folder, report, evaluation, dataset, values)
+
+
+def _note(dataset: RetrievalDataset) -> list[str]:
+    """What distances mean, if they are not meters on the ground."""
+    return [f"{dataset.note[:1].upper()}{dataset.note[1:]}"] if dataset.note else []
 
 
 def write_training_results(

@@ -5,6 +5,7 @@ shards              descriptors in a folder, memory-mapped
 extraction          photos -> descriptors, in memory or in shards
 baselines           descriptors without a network
 search              k nearest descriptors
+pairs               image pairs for hloc and COLMAP
 recall              positives and Recall@N
 evaluation          extraction, search and recall on one dataset
 reduction_fitting   fit a reduction on photos

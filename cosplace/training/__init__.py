@@ -2,6 +2,7 @@
 
 groups                  classes and CosPlace groups (section 3.1)
 group_cache             groups kept in a file
+place_ids               groups and classes in the files of GSV-Cities
 advice                  settings that suit the photos; warnings
 cosface_gradient        gradient of the loss by formula
 cosface                 the CosFace loss (section 3.2)

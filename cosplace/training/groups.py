@@ -19,6 +19,7 @@ import numpy as np
 
 from cosplace.config.sections import Grouping
 from cosplace.errors import DatasetError
+from cosplace.importing.dataset_layouts import refuse_download
 from cosplace.photos.image_list import ImageList, photo_path
 from cosplace.photos.labels import with_headings, with_positions
 from cosplace.photos.names import different_zones, parse_fields
@@ -170,8 +171,9 @@ def training_photos(
     """The photos of a folder, a table or a part of it, with all that classes need (see `scan_images`).
 
     Of photos without '@' names, those without a position, or a heading unless alpha is 360, are left out.
-    Raises DatasetError if none is left.
+    Raises DatasetError if none is left, and for a dataset as it is downloaded.
     """
+    refuse_download(Path(folder))
     images = with_positions(scan_images(folder, dataset=dataset, follow_outside=follow_outside), progress)
     return images if grouping.alpha == 360 else with_headings(images)
 

@@ -123,6 +123,24 @@ def test_the_frames_of_st_lucia_are_taken_from_its_videos(tmp_path: Path) -> Non
     assert len(open_retrieval_dataset(tmp_path / "dataset").queries) == 10
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_command_needs_no_flag_but_the_folder(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cosplace.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    folder = LAYOUTS[name][0](tmp_path / name)
+    network = ["--backbone", "ResNet18_Small", "--fc_output_dim", "8", "--device", "cpu"]
+    for flag in ("--test_set_folder", "--dataset_folder"):
+        assert main(["eval", flag, str(folder), *network]) == 0
+        assert "R@1:" in capsys.readouterr().out
+    (report, _) = (tmp_path / "logs").rglob("report.html")
+    assert (
+        "not places on Earth" in report.read_text() or "instead of positions" in report.read_text()
+    ) == name.endswith(("nordland", "amstertime"))
+
+
 def test_names_of_imported_photos_lead_back_to_their_files(tmp_path: Path) -> None:
     folder = samples.msls(tmp_path / "msls")
     records = imported(folder, tmp_path / "dataset")
@@ -158,7 +176,7 @@ def test_missing_photos_of_gsv_cities_are_counted(tmp_path: Path) -> None:
     (tmp_path / "Images" / "London" / "odd.jpg").write_bytes(b"")
     problems = [entry for entry in read(tmp_path, ImportSettings()) if not isinstance(entry, FoundPhoto)]
     assert [problem.reason for problem in problems] == [
-        "is not a name of GSV-Cities", "lists 12 photos, of which 1 are missing",
+        "is not a name of GSV-Cities", "photos that it lists are missing",
     ]  # fmt: skip
 
 
@@ -174,7 +192,7 @@ def test_msls(tmp_path: Path) -> None:
     # Without the panorama; the queries that are far away or not in the task are set aside.
     assert by_split == {"val/database": 8, "val/queries": 8, "val/queries_other": 4, "train": 10}
     problems = [entry.reason for entry in read(tmp_path, ImportSettings()) if not isinstance(entry, FoundPhoto)]
-    assert problems.count("1 panoramas are left out") == 6
+    assert problems.count("panoramas are left out") == 6
     assert "is a test city, without positions" in problems
     assert len(open_retrieval_dataset(tmp_path, "queries_all").queries) == 12
     assert len(open_retrieval_dataset(tmp_path / "test").queries) == 8  # the test cities have no positions
@@ -231,7 +249,7 @@ def test_frames_of_nordland(tmp_path: Path) -> None:
     steps = np.diff(np.sort(dataset.database_positions[:, 1]))
     assert np.allclose(steps, 25 / 10.5, atol=0.002)
     assert matches(dataset)["winter/images-00001.png"] == [f"summer/images-{row:05d}.png" for row in range(1, 12)]
-    assert "10 frames" in dataset.note
+    assert "ten frames" in dataset.note
     spring = open_retrieval_dataset(tmp_path / "a", "queries_spring")
     assert spring.queries.name(0) == "spring/images-00001.png"
     with pytest.raises(DatasetError, match="--queries_folder: queries, queries_fall, queries_spring"):
@@ -248,6 +266,9 @@ def test_places_with_numbers_in_a_table(tmp_path: Path) -> None:
     records = imported(samples.amstertime(tmp_path / "amstertime"), tmp_path / "dataset", "copy")
     assert {record.place for record in records} == {"0000", "0001", "0017", "1230"}
     assert all(np.isnan(record.latitude) for record in records)  # they are not on Earth
+    names = [record.path.rpartition("/")[2].removesuffix(Path(record.path).suffix) for record in records]
+    assert len(set(names)) == len(names)  # a photo and the other one of its pair have different names
+    assert "AmsterTime has pairs" in (tmp_path / "dataset" / "import_report.csv").read_text()
 
 
 def test_sets_of_queries(tmp_path: Path) -> None:
@@ -295,6 +316,17 @@ def test_classes_of_an_imported_dataset(tmp_path: Path, write: Callable[[Path], 
     assert len(photos) == len(scan_images(tmp_path / "dataset" / "train")) > 0
     groups = partition(photos, grouping)
     assert sum(num_images for _, num_images in groups.counts()) > 0
+
+
+@pytest.mark.parametrize("write", [samples.gsv_cities, samples.msls, samples.pittsburgh], ids=lambda one: one.__name__)
+def test_training_asks_for_an_import(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    from cosplace.training.groups import training_photos
+    from tests.synthetic_dataset import settings
+
+    folder = write(tmp_path / "raw")
+    for place in (folder, folder / "train"):
+        with pytest.raises(DatasetError, match=r"as it is downloaded\. Import it: `cosplace import .*raw --to"):
+            training_photos(place, settings(tmp_path).grouping)
 
 
 # --- missing and damaged files ---------------------------------------------------------------------------------------

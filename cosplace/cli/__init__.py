@@ -17,6 +17,7 @@ that --help answers at once.
     models      convert, reduce
     export      export
     index       index
+    finetuning  finetune
     locate      locate
     serve       serve
     demo        city, demo

@@ -26,6 +26,12 @@ COSPLACE = Command(
             function="training:run_train",
         ),
         Command(
+            name="finetune",
+            summary="Fine-tune a model on your own photos, with settings chosen automatically; keep the result only if "
+            "it is better than the original model.",
+            function="finetuning:run_finetune",
+        ),
+        Command(
             name="eval",
             summary="Evaluate a model on a test set: Recall@N and an HTML report.",
             function="training:run_eval",
@@ -42,23 +48,23 @@ COSPLACE = Command(
         ),
         Command(
             name="panoramas",
-            summary="Cut perspective photos with headings from equirectangular panoramas, into a dataset.",
+            summary="Cut equirectangular panoramas into a dataset of perspective photos with headings.",
             function="panoramas:run_panoramas",
         ),
         Command(
             name="validate",
             summary="Check a dataset: photos, positions, headings, clocks, duplicates, splits; recommend the "
-            "command that trains on it.",
+            "command to run next.",
             function="validate:run_validate",
         ),
         Command(
             name="split",
-            summary="Split a dataset into train, val and test: by areas, time or sequences, with a buffer between.",
+            summary="Split a dataset into train, val and test by areas, time or sequences, with a buffer between them.",
             function="splitting:run_split",
         ),
         Command(
             name="dataset",
-            summary="Use a dataset in other programs.",
+            summary="Export a dataset for other programs.",
             actions=(
                 Command(
                     name="export",
@@ -69,7 +75,7 @@ COSPLACE = Command(
         ),
         Command(
             name="pairs",
-            summary="Write image pairs for hloc and COLMAP: of photos near each other, one after another, or similar.",
+            summary="Write image pairs for hloc and COLMAP: nearby, consecutive or similar photos.",
             function="pairs:run_pairs",
         ),
         Command(

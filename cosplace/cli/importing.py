@@ -55,7 +55,7 @@ def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
             f"  headings of {camera or 'the source'} were exactly 0 for all {count:,} photos: they are unknown"
         )
     if result.num_symbolic_links:
-        lines.append(f"  {result.num_symbolic_links:,} photos are on another disk: symbolic links lead to them. Use "
+        lines.append(f"  {result.num_symbolic_links:,} photos are on another disk and are linked symbolically. Use "
                      "--follow_outside with other commands.")  # fmt: skip
     lines += [f"  {_row(record)}" for record in result.first] if dry_run else []
     if result.num_photos and result.counts is not None:

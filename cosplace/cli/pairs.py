@@ -21,7 +21,9 @@ def run_pairs(config: PairsConfig) -> None:
     if config.radius_m is None and config.next_photos is None and config.model is None:
         config = dataclasses.replace(config, radius_m=PAIR_RADIUS_M)
     if config.queries_folder and config.next_photos is not None:
-        raise ConfigError("--next_photos pairs photos of one sequence; it does not go with --queries_folder. Use one.")
+        raise ConfigError(
+            "--next_photos pairs photos of one sequence and cannot be combined with --queries_folder. Use one of them."
+        )
 
     from cosplace.photos.labels import with_positions
     from cosplace.photos.scanning import scan_images
@@ -85,7 +87,11 @@ def _similar(config: PairsConfig, queries: "ImageList | None", database: "ImageL
     rows = [np.flatnonzero(one.readable) for one in found]
     for images, one in zip((database, queries), found, strict=False):
         if one.unreadable and images is not None:
-            log.warning("%s: %s photos cannot be read and have no pairs.", images.folder, f"{len(one.unreadable):,}")
+            log.warning(
+                "%s: %s photos cannot be read and have no pairs by descriptor.",
+                images.folder,
+                f"{len(one.unreadable):,}",
+            )
     readable = [np.asarray(one.descriptors[own]) for one, own in zip(found, rows, strict=True)]
     pairs = pairs_by_descriptor(
         readable[1] if queries is not None else None, readable[0], config.num_matches, str(device)

@@ -23,7 +23,7 @@ def run_panoramas(config: PanoramasConfig) -> None:
         device = choose_device(config.device)
         device = None if device.type == "cpu" else device  # compiled functions are faster there
     bars = Bars()
-    with on_interrupt("The crops so far are in the dataset. Run the same command again to continue."):
+    with on_interrupt("The crops written so far are in the dataset. Run the same command again to continue."):
         result = cropping.run_panoramas(
             config.source,
             config.to,
@@ -58,7 +58,7 @@ def summary_lines(result: "CropResult", *, dry_run: bool) -> list[str]:
     ]
     lines += report_lines(report)
     if result.num_outside:
-        lines.append(f"  {result.num_outside:,} crops were skipped, because partial panoramas do not show them")
+        lines.append(f"  {result.num_outside:,} crops were skipped because partial panoramas do not show them")
     if result.headings_were_zero:
         lines.append("  the headings of all panoramas were exactly 0: those of the crops are unknown")
     if result.num_panoramas and not dry_run:

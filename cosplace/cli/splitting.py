@@ -26,7 +26,7 @@ def run_split(config: SplitConfig) -> None:
         return
     if former:
         parts = ", ".join(f"{split} {count:,}" for split, count in sorted(former.items()))
-        print_result(f"former splits {'would be' if config.dry_run else 'were'} replaced: {parts}")
+        print_result(f"previous splits {'would be' if config.dry_run else 'were'} replaced: {parts}")
     print_result(f"{config.dataset}: {len(result.splits):,} photos; {result.method}; seed {config.seed}")
     print_result(f"  {', '.join(f'{split} {count:,}' for split, count in result.counts.items() if count)}")
     for reason, count in result.unused.items():

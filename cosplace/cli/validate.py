@@ -53,7 +53,7 @@ def run_validate(config: ValidateConfig) -> None:
             print_result(f"recommendation: none. {obstacle}")
     if num_errors:
         errors = ", ".join(sorted({problem.kind for problem in problems if problem.is_error}))
-        raise DatasetError(f"{config.folder} has errors: {errors}. Correct or remove these photos.")
+        raise DatasetError(f"{config.folder} has errors: {errors}. Fix or remove these photos.")
 
 
 def _recommend(

@@ -8,6 +8,7 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     setting     one setting, and the check of a value against its limits
     defaults    default values that functions and flags share
     sections    shared sections; settings of train, eval, groups
+    finetuning  settings of finetune
     importing   settings of import
     panoramas   settings of panoramas
     validate    settings of validate

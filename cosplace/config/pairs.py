@@ -18,7 +18,7 @@ class PairsConfig(Section):
         "photos to pair: a folder, a table, or a part of one; with --queries_folder, a folder with database/",
         positional=True, metavar="DATASET",
     )  # fmt: skip
-    to: Path = required("file to write, with two names on each line, relative to the folder of the photos")
+    to: Path = required("file to write, with two names on each line, relative to the common folder of the photos")
     queries_folder: str | None = setting(
         None, "pair each photo of this folder next to database/ with photos of the database, instead of photos of "
         "DATASET with each other", metavar="NAME",
@@ -28,22 +28,23 @@ class PairsConfig(Section):
         default_text=f"{PAIR_RADIUS_M:g}, if neither --next_photos nor --model is used",
     )  # fmt: skip
     max_heading_difference: float = setting(
-        90.0, "with a radius, pair photos whose headings differ by at most this angle, in degrees; unknown headings do "
-        "not exclude any", at_least=0, at_most=180,
+        90.0, "within the radius, pair only photos whose headings differ by at most this angle, in degrees; photos "
+        "with unknown headings are also paired", at_least=0, at_most=180,
     )  # fmt: skip
     next_photos: int | None = setting(
-        None, "pair each photo with this number of next ones: by time, or by name if times are unknown, in each folder",
-        at_least=1,
+        None, "pair each photo with this number of photos that follow it in its folder, by time, or by name if times "
+        "are unknown", at_least=1,
     )  # fmt: skip
     model: str | None = setting(
-        None, f"pair photos whose descriptors by this model are most similar: {MODEL_HELP}", metavar="MODEL"
+        None, f"pair photos with the most similar descriptors of this model: {MODEL_HELP}", metavar="MODEL"
     )
     image_size: int | None = setting(
         None, "with a model, resize photos to this number of pixels along the shorter side", at_least=1,
         default_text="the size of each photo",
     )  # fmt: skip
     num_matches: int = setting(
-        NUM_MATCHES, "pair each photo with at most this number of photos within the radius, and of similar ones",
+        NUM_MATCHES, "pair each photo with at most this number of photos within the radius, and at most this number of "
+        "similar photos",
         at_least=1,
     )  # fmt: skip
     follow_outside: bool = follow_outside_setting()
@@ -56,13 +57,13 @@ class DatasetExportConfig(Section):
     """Settings of `cosplace dataset export`."""
 
     dataset: Path = required(
-        "dataset with a table, as `cosplace import` writes it, or a part of one such as DATASET/train", positional=True,
+        "dataset with a table written by `cosplace import`, or a part of it, such as DATASET/train", positional=True,
         metavar="DATASET",
     )  # fmt: skip
     to: Path = required("new folder for --format names, otherwise the file to write")
     format: str = setting(
         "names", "names: the photos with '@' names, in the folders of their splits; geojson: points; mapillary: a "
-        "description that mapillary_tools uploads", choices=DATASET_FORMATS,
+        "description for mapillary_tools upload", choices=DATASET_FORMATS,
     )  # fmt: skip
     link: bool = setting(False, "with --format names, link the photos instead of copying them")
     follow_outside: bool = follow_outside_setting()

@@ -18,24 +18,24 @@ class SplitConfig(Section):
                             metavar="DATASET")  # fmt: skip
     by: str = setting(
         "blocks",
-        "blocks: square areas are in train, val or test; time: the same, but queries are taken later than all training "
-        "and database photos; sequence: whole sequences, such as drives, are in train, val or test",
+        "blocks: assign square areas to train, val or test; time: the same, but with queries that were taken later "
+        "than all training and database photos; sequence: assign whole sequences, such as drives",
         choices=SPLIT_METHODS,
     )
-    val: float = setting(0.1, "share of the photos for the validation set", at_least=0, at_most=0.9)
-    test: float = setting(0.2, "share of the photos for the test set", at_least=0, at_most=0.9)
+    val: float = setting(0.1, "approximate share of the photos for the validation set", at_least=0, at_most=0.9)
+    test: float = setting(0.2, "approximate share of the photos for the test set", at_least=0, at_most=0.9)
     buffer_m: float = setting(
         2 * RADIUS_M,
-        "minimum distance between photos of different splits, in meters; photos that are closer are in no split. It "
-        f"should be more than the {RADIUS_M:g} m within which a match is correct",
+        "minimum distance between photos of different splits, in meters; photos that are closer are in no split; use "
+        f"more than the {RADIUS_M:g} m within which a match is correct",
         at_least=0,
     )
     block_m: float | None = setting(
-        None, "side of the square areas that are in one split, in meters", parse=float, above=0, metavar="METERS",
+        None, "side of the square areas, in meters", parse=float, above=0, metavar="METERS",
         default_text="the largest of 1000, 500, 250, 120 and 60 that gives 30 blocks",
     )  # fmt: skip
     query_share: float = setting(
-        0.2, "share of the photos of val and test that become queries, about", above=0, at_most=0.9
+        0.2, "approximate share of the photos of val and test that become queries", above=0, at_most=0.9
     )
     seed: int = seed_setting("seed of all random choices; the same seed gives the same splits")
     dry_run: bool = setting(False, "print the splits without writing them")

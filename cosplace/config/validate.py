@@ -12,15 +12,15 @@ class ValidateConfig(Section):
     """Settings of `cosplace validate`."""
 
     folder: str = required(
-        "dataset with train/, val/ and test/, a folder with database/ and queries, any folder of photos, or a table",
+        "dataset with train/, val/ and test/; a folder with database/ and queries; any folder of photos; or a table",
         positional=True,
         metavar="DATASET",
     )
     quick: bool = setting(
-        False, "check only names and positions, without opening the photos and measuring the speed of training"
+        False, "check only names and positions; do not open the photos or measure the speed of training"
     )
     html: Path | None = setting(
-        None, "also write one HTML page, with a map, histograms and all that was found", metavar="FILE"
+        None, "also write the results as one HTML page, with a map and histograms", metavar="FILE"
     )
     json: bool = json_setting("the result")
     device: str = device_setting()

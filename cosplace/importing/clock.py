@@ -94,13 +94,13 @@ def offset_from_positions(
     if others:
         return ClockOffset(
             seconds=0.0, is_known=False,
-            reason=f"clock offset: unknown, as {format_offset(seconds)} and {format_offset(others[0])} fit the "
-            f"positions of {len(rows)} photos equally well; 0 s is used. Give --clock_offset SECONDS",
+            reason=f"clock offset: unknown, 0 s is used: {format_offset(seconds)} and {format_offset(others[0])} fit "
+            f"the positions of {len(rows)} photos equally well. Set it with --clock_offset SECONDS",
         )  # fmt: skip
     return ClockOffset(
         seconds=seconds, uncertainty_s=uncertainty_s,
         reason=f"clock offset: {format_offset(seconds)} ± {uncertainty_s:.2g} s, estimated from the positions of "
-        f"{near.sum()} photos, which are {np.median(distances_m[near]):.0f} m from the track at the median",
+        f"{near.sum()} photos; their median distance from the track is {np.median(distances_m[near]):.0f} m",
     )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def _at(path: _Path, times: np.ndarray) -> np.ndarray:
 def offset_from_span(track: Track, times: np.ndarray) -> ClockOffset:
     """0 if the photos were taken during the track, else the only time zone of the region that brings them there."""
     if not len(times):
-        return ClockOffset(seconds=0.0, is_known=False, reason="clock offset: unknown, as the photos have no times")
+        return ClockOffset(seconds=0.0, is_known=False, reason="clock offset: unknown: the photos have no times")
     shares = {0.0: _share_during(track, times)}
     longitude = float(np.median(np.concatenate([segment.longitudes for segment in track.segments])))
     for zone_h in ZONES_H:
@@ -224,18 +224,18 @@ def offset_from_span(track: Track, times: np.ndarray) -> ClockOffset:
         text = "0 s" if shares[0.0] else "unknown, 0 s is used: the photos were not taken during the track"
         return ClockOffset(seconds=0.0, is_known=bool(shares[0.0]), reason=f"clock offset: {text}")
     fitting = [seconds for seconds, share in shares.items() if share >= best - 0.02]
-    percent = f"{100 * best:.0f} % of the photos"
+    percent = f"{100 * best:.0f}% of the photos"
     if len(fitting) == 1 and best >= 0.5:
         return ClockOffset(
             seconds=fitting[0],
             reason=f"clock offset: {format_offset(fitting[0])}, a time zone: with it, {percent} were taken during the "
-            f"track, without it {100 * shares[0.0]:.0f} %",
+            f"track; without it, {100 * shares[0.0]:.0f}%",
         )
     choices = ", ".join(f"{seconds:g}" for seconds in sorted(fitting, key=abs))
     return ClockOffset(
         seconds=0.0, is_known=False,
-        reason=f"clock offset: unknown, 0 s is used: {100 * shares[0.0]:.0f} % of the photos were taken during the "
-        f"track. These offsets bring {percent} there: {choices}. Give one with --clock_offset",
+        reason=f"clock offset: unknown, 0 s is used: {100 * shares[0.0]:.0f}% of the photos were taken during the "
+        f"track. With each of these offsets, {percent} were: {choices}. Choose one with --clock_offset",
     )  # fmt: skip
 
 

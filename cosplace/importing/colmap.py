@@ -57,7 +57,7 @@ def read(paths: Sequence[Path], settings: ImportSettings) -> PosePositions:
         if found is not None:
             priors.append(found)
         elif not models:
-            raise DatasetError(f"{path} has no pose priors with positions. Import the model that was made with it.")
+            raise DatasetError(f"{path} has no pose priors with positions. Import the model that was built from it.")
     return PosePositions(models, settings, priors)
 
 
@@ -68,7 +68,7 @@ def read_model(folder: Path) -> CameraPoses:
     """The cameras of a model.  Raises DatasetError for a damaged model, and without pycolmap."""
     pycolmap = optional_module("pycolmap", "Reading a COLMAP model", "colmap")
     if not _suffix_of(folder, MODEL_FILES):
-        raise DatasetError(f"{folder} has no file points3D. Copy all files of the model: {', '.join(MODEL_FILES)}.")
+        raise DatasetError(f"{folder} has no points3D file. Copy all files of the model: {', '.join(MODEL_FILES)}.")
     try:
         model = pycolmap.Reconstruction(folder)
     except (ValueError, IndexError, KeyError, RuntimeError, OSError, MemoryError) as error:
@@ -86,7 +86,7 @@ def read_model(folder: Path) -> CameraPoses:
             continue
         matrix = image.cam_from_world().matrix()  # (3, 4)
         if not np.isfinite(matrix).all():
-            problems.append(Problem(name=f"{folder}: {name}", reason="its pose has values that are not finite"))
+            problems.append(Problem(name=f"{folder}: {name}", reason="its pose contains values that are not finite"))
             continue
         names.append(name)
         centers.append(-matrix[:, :3].T @ matrix[:, 3])

@@ -64,7 +64,7 @@ def find_columns(table: RawTable, named: Mapping[str, str]) -> dict[str, str]:
         if name not in table.columns:
             similar = similar_names(name, list(table.columns), count=1)
             hint = f"Did you mean '{similar[0]}'?" if similar else f"It has {', '.join(table.columns)}."
-            raise DatasetError(f"{table.path} has no column '{name}', which --column names. {hint}")
+            raise DatasetError(f"{table.path} has no column '{name}', but --column uses it. {hint}")
         columns[field] = name
     by_name: dict[str, str] = {}
     for name in sorted(table.columns, key=lambda name: not name.startswith("Composite")):  # signed, by exiftool

@@ -128,7 +128,7 @@ def run_panoramas(
     if timezone:
         find_timezone(timezone)
     if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise ConfigError(f"--to {folder} is inside of {source}, whose panoramas are read. Use another folder.")
+        raise ConfigError(f"--to {folder} is inside {source}, from which panoramas are read. Use another folder.")
     total = sum(isinstance(entry, FoundPhoto) for entry in list_images(source, follow_outside=follow_outside))
     if not total:
         raise DatasetError(f"{source} has no panoramas. Use the folder that contains them.")
@@ -249,12 +249,12 @@ def crop_panorama(photo: FoundPhoto, plan: CropPlan) -> Cropped:
     directions = plan.settings.directions
     yaws = [yaw for yaw in directions if shows(panorama.coverage, view, yaw)]
     if not yaws:
-        return left_out("it shows none of the crops: use a smaller --field_of_view, or other --yaws")
+        return left_out("it does not show any of the crops: use a smaller --field_of_view, or other --yaws")
     records = [_crop_record(panorama, view, yaw) for yaw in yaws]
     if other := plan.claim(records):
         return left_out(
-            f"another panorama with the same name is in the dataset: {other}. Rename one of them, or use another "
-            "folder with --to."
+            f"another panorama with the same name is already in the dataset: {other}. Rename one of them, or use "
+            "another folder with --to."
         )
     missing = [index for index, one in enumerate(records) if not (plan.folder / one.path).exists()]
     if not plan.dry_run:
@@ -279,13 +279,18 @@ def _fitted_view(panorama: Panorama, plan: CropPlan) -> tuple[CropView, str]:
     if plan.settings.pitch is None:
         pitch = fitted_pitch(coverage, view)
         if pitch is None:
-            return view, f"it is not high enough for the crops: {shown}. Use a smaller --field_of_view, or wider crops."
+            return (
+                view,
+                f"its height does not suffice for the crops: {shown}. Use a smaller --field_of_view, or wider crops.",
+            )
         return replace(view, pitch=pitch), ""
     view = replace(view, pitch=plan.settings.pitch)
     is_shown = shows(replace(coverage, width=round(coverage.full_width)), view)
     return (
         view,
-        "" if is_shown else f"crops with this --pitch are partly outside: {shown}. Omit --pitch, or use another.",
+        ""
+        if is_shown
+        else f"crops with this --pitch are partly outside the image: {shown}. Omit --pitch, or use another value.",
     )
 
 

@@ -64,8 +64,8 @@ def refuse_download(path: Path) -> None:
             continue
         if (layout := detect_raw_layout(place)) is not None:
             raise DatasetError(
-                f"{place} is {layout.name} as it is downloaded. Import it: `cosplace import {place} --to DATASET`, and "
-                f"use DATASET."
+                f"{place} is {layout.name} as it is downloaded. Import it with `cosplace import {place} --to DATASET`, "
+                f"then use DATASET."
             )
 
 
@@ -87,7 +87,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
     """
     layout = detect_layout(path)
     if layout is None:
-        raise DatasetError(f"{path} has none of the known datasets. Import it without --format.")
+        raise DatasetError(f"{path} does not contain a known dataset. Import it without --format.")
     if layout.note:
         yield Problem(name=str(layout.folder), reason=layout.note, is_left_out=False)
     for part in layout.read_parts(layout.folder, ""):
@@ -156,8 +156,8 @@ def retrieval_lists(
         return None
     if layout.is_videos:
         raise DatasetError(
-            f"{folder} has videos of {layout.name}. Take their frames with `cosplace import {folder} --to DATASET`, "
-            f"and evaluate on DATASET."
+            f"{folder} has videos of {layout.name}. Extract their frames with `cosplace import {folder} --to "
+            f"DATASET`, then evaluate on DATASET."
         )
     parts: dict[str, list[LayoutPart]] = {}
     for part in layout.read_parts(layout.folder, split):
@@ -241,7 +241,10 @@ def _image_list(
     for row in evenly_spaced(images, FILES_CHECKED):
         if not (layout.folder / images.name(row)).is_file():
             raise DatasetError(
-                one_line(f"{layout.folder} lacks '{images.name(row)}', which {layout.name} lists. Unpack all archives.")
+                one_line(
+                    f"{layout.folder} lacks '{images.name(row)}', which is in the lists of {layout.name}. Unpack all "
+                    f"archives."
+                )
             )
     return images
 

@@ -164,7 +164,7 @@ def _folder_of_photos(photos: Sequence[tuple[Source, Path]], positions: dict[Sou
     paths = [path for _, path in photos] or [path.parent for paths in positions.values() for path in paths]
     folders = {path if path.is_dir() else path.parent for path in paths}
     if mode != "table" or len(folders) != 1:
-        raise ConfigError("Name the dataset to create or extend: --to DATASET.")
+        raise ConfigError("Specify the dataset to create or extend: --to DATASET.")
     return folders.pop()
 
 

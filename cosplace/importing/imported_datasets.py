@@ -25,4 +25,4 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
             if is_below(str(file.resolve()), inside):
                 yield FoundPhoto(file=file, record=record, use_exif=False)
             else:
-                yield Problem(name=str(file), reason="is outside of its dataset. Import the photos themselves.")
+                yield Problem(name=str(file), reason="is outside its dataset. Import the photos themselves.")

@@ -36,8 +36,8 @@ PAIR_NAME = re.compile(r"\d{1,9}\.\w+")
 LIST = "cleanImageNames.txt"
 MAX_LIST_BYTES = 1 << 24
 NEW, OLD = "new", "old"
-FRAMES_NOTE = "positions are frame numbers of Nordland, not places on Earth; ten frames count as the usual radius."
-PAIRS_NOTE = "AmsterTime has pairs of photos instead of positions. Only the photo of the same pair is a positive."
+FRAMES_NOTE = "positions are frame numbers of Nordland, not places on Earth; ten frames count as 25 m."
+PAIRS_NOTE = "AmsterTime has pairs of photos instead of positions. Only the other photo of a pair is a positive."
 
 
 # --- Nordland --------------------------------------------------------------------------------------------------------

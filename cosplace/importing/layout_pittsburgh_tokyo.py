@@ -132,7 +132,7 @@ def _tokyo_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
     if path is None:
         raise DatasetError(
             f"{folder} has the photos of Tokyo 24/7, but not tokyo247.mat. Unpack netvlad_v100_datasets.tar.gz there: "
-            f"the file belongs into {folder / 'datasets'}."
+            f"the file must be in {folder / 'datasets'}."
         )
     folders = _query_folders(folder)
     if not folders:

@@ -49,7 +49,7 @@ def read_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
             continue
         if one == "test" and place.resolve() == (folder / "val").resolve():
             problem = Problem(
-                name=str(place), reason="is a link to val, whose photos are imported once", is_left_out=False
+                name=str(place), reason="is a link to val, whose photos are imported only once", is_left_out=False
             )
             yield LayoutPart(split="", paths=(), problems=(problem,))
         elif one == "train" and not split:

@@ -90,8 +90,8 @@ def _read_parts(drives: list[str], folder: Path, split: str) -> Iterator[LayoutP
         place, photos = _frames(folder, drive)
         if not photos:
             raise DatasetError(
-                f"{folder / drive} has a video instead of frames. Take them with `cosplace import {folder} --to "
-                f"DATASET`, and evaluate on DATASET."
+                f"{folder / drive} has a video instead of frames. Extract the frames with `cosplace import {folder} "
+                f"--to DATASET`, then evaluate on DATASET."
             )
         latitudes, longitudes = read_positions(folder / drive / POSITIONS)
         photos.sort(key=_number)
@@ -102,7 +102,7 @@ def _read_parts(drives: list[str], folder: Path, split: str) -> Iterator[LayoutP
             if rows.max() >= len(latitudes):
                 raise DatasetError(
                     f"{folder / drive / POSITIONS} has {len(latitudes):,} positions, but there is {photos[-1]}. "
-                    f"Extract all frames, or give them the numbers of the video, from 0."
+                    f"Extract all frames, or number them as in the video, from 0."
                 )
         kept = spaced(latitudes[rows], longitudes[rows])
         yield LayoutPart(
@@ -172,5 +172,5 @@ def _frame_rate(video: Path) -> float:
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         raise DatasetError(one_line(f"{video} cannot be opened as a video ({error}). Unpack it again.")) from error
     if rate <= 0:
-        raise DatasetError(f"{video} does not say how many frames it has per second. Unpack it again.")
+        raise DatasetError(f"{video} does not state its frame rate. Unpack it again.")
     return rate

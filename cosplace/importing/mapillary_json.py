@@ -61,7 +61,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
     seen: set[Path] = set()
     for number_of_row, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not text(row.get("filename")):
-            yield Problem(name=f"{path}: row {number_of_row}", reason="names no file")
+            yield Problem(name=f"{path}: row {number_of_row}", reason="has no file name")
             continue
         name = text(row["filename"])
         if "error" in row:
@@ -71,7 +71,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
         if file is None:
             yield Problem(name=name, reason=NOT_FOUND)
         elif file in seen:
-            yield Problem(name=name, reason="is named twice; the first row is used")
+            yield Problem(name=name, reason="is named twice; only the first row is used")
         elif "MAPGPSTrack" in row:
             seen.add(file)
             yield from _frames(row, file, relative, settings)
@@ -86,7 +86,7 @@ def _photo(row: Row, file: Path, relative: str, use_headings: bool) -> Iterator[
     latitude, longitude = checked_position(number(row.get("MAPLatitude")), number(row.get("MAPLongitude")))
     heading = _heading(row) if use_headings else UNKNOWN
     if math.isnan(latitude):
-        yield Problem(name=str(file), reason="has no possible position in the description", is_left_out=False)
+        yield Problem(name=str(file), reason="has no valid position in the description", is_left_out=False)
     accuracy_m = number(row.get("MAPGPSAccuracyMeters"))
     record = PhotoRecord(
         path=f"photos/{relative}",
@@ -115,7 +115,7 @@ def _frames(row: Row, file: Path, relative: str, settings: ImportSettings) -> It
             starts.append(epoch - milliseconds / 1000)
     track = build_track([points], settings.tracks.max_gap_s)
     if track is None:
-        yield Problem(name=str(file), reason="its track has no possible position")
+        yield Problem(name=str(file), reason="its track has no valid position")
         return
     start = float(np.median(starts)) if starts else UNKNOWN
     name = Path(relative).with_suffix("").as_posix()

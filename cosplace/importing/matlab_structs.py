@@ -38,7 +38,7 @@ def read_struct(path: Path) -> DatabaseStruct:
     try:
         num_bytes = path.stat().st_size
         if num_bytes > MAX_BYTES:
-            raise DatasetError(f"{path} has {num_bytes:,} bytes, more than {MAX_BYTES:,}.")
+            raise DatasetError(f"{path} has {num_bytes:,} bytes; the limit is {MAX_BYTES:,}.")
         with path.open("rb") as file:
             _check_content(file, path)
             file.seek(0)

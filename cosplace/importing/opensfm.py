@@ -92,7 +92,7 @@ def _reference(part: dict[str, Any], path: Path) -> Georeference | None:
     latitude, longitude = number(reference.get("latitude")), number(reference.get("longitude"))
     altitude_m = number(reference.get("altitude"))
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):
-        raise DatasetError(f"{file}: the reference has no valid latitude and longitude. Correct it, or use --origin.")
+        raise DatasetError(f"{file}: the reference has no valid latitude and longitude. Fix it, or use --origin.")
     return local_frame(latitude, longitude, 0.0 if np.isnan(altitude_m) else altitude_m)
 
 

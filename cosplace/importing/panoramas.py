@@ -111,11 +111,15 @@ def read_panorama(
     if not math.isnan(heading) and (photo.use_exif or math.isnan(record.heading)) and record.heading_source in MEASURED:
         record = replace(record, heading=heading)
     if (tilt := gpano_tilt(properties)) > MAX_TILT_DEGREES:
-        reason = f"its camera was tilted by {tilt:.0f} degrees, and so are its crops"
+        reason = f"its camera was tilted by {tilt:.0f} degrees, so its crops are tilted, too"
         known.append(Problem(name=name, reason=reason, is_left_out=False))
     if math.isnan(record.heading):
         known.append(
-            Problem(name=name, reason="its heading is unknown, and so are those of its crops", is_left_out=False)
+            Problem(
+                name=name,
+                reason="its heading is unknown, so the headings of its crops are unknown, too",
+                is_left_out=False,
+            )
         )
     return Panorama(file=found.file, record=record, coverage=coverage), known
 

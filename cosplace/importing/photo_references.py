@@ -85,8 +85,8 @@ def is_path(name: str) -> bool:
 
 
 NOT_FOUND = (
-    "was not found below the folder of the JSON file; move that file next to the photos, or pass their folder as a "
-    "SOURCE, too"
+    "was not found below the folder of the JSON file; move that file next to the photos, or also pass their folder as "
+    "SOURCE"
 )
 
 

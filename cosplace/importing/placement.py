@@ -101,7 +101,7 @@ class Placement:
 
     def _duplicate(self, photo: FoundPhoto, path: str) -> Problem:
         self.discard(photo)
-        where = "at the same position" if has_position(photo) else "without position"
+        where = "at the same position" if has_position(photo) else "without a position"
         reason = f"the same photo {where} is already in the dataset: {printable(path)}"
         return Problem(name=self.name_of(photo), reason=reason)
 
@@ -110,8 +110,8 @@ class Placement:
         path = Path(os.path.abspath(file))  # noqa: PTH100
         if not path.is_relative_to(self.real_folder):
             raise DatasetError(
-                f"{file} is outside of {self.folder}, so its table cannot refer to it. Use --mode link or --mode copy, "
-                "or with --to a folder that contains all photos."
+                f"{file} is outside {self.folder}, so the table there cannot refer to it. Use --mode link or --mode "
+                "copy, or set --to to a folder that contains all photos."
             )
         return path.relative_to(self.real_folder).as_posix()
 

@@ -36,7 +36,7 @@ from cosplace.photos.tables import PhotoRecord
 HEADING_SOURCE = "pose"
 FAR_M = 1000.0  # from the GPS position of a photo: its pose is elsewhere
 ALIGN_ADVICE = (
-    "Import photos that have GPS positions with it, or say where its coordinates are: --origin LAT,LON,ALT, --crs "
+    "Import photos with GPS positions together with it, or specify its coordinates: --origin LAT,LON,ALT, --crs "
     "EPSG:CODE or --similarity FILE."
 )
 
@@ -92,7 +92,7 @@ class PosePositions:
             yield from one.problems if isinstance(one, CameraPoses) else ()
             for row in rows.unused():
                 yield Problem(
-                    name=f"{one.source}: {one.names[row]}", reason="no photo of this name is among the sources"
+                    name=f"{one.source}: {one.names[row]}", reason="no photo with this name was found in the sources"
                 )
 
     # --- where the cameras are ---------------------------------------------------------------------------------------
@@ -118,8 +118,8 @@ class PosePositions:
             placed.append(cameras)
             if len(poses) and np.isnan(cameras.latitudes).all():
                 raise DatasetError(
-                    f"{poses.source}: no camera is on Earth, for example coordinates {_short(poses.centers[0])}. "
-                    f"Correct --crs, --origin or --similarity."
+                    f"{poses.source}: none of the cameras is on Earth, for example coordinates "
+                    f"{_short(poses.centers[0])}. Check --crs, --origin or --similarity."
                 )
         if errors and len(errors) == len(self.reconstructions) and not self.priors:
             raise errors[0]
@@ -192,7 +192,7 @@ class PosePositions:
             reason = "; ".join(reasons) or "no reconstruction has a pose of this photo"
             yield Problem(name=str(photo.file), reason=reason, is_left_out=False)
         elif has_position(photo) and (away_m := _away_m(photo, values)) > FAR_M:
-            reason = f"its pose is {away_m:,.0f} m from its GPS position; check where the coordinates are"
+            reason = f"its pose is {away_m:,.0f} m from its GPS position; check both"
             yield Problem(name=str(photo.file), reason=reason, is_left_out=False)
         yield annotated(photo, **values)
 

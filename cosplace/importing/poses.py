@@ -126,11 +126,13 @@ def coordinate_system(code: str) -> Georeference:
         system = CRS.from_user_input(code)
         transformer = Transformer.from_crs(system.to_3d(), 4978, always_xy=True)
     except (CRSError, ProjError) as error:
-        raise ConfigError(f"--crs: {code[:60]} is not a known coordinate system. Use a code as EPSG:25832.") from error
+        raise ConfigError(
+            f"--crs: {code[:60]} is not a known coordinate system. Use a code such as EPSG:25832."
+        ) from error
     if not (system.is_projected or system.is_geocentric):
         raise ConfigError(
-            f"--crs: {code[:60]} ({system.name}) is not in meters. Reconstructions need a map projection, as "
-            f"EPSG:25832, or EPSG:4978, or east, north and up from --origin."
+            f"--crs: {code[:60]} ({system.name}) is not in meters. Use a map projection such as EPSG:25832, use "
+            f"EPSG:4978, or set --origin."
         )
 
     def to_earth(points: np.ndarray) -> np.ndarray:

@@ -118,7 +118,7 @@ class TablePositions:
             yield from table.problems
             for row in rows.unused():
                 name = table.names[row]
-                reason = f"no photo is named {name}" if name else "names no photo"
+                reason = f"no photo is named {name}" if name else "has no photo name"
                 yield Problem(name=f"{table.path} row {row + 1}", reason=reason)
 
     def _annotate(self, photo: FoundPhoto) -> Iterator[Entry]:

@@ -34,9 +34,9 @@ JPEG_QUALITY = 95  # of converted HEIC photos
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of complete files
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 HEIC = "HEIC"
-HEIC_LEFT_OUT = "is a HEIC image, which only --mode copy imports: it converts it to JPEG."
-LOCAL_TIME = "its time has no time zone and was taken as UTC. If it is another one, pass --timezone."
-CONTRADICTION = "the UTM position of its name is {:,.0f} m from its latitude and longitude, which were used."
+HEIC_LEFT_OUT = "is a HEIC image. Only --mode copy imports it, and converts it to JPEG."
+LOCAL_TIME = "its time has no time zone, so UTC was assumed. To use another time zone, pass --timezone."
+CONTRADICTION = "the UTM position in its name is {:,.0f} m from its latitude and longitude; the latter were used."
 
 
 _file_numbers = count()

@@ -48,7 +48,7 @@ class RowNames:
             return None, f"{len(rows):,} rows name this photo: rows {', '.join(str(row + 1) for row in rows[:3])}"
         if self.num_photos[rows[0]] > 1:
             count = self.num_photos[rows[0]]
-            return None, f"row {rows[0] + 1} may mean {count:,} photos of this name: add folders to the names"
+            return None, f"row {rows[0] + 1} may mean any of {count:,} photos with this name: add folders to the names"
         self.used.add(rows[0])
         return rows[0], ""
 

@@ -92,11 +92,11 @@ def align(sources: np.ndarray, targets: np.ndarray, max_error_m: float, up: np.n
 
     A position agrees within max_error_m, horizontally.
     Raises DatasetError for too few positions, if fewer than half agree, and if they do not determine the directions
-    because they are nearly on one line, or too inaccurate for their extent.
+    because they are nearly on a line, or too inaccurate for their extent.
     """
     if len(sources) < MIN_POSITIONS:
         raise DatasetError(
-            f"{len(sources)} photos with known position are too few: at least {MIN_POSITIONS} are needed."
+            f"{len(sources)} photos with known positions are too few: at least {MIN_POSITIONS} are needed."
         )
     turned = rotation_to_up(up) if up is not None else np.eye(3)
     sources = sources @ turned.T
@@ -117,7 +117,7 @@ def align(sources: np.ndarray, targets: np.ndarray, max_error_m: float, up: np.n
     residual_m = float(np.sqrt(np.mean(errors_m[agree] ** 2)))
     angle_error = _angle_error(float(scale) * sources[agree], residual_m, with_up=up is not None)
     if angle_error > MAX_ANGLE_ERROR_DEG:
-        reason = "are nearly on one line" if np.isinf(angle_error) else "are too close to each other for their errors"
+        reason = "are nearly on a line" if np.isinf(angle_error) else "are too close together for their accuracy"
         raise DatasetError(f"the known positions {reason}: they do not determine the headings.")
     similarity = Similarity(scale=float(scale), rotation=rotation @ turned, translation=translation)
     return Alignment(similarity=similarity, agree=agree, residual_m=residual_m, angle_error=angle_error)

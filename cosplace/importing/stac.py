@@ -94,7 +94,7 @@ def _photo(item: Item, file: Path, folders: Sequence[Path], use_headings: bool, 
     hrefs = _hrefs(item)
     local = [href for href in hrefs if not ADDRESS.match(href)]
     if not local:
-        reason = f"its photo is at {hrefs[0]}, which is not downloaded" if hrefs else "has no asset with a photo"
+        reason = f"its photo is at {hrefs[0]}; photos are not downloaded" if hrefs else "has no asset with a photo"
         yield Problem(name=name, reason=reason)
         return
     for href in local:
@@ -110,7 +110,7 @@ def _photo(item: Item, file: Path, folders: Sequence[Path], use_headings: bool, 
     seen.add(photo)
     record = _record(item, f"photos/{relative}", use_headings)
     if math.isnan(record.latitude):
-        yield Problem(name=name, reason="has no point as its geometry", is_left_out=False)
+        yield Problem(name=name, reason="its geometry is not a point", is_left_out=False)
     yield FoundPhoto(file=photo, record=record)
 
 

@@ -74,7 +74,7 @@ def read_gpx(raw: bytes, path: Path, max_gap_s: float) -> tuple[Track, list[Prob
             segments.append([_gpx_point(point) for point in timed])
     if not any(segments):
         if num_untimed or gpx.routes:
-            reason = "its points have no time, as in a planned route. Export the recorded track"
+            reason = "its points have no times, as in a planned route. Export the recorded track"
         else:
             reason = "it has no track points. Export the recorded track"
         raise DatasetError(f"{path} gives no positions: {reason}.")
@@ -148,7 +148,7 @@ def read_nmea(raw: bytes, path: Path, max_gap_s: float) -> tuple[Track, list[Pro
         reason = f"{num_wrong:,} sentences with a wrong checksum or damaged fields are left out"
         problems.append(_doubt(path, reason))
     if not days:
-        raise DatasetError(f"{path} gives no positions: it has no date. Log RMC or ZDA sentences, too.")
+        raise DatasetError(f"{path} gives no positions: it has no date. Also log RMC or ZDA sentences.")
     points: dict[float, TrackPoint] = {}
     without_fix: set[float] = set()
     for fix, time in _dated(fixes, days):
@@ -245,5 +245,5 @@ def _doubt(path: Path, reason: str) -> Problem:
 def _built(segments: list[list[TrackPoint]], path: Path, max_gap_s: float) -> Track:
     track = build_track(segments, max_gap_s)
     if track is None:
-        raise DatasetError(f"{path} gives no positions: none of its points is possible on Earth. Export it again.")
+        raise DatasetError(f"{path} gives no positions: none of its points has valid coordinates. Export it again.")
     return track

@@ -118,14 +118,14 @@ class TrackAnnotations:
 
     def _why_unknown(self, time: float) -> str:
         if np.isnan(time):
-            return "has no time, so it cannot be found on the track"
+            return "has no time, so it cannot be placed on the track"
         away_s = min(seconds_from(track, time) for _, track in self.tracks)
         if away_s == 0:
             return "was taken between two parts of the track"
         away = format_offset(round(away_s, 1)).removeprefix("+")
         return (
-            f"was not taken during the track: it is {away} from the nearest point; the limit is --max_gap_s "
-            f"{self.settings.max_gap_s:g}, or less where the camera was fast"
+            f"was not taken during the track: the nearest point is {away} away; the limit is --max_gap_s "
+            f"{self.settings.max_gap_s:g}, or less if the camera was moving fast"
         )
 
 

@@ -129,9 +129,9 @@ def read_video(path: Path, name: str, settings: ImportSettings, inside: VideoTra
                     return
                 plan = replace(plan, targets=remaining)
         if not damage and last_s < duration_s - MISSING_END_S:
-            damage = f"it ends early, its header says {duration_s:.1f} s"
+            damage = f"it ends early; its header states {duration_s:.1f} s"
         if damage:
-            reason = f"is damaged after {last_s:.1f} s ({damage}); the frames before are used"
+            reason = f"is damaged after {last_s:.1f} s ({damage}); the frames before that are used"
             yield Problem(name=str(path), reason=reason, is_left_out=False)
 
 
@@ -164,7 +164,7 @@ def _plan(path: Path, container: Any, duration_s: float, settings: ImportSetting
     track = inside.track if inside else None
     if track is None and (sources := given_tracks(settings)):
         if np.isnan(start):
-            reason = "its start time is unknown, so it has no track; give --video_start"
+            reason = "its start time is unknown, so the track is not used; pass --video_start"
             notes.append(Problem(name=str(path), reason=reason, is_left_out=False))
         else:
             track = merge_tracks([one for _, one in sources])
@@ -181,7 +181,7 @@ def _plan(path: Path, container: Any, duration_s: float, settings: ImportSetting
     if every_m is None and options.every_s is None and track is not None:
         every_m = DEFAULT_EVERY_M
     if every_m is not None and track is None:
-        reason = "has no track, so frames are taken by time; pass a GPX file with it, or --every_s"
+        reason = "has no track, so frames are taken by time; also pass a GPX file, or use --every_s"
         notes.append(Problem(name=str(path), reason=reason, is_left_out=False))
     if every_m is not None and track is not None:
         targets = times_by_distance(track, every_m, duration_s)

@@ -93,6 +93,20 @@ def load_imagenet(backbone: nn.Sequential, name: str, weights: str | Path) -> No
     backbone.load_state_dict(backbone.state_dict() | renamed)
 
 
+def imagenet_backbone(path: str | Path) -> str | None:
+    """The backbone of a torchvision state dict, such as "ResNet18"; None for any other file.
+
+    Raises CheckpointError for a file that cannot be read.
+    """
+    tensors = {key: value for key, value in read_state_dict(Path(path)).items() if not key.startswith(CLASSIFIERS)}
+    if not any(key.startswith(("conv1.", "features.")) for key in tensors):
+        return None
+    efficientnet = "features.0.0.weight" in tensors
+    shapes = {_backbone_key(key, efficientnet): shape for key, shape in tensor_shapes(tensors).items()}
+    closest = closest_architecture(shapes)
+    return closest.name if closest is not None and closest.shapes == shapes else None
+
+
 def _backbone_key(torchvision_key: str, efficientnet: bool) -> str:
     """Key in our backbone, for example `6.0.conv1.weight` for ResNet's `layer3.0.conv1.weight`."""
     first, _, rest = torchvision_key.partition(".")

@@ -7,6 +7,7 @@ preds/         predictions as images and as a table, see `prediction_images`
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +22,10 @@ from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, about_left_out
 from cosplace.storage import write_text
 from cosplace.training.best_model import START, epoch_text
+from cosplace.training.comparison import Comparison
+from cosplace.training.finetuning import FinetuneResult
 from cosplace.training.loop import TrainResult
-from cosplace.training.validation import doubts_about, won_and_lost_text
+from cosplace.training.validation import best_epoch_summary, doubts_about, won_and_lost_text
 
 RESULTS, REPORT, PREDICTIONS = "results.json", "report.html", "preds"
 
@@ -83,6 +86,60 @@ def write_training_results(
         settings=values,
     )
     _write_results(result.folder, report, result.test, data.test, values, more={"validation": result.validation})
+
+
+def write_finetuning_results(result: FinetuneResult) -> None:
+    """Write the results of a fine-tuning to its folder; without a test set, those on the validation set."""
+    prepared, comparison = result.prepared, result.comparison
+    config, recipe, data = prepared.config, prepared.recipe, prepared.data
+    values = to_values(config) | {
+        "image_size": recipe.image_size,
+        "positive_dist_threshold": prepared.settings.positive_dist_threshold,
+        "num_preds_to_save": 0,
+        "save_only_wrong_preds": False,
+    }
+    start = RecallRow(name=f"start: {Path(config.model).name}", recalls=result.start_evaluation.recalls)
+    trained = RecallRow(name="fine-tuned", recalls=result.evaluation.recalls)
+    on = (
+        "the test set"
+        if prepared.photos.test
+        else "the validation set, which also chose the model: there is no test set"
+    )
+    report = Report(
+        title=f"Fine-tuning on {config.dataset}",
+        summary=[
+            result.verdict,
+            *([] if result.test_comparison is None else [result.test_comparison.text("test")]),
+            *prepared.describe(),
+            f"Recalls are those on {on}.",
+            evaluation_summary(result.evaluation),
+        ],
+        recall_rows=[_chance_row(result.evaluation), start, *([trained] if result.is_better else [])],
+        highlight=trained.name if result.is_better else start.name,
+        metrics=result.metrics,
+        groups=data.groups if len(prepared.places) else None,
+        groups_used=1,
+        dataset=result.dataset,
+        evaluation=result.evaluation,
+        settings=values,
+    )
+    more = {
+        "evaluated_on": result.dataset.name,
+        "start_recalls": {str(k): value for k, value in result.start_evaluation.recalls.items()},
+        "trained": comparison is not None,
+        "kept": "trained" if result.is_better else "start",
+        "verdict": result.verdict,
+        "comparison": _comparison_values(comparison),
+        "test_comparison": _comparison_values(result.test_comparison),
+        "num_places": len(prepared.places),
+        "recipe": asdict(recipe),
+        "validation": best_epoch_summary(result.metrics, result.best_epoch),
+    }
+    _write_results(result.folder, report, result.evaluation, result.dataset, values, more=more)
+
+
+def _comparison_values(comparison: Comparison | None) -> dict[str, Any] | None:
+    return None if comparison is None else asdict(comparison) | {"difference": comparison.difference}
 
 
 def _validation_summary(result: TrainResult) -> list[str]:

@@ -56,7 +56,9 @@ def _add_pairs(part: Part, other: Part, pairs: np.ndarray, what: str) -> None:
     far = meters > RADIUS_M  # false where a position is unknown
     if part is other:
         _add_examples(part, other, pairs[~far], f"{what} another photo of this folder")
-        _add_examples(part, other, pairs[far], f"{what} a photo more than {RADIUS_M:g} m away: a position is wrong")
+        _add_examples(
+            part, other, pairs[far], f"{what} a photo more than {RADIUS_M:g} m away: one of the positions is wrong"
+        )
     else:
         if part.is_queries and other.is_database:  # those with the same name are errors already
             pairs = pairs[[not _same_file_name(part, other, row, twin) for twin, row in pairs.tolist()]]

@@ -162,7 +162,7 @@ def write_pairs(path: Path, pairs: Pairs, first: ImageList, second: ImageList, r
     Raises DatasetError if no pair is left.
     """
     if not len(pairs):
-        raise DatasetError("There are no pairs. Use a larger radius, or other settings.")
+        raise DatasetError("No pairs were found. Use a larger --radius_m, or other settings.")
     names = [_names(images, rows, root) for images, rows in ((first, pairs[:, 0]), (second, pairs[:, 1]))]
     wrong = {name for part in names for name in part.values() if SEPARATORS.search(name)}
     lines = [f"{names[0][a]} {names[1][b]}\n" for a, b in pairs.tolist() if not {names[0][a], names[1][b]} & wrong]

@@ -49,7 +49,9 @@ def choose_queries(points: np.ndarray, visits: np.ndarray, share: float, generat
         best = max(trials, key=lambda roles: min(int((roles == QUERY).sum()), 2 * wanted))
     if best is not None and (best == QUERY).sum() >= ENOUGH * wanted:
         return QueryChoice(roles=best, rule="from other visits (sequences, or hours) than the database")
-    return QueryChoice(roles=_at_random(points, wanted, generator), rule="at random, as few places were visited twice")
+    return QueryChoice(
+        roles=_at_random(points, wanted, generator), rule="at random, because few places were visited twice"
+    )
 
 
 def later_queries(points: np.ndarray, seconds: np.ndarray, first_query_s: float) -> QueryChoice:

@@ -90,7 +90,7 @@ def split_dataset(config: SplitConfig) -> tuple[SplitResult, dict[str, int]]:
     path = path if path.suffix == ".parquet" else path / TABLE_NAME
     if not path.is_file():
         raise DatasetError(
-            f"{path.parent} has no table {TABLE_NAME}. Write one first: `cosplace import {path.parent} --to DATASET`."
+            f"{path.parent} has no table {TABLE_NAME}. Create one first: `cosplace import {path.parent} --to DATASET`."
         )
     table = read_table(path)
     former = Counter(text for text in table["split"].to_pylist() if text)
@@ -141,10 +141,10 @@ def _plan(places: Places, config: SplitConfig, generator: np.random.Generator) -
     """One choice of areas and queries; splits may be empty."""
     unused: dict[str, int] = {}
     usable = ~np.isnan(places.points[:, 0])
-    _count(unused, "without position", ~usable)
+    _count(unused, "without a position", ~usable)
     if config.by != "blocks":
         known = ~np.isnan(places.seconds) if config.by == "time" else places.sequences >= 0
-        _count(unused, f"without {config.by}", usable & ~known)
+        _count(unused, f"without a {config.by}", usable & ~known)
         usable &= known
     if not usable.any():
         advice = "Use --by blocks." if (~np.isnan(places.points[:, 0])).any() else "Import their positions first."
@@ -157,7 +157,11 @@ def _plan(places: Places, config: SplitConfig, generator: np.random.Generator) -
     first_query_s = _longest_break(places.seconds[rows]) if config.by == "time" else np.nan
     in_train = areas == TRAIN
     if config.by == "time":
-        _count(unused, "training photos as late as the queries", late := in_train & (places.seconds >= first_query_s))
+        _count(
+            unused,
+            "from training areas, taken as late as the queries",
+            late := in_train & (places.seconds >= first_query_s),
+        )
         in_train &= ~late
     splits[in_train] = "train"
     rules, without_positives = {}, {}
@@ -192,7 +196,7 @@ def _too_few_photos(empty: list[str], config: SplitConfig) -> DatasetError:
     if all(split.endswith("queries") for split in empty):
         seen = "an earlier photo" if config.by == "time" else "another photo"
         return DatasetError(
-            f"{config.dataset}: there would be no {' and no '.join(empty)}: no photo has {seen} of the set within "
+            f"{config.dataset}: there would be no {' and no '.join(empty)}: no photo has {seen} of its set within "
             f"{RADIUS_M:g} m. Use another --by, or larger --val and --test."
         )
     shorter = " or --block_m" if config.by == "blocks" else ""

@@ -26,4 +26,17 @@ run                     a run in its folder
 loop                    epochs and groups, validation, test
 recommendation          the command line that suits a dataset
 dry_run                 time, memory and disk of a job, before it runs
+places                  extension: places of few photos instead of cells of a grid
+place_batches           batches of several photos of each of several places
+metric_losses           losses for few places
+weight_averaging        the average of a network's weights
+comparison              is a model better than its start?
+finetuning_data         photos of a fine-tuning
+finetuning_validation   models on a small validation set
+finetuning_start        the model that a fine-tuning starts from
+heading_check           do the headings fit the photos?
+recipe                  settings of a fine-tuning, from its photos
+finetuning_state        state of a fine-tuning, saved and resumed exactly
+finetuning_setup        photos, start, places and recipe of a fine-tuning
+finetuning              fine-tune, and compare with the start
 """

@@ -96,6 +96,15 @@ class GroupImages:
         numbers = np.random.Generator(stream).random((last + 1 - first, NUMBERS_PER_ITEM))
         return numbers[np.asarray(indices) - first]
 
+    def class_of_item(self, index: int) -> int:
+        """The class of item `index`."""
+        num_passes, position = divmod(index, self.group.num_classes)
+        return int(self.class_order(num_passes)[position])
+
+    def image_of_item(self, index: int, class_size: int, number: float) -> int:
+        """Which image of its class item `index` shows, 0 <= image < class_size; number: its random number in [0, 1)."""
+        return int(number * class_size)
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """Decode the images of some items and draw their augmentations.
 
@@ -105,8 +114,7 @@ class GroupImages:
         photos = PhotoStacks(len(indices), self.memory)
         labels, sizes, unreadable = [], [], []
         for index, number in zip(indices, numbers[:, 0].tolist(), strict=True):
-            num_passes, position = divmod(index, self.group.num_classes)
-            labels.append(int(self.class_order(num_passes)[position]))
+            labels.append(self.class_of_item(index))
             sizes.append(self._open(photos, index, labels[-1], number, unreadable))
         stacks = photos.stacks()
         return Batch(
@@ -127,7 +135,7 @@ class GroupImages:
         """
         first, size = int(self.group.class_starts[label]), self.group.class_size(label)
         others: np.random.Generator | None = None
-        chosen = int(number * size)
+        chosen = self.image_of_item(index, size, number)
         for _ in range(MAX_REPLACEMENTS):
             try:
                 return photos.open(self.group.image_path(first + chosen))

@@ -26,6 +26,7 @@ from cosplace.training.advice import ALPHAS, CELLS_M, advice, classes_of, read_c
 from cosplace.training.groups import partition
 
 RELEASED_MODEL = "cosplace_resnet50_512"
+FINE_TUNED_PHOTOS = 100_000  # at most; more are worth a training from ImageNet weights
 FEW_CLASSES = 100  # in all groups together; training on fewer did not beat released or ImageNet weights
 TIMES_SEEN = 60  # each class, in the whole run: about as often as in the paper on SF-XL
 NUM_EPOCHS = 8  # at least; each ends with a validation
@@ -136,6 +137,8 @@ def recommend(
         reasons.append(
             f"Expect about {format_duration(seconds)} and {format_bytes(memory_bytes)} {where}; --dry_run measures it."
         )
+    if len(images) <= FINE_TUNED_PHOTOS:
+        reasons.append(_about_fine_tuning(dataset))
     command = shlex.join(["cosplace", "train", "--dataset_folder", str(dataset), *_flags(settings)])
     return Recommendation(
         trains=True,
@@ -147,6 +150,11 @@ def recommend(
         seconds=seconds,
         memory_bytes=memory_bytes,
     )
+
+
+def _about_fine_tuning(dataset: Path) -> str:
+    command = shlex.join(["cosplace", "finetune", str(dataset), "--model", RELEASED_MODEL])
+    return f"Or `{command}`: it chooses settings itself, and keeps the released model if training is not better."
 
 
 def recommend_for(report: DatasetReport, *, device: str = "auto", measure: bool = True) -> Recommendation:

@@ -57,7 +57,7 @@ class TrainingStep:
 
         Raises DeviceError when the device is out of memory.
         """
-        with _explain_out_of_memory(self.device, images):
+        with explain_out_of_memory(self.device, images):
             with mixed_precision(self.device, self.dtype):
                 descriptors = self.forward(images)  # (B, D)
                 loss = self.classifier.loss(descriptors, labels)
@@ -94,7 +94,7 @@ def batches_on_device(
 
 
 def _images_and_labels(batch: Batch, settings: Augmentation, device: torch.device) -> tuple[Tensor, Tensor]:
-    with _explain_out_of_memory(device, batch.stacks[0]):
+    with explain_out_of_memory(device, batch.stacks[0]):
         images = batch.images(settings, device).to(memory_format=torch.channels_last)
     return images, batch.labels.to(device, non_blocking=True)
 
@@ -111,7 +111,8 @@ def _wait_for_copy(
 
 
 @contextmanager
-def _explain_out_of_memory(device: torch.device, images: Tensor) -> Generator[None]:
+def explain_out_of_memory(device: torch.device, images: Tensor) -> Generator[None]:
+    """Within: running out of memory raises DeviceError.  images: (B, 3, H, W)."""
     try:
         yield
     except RuntimeError as error:

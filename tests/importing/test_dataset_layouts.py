@@ -325,7 +325,7 @@ def test_training_asks_for_an_import(tmp_path: Path, write: Callable[[Path], Pat
 
     folder = write(tmp_path / "raw")
     for place in (folder, folder / "train"):
-        with pytest.raises(DatasetError, match=r"as it is downloaded\. Import it: `cosplace import .*raw --to"):
+        with pytest.raises(DatasetError, match=r"as it is downloaded\. Import it with `cosplace import .*raw --to"):
             training_photos(place, settings(tmp_path).grouping)
 
 

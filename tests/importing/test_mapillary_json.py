@@ -86,7 +86,7 @@ def test_error_rows_and_missing_files_are_listed(tmp_path: Path) -> None:
     assert "MapillaryGeoTaggingError: Unable to extract GPS" in reasons[0]
     assert "named twice" in reasons[1]
     assert "was not found" in reasons[2]
-    assert reasons[3:] == ["names no file", "names no file"]
+    assert reasons[3:] == ["has no file name", "has no file name"]
 
 
 def test_paths_of_another_machine(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_video(tmp_path: Path) -> None:
     assert (second.heading, second.time) == pytest.approx((90, START + second.video_time), abs=0.01)
     assert (second.camera, second.sequence, second.altitude_m) == ("Cam 1", "ride", 250.5)
     bad = write(tmp_path, {"filename": "ride.mp4", "filetype": "video", "MAPGPSTrack": [[0], "x", [1, None, 2]]})
-    assert "no possible position" in entries(bad)[1][0].reason
+    assert "no valid position" in entries(bad)[1][0].reason
 
 
 def test_other_files(tmp_path: Path) -> None:

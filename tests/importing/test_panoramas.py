@@ -316,7 +316,9 @@ def test_a_pitch_that_a_strip_does_not_show_is_explained(tmp_path: Path) -> None
     (folder / AT_NAME.format(0, 134)).write_bytes(jpeg(smooth(3328, 512)))
     assert run(folder, "--to", tmp_path / "city", "--pitch=0") == 2
     ((_, _, reason),) = report(tmp_path / "city")
-    assert reason.startswith("crops with this --pitch are partly outside: it shows elevations from -20.8 to 34.6")
+    assert reason.startswith(
+        "crops with this --pitch are partly outside the image: it shows elevations from -20.8 to 34.6"
+    )
 
 
 def test_headings_of_zero_on_all_panoramas_are_unknown(tmp_path: Path, capsys) -> None:
@@ -333,7 +335,7 @@ def test_headings_of_zero_on_all_panoramas_are_unknown(tmp_path: Path, capsys) -
     ("arguments", "message"),
     [
         (("missing", "--to", "city"), "does not exist"),
-        (("panos", "--to", "panos/city"), "inside of panos"),
+        (("panos", "--to", "panos/city"), "is inside panos"),
         (("panos", "--to", "city", "--size", "10", "20", "30"), "between 16 and"),
         (("panos", "--to", "city", "--size", "20", "20", "30"), "one or two numbers"),
         (("panos", "--to", "city", "--yaws", "0", "360"), "twice"),
@@ -401,7 +403,7 @@ def test_another_folder_extends_the_dataset_and_the_same_names_are_refused(tmp_p
     assert run(first, "--to", tmp_path / "city", "--crops=2") == 0
     assert run(second, "--to", tmp_path / "city", "--crops=2") == 2
     assert {reason.partition(":")[0] for _, _, reason in report(tmp_path / "city")} == {
-        "another panorama with the same name is in the dataset"
+        "another panorama with the same name is already in the dataset"
     }
     assert run(third, "--to", tmp_path / "city", "--crops=2") == 0
     assert len(rows(tmp_path / "city")) == 6
@@ -416,7 +418,7 @@ def test_panoramas_whose_crops_would_have_the_same_name_are_listed(tmp_path: Pat
     assert [Path(record.path).name for record in rows(tmp_path / "city")] == ["a.png_000.jpg", "a_000.jpg"]
     ((name, outcome, reason),) = report(tmp_path / "city")
     assert name.lower() == "a.jpg" and outcome == "left out"
-    assert reason.startswith("another panorama with the same name is in the dataset")
+    assert reason.startswith("another panorama with the same name is already in the dataset")
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys) -> None:

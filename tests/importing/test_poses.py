@@ -191,7 +191,7 @@ def test_a_line_needs_to_know_what_is_up() -> None:
     targets = np.stack([np.linspace(0, 300, 20), np.linspace(0, 100, 20), np.zeros(20)], 1)
     rotation = Rotation.from_euler("zx", [40, 70], degrees=True).as_matrix()
     sources = targets @ rotation
-    with pytest.raises(DatasetError, match="one line"):
+    with pytest.raises(DatasetError, match="on a line"):
         align(sources, targets, 10.0)
     up = rotation.T @ [0, 0, 1]
     np.testing.assert_allclose(align(sources, targets, 10.0, up).similarity.rotation, rotation, atol=1e-9)
@@ -302,7 +302,7 @@ def test_colmap_without_a_place_on_earth_is_refused(scene: tuple[Path, list[Came
     write_colmap(project / "sparse", [one.name for one in cameras], *to_enu(cameras, *TURIN), binary=True)
     with pytest.raises(DatasetError, match=r"cannot be aligned: none of its photos has a known position.*--origin"):
         imported(tmp_path / "data", project)
-    with pytest.raises(DatasetError, match="no camera is on Earth"):
+    with pytest.raises(DatasetError, match="none of the cameras is on Earth"):
         imported(tmp_path / "data2", project, crs="EPSG:4978")
     with pytest.raises(ConfigError, match="contradict"):
         imported(tmp_path / "data3", project, crs="EPSG:4978", origin="1,2,3")
@@ -363,7 +363,7 @@ def test_gravity_aligns_a_model_along_a_line(tmp_path: Path) -> None:
     write_database(project / "database.db", cameras)
     without = imported(tmp_path / "without", project)
     assert all(np.isnan(one.heading) and one.latitude == pytest.approx(45.0) for one in without.values())
-    assert "nearly on one line" in (tmp_path / "without" / "import_report.csv").read_text()
+    assert "nearly on a line" in (tmp_path / "without" / "import_report.csv").read_text()
     write_database(project / "database.db", cameras, gravity=-rotations[:, 2])
     assert_as_made(imported(tmp_path / "data", project), cameras)
 

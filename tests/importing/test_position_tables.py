@@ -224,7 +224,7 @@ def test_rows_are_joined_by_path_and_both_sides_without_partner_are_listed(tmp_p
     assert rows == {"x/1.jpg": 1, "y/1.jpg": 2, "2.jpg": 3, "3.JPG": 4}
     text = (tmp_path / "city" / "import_report.csv").read_text()
     assert f"{table} row 5,left out,no photo is named missing.jpg" in text
-    assert text.count("may mean 2 photos of this name") == 2
+    assert text.count("may mean any of 2 photos with this name") == 2
     assert f"{folder}/unnamed.jpg,uncertain,no row names this photo" in text
     assert sum(result.report.left_out.values()) == 3 + 2  # photos, rows
 

@@ -102,7 +102,7 @@ def test_addresses_and_missing_files_are_listed(folder: Path) -> None:
     assert not found
     reasons = [problem.reason for problem in problems]
     assert "was not found" in reasons[0]
-    assert "https://example.org/hd.jpg, which is not downloaded" in reasons[1]
+    assert "https://example.org/hd.jpg; photos are not downloaded" in reasons[1]
     assert "was not found" in reasons[2]
     assert "no asset" in reasons[3]
 

@@ -115,7 +115,7 @@ def test_odd_names_do_not_break_the_file(tmp_path: Path, caplog: pytest.LogCaptu
     assert "4 photos are left out" in caplog.text
     with pytest.raises(DatasetError, match="names have spaces"):
         write_pairs(tmp_path / "pairs.txt", np.array([[1, 2]]), images, images, tmp_path)
-    with pytest.raises(DatasetError, match="no pairs"):
+    with pytest.raises(DatasetError, match="No pairs"):
         write_pairs(tmp_path / "pairs.txt", np.empty((0, 2), np.int64), images, images, tmp_path)
 
 

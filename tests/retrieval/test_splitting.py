@@ -189,10 +189,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (city / TABLE_NAME).read_bytes() == before
     assert main(["split", str(city), "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
-    assert first["written"] and first["replaced"] == {} and first["unused"]["without position"] == 3
+    assert first["written"] and first["replaced"] == {} and first["unused"]["without a position"] == 3
     assert main(["split", str(city), "--seed", "1"]) == 0
     out = capsys.readouterr().out
-    assert "former splits were replaced: test/database" in out
+    assert "previous splits were replaced: test/database" in out
     assert "smallest distance between train and test (as written): " in out
     assert main(["split", str(city), "--by", "sequence"]) == 2  # each drive is everywhere
     assert "Use another --by, a smaller --buffer_m" in capsys.readouterr().err
@@ -225,5 +225,5 @@ def test_settings_that_leave_no_photos(tmp_path: Path) -> None:
         split_dataset(config(dataset=str(city), buffer_m=500.0))
     records = [PhotoRecord(path=f"{number}.jpg") for number in range(4)]
     write_table(tmp_path / TABLE_NAME, to_table(records))
-    with pytest.raises(DatasetError, match="all photos are without position"):
+    with pytest.raises(DatasetError, match="all photos are without a position"):
         split_dataset(config(dataset=str(tmp_path)))

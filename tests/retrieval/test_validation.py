@@ -176,7 +176,7 @@ def test_duplicates_in_one_folder(tmp_path: Path) -> None:
     assert found(write_city(tmp_path / "city", records, images)) == {
         ".": {
             "same bytes as another photo of this folder": 1,
-            "same bytes as a photo more than 25 m away: a position is wrong": 1,
+            "same bytes as a photo more than 25 m away: one of the positions is wrong": 1,
             "near-duplicate of another photo of this folder": 1,
         }
     }

@@ -1,0 +1,131 @@
+"""Is a model better than its start?  A paired bootstrap on the queries of the validation set.
+
+Both models answer the same queries.  The intervals are those of the differences of their R@1 and of their mean average
+precision when the places of the queries are drawn again with replacement (Efron and Tibshirani, "An Introduction to the
+Bootstrap", 1993).  Queries of one place are drawn together: they are not independent.  With few places a bootstrap is
+too narrow, so its interval is widened (Hesterberg, The American Statistician, 2015: expanded percentile intervals).
+
+R@1 of a small validation set changes with a few queries; the average precision of a query uses all its positives, so it
+shows smaller gains.  Pure functions.  Legend: Q queries, K predictions per query.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95  # of the interval
+CELL_M = 50.0  # queries in one cell of this side are drawn together
+CHUNK = 1 << 22  # numbers in memory at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A model and its start on the same queries, in percent; differences in points."""
+
+    what: str  # queries, or photos: each photo of the validation set is a query for all others
+    num_queries: int
+    start_recall1: float
+    recall1: float
+    won: int  # queries that are wrong for the start and correct for the model
+    lost: int  # the other way round
+    low: float  # ends of the interval of the difference of R@1
+    high: float
+    start_map: float  # mean average precision
+    map: float
+    map_low: float  # ends of the interval of its difference
+    map_high: float
+
+    @property
+    def difference(self) -> float:
+        """How much higher R@1 of the model is."""
+        return 100 * (self.won - self.lost) / self.num_queries
+
+    @property
+    def is_better(self) -> bool:
+        """Whether R@1 rises: its whole interval is above 0; or that of the mean average precision, and R@1 agrees.
+
+        It agrees if it rises by more than its standard error, a quarter of the length of its interval.
+        """
+        agrees = self.difference > (self.high - self.low) / 4
+        return self.low > 0 or (self.map_low > 0 and agrees)
+
+    def changes_text(self) -> str:
+        """What changed since the start, for a log line."""
+        return f"{self.won} {self.what} won, {self.lost} lost"
+
+    def text(self, part: str = "validation") -> str:
+        """The result in one sentence.  part: of the dataset, which the queries are from."""
+        return (
+            f"R@1 on {self.num_queries} {part} {self.what}: start {self.start_recall1:.1f}, trained "
+            f"{self.recall1:.1f}, difference {self.difference:+.1f} points (95% interval {self.low:+.1f} to "
+            f"{self.high:+.1f}; {self.won} won, {self.lost} lost); mean average precision: {self.start_map:.1f}, "
+            f"{self.map:.1f}, {self.map - self.start_map:+.1f} points ({self.map_low:+.1f} to {self.map_high:+.1f})."
+        )
+
+
+def compare(
+    start: np.ndarray, trained: np.ndarray, num_positives: np.ndarray, positions: np.ndarray, *, what: str = "queries"
+) -> Comparison:
+    """Compare the predictions of two models.
+
+    start, trained: (Q, K) bool, whether each prediction is correct, best first.  num_positives: (Q,) int.
+    positions: (Q, 2) or (Q, 3), meters.
+    """
+    assert start.shape == trained.shape and len(start) == len(positions) > 0, (start.shape, trained.shape)
+    precisions = [average_precisions(hits, num_positives) for hits in (start, trained)]
+    first = start[:, 0], trained[:, 0]
+    changes = np.stack([first[1].astype(float) - first[0], precisions[1] - precisions[0]], 1)  # (Q, 2)
+    (low, map_low), (high, map_high) = 100 * _interval_of_means(changes, positions)
+    return Comparison(
+        what=what,
+        num_queries=len(start),
+        start_recall1=100 * float(first[0].mean()),
+        recall1=100 * float(first[1].mean()),
+        won=int((first[1] & ~first[0]).sum()),
+        lost=int((first[0] & ~first[1]).sum()),
+        low=float(low),
+        high=float(high),
+        start_map=100 * float(precisions[0].mean()),
+        map=100 * float(precisions[1].mean()),
+        map_low=float(map_low),
+        map_high=float(map_high),
+    )
+
+
+def average_precisions(hits: np.ndarray, num_positives: np.ndarray) -> np.ndarray:
+    """Average precision of each query among its K predictions, (Q,) float64 in [0, 1]; 0 without positives.
+
+    The mean, over the first min(K, number of positives) correct predictions a query can have, of the share of correct
+    ones up to each.  hits: (Q, K) bool, best first.  num_positives: (Q,) int.
+    """
+    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    return (precision * hits).sum(axis=1) / np.clip(num_positives, 1, hits.shape[1])
+
+
+def _interval_of_means(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Ends of the intervals of the means of values (Q, n), (2, n): places are drawn again with replacement."""
+    _, cells = np.unique(np.floor(positions / CELL_M), axis=0, return_inverse=True)
+    cells = cells.reshape(-1)
+    sums = np.stack([np.bincount(cells, weights=column) for column in values.T], 1)  # (cells, n)
+    sizes = np.bincount(cells)
+    if len(sizes) < 2:  # one place shows nothing about others
+        return np.repeat([[-1.0], [1.0]], values.shape[1], axis=1)
+    generator, means = np.random.default_rng(0), []
+    num_cells, per_chunk = len(sizes), max(1, CHUNK // len(sizes))
+    for first in range(0, RESAMPLES, per_chunk):
+        count = min(per_chunk, RESAMPLES - first)
+        times = generator.multinomial(num_cells, np.full(num_cells, 1 / num_cells), size=count)  # (count, cells)
+        means.append((times @ sums) / (times @ sizes)[:, None])
+    ends = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    mean = values.mean(axis=0)
+    return np.clip(mean + (ends - mean) * _expansion(num_cells), -1, 1)
+
+
+def _expansion(num_cells: int) -> float:
+    """How much wider the interval is than that of the bootstrap."""
+    from scipy.stats import norm, t  # takes long to import
+
+    level = (1 + LEVEL) / 2
+    return float(t.ppf(level, num_cells - 1) / norm.ppf(level) * math.sqrt(num_cells / (num_cells - 1)))

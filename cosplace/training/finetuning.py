@@ -1,0 +1,420 @@
+"""Fine-tune a model on the photos of one city, and find out whether that helped.
+
+    the start is the best model
+    if there are enough places:
+        for each trial, with a seed of its own:
+            for each epoch, until several bring no gain:
+                train on batches of several photos of each of several places
+                evaluate the average of the weights on the validation set
+        compare the best trained model with the start; keep it if it is better
+    test the best model
+
+Side effects: writes the folder of the run.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosplace.config.values import loading_workers, to_values
+from cosplace.device import mixed_precision, tuned_convolutions
+from cosplace.errors import CosPlaceError, DeviceError, LoadingError
+from cosplace.models.network import GeoLocalizationNet
+from cosplace.models.opening import open_model, weights_path
+from cosplace.models.training_card import training_entries
+from cosplace.photos.loading import choose_loader
+from cosplace.progress import Progress, StopRequest, no_progress, part_of
+from cosplace.retrieval.dataset import RetrievalDataset
+from cosplace.retrieval.evaluation import Evaluation, evaluate
+from cosplace.storage import write_atomically, write_text
+from cosplace.training.batches import Batch, training_batches
+from cosplace.training.best_model import START, save_best_model
+from cosplace.training.comparison import Comparison
+from cosplace.training.finetuning_setup import FinetuningPreparation
+from cosplace.training.finetuning_start import IMAGENET
+from cosplace.training.finetuning_state import TRAINED_MODEL, FinetuningState, new_state, restore_state, save_state
+from cosplace.training.finetuning_validation import Judgment, compare_evaluations, compare_judgments, judge
+from cosplace.training.metrics import MetricsWriter, read_metrics
+from cosplace.training.place_batches import PlaceImages
+from cosplace.training.recipe import FEWEST_PLACES
+from cosplace.training.run import CONFIG, lock_run
+from cosplace.training.schedules import ITERATION_SEEDS
+from cosplace.training.seen_photos import digest_training_photos, training_card_entries
+from cosplace.training.step import batches_on_device, explain_out_of_memory
+
+LOSSES_PER_EPOCH = 5  # how often the mean loss is shown
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneResult:
+    """What a finished fine-tuning returns; its files are in `folder`."""
+
+    folder: Path
+    prepared: FinetuningPreparation
+    model: GeoLocalizationNet  # the one that is kept
+    verdict: str  # what was found, in one or two sentences
+    comparison: Comparison | None  # on the validation set; None if nothing was trained
+    test_comparison: Comparison | None  # on the test set, which decides nothing; None if the start is kept
+    best_epoch: int  # of all trials, counted from 0; START if the start is kept
+    dataset: RetrievalDataset  # the test set; the validation set where there is no test set
+    evaluation: Evaluation  # of `model` on `dataset`
+    start_evaluation: Evaluation  # of the start on `dataset`
+    metrics: list[dict[str, Any]]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the trained model is kept."""
+        return self.best_epoch != START
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    prepared: FinetuningPreparation
+    folder: Path
+    state: FinetuningState
+    start: Judgment
+    metrics: MetricsWriter
+    progress: Progress
+    digest: str
+    checkpoint_time: float
+
+    @property
+    def epoch_number(self) -> int:
+        """The epoch, counted over all trials."""
+        return self.state.trial * self.prepared.recipe.epochs_num + self.state.epoch
+
+    @property
+    def step(self) -> int:
+        """The iteration, counted over all trials."""
+        return self.epoch_number * self.prepared.recipe.iterations_per_epoch + self.state.iteration
+
+    def checkpoint(self) -> None:
+        save_state(self.folder, self.state, self.prepared.config, self.digest)
+        self.checkpoint_time = time.monotonic()
+
+    @contextmanager
+    def checkpoint_on_stop(self) -> Generator[None]:
+        """Within: an error that leaves the state between two iterations writes a checkpoint."""
+        try:
+            yield
+        except (StopRequest, LoadingError, DeviceError):
+            self.checkpoint()
+            raise
+
+
+def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress = no_progress) -> FinetuneResult:
+    """Fine-tune in `folder`, or continue what was stopped there (`resume_train`).
+
+    Raises CosPlaceError for anything the user can fix; the last checkpoint is then still there to resume from.
+    """
+    for line in prepared.describe():
+        log.info(line)
+    values = to_values(prepared.config) | {"recipe": asdict(prepared.recipe)}
+    with lock_run(folder):
+        write_text(folder / CONFIG, json.dumps(values, indent=2) + "\n")
+        start_network = prepared.network()
+        start = judge(
+            start_network, prepared.photos.val, prepared.settings, part_of(progress, "validation of the start")
+        )
+        log.info("validation of the start: %s", start.evaluation.recalls_text())
+        _save(prepared, folder, start_network, judgment=start, epoch="")
+        trained: Judgment | None = None
+        comparison, best_epoch = None, START
+        if prepared.is_worth_training:
+            with _open_run(prepared, folder, start, progress) as run:
+                while run.state.trial < prepared.recipe.num_seeds:
+                    _train_trial(run)
+                    _next_trial(run)
+            trained, comparison, best_epoch = _compare(run)
+        kept = trained if trained is not None and best_epoch != START else start
+        dataset, evaluations, model = _test(prepared, folder, start, kept, progress)
+        test_comparison = None
+        if kept is not start and prepared.photos.test is not None:
+            test_comparison = compare_evaluations(*evaluations, dataset)
+            log.info("%s", test_comparison.text("test"))
+        return FinetuneResult(
+            folder=folder,
+            prepared=prepared,
+            model=model,
+            verdict=_verdict(prepared, comparison, best_epoch),
+            comparison=comparison,
+            test_comparison=test_comparison,
+            best_epoch=best_epoch,
+            dataset=dataset,
+            evaluation=evaluations[1],
+            start_evaluation=evaluations[0],
+            metrics=read_metrics(folder),
+        )
+
+
+@contextmanager
+def _open_run(prepared: FinetuningPreparation, folder: Path, start: Judgment, progress: Progress) -> Generator[_Run]:
+    state, digest = _state_of_trial(prepared, 0), prepared.photos.digest()
+    resumed = prepared.config.training.resume_train
+    if resumed:
+        restore_state(Path(resumed), state, prepared.config, digest)
+        log.info("resuming at trial %d, epoch %d, iteration %d", state.trial + 1, state.epoch + 1, state.iteration)
+    recipe = prepared.recipe
+    step = (state.trial * recipe.epochs_num + state.epoch) * recipe.iterations_per_epoch + state.iteration
+    with MetricsWriter(folder, first_step=step) as metrics:
+        run = _Run(
+            prepared=prepared, folder=folder, state=state, start=start, metrics=metrics, progress=progress,
+            digest=digest, checkpoint_time=time.monotonic(),
+        )  # fmt: skip
+        metrics.write_start({"num_queries": len(start.queries)}, start.evaluation.recalls)
+        if not resumed:
+            run.checkpoint()
+        yield run
+
+
+def _state_of_trial(prepared: FinetuningPreparation, trial: int) -> FinetuningState:
+    return new_state(
+        prepared.network(),
+        prepared.recipe,
+        prepared.places,
+        device=prepared.device,
+        dtype=prepared.dtype,
+        seed=prepared.config.running.seed + trial,
+    )
+
+
+def _next_trial(run: _Run) -> None:
+    """Begin the next trial from the start, with another seed."""
+    state = run.state
+    if state.trial + 1 < run.prepared.recipe.num_seeds:
+        run.state = _state_of_trial(run.prepared, state.trial + 1)
+        for name in ("best_score", "best_trial", "best_epoch"):
+            setattr(run.state, name, getattr(state, name))
+    run.state.trial = state.trial + 1
+    run.checkpoint()
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def _train_trial(run: _Run) -> None:
+    """Train until the last epoch, or until PATIENCE epochs have brought no gain."""
+    recipe = run.prepared.recipe
+    while run.state.epoch < recipe.epochs_num and run.state.epochs_without_gain < recipe.patience:
+        started, first = time.monotonic(), run.state.iteration
+        _train_epoch(run)
+        _validate(run, seconds=time.monotonic() - started, num_iterations=run.state.iteration - first)
+    if run.state.epoch < recipe.epochs_num:
+        log.info("stopped after epoch %d: %d epochs without a better model", run.state.epoch, recipe.patience)
+
+
+def _train_epoch(run: _Run) -> None:
+    prepared, state = run.prepared, run.state
+    recipe, device = prepared.recipe, prepared.device
+    task = f"epoch {state.epoch + 1}/{recipe.epochs_num}"
+    if recipe.num_seeds > 1:
+        task = f"seed {state.trial + 1}/{recipe.num_seeds}, {task}"
+    interval = max(1, recipe.iterations_per_epoch // LOSSES_PER_EPOCH)
+    with (
+        tuned_convolutions(device),
+        run.checkpoint_on_stop(),
+        closing(_batches(prepared, state)) as batches,
+    ):
+        for batch, images, labels in batches_on_device(batches, recipe.augmentation, device):
+            torch.manual_seed((prepared.config.running.seed + 1 + run.step * ITERATION_SEEDS) % 2**63)
+            loss = _train_step(prepared, state, images, labels)
+            if not math.isfinite(loss):
+                raise CosPlaceError(f"The loss is {loss} at {task}. Start again.", "use a smaller --lr")
+            state.loss_sum += loss
+            state.iteration += 1
+            for message in batch.unreadable:
+                state.unreadable[message] = state.unreadable.get(message, 0) + 1
+            if state.iteration % interval == 0:
+                run.metrics.write_loss(step=run.step, epoch=run.epoch_number, loss=loss)
+            note = f"loss {state.loss_sum / state.iteration:.3f}"
+            run.progress(
+                task, state.iteration * recipe.batch_size, recipe.iterations_per_epoch * recipe.batch_size, note
+            )
+            minutes = (time.monotonic() - run.checkpoint_time) / 60
+            if minutes >= prepared.config.training.checkpoint_minutes and state.iteration < recipe.iterations_per_epoch:
+                run.checkpoint()
+
+
+def _batches(prepared: FinetuningPreparation, state: FinetuningState) -> Generator[Batch]:
+    recipe, running, device = prepared.recipe, prepared.config.running, prepared.device
+    items = PlaceImages(
+        prepared.groups[0],
+        prepared.places,
+        seed=running.seed + state.trial,
+        epoch=state.epoch,
+        settings=recipe.augmentation,
+        places_per_batch=recipe.places_per_batch,
+        photos_per_place=recipe.photos_per_place,
+        num_batches=recipe.iterations_per_epoch,
+    )
+    return training_batches(
+        items,
+        batch_size=recipe.batch_size,
+        first_iteration=state.iteration,
+        num_iterations=recipe.iterations_per_epoch,
+        num_workers=loading_workers(running.num_workers),
+        loader=choose_loader(running.loader, device),
+        augment_in_loader=device.type == "cpu",
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _train_step(
+    prepared: FinetuningPreparation, state: FinetuningState, images: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """Train on images (B, 3, S, S) of places (B,); returns the loss.
+
+    Batch norms keep the statistics of the start: those of a small batch of few places are far from those of a city.
+    """
+    step = state.epoch * prepared.recipe.iterations_per_epoch + state.iteration
+    state.optimizer.param_groups[0]["lr"] = learning_rate(prepared, step)
+    with explain_out_of_memory(prepared.device, images):
+        with mixed_precision(prepared.device, prepared.dtype):
+            descriptors = state.model(images)
+        loss = state.loss(descriptors.float(), labels)
+        state.optimizer.zero_grad()
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    state.average.update(state.model)
+    return loss.item()
+
+
+def learning_rate(prepared: FinetuningPreparation, step: int) -> float:
+    """Learning rate of the network at an iteration of a trial: a warm-up, then half a cosine."""
+    recipe = prepared.recipe
+    warm_up = min(1.0, (step + 1) / recipe.warmup_iterations)
+    return recipe.lr * warm_up * 0.5 * (1 + math.cos(math.pi * step / recipe.num_iterations))
+
+
+def _validate(run: _Run, *, seconds: float, num_iterations: int) -> None:
+    """Evaluate the average of the weights, keep it if it is the best, and write the checkpoint of the next epoch."""
+    prepared, state, recipe = run.prepared, run.state, run.prepared.recipe
+    with run.checkpoint_on_stop():
+        task = f"epoch {state.epoch + 1} validation"
+        judgment = judge(state.average.model, prepared.photos.val, prepared.settings, part_of(run.progress, task))
+    if judgment.score > state.trial_score:
+        state.trial_score, state.epochs_without_gain = judgment.score, 0
+    else:
+        state.epochs_without_gain += 1
+    is_best = judgment.score > state.best_score
+    if is_best:
+        state.best_score, state.best_trial, state.best_epoch = judgment.score, state.trial, run.epoch_number
+        weights = {key: value.detach().cpu() for key, value in state.average.model.state_dict().items()}
+        write_atomically(run.folder / TRAINED_MODEL, lambda file: torch.save(weights, file))
+    comparison = compare_judgments(run.start, judgment, prepared.photos.val)
+    mean_loss = state.loss_sum / recipe.iterations_per_epoch
+    row = {
+        "step": (run.epoch_number + 1) * recipe.iterations_per_epoch,
+        "epoch": run.epoch_number,
+        "group": 0,
+        "loss": mean_loss,
+        "seconds": round(seconds, 1),
+        "images_per_second": round(num_iterations * recipe.batch_size / max(seconds, 1e-9), 1),
+        "won": int((judgment.queries & ~run.start.queries).sum()),
+        "lost": int((run.start.queries & ~judgment.queries).sum()),
+        "seed": prepared.config.running.seed + state.trial,
+    }
+    run.metrics.write_epoch(row, judgment.evaluation.recalls)
+    log.info(
+        "seed %d, epoch %d: loss %.4f, %.1f images/s, validation %s; %s%s",
+        row["seed"], state.epoch + 1, mean_loss, row["images_per_second"], judgment.evaluation.recalls_text(),
+        comparison.changes_text(), " (best so far)" if is_best else "",
+    )  # fmt: skip
+    for message, times in state.unreadable.items():
+        log.warning("skipped %d times: %s", times, message)
+    state.epoch, state.iteration, state.loss_sum, state.unreadable = state.epoch + 1, 0, 0.0, {}
+    run.checkpoint()
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def _compare(run: _Run) -> tuple[Judgment, Comparison, int]:
+    """Compare the best trained model with the start, and save it as the best model if it is better."""
+    prepared, state = run.prepared, run.state
+    trained = open_model(run.folder / TRAINED_MODEL).to(prepared.device).to(memory_format=torch.channels_last)
+    assert isinstance(trained, GeoLocalizationNet)
+    judgment = judge(
+        trained, prepared.photos.val, prepared.settings, part_of(run.progress, "comparison with the start")
+    )
+    comparison = compare_judgments(run.start, judgment, prepared.photos.val)
+    log.info("%s", comparison.text())
+    fewer = int(run.start.queries.sum()) - int(judgment.queries.sum())  # correct queries
+    if not comparison.is_better or fewer > 0:
+        return judgment, comparison, START
+    epoch = state.best_epoch - state.best_trial * prepared.recipe.epochs_num
+    seed = prepared.config.running.seed + state.best_trial
+    _save(prepared, run.folder, trained, judgment=judgment, epoch=f"epoch {epoch + 1}, seed {seed}")
+    return judgment, comparison, state.best_epoch
+
+
+def _save(
+    prepared: FinetuningPreparation,
+    folder: Path,
+    network: GeoLocalizationNet,
+    *,
+    judgment: Judgment,
+    epoch: str,
+) -> None:
+    """Write best_model.pth and .safetensors.  epoch: of a trained model; "" for the start."""
+    recalls = {str(k): round(recall, 2) for k, recall in judgment.evaluation.recalls.items()}
+    card = {
+        "method": "cosplace",
+        "image_size": str(prepared.recipe.image_size),
+        "source": f"cosplace finetune, {epoch or 'the start'}",
+        "recalls": json.dumps({"val": recalls}),
+    }
+    model = prepared.config.model
+    if epoch:
+        photos = digest_training_photos(prepared.data, None if model == IMAGENET else model)
+        card |= training_card_entries(photos, judgment.evaluation, prepared.photos.val)
+    elif model != IMAGENET:
+        card |= training_entries(weights_path(model))
+    save_best_model(folder, network, card)
+
+
+def _test(
+    prepared: FinetuningPreparation, folder: Path, start: Judgment, kept: Judgment, progress: Progress
+) -> tuple[RetrievalDataset, tuple[Evaluation, Evaluation], GeoLocalizationNet]:
+    """Evaluate the start and the model that is kept on the test set, which has decided nothing.
+
+    Returns the test set, the two evaluations and the model; without a test set, those of the validation set.
+    """
+    network = prepared.network()
+    model = network
+    if kept is not start:
+        opened = open_model(folder / TRAINED_MODEL)
+        assert isinstance(opened, GeoLocalizationNet)
+        model = opened.to(prepared.device).to(memory_format=torch.channels_last)
+    test = prepared.photos.test
+    if test is None:
+        return prepared.photos.val, (start.evaluation, kept.evaluation), model
+    of_start = evaluate(network, test, prepared.settings, progress=part_of(progress, "test of the start"))
+    log.info("%s: start %s", test.name, of_start.recalls_text())
+    if kept is start:
+        return test, (of_start, of_start), model
+    of_model = evaluate(model, test, prepared.settings, progress=part_of(progress, "test"))
+    log.info("%s: fine-tuned %s", test.name, of_model.recalls_text())
+    return test, (of_start, of_model), model
+
+
+def _verdict(prepared: FinetuningPreparation, comparison: Comparison | None, best_epoch: int) -> str:
+    if comparison is None:
+        return (
+            f"{len(prepared.places)} places with at least two photos are too few: training needs {FEWEST_PLACES} or "
+            f"more to help, so the start is kept. To train anyway, use --force."
+        )
+    if best_epoch == START:
+        return f"The trained model is not better than its start, so the start is kept. {comparison.text()}"
+    return f"The trained model is better than its start. {comparison.text()}"

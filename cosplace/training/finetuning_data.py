@@ -1,0 +1,202 @@
+"""The photos of a fine-tuning: training photos, a validation set, and the test set if there is one.
+
+A dataset without a validation set gets one from a part of the training photos, in an area of its own.  Photos of a test
+set are never used for a choice.  Legend: I photos.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cosplace.config.splitting import SplitConfig
+from cosplace.errors import DatasetError
+from cosplace.geo import EARTH_RADIUS_M, ecef_from_lla
+from cosplace.photos.image_list import ImageList
+from cosplace.photos.labels import with_positions
+from cosplace.photos.names import (
+    all_positions_unknown,
+    different_zones,
+    earth_positions,
+    optional_fields,
+    unknown_positions_warning,
+    utm_fields,
+    without_rows,
+)
+from cosplace.photos.scanning import is_dataset_part, scan_images
+from cosplace.progress import Progress, no_progress
+from cosplace.retrieval.capture_times import capture_times, read_columns
+from cosplace.retrieval.dataset import USUAL_FOLDERS, RetrievalDataset, open_retrieval_dataset
+from cosplace.retrieval.recall import find_positives
+from cosplace.retrieval.splitting import Places as SplitPlaces
+from cosplace.retrieval.splitting import plan_splits
+
+VAL_SHARE = 0.2  # of the training photos, for a validation set where there is none
+FEWEST_QUERIES = 10  # with a positive: a validation set with fewer can choose nothing
+RELEASED = "cosplace_resnet50_512"  # a model to recommend
+MOST_UNKNOWN = 0.1  # share of photos without a heading, above which no heading is used
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuningPhotos:
+    """All photos of a fine-tuning."""
+
+    images: ImageList  # I training photos, all with a known position
+    points: np.ndarray  # (I, 2) float64, meters east and north; (I, 3), earth-centered, if in several UTM zones
+    headings: np.ndarray | None  # (I,) float64, degrees; None if they are unknown
+    val: RetrievalDataset
+    test: RetrievalDataset | None
+
+    def digest(self) -> str:
+        """Checksum of the names of all photos that are used for choices."""
+        parts = hashlib.sha256()
+        for images in (self.images, self.val.database, self.val.queries):
+            parts.update(images.text(0, int(images.starts[-1])).tobytes())
+        return parts.hexdigest()
+
+
+def open_finetuning_photos(
+    dataset: str | Path,
+    queries_folder: str | None = None,
+    *,
+    follow_outside: bool = False,
+    seed: int = 0,
+    start: str = RELEASED,
+    progress: Progress = no_progress,
+) -> FinetuningPhotos:
+    """Open a dataset: train/, val/ and test/, as folders or in its table; or photos that are not split.
+
+    seed: of the choice of validation photos, where the dataset has none.  start: the model, for advice.
+    Raises DatasetError if there are no training photos with positions, or too few for a validation set.
+    """
+    dataset = Path(dataset)
+    images = _training_images(dataset, follow_outside=follow_outside, progress=progress)
+    utm = utm_fields(images)
+    if not utm.known.any():
+        raise DatasetError(f"{images.folder}: {all_positions_unknown(images)}")
+    if not utm.known.all():
+        unknown = np.flatnonzero(~utm.known)
+        log.warning("%s", unknown_positions_warning(images, unknown))
+        images = without_rows(images, unknown)
+        utm = utm_fields(images)
+    points = earth_positions(images, utm) if len(different_zones(utm.zones)) > 1 else utm.east_north
+    test, val = (
+        _open_split(dataset, split, queries_folder, follow_outside=follow_outside, progress=progress)
+        for split in ("test", "val")
+    )
+    if val is not None and (num := _num_with_positives(val)) < FEWEST_QUERIES:
+        log.warning(
+            "%s: only %d queries have a database photo within 25 m, too few to choose a model. Training photos "
+            "are used instead.",
+            val.folder, num,
+        )  # fmt: skip
+        val = None
+    rows = np.arange(len(images))
+    if val is None:
+        rows, val = _split_off(images, points, dataset, seed=seed, start=start)
+        images, points = images.subset(rows.tolist()), points[rows]
+    return FinetuningPhotos(images=images, points=points, headings=_headings(images), val=val, test=test)
+
+
+def _training_images(dataset: Path, *, follow_outside: bool, progress: Progress) -> ImageList:
+    if not is_dataset_part(dataset):
+        raise DatasetError(f"{dataset} does not exist. Use a dataset, a folder of photos or a table.")
+    folder = _find(dataset, "train")
+    if folder is None:
+        if _find(dataset, "test") is not None or is_dataset_part(dataset / "database"):
+            raise DatasetError(
+                f"{dataset} has no train/: there are no photos to train on. Add them, or split all photos with "
+                f"`cosplace split {dataset}`."
+            )
+        folder = dataset  # photos that are not split
+    return with_positions(scan_images(folder, dataset=dataset, follow_outside=follow_outside), progress)
+
+
+def _find(dataset: Path, split: str) -> Path | None:
+    candidates = [dataset / between / split for between in USUAL_FOLDERS]
+    return next((folder for folder in candidates if is_dataset_part(folder)), None)
+
+
+def _open_split(
+    dataset: Path, split: str, queries_folder: str | None, *, follow_outside: bool, progress: Progress
+) -> RetrievalDataset | None:
+    folder = _find(dataset, split)
+    if folder is None or not is_dataset_part(folder / "database"):
+        return None
+    return open_retrieval_dataset(folder, queries_folder, follow_outside=follow_outside, progress=progress)
+
+
+def _num_with_positives(val: RetrievalDataset) -> int:
+    return int((find_positives(val.database_positions, val.query_positions).counts > 0).sum())
+
+
+def _headings(images: ImageList) -> np.ndarray | None:
+    """Headings (I,) in degrees; None if they are unknown.  All equal, such as 0, means unknown."""
+    headings = optional_fields(images, ("heading",))[0]
+    unknown = np.isnan(headings)
+    if unknown.mean() > MOST_UNKNOWN:
+        reason = "unknown" if unknown.all() else f"unknown for {unknown.sum():,} of {len(headings):,} photos"
+    elif (headings[~unknown] == headings[~unknown][0]).all():
+        reason = f"{headings[~unknown][0]:g} degrees on all photos, which means unknown"
+    else:
+        return headings
+    log.info("headings are not used: %s", reason)
+    return None
+
+
+# --- a validation set from training photos ---------------------------------------------------------------------------
+
+
+def _split_off(
+    images: ImageList, points: np.ndarray, dataset: Path, *, seed: int, start: str
+) -> tuple[np.ndarray, RetrievalDataset]:
+    """Rows of the photos to train on, and a validation set of areas with about VAL_SHARE of the photos.
+
+    Photos in a buffer around these areas are in neither.
+    """
+    times = capture_times(images, read_columns(dataset))
+    places = SplitPlaces(points=_on_earth(points), seconds=times.seconds, sequences=times.sequences)
+    config = SplitConfig(dataset=str(dataset), val=VAL_SHARE, test=0.0, query_share=0.3, seed=seed)
+    try:
+        splits = plan_splits(places, config).splits
+    except DatasetError as error:
+        raise _too_few(dataset, start, "they cover too small an area, or show each place only once") from error
+    train, of_database, of_queries = (
+        np.flatnonzero(splits == split) for split in ("train", "val/database", "val/queries")
+    )
+    val = RetrievalDataset(
+        name="validation photos",
+        folder=images.folder,
+        database=images.subset(of_database.tolist()),
+        queries=images.subset(of_queries.tolist()),
+        database_positions=points[of_database],
+        query_positions=points[of_queries],
+    )
+    if (num := _num_with_positives(val)) < FEWEST_QUERIES:
+        raise _too_few(dataset, start, f"only {num} queries would have another photo within 25 m")
+    log.info(
+        "no validation set: %s training photos in separate areas are used for validation (%s database photos, %s "
+        "queries)",
+        f"{len(of_database) + len(of_queries):,}", f"{len(of_database):,}", f"{len(of_queries):,}",
+    )  # fmt: skip
+    return train, val
+
+
+def _too_few(dataset: Path, start: str, reason: str) -> DatasetError:
+    return DatasetError(
+        f"{dataset} has no validation set, and its training photos are too few to make one: {reason}. Training "
+        f"does not help then: add photos, or index them without training: `cosplace index build {dataset} --model "
+        f"{start} --to INDEX`."
+    )
+
+
+def _on_earth(points: np.ndarray) -> np.ndarray:
+    """Earth-centered points of positions (I, 2) or (I, 3); east and north are moved to the equator at longitude 0."""
+    if points.shape[1] == 3:
+        return points
+    east, north = np.degrees((points - points.mean(axis=0)) / EARTH_RADIUS_M).T
+    return ecef_from_lla(north, east)

@@ -1,0 +1,72 @@
+"""Losses of fine-tuning: modules of descriptors (B, D) and places (B,) int64 -> loss ().
+
+MultiSimilarity   compares the photos of a batch with each other (Wang et al., "Multi-Similarity Loss", CVPR 2019), with
+                  the miner of that paper; for few places; neighbors are no negatives.  From pytorch_metric_learning.
+PlaceCosFace      CosFace over all places at once, in which neighbors of the true place are no negatives
+
+Legend: B photos of a batch, C places, D descriptor dimension.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosplace.errors import ConfigError
+from cosplace.training.cosface import MarginCosineProduct
+from cosplace.training.places import Places
+
+# Weights of positives and negatives and the margins of the miner, as Ali-bey et al. chose them for place recognition
+# ("GSV-Cities", Neurocomputing 2022).
+ALPHA, BETA, BASE, EPSILON = 1.0, 50.0, 0.0, 0.1
+
+
+def new_loss(name: str, dimension: int, places: Places, *, seed: int) -> nn.Module:
+    """The loss with a name, "multi_similarity" or "cosface", for descriptors of a dimension."""
+    return MultiSimilarity(places) if name == "multi_similarity" else PlaceCosFace(dimension, places, seed=seed)
+
+
+class MultiSimilarity(nn.Module):
+    """The multi-similarity loss of a batch with several photos of each place; neighbors are no negatives.
+
+    Raises ConfigError without the package.
+    """
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()
+        try:
+            from pytorch_metric_learning.distances import CosineSimilarity
+            from pytorch_metric_learning.losses import MultiSimilarityLoss
+            from pytorch_metric_learning.miners import MultiSimilarityMiner
+        except ImportError as error:
+            raise ConfigError(
+                "Fine-tuning needs pytorch-metric-learning: `pip install 'cosplace[finetune]'`. Or use --loss cosface."
+            ) from error
+        self.loss = MultiSimilarityLoss(alpha=ALPHA, beta=BETA, base=BASE, distance=CosineSimilarity())
+        self.miner = MultiSimilarityMiner(epsilon=EPSILON, distance=CosineSimilarity())
+        self.neighbors = [torch.from_numpy(one) for one in places.neighbors]
+
+    def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss ()."""
+        anchors, positives, others, negatives = self.miner(descriptors, labels)  # pairs of rows
+        on_cpu = labels.cpu()
+        near = torch.stack([torch.isin(on_cpu, self.neighbors[label]) for label in on_cpu.tolist()])  # (B, B) bool
+        kept = ~near.to(labels.device)[others, negatives]
+        return self.loss(descriptors, labels, (anchors, positives, others[kept], negatives[kept]))
+
+
+class PlaceCosFace(nn.Module):
+    """CosFace (see `cosface`) with one classifier for all places; neighbors of the true place have no logit."""
+
+    def __init__(self, dimension: int, places: Places, *, seed: int) -> None:
+        super().__init__()
+        self.product = MarginCosineProduct(dimension, len(places), generator=torch.Generator().manual_seed(seed))
+        self.neighbors = [torch.from_numpy(one) for one in places.neighbors]
+
+    def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss ()."""
+        logits = self.product(descriptors, labels)  # (B, C)
+        neighbors = [self.neighbors[label] for label in labels.tolist()]
+        rows = torch.repeat_interleave(torch.tensor([len(one) for one in neighbors]))
+        hidden = torch.zeros(logits.shape, dtype=torch.bool)
+        hidden[rows, torch.cat(neighbors)] = True
+        return F.cross_entropy(logits.masked_fill(hidden.to(logits.device), -torch.inf), labels)

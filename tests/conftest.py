@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine may take long for any example, and no test is about time.
+settings.register_profile("cosplace", deadline=None)
+settings.load_profile("cosplace")
 
 SHARED = Path(os.environ.get("COSPLACE_REFERENCE", Path(__file__).resolve().parents[2] / "shared"))
 

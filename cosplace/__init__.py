@@ -13,6 +13,7 @@ Layers, from the ground up; a module imports only from layers listed above its o
     importing      photos from anywhere become a dataset
     models         networks, weights, released models, photos to descriptors
     retrieval      extraction, exact search, positives and recall, evaluation
+    assessment     intervals, metrics, protocols and comparison of evaluations
     training       the paper: groups, CosFace, augmentation, one step, the loop
     index          a growing, searchable index of photos
     localization   matches -> coordinates with a calibrated confidence

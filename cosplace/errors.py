@@ -81,6 +81,10 @@ class DatasetError(CosPlaceError):
     """A folder of photos is missing, empty or too small, or its photos have other names than expected."""
 
 
+class NoPositionsError(DatasetError):
+    """No photo of a folder has a position."""
+
+
 class ImageError(CosPlaceError):
     """A photo cannot be read: truncated, empty, too large or not an image."""
 

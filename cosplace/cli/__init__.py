@@ -7,7 +7,12 @@ that --help answers at once.
     command     one command: name, summary, function, settings
     help        help texts, from settings
     parser      settings from the words of a command line; suggestions for misspelled ones
+    comparing   compare
+    answering   eval with two folders, and without positions
+    seeds       train --seeds
     training    train, eval, groups
+    reproduce   protocols, reproduce
+    runs        runs
     importing   import
     panoramas   panoramas
     validate    validate

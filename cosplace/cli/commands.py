@@ -37,6 +37,27 @@ COSPLACE = Command(
             function="training:run_eval",
         ),
         Command(
+            name="protocols",
+            summary="List the published protocols that eval and reproduce can follow: counts, radius, notes.",
+            function="reproduce:run_protocols",
+        ),
+        Command(
+            name="reproduce",
+            summary="Evaluate a released model by a published protocol, and compare with its published figures.",
+            function="reproduce:run_reproduce",
+        ),
+        Command(
+            name="compare",
+            summary="Compare runs on the same queries: differences of recalls with intervals, and the queries that "
+            "flipped.",
+            function="comparing:run_compare",
+        ),
+        Command(
+            name="runs",
+            summary="List runs with their main figures: recalls, model, dataset, epochs, state.",
+            function="runs:run_runs",
+        ),
+        Command(
             name="groups",
             summary="Form CosPlace classes and groups, and check whether they are suitable for training.",
             function="training:run_groups",

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -230,6 +231,11 @@ def stop_on_signals(progress: Progress, advice: str) -> Generator[Progress]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def command_line() -> str:
+    """The command line of this process, for a shell."""
+    return shlex.join([*program(), *sys.argv[1:]])
 
 
 def program() -> list[str]:

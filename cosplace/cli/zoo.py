@@ -53,7 +53,8 @@ def run_info(config: ZooInfoConfig) -> None:
         print_json(record)
         return
     for key, value in record.items():
-        text = ", ".join(f"{data} {recall}" for data, recall in value.items()) if isinstance(value, dict) else value
+        separator = "; " if key == "licenses" else ", "  # texts of licenses have commas
+        text = separator.join(f"{data} {one}" for data, one in value.items()) if isinstance(value, dict) else value
         print_result(f"{key:15s}  {'-' if text in (None, '') else text}")
     if isinstance(model, HubModel):
         print_result(f"\nUse it with --model {model.name} --trust_remote_code, which runs code of its repository.")
@@ -99,10 +100,12 @@ def run_verify(config: ZooVerifyConfig) -> None:
 
 def _record(model: "ZooModel | HubModel") -> dict[str, Any]:
     """Everything that is known about a model, for JSON: with its URL, its path in the cache and its checksum."""
+    from cosplace.assessment.published import terms_of
     from cosplace.models.downloads import recorded_sha256, weights_folder
     from cosplace.models.zoo import ZooModel, released_url
 
     record = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    record["licenses"] = terms_of(model.name).licenses
     if "recalls" in record:
         record["recalls"] = dict(record["recalls"])
     if isinstance(model, ZooModel):

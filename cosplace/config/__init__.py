@@ -9,6 +9,9 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     defaults    default values that functions and flags share
     sections    shared sections; settings of train, eval, groups
     finetuning  settings of finetune
+    reproduce   settings of protocols, reproduce
+    comparing   settings of compare
+    runs        settings of runs
     importing   settings of import
     panoramas   settings of panoramas
     validate    settings of validate

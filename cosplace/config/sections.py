@@ -158,6 +158,29 @@ class DatasetFolders(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationFolders(DatasetFolders):
+    """Photos"""
+
+    queries_folder: str | None = setting(
+        None,
+        "queries: the name of a folder next to the database, for example queries_night, or the path of any folder. A "
+        "relative path that could mean two folders is refused",
+        metavar="NAME|FOLDER",
+        default_text="queries_v1 next to the database, or queries if that does not exist",
+    )
+    database_folder: str | None = setting(
+        None,
+        "any folder of photos as the database, in place of a test set with database/. If the queries have no "
+        "positions, nothing is measured, and the answers are coordinates",
+        metavar="FOLDER",
+        default_text="database/ in the test set",
+    )
+    no_labels: bool = setting(
+        False, "ignore all positions: nothing is measured, and the result is the nearest neighbors of each query"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Grouping(Section):
     """Classes and groups"""
 
@@ -214,6 +237,21 @@ class TrainingSettings(Section):
         None,
         "weights to start from: best_model.pth of another run, or a name from `cosplace zoo list`",
         metavar="MODEL",
+    )
+    seeds: tuple[int, ...] = setting(
+        (),
+        "train once with each of two or more seeds, and print the mean and standard deviation of the recalls; the same "
+        "command continues if it was stopped",
+        at_least=0,
+        metavar="INT",
+        default_text="one run, with --seed",
+    )
+    logger: str | None = setting(
+        None,
+        "also send settings, metrics and images of a few validation queries to Weights & Biases or MLflow, as their "
+        "own environment variables say; needs `pip install 'cosplace[wandb]'` or `'cosplace[mlflow]'`",
+        choices=("wandb", "mlflow"),
+        default_text="only TensorBoard, in the folder of the run",
     )
     checkpoint_minutes: float = setting(
         10.0, "minutes between two checkpoints (last_checkpoint.pth); there is also one after each epoch", at_least=0
@@ -301,6 +339,43 @@ class TestImageSize(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ViewSettings(Section):
+    """Sizes and copies of photos"""
+
+    query_policy: str | None = setting(
+        None,
+        "how queries, which often have other sizes than the database, are encoded: native keeps their size; short_side "
+        "resizes the shorter side to --image_size, single_query also takes one query per batch; square makes them "
+        "square; central_crop cuts them to the size of the database photos; five_crops averages five square crops, "
+        "nearest_crop takes the best of them, maj_voting lets them vote",
+        metavar="POLICY",
+        choices=(
+            "native", "short_side", "square", "single_query", "central_crop", "five_crops", "nearest_crop",
+            "maj_voting",
+        ),
+        default_text="as the database: native, or short_side with --resize_test_imgs",
+    )  # fmt: skip
+    scales: tuple[float, ...] = setting(
+        (1.0,), "average the descriptors of copies of each photo, in the database too: their sizes relative to it, for "
+        "example 0.7 1 1.4", above=0, at_most=4, metavar="NUMBER",
+    )  # fmt: skip
+    flip: bool = setting(False, "average the descriptors of each photo and its mirror image, in the database too")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolSettings(Section):
+    """Protocol"""
+
+    protocol: str | None = setting(
+        None,
+        "refuse a dataset or settings that differ from a published protocol, such as pitts30k-test or tokyo247@1, and "
+        "record it in results.json; `cosplace protocols` lists them",
+        metavar="NAME[@VERSION]",
+        default_text="custom: any dataset, radius and image size",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Weights(Section):
     """Trained model"""
 
@@ -376,14 +451,29 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonSettings(Section):
+    """Comparison"""
+
+    compare: str | None = setting(
+        None,
+        "folder of an earlier run of the same dataset: also print the differences from it, with intervals, and write "
+        "comparison.html; see `cosplace compare`",
+        metavar="RUN",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
     """Settings of `cosplace eval`."""
 
-    folders: DatasetFolders = section(DatasetFolders, hidden=("train_set_folder", "val_set_folder"))
+    folders: EvaluationFolders = section(EvaluationFolders, hidden=("train_set_folder", "val_set_folder"))
     model: Model = section(Model, hidden=("train_all_layers",))
     weights: Weights = section(Weights)
+    protocol: ProtocolSettings = section(ProtocolSettings)
     test_size: TestImageSize = section(TestImageSize)
+    views: ViewSettings = section(ViewSettings)
     testing: TestSettings = section(TestSettings)
+    comparing: ComparisonSettings = section(ComparisonSettings)
     running: RuntimeSettings = section(RuntimeSettings, hidden=("compile",))
 
 

@@ -16,6 +16,7 @@ Files, each importing only files listed above it:
     queries         photos to calibrate an index with
     leave_one_out   matches of photos of the index as if they were new
     calibration     fit the confidence on the photos of an index
+    database_confidence  the same for an evaluation, whose database is not an index
     tracks          times of frames, frames of a video, GPX
     reranking       check doubtful answers with local features
 """

@@ -158,7 +158,7 @@ def compute_calibration(
         parts = [queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
         if num_altered and len(columns) <= BLOCK_ROWS:  # too few examples are detected before photos are encoded
             found = find_matches(index, columns, parts[0], no_progress, 0, correction)
-            check_examples(_all_examples(found, parts[0], correction, np.random.default_rng(seed))[0])
+            check_examples(all_examples(found, parts[0], correction, np.random.default_rng(seed))[0])
     about["num_queries"] = len(parts[0].rows)
     num_altered = min(num_altered, len(parts[0].rows))
     if num_altered:
@@ -171,7 +171,7 @@ def compute_calibration(
         parts.append(queries_without_place(encoder, rng))
         about["num_non_places"] = len(parts[-1].rows)
     found = find_matches(index, columns, _concatenate(parts), progress, num_altered, correction)
-    examples, temperature = _all_examples(found, _concatenate(parts), correction, rng)
+    examples, temperature = all_examples(found, _concatenate(parts), correction, rng)
     about |= {
         "num_examples": len(examples.correct),
         "num_right": int(examples.correct.sum()),
@@ -256,7 +256,7 @@ def _folds(latitudes: np.ndarray, longitudes: np.ndarray, rng: np.random.Generat
     return fold_of[areas]
 
 
-def _all_examples(
+def all_examples(
     found: tuple[QueryMatches, QueryMatches],
     queries: Queries,
     correction: ValidationMatches | None,

@@ -11,6 +11,7 @@ downloads         download files once, resume, check
 imagenet          torchvision's ImageNet weights
 network           GeoLocalizationNet: backbone and aggregation
 inference         a copy of a network that runs faster
+averaging         descriptors averaged over scales and the mirror image
 reduction         fewer dimensions: PCA, whitening, truncation
 model_files       tensors and model card of a model in a file
 zoo               released models by name

@@ -13,6 +13,7 @@ modes           any mode of a Pillow image to RGB
 opening         decode one photo, safely
 thumbnails      small JPEGs of photos
 resizing        resize to a shorter side
+crops           crops of one size from photos of any size
 duplicates      near-duplicates: photos that were resized, encoded again, or taken a moment later
 normalization   ImageNet mean and standard deviation
 exif            position, heading and time in EXIF blocks and XMP packets

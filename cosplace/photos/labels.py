@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cosplace.errors import DatasetError, ImageError
+from cosplace.errors import DatasetError, ImageError, NoPositionsError
 from cosplace.geo import (
     MapCenter,
     local_map_center,
@@ -198,7 +198,7 @@ def with_positions(images: ImageList, progress: Progress = no_progress, num_work
 
     Only the first part of JPEG files is read.  Photos without a position are left out, with a warning.
     num_workers: threads; by default one per core, up to 8.
-    Raises DatasetError if no photo has a position.
+    Raises NoPositionsError if no photo has a position.
     """
     if images.labels is not None or has_names(images):
         return images
@@ -210,7 +210,9 @@ def with_positions(images: ImageList, progress: Progress = no_progress, num_work
             progress(TASK, len(photos), len(images))
     unknown = np.flatnonzero([not photo.has_position for photo in photos])
     if len(unknown) == len(images):
-        raise DatasetError(f"{without_positions_text(images)}{tables_hint(images.folder, images)} {IMPORT_ADVICE}")
+        raise NoPositionsError(
+            f"{without_positions_text(images)}{tables_hint(images.folder, images)} {IMPORT_ADVICE}", NO_LABELS
+        )
     if len(unknown):
         log.warning(
             "%s: %s of %s photos are left out, for example %s: EXIF has no position.",
@@ -289,6 +291,7 @@ def with_headings(images: ImageList) -> ImageList:
 
 # --- photos without positions ----------------------------------------------------------------------------------------
 
+NO_LABELS = "Or use --no_labels to list the nearest neighbors only."
 IMPORT_ADVICE = "Combine photos and positions with `cosplace import PHOTOS TABLE --to DATASET`."
 
 

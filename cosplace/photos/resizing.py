@@ -3,6 +3,7 @@
 The result is that of torchvision's `resize`, without importing torchvision, which takes longer than locating a photo.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from platform import machine
 
@@ -36,12 +37,18 @@ def resized_shape(height: int, width: int, size: int, name: str | Path = "the ph
     MAX_ASPECT to 1.
     """
     shape = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
-    if shape[0] * shape[1] > max(MAX_RESIZED_PIXELS, MAX_ASPECT * size * size):
-        raise PhotoSizeError(
-            f"{name} is too long and narrow: its {width} x {height} pixels would become {shape[1]} x {shape[0]} for a "
-            f"shorter side of {size}. Crop it."
-        )
+    check_resized((height, width), shape, name)
     return shape
+
+
+def check_resized(before: Sequence[int], after: Sequence[int], name: str | Path = "the photo") -> None:
+    """Raise PhotoSizeError if resizing from one height and width to another gives too many pixels."""
+    size = min(after)
+    if after[0] * after[1] > max(MAX_RESIZED_PIXELS, MAX_ASPECT * size * size):
+        raise PhotoSizeError(
+            f"{name} is too long and narrow: its {before[1]} x {before[0]} pixels would become {after[1]} x {after[0]} "
+            f"for a shorter side of {size}. Crop it."
+        )
 
 
 def batch_size_for(height: int, width: int, batch_size: int) -> int:

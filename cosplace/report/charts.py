@@ -52,9 +52,12 @@ class Series:
     color: int = 0  # number of the color and of the marker's shape
     label: str = ""
     # strong: thick, drawn last; faint: thin and pale background, without label; reference: a dashed gray line.
-    style: Literal["line", "strong", "faint", "reference"] = "line"
+    # dashed: a pattern for each color, for curves without markers.
+    style: Literal["line", "strong", "dashed", "faint", "reference"] = "line"
     markers: bool = True
     shares: np.ndarray | None = None  # (n,) from 0 to 1: draw dots with these areas instead of a curve
+    lows: np.ndarray | None = None  # (n,) ends of the interval at each point: a band, or for dots a line
+    highs: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,21 +101,27 @@ def chart(
     description: str,
     bands: Sequence[Band] = (),
     threshold: tuple[float, str] | None = None,
+    tips: Sequence[tuple[float, str]] = (),
 ) -> Markup:
-    """Draw series as SVG.  description: for screen readers; threshold: a value on x to mark, and its label."""
+    """Draw series as SVG.
+
+    description: for screen readers.  threshold: a value on x to mark, and its label.  tips: values on x, rising, with
+    the text that the page's script shows while the pointer is near them.
+    """
     labeled = [one for one in series if one.label and one.style != "faint"]
     longest = max((len(shorten(one.label, MAX_LABEL)) for one in labeled), default=0)
     plot = _Plot(x=x, y=y, right=WIDTH - (round(CHARACTER_WIDTH * longest) + 20 if longest else 22))
-    parts = [*_grid(plot), *(_band(plot, band) for band in bands)]
+    parts = [*_grid(plot), *(_band(plot, band) for band in bands), *(_interval_band(plot, one) for one in series)]
     if threshold is not None:
         value, text = threshold
         at = float(plot.across(np.array([value]))[0])
         parts.append(_element("path", class_="threshold", d=f"M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"))
         parts.append(_element("text", text, class_="note", x=at + 5, y=HEIGHT - BOTTOM - 8))
-    order = ("faint", "reference", "line", "strong")  # the last is drawn above the others
+    order = ("faint", "reference", "dashed", "line", "strong")  # the last is drawn above the others
     for one in sorted(series, key=lambda one: order.index(one.style)):
         parts += _curve(plot, one) if one.shares is None else _dots(plot, one, one.shares)
     parts += _end_labels(plot, labeled)
+    parts += _tips(plot, tips)
     return _element("svg", *parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=description)
 
 
@@ -189,6 +198,34 @@ def _band(plot: _Plot, band: Band) -> Markup:
     return _element("g", _element("title", f"group {band.group}"), rectangle)
 
 
+def _interval_band(plot: _Plot, series: Series) -> Markup:
+    """Draw the area between the ends of the intervals of a curve."""
+    if series.lows is None or series.highs is None or series.shares is not None or len(series.xs) < 2:
+        return Markup("")
+    across, lows, highs = plot.across(series.xs), plot.down(series.lows), plot.down(series.highs)
+    corners = zip(np.append(across, across[::-1]).tolist(), np.append(highs, lows[::-1]).tolist(), strict=True)
+    line = "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
+    return _element("path", class_=f"s{series.color % NUM_COLORS} range", d=f"M{line}z")
+
+
+def _tips(plot: _Plot, tips: Sequence[tuple[float, str]]) -> list[Markup]:
+    """Draw invisible columns that have a text each; a column reaches halfway to the next one."""
+    if not tips:
+        return []
+    centers = plot.across(np.array([x for x, _ in tips]))
+    borders = np.concatenate([[LEFT], (centers[1:] + centers[:-1]) / 2, [plot.right]])
+    height = HEIGHT - BOTTOM - TOP
+    return [
+        _element(
+            "rect", class_="tip", x=left, y=TOP, width=max(right - left, 0.5), height=height,
+            data_x=center, data_tip=text,
+        )
+        for left, right, center, (_, text) in zip(
+            borders[:-1].tolist(), borders[1:].tolist(), centers.tolist(), tips, strict=True
+        )
+    ]  # fmt: skip
+
+
 def _curve(plot: _Plot, series: Series) -> list[Markup]:
     points = list(zip(plot.across(series.xs).tolist(), plot.down(series.ys).tolist(), strict=True))
     color = series.color % NUM_COLORS
@@ -217,10 +254,18 @@ def _marker(color: int, x: float, y: float, strong: bool) -> Markup:
 def _dots(plot: _Plot, series: Series, shares: np.ndarray) -> list[Markup]:
     centers = zip(plot.across(series.xs).tolist(), plot.down(series.ys).tolist(), strict=True)
     radii = (SMALLEST_DOT + (LARGEST_DOT - SMALLEST_DOT) * np.sqrt(shares)).tolist()
-    return [
-        _element("circle", class_=f"s{series.color % NUM_COLORS} dot", cx=across, cy=down, r=radius)
+    color = series.color % NUM_COLORS
+    dots = [
+        _element("circle", class_=f"s{color} dot", cx=across, cy=down, r=radius)
         for (across, down), radius in zip(centers, radii, strict=True)
     ]
+    if series.lows is None or series.highs is None:
+        return dots
+    ends = zip(
+        plot.across(series.xs).tolist(), plot.down(series.lows).tolist(), plot.down(series.highs).tolist(), strict=True
+    )
+    lines = [_element("path", class_=f"s{color} whisker", d=f"M{x:.1f} {low:.1f}V{high:.1f}") for x, low, high in ends]
+    return [*lines, *dots]
 
 
 def _end_labels(plot: _Plot, series: Sequence[Series]) -> list[Markup]:

@@ -1,4 +1,4 @@
-"""The charts of a report: recalls, training loss, validation recalls, distances.  Pure: rows and arrays in, SVG out."""
+"""Charts of recalls, training loss and validation recalls.  Pure: rows in, SVG out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,10 @@ from markupsafe import Markup
 
 from cosplace.report.charts import Axis, Band, Series, chart, linear_axis, percent_axis
 from cosplace.report.data import RecallRow
-from cosplace.retrieval.evaluation import Evaluation
 
 MAX_CURVES = 10  # in one chart
 MAX_POINTS = 400  # of one curve
 NUM_MEANS = 60  # points of the smoothed loss
-DISTANCE_TICKS_M = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +51,30 @@ def recall_chart(rows: Sequence[RecallRow], highlight: str | None) -> Markup:
     for row in rows:
         points = sorted((k, recall) for k, recall in row.recalls.items() if math.isfinite(recall))
         xs, ys = (np.array(column, np.float64) for column in zip(*points, strict=True))
+        known = all(k in row.intervals for k, _ in points)
+        lows, highs = (
+            np.array([getattr(row.intervals[k], end) for k, _ in points]) if known else None for end in ("low", "high")
+        )
         if row.name == highlight:
-            series.append(Series(label=row.name, xs=xs, ys=ys, style="strong"))
+            series.append(Series(label=row.name, xs=xs, ys=ys, lows=lows, highs=highs, style="strong"))
         else:
-            series.append(Series(label=row.name, xs=xs, ys=ys, color=next(other_colors)))
+            series.append(Series(label=row.name, xs=xs, ys=ys, lows=lows, highs=highs, color=next(other_colors)))
     # Ratios of N matter more than differences.  A single N is drawn in the middle.
     low, high = (ks[0], ks[-1]) if len(ks) > 1 else (ks[0] / 2, ks[0] * 2)
     ticks = [(k, str(k)) for k in _readable_ticks(ks)]
     x = Axis(title="N (top-N predictions)", low=low, high=high, ticks=ticks, logarithmic=True)
-    return chart(series, x, percent_axis("Recall@N, % of queries", _lowest(series)), description="Recall@N of each row")
+    y = percent_axis("Recall@N, % of queries", _lowest(series))
+    return chart(series, x, y, description="Recall@N of each row", tips=[(k, _recall_tip(rows, k)) for k in ks])
+
+
+def _recall_tip(rows: Sequence[RecallRow], k: int) -> str:
+    """The recalls of all rows for one N, a line each, the highest first."""
+    found = [(row.recalls[k], row) for row in rows if k in row.recalls and math.isfinite(row.recalls[k])]
+    lines = [
+        f"{row.name}: {row.intervals[k].text() if k in row.intervals else f'{recall:.1f}'}%"
+        for recall, row in sorted(found, key=lambda pair: -pair[0])
+    ]
+    return "\n".join([f"Recall@{k}", *lines])
 
 
 def _readable_ticks(ks: Sequence[int]) -> list[int]:
@@ -75,7 +88,7 @@ def _readable_ticks(ks: Sequence[int]) -> list[int]:
 
 
 def _lowest(series: Sequence[Series]) -> float:
-    return min(float(one.ys.min()) for one in series)
+    return min(float((one.ys if one.lows is None else one.lows).min()) for one in series)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -180,35 +193,3 @@ def _bands(epochs: Sequence[Epoch]) -> list[Band]:
         Band(start=epoch.number, end=epoch.number + 1, group=epoch.group) for epoch in epochs if epoch.group is not None
     ]
     return bands if len({band.group for band in bands}) > 1 else []
-
-
-# --- distances -------------------------------------------------------------------------------------------------------
-
-
-def distance_chart(evaluation: Evaluation) -> Markup | None:
-    """Draw the share of queries whose first prediction is within each distance; None without predictions."""
-    first = evaluation.distances_m[:, 0]
-    known = np.sort(first[np.isfinite(first)])
-    if not len(known):
-        return None
-    highest = max(float(known[-1]), evaluation.positive_dist_threshold * 4, 100.0)
-    highest = next((tick for tick in DISTANCE_TICKS_M if tick >= highest), highest)
-    within = np.geomspace(1, highest, 160)
-    shares = 100 * np.searchsorted(known, within, side="right") / len(first)
-    ticks = [(tick, f"{tick} m" if tick < 1000 else f"{tick // 1000} km") for tick in DISTANCE_TICKS_M]
-    x = Axis(
-        title="maximum distance to the first prediction",
-        low=1,
-        high=highest,
-        ticks=[tick for tick in ticks if tick[0] <= highest],
-        logarithmic=True,
-    )
-    y = percent_axis("% of queries")
-    radius = evaluation.positive_dist_threshold
-    return chart(
-        [Series(xs=within, ys=shares, style="strong", markers=False)],
-        x,
-        y,
-        description="Share of queries by the distance to their first prediction",
-        threshold=(radius, f"correct: {radius:g} m") if radius >= 1 else None,
-    )

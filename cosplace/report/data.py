@@ -1,4 +1,4 @@
-"""The data that a report shows."""
+"""The data that a report shows.  Legend: Q queries, R database images, K predictions per query."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.assessment.intervals import Estimate
+from cosplace.assessment.measures import Measures
 from cosplace.geo import distances_m
+from cosplace.photos.image_list import ImageList
 from cosplace.photos.names import optional_fields
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
 from cosplace.training.groups import Groups
 
 SAME_PLACE_M = 0.005  # names are written to the centimeter
+FACING_DEG = (
+    45.0  # two photos with a smaller difference of their headings face the same way: half a usual field of view
+)
 CORRECT_FIRST, CORRECT_LATER, NOT_FOUND = 0, 1, 2  # the outcome of a query
 
 
@@ -23,6 +29,7 @@ class RecallRow:
     name: str
     recalls: Mapping[int, float]  # N -> percentage
     note: str = ""
+    intervals: Mapping[int, Estimate] = field(default_factory=dict)  # of the recalls; without those that are unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +40,16 @@ class Report:
     summary: Sequence[str] = ()  # short sentences: what was run
     recall_rows: Sequence[RecallRow] = ()
     highlight: str | None = None  # name of the row of this run's model
+    measures: Measures | None = None  # of `evaluation`
+    conditions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> value of each query; "" if unknown
     metrics: Sequence[Mapping[str, Any]] = ()  # the rows of metrics.jsonl, in the order they were written
     groups: Groups | None = None
     groups_used: int = 0  # groups 0 … groups_used - 1 were trained on
     dataset: RetrievalDataset | None = None
     evaluation: Evaluation | None = None  # of `dataset`
     settings: Mapping[str, Any] = field(default_factory=dict)
-    num_queries_shown: int = 12
+    environment: Mapping[str, Any] = field(default_factory=dict)  # command, versions, times; may be nested
+    num_queries_shown: int = 12  # at once
     num_predictions_shown: int = 5
 
 
@@ -49,36 +59,54 @@ def outcomes(hits: np.ndarray) -> np.ndarray:
 
 
 def outcome_names(num_predictions: int) -> tuple[str, str, str]:
-    """Name the outcomes of queries with K predictions, in the order of their numbers."""
-    later = "2" if num_predictions == 2 else f"2–{num_predictions}"
-    return "correct at rank 1", f"correct at rank {later}", f"not found in top {num_predictions}"
+    """Name the outcomes of queries with K predictions, in the order of their numbers; empty for one that cannot be."""
+    ranks = f"2–{num_predictions}" if num_predictions > 2 else "2"
+    later = f"correct at rank {ranks}" if num_predictions > 1 else ""
+    return "correct at rank 1", later, f"not found in top {num_predictions}"
+
+
+def similarities(evaluation: Evaluation) -> np.ndarray:
+    """Cosine similarities of queries and predictions, (Q, K) float64, for descriptors of length 1; -inf without one."""
+    return 1 - evaluation.squared_distances.astype(np.float64) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedMatch:
-    """The database image that a query should have found first."""
+class ExpectedMatches:
+    """For each query, the database image that it should have found first."""
 
-    image: int
-    distance_m: float
-    heading_difference_deg: float  # in [0, 180]; nan if a heading is unknown
+    images: np.ndarray  # (Q,) int64; -1 for a query without positives
+    distances_m: np.ndarray  # (Q,) float64; nan without one
+    heading_differences_deg: np.ndarray  # (Q,) float64 in [0, 180]; nan if a heading is unknown
 
 
-def expected_match(dataset: RetrievalDataset, evaluation: Evaluation, query: int) -> ExpectedMatch | None:
-    """Return the positive nearest to a query; among equally near ones, the one with the most similar heading.
+def expected_matches(dataset: RetrievalDataset, evaluation: Evaluation) -> ExpectedMatches:
+    """Return the expected match of each query: near, and with a similar heading.
 
-    Images of a panorama are at one position; None for a query without positives.
+    It is the nearest of the positives that face the same way as the query (up to FACING_DEG), or the nearest positive
+    if no positive is known to do so.  Among equally near ones, such as the images of a panorama, it is the one with the
+    most similar heading.
     """
-    positives = evaluation.positives.of(query)
-    if not len(positives):
-        return None
-    distances = distances_m(dataset.database_positions[positives], dataset.query_positions[query])
-    nearest = np.flatnonzero(distances <= distances.min() + SAME_PLACE_M)
-    headings = optional_fields(dataset.database.subset(positives[nearest].tolist()), ("heading",))[0]
-    heading = optional_fields(dataset.queries.subset([query]), ("heading",))[0, 0]
-    differences = np.abs((headings - heading + 180) % 360 - 180)
-    best = int(np.where(np.isnan(differences), 180.0, differences).argmin())
-    return ExpectedMatch(
-        image=int(positives[nearest[best]]),
-        distance_m=float(distances[nearest[best]]),
-        heading_difference_deg=float(differences[best]),
-    )
+    database_headings, query_headings = headings_deg(dataset.database), headings_deg(dataset.queries)
+    num_queries = len(dataset.query_positions)
+    images = np.full(num_queries, -1, np.int64)
+    distances, differences = np.full(num_queries, np.nan), np.full(num_queries, np.nan)
+    for query in np.flatnonzero(evaluation.positives.counts):
+        positives = evaluation.positives.of(int(query))
+        meters = distances_m(dataset.database_positions[positives], dataset.query_positions[query])
+        turns = np.abs((database_headings[positives] - query_headings[query] + 180) % 360 - 180)
+        facing = turns <= FACING_DEG  # False where unknown
+        candidates = np.flatnonzero(facing) if facing.any() else np.arange(len(positives))
+        nearest = candidates[meters[candidates] <= meters[candidates].min() + SAME_PLACE_M]
+        best = nearest[np.where(np.isnan(turns[nearest]), 180.0, turns[nearest]).argmin()]
+        images[query], distances[query], differences[query] = positives[best], meters[best], turns[best]
+    return ExpectedMatches(images=images, distances_m=distances, heading_differences_deg=differences)
+
+
+def headings_deg(images: ImageList) -> np.ndarray:
+    """Headings of a list of photos in degrees, (I,) float64; nan where unknown.
+
+    If all are exactly 0, they are unknown: some datasets have that in each name.
+    """
+    headings = optional_fields(images, ("heading",))[0]
+    is_filler = len(headings) > 1 and not np.nan_to_num(headings).any()
+    return np.full(len(headings), np.nan) if is_filler else headings

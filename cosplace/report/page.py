@@ -1,22 +1,22 @@
 """The report of a run as one HTML file.
 
-The file loads nothing else: styles, charts and photos are inside, and a content security policy forbids the rest.
-The same input gives the same bytes.
+The file loads nothing else: styles, charts, photos and script are inside, and a content security policy forbids all
+else.  Without the script, all figures, charts, maps and the first rows of the list of queries are there.  The same
+input gives the same bytes.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from cosplace.progress import format_duration
 from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR, OUTCOME_COLORS, QUERY_COLOR
 from cosplace.report.curves import (
     Epoch,
-    distance_chart,
     loss_chart,
     read_epochs,
     recall_chart,
@@ -24,24 +24,27 @@ from cosplace.report.curves import (
     rows_in_chart,
     validation_chart,
 )
-from cosplace.report.data import (
-    CORRECT_FIRST,
-    CORRECT_LATER,
-    NOT_FOUND,
-    Report,
-    expected_match,
-    outcome_names,
-    outcomes,
-)
+from cosplace.report.data import CORRECT_FIRST, CORRECT_LATER, NOT_FOUND, RecallRow, Report, outcome_names, outcomes
+from cosplace.report.environment import environment_rows
 from cosplace.report.maps import fits_one_map, groups_map, on_one_plane, outcome_map
-from cosplace.report.render import render
-from cosplace.report.thumbnails import Thumbnail, make_thumbnail, placeholder_thumbnail
+from cosplace.report.measures_section import (
+    condition_groups,
+    distance_texts,
+    interval_note,
+    metric_rows,
+    percent_texts,
+    scores_section,
+)
+from cosplace.report.metric_charts import distance_chart, radius_chart
+from cosplace.report.query_data import as_json, num_tiles, open_queries, page_data, page_photos
+from cosplace.report.query_rows import query_row
+from cosplace.report.render import render, script
 from cosplace.report.words import format_count, format_distance
-from cosplace.retrieval.dataset import RetrievalDataset
-from cosplace.retrieval.evaluation import Evaluation
+from cosplace.retrieval.recall import RADIUS_M
 from cosplace.storage import write_text
 
 MAX_GROUPS_LISTED = 24
+MAX_CHOICES = 100  # values of a condition that can be chosen in the list of queries
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -57,45 +60,69 @@ def report_html(report: Report) -> str:
         summary=report.summary,
         key_figures=_key_figures(report),
         recalls=_recalls(report),
+        scores=scores_section(report.measures),
+        conditions=condition_groups(report.measures),
         training=_training(report),
         groups=_groups(report),
         queries=_queries(report),
-        predictions=_predictions(report),
+        list=_list_of_queries(report),
         settings=report.settings,
+        environment=environment_rows(report.environment),
+        script=script("report_map.js", "report.js"),
     )
 
 
 # --- recalls ---------------------------------------------------------------------------------------------------------
 
 
-def _key_figures(report: Report) -> list[tuple[str, str]]:
-    """Return (value, meaning) of the most important numbers."""
+def _key_figures(report: Report) -> list[tuple[str, str, str]]:
+    """Return (value, interval, meaning) of the most important numbers."""
     figures = []
-    row = next((row for row in report.recall_rows if row.name == report.highlight), None)
+    row = next((row for row in _recall_rows(report) if row.name == report.highlight), None)
     if row is not None:
-        figures += [(f"{row.recalls[k]:.1f}%", f"Recall@{k}") for k in sorted(row.recalls)[:2]]
+        for k in sorted(row.recalls)[:2]:
+            interval = percent_texts(row.intervals[k])[1] if k in row.intervals else ""
+            figures.append((f"{row.recalls[k]:.1f}%", interval, f"Recall@{k}"))
     if report.evaluation is not None:
+        meaning = "median distance to the first prediction"
         first = report.evaluation.distances_m[:, 0]
-        known = first[np.isfinite(first)]
-        if len(known):
-            figures.append((format_distance(float(np.median(known))), "median distance to the first prediction"))
-        figures.append((f"{report.evaluation.num_queries:,}", "queries"))
-        figures.append((f"{report.evaluation.num_database:,}", "database images"))
+        if report.measures is not None and 50 in report.measures.error_m:
+            figures.append((*distance_texts(report.measures.error_m[50]), meaning))
+        elif np.isfinite(first).any():
+            figures.append((format_distance(float(np.nanmedian(first))), "", meaning))
+        figures.append((f"{report.evaluation.num_queries:,}", "", "queries"))
+        figures.append((f"{report.evaluation.num_database:,}", "", "database images"))
     return figures
 
 
+def _recall_rows(report: Report) -> list[RecallRow]:
+    """The rows of the recall table; that of this run has the intervals of its measures."""
+    measures = report.measures
+    if measures is None:
+        return list(report.recall_rows)
+    return [
+        replace(row, intervals=measures.recalls) if row.name == report.highlight and not row.intervals else row
+        for row in report.recall_rows
+    ]
+
+
 def _recalls(report: Report) -> Mapping[str, Any] | None:
-    rows, evaluation = report.recall_rows, report.evaluation
+    rows, evaluation, measures = _recall_rows(report), report.evaluation, report.measures
     ks = recall_values(rows)
     if not ks:
         return None
+    radius_m = RADIUS_M if evaluation is None else evaluation.positive_dist_threshold
+    clusters = None if measures is None else measures.clusters
     return {
         "ks": ks,
         "rows": rows,
         "highlight": report.highlight,
         "chart": recall_chart(rows, report.highlight),
         "num_drawn": len(rows_in_chart(rows, report.highlight)),
-        "distance_chart": None if evaluation is None else distance_chart(evaluation),
+        "radius_chart": None if measures is None else radius_chart(measures, radius_m),
+        "distance_chart": None if evaluation is None else distance_chart(evaluation, clusters),
+        "metrics": [] if measures is None else metric_rows(measures, radius_m),
+        "interval_note": "" if measures is None else interval_note(measures),
         "evaluation": evaluation,
         "num_without_prediction": 0 if evaluation is None else int((~np.isfinite(evaluation.distances_m[:, 0])).sum()),
     }
@@ -222,122 +249,36 @@ def _queries(report: Report) -> Mapping[str, Any] | None:
     return {"map": drawn, "legend": legend, "name": dataset.name, "by_result": outcome is not None}
 
 
-# --- queries and their predictions -----------------------------------------------------------------------------------
+# --- the list of queries ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """A thumbnail with its caption."""
-
-    kind: str  # query, correct, incorrect or expected
-    thumbnail: Thumbnail
-    caption: str
-    description: str  # for screen readers and as a tooltip
-    rank: int | None = None  # of a prediction, from 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryRow:
-    """A query and its predictions."""
-
-    number: int
-    name: str  # the path below the folder of the queries
-    result: str
-    tiles: list[Tile]
-
-
-def choose_queries(outcome: np.ndarray, number: int) -> list[int]:
-    """Choose queries to show: equally many of each outcome, spread evenly over the list of queries.
-
-    outcome: (Q,) of CORRECT_FIRST, CORRECT_LATER, NOT_FOUND.  If one outcome is rare, the others get more queries.
-    """
-    members = [np.flatnonzero(outcome == kind) for kind in (CORRECT_FIRST, CORRECT_LATER, NOT_FOUND)]
-    shares = [0, 0, 0]
-    for _ in range(min(number, len(outcome))):
-        not_full = [kind for kind in range(3) if shares[kind] < len(members[kind])]
-        shares[min(not_full, key=lambda kind: shares[kind])] += 1
-    chosen: list[int] = []
-    for queries, share in zip(members, shares, strict=True):
-        if share:
-            # The middles of equal parts of the list: the same for each run, and not only the first photos of one area.
-            chosen += queries[((np.arange(share) + 0.5) * len(queries) / share).astype(np.int64)].tolist()
-    return chosen
-
-
-def _predictions(report: Report) -> Mapping[str, Any] | None:
+def _list_of_queries(report: Report) -> Mapping[str, Any] | None:
+    """Prepare the first rows of the list of queries, and the data of all queries for the page's script."""
     dataset, evaluation = report.dataset, report.evaluation
-    if dataset is None or evaluation is None or report.num_queries_shown < 1:
+    if dataset is None or evaluation is None or report.num_queries_shown < 1 or not len(evaluation.predictions):
         return None
-    hits = evaluation.hits
-    outcome = outcomes(hits)
-    chosen = choose_queries(outcome, report.num_queries_shown)
-    if not chosen:
-        return None
-    num_shown = min(report.num_predictions_shown, hits.shape[1])
-    by_outcome = []
-    for kind, name in enumerate(outcome_names(hits.shape[1])):
-        rows = [
-            _query_row(dataset, evaluation, query, hits[query], num_shown) for query in chosen if outcome[query] == kind
-        ]
-        if rows:
-            by_outcome.append((name.capitalize(), rows, int((outcome == kind).sum())))
+    queries = open_queries(dataset, evaluation, report.num_predictions_shown, report.conditions)
+    photos, num_left_out = page_photos(queries)
+    first = queries.order[: report.num_queries_shown].tolist()
+    rows = [query_row(queries, photos, query) for query in first]
+    in_rows = {tile.key for row in rows for tile in row.tiles}
+    others = {key: photo for key, photo in photos.items() if key not in in_rows}
     return {
-        "num_chosen": len(chosen),
-        "num_queries": len(outcome),
-        "num_shown": num_shown,
-        "num_predictions": hits.shape[1],
+        "rows": rows,
+        "num_rows": len(rows),
+        "num_queries": len(queries.order),
+        "num_errors": int((queries.outcome != CORRECT_FIRST).sum()),
+        "num_shown": queries.num_shown,
+        "num_predictions": queries.hits.shape[1],
+        "num_left_out": num_left_out,
+        "num_photos": len(photos),
         "radius_m": evaluation.positive_dist_threshold,
-        "by_outcome": by_outcome,
+        "outcomes": [(kind, name) for kind, name in enumerate(outcome_names(queries.hits.shape[1])) if name],
+        "conditions": {
+            name: different
+            for name, values in report.conditions.items()
+            if 1 < len(different := sorted(set(values))) <= MAX_CHOICES
+        },
+        "num_tiles": num_tiles(queries),
+        "data": Markup(as_json({**page_data(queries, others), "pageSize": report.num_queries_shown})),
     }
-
-
-def _query_row(
-    dataset: RetrievalDataset, evaluation: Evaluation, query: int, hits: np.ndarray, num_shown: int
-) -> QueryRow:
-    """Prepare a query, its first predictions, and the expected match if no prediction is correct.  hits: (K,) bool."""
-    name = dataset.queries.name(query)
-    thumbnail = make_thumbnail(dataset.queries, query)
-    tiles = [Tile(kind="query", thumbnail=thumbnail, caption="query", description=f"query {query}: {name}")]
-    ranks = list(range(num_shown))
-    if hits.any() and not hits[:num_shown].any():
-        ranks.append(int(hits.argmax()))  # the first correct one has a later rank
-    tiles += [
-        _prediction_tile(dataset, evaluation, query, rank, bool(hits[rank]))
-        for rank in ranks
-        if evaluation.predictions[query, rank] >= 0
-    ]
-    if hits.any():
-        result = f"first correct prediction at rank {int(hits.argmax()) + 1} of {len(hits)}"
-    else:
-        result = f"none of {len(hits)} predictions is correct"
-        tiles.append(_expected_tile(dataset, evaluation, query))
-    if (evaluation.predictions[query] < 0).all():
-        result = "no predictions: the photo could not be opened"
-    return QueryRow(number=query, name=name, result=result, tiles=tiles)
-
-
-def _prediction_tile(dataset: RetrievalDataset, evaluation: Evaluation, query: int, rank: int, correct: bool) -> Tile:
-    image = int(evaluation.predictions[query, rank])
-    distance = format_distance(float(evaluation.distances_m[query, rank]))
-    kind = "correct" if correct else "incorrect"
-    return Tile(
-        kind=kind,
-        thumbnail=make_thumbnail(dataset.database, image),
-        caption=distance,
-        description=f"prediction {rank + 1}, {kind}, {distance} away: {dataset.database.name(image)}",
-        rank=rank + 1,
-    )
-
-
-def _expected_tile(dataset: RetrievalDataset, evaluation: Evaluation, query: int) -> Tile:
-    """Prepare the positive nearest to a query by position, then by heading, which it should have found."""
-    expected = expected_match(dataset, evaluation, query)
-    if expected is None:
-        text = f"no database image within {evaluation.positive_dist_threshold:g} m"
-        return Tile(kind="expected", thumbnail=placeholder_thumbnail("none"), caption=text, description=text)
-    caption = f"expected match, {format_distance(expected.distance_m)}"
-    if not math.isnan(expected.heading_difference_deg):
-        caption += f", heading differs by {expected.heading_difference_deg:.0f}°"
-    description = f"{caption}: {dataset.database.name(expected.image)}"
-    thumbnail = make_thumbnail(dataset.database, expected.image)
-    return Tile(kind="expected", thumbnail=thumbnail, caption=caption, description=description)

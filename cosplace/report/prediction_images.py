@@ -2,6 +2,8 @@
 
 preds/000.jpg          query 0 and its first predictions, framed, with their distances
 preds/predictions.csv  one line per query and prediction
+
+Without positions of the queries, there are images only, and no prediction is right or wrong.
 """
 
 import os
@@ -19,10 +21,12 @@ from cosplace.report.thumbnails import open_photo, placeholder
 from cosplace.report.words import format_distance, shorten
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
+from cosplace.retrieval.two_folders import Neighbors
 from cosplace.storage import write_atomically
 
 PHOTO_HEIGHT, MAX_PHOTO_WIDTH = 320, 640  # pixels
 FRAME, GAP, CAPTION = 8, 12, 34  # pixels
+NEIGHBOR_RGB = (89, 98, 109)  # neither right nor wrong
 CSV_HEADER = ("query", "query_path", "rank", "prediction_path", "distance_m", "right", "picture")
 
 
@@ -60,6 +64,33 @@ def save_predictions(
     return len(names)
 
 
+def save_neighbors(
+    folder: Path, neighbors: Neighbors, num_preds: int, *, progress: Progress = no_progress
+) -> dict[int, str]:
+    """Save one image per query with its first `num_preds` neighbors; return the names of the images by query.
+
+    Captions are distances of descriptors.  Raises StorageError if the disk is full or not writable.
+    """
+    num_queries, distances = len(neighbors.queries), neighbors.descriptor_distances
+    if num_preds < 1:
+        return {}
+    digits = max(3, len(str(num_queries - 1)))
+    names = {query: f"{query:0{digits}d}.jpg" for query in range(num_queries)}
+
+    def save(query: int) -> None:
+        tiles = [_tile(open_photo(neighbors.queries, query), f"query {query}")]
+        for rank, image in enumerate(neighbors.predictions[query, :num_preds].tolist()):
+            photo = open_photo(neighbors.database, image) if image >= 0 else None
+            caption = f"{rank + 1}: distance {distances[query, rank]:.2f}" if image >= 0 else f"{rank + 1}: none"
+            tiles.append(_tile(photo, caption, color=NEIGHBOR_RGB))
+        write_atomically(folder / names[query], lambda file: _in_one_row(tiles).save(file, "JPEG", quality=88))
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done, _ in enumerate(pool.map(save, names), 1):
+            progress("saving neighbors", done, num_queries)
+    return names
+
+
 def _write_csv(
     file: BinaryIO, dataset: RetrievalDataset, evaluation: Evaluation, hits: np.ndarray, names: dict[int, str]
 ) -> None:
@@ -84,6 +115,10 @@ def _query_image(dataset: RetrievalDataset, evaluation: Evaluation, query: int, 
         photo = open_photo(dataset.database, number) if number >= 0 else None
         caption = f"{rank + 1}: {format_distance(float(evaluation.distances_m[query, rank]))}"
         tiles.append(_tile(photo, caption, bool(is_correct)))
+    return _in_one_row(tiles)
+
+
+def _in_one_row(tiles: list[Image.Image]) -> Image.Image:
     width = sum(tile.width for tile in tiles) + GAP * (len(tiles) + 1)
     image = Image.new("RGB", (width, tiles[0].height + 2 * GAP), "white")
     left = GAP
@@ -93,11 +128,18 @@ def _query_image(dataset: RetrievalDataset, evaluation: Evaluation, query: int, 
     return image
 
 
-def _tile(photo: Image.Image | None, caption: str, is_correct: bool | None = None) -> Image.Image:
-    """Draw one framed photo below its caption.  is_correct: of a prediction; None for the query."""
+def _tile(
+    photo: Image.Image | None,
+    caption: str,
+    is_correct: bool | None = None,
+    *,
+    color: tuple[int, int, int] = QUERY_RGB,
+) -> Image.Image:
+    """Draw one framed photo below its caption.  is_correct: of a prediction; None for the query and for neighbors."""
     if photo is None:
         photo = placeholder((PHOTO_HEIGHT, PHOTO_HEIGHT))
-    color = QUERY_RGB if is_correct is None else CORRECT_RGB if is_correct else INCORRECT_RGB
+    if is_correct is not None:
+        color = CORRECT_RGB if is_correct else INCORRECT_RGB
     scale = min(PHOTO_HEIGHT / photo.height, MAX_PHOTO_WIDTH / photo.width)
     photo = photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))))
     width = max(photo.width, 150) + 2 * FRAME

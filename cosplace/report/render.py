@@ -1,13 +1,18 @@
 """Render HTML pages from the templates in this folder.
 
-Jinja2 escapes every value.  The only exception is the SVG of `charts`, which escapes its own texts.
+Jinja2 escapes every value.  The exceptions are the SVG of `charts`, which escapes its own texts, the JSON of
+`query_data`, and our scripts, of which the page's content security policy has the checksum: no other script can run.
 """
 
+import base64
+import hashlib
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from cosplace import __version__
 from cosplace.photos.paths import writable
@@ -25,6 +30,23 @@ def render(template: str, **values: Any) -> str:
 def style_sheet() -> str:
     """Return the stylesheet of all pages, for a server that sends it as a file."""
     return (TEMPLATES / "style.css").read_text("utf-8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """The script of a page."""
+
+    text: Markup
+    checksum: str  # as a content security policy has it
+
+
+@cache
+def script(*names: str) -> Script:
+    """Our scripts of the folder templates, joined in this order."""
+    text = "\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in names)
+    text = f"\n{text}\n"
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Script(text=Markup(text), checksum=f"sha256-{digest}")
 
 
 @cache

@@ -1,27 +1,37 @@
 """Results of a run, written to its folder.
 
-results.json   recalls and the sizes of the dataset
-report.html    recalls, charts, maps, queries with their predictions
-preds/         predictions as images and as a table, see `prediction_images`
+results.json      recalls and the sizes of the dataset
+queries.parquet   what was found for each query, see `cosplace.assessment.run_files`
+report.html       recalls, charts, maps, queries with their predictions
+preds/            predictions as images and as a table, see `prediction_images`
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from cosplace.assessment.conditions import find_conditions
+from cosplace.assessment.measures import Measures
+from cosplace.assessment.metrics import measure
+from cosplace.assessment.protocols import matching_protocol, protocol_record
+from cosplace.assessment.provenance import Provenance, RunInfo, describe_model, provenance
+from cosplace.assessment.records import intervals_record, metrics_record
+from cosplace.assessment.run_files import QUERIES, write_query_results
 from cosplace.config.sections import EvalConfig, TrainConfig
 from cosplace.config.values import to_values
-from cosplace.report.data import RecallRow, Report
+from cosplace.report.data import RecallRow, Report, expected_matches
 from cosplace.report.page import write_report
 from cosplace.report.prediction_images import save_predictions
 from cosplace.report.words import format_count
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, about_left_out
 from cosplace.storage import write_text
-from cosplace.training.best_model import START, epoch_text
+from cosplace.training.best_model import BEST_MODEL, START, epoch_text
 from cosplace.training.comparison import Comparison
 from cosplace.training.finetuning import FinetuneResult
 from cosplace.training.loop import TrainResult
@@ -31,9 +41,20 @@ RESULTS, REPORT, PREDICTIONS = "results.json", "report.html", "preds"
 
 
 def write_evaluation_results(
-    folder: Path, evaluation: Evaluation, dataset: RetrievalDataset, config: EvalConfig
-) -> None:
-    """Write the results of `cosplace eval` to its folder."""
+    folder: Path,
+    evaluation: Evaluation,
+    dataset: RetrievalDataset,
+    config: EvalConfig,
+    *,
+    origin: Provenance | None = None,
+    scores: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Measures:
+    """Write the results of `cosplace eval` to its folder, and return its metrics.
+
+    origin: where the numbers come from.  scores: of the first predictions, by name, see `measure`.
+    """
+    conditions = find_conditions(dataset, evaluation.positives)
+    measures = measure(evaluation, dataset, conditions=conditions, scores=scores)
     values = to_values(config)
     model = config.weights.resume_model or f"untrained {config.model.backbone}"
     # In the table, a path is shortened to its last part; hub:owner/repo:entry(args) and zoo names stay whole.
@@ -43,13 +64,20 @@ def write_evaluation_results(
     report = Report(
         title=f"CosPlace on {dataset.name}",
         summary=[f"{model}, evaluated on {dataset.folder}.", evaluation_summary(evaluation), *_note(dataset)],
-        recall_rows=[_chance_row(evaluation), RecallRow(name=name, recalls=evaluation.recalls)],
+        recall_rows=[
+            _chance_row(evaluation),
+            RecallRow(name=name, recalls=evaluation.recalls, intervals=measures.recalls),
+        ],
         highlight=name,
+        measures=measures,
+        conditions={name: column.tolist() for name, column in conditions.values.items()},
         dataset=dataset,
         evaluation=evaluation,
         settings=values,
+        environment={} if origin is None else origin.summary(),
     )
-    _write_results(folder, report, evaluation, dataset, values)
+    _write_results(folder, report, evaluation, dataset, values, more={} if origin is None else origin.record())
+    return measures
 
 
 def _note(dataset: RetrievalDataset) -> list[str]:
@@ -58,12 +86,20 @@ def _note(dataset: RetrievalDataset) -> list[str]:
 
 
 def write_training_results(
-    result: TrainResult, config: TrainConfig, *, baselines: Sequence[RecallRow] = (), title: str = ""
+    result: TrainResult,
+    config: TrainConfig,
+    *,
+    baselines: Sequence[RecallRow] = (),
+    title: str = "",
+    run: RunInfo | None = None,
 ) -> None:
-    """Write the results of a training run to its folder."""
+    """Write the results of a training run to its folder.  run: what the command knows of it."""
     values = to_values(config)
     data, training = result.data, config.training
+    origin = None if run is None else _origin(result, run)
     name = f"trained {result.model.backbone_name}"
+    conditions = find_conditions(data.test, result.test.positives)
+    measures = measure(result.test, data.test, conditions=conditions)
     report = Report(
         title=title or f"CosPlace trained on {data.groups.folder}",
         summary=[
@@ -76,16 +112,37 @@ def write_training_results(
             *_validation_summary(result),
             evaluation_summary(result.test),
         ],
-        recall_rows=[_chance_row(result.test), *baselines, RecallRow(name=name, recalls=result.test.recalls)],
+        recall_rows=[
+            _chance_row(result.test),
+            *baselines,
+            RecallRow(name=name, recalls=result.test.recalls, intervals=measures.recalls),
+        ],
         highlight=name,
+        measures=measures,
+        conditions={name: column.tolist() for name, column in conditions.values.items()},
         metrics=result.metrics,
         groups=data.groups,
         groups_used=data.num_used,
         dataset=data.test,
         evaluation=result.test,
         settings=values,
+        environment={} if origin is None else origin.summary(),
     )
-    _write_results(result.folder, report, result.test, data.test, values, more={"validation": result.validation})
+    more = {"validation": result.validation} | ({} if origin is None else origin.record())
+    _write_results(result.folder, report, result.test, data.test, values, more=more)
+
+
+def _origin(result: TrainResult, run: RunInfo) -> Provenance:
+    """Where the test of a training run comes from."""
+    radius_m = result.test.positive_dist_threshold
+    similar = matching_protocol(result.data.test, radius_m, None, result.test.image_size)
+    return provenance(
+        result.test,
+        result.data.test,
+        protocol=protocol_record(None, radius_m, similar=similar),
+        model=describe_model(result.folder / BEST_MODEL, result.model),
+        run=run,
+    )
 
 
 def write_finetuning_results(result: FinetuneResult) -> None:
@@ -99,7 +156,11 @@ def write_finetuning_results(result: FinetuneResult) -> None:
         "save_only_wrong_preds": False,
     }
     start = RecallRow(name=f"start: {Path(config.model).name}", recalls=result.start_evaluation.recalls)
-    trained = RecallRow(name="fine-tuned", recalls=result.evaluation.recalls)
+    conditions = find_conditions(result.dataset, result.evaluation.positives)
+    measures = measure(result.evaluation, result.dataset, conditions=conditions)
+    trained = RecallRow(name="fine-tuned", recalls=result.evaluation.recalls, intervals=measures.recalls)
+    if not result.is_better:
+        start = replace(start, intervals=measures.recalls)
     on = (
         "the test set"
         if prepared.photos.test
@@ -116,6 +177,8 @@ def write_finetuning_results(result: FinetuneResult) -> None:
         ],
         recall_rows=[_chance_row(result.evaluation), start, *([trained] if result.is_better else [])],
         highlight=trained.name if result.is_better else start.name,
+        measures=measures,
+        conditions={name: column.tolist() for name, column in conditions.values.items()},
         metrics=result.metrics,
         groups=data.groups if len(prepared.places) else None,
         groups_used=1,
@@ -181,6 +244,10 @@ def _write_results(
     *,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
+    measures = report.measures
+    measured = {}
+    if measures is not None:
+        measured = {"intervals": intervals_record(measures), "metrics": metrics_record(measures)}
     results = {
         "recalls": {str(k): value for k, value in evaluation.recalls.items()},
         "num_database": evaluation.num_database,
@@ -188,8 +255,18 @@ def _write_results(
         "num_queries_without_positives": evaluation.num_queries_without_positives,
         "positive_dist_threshold_m": values["positive_dist_threshold"],
         "image_size": evaluation.image_size,
+        **evaluation.views,
+        **measured,
         **more,
     }
+    write_query_results(
+        folder / QUERIES,
+        evaluation,
+        dataset,
+        clusters=None if report.measures is None else report.measures.clusters,
+        expected=expected_matches(dataset, evaluation).images,
+        conditions=report.conditions,
+    )
     write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     if values["num_preds_to_save"]:
         save_predictions(

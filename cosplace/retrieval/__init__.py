@@ -7,7 +7,9 @@ baselines           descriptors without a network
 search              k nearest descriptors
 pairs               image pairs for hloc and COLMAP
 recall              positives and Recall@N
+query_views         sizes and crops of queries; the search with several crops
 evaluation          extraction, search and recall on one dataset
+two_folders         photos of any two folders: neighbors without positions, copies
 reduction_fitting   fit a reduction on photos
 photo_contents      all photos opened once: sizes, checksums, thumbnails
 capture_times       when photos were taken; signs of a wrong clock

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cosplace.errors import DatasetError
+from cosplace.errors import DatasetError, NoPositionsError
 from cosplace.importing.dataset_layouts import RetrievalLists, retrieval_lists
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.labels import with_positions
+from cosplace.photos.labels import NO_LABELS, with_positions
 from cosplace.photos.names import (
     UtmPositions,
     all_positions_unknown,
@@ -51,6 +51,8 @@ class RetrievalDataset:
     query_positions: np.ndarray  # (Q, 2) or (Q, 3) float64
     zones: tuple[int, ...] = ()  # UTM zones, negative south of the equator; none where names have no zone
     note: str = ""  # what distances are, if they are not meters on the ground
+    num_unknown_database: int = 0  # photos that were left out, because their position is unknown
+    num_unknown_queries: int = 0
 
 
 def open_retrieval_dataset(
@@ -63,6 +65,7 @@ def open_retrieval_dataset(
 ) -> RetrievalDataset:
     """Open the dataset in a folder: database/ and the queries in `queries_folder` (default: queries_v1, else queries).
 
+    queries_folder: a name next to database/, or the path of any folder (see `queries_place`).
     Both may be parts of a table, and photos without '@' names may have their positions in EXIF.  A folder above them is
     searched at the usual places, such as images/test/.  It may also have a dataset of the field as it is downloaded
     (see `cosplace.importing.dataset_layouts`).
@@ -71,6 +74,15 @@ def open_retrieval_dataset(
     Photos whose position is unknown (0, 0 in names) are left out, with a warning.
     Raises DatasetError when a folder is missing or empty, or photos have no coordinates.
     """
+    return with_known_positions(
+        dataset_lists(folder, queries_folder, split=split, follow_outside=follow_outside), progress
+    )
+
+
+def dataset_lists(
+    folder: str | Path, queries_folder: str | None = None, *, split: str = "test", follow_outside: bool = False
+) -> RetrievalLists:
+    """Photos of the dataset in a folder, also those without positions; arguments as for `open_retrieval_dataset`."""
     folder = Path(folder)
     database_folder = next(
         (
@@ -86,21 +98,56 @@ def open_retrieval_dataset(
         if lists is None:
             raise _missing(folder)
         log.info("%s: %s", printable(folder), lists.name)
-        return _dataset(lists, progress)
+        return lists
     if database_folder.parent != folder:
         folder = database_folder.parent
         log.info("the %s set is %s", split, printable(folder))
+    queries = queries_place(folder, queries_folder)
+    is_part = queries.is_relative_to(folder)  # else the queries are in a folder elsewhere
+    database = scan_images(database_folder, dataset=folder, follow_outside=follow_outside)
+    query_images = scan_images(queries, dataset=folder if is_part else None, follow_outside=follow_outside)
+    own, other = folder.resolve().name, queries.relative_to(folder) if is_part else queries.resolve().name
+    name = f"{own}/{other}" if is_part else f"{own}+{other}"
+    return RetrievalLists(name=name, folder=folder, database=database, queries=query_images)
+
+
+def two_folder_lists(
+    database_folder: str | Path, queries_folder: str | None = None, *, follow_outside: bool = False
+) -> RetrievalLists:
+    """Photos of any two folders, also those without positions.
+
+    queries_folder: a name next to the database, or the path of any folder (see `queries_place`).
+    Raises DatasetError when a folder is missing or has no photos.
+    """
+    database_folder = Path(database_folder)
+    queries_folder_path = queries_place(database_folder.parent, queries_folder)
+    database, queries = (
+        scan_images(path, follow_outside=follow_outside) for path in (database_folder, queries_folder_path)
+    )
+    name = f"{database_folder.resolve().name}+{queries_folder_path.resolve().name}"
+    return RetrievalLists(name=name, folder=database_folder, database=database, queries=queries)
+
+
+def queries_place(folder: Path, queries_folder: str | None = None) -> Path:
+    """The folder of queries: a name next to the database, which is in `folder`, or the path of any folder.
+
+    None: queries_v1, else queries, next to the database.
+    Raises DatasetError for a folder that does not exist, and for a relative path that could mean two folders.
+    """
     candidates = [queries_folder] if queries_folder else QUERIES_FOLDERS
-    queries = next((name for name in candidates if is_dataset_part(folder / name)), None)
-    if queries is None:
+    beside = next((folder / name for name in candidates if is_dataset_part(folder / name)), None)
+    elsewhere = Path(queries_folder) if queries_folder and is_dataset_part(queries_folder) else None
+    if beside is not None and elsewhere is not None and beside.resolve() != elsewhere.resolve():
+        raise DatasetError(
+            f"--queries_folder {queries_folder} may be {beside} or {elsewhere.absolute()}. Use the absolute path of "
+            f"the one that you mean."
+        )
+    found = beside or elsewhere
+    if found is None:
         others = [name for name in subfolders(folder) if name not in DATABASE_FOLDERS]
         hint = [f"Choose one of its subfolders with --queries_folder: {', '.join(others[:8])}."] if others else []
         raise DatasetError(f"{folder} has no subfolder of queries ({' or '.join(candidates)}).", *hint)
-    database, query_images = (
-        scan_images(path, dataset=folder, follow_outside=follow_outside) for path in (database_folder, folder / queries)
-    )
-    name = f"{folder.resolve().name}/{queries}"
-    return _dataset(RetrievalLists(name=name, folder=folder, database=database, queries=query_images), progress)
+    return found
 
 
 def _missing(folder: Path) -> DatasetError:
@@ -121,9 +168,13 @@ def usual_places(folder: Path, split: str) -> list[Path]:
     return [folder / between / name for between in USUAL_FOLDERS for name in SPLITS[split]]
 
 
-def _dataset(lists: RetrievalLists, progress: Progress) -> RetrievalDataset:
+def with_known_positions(lists: RetrievalLists, progress: Progress = no_progress) -> RetrievalDataset:
+    """The photos of two lists whose positions are known, and these; warns about the others.
+
+    Raises NoPositionsError if no position of a list is known, DatasetError for names without coordinates.
+    """
     (database, database_utm), (queries, query_utm) = (
-        _with_positions(images, progress) for images in (lists.database, lists.queries)
+        photos_with_positions(images, progress) for images in (lists.database, lists.queries)
     )
     zones = different_zones(database_utm.zones, query_utm.zones)
     if len(zones) > 1 or database.map_center != queries.map_center:
@@ -143,6 +194,8 @@ def _dataset(lists: RetrievalLists, progress: Progress) -> RetrievalDataset:
         query_positions=positions[1],
         zones=tuple(zones),
         note=note,
+        num_unknown_database=len(lists.database) - len(database),
+        num_unknown_queries=len(lists.queries) - len(queries),
     )
 
 
@@ -155,10 +208,10 @@ def is_line(utm: UtmPositions) -> bool:
     return len(east) > 1 and not utm.zones.any() and bool((east == east[0]).all() and (north != north[0]).any())
 
 
-def _with_positions(images: ImageList, progress: Progress) -> tuple[ImageList, UtmPositions]:
+def photos_with_positions(images: ImageList, progress: Progress = no_progress) -> tuple[ImageList, UtmPositions]:
     """Photos with known positions, and these; warns about the others, and about names that contradict themselves.
 
-    Raises DatasetError if no position is known.
+    Raises NoPositionsError if no position is known.
     """
     images = with_positions(images, progress)
     utm = utm_fields(images)
@@ -169,6 +222,6 @@ def _with_positions(images: ImageList, progress: Progress) -> tuple[ImageList, U
         return images, utm
     unknown = np.flatnonzero(~known)
     if len(unknown) == len(images):
-        raise DatasetError(f"{images.folder}: {all_positions_unknown(images)}")
+        raise NoPositionsError(f"{images.folder}: {all_positions_unknown(images)}", NO_LABELS)
     log.warning("%s", unknown_positions_warning(images, unknown))
     return without_rows(images, unknown), UtmPositions(east_north=utm.east_north[known], zones=utm.zones[known])

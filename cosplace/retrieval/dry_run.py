@@ -21,6 +21,7 @@ from cosplace.progress import Progress, format_bytes, format_duration, no_progre
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import EvaluationSettings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
+from cosplace.retrieval.query_views import NUM_CROPS, SEVERAL_CROPS
 from cosplace.retrieval.search import nearest
 
 MEASURED_BATCHES = 4  # per worker
@@ -46,7 +47,10 @@ def estimate_evaluation(
     """
     device = choose_device(str(settings.extraction.device))
     reset_peak_memory(device)
-    extraction = extraction_seconds(model, dataset, settings.extraction, part_of(progress, "measuring"))
+    num_crops = NUM_CROPS if settings.query_policy in SEVERAL_CROPS else 1
+    extraction = extraction_seconds(
+        model, dataset, settings.extraction, part_of(progress, "measuring"), num_crops=num_crops
+    )
     dimension = find_dimension(model.to(device), device)
     search = _search_seconds(len(dataset.queries), len(dataset.database), dimension, device)
     size, folder = descriptor_bytes(dataset, dimension), settings.descriptors_folder
@@ -65,19 +69,28 @@ def estimate_evaluation(
 
 
 def extraction_seconds(
-    model: nn.Module, dataset: RetrievalDataset, settings: ExtractionSettings, progress: Progress = no_progress
+    model: nn.Module,
+    dataset: RetrievalDataset,
+    settings: ExtractionSettings,
+    progress: Progress = no_progress,
+    *,
+    num_crops: int = 1,
 ) -> float:
-    """Estimate the seconds to extract all descriptors of a dataset, from an even sample of its database."""
+    """Estimate the seconds to extract all descriptors of a dataset, from an even sample of its database.
+
+    num_crops: of each query, as if they had the size of database photos.
+    """
+    num_queries = num_crops * len(dataset.queries)
     database, batch_size = dataset.database, settings.batch_size
     small = database.subset(evenly_spaced(database, batch_size))
     large = database.subset(evenly_spaced(database, batch_size * (1 + MEASURED_BATCHES * max(1, settings.num_workers))))
     small_seconds = extract(model, small, settings, progress=progress).seconds
     if len(large) == len(small):  # the whole database fits in one batch
-        return small_seconds * (1 + len(dataset.queries) / len(database))
+        return small_seconds * (1 + num_queries / len(database))
     # The difference of two measurements leaves out the time to start the workers.
     large_seconds = extract(model, large, settings, progress=progress).seconds
     seconds_per_image = max(large_seconds - small_seconds, 1e-9) / (len(large) - len(small))
-    return small_seconds + seconds_per_image * (len(database) + len(dataset.queries))
+    return small_seconds + seconds_per_image * (len(database) + num_queries)
 
 
 def _search_seconds(num_queries: int, num_database: int, dimension: int, device: torch.device) -> float:

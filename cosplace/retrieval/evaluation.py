@@ -6,7 +6,7 @@ without positives is a miss.  Legend: Q queries, R database images, K prediction
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -16,15 +16,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from cosplace.config.sections import EvalConfig, TrainConfig
+from cosplace.config.sections import EvalConfig, TrainConfig, ViewSettings
 from cosplace.config.values import loading_workers
 from cosplace.device import amp_type
 from cosplace.errors import DatasetError
 from cosplace.geo import distances_m
 from cosplace.models.encoder import Encoder
+from cosplace.photos.image_list import ImageList
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
-from cosplace.retrieval.extraction import TASK, Extraction, ExtractionSettings, extract
+from cosplace.retrieval.extraction import TASK, Extraction, ExtractionSettings, extract, not_finite_text
+from cosplace.retrieval.query_views import (
+    NATIVE,
+    SHORT_SIDE,
+    WITH_SIZE,
+    Views,
+    check_policy,
+    combine,
+    query_extractions,
+    search,
+)
 from cosplace.retrieval.recall import (
     RADIUS_M,
     RECALL_VALUES,
@@ -36,8 +47,9 @@ from cosplace.retrieval.recall import (
     is_positive,
     recall_at,
 )
-from cosplace.retrieval.search import nearest
 from cosplace.retrieval.shards import Descriptors, UnreadableImage
+
+CHECKED_ROWS = 1 << 14  # descriptors that are checked at once
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +63,11 @@ class EvaluationSettings:
     positive_dist_threshold: float = RADIUS_M  # meters within which a prediction is correct
     num_predictions: int | None = None  # K; at least the largest recall value, at most the size of the database
     descriptors_folder: str | Path | None = None  # keeps descriptors in its subfolders database and queries
+    query_policy: str | None = None  # one of POLICIES; None describes queries as the database
+    query_size: int | None = None  # pixels, for policies that have a size
 
     def __post_init__(self) -> None:
+        check_policy(self.query_policy, self.query_size)
         check_recall_values(self.recall_values)
         check_radius(self.positive_dist_threshold)
 
@@ -77,7 +92,9 @@ class Evaluation:
     num_queries_without_positives: int
     seconds: float  # in total
     seconds_extracting: float
+    seconds_database: float = 0.0  # of seconds_extracting, for the database
     recall_values_left_out: tuple[int, ...] = ()  # those larger than the database
+    views: Mapping[str, Any] = field(default_factory=dict)  # see `views_record`
 
     @property
     def num_searchable(self) -> int:
@@ -116,7 +133,7 @@ def evaluate(
     With descriptors_folder, an interrupted evaluation continues with the descriptors that are finished.
 
     Recall values larger than the database are left out, with a warning.
-    Raises what `extract` raises, and DatasetError for a database smaller than all recall values.
+    Raises what `extract` raises, and DatasetError for a database smaller than all recall values, or with one place.
     """
     if isinstance(model, Encoder):
         extraction = ExtractionSettings(image_size=model.image_size, device=model.device)
@@ -124,47 +141,77 @@ def evaluate(
     settings = _with_options(settings or EvaluationSettings(), options)
     if isinstance(dataset, str | Path):
         dataset = open_retrieval_dataset(dataset)
+    return evaluate_descriptors(*extract_dataset(model, dataset, settings, progress=progress), dataset, settings)
+
+
+def extract_dataset(
+    model: nn.Module, dataset: RetrievalDataset, settings: EvaluationSettings, *, progress: Progress = no_progress
+) -> tuple[Extraction, Views]:
+    """Descriptors of database and queries.
+
+    Raises what `extract` raises, and DatasetError for a database smaller than all recall values, or with one place.
+    """
     _possible_recall_values(dataset, settings, len(dataset.database))
-    num_database, num_photos = len(dataset.database), len(dataset.database) + len(dataset.queries)
+    check_places(dataset, settings.positive_dist_threshold)
+    return extract_lists(model, dataset.database, dataset.queries, settings, progress=progress)
+
+
+def extract_lists(
+    model: nn.Module,
+    database: ImageList,
+    queries: ImageList,
+    settings: EvaluationSettings,
+    *,
+    progress: Progress = no_progress,
+) -> tuple[Extraction, Views]:
+    """Descriptors of the photos of two lists.  Raises what `extract` and `query_extractions` raise."""
+    crops = query_extractions(settings.query_policy, settings.query_size, settings.extraction, database)
+    num_photos = len(database) + len(crops) * len(queries)
     folder = None if settings.descriptors_folder is None else Path(settings.descriptors_folder)
-    database = extract(
+    described = extract(
         model,
-        dataset.database,
+        database,
         settings.extraction,
         to=folder and folder / "database",
         progress=part_of(progress, TASK, 0, num_photos),
     )
-    queries = extract(
-        model,
-        dataset.queries,
-        settings.extraction,
-        to=folder and folder / "queries",
-        progress=part_of(progress, TASK, num_database, num_photos),
-    )
-    return evaluate_descriptors(database, queries, dataset, settings)
+    found = []
+    for number, crop in enumerate(crops):
+        name = "queries" if len(crops) == 1 else f"queries-{number}"
+        first = len(database) + number * len(queries)
+        report = part_of(progress, TASK, first, num_photos)
+        found.append(extract(model, queries, crop, to=folder and folder / name, progress=report))
+    return described, combine(settings.query_policy, found)
 
 
 def evaluate_descriptors(
     database: Extraction | Descriptors,
-    queries: Extraction | Descriptors,
+    queries: Views | Descriptors,
     dataset: RetrievalDataset,
     settings: EvaluationSettings | None = None,
     **options: Any,
 ) -> Evaluation:
     """Evaluate descriptors (R, D) and (Q, D) of the photos of a dataset, from any source.
 
+    queries: also descriptors of several crops, see `query_views`.
     Rows of unreadable photos are ignored.  options: as for `evaluate`.
-    Raises DatasetError when the number of descriptors differs from the number of photos, or the database is too small.
+    Raises DatasetError when the number of descriptors differs from the number of photos, when descriptors are not
+    finite, and when the database is too small.
     """
     started = time.perf_counter()
     settings = _with_options(settings or EvaluationSettings(), options)
-    database, queries = _as_extraction(database), _as_extraction(queries)
+    database = _as_extraction(database)
+    crops = queries if isinstance(queries, tuple) else (_as_extraction(queries),)
     num_database, num_queries = len(dataset.database_positions), len(dataset.query_positions)
-    for extraction, num_photos, split in ((database, num_database, "database"), (queries, num_queries, "queries")):
+    for extraction, images, num_photos, split in (
+        (database, dataset.database, num_database, "database"),
+        *((crop, dataset.queries, num_queries, "queries") for crop in crops),
+    ):
         if (num_rows := len(extraction.descriptors)) != num_photos:
             raise DatasetError(
                 f"There are {num_rows} descriptors for {num_photos} photos of the {split}. Extract them again."
             )
+        check_finite(extraction, images, split)
     num_searchable = int(database.readable.sum())
     recall_values = _possible_recall_values(dataset, settings, num_searchable)
     left_out = tuple(k for k in settings.recall_values if k not in recall_values)
@@ -173,17 +220,15 @@ def evaluate_descriptors(
     k = min(max(*settings.recall_values, settings.num_predictions or 1), num_searchable)
 
     positives = find_positives(dataset.database_positions, dataset.query_positions, settings.positive_dist_threshold)
-    predictions = np.full((num_queries, k), -1, np.int64)
-    squared_distances = np.full((num_queries, k), np.inf, np.float32)
-    predictions[queries.readable], squared_distances[queries.readable] = nearest(
-        queries.descriptors if queries.readable.all() else queries.descriptors[np.flatnonzero(queries.readable)],
-        database.descriptors,
+    predictions, squared_distances = search(
+        database,
+        crops if len(crops) > 1 else crops[0],
         k,
-        device=settings.extraction.device,
-        searchable=None if database.readable.all() else database.readable,
+        policy=settings.query_policy,
+        device=str(settings.extraction.device),
     )
     meters = distances_m(dataset.query_positions[:, None], dataset.database_positions[predictions])
-    seconds_extracting = database.seconds + queries.seconds
+    seconds_extracting = database.seconds + sum(crop.seconds for crop in crops)
     return Evaluation(
         name=dataset.name,
         recalls=recall_at(predictions, positives, recall_values),
@@ -195,14 +240,51 @@ def evaluate_descriptors(
         positive_dist_threshold=settings.positive_dist_threshold,
         image_size=settings.extraction.image_size,
         unreadable_database=database.unreadable,
-        unreadable_queries=queries.unreadable,
+        unreadable_queries=crops[0].unreadable,
         num_database=num_database,
         num_queries=num_queries,
         num_queries_without_positives=int((positives.counts == 0).sum()),
         seconds=seconds_extracting + time.perf_counter() - started,
         seconds_extracting=seconds_extracting,
+        seconds_database=database.seconds,
         recall_values_left_out=left_out,
+        views=views_record(settings),
     )
+
+
+def views_record(settings: EvaluationSettings) -> dict[str, Any]:
+    """Sizes and copies of photos that were described, for results.json."""
+    image_size = settings.extraction.image_size
+    usual = NATIVE if image_size is None else SHORT_SIDE
+    return {
+        "query_policy": settings.query_policy or usual,
+        "query_size": settings.query_size if settings.query_policy else image_size,
+        "scales": list(settings.extraction.scales),
+        "flip": settings.extraction.flip,
+    }
+
+
+def check_places(dataset: RetrievalDataset, radius_m: float) -> None:
+    """Raise DatasetError if all database images are within the radius of each other: recalls would say nothing."""
+    positions = dataset.database_positions
+    if len(positions) > 1 and np.linalg.norm(np.ptp(positions, axis=0)) <= radius_m:
+        raise DatasetError(
+            f"The {len(positions):,} database images of {dataset.name} are a single place, within {radius_m:g} m of "
+            f"each other: any prediction is as correct as any other. Add photos of other places, or use a smaller "
+            f"--positive_dist_threshold."
+        )
+
+
+def check_finite(extraction: Extraction, images: ImageList, split: str) -> None:
+    """Raise DatasetError that names the images whose descriptors are not finite; unreadable ones do not matter."""
+    found = []
+    for first in range(0, len(extraction.descriptors), CHECKED_ROWS):
+        rows = extraction.descriptors[first : first + CHECKED_ROWS]
+        bad = ~np.isfinite(rows).all(axis=1) & extraction.readable[first : first + len(rows)]
+        found.append(first + np.flatnonzero(bad))
+    rows = np.concatenate(found) if found else np.zeros(0, np.int64)
+    if len(rows):
+        raise DatasetError(f"{not_finite_text(images, rows)} ({split}). Extract them again, into another folder.")
 
 
 def _as_extraction(descriptors: Extraction | Descriptors) -> Extraction:
@@ -255,8 +337,10 @@ def _with_options(settings: EvaluationSettings, options: dict[str, Any]) -> Eval
 def evaluation_settings(config: TrainConfig | EvalConfig, device: torch.device) -> EvaluationSettings:
     """Evaluation settings from the options of `cosplace train` or `cosplace eval`, for a device."""
     testing, running = config.testing, config.running
-    is_eval = isinstance(config, EvalConfig)
-    image_size = config.test_size.image_size if is_eval else config.augmenting.image_size
+    if isinstance(config, EvalConfig):
+        image_size, views, folder = config.test_size.image_size, config.views, config.weights.descriptors_folder
+    else:
+        image_size, views, folder = config.augmenting.image_size, ViewSettings(), None
     return EvaluationSettings(
         extraction=ExtractionSettings(
             image_size=image_size if testing.resize_test_imgs else None,
@@ -266,9 +350,13 @@ def evaluation_settings(config: TrainConfig | EvalConfig, device: torch.device) 
             device=device,
             autocast=amp_type(running.use_amp16, running.amp_dtype, device),
             skip_unreadable=testing.skip_unreadable,
+            scales=views.scales,
+            flip=views.flip,
         ),
         recall_values=testing.recall_values,
         positive_dist_threshold=testing.positive_dist_threshold,
         num_predictions=max(testing.num_preds_to_save, *testing.recall_values),
-        descriptors_folder=config.weights.descriptors_folder if is_eval else None,
+        descriptors_folder=folder,
+        query_policy=views.query_policy,
+        query_size=image_size if views.query_policy in WITH_SIZE else None,
     )

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from cosplace.device import choose_device
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from cosplace.models.averaging import MAX_SCALES, averaged
 from cosplace.models.encoder import encode_batch
 from cosplace.models.inference import optimize_for_inference
 from cosplace.models.weight_files import model_checksum
 from cosplace.photos.batch_memory import MemoryPool, PhotoStacks
+from cosplace.photos.crops import Crop, crop_photo
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.loading import choose_loader, load_ahead
 from cosplace.photos.opening import open_image
@@ -39,6 +41,7 @@ from cosplace.retrieval.shards import (
 from cosplace.storage import remove_unfinished
 
 NUM_FILE_SIZES = 64  # file sizes kept with descriptors, to detect copies of the photos at another resolution
+NUM_NAMED = 3  # photos whose names are in an error
 TASK = "extracting descriptors"  # the name of the task in progress reports
 MAX_PENDING_BATCHES = 4  # photos of rare sizes that wait until a batch is full, in batches
 
@@ -51,6 +54,9 @@ class ExtractionSettings:
     """
 
     image_size: int | None = None  # pixels of the shorter side after resizing; None keeps each photo's own size
+    crop: Crop | None = None  # the part of each photo that is described; image_size is not used then
+    scales: tuple[float, ...] = (1.0,)  # descriptors are averaged over copies of each photo with these scales
+    flip: bool = False  # and over mirror images
     batch_size: int = 16
     num_workers: int = 0  # threads or processes that load photos; 0 loads them between batches
     loader: str = "auto"  # threads, processes, or auto: threads on a CPU, else processes
@@ -64,8 +70,17 @@ class ExtractionSettings:
         for name, minimum in (("image_size", 1), ("batch_size", 1), ("num_workers", 0), ("shard_rows", 1)):
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise ConfigError(f"{name} must be at least {minimum}, got {value}.")
+        if not 1 <= len(set(self.scales)) == len(self.scales) <= MAX_SCALES or min(self.scales) <= 0:
+            raise ConfigError(f"scales must be 1 to {MAX_SCALES} different numbers above 0, got {self.scales}.")
         if self.stored_dtype not in ("float32", "float16"):
             raise ConfigError(f"stored_dtype must be float32 or float16, got '{self.stored_dtype}'.")
+
+    @property
+    def views(self) -> str:
+        """Crop, scales and flip as text; "" for none."""
+        parts = [] if self.crop is None else [f"{self.crop.place} {self.crop.width}x{self.crop.height}"]
+        parts += [] if self.scales == (1.0,) else ["scales " + " ".join(f"{scale:g}" for scale in self.scales)]
+        return ", ".join([*parts, *["flip"] * self.flip])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +123,8 @@ def extract(
         raise DatasetError("The list of photos is empty. Add photos to the folder.")
     device = choose_device(str(settings.device))
     original = model.to(device)
-    run = _Run(
-        model=optimize_for_inference(original), images=images, settings=settings, device=device, progress=progress
-    )
+    network = averaged(optimize_for_inference(original), settings.scales, flip=settings.flip)
+    run = _Run(model=network, images=images, settings=settings, device=device, progress=progress)
     with _evaluation_mode(original):
         if to is None:
             descriptors, unreadable = _extract_to_memory(run)
@@ -170,10 +184,11 @@ def _extract_to_folder(run: _Run, folder: Path, checksum: str) -> tuple[Descript
         photos=hashlib.sha256(np.ascontiguousarray(images.names).data).hexdigest(),
         file_sizes=_sample_file_sizes(images),
         model=checksum,
-        image_size=settings.image_size,
+        image_size=None if settings.crop else settings.image_size,
         autocast=None if settings.autocast is None else str(settings.autocast),
         dtype=settings.stored_dtype,
         shard_rows=settings.shard_rows,
+        views=settings.views,
     )
     remove_unfinished(folder)
     finished, dimension = find_finished_shards(folder, meta, complete=not settings.skip_unreadable)
@@ -247,12 +262,23 @@ def _to_stored_dtype(run: _Run, shard: range, descriptors: np.ndarray) -> np.nda
     bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
     if len(bad):
         raise CheckpointError(
-            f"The descriptor of {run.images.name(shard.start + int(bad[0]))} is not finite ({len(bad)} such photos): "
-            f"the weights are damaged, training diverged, or 16-bit precision is too low.",
+            f"{not_finite_text(run.images, shard.start + bad)}: the weights are damaged, training diverged, or 16-bit "
+            f"precision is too low.",
             "try without --use_amp16",
             "use another model",
         )
     return stored
+
+
+def not_finite_text(images: ImageList, rows: np.ndarray) -> str:
+    """Name photos whose descriptors are not finite."""
+    # A dataset may consist of positions only, and photos then have numbers only.
+    names = [images.name(int(row)) if len(images) else f"photo {row}" for row in rows[:NUM_NAMED]]
+    more = f" and {len(rows) - NUM_NAMED:,} more" if len(rows) > NUM_NAMED else ""
+    if len(rows) == 1:
+        return f"The descriptor of {names[0]} is not finite"
+    last = more or f" and {names.pop()}"
+    return f"The descriptors of {', '.join(names)}{last} are not finite"
 
 
 class _ShardDescriptors:
@@ -325,6 +351,7 @@ class _BatchLoader:
 
     images: ImageList
     image_size: int | None
+    crop: Crop | None = None
     memory: MemoryPool = field(default_factory=MemoryPool)
 
     def __call__(self, rows: Sequence[int]) -> LoadedBatch:
@@ -342,7 +369,9 @@ class _BatchLoader:
         )
 
     def _open(self, path: Path, photos: PhotoStacks) -> None:
-        if self.image_size is None:
+        if self.crop is not None:
+            photos.add(crop_photo(open_image(path), self.crop, path))
+        elif self.image_size is None:
             photos.open(path)
         else:
             photos.add(resize_shorter_side(open_image(path), self.image_size, path))
@@ -357,7 +386,7 @@ def _load_batches(run: _Run, shards: list[range]) -> Generator[LoadedBatch]:
         for first in range(shard.start, shard.stop, settings.batch_size)
     ]
     return load_ahead(
-        _BatchLoader(images=run.images, image_size=settings.image_size),
+        _BatchLoader(images=run.images, image_size=settings.image_size, crop=settings.crop),
         batches,
         num_workers=settings.num_workers,
         loader=choose_loader(settings.loader, run.device),

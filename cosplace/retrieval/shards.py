@@ -96,6 +96,7 @@ class ShardsMeta:
     autocast: str | None
     dtype: str
     shard_rows: int
+    views: str = ""  # crop, scales and flip; "" for none, as in folders that were written before
 
     def shard(self, number: int) -> range:
         """Rows of one shard."""

@@ -19,7 +19,9 @@ seen_photos             training photos and validation matches, for the model ca
 whitened_start          extension: the last layer as a PCA whitening
 setup                   network, classifiers, optimizers
 plan                    what a run will do and need
-metrics                 metrics.jsonl and TensorBoard
+validation_image        a few validation queries with their predictions
+loggers                 TensorBoard, Weights & Biases, MLflow
+metrics                 metrics.jsonl, and what is sent to loggers
 schedules               learning rate, margin and seed of each iteration
 step                    one iteration: forward, loss, backward, optimizers
 run                     a run in its folder

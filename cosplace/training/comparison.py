@@ -9,15 +9,11 @@ R@1 of a small validation set changes with a few queries; the average precision 
 shows smaller gains.  Pure functions.  Legend: Q queries, K predictions per query.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 10_000
-LEVEL = 0.95  # of the interval
-CELL_M = 50.0  # queries in one cell of this side are drawn together
-CHUNK = 1 << 22  # numbers in memory at once
+from cosplace.assessment.intervals import bootstrap, clusters_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +73,10 @@ def compare(
     precisions = [average_precisions(hits, num_positives) for hits in (start, trained)]
     first = start[:, 0], trained[:, 0]
     changes = np.stack([first[1].astype(float) - first[0], precisions[1] - precisions[0]], 1)  # (Q, 2)
-    (low, map_low), (high, map_high) = 100 * _interval_of_means(changes, positions)
+    means = changes.mean(axis=0)
+    of_recall1, of_map = bootstrap(
+        lambda weights: (weights @ changes).T / weights.sum(axis=1), clusters_of(positions), means.tolist(), (-1.0, 1.0)
+    )
     return Comparison(
         what=what,
         num_queries=len(start),
@@ -85,12 +84,12 @@ def compare(
         recall1=100 * float(first[1].mean()),
         won=int((first[1] & ~first[0]).sum()),
         lost=int((first[0] & ~first[1]).sum()),
-        low=float(low),
-        high=float(high),
+        low=100 * of_recall1.low,
+        high=100 * of_recall1.high,
         start_map=100 * float(precisions[0].mean()),
         map=100 * float(precisions[1].mean()),
-        map_low=float(map_low),
-        map_high=float(map_high),
+        map_low=100 * of_map.low,
+        map_high=100 * of_map.high,
     )
 
 
@@ -102,30 +101,3 @@ def average_precisions(hits: np.ndarray, num_positives: np.ndarray) -> np.ndarra
     """
     precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
     return (precision * hits).sum(axis=1) / np.clip(num_positives, 1, hits.shape[1])
-
-
-def _interval_of_means(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Ends of the intervals of the means of values (Q, n), (2, n): places are drawn again with replacement."""
-    _, cells = np.unique(np.floor(positions / CELL_M), axis=0, return_inverse=True)
-    cells = cells.reshape(-1)
-    sums = np.stack([np.bincount(cells, weights=column) for column in values.T], 1)  # (cells, n)
-    sizes = np.bincount(cells)
-    if len(sizes) < 2:  # one place shows nothing about others
-        return np.repeat([[-1.0], [1.0]], values.shape[1], axis=1)
-    generator, means = np.random.default_rng(0), []
-    num_cells, per_chunk = len(sizes), max(1, CHUNK // len(sizes))
-    for first in range(0, RESAMPLES, per_chunk):
-        count = min(per_chunk, RESAMPLES - first)
-        times = generator.multinomial(num_cells, np.full(num_cells, 1 / num_cells), size=count)  # (count, cells)
-        means.append((times @ sums) / (times @ sizes)[:, None])
-    ends = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    mean = values.mean(axis=0)
-    return np.clip(mean + (ends - mean) * _expansion(num_cells), -1, 1)
-
-
-def _expansion(num_cells: int) -> float:
-    """How much wider the interval is than that of the bootstrap."""
-    from scipy.stats import norm, t  # takes long to import
-
-    level = (1 + LEVEL) / 2
-    return float(t.ppf(level, num_cells - 1) / norm.ppf(level) * math.sqrt(num_cells / (num_cells - 1)))

@@ -235,7 +235,8 @@ def _train_epoch(run: _Run) -> None:
             for message in batch.unreadable:
                 state.unreadable[message] = state.unreadable.get(message, 0) + 1
             if state.iteration % interval == 0:
-                run.metrics.write_loss(step=run.step, epoch=run.epoch_number, loss=loss)
+                rate = state.optimizer.param_groups[0]["lr"]
+                run.metrics.write_loss(step=run.step, epoch=run.epoch_number, loss=loss, learning_rate=rate)
             note = f"loss {state.loss_sum / state.iteration:.3f}"
             run.progress(
                 task, state.iteration * recipe.batch_size, recipe.iterations_per_epoch * recipe.batch_size, note

@@ -38,6 +38,7 @@ from cosplace.training.seen_photos import digest_training_photos, training_card_
 from cosplace.training.setup import Preparation
 from cosplace.training.step import TrainingStep, batches_on_device
 from cosplace.training.validation import best_epoch_summary, correct_queries
+from cosplace.training.validation_image import validation_image
 
 PREFETCH_ITERATIONS = 8  # before the end of an epoch, the next group's classifier starts to move to the device
 
@@ -84,6 +85,7 @@ def judge_start(run: Run) -> None:
             card |= training_entries(weights_path(source))  # the photos that it was trained on
     save_best_model(run.folder, state.model, card)
     run.metrics.write_start({"num_queries": start.num_queries}, start.recalls)
+    run.metrics.write_image(validation_image(run.data.val, start), 0)
     log.info("before training: validation %s", start.recalls_text())
 
 

@@ -23,10 +23,13 @@ from cosplace.training.augmentation import Augmentation
 from cosplace.training.best_model import copy_best_model
 from cosplace.training.checkpoint import LAST_CHECKPOINT, RunState, save_checkpoint
 from cosplace.training.data import TrainingData, augmentation_settings
+from cosplace.training.loggers import peak_memory_mb
 from cosplace.training.metrics import MetricsWriter
 from cosplace.training.plan import describe_plan
+from cosplace.training.schedules import learning_rate
 from cosplace.training.setup import Preparation
 from cosplace.training.validation import doubts_about, won_and_lost, won_and_lost_text
+from cosplace.training.validation_image import validation_image
 
 CONFIG, LOCK = "config.json", ".lock"
 LOSSES_PER_EPOCH = 20  # how often the mean loss is recorded
@@ -87,6 +90,8 @@ class Run:
             **(counts := won_and_lost(state.start_hits, validation)),
         }
         self.metrics.write_epoch(row, validation.recalls)
+        self.metrics.write_memory(peak_memory_mb(self.device), row["step"])
+        self.metrics.write_image(validation_image(self.data.val, validation), row["step"])
         log.info(
             "epoch %d, group %d: loss %.4f, %.1f images/s, validation %s%s%s",
             state.epoch + 1, group, mean_loss, images_per_second, validation.recalls_text(),
@@ -141,7 +146,9 @@ class LossRecorder:
                 "train without --use_amp16",
             )
         state.loss_sum += total
-        run.metrics.write_loss(step=state.epoch * per_epoch + state.iteration, epoch=state.epoch, loss=mean)
+        step = state.epoch * per_epoch + state.iteration
+        rate = learning_rate(run.config, step - 1)
+        run.metrics.write_loss(step=step, epoch=state.epoch, loss=mean, learning_rate=rate)
         self._sum.zero_()
         state.recent_loss_sum = 0.0
         self.text = f"loss {mean:.3f}"
@@ -183,7 +190,10 @@ def _open_metrics(prepared: Preparation, folder: Path) -> MetricsWriter:
         copy_best_model(folder, Path(config.training.resume_train))
     else:
         save_checkpoint(folder, state, to_values(config), prepared.data.digest())
-    return MetricsWriter(folder, first_step=state.epoch * config.training.iterations_per_epoch + state.iteration)
+    first_step = state.epoch * config.training.iterations_per_epoch + state.iteration
+    metrics = MetricsWriter(folder, first_step, config.training.logger)
+    metrics.write_settings(to_values(config))
+    return metrics
 
 
 @contextmanager

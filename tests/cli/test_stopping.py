@@ -84,6 +84,7 @@ def resume_words(text: str) -> list[str]:
     return shlex.split(line.split("`")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "task", "done"),
     [

@@ -222,6 +222,7 @@ def test_the_confidence_is_calibrated_for_new_photos(calibrated) -> None:
     assert (errors_m <= 25).mean() >= (first_m <= 25).mean()
 
 
+@pytest.mark.slow
 def test_out_of_index_photos_are_unknown(calibrated) -> None:
     world, address = calibrated
     localizer = Localizer(address, precision=0.95)

@@ -140,6 +140,7 @@ def test_a_model_that_has_not_seen_the_photos_changes_nothing(tmp_path: Path) ->
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_card_is_reported_and_ignored(tmp_path: Path, caplog) -> None:
     index = trained_index(tmp_path, make_world(60))
     write_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, {"training_photos": "{}"})

@@ -1,5 +1,8 @@
 """A small database with queries, its evaluation, a report of both, and a parser of the page."""
 
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,12 +12,14 @@ import numpy as np
 from PIL import Image
 
 from cosplace.report.data import RecallRow, Report
+from cosplace.report.render import TEMPLATES
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
 from cosplace.training.groups import Groups
 
 EAST, NORTH = 550_000.0, 4_170_000.0
-VOID_TAGS = {"meta", "img", "br", "path", "rect", "circle"}  # the templates write some SVG tags without an end tag
+# The templates write some SVG tags without an end tag.
+VOID_TAGS = {"meta", "img", "br", "input", "path", "rect", "circle"}
 
 
 class Page(HTMLParser):
@@ -44,14 +49,25 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def text(self) -> str:
-        return " ".join(" ".join(text for tag, text in self.texts if tag != "style").split())
+        return " ".join(" ".join(text for tag, text in self.texts if tag not in ("style", "script")).split())
+
+    def scripts(self) -> list[str]:
+        return [text for tag, text in self.texts if tag == "script"]
 
 
 def assert_single_file(html: str) -> None:
-    """Check that a page runs no code and loads nothing."""
+    """Check that a page runs no code but ours, and loads nothing."""
     page = Page(html)
     assert page.open_tags == []
-    assert not page.of("script") and not page.of("link") and not page.of("iframe")
+    assert not page.of("link") and not page.of("iframe")
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if page.of("script"):
+        assert page.of("script") == [{"type": "application/json", "id": "data"}, {}]
+        data, code = page.scripts()
+        json.loads(data)
+        own = "\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in ("report_map.js", "report.js"))
+        assert code == f"\n{own}\n"
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
     for _, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -60,13 +76,18 @@ def assert_single_file(html: str) -> None:
     assert "url(" not in html and "@import" not in html
     assert "http://" not in html and "https://" not in html
     policies = [meta["content"] for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policies == [policy]
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """The values that the script of a page gets."""
+    return json.loads(Page(html).scripts()[0])
 
 
 def tiles_of(html: str) -> list[tuple[str, str]]:
     """(kind, caption) of each photo."""
     found = re.findall(r'<figure class="tile (\w+)">.*?<figcaption>(.*?)</figcaption>', html)
-    return [(kind, re.sub(r"<[^>]+>", "", caption)) for kind, caption in found]
+    return [(kind, " ".join(re.sub(r"<[^>]+>", " ", caption).split())) for kind, caption in found]
 
 
 def write_photo(folder: Path, east: float, north: float, note: str = "", size: tuple[int, int] = (64, 48)) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from cosplace.report.charts import BOTTOM, HEIGHT, LEFT, TOP, Axis, Series, chart, spread
 from cosplace.report.colors import GROUP_COLORS
-from cosplace.report.curves import distance_chart, loss_chart, read_epochs, read_losses, recall_chart, validation_chart
+from cosplace.report.curves import loss_chart, read_epochs, read_losses, recall_chart, validation_chart
 from cosplace.report.data import RecallRow
+from cosplace.report.metric_charts import distance_chart
 from cosplace.retrieval.evaluation import Evaluation
 from tests.report.report_samples import METRICS, Page
 

@@ -20,7 +20,7 @@ def test_results_of_an_evaluation(dataset: RetrievalDataset, evaluation: Evaluat
         EvalConfig, {"resume_model": "models/best.pth", "num_preds_to_save": 1, "positive_dist_threshold": 25}
     )
     write_evaluation_results(tmp_path, evaluation, dataset, config)
-    assert json.loads((tmp_path / "results.json").read_text()) == {
+    expected = {
         "recalls": {"1": 50.0, "2": 75.0, "3": 75.0},
         "num_database": 12,
         "num_queries": 4,
@@ -28,10 +28,13 @@ def test_results_of_an_evaluation(dataset: RetrievalDataset, evaluation: Evaluat
         "positive_dist_threshold_m": 25,
         "image_size": None,
     }
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {name: results[name] for name in expected} == expected
+    assert set(results["intervals"]["recalls"]) == {"1", "2", "3"}
     assert len(list((tmp_path / "preds").glob("*.jpg"))) == 4
     text = Page((tmp_path / "report.html").read_text("utf-8")).text()
     assert f"models/best.pth, evaluated on {dataset.folder}." in text
-    assert "chance random predictions" in text and "best.pth 50.0 75.0 75.0" in text
+    assert "chance random predictions" in text and "best.pth 50.0 [15.0, 85.0] 75.0 [" in text
 
 
 @pytest.mark.parametrize("count", [1, 2])

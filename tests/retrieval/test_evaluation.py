@@ -193,9 +193,8 @@ def test_random_descriptors_have_the_recalls_of_chance() -> None:
 
 def test_a_larger_radius_gives_higher_recalls(dataset: RetrievalDataset) -> None:
     near = evaluate(TinyImage(), dataset, recall_values=(1,), positive_dist_threshold=0.5)
-    far = evaluate(TinyImage(), dataset, recall_values=(1,), positive_dist_threshold=1e4)
-    assert far.recalls == far.chance == {1: 100.0}
-    assert near.recalls[1] < far.recalls[1]
+    far = evaluate(TinyImage(), dataset, recall_values=(1,), positive_dist_threshold=300)
+    assert near.chance[1] < far.chance[1] and near.recalls[1] < far.recalls[1]
     assert near.num_queries_without_positives > 0
 
 

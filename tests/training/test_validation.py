@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from cosplace.assessment.provenance import RunInfo
+from cosplace.models.downloads import file_sha256
 from cosplace.models.network import new_network
 from cosplace.models.weight_files import read_card
 from cosplace.report.results import write_training_results
@@ -65,9 +67,13 @@ def test_training_that_makes_the_network_worse_keeps_the_start(dataset_folder: P
 
 def test_the_results_contain_the_start_and_queries_won_and_lost(dataset_folder: Path, worse_run) -> None:
     config = settings(dataset_folder)
-    write_training_results(worse_run, config)
+    run = RunInfo(command="cosplace train", seed=0, device=torch.device("cpu"))
+    write_training_results(worse_run, config, run=run)
     results = json.loads((worse_run.folder / "results.json").read_text())
     assert results["num_queries"] == 12  # as before
+    assert (results["protocol"]["id"], results["command"]) == ("custom", "cosplace train")
+    assert results["model"]["sha256"] == file_sha256(worse_run.folder / BEST_MODEL)
+    assert results["model"]["card"]["source"] == "cosplace train, the network before training"
     assert results["validation"]["best_epoch"] == 0
     assert results["validation"]["num_queries"] == 12
     assert results["validation"]["start_recalls"]["1"] == recalls_by_epoch(worse_run.folder)[0]

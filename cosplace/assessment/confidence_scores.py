@@ -1,0 +1,213 @@
+"""Scores of the first prediction: does a high score mean that it is correct?
+
+Scores that need no training (Zaffar et al., "On the Estimation of Image-matching Uncertainty in Visual Place
+Recognition", CVPR 2024) are the baselines of a calibrated confidence.  Curves are computed from sorted scores, so no
+precision is missed between two thresholds.  Queries without positives count as wrong.  Pure functions.
+Legend: Q queries, K predictions per query, n distinct scores.
+"""
+
+import math
+
+import numpy as np
+
+from cosplace.assessment.intervals import UNKNOWN, Estimate, bootstrap, clustered_share
+from cosplace.assessment.measures import ScoreMetrics, Transfer
+
+CONFIDENCE = "confidence"  # the name of a score that is a probability
+NUM_SPREAD = 10  # predictions whose spread is a score
+SPREAD_DECAY = 350.0  # weight exp(-350 d) of a prediction with squared descriptor distance d
+MAX_OFFSET_M = 500.0  # farther predictions count as this far, in both directions
+NUM_BINS = 10  # of a reliability diagram
+TRANSFER_PRECISIONS = (1.0, 0.95)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def distance_score(squared_distances: np.ndarray) -> np.ndarray:
+    """Minus the L2 distance of the first prediction, (Q,) float64; -inf without one.  squared_distances: (Q, K)."""
+    return -np.sqrt(squared_distances[:, 0].astype(np.float64))
+
+
+def ratio_score(squared_distances: np.ndarray) -> np.ndarray:
+    """Minus the ratio d1 / d2 of the first two L2 distances, (Q,) float64; -inf without them.
+
+    Two predictions at a distance of 0 have the ratio 1.  The second one may show the same place.
+    """
+    if squared_distances.shape[1] < 2:
+        return np.full(len(squared_distances), -np.inf)
+    first, second = np.sqrt(squared_distances[:, :2].astype(np.float64)).T
+    known = np.isfinite(second)
+    ratio = np.divide(first, second, out=np.ones(len(first)), where=known & (second > 0))
+    return np.where(known, -ratio, -np.inf)
+
+
+def spread_score(squared_distances: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Minus the spread on the ground of the first NUM_SPREAD predictions (SUE), (Q,) float64; -inf without one.
+
+    The spread is the square root of the variance of the positions around their mean, both weighted by
+    exp(-SPREAD_DECAY d).  Offsets from the mean are limited to MAX_OFFSET_M on each axis, in both directions.
+    positions: (Q, K, 2 or 3) meters, of the predictions.
+    """
+    distances = squared_distances[:, :NUM_SPREAD].astype(np.float64)
+    known = np.isfinite(distances)
+    nearest = np.where(known[:, :1], distances[:, :1], 0.0)  # as a common factor, it changes nothing but underflow
+    weights = np.exp(-SPREAD_DECAY * (np.where(known, distances, np.inf) - nearest))[..., None]
+    points = np.where(known[..., None], positions[:, :NUM_SPREAD], 0.0)
+    totals = np.maximum(weights.sum(axis=1), 1e-300)
+    offsets = points - ((weights * points).sum(axis=1) / totals)[:, None]
+    squares = np.clip(offsets, -MAX_OFFSET_M, MAX_OFFSET_M) ** 2
+    variance = ((weights * squares).sum(axis=1) / totals).sum(axis=1)
+    return np.where(known[:, 0], -np.sqrt(variance), -np.inf)
+
+
+# --- precision and recall --------------------------------------------------------------------------------------------
+
+
+def precision_recall(scores: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Recall, precision and threshold (n,) of answers with at least each distinct score, the best first.
+
+    scores: (Q,) float64; -inf is never answered.  right: (Q,) bool.  Recall is a share of all queries.
+    """
+    order, ends = _by_score(scores)
+    num_right = np.cumsum(right[order])[ends]
+    return num_right / max(1, len(scores)), num_right / (ends + 1), scores[order][ends]
+
+
+def _by_score(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the queries that can be answered, the best first, and the last of each group of equal scores."""
+    rows = np.flatnonzero(scores > -np.inf)
+    order = rows[np.argsort(-scores[rows], kind="stable")]
+    return order, np.flatnonzero(np.diff(scores[order], append=-np.inf) != 0)
+
+
+def average_precision(scores: np.ndarray, right: np.ndarray) -> float:
+    """Area under the curve of precision over recall, where recall is the share of the right answers, in [0, 1].
+
+    Sum of precision times the growth of recall, over all distinct scores; nan if no answer is right.
+    """
+    return float(_average_precisions(*_counts(scores, right, np.ones((1, len(scores)), np.int32)))[0])
+
+
+def recall_at_precision(scores: np.ndarray, right: np.ndarray, precision: float) -> float:
+    """The largest recall of a threshold with at least this precision, as a share of all queries, in [0, 1]."""
+    weights = np.ones((1, len(scores)), np.int32)
+    return float(_recalls_at(precision, *_counts(scores, right, weights), weights.sum(axis=1))[0])
+
+
+def _counts(scores: np.ndarray, right: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Answers, and right answers, with at least each distinct score, (m, n) int32 each.
+
+    weights: (m, Q) int32, how often each query counts.
+    """
+    order, ends = _by_score(scores)
+    ordered = weights[:, order]
+    answered = np.cumsum(ordered, axis=1, dtype=np.int32)
+    num_right = np.cumsum(ordered * right[order], axis=1, dtype=np.int32)
+    return (answered, num_right) if len(ends) == len(order) else (answered[:, ends], num_right[:, ends])
+
+
+def _average_precisions(answered: np.ndarray, num_right: np.ndarray) -> np.ndarray:
+    """(m,) float64 from counts (m, n)."""
+    gains = np.diff(num_right, axis=1, prepend=0)
+    sums = (gains * (num_right / np.maximum(answered, 1))).sum(axis=1)
+    totals = num_right.max(axis=1, initial=0)
+    return np.divide(sums, totals, out=np.full(len(totals), np.nan), where=totals > 0)
+
+
+def _recalls_at(precision: float, answered: np.ndarray, num_right: np.ndarray, num_queries: np.ndarray) -> np.ndarray:
+    """(m,) float64 from counts (m, n) and numbers of queries (m,)."""
+    is_enough = num_right >= precision * answered - 1e-6
+    return np.where(is_enough, num_right, 0).max(axis=1, initial=0) / np.maximum(num_queries, 1)
+
+
+# --- probabilities ---------------------------------------------------------------------------------------------------
+
+
+def reliability_bins(confidences: np.ndarray, right: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+    """Mean confidence, share correct and number of queries of each bin of equal width that is not empty, (bins, 3)."""
+    bins = np.minimum((confidences * num_bins).astype(np.int64), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    sums = np.stack([np.bincount(bins, values, num_bins) for values in (confidences, right)])[:, counts > 0]
+    counts = counts[counts > 0]
+    return np.column_stack([*(sums / counts), counts])
+
+
+def calibration_error(bins: np.ndarray) -> float:
+    """Expected calibration error: mean of |confidence - share correct| of the bins, weighted by their queries."""
+    return float(np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2])) if len(bins) else math.nan
+
+
+# --- all of a score --------------------------------------------------------------------------------------------------
+
+
+def score_metrics(
+    name: str, scores: np.ndarray, right: np.ndarray, clusters: np.ndarray, *, is_probability: bool = False
+) -> ScoreMetrics:
+    """All metrics of one score.  scores: (Q,) float64, larger is better, -inf for queries without an answer.
+
+    The interval of the recall at full precision is that of a fixed threshold.  It depends on the best wrong answer
+    alone, and no interval covers what that will be for other queries.
+    """
+    recall, precision, threshold = precision_recall(scores, right)
+    full = recall_at_precision(scores, right, 1.0)
+    least = threshold[recall >= full - 1e-12][0] if full > 0 else math.inf
+    values = 100 * average_precision(scores, right), 100 * recall_at_precision(scores, right, 0.95)
+
+    def statistics(weights: np.ndarray) -> np.ndarray:
+        counts = _counts(scores, right, weights)
+        return 100 * np.stack([_average_precisions(*counts), _recalls_at(0.95, *counts, weights.sum(axis=1))])
+
+    area, recall_at_95 = bootstrap(statistics, clusters, values, (0.0, 100.0))
+    bins = reliability_bins(np.where(scores > -np.inf, scores, 0.0), right) if is_probability else np.zeros((0, 3))
+    return ScoreMetrics(
+        name=name,
+        recall=recall,
+        precision=precision,
+        threshold=threshold,
+        area=area,
+        recall_at_full_precision=clustered_share(right & (scores >= least), clusters),
+        recall_at_95_precision=recall_at_95,
+        calibration_error=calibration_error(bins),
+        reliability=bins,
+    )
+
+
+# --- thresholds for other queries ------------------------------------------------------------------------------------
+
+
+def lowest_threshold(scores: np.ndarray, right: np.ndarray, target: float) -> float:
+    """The lowest score at which answers are at least this precise; inf if there is none."""
+    recall, precision, threshold = precision_recall(scores, right)
+    enough = np.flatnonzero((precision >= target - 1e-12) & (recall > 0))
+    return float(threshold[enough[-1]]) if len(enough) else math.inf
+
+
+def quantile_threshold(threshold: float, scores: np.ndarray, new_scores: np.ndarray) -> float:
+    """The threshold that answers the same share of new queries as a threshold does of the queries it was chosen on.
+
+    Carrying the quantile instead of the threshold is robust to a shift of all scores (arXiv 2602.04401, 2026).
+    """
+    num = math.floor(np.mean(scores >= threshold) * len(new_scores) + 1e-9)
+    return float(np.sort(new_scores)[-num]) if num else math.inf
+
+
+def transfers(
+    name: str, scores: np.ndarray, right: np.ndarray, clusters: np.ndarray, is_chosen_on: np.ndarray
+) -> tuple[Transfer, ...]:
+    """Choose thresholds on some queries (Q,) bool, and use them on the others, as thresholds and as quantiles."""
+    rows = []
+    others = ~is_chosen_on
+    if not is_chosen_on.any() or not others.any():
+        return ()
+    for target in TRANSFER_PRECISIONS:
+        threshold = lowest_threshold(scores[is_chosen_on], right[is_chosen_on], target)
+        for carried, least in (
+            ("threshold", threshold),
+            ("quantile", quantile_threshold(threshold, scores[is_chosen_on], scores[others])),
+        ):
+            answered = others & (scores >= least)
+            precision = clustered_share(right[answered], clusters[answered]) if answered.any() else UNKNOWN
+            recall: Estimate = clustered_share(right[others] & answered[others], clusters[others])
+            rows.append(Transfer(score=name, carried=carried, target=target, precision=precision, recall=recall))
+    return tuple(rows)

@@ -1,0 +1,263 @@
+"""95% intervals of shares, means, quantiles and differences.
+
+Queries taken close together, or in one drive, tend to be right or wrong together, so C clusters count, not Q queries:
+
+* Shares: the interval of Wilson (JASA 1927) with the effective number of queries, Q / design effect (Kish, "Survey
+  Sampling", 1965, section 8.2), and a t quantile with C - 1 degrees of freedom.
+* Quantiles: the interval of the share below the quantile, as positions in the sorted values (Woodruff, JASA 1952).
+* Means and paired differences: the sandwich variance of the clusters, where residuals of large clusters are corrected
+  (Bell and McCaffrey, Survey Methodology 2002), and t.
+* Other statistics: the cluster bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3).
+
+Fewer than 10 clusters give wide intervals, one cluster none.  docs/lab.md has the coverage in simulations.
+Pure functions.  Legend: Q queries, C clusters.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+Z = 1.959963984540054  # quantile of the normal distribution at (1 + LEVEL) / 2
+RESAMPLES = 2_000
+MIN_RESAMPLES = 200  # for many queries, whose statistics vary little
+CHUNK = 1 << 20  # numbers in one array in memory at once
+MAX_NUMBERS = 1 << 23  # weights of queries that are drawn for one interval
+CELL_M = 50.0  # queries in one cell of this side are one cluster
+MIN_SEQUENCES = 10  # fewer say little about other drives
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with the ends of its 95% interval; nan where it cannot be known."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, decimals: int = 1) -> str:
+        """The number and its interval.
+
+        >>> Estimate(66.0, 56.0, 74.7).text()
+        '66.0 [56.0, 74.7]'
+        """
+        return f"{self.value:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+
+
+UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+
+
+def wilson(num_successes: int, num: int) -> Estimate:
+    """Percentage of `num` independent trials that succeeded.
+
+    >>> wilson(62, 94).text()
+    '66.0 [55.9, 74.7]'
+    """
+    if num == 0:
+        return UNKNOWN
+    low, high = _share_interval(num_successes / num, num, Z)
+    return Estimate(100 * (num_successes / num), 100 * low, 100 * high)
+
+
+# --- clusters --------------------------------------------------------------------------------------------------------
+
+
+def clusters_of(positions: np.ndarray, sequences: np.ndarray | None = None) -> np.ndarray:
+    """The cluster of each query, (Q,) int64 from 0: its sequence where it is known, else its cell of CELL_M.
+
+    With fewer than MIN_SEQUENCES sequences, all are in the cluster of their cell: intervals then are about other places
+    of the same drives.  positions: (Q, 2) or (Q, 3), meters.  sequences: (Q,) int64, -1 where unknown.
+    """
+    cells = np.unique(np.floor(positions / CELL_M), axis=0, return_inverse=True)[1].reshape(-1)
+    if sequences is None or not are_clusters(sequences):
+        return cells.astype(np.int64)
+    known = sequences >= 0
+    mixed = np.where(known, sequences, sequences.max(initial=-1) + 1 + cells)
+    return np.unique(mixed, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def are_clusters(sequences: np.ndarray) -> bool:
+    """Whether there are enough sequences to be clusters.  sequences: (Q,) int64, -1 where unknown."""
+    return len(np.unique(sequences[sequences >= 0])) >= MIN_SEQUENCES
+
+
+def _sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the values and number of queries of each cluster that has queries, (C,) float64."""
+    sizes = np.bincount(clusters).astype(np.float64)
+    sums = np.bincount(clusters, np.asarray(values, np.float64), len(sizes))
+    return sums[sizes > 0], sizes[sizes > 0]
+
+
+def _t_quantile(num_clusters: int) -> float:
+    """Quantile of the t distribution with C - 1 degrees of freedom at (1 + LEVEL) / 2."""
+    from scipy.special import stdtrit  # takes longer to import than this module
+
+    return float(stdtrit(num_clusters - 1, (1 + LEVEL) / 2))
+
+
+# --- shares, quantiles, means ----------------------------------------------------------------------------------------
+
+
+def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """Percentage of queries that are hits.
+
+    hits: (Q,) bool.  clusters: (Q,) int64.  Queries with a cluster each have the interval of `wilson`.
+    """
+    sums, sizes = _sums(hits, clusters)
+    num, num_hits = int(sizes.sum()), int(sums.sum())
+    if num == 0 or sizes.max() == 1:
+        return wilson(num_hits, num)
+    if len(sizes) == 1:
+        return Estimate(100 * (num_hits / num), 0.0, 100.0)
+    low, high = _share_interval(num_hits / num, num / _design_effect(sums, sizes), _t_quantile(len(sizes)))
+    return Estimate(100 * (num_hits / num), 100 * low, 100 * high)
+
+
+def _design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
+    """How many queries are worth one independent query; at least 1.  hits, sizes: (C,) of each cluster.
+
+    Half a cluster of hits and half a cluster of misses are added, of the size that a query sees on average.  Without
+    them, the estimate is too small if there are misses in a few clusters only, and unknown if there are none.
+    """
+    num = sizes.sum()
+    added = (sizes**2).sum() / num
+    total = num + added
+    share = (hits.sum() + added / 2) / total
+    squares = ((hits - share * sizes) ** 2 / (1 - sizes / total)).sum()
+    squares += added**2 * (share**2 + (1 - share) ** 2) / 2
+    return max(1.0, float(squares / (total * share * (1 - share))))
+
+
+def _share_interval(share: float, num: float, quantile: float) -> tuple[float, float]:
+    """The interval of Wilson for `num` independent trials and a quantile of the distribution of errors."""
+    square = quantile**2 / num
+    center = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return 0.0 if share == 0 else center - half, 1.0 if share == 1 else center + half
+
+
+def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Estimate:
+    """The smallest value that at least a share q of the values, in (0, 1), do not exceed.
+
+    values: (Q,) float64; nan, for an unknown value, counts as infinite.
+    """
+    values = np.where(np.isnan(values), np.inf, values)
+    if not len(values):
+        return UNKNOWN
+    ordered = np.sort(values)
+    value = _at_share(ordered, q)
+    sums, sizes = _sums(values <= value, clusters)
+    if len(sizes) == 1:
+        return Estimate(value, float(ordered[0]), float(ordered[-1]))
+    quantile = Z if sizes.max() == 1 else _t_quantile(len(sizes))
+    low, high = _share_interval(q, len(values) / _design_effect(sums, sizes), quantile)
+    # Of n values, at least n * low and at most n * high are below the true quantile: it is below the next value.
+    return Estimate(value, _at_share(ordered, low), float(ordered[min(int(len(ordered) * high), len(ordered) - 1)]))
+
+
+def _at_share(ordered: np.ndarray, share: float) -> float:
+    """The smallest of the ascending values that at least this share of them do not exceed."""
+    return float(ordered[np.clip(math.ceil(share * len(ordered) - 1e-9) - 1, 0, len(ordered) - 1)])
+
+
+def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """Mean of values (Q,) float64."""
+    if not len(values):
+        return UNKNOWN
+    sums, sizes = _sums(values, clusters)
+    mean = float(np.mean(values))
+    if len(sizes) == 1:
+        return Estimate(mean, -math.inf, math.inf)
+    share = sizes / sizes.sum()
+    variance = ((sums - mean * sizes) ** 2 / (1 - share)).sum() / sizes.sum() ** 2
+    half = _t_quantile(len(sizes)) * math.sqrt(variance)
+    return Estimate(mean, mean - half, mean + half)
+
+
+# --- two runs --------------------------------------------------------------------------------------------------------
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """Share of hits of run a minus that of run b on the same queries, in percentage points.
+
+    a, b: (Q,) bool.  One query won and one lost are added for the interval (Bonett and Price, British Journal of
+    Mathematical and Statistical Psychology 2012), times the square root of the size of a cluster that a query sees on
+    average; so runs without any difference also have an interval.
+    """
+    if not len(a):
+        return UNKNOWN
+    sums, sizes = _sums(np.asarray(a, np.float64) - np.asarray(b, np.float64), clusters)
+    num = sizes.sum()
+    value = 100 * float(sums.sum() / num)
+    if len(sizes) == 1:
+        return Estimate(value, -100.0, 100.0)
+    added = math.sqrt((sizes**2).sum() / num)
+    total = num + 2 * added
+    center = sums.sum() / total
+    squares = ((sums - center * sizes) ** 2 / (1 - sizes / total)).sum()
+    squares += added**2 * ((1 - center) ** 2 + (1 + center) ** 2)
+    center, half = float(center), _t_quantile(len(sizes)) * math.sqrt(squares) / float(total)
+    return Estimate(value, max(-100.0, 100 * (center - half)), min(100.0, 100 * (center + half)))
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Probability of a split at least as uneven if both runs were equally good (McNemar 1947, exact and two-sided).
+
+    won, lost: queries that only one of the two runs answers correctly.
+
+    >>> mcnemar(8, 1)
+    0.0390625
+    """
+    from scipy.special import bdtr
+
+    return min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5))) if won + lost else 1.0
+
+
+# --- bootstrap -------------------------------------------------------------------------------------------------------
+
+
+def resampled_weights(clusters: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each cluster is drawn, in chunks (n, C) int64; the same for a given seed.
+
+    In all RESAMPLES rows, fewer for many queries, but at least MIN_RESAMPLES.
+    """
+    num = int(clusters.max(initial=-1)) + 1
+    generator = np.random.default_rng(seed)
+    resamples = int(np.clip(MAX_NUMBERS // max(1, len(clusters)), MIN_RESAMPLES, RESAMPLES))
+    per_chunk = max(1, CHUNK // max(1, len(clusters)))
+    for first in range(0, resamples, per_chunk):
+        count = min(per_chunk, resamples - first)
+        drawn = generator.integers(0, max(1, num), (count, num)) + num * np.arange(count)[:, None]
+        yield np.bincount(drawn.reshape(-1), minlength=count * num).reshape(count, num)
+
+
+def bootstrap(
+    statistics: Callable[[np.ndarray], np.ndarray],
+    clusters: np.ndarray,
+    values: Sequence[float],
+    limits: tuple[float, float],
+) -> list[Estimate]:
+    """S statistics with percentiles of their resamples, as far from the values as t and the number of clusters require.
+
+    statistics: weights of the queries (n, Q) int32 -> (S, n) values; nan, where one is undefined, is left out.
+    values: (S,) for weights of 1.  limits: of all values.
+    """
+    num_clusters = len(np.unique(clusters))
+    if num_clusters < 2:
+        return [Estimate(value, *(limits if math.isfinite(value) else (math.nan, math.nan))) for value in values]
+    drawn = np.concatenate(
+        [statistics(weights.astype(np.int32)[:, clusters]) for weights in resampled_weights(clusters)], axis=1
+    )
+    wider = _t_quantile(num_clusters) / Z * math.sqrt(num_clusters / (num_clusters - 1))
+    estimates = []
+    for value, row in zip(values, drawn, strict=True):
+        defined = row[~np.isnan(row)]
+        if not math.isfinite(value) or not len(defined):
+            estimates.append(Estimate(value, math.nan, math.nan))
+            continue
+        ends = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.clip(value + wider * (ends - value), *limits).tolist()
+        estimates.append(Estimate(value, low, high))
+    return estimates

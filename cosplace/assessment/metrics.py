@@ -1,0 +1,163 @@
+"""Compute all metrics of one evaluation, with intervals.
+
+A query without positives, or one that could not be opened, counts as a miss everywhere.  Legend: Q queries,
+K predictions per query.  Side effects: `measure` reads the table of the dataset, for its conditions.
+"""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from cosplace.assessment.conditions import Conditions, condition_rows, find_conditions
+from cosplace.assessment.confidence_scores import (
+    CONFIDENCE,
+    distance_score,
+    ratio_score,
+    score_metrics,
+    spread_score,
+    transfers,
+)
+from cosplace.assessment.intervals import (
+    Estimate,
+    are_clusters,
+    clustered_mean,
+    clustered_quantile,
+    clustered_share,
+    clusters_of,
+)
+from cosplace.assessment.measures import Measures
+from cosplace.geo import distances_m
+from cosplace.retrieval.dataset import RetrievalDataset
+from cosplace.retrieval.evaluation import Evaluation
+
+RADII_M = np.arange(1.0, 101.0)
+QUANTILES = (50, 90)  # percent, of the distance of the first prediction
+L2, RATIO, SPREAD = "L2 distance", "ratio d1/d2", "spread of the first 10 positions"
+
+
+def measure(
+    evaluation: Evaluation,
+    dataset: RetrievalDataset,
+    *,
+    scores: Mapping[str, np.ndarray] = MappingProxyType({}),
+    conditions: Conditions | None = None,
+    sequences: np.ndarray | None = None,
+) -> Measures:
+    """All metrics of an evaluation.
+
+    scores: more scores of the first prediction, by name, (Q,) float64; larger is better, -inf for no answer; that named
+    "confidence" is a probability.  conditions: those of `find_conditions`, which is called if they are not given.
+    sequences: (Q,) int64, -1 where unknown, instead of those of the conditions.
+    """
+    conditions = find_conditions(dataset, evaluation.positives) if conditions is None else conditions
+    sequences = conditions.sequences if sequences is None else sequences
+    clusters = clusters_of(dataset.query_positions, sequences)
+    hits = evaluation.hits  # (Q, K) bool
+    is_found = np.logical_or.accumulate(hits, axis=1)  # a hit at rank j is a hit for all larger N
+    right, errors_m = hits[:, 0], evaluation.distances_m[:, 0]
+    straight_m = straight_distances_m(evaluation, dataset)
+    radius_m = evaluation.positive_dist_threshold
+    precisions = average_precisions(hits, evaluation.positives.counts)
+    all_scores = {**scores, **baseline_scores(evaluation, dataset)}
+    best_score = next(iter(all_scores))
+    longest_m, longest_queries = longest_miss(right, dataset.query_positions, sequences, conditions.seconds)
+    return Measures(
+        recalls={n: clustered_share(is_found[:, n - 1], clusters) for n in evaluation.recalls},
+        radii_m=RADII_M,
+        recall1_by_radius=tuple(clustered_share(straight_m <= limit, clusters) for limit in RADII_M),
+        error_m={quantile: clustered_quantile(errors_m, clusters, quantile / 100) for quantile in QUANTILES},
+        errors_m=errors_m,
+        near_misses=clustered_share((straight_m > radius_m) & (straight_m <= 2 * radius_m), clusters),
+        mean_average_precision=_percent(clustered_mean(precisions, clusters)),
+        scores=tuple(
+            score_metrics(name, values, right, clusters, is_probability=name == CONFIDENCE)
+            for name, values in all_scores.items()
+        ),
+        transfers=transfers(best_score, all_scores[best_score], right, clusters, western_half(dataset, clusters)),
+        conditions=condition_rows(conditions, right, errors_m, clusters),
+        longest_miss_m=longest_m,
+        longest_miss_queries=longest_queries,
+        clusters=clusters,
+        clustered_by=_clustered_by(clusters, sequences),
+    )
+
+
+def _clustered_by(clusters: np.ndarray, sequences: np.ndarray) -> str:
+    if are_clusters(sequences):
+        return "sequence"
+    return "query" if np.bincount(clusters).max(initial=0) <= 1 else "place"
+
+
+def _percent(share: Estimate) -> Estimate:
+    return Estimate(*(min(max(100 * end, 0.0), 100.0) for end in (share.value, share.low, share.high)))
+
+
+def straight_distances_m(evaluation: Evaluation, dataset: RetrievalDataset) -> np.ndarray:
+    """Distance from each query to its first prediction in a straight line, as `find_positives` computes it.
+
+    (Q,) float64; inf without a prediction.  So the recall at the radius of the evaluation is exactly its Recall@1.
+    """
+    first = evaluation.predictions[:, 0]
+    offsets = (dataset.query_positions - dataset.database_positions[first]).T
+    return np.where(first >= 0, np.sqrt(sum(offset * offset for offset in offsets)), np.inf)
+
+
+def average_precisions(hits: np.ndarray, num_positives: np.ndarray) -> np.ndarray:
+    """Average precision of the K predictions of each query, (Q,) float64 in [0, 1].
+
+    The precisions of the first k predictions, summed over the ranks k of hits, divided by the number of positives or by
+    K if that is smaller: 1 if all predictions that can be hits are.  0 for a query without positives.
+    hits: (Q, K) bool.  num_positives: (Q,) int64.
+    """
+    num_predictions = hits.shape[1]
+    precisions = np.cumsum(hits, axis=1) / np.arange(1, num_predictions + 1)
+    return (precisions * hits).sum(axis=1) / np.maximum(np.minimum(num_positives, num_predictions), 1)
+
+
+def baseline_scores(evaluation: Evaluation, dataset: RetrievalDataset) -> dict[str, np.ndarray]:
+    """Scores of the first prediction that need no training, (Q,) float64 each."""
+    squared = evaluation.squared_distances
+    positions = dataset.database_positions[evaluation.predictions[:, :10]]
+    scores = {L2: distance_score(squared), RATIO: ratio_score(squared), SPREAD: spread_score(squared, positions)}
+    return {name: values for name, values in scores.items() if name == L2 or squared.shape[1] > 1}
+
+
+def western_half(dataset: RetrievalDataset, clusters: np.ndarray) -> np.ndarray:
+    """Queries on whose half of the area a threshold is chosen, (Q,) bool: whole clusters, those in the west first."""
+    if not len(clusters):
+        return np.zeros(0, bool)
+    sizes = np.bincount(clusters)
+    west = np.bincount(clusters, dataset.query_positions[:, 0]) / np.maximum(sizes, 1)
+    order = np.argsort(west, kind="stable")
+    before = np.empty(len(sizes))
+    before[order] = np.cumsum(sizes[order]) - sizes[order]
+    return before[clusters] < len(clusters) / 2
+
+
+def longest_miss(
+    right: np.ndarray, positions: np.ndarray, sequences: np.ndarray, seconds: np.ndarray
+) -> tuple[float, int]:
+    """Longest stretch of a sequence without a correct answer: meters, and queries; nan and 0 without sequences.
+
+    Queries are in the order of their times, or of their list where times are unknown.  The meters are the way between
+    the correct answers before and after it, or the ends of the sequence.  The two may be of different stretches.
+    """
+    rows = np.flatnonzero(sequences >= 0)
+    if not len(rows):
+        return math.nan, 0
+    rows = rows[np.lexsort((rows, np.nan_to_num(seconds[rows]), sequences[rows]))]
+    is_start = np.diff(sequences[rows], prepend=-1) != 0  # of a sequence
+    steps = np.where(is_start[1:], 0.0, distances_m(positions[rows[1:]], positions[rows[:-1]]))
+    way = np.concatenate([[0.0], np.cumsum(steps)])
+    missed = ~right[rows]
+    # A run of misses starts after a hit or at the start of a sequence, and ends before a hit or the next sequence.
+    starts = np.flatnonzero(missed & (is_start | ~np.concatenate([[True], missed[:-1]])))
+    last = np.append(is_start[1:], True)
+    ends = np.flatnonzero(missed & (last | ~np.append(missed[1:], True)))
+    if not len(starts):
+        return 0.0, 0
+    before = np.where(is_start[starts], starts, starts - 1)
+    after = np.where(last[ends], ends, ends + 1)
+    return float((way[after] - way[before]).max()), int((ends - starts + 1).max())

@@ -1,0 +1,113 @@
+"""Metrics of an evaluation as JSON, where unknown numbers are null, and as lines for the terminal.  Pure functions."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cosplace.assessment.intervals import LEVEL, Estimate
+from cosplace.assessment.measures import Measures, ScoreMetrics
+
+RADII_SHOWN = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)  # meters
+CLUSTER_NAMES = {"sequence": "sequences", "place": "cells of 50 m", "query": "queries"}
+FEW_CLUSTERS = 10
+
+
+def intervals_record(measures: Measures) -> dict[str, Any]:
+    """Intervals of the recalls, and what was drawn together."""
+    return {
+        "level": LEVEL,
+        "clustered_by": measures.clustered_by,
+        "num_clusters": num_clusters(measures),
+        "recalls": {str(n): [_number(one.low), _number(one.high)] for n, one in measures.recalls.items()},
+    }
+
+
+def metrics_record(measures: Measures) -> dict[str, Any]:
+    """All other metrics."""
+    by_radius = dict(zip(measures.radii_m.tolist(), measures.recall1_by_radius, strict=True))
+    has_sequences = math.isfinite(measures.longest_miss_m)
+    return {
+        "error_m": {str(quantile): _record(one) for quantile, one in measures.error_m.items()},
+        "near_misses": _record(measures.near_misses),
+        "mean_average_precision": _record(measures.mean_average_precision),
+        "recall1_by_radius_m": {str(limit): _record(by_radius[limit]) for limit in RADII_SHOWN if limit in by_radius},
+        "scores": [_score_record(score) for score in measures.scores],
+        "transfers": [
+            {
+                "score": one.score, "carried": one.carried, "target": one.target,
+                "precision": _record(one.precision), "recall": _record(one.recall),
+            }
+            for one in measures.transfers
+        ],
+        "conditions": [
+            {
+                "condition": row.condition, "value": row.value, "num_queries": row.num_queries,
+                "recall1": _record(row.recall1), "median_error_m": _number(row.median_error_m),
+            }
+            for row in measures.conditions
+        ],
+        "longest_miss": {"meters": _number(measures.longest_miss_m), "queries": measures.longest_miss_queries}
+        if has_sequences
+        else None,
+    }  # fmt: skip
+
+
+def _score_record(score: ScoreMetrics) -> dict[str, Any]:
+    return {
+        "name": score.name,
+        "average_precision": _record(score.area),
+        "recall_at_full_precision": _record(score.recall_at_full_precision),
+        "recall_at_95_precision": _record(score.recall_at_95_precision),
+        "calibration_error": _number(score.calibration_error),
+        "reliability": [[_number(value) for value in row] for row in score.reliability.tolist()],
+    }
+
+
+def _record(estimate: Estimate) -> dict[str, float | None]:
+    return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
+
+
+def _number(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def num_clusters(measures: Measures) -> int:
+    """The number of groups of queries that are drawn together."""
+    return len(np.unique(measures.clusters))
+
+
+def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[str]:
+    """Recalls with intervals and the main metrics, on a few lines.
+
+    note: what distances are, if they are not meters on the ground; metrics of distances are then left out.
+    """
+    count, names = num_clusters(measures), CLUSTER_NAMES[measures.clustered_by]
+    few = ", which are few" if count < FEW_CLUSTERS else ""
+    together = "" if measures.clustered_by == "query" else f" (queries are in {count:,} {names}{few})"
+    recalls = ", ".join(f"R@{n} [{one.low:.1f}, {one.high:.1f}]" for n, one in measures.recalls.items())
+    lines = [f"95% intervals: {recalls}{together}"]
+    if not note:
+        median, ninety = measures.error_m[50], measures.error_m[90]
+        lines += [
+            f"first prediction: median error {_meters(median)}, 90% within {_meters(ninety)}",
+            f"near misses ({radius_m:g} to {2 * radius_m:g} m): {measures.near_misses.text()}%, "
+            f"mAP {measures.mean_average_precision.text()}",
+        ]
+        if math.isfinite(measures.longest_miss_m):
+            lines.append(
+                f"longest stretch without a correct answer: {measures.longest_miss_m:,.0f} m, "
+                f"{measures.longest_miss_queries:,} queries"
+            )
+    score = measures.scores[0] if measures.scores else None
+    if score is not None and math.isfinite(score.area.value):
+        lines.append(
+            f"precision–recall by {score.name}: average precision {score.area.text()}, recall "
+            f"{score.recall_at_full_precision.text()} at 100% precision, {score.recall_at_95_precision.text()} at 95%"
+        )
+    return lines
+
+
+def _meters(estimate: Estimate) -> str:
+    ends = [f"{end:,.1f}" if math.isfinite(end) else "∞" for end in (estimate.value, estimate.low, estimate.high)]
+    return f"{ends[0]} m [{ends[1]}, {ends[2]}]"

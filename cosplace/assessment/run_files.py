@@ -1,0 +1,284 @@
+"""Files of a run: names, the table of its queries, and reading results that may be damaged.
+
+queries.parquet   one row per query: photo, position, first predictions, rank of the first correct one
+
+Two runs can be compared query by query only if both have this table, with the same queries, database and radius.
+Legend: Q queries, R database images, K predictions per query.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from cosplace.assessment.intervals import clusters_of
+from cosplace.errors import ConfigError, DatasetError
+from cosplace.photos.image_list import BLOCK_BYTES
+from cosplace.photos.paths import path_from_text, path_text
+from cosplace.storage import write_atomically
+
+if TYPE_CHECKING:  # these import torch, which reading a run does not need
+    from cosplace.retrieval.dataset import RetrievalDataset
+    from cosplace.retrieval.evaluation import Evaluation
+
+RESULTS, CONFIG, REPORT, QUERIES = "results.json", "config.json", "report.html", "queries.parquet"
+FORMAT = 1  # of queries.parquet
+STORED = 5  # predictions per query whose paths and distances are stored
+METADATA = b"cosplace"
+CONDITION = "condition: "  # in front of the name of a column
+MAX_JSON_BYTES = 1 << 26
+MAX_TABLE_BYTES = 1 << 32  # uncompressed
+MAX_QUERIES = 20_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryList:
+    """What must be the same in two runs whose queries are compared."""
+
+    names: Sequence[str]  # (Q,) paths below the folder of the queries
+    positions: np.ndarray  # (Q, 2) or (Q, 3) float64, meters
+    num_database: int
+    database_sha256: str  # of the names and positions of the database
+    radius_m: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryResults:
+    """What one run found for each query."""
+
+    queries: QueryList
+    dataset: str  # its name
+    folder: Path  # of the dataset
+    database_folder: Path
+    queries_folder: Path
+    predictions: Sequence[Sequence[str]]  # (Q, up to STORED) database paths, best first; none for an unreadable query
+    distances_m: Sequence[Sequence[float]]  # from the query to each of them
+    descriptor_distances: Sequence[Sequence[float]]  # L2
+    first_correct: np.ndarray  # (Q,) int64, rank of the first correct prediction from 1; 0 if none of K is correct
+    num_predictions: int  # K, of which the ranks are known
+    has_positive: np.ndarray  # (Q,) bool
+    expected: Sequence[str]  # (Q,) the database image that should be found; "" where there is no positive
+    clusters: np.ndarray  # (Q,) int64, queries that are drawn together
+    conditions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> (Q,) values; "" if unknown
+
+    def is_correct(self, n: int) -> np.ndarray:
+        """Whether each query has a correct prediction among its first n, (Q,) bool; n is at most K."""
+        assert n <= self.num_predictions
+        return (self.first_correct >= 1) & (self.first_correct <= n)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def query_list(dataset: "RetrievalDataset", radius_m: float) -> QueryList:
+    """What an evaluation of a dataset must share with another one to be compared."""
+    digest = hashlib.sha256()
+    images, size = dataset.database, BLOCK_BYTES
+    for first in range(0, len(images), size):
+        last = min(first + size, len(images))
+        digest.update(images.text(int(images.starts[first]), int(images.starts[last])).tobytes())
+    digest.update(np.round(dataset.database_positions * 100).astype("<i8").tobytes())  # centimeters
+    return QueryList(
+        names=[dataset.queries.name(row) for row in range(len(dataset.queries))],
+        positions=dataset.query_positions,
+        num_database=len(dataset.database),
+        database_sha256=digest.hexdigest(),
+        radius_m=radius_m,
+    )
+
+
+def write_query_results(
+    path: Path,
+    evaluation: "Evaluation",
+    dataset: "RetrievalDataset",
+    *,
+    clusters: np.ndarray | None = None,
+    expected: np.ndarray | None = None,
+    conditions: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> None:
+    """Write one row per query, atomically.
+
+    clusters: (Q,) queries that are drawn together; None for those of one place.  expected: (Q,) database images that
+    should be found, -1 without a positive; None if unknown.  conditions: name -> (Q,) values, "" if unknown.
+    Raises StorageError if the disk is full or not writable.
+    """
+    shared = query_list(dataset, evaluation.positive_dist_threshold)
+    hits, stored = evaluation.hits, evaluation.predictions[:, :STORED]
+    num_queries, num_predictions = hits.shape
+    first_correct = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
+    is_stored = stored >= 0
+    offsets = pa.array(np.append(0, np.cumsum(is_stored.sum(axis=1))), pa.int32())
+    images, rows = np.unique(stored[is_stored], return_inverse=True)
+    paths = [path_text(dataset.database.name(int(image))) for image in images]
+    expected = np.full(num_queries, -1) if expected is None else expected
+    metadata = {
+        "format": FORMAT,
+        "dataset": dataset.name,
+        "folder": path_text(dataset.folder.resolve()),
+        "database_folder": path_text(dataset.database.folder.resolve()),
+        "queries_folder": path_text(dataset.queries.folder.resolve()),
+        "num_database": shared.num_database,
+        "database_sha256": shared.database_sha256,
+        "radius_m": shared.radius_m,
+        "num_predictions": num_predictions,
+    }
+
+    def lists(values: np.ndarray, decimals: int) -> pa.Array:
+        # Rounded so that they compress; no reader needs more digits.
+        return pa.ListArray.from_arrays(offsets, pa.array(np.round(values[is_stored], decimals).astype(np.float32)))
+
+    names = pa.DictionaryArray.from_arrays(pa.array(rows.reshape(-1), pa.int32()), pa.array(paths, pa.string()))
+    table = pa.table(
+        {
+            "query": pa.array([path_text(name) for name in shared.names], pa.string()),
+            "position": pa.array(list(shared.positions), pa.list_(pa.float64())),
+            "predictions": pa.ListArray.from_arrays(offsets, names),
+            "distances_m": lists(evaluation.distances_m[:, :STORED], 1),
+            "descriptor_distances": lists(np.sqrt(np.maximum(evaluation.squared_distances[:, :STORED], 0)), 4),
+            "first_correct": pa.array(first_correct, pa.int32()),
+            "has_positive": pa.array(evaluation.positives.counts > 0),
+            "expected": pa.array(
+                ["" if image < 0 else path_text(dataset.database.name(int(image))) for image in expected], pa.string()
+            ),
+            "cluster": pa.array(clusters_of(dataset.query_positions) if clusters is None else clusters, pa.int32()),
+            **{CONDITION + name: pa.array(list(values), pa.string()) for name, values in conditions.items()},
+        }
+    ).replace_schema_metadata({METADATA: json.dumps(metadata).encode()})
+    write_atomically(path, lambda file: parquet.write_table(table, file, compression="zstd", compression_level=12))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of results.json.  Raises ConfigError if the folder is not a finished run, or the file is damaged."""
+    path = folder / RESULTS
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder. Use the folder of a run, such as logs/default/<time>.")
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no {RESULTS}: it is not the folder of a finished run.")
+    results = read_json(path)
+    recalls = results.get("recalls")
+    if not isinstance(recalls, dict) or not all(isinstance(recall, int | float) for recall in recalls.values()):
+        raise ConfigError(f"{path} has no recalls. Evaluate the model again.")
+    return results
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file.  Raises ConfigError for a file that is too large or damaged."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB: it is not a file of a run.")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: it is not a JSON object.")
+    return content
+
+
+def model_name(results: Mapping[str, Any], folder: Path) -> str:
+    """Short name of the model of a run: a name from the zoo, or the file name of its weights."""
+    model = results.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    name, backbone = model.get("name"), model.get("backbone")
+    if not isinstance(name, str):
+        return f"untrained {backbone}" if isinstance(backbone, str) else folder.name
+    if name.startswith("hub:"):
+        return name
+    path = Path(name)
+    # All best models have the same file name; what tells them apart is the folder of their run.
+    return "/".join(path.parts[-3:-1]) if path.name == "best_model.pth" and len(path.parts) > 1 else path.name
+
+
+def read_query_results(folder: Path) -> QueryResults:
+    """The table of the queries of a run.  Raises ConfigError if the run has none, or it is damaged."""
+    path = folder / QUERIES
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no {QUERIES}, which a comparison needs. Evaluate the model again.")
+    try:
+        return _query_results(path)
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError, RecursionError, DatasetError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{path} is damaged: {reason}. Evaluate the model again.") from error
+
+
+def _query_results(path: Path) -> QueryResults:
+    with parquet.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        if file.metadata.num_rows > MAX_QUERIES or sum(one.total_byte_size for one in groups) > MAX_TABLE_BYTES:
+            raise ValueError("it is too large")
+        about = json.loads((file.schema_arrow.metadata or {})[METADATA])
+        if about["format"] != FORMAT:
+            raise ValueError(f"it has the format {about['format']}, this version reads {FORMAT}")
+        table = file.read()
+
+    def texts(name: str) -> list[str]:
+        return [str(path_from_text(text)) if text else "" for text in _values(table, name, str)]
+
+    def numbers(name: str) -> np.ndarray:
+        return np.array(_values(table, name, int), np.int64)
+
+    num_database, num_predictions = int(about["num_database"]), int(about["num_predictions"])
+    first_correct, clusters = numbers("first_correct"), numbers("cluster")
+    if not ((first_correct >= 0) & (first_correct <= num_predictions)).all() or (clusters < 0).any():
+        raise ValueError("it has ranks or clusters outside their limits")
+    if len(clusters) and int(clusters.max()) >= len(clusters):
+        raise ValueError("it has more clusters than queries")
+    positions = np.array(table["position"].to_pylist(), np.float64).reshape(len(table), -1)
+    conditions = [name for name in table.column_names if name.startswith(CONDITION)]
+    return QueryResults(
+        queries=QueryList(
+            names=texts("query"),
+            positions=positions,
+            num_database=num_database,
+            database_sha256=str(about["database_sha256"]),
+            radius_m=float(about["radius_m"]),
+        ),
+        dataset=str(about["dataset"]),
+        folder=path_from_text(about["folder"]),
+        database_folder=path_from_text(about["database_folder"]),
+        queries_folder=path_from_text(about["queries_folder"]),
+        predictions=[[str(path_from_text(text)) for text in row] for row in _values(table, "predictions", list)],
+        distances_m=_values(table, "distances_m", list),
+        descriptor_distances=_values(table, "descriptor_distances", list),
+        first_correct=first_correct,
+        num_predictions=num_predictions,
+        has_positive=np.array(_values(table, "has_positive", bool), bool),
+        expected=texts("expected"),
+        clusters=clusters,
+        conditions={name.removeprefix(CONDITION): _values(table, name, str) for name in conditions},
+    )
+
+
+def _values(table: pa.Table, name: str, kind: type) -> list[Any]:
+    values = table[name].to_pylist()
+    if not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"the column {name} has other values than expected")
+    return values
+
+
+def is_running(folder: Path, lock: str) -> bool:
+    """Whether another process holds the lock of a run; False where the system cannot tell."""
+    with suppress(ImportError, FileNotFoundError, PermissionError):
+        import fcntl
+
+        descriptor = os.open(folder / lock, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+        finally:
+            os.close(descriptor)
+    return False

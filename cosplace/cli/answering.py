@@ -1,0 +1,140 @@
+"""cosplace eval with two folders: which photos, which flags go together, and answers where nothing can be measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cosplace.cli.console import print_result
+from cosplace.config.sections import EvalConfig
+from cosplace.config.values import set_folder
+from cosplace.errors import ConfigError, NoPositionsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cosplace.importing.dataset_layouts import RetrievalLists
+    from cosplace.progress import Progress
+    from cosplace.retrieval.dataset import RetrievalDataset
+    from cosplace.retrieval.evaluation import EvaluationSettings
+
+PREDICTIONS, NUM_PREDICTIONS = "preds", 3
+NOT_MEASURED = "nothing was measured: the queries have no positions"
+NO_LABELS = "nothing was measured: --no_labels ignores all positions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlabeledPhotos:
+    """Photos whose queries have no known positions."""
+
+    lists: "RetrievalLists"
+    has_positions: bool  # of the database
+
+
+def check_flags(config: EvalConfig, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for flags that make no sense together.  given: the settings of the command line."""
+    from cosplace.retrieval.query_views import WITH_SIZE
+
+    folders, views = config.folders, config.views
+    if folders.database_folder and folders.test_set_folder:
+        raise ConfigError("--database_folder and --test_set_folder contradict each other. Use only one of them.")
+    if folders.no_labels:
+        _refuse_measuring(config, "--no_labels measures nothing")
+    policy = views.query_policy
+    if policy and policy not in WITH_SIZE and "image_size" in given and not config.testing.resize_test_imgs:
+        raise ConfigError(
+            f"--image_size has no effect on the query policy {policy}. Omit it, or add --resize_test_imgs to resize "
+            f"the database."
+        )
+    if len(set(views.scales)) < len(views.scales):
+        raise ConfigError(f"--scales must be different numbers, got {' '.join(f'{one:g}' for one in views.scales)}.")
+    changed = [f"--{name}" for name in ("query_policy", "scales", "flip") if _is_changed(config, name)]
+    if changed and config.protocol.protocol:
+        raise ConfigError(
+            f"{' and '.join(changed)} cannot be used with the protocol {config.protocol.protocol}, which does not "
+            f"resize or crop photos. Omit the flags, or omit --protocol to evaluate it as custom."
+        )
+
+
+def _is_changed(config: EvalConfig, name: str) -> bool:
+    return getattr(config.views, name) != getattr(type(config.views)(), name)
+
+
+def has_usual_views(config: EvalConfig) -> bool:
+    """Whether photos are described once, and queries as the database."""
+    return not any(_is_changed(config, name) for name in ("query_policy", "scales", "flip"))
+
+
+def _refuse_measuring(config: EvalConfig, why: str) -> None:
+    used = {
+        "protocol": config.protocol.protocol,
+        "compare": config.comparing.compare,
+        "save_only_wrong_preds": config.testing.save_only_wrong_preds,
+    }
+    for name, value in used.items():
+        if value:
+            raise ConfigError(f"{why}: it does not go with --{name}. Omit one of the two.")
+
+
+def check_unlabeled(config: EvalConfig, photos: UnlabeledPhotos) -> None:
+    """Raise ConfigError for flags that need positions of the queries."""
+    if photos.has_positions:
+        _refuse_measuring(config, f"The photos of {photos.lists.queries.folder} have no positions")
+    if config.running.dry_run:
+        raise ConfigError("--dry_run estimates evaluations, which need positions. Omit it.")
+
+
+def open_test_photos(config: EvalConfig, progress: "Progress") -> "RetrievalDataset | UnlabeledPhotos":
+    """The test set, or the two folders; unlabeled if --no_labels says so, or if only the database has positions.
+
+    Raises NoPositionsError if the database has no positions, or the queries of a test set.
+    """
+    from dataclasses import replace
+
+    from cosplace.retrieval.dataset import dataset_lists, photos_with_positions, two_folder_lists, with_known_positions
+
+    folders = config.folders
+    if folders.database_folder:
+        lists = two_folder_lists(folders.database_folder, folders.queries_folder, follow_outside=folders.follow_outside)
+    else:
+        test_folder = set_folder(folders, "test")
+        lists = dataset_lists(test_folder, folders.queries_folder, follow_outside=folders.follow_outside)
+    if folders.no_labels:
+        return UnlabeledPhotos(lists=lists, has_positions=False)
+    if not folders.database_folder:
+        return with_known_positions(lists, progress)
+    database, _ = photos_with_positions(lists.database, progress)
+    try:
+        photos_with_positions(lists.queries, progress)
+    except NoPositionsError:
+        return UnlabeledPhotos(lists=replace(lists, database=database), has_positions=True)
+    return with_known_positions(lists, progress)
+
+
+def answer_run(
+    folder: Path,
+    model: "nn.Module",
+    photos: UnlabeledPhotos,
+    settings: "EvaluationSettings",
+    *,
+    num_predictions: int,
+    model_record: Mapping[str, Any],
+    progress: "Progress",
+) -> None:
+    """Search the queries, write the answers to the folder of the run, and print them.
+
+    num_predictions: shown in the images of preds/.  model_record: see `describe_model`.
+    """
+    from cosplace.report.answer_files import write_answers
+    from cosplace.report.prediction_images import save_neighbors
+    from cosplace.retrieval.evaluation import views_record
+    from cosplace.retrieval.two_folders import find_neighbors
+
+    neighbors = find_neighbors(model, photos.lists, settings, progress)
+    about = {"image_size": settings.extraction.image_size, **views_record(settings), "model": model_record}
+    save_neighbors(folder / PREDICTIONS, neighbors, num_predictions, progress=progress)
+    path, lines = write_answers(folder, neighbors, has_positions=photos.has_positions, about=about)
+    for line in lines:
+        print_result(line)
+    print_result(NOT_MEASURED if photos.has_positions else NO_LABELS)
+    print_result(f"{'answers' if photos.has_positions else 'neighbors'}: {path}")

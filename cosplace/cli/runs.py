@@ -1,0 +1,80 @@
+"""cosplace runs: the runs of a folder with their main figures."""
+
+from typing import TYPE_CHECKING, Any
+
+from cosplace.cli.console import print_json, print_result
+from cosplace.config.runs import RunsConfig
+from cosplace.photos.paths import printable
+
+if TYPE_CHECKING:
+    from cosplace.assessment.run_list import RunSummary
+
+HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5", "epochs", "state", "folder")
+WIDEST = {"model": 34, "dataset": 26}  # characters
+
+
+def run_runs(config: RunsConfig) -> None:
+    """Print the runs below a folder."""
+    from cosplace.assessment.run_list import list_runs
+
+    runs = sorted_runs(list_runs(config.folder), config.sort)
+    if config.json:
+        print_json([_record(run) for run in runs])
+        return
+    if not runs:
+        print_result(f"There are no runs in {printable(config.folder)}.")
+        return
+    rows = [_cells(run) for run in runs]
+    widths = [max(len(row[column]) for row in (HEAD, *rows)) for column in range(len(HEAD))]
+    for row in (HEAD, *rows):
+        print_result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def sorted_runs(runs: "list[RunSummary]", order: str) -> "list[RunSummary]":
+    """Runs in an order of `cosplace runs --sort`: newest, best, or by name; those without a value come last."""
+    if order in ("r1", "r5"):
+        n = int(order[1:])
+        return sorted(runs, key=lambda run: -(run.recalls or {}).get(n, -1.0))
+    if order == "time":
+        return sorted(runs, key=lambda run: run.time, reverse=True)
+    return sorted(runs, key=lambda run: (str(getattr(run, order)) == "", str(getattr(run, order))))
+
+
+def _cells(run: "RunSummary") -> tuple[str, ...]:
+    from cosplace.report.words import shorten
+
+    size = [run.backbone] if run.backbone else []
+    size += [str(run.dimension)] if run.dimension else []
+    model = f"{run.model} ({' '.join(size)})" if run.model and size else run.model or " ".join(size)
+    recalls = run.recalls or {}
+    epochs = "" if run.epochs_done is None else f"{run.epochs_done}/{'?' if run.epochs is None else run.epochs}"
+    return (
+        run.time or "unknown",
+        run.kind,
+        shorten(model, WIDEST["model"]),
+        shorten(run.dataset, WIDEST["dataset"]),
+        "" if run.recall1 is None else run.recall1.text(),
+        f"{recalls[5]:.1f}" if 5 in recalls else "",
+        epochs,
+        f"{run.state}: {run.reason}" if run.reason else run.state,
+        printable(run.folder),
+    )
+
+
+def _record(run: "RunSummary") -> dict[str, Any]:
+    interval = None if run.recall1 is None else [run.recall1.low, run.recall1.high]
+    return {
+        "folder": str(run.folder),
+        "state": run.state,
+        "reason": run.reason or None,
+        "time": run.time or None,
+        "kind": run.kind or None,
+        "model": run.model or None,
+        "backbone": run.backbone or None,
+        "dimension": run.dimension,
+        "dataset": run.dataset or None,
+        "recalls": None if run.recalls is None else {str(n): recall for n, recall in run.recalls.items()},
+        "recall1_interval": interval,
+        "epochs_done": run.epochs_done,
+        "epochs": run.epochs,
+    }

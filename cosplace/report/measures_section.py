@@ -1,0 +1,115 @@
+"""The metrics of an evaluation as values for the page: key figures, table, charts, conditions."""
+
+import math
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from cosplace.assessment.intervals import Estimate
+from cosplace.assessment.measures import Measures
+from cosplace.report.charts import NUM_COLORS
+from cosplace.report.metric_charts import precision_chart, reliability_chart
+from cosplace.report.words import format_count, format_distance
+
+CLUSTERS = {
+    "sequence": "Queries of one sequence are drawn together.",
+    "place": "Queries of one place are drawn together.",
+    "query": "Queries are drawn one by one.",
+}
+
+CARRIED = {"threshold": "the same threshold", "quantile": "the same share of queries answered"}
+
+
+def percent_texts(estimate: Estimate) -> tuple[str, str]:
+    """A percentage and its interval; empty without an interval.
+
+    >>> percent_texts(Estimate(66.0, 55.9, 74.7))
+    ('66.0%', '55.9–74.7%')
+    """
+    if not math.isfinite(estimate.value):
+        return "unknown", ""
+    known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    return f"{estimate.value:.1f}%", f"{estimate.low:.1f}–{estimate.high:.1f}%" if known else ""
+
+
+def distance_texts(estimate: Estimate) -> tuple[str, str]:
+    """A distance and its interval; empty without an interval."""
+    known = math.isfinite(estimate.low) and not math.isnan(estimate.high)
+    high = "∞" if math.isinf(estimate.high) else format_distance(estimate.high)  # of queries without predictions
+    interval = f"{format_distance(estimate.low)} – {high}" if known else ""
+    return format_distance(estimate.value), interval
+
+
+def interval_note(measures: Measures) -> str:
+    """What the intervals are."""
+    return f"Brackets and bands are 95% intervals. {CLUSTERS.get(measures.clustered_by, '')}".strip()
+
+
+def metric_rows(measures: Measures, radius_m: float) -> list[tuple[str, str, str]]:
+    """Return (name, value, interval) of the metrics that are one number, without those that are unknown."""
+    rows = [
+        (f"{quantile}% of first predictions are within" if quantile != 50 else "median distance to first prediction",
+         *distance_texts(estimate))
+        for quantile, estimate in sorted(measures.error_m.items())
+        if math.isfinite(estimate.value)
+    ]  # fmt: skip
+    near = f"near misses: first prediction {radius_m:g} to {2 * radius_m:g} m away"
+    for name, estimate in ((near, measures.near_misses), ("mean average precision", measures.mean_average_precision)):
+        if math.isfinite(estimate.value):
+            rows.append((name, *percent_texts(estimate)))
+    if math.isfinite(measures.longest_miss_m):
+        queries = format_count(measures.longest_miss_queries, "query", "queries")
+        text = f"{format_distance(measures.longest_miss_m)}, {queries}"
+        rows.append(("longest part of a sequence without a correct first prediction", text, ""))
+    return rows
+
+
+def scores_section(measures: Measures | None) -> Mapping[str, Any] | None:
+    """How well scores tell correct answers from incorrect ones; None without scores."""
+    if measures is None or not measures.scores:
+        return None
+    calibrated = next((score for score in measures.scores if len(score.reliability)), None)
+    rows = [
+        {
+            "name": score.name,
+            "color": number % NUM_COLORS,
+            "style": "strong" if number == 0 else "dashed",
+            "cells": [
+                percent_texts(one) for one in (score.area, score.recall_at_full_precision, score.recall_at_95_precision)
+            ],
+            "calibration_error": "–" if math.isnan(score.calibration_error) else f"{score.calibration_error:.3f}",
+        }
+        for number, score in enumerate(measures.scores[:NUM_COLORS])
+    ]
+    return {
+        "rows": rows,
+        "precision_chart": precision_chart(measures),
+        "reliability_chart": None if calibrated is None else reliability_chart(calibrated),
+        "transfers": [
+            (
+                CARRIED.get(one.carried, one.carried),
+                f"{100 * one.target:g}%",
+                percent_texts(one.precision),
+                percent_texts(one.recall),
+            )
+            for one in measures.transfers
+        ],
+        "transfer_score": measures.transfers[0].score if measures.transfers else "",
+        "calibrated": None if calibrated is None else calibrated.name,
+        "has_calibration_error": any(not math.isnan(score.calibration_error) for score in measures.scores),
+    }
+
+
+def condition_groups(measures: Measures | None) -> list[dict[str, Any]]:
+    """The rows of each condition: (value, number of queries, Recall@1, its interval, median distance)."""
+    rows = () if measures is None else measures.conditions
+    return [
+        {
+            "name": condition,
+            "rows": [
+                (row.value, f"{row.num_queries:,}", *percent_texts(row.recall1), format_distance(row.median_error_m))
+                for row in group
+            ],
+        }
+        for condition, group in groupby(rows, key=lambda row: row.condition)
+    ]

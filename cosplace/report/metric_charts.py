@@ -1,0 +1,172 @@
+"""Charts of the metrics of one evaluation, with their 95% intervals as bands.  Pure: arrays in, SVG out.
+
+Legend: Q queries, n points of a curve.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from markupsafe import Markup
+
+from cosplace.assessment.intervals import Estimate, clustered_share, wilson
+from cosplace.assessment.measures import Measures, ScoreMetrics
+from cosplace.report.charts import NUM_COLORS, Axis, Series, chart, percent_axis
+from cosplace.report.words import format_distance
+from cosplace.retrieval.evaluation import Evaluation
+
+DISTANCE_TICKS_M = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+RADIUS_TICKS_M = (1, 2, 5, 10, 25, 50, 100)
+NUM_POINTS = 80  # of the curve of distances
+MAX_POINTS = 300  # of a precision-recall curve
+
+
+def radius_chart(measures: Measures, radius_m: float) -> Markup | None:
+    """Draw Recall@1 over the radius within which a prediction counts as correct; None without values."""
+    radii, found = np.asarray(measures.radii_m, np.float64), measures.recall1_by_radius
+    if len(radii) < 2 or not all(math.isfinite(one.value) for one in found):
+        return None
+    values, lows, highs = (np.array([getattr(one, part) for one in found]) for part in ("value", "low", "high"))
+    ticks = [(tick, str(tick)) for tick in RADIUS_TICKS_M if radii[0] <= tick <= radii[-1]]
+    x = Axis(title="radius, m", low=radii[0], high=radii[-1], ticks=ticks, logarithmic=True)
+    inside = radii[0] <= radius_m <= radii[-1]
+    return chart(
+        [Series(xs=radii, ys=values, lows=lows, highs=highs, style="strong", markers=False)],
+        x,
+        percent_axis("Recall@1, % of queries", float(lows.min())),
+        description="Recall@1 by radius",
+        threshold=(radius_m, f"used: {radius_m:g} m") if inside else None,
+        tips=[(radius, f"within {radius:g} m\n{one.text()}%") for radius, one in zip(radii, found, strict=True)],
+    )
+
+
+def distance_chart(evaluation: Evaluation, clusters: np.ndarray | None = None) -> Markup | None:
+    """Draw the share of queries whose first prediction is within each distance; None without predictions.
+
+    clusters: (Q,), of queries that are drawn together for the intervals; None for no intervals.
+    """
+    first = evaluation.distances_m[:, 0]
+    known = first[np.isfinite(first)]
+    if not len(known):
+        return None
+    highest = max(float(known.max()), evaluation.positive_dist_threshold * 4, 100.0)
+    highest = next((tick for tick in DISTANCE_TICKS_M if tick >= highest), highest)
+    limits = np.geomspace(1, highest, NUM_POINTS)
+    shares = 100 * np.searchsorted(np.sort(known), limits, side="right") / len(first)
+    lows = highs = None
+    if clusters is not None:
+        found = [clustered_share(first <= limit, clusters) for limit in limits]
+        lows, highs = (np.array([getattr(one, end) for one in found]) for end in ("low", "high"))
+    x = Axis(
+        title="maximum distance to the first prediction",
+        low=1,
+        high=highest,
+        ticks=[(tick, _short_distance(tick)) for tick in DISTANCE_TICKS_M if tick <= highest],
+        logarithmic=True,
+    )
+    radius = evaluation.positive_dist_threshold
+    return chart(
+        [Series(xs=limits, ys=shares, lows=lows, highs=highs, style="strong", markers=False)],
+        x,
+        percent_axis("% of queries"),
+        description="Share of queries by the distance to their first prediction",
+        threshold=(radius, f"correct: {radius:g} m") if radius >= 1 else None,
+        tips=_share_tips(limits, shares, lows, highs),
+    )
+
+
+def _short_distance(meters: float) -> str:
+    return f"{meters:g} m" if meters < 1000 else f"{meters / 1000:g} km"
+
+
+def _share_tips(
+    limits: np.ndarray, shares: np.ndarray, lows: np.ndarray | None, highs: np.ndarray | None
+) -> list[tuple[float, str]]:
+    texts = [f"{share:.1f}" for share in shares.tolist()]
+    if lows is not None and highs is not None:
+        texts = [Estimate(*ends).text() for ends in zip(shares.tolist(), lows.tolist(), highs.tolist(), strict=True)]
+    return [
+        (limit, f"within {format_distance(limit)}\n{text}%") for limit, text in zip(limits.tolist(), texts, strict=True)
+    ]
+
+
+def precision_chart(measures: Measures) -> Markup | None:
+    """Draw precision over recall, one curve per score, without labels; None without curves."""
+    scores, series, tips = measures.scores, [], []
+    for number, score in enumerate(scores[:NUM_COLORS]):
+        if not len(score.recall):
+            continue
+        rows = np.unique(np.linspace(0, len(score.recall) - 1, MAX_POINTS).astype(np.int64))
+        recall, precision = 100 * score.recall[rows], 100 * score.precision[rows]
+        curve = Series(xs=recall, ys=precision, color=number, style="dashed", markers=False)
+        if number == 0:
+            lows, highs = precision_interval(measures, score)
+            curve = replace(curve, style="strong", lows=lows[rows], highs=highs[rows])
+        series.append(curve)
+    if not series:
+        return None
+    for at in range(0, 101, 2):
+        lines = [f"recall {at}%"]
+        for score in scores[:NUM_COLORS]:
+            if len(score.recall) and 100 * score.recall[0] <= at <= 100 * score.recall[-1]:
+                precision = float(np.interp(at / 100, score.recall, score.precision))
+                lines.append(f"{score.name}: {100 * precision:.1f}%")
+        if len(lines) > 1:
+            tips.append((float(at), "\n".join(lines)))
+    lowest = min(float((one.ys if one.lows is None else one.lows).min()) for one in series)
+    return chart(
+        series,
+        percent_axis("recall, %"),
+        percent_axis("precision, %", lowest),
+        description="Precision by recall, for each score",
+        tips=tips,
+    )
+
+
+def precision_interval(measures: Measures, score: ScoreMetrics) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the interval of the precision at each threshold of a score, in percent, (n,) each.
+
+    That of `wilson`, for fewer answers than there are, because queries of a cluster tend to be right or wrong together:
+    by the same factor as the interval of Recall@1.
+    """
+    num_queries = len(measures.errors_m)
+    recall1 = measures.recalls.get(1)
+    factor = 1.0
+    if recall1 is not None and 0 < recall1.value < 100:
+        single = wilson(round(recall1.value / 100 * num_queries), num_queries)
+        factor = max(1.0, ((recall1.high - recall1.low) / (single.high - single.low)) ** 2)
+    num_correct = score.recall * num_queries / factor
+    num_answered = num_correct / np.maximum(score.precision, 1e-12)
+    # At the first thresholds, all answers may be wrong; then their number is not known, but it is at least 1.
+    num_answered = np.where(num_correct > 0, num_answered, 1 / factor)
+    found = [wilson(*counts) for counts in zip(num_correct.tolist(), num_answered.tolist(), strict=True)]
+    return np.array([one.low for one in found]), np.array([one.high for one in found])
+
+
+def reliability_chart(score: ScoreMetrics) -> Markup | None:
+    """Draw the share of correct answers over the confidence, one dot per bin; None without bins."""
+    bins = score.reliability[score.reliability[:, 2] > 0] if len(score.reliability) else score.reliability
+    if not len(bins):
+        return None
+    confidences, correct, counts = bins.T
+    intervals = [wilson(round(share * count), round(count)) for share, count in zip(correct, counts, strict=True)]
+    ends = np.array([0.0, 100.0])
+    dots = Series(
+        xs=100 * confidences,
+        ys=100 * correct,
+        shares=counts / counts.max(),
+        lows=np.array([one.low for one in intervals]),
+        highs=np.array([one.high for one in intervals]),
+    )
+    order = np.argsort(confidences)
+    return chart(
+        [Series(xs=ends, ys=ends, style="reference"), dots],
+        percent_axis("confidence, %"),
+        percent_axis("correct answers, %"),
+        description="Percentage of correct answers by confidence",
+        tips=[
+            (100 * float(confidences[row]), f"confidence {100 * confidences[row]:.1f}%, {int(counts[row]):,} queries\n"
+             f"correct: {intervals[row].text()}%")
+            for row in order
+        ],
+    )  # fmt: skip

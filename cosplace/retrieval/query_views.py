@@ -1,0 +1,183 @@
+"""Sizes and crops of queries, which have other sizes than the database, and the search with several crops.
+
+Policies of Berton et al., "Deep Visual Geo-localization Benchmark", CVPR 2022 (section 4.4 and appendix); `square` is
+their hard_resize with equal sides.  The database keeps the size that it has without a policy.
+
+native        each query keeps its size
+short_side    the shorter side has `size` pixels
+single_query  the same, one query per batch
+square        size x size pixels, whatever the aspect ratio was
+central_crop  the largest crop around the center with the aspect ratio of the database photos, at their size
+five_crops    five squares of size x size after short_side, four corners and the center: the mean of their descriptors
+nearest_crop  the same squares: the distance of a database image is the smallest one of the five
+maj_voting    the same squares, and images that several of them find first get closer (see `vote`)
+
+Legend: Q queries, R database images, K predictions per query, V crops, D descriptor dimension.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from cosplace.errors import ConfigError, DatasetError
+from cosplace.photos.crops import CENTER, CORNERS, WHOLE, Crop
+from cosplace.photos.image_list import ImageList, evenly_spaced
+from cosplace.photos.opening import open_image
+from cosplace.photos.resizing import resized_shape
+from cosplace.retrieval.extraction import Extraction, ExtractionSettings
+from cosplace.retrieval.search import nearest
+
+NATIVE, SHORT_SIDE, SINGLE_QUERY, SQUARE = "native", "short_side", "single_query", "square"
+CENTRAL_CROP, FIVE_CROPS, NEAREST_CROP, MAJORITY = "central_crop", "five_crops", "nearest_crop", "maj_voting"
+POLICIES = (NATIVE, SHORT_SIDE, SQUARE, SINGLE_QUERY, CENTRAL_CROP, FIVE_CROPS, NEAREST_CROP, MAJORITY)
+SEVERAL_CROPS = (FIVE_CROPS, NEAREST_CROP, MAJORITY)
+NUM_CROPS = 5
+WITH_SIZE = (SHORT_SIDE, SQUARE, SINGLE_QUERY, *SEVERAL_CROPS)  # those that use a size in pixels
+VOTE_WEIGHT = 0.01  # in squared distance
+VOTE_RANKS = (1, 5, 10)
+PHOTOS_MEASURED = 20  # of the database, for the size of central crops
+
+Views = Extraction | tuple[Extraction, ...]  # descriptors of the queries: one per query, or one per crop
+
+
+# --- what is described -----------------------------------------------------------------------------------------------
+
+
+def check_policy(policy: str | None, size: int | None) -> None:
+    """Raise ConfigError for an unknown policy, and for one without the size that it needs."""
+    if policy not in (None, *POLICIES):
+        raise ConfigError(f"The query policy must be one of {', '.join(POLICIES)}, got '{policy}'.")
+    if policy in WITH_SIZE and (size is None or size < 1):
+        raise ConfigError(f"The query policy {policy} needs a size of 1 pixel or more, got {size}.")
+
+
+def query_extractions(
+    policy: str | None, size: int | None, extraction: ExtractionSettings, database: ImageList
+) -> list[ExtractionSettings]:
+    """Settings for the descriptors of the queries, one per crop.
+
+    policy: None describes queries as the database.  extraction: that of the database.
+    Raises DatasetError for central crops if database photos have different sizes, ImageError if they cannot be opened.
+    """
+    if policy is None:
+        return [extraction]
+    if policy == NATIVE:
+        return [replace(extraction, image_size=None)]
+    if policy == CENTRAL_CROP:
+        height, width = database_shape(database, extraction.image_size)
+        return [replace(extraction, crop=Crop(height=height, width=width))]
+    check_policy(policy, size)
+    assert size is not None
+    if policy == SHORT_SIDE:
+        return [replace(extraction, image_size=size)]
+    if policy == SINGLE_QUERY:
+        return [replace(extraction, image_size=size, batch_size=1)]
+    if policy == SQUARE:
+        return [replace(extraction, crop=Crop(height=size, width=size, place=WHOLE))]
+    return [replace(extraction, crop=Crop(height=size, width=size, place=place)) for place in (*CORNERS, CENTER)]
+
+
+def database_shape(database: ImageList, image_size: int | None) -> tuple[int, int]:
+    """Height and width of the photos of a database after resizing.
+
+    Raises DatasetError if some evenly spaced photos have different ones.
+    """
+    shapes: Counter[tuple[int, int]] = Counter()
+    for row in evenly_spaced(database, PHOTOS_MEASURED):
+        height, width = open_image(database.path(row)).shape[-2:]
+        shapes[(height, width) if image_size is None else resized_shape(height, width, image_size)] += 1
+    if len(shapes) > 1:
+        sizes = " and ".join(f"{width} x {height}" for (height, width), _ in shapes.most_common(2))
+        raise DatasetError(
+            f"central_crop crops queries to the size of the database photos, but these have different sizes, such as "
+            f"{sizes}. Use another --query_policy, such as five_crops."
+        )
+    return next(iter(shapes))
+
+
+def combine(policy: str | None, crops: Sequence[Extraction]) -> Views:
+    """Descriptors of the queries from those of their crops: the mean for five_crops, else all of them.
+
+    The mean (Q, D) of five_crops is normalized.
+    """
+    if len(crops) == 1:
+        return crops[0]
+    if policy != FIVE_CROPS:
+        return tuple(crops)
+    mean = np.mean([np.asarray(crop.descriptors[:], np.float32) for crop in crops], axis=0)
+    lengths = np.linalg.norm(mean, axis=1, keepdims=True)
+    return replace(
+        crops[0],
+        descriptors=mean / np.where(lengths > 0, lengths, 1),  # 0 for a query that could not be opened
+        seconds=sum(crop.seconds for crop in crops),
+    )
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def search(
+    database: Extraction, queries: Views, k: int, *, policy: str | None = None, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best database images of each query (Q, K) int64, best first, and their squared distances (Q, K) float32.
+
+    Queries that could not be opened have -1 and inf.  With several crops, a distance is the smallest one of them; with
+    maj_voting, the order is that after the votes.
+    """
+    crops = queries if isinstance(queries, tuple) else (queries,)
+    readable = crops[0].readable
+    num_searchable = int(database.readable.sum())
+    # With several crops, each finds enough images for the votes; the k best ones are among those of all crops.
+    num_found = k if len(crops) == 1 else min(max(k, *VOTE_RANKS), num_searchable)
+    found = [
+        nearest(
+            crop.descriptors if readable.all() else crop.descriptors[np.flatnonzero(readable)],
+            database.descriptors,
+            num_found,
+            device=device,
+            searchable=None if database.readable.all() else database.readable,
+        )
+        for crop in crops
+    ]
+    predictions = np.full((len(readable), k), -1, np.int64)
+    squared_distances = np.full((len(readable), k), np.inf, np.float32)
+    if len(crops) == 1:
+        predictions[readable], squared_distances[readable] = found[0]
+        return predictions, squared_distances
+    images = np.stack([images for images, _ in found], axis=1)  # (Q, V, n)
+    squared = np.stack([squared for _, squared in found], axis=1)
+    for row, (own_images, own_squared) in zip(np.flatnonzero(readable), zip(images, squared, strict=True), strict=True):
+        ranked_by = vote(own_images, own_squared) if policy == MAJORITY else own_squared
+        predictions[row], squared_distances[row] = smallest(own_images, ranked_by, own_squared, k)
+    return predictions, squared_distances
+
+
+def vote(images: np.ndarray, squared_distances: np.ndarray, weight: float = VOTE_WEIGHT) -> np.ndarray:
+    """Squared distances (V, n) after the votes of the crops of a query; images: (V, n) int64, best first per crop.
+
+    For n = 1, 5 and 10: an image that c > 1 crops have among their first n gets closer by weight * c / n, in the
+    lists where it is among the first n.
+    """
+    voted = squared_distances.astype(np.float64)
+    for n in VOTE_RANKS:
+        first = images[:, :n]
+        _, inverse, counts = np.unique(first, return_inverse=True, return_counts=True)
+        votes = np.where(counts > 1, counts, 0)[inverse.reshape(first.shape)]
+        voted[:, :n] -= weight * votes / n
+    return voted
+
+
+def smallest(
+    images: np.ndarray, ranked_by: np.ndarray, squared_distances: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k images (K,) with the smallest rank, each once, and their smallest squared distances (K,) float32.
+
+    images, ranked_by, squared_distances: (V, n), of the crops of a query.  On ties, the lower image comes first.
+    """
+    order = np.lexsort((images.ravel(), ranked_by.ravel()))
+    ranked = images.ravel()[order]
+    found = ranked[np.sort(np.unique(ranked, return_index=True)[1])[:k]]
+    own = np.where(images[None] == found[:, None, None], squared_distances[None], np.inf)
+    return found, own.min(axis=(1, 2)).astype(np.float32)

@@ -1,0 +1,153 @@
+"""Photos of any two folders: neighbors where positions are unknown, and photos that are in both folders.
+
+Without positions of the queries, nothing can be measured: the result is what the database has that is similar.
+Legend: Q queries, R database images, K predictions per query.  Side effects: reads photos.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from cosplace.errors import DatasetError, ImageError
+from cosplace.importing.dataset_layouts import RetrievalLists
+from cosplace.photos.image_list import ImageList
+from cosplace.photos.opening import read_file
+from cosplace.photos.paths import printable
+from cosplace.progress import Progress, no_progress
+from cosplace.retrieval.evaluation import EvaluationSettings, check_finite, extract_lists
+from cosplace.retrieval.query_views import search
+from cosplace.retrieval.shards import UnreadableImage
+
+NUM_NAMED = 3  # copies that an error names
+MISSING = -1  # bytes of a file that is not there
+
+log = logging.getLogger(__name__)
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+def check_copies(
+    database: ImageList, queries: ImageList, *, refuse: bool = True, progress: Progress = no_progress
+) -> None:
+    """Raise DatasetError if photos are queries and in the database too: they would find themselves.
+
+    refuse: False only warns, for published datasets, whose photos are what they are.
+    """
+    copies = find_copies(database, queries, progress)
+    if copies:
+        pairs = [f"{queries.name(query)} = {database.name(image)}" for query, image in copies[:NUM_NAMED]]
+        more = f" and {len(copies) - NUM_NAMED:,} more" if len(copies) > NUM_NAMED else ""
+        verb = "is" if len(copies) == 1 else "are"
+        text = (
+            f"{len(copies):,} of {len(queries):,} queries in {printable(queries.folder)} {verb} in the database too "
+            f"({', '.join(pairs)}{more}), with the same content. A query must not find its own copy."
+        )
+        if refuse:
+            raise DatasetError(f"{text} Remove such photos from one of the two folders.")
+        log.warning("%s", printable(text))
+
+
+def find_copies(database: ImageList, queries: ImageList, progress: Progress = no_progress) -> list[tuple[int, int]]:
+    """Queries with the same content as a database image: (query, database image), ascending, one for each query.
+
+    Only files whose sizes are in both lists are read.
+    """
+    query_sizes = _file_sizes(queries)
+    database_sizes = _file_sizes(database)
+    in_both = np.intersect1d(query_sizes, database_sizes)
+    in_both = in_both[in_both > 0]
+    query_rows = np.flatnonzero(np.isin(query_sizes, in_both)).tolist()
+    database_rows = np.flatnonzero(np.isin(database_sizes, in_both)).tolist()
+    num_files = len(query_rows) + len(database_rows)
+    image_of: dict[bytes, int] = {}
+    for done, row in enumerate(database_rows, 1):
+        image_of.setdefault(_checksum(database, row), row)
+        progress("looking for copies", done, num_files)
+    found = []
+    for done, row in enumerate(query_rows, len(database_rows) + 1):
+        checksum = _checksum(queries, row)
+        if checksum and checksum in image_of:
+            found.append((row, image_of[checksum]))
+        progress("looking for copies", done, num_files)
+    return found
+
+
+def _file_sizes(images: ImageList) -> np.ndarray:
+    """Bytes of each file, (I,) int64; MISSING for one that cannot be read."""
+    sizes = np.full(len(images), MISSING, np.int64)
+    folder = os.fspath(images.folder)
+    for row in range(len(images)):
+        try:
+            sizes[row] = os.stat(f"{folder}/{images.name(row)}").st_size  # noqa: PTH116 - much faster than pathlib
+        except OSError:
+            continue  # reported when the photo is opened
+    return sizes
+
+
+def _checksum(images: ImageList, row: int) -> bytes:
+    """SHA-256 of a file; empty for one that cannot be read."""
+    try:
+        return hashlib.sha256(read_file(images.path(row))).digest()
+    except ImageError:
+        return b""
+
+
+# --- neighbors -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbors:
+    """The most similar database images of queries whose positions are unknown."""
+
+    name: str  # of the two folders
+    folder: Path
+    database: ImageList
+    queries: ImageList
+    predictions: np.ndarray  # (Q, K) int64, best first; -1 for queries that could not be opened
+    squared_distances: np.ndarray  # (Q, K) float32, of descriptors; inf without a prediction
+    unreadable_database: tuple[UnreadableImage, ...]
+    unreadable_queries: tuple[UnreadableImage, ...]
+    seconds: float
+
+    @property
+    def descriptor_distances(self) -> np.ndarray:
+        """L2 distances of descriptors, (Q, K) float64."""
+        return np.sqrt(np.maximum(self.squared_distances.astype(np.float64), 0))
+
+
+def find_neighbors(
+    model: nn.Module, lists: RetrievalLists, settings: EvaluationSettings, progress: Progress = no_progress
+) -> Neighbors:
+    """Search the queries of two lists in the database.
+
+    Raises what `extract` raises, and DatasetError for descriptors that are not finite.
+    """
+    started = time.perf_counter()
+    database, queries = extract_lists(model, lists.database, lists.queries, settings, progress=progress)
+    crops = queries if isinstance(queries, tuple) else (queries,)
+    check_finite(database, lists.database, "database")
+    for crop in crops:
+        check_finite(crop, lists.queries, "queries")
+    num_searchable = int(database.readable.sum())
+    k = min(max(settings.num_predictions or 1, *settings.recall_values), num_searchable)
+    predictions, squared_distances = search(
+        database, queries, k, policy=settings.query_policy, device=str(settings.extraction.device)
+    )
+    return Neighbors(
+        name=lists.name,
+        folder=lists.folder,
+        database=lists.database,
+        queries=lists.queries,
+        predictions=predictions,
+        squared_distances=squared_distances,
+        unreadable_database=database.unreadable,
+        unreadable_queries=crops[0].unreadable,
+        seconds=time.perf_counter() - started,
+    )

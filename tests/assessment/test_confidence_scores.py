@@ -1,0 +1,216 @@
+"""Scores of the first prediction: curves and areas straight from their formulas, thresholds for other queries."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosplace.assessment.confidence_scores import (
+    average_precision,
+    calibration_error,
+    distance_score,
+    lowest_threshold,
+    precision_recall,
+    quantile_threshold,
+    ratio_score,
+    recall_at_precision,
+    reliability_bins,
+    score_metrics,
+    spread_score,
+    transfers,
+)
+
+Answers = list[tuple[int, bool]]
+ANSWERS = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30)
+
+
+def arrays(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([float(score) for score, _ in answers]), np.array([right for _, right in answers])
+
+
+def counts_at(answers: Answers, threshold: float) -> tuple[int, int]:
+    given = [right for score, right in answers if score >= threshold]
+    return len(given), sum(given)
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+@given(ANSWERS)
+def test_curve_counts_the_answers_of_each_threshold(answers: Answers) -> None:
+    recall, precision, threshold = precision_recall(*arrays(answers))
+    assert threshold.tolist() == sorted({float(score) for score, _ in answers}, reverse=True)
+    for row, limit in enumerate(threshold.tolist()):
+        num_answers, num_right = counts_at(answers, limit)
+        assert (recall[row], precision[row]) == (num_right / len(answers), num_right / num_answers)
+
+
+@given(ANSWERS)
+def test_area_is_the_sum_of_precision_times_growth_of_recall(answers: Answers) -> None:
+    num_right = sum(right for _, right in answers)
+    found = average_precision(*arrays(answers))
+    if num_right == 0:
+        assert math.isnan(found)
+        return
+    points = [counts_at(answers, limit) for limit in sorted({score for score, _ in answers}, reverse=True)]
+    area = sum((b[1] - a[1]) / num_right * b[1] / b[0] for a, b in pairwise([(0, 0), *points]))
+    assert found == pytest.approx(area)
+
+
+@given(ANSWERS, st.sampled_from([1.0, 0.95, 0.5]))
+def test_recall_at_precision_tries_all_thresholds(answers: Answers, precision: float) -> None:
+    points = [counts_at(answers, score) for score, _ in answers]
+    recalls = [right / len(answers) for num, right in points if right >= precision * num]
+    assert recall_at_precision(*arrays(answers), precision) == pytest.approx(max(recalls, default=0.0))
+
+
+def test_precision_between_two_grid_points_is_found() -> None:
+    """Scores that are close together: 100 thresholds from 0 to 1 would answer all of them or none."""
+    scores = np.concatenate([0.5 + 1e-6 * np.arange(50, 100), 0.5 + 1e-6 * np.arange(50)])
+    right = np.arange(100) < 50
+    assert recall_at_precision(scores, right, 1.0) == 0.5
+
+
+def test_queries_without_an_answer_lower_the_recall() -> None:
+    scores, right = np.array([3.0, 2.0, -np.inf, -np.inf]), np.array([True, False, False, False])
+    recall, precision, threshold = precision_recall(scores, right)
+    assert (recall.tolist(), precision.tolist(), threshold.tolist()) == ([0.25, 0.25], [1.0, 0.5], [3.0, 2.0])
+
+
+def test_equal_scores_are_one_point() -> None:
+    recall, precision, _ = precision_recall(np.zeros(4), np.array([True, True, True, False]))
+    assert (recall.tolist(), precision.tolist()) == ([0.75], [0.75])
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_distances_and_ratios() -> None:
+    squared = np.array([[4.0, 16.0], [0.0, 0.0], [1.0, np.inf], [np.inf, np.inf]], np.float32)
+    assert distance_score(squared).tolist() == [-2.0, 0.0, -1.0, -np.inf]
+    assert ratio_score(squared).tolist() == [-0.5, -1.0, -np.inf, -np.inf]
+    assert ratio_score(squared[:, :1]).tolist() == [-np.inf] * 4
+
+
+def test_spread_follows_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    squared, positions = np.sort(0.02 * rng.random((5, 12)) + 0.9, axis=1), 300 * rng.random((5, 12, 2))
+    for query, found in enumerate(spread_score(squared, positions).tolist()):
+        weights = [math.exp(-350 * d) for d in squared[query, :10].tolist()]
+        points = positions[query, :10].tolist()
+        mean = [sum(w * p[axis] for w, p in zip(weights, points, strict=True)) / sum(weights) for axis in (0, 1)]
+        variance = sum(
+            w * ((p[0] - mean[0]) ** 2 + (p[1] - mean[1]) ** 2) for w, p in zip(weights, points, strict=True)
+        ) / sum(weights)
+        assert found == pytest.approx(-math.sqrt(variance), rel=1e-9)
+
+
+def test_far_predictions_count_as_500_m_in_both_directions() -> None:
+    squared = np.full((2, 2), 0.5)
+    positions = np.array([[[0.0, 0.0], [1e6, 0.0]], [[0.0, 0.0], [-1e6, 0.0]]])
+    assert spread_score(squared, positions).tolist() == [-500.0, -500.0]
+
+
+def test_spread_of_distant_and_of_missing_predictions() -> None:
+    squared = np.array([[9.0, 9.0, np.inf], [np.inf] * 3])  # exp(-3150) is 0
+    positions = np.array([[[0.0, 0.0], [20.0, 0.0], [np.nan, np.nan]]] * 2)
+    assert spread_score(squared, positions).tolist() == [-10.0, -np.inf]
+
+
+# --- probabilities ---------------------------------------------------------------------------------------------------
+
+
+def test_reliability_and_calibration_error() -> None:
+    confidences, right = np.array([0.05, 0.15, 0.19, 0.95, 1.0]), np.array([False, True, False, True, True])
+    bins = reliability_bins(confidences, right)
+    assert bins == pytest.approx(np.array([[0.05, 0.0, 1], [0.17, 0.5, 2], [0.975, 1.0, 2]]))
+    assert calibration_error(bins) == pytest.approx((0.05 + 2 * 0.33 + 2 * 0.025) / 5)
+    assert math.isnan(calibration_error(np.zeros((0, 3))))
+
+
+# --- all of a score --------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_a_score() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(300) < 0.7
+    scores = right + rng.standard_normal(300)
+    found = score_metrics("x", scores, right, np.arange(300) // 3)
+    assert found.area.value == 100 * average_precision(scores, right)
+    assert found.area.low < found.area.value < found.area.high
+    assert found.recall_at_full_precision.value == pytest.approx(100 * recall_at_precision(scores, right, 1.0))
+    assert found.recall_at_95_precision.value == 100 * recall_at_precision(scores, right, 0.95)
+    assert math.isnan(found.calibration_error) and not len(found.reliability)
+
+
+def test_perfect_and_hopeless_scores() -> None:
+    right, clusters = np.arange(60) % 2 == 0, np.arange(60)
+    perfect = score_metrics("x", right.astype(float), right, clusters)
+    assert perfect.area.value == 100 and perfect.recall_at_full_precision.value == 50
+    hopeless = score_metrics("x", 1.0 - right, right, clusters)
+    assert hopeless.recall_at_full_precision.value == 0 and hopeless.recall_at_full_precision.high > 0
+    never_right = score_metrics("x", np.arange(60.0), np.zeros(60, bool), clusters)
+    assert math.isnan(never_right.area.value) and never_right.recall_at_95_precision.value == 0
+    no_answer = score_metrics("x", np.full(60, -np.inf), np.zeros(60, bool), clusters, is_probability=True)
+    assert not len(no_answer.recall) and no_answer.calibration_error == 0
+
+
+@pytest.mark.slow
+def test_areas_are_covered() -> None:
+    """The area of 400,000 queries is inside the intervals of 200 queries."""
+    rng = np.random.default_rng(1)
+
+    def world(num_clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        clusters = np.repeat(np.arange(num_clusters), 4)
+        easy = rng.standard_normal(num_clusters)[clusters]
+        right = easy + rng.standard_normal(len(clusters)) > -0.7
+        return right + 0.5 * easy + rng.standard_normal(len(clusters)), right, clusters
+
+    truth = 100 * average_precision(*world(100_000)[:2])
+    found = [score_metrics("x", *world(50)).area for _ in range(1000)]
+    assert 92.5 < 100 * np.mean([area.low <= truth <= area.high for area in found]) < 97.5
+
+
+# --- thresholds for other queries ------------------------------------------------------------------------------------
+
+
+def test_lowest_threshold_with_a_precision() -> None:
+    scores, right = np.array([5.0, 4.0, 3.0, 2.0, 1.0]), np.array([True, True, False, True, False])
+    assert lowest_threshold(scores, right, 1.0) == 4.0
+    assert lowest_threshold(scores, right, 0.75) == 2.0
+    assert lowest_threshold(scores, ~right & (scores < 2), 1.0) == math.inf
+
+
+def test_a_quantile_follows_a_shift_of_the_scores() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal(1000)
+    threshold = quantile_threshold(0.3, scores, 5 + 2 * scores)
+    assert np.array_equal(5 + 2 * scores >= threshold, scores >= 0.3)
+    assert quantile_threshold(math.inf, scores, scores) == math.inf
+
+
+def test_transfer_under_shift() -> None:
+    """All scores of the other half are lower: the threshold rejects right answers, the quantile does not."""
+    rng = np.random.default_rng(0)
+    right = rng.random(2000) < 0.6
+    chosen = np.arange(2000) < 1000
+    scores = 3.0 * right + rng.standard_normal(2000) - 2.0 * ~chosen
+    rows = {(one.carried, one.target): one for one in transfers("x", scores, right, np.arange(2000), chosen)}
+    assert len(rows) == 4
+    threshold, quantile = rows["threshold", 0.95], rows["quantile", 0.95]
+    least = lowest_threshold(scores[chosen], right[chosen], 0.95)
+    answered = ~chosen & (scores >= least)
+    assert threshold.recall.value == pytest.approx(100 * (answered & right).sum() / 1000)
+    assert threshold.precision.value == pytest.approx(100 * right[answered].mean())
+    assert quantile.recall.value > threshold.recall.value + 20
+    assert quantile.precision.value == pytest.approx(95, abs=3)
+
+
+def test_nothing_is_transferred_from_or_to_nothing() -> None:
+    everything = np.ones(5, bool)
+    assert transfers("x", np.arange(5.0), everything, np.arange(5), everything) == ()
+    impossible = transfers("x", np.arange(5.0), ~everything, np.arange(5), np.arange(5) < 2)
+    assert all(math.isnan(one.precision.value) and one.recall.value == 0 for one in impossible)

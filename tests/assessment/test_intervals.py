@@ -1,0 +1,300 @@
+"""Intervals: values from formulas, limits, and the share of intervals that contain the truth."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosplace.assessment.intervals import (
+    MIN_RESAMPLES,
+    RESAMPLES,
+    UNKNOWN,
+    Estimate,
+    bootstrap,
+    clustered_mean,
+    clustered_quantile,
+    clustered_share,
+    clusters_of,
+    mcnemar,
+    paired_difference,
+    resampled_weights,
+    wilson,
+)
+
+T_29, T_4 = 2.0452296421, 2.7764451052  # quantiles of the t distribution at 0.975, from printed tables
+
+
+def ends(estimate: Estimate) -> tuple[float, float]:
+    return estimate.low, estimate.high
+
+
+# --- clusters --------------------------------------------------------------------------------------------------------
+
+
+def test_queries_in_one_cell_are_together() -> None:
+    positions = np.array([[0.0, 0.0], [49.9, 10.0], [50.0, 10.0], [-0.1, 0.0]])
+    clusters = clusters_of(positions)
+    assert clusters[0] == clusters[1] and len(set(clusters.tolist())) == 3
+    assert sorted(set(clusters.tolist())) == [0, 1, 2]
+
+
+def test_sequences_are_clusters_if_there_are_enough() -> None:
+    positions = np.arange(40.0)[:, None] * [1000.0, 0]
+    sequences = np.repeat(np.arange(10), 4)
+    sequences[:2] = -1  # unknown: by place
+    clusters = clusters_of(positions, sequences)
+    assert len(np.unique(clusters)) == 12
+    assert all(len(set(clusters[sequences == number].tolist())) == 1 for number in range(10))
+    few = np.where(sequences < 9, sequences, 8)
+    assert np.array_equal(clusters_of(positions, few), clusters_of(positions))
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+def test_wilson_follows_its_formula() -> None:
+    n, p, z = 94, 62 / 94, 1.959963985
+    center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    found = wilson(62, 94)
+    assert found.value == 100 * p
+    assert ends(found) == pytest.approx(
+        (100 * (center - half) / (1 + z * z / n), 100 * (center + half) / (1 + z * z / n))
+    )
+
+
+@pytest.mark.parametrize(("hits", "low", "high"), [(0, 0.0, 27.75), (10, 72.25, 100.0)])
+def test_wilson_without_misses_or_hits(hits: int, low: float, high: float) -> None:
+    assert ends(wilson(hits, 10)) == pytest.approx((low, high), abs=0.01)
+
+
+def test_independent_queries_have_the_interval_of_wilson() -> None:
+    hits = np.arange(50) % 3 == 0
+    assert clustered_share(hits, np.arange(50)) == wilson(17, 50)
+
+
+def test_share_follows_the_design_effect() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 9, 30)
+    clusters = np.repeat(np.arange(30), sizes)
+    hits = rng.random(len(clusters)) < rng.random(30)[clusters]
+    num, size = len(clusters), sum(s * s for s in sizes.tolist()) / len(clusters)
+    p = (hits.sum() + size / 2) / (num + size)  # with half a cluster of hits and half a cluster of misses
+    total = 0.5 * (size * (1 - p)) ** 2 + 0.5 * (size * p) ** 2
+    for cluster, s in enumerate(sizes.tolist()):
+        total += (hits[clusters == cluster].sum() - p * s) ** 2 / (1 - s / (num + size))
+    effect = total / ((num + size) * p * (1 - p))
+    n, q, share = num / effect, T_29, hits.mean()
+    center = (share + q * q / (2 * n)) / (1 + q * q / n)
+    half = q / (1 + q * q / n) * math.sqrt(share * (1 - share) / n + q * q / (4 * n * n))
+    found = clustered_share(hits, clusters)
+    assert effect > 1
+    assert (found.value, *ends(found)) == pytest.approx((100 * share, 100 * (center - half), 100 * (center + half)))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40))
+def test_share_is_inside_its_interval(rows: list[tuple[bool, int]]) -> None:
+    hits, clusters = np.array([hit for hit, _ in rows]), np.array([cluster for _, cluster in rows])
+    found, independent = clustered_share(hits, clusters), wilson(int(hits.sum()), len(hits))
+    assert found.value == 100 * (int(hits.sum()) / len(hits))
+    assert 0 <= found.low <= found.value <= found.high <= 100
+    assert found.high - found.low >= independent.high - independent.low - 1e-9
+
+
+def test_few_clusters_have_wide_intervals() -> None:
+    hits = np.ones(100, bool)
+    assert ends(clustered_share(hits, np.zeros(100, np.int64))) == (0.0, 100.0)  # one place says nothing of others
+    widths = [100 - clustered_share(hits, np.arange(100) % count).low for count in (2, 5, 20, 50)]
+    assert widths == sorted(widths, reverse=True) and widths[0] > 80
+
+
+def test_nothing_is_unknown() -> None:
+    empty, clusters = np.zeros(0), np.zeros(0, np.int64)
+    results = [
+        clustered_share(empty.astype(bool), clusters),
+        clustered_mean(empty, clusters),
+        clustered_quantile(empty, clusters, 0.5),
+        paired_difference(empty.astype(bool), empty.astype(bool), clusters),
+    ]
+    assert all(np.isnan([found.value, *ends(found)]).all() for found in [*results, UNKNOWN])
+
+
+# --- means and quantiles ---------------------------------------------------------------------------------------------
+
+
+def test_mean_of_clusters_of_one_has_the_interval_of_student() -> None:
+    values = np.array([1.0, 2.0, 4.0, 7.0, 11.0])
+    half = T_4 * values.std(ddof=1) / math.sqrt(5)
+    found = clustered_mean(values, np.arange(5))
+    assert (found.value, *ends(found)) == pytest.approx((5.0, 5.0 - half, 5.0 + half))
+
+
+def test_repeated_clusters_say_no_more() -> None:
+    values = np.array([1.0, 2.0, 4.0, 7.0, 11.0])
+    assert ends(clustered_mean(np.repeat(values, 7), np.repeat(np.arange(5), 7))) == pytest.approx(
+        ends(clustered_mean(values, np.arange(5)))
+    )
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), st.floats(0.01, 0.99))
+def test_quantile_is_the_smallest_value_that_covers_its_share(values: list[float], q: float) -> None:
+    array = np.array(values)
+    found = clustered_quantile(array, np.arange(len(array)) // 3, q)
+    assert found.value == np.quantile(array, q, method="inverted_cdf")
+    assert found.low <= found.value <= found.high
+    assert found.low in values and found.high in values
+
+
+def test_quantile_interval_is_that_of_its_share() -> None:
+    values = np.random.default_rng(0).permutation(200).astype(float)
+    found = clustered_quantile(values, np.arange(200), 0.5)
+    share = wilson(100, 200)
+    assert ends(found) == (math.ceil(2 * share.low) - 1, math.floor(2 * share.high))
+
+
+def test_unknown_distances_are_infinite() -> None:
+    found = clustered_quantile(np.array([1.0, np.nan, 2.0, np.nan, 3.0, np.nan]), np.arange(6), 0.5)
+    assert found.value == 3.0 and math.isinf(found.high)
+
+
+# --- two runs --------------------------------------------------------------------------------------------------------
+
+
+def test_paired_difference_of_independent_queries_is_that_of_bonett_and_price() -> None:
+    won, lost, num = 9, 3, 120
+    a, b = np.zeros(num, bool), np.zeros(num, bool)
+    a[:won], b[won : won + lost] = True, True
+    total = num + 2
+    center = (won - lost) / total
+    t, correction = 1.980099876, 1 / (1 - 1 / total)  # 119 degrees of freedom; each residual is corrected
+    residuals = won * (1 - center) ** 2 + lost * (1 + center) ** 2 + (num - won - lost) * center**2
+    half = t * math.sqrt(residuals * correction + (1 - center) ** 2 + (1 + center) ** 2) / total
+    found = paired_difference(a, b, np.arange(num))
+    assert found.value == pytest.approx(100 * (won - lost) / num)
+    assert ends(found) == pytest.approx((100 * (center - half), 100 * (center + half)), rel=1e-6)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=40))
+def test_paired_difference_changes_its_sign_with_the_order(rows: list[tuple[bool, bool, int]]) -> None:
+    a, b, clusters = (np.array(column) for column in zip(*rows, strict=True))
+    found, reverse = paired_difference(a, b, clusters), paired_difference(b, a, clusters)
+    assert (found.value, found.low, found.high) == pytest.approx((-reverse.value, -reverse.high, -reverse.low))
+    assert -100 <= found.low <= found.high <= 100
+
+
+def test_runs_without_any_difference_have_an_interval() -> None:
+    hits = np.arange(60) % 2 == 0
+    found = paired_difference(hits, hits, np.arange(60))
+    assert found.value == 0 and found.low < 0 < found.high and found.high == -found.low < 10
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (1, 0), (8, 1), (5, 5), (3, 12), (400, 350)])
+def test_mcnemar_sums_binomial_probabilities(won: int, lost: int) -> None:
+    num = won + lost
+    tail = sum(math.comb(num, k) for k in range(min(won, lost) + 1)) / 2**num
+    assert mcnemar(won, lost) == pytest.approx(min(1.0, 2 * tail))
+
+
+# --- bootstrap -------------------------------------------------------------------------------------------------------
+
+
+def test_resamples_draw_whole_clusters() -> None:
+    clusters = np.repeat(np.arange(12), 5)
+    rows = np.concatenate(list(resampled_weights(clusters)))
+    assert rows.shape == (RESAMPLES, 12) and (rows.sum(axis=1) == 12).all()
+    assert np.array_equal(rows, np.concatenate(list(resampled_weights(clusters))))
+    assert not np.array_equal(rows, np.concatenate(list(resampled_weights(clusters, seed=1))))
+    counts = Counter(rows[:, 0].tolist())  # of a binomial distribution
+    assert counts[0] / RESAMPLES == pytest.approx((11 / 12) ** 12, abs=0.04)
+
+
+def test_memory_is_bounded_for_many_queries() -> None:
+    chunks = [rows.shape for rows in resampled_weights(np.arange(100_000))]
+    assert max(rows * columns for rows, columns in chunks) <= 1 << 20
+    assert sum(rows for rows, _ in chunks) == MIN_RESAMPLES
+
+
+def test_bootstrap_of_a_mean_is_that_of_its_variance() -> None:
+    values = np.random.default_rng(0).random(400)
+    found, same = bootstrap(
+        lambda weights: np.stack([(weights * values).sum(axis=1) / weights.sum(axis=1)] * 2),
+        np.arange(400), [values.mean(), values.mean()], (0.0, 1.0),
+    )  # fmt: skip
+    exact = clustered_mean(values, np.arange(400))
+    assert found == same
+    assert ends(found) == pytest.approx(ends(exact), abs=0.003)
+
+
+# --- coverage --------------------------------------------------------------------------------------------------------
+
+
+def cluster_sizes(kind: str, count: int) -> np.ndarray:
+    if kind == "unequal":
+        return np.where(np.arange(count) < count // 5, 10, 1)
+    return np.full(count, int(kind))
+
+
+def beta_shares(p: float, correlation: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Probability of a hit in each cluster: the correlation of two queries of a cluster is the given one."""
+    if correlation == 0:
+        return np.full(size, p)
+    return rng.beta(p * (1 / correlation - 1), (1 - p) * (1 / correlation - 1), size)
+
+
+def share_coverage(kind: str, count: int, correlation: float, p: float, runs: int) -> float:
+    rng = np.random.default_rng([count, int(100 * p), int(100 * correlation)])
+    clusters = np.repeat(np.arange(count), cluster_sizes(kind, count))
+    covered = 0
+    for _ in range(runs):
+        hits = rng.random(len(clusters)) < beta_shares(p, correlation, count, rng)[clusters]
+        found = clustered_share(hits, clusters)
+        covered += found.low <= 100 * p <= found.high
+    return 100 * covered / runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correlation", [0.1, 0.5])
+@pytest.mark.parametrize("count", [100, 300])
+@pytest.mark.parametrize("kind", ["5", "10", "unequal"])
+def test_shares_are_covered(kind: str, count: int, correlation: float) -> None:
+    for p in (0.3, 0.5, 0.8):
+        assert share_coverage(kind, count, correlation, p, 4000) == pytest.approx(95.5, abs=1.9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["5", "10", "unequal"])
+def test_shares_are_covered_in_hard_cases(kind: str) -> None:
+    for count, correlation, p in ((30, 0.5, 0.9), (30, 0.0, 0.97), (100, 0.5, 0.97), (100, 0.3, 0.9)):
+        assert share_coverage(kind, count, correlation, p, 3000) > 93.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("q", [0.5, 0.9])
+@pytest.mark.parametrize("kind", ["1", "5", "unequal"])
+def test_quantiles_are_covered(kind: str, q: float) -> None:
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(100), cluster_sizes(kind, 100))
+    covered, truth = 0, math.exp(2 * {0.5: 0.0, 0.9: 1.2815515655}[q])  # of a log-normal distribution
+    for _ in range(3000):
+        shared, own = rng.standard_normal(100)[clusters], rng.standard_normal(len(clusters))
+        values = np.exp(2 * (math.sqrt(0.3) * shared + math.sqrt(0.7) * own))
+        found = clustered_quantile(values, clusters, q)
+        covered += found.low <= truth <= found.high
+    assert 92.5 < 100 * covered / 3000 < 98.5  # as Wilson's for 90 of 100, which is 93.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("won", "lost"), [(0.05, 0.05), (0.1, 0.02), (0.2, 0.1)])
+@pytest.mark.parametrize(("kind", "count", "together"), [("1", 300, 0.0), ("5", 100, 0.3), ("unequal", 300, 0.1)])
+def test_differences_are_covered(kind: str, count: int, together: float, won: float, lost: float) -> None:
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(count), cluster_sizes(kind, count))
+    covered = 0
+    for _ in range(3000):
+        # Some clusters are won or lost as a whole, so that queries of a cluster are correlated.
+        draw = np.where(rng.random(count)[clusters] < together, rng.random(count)[clusters], rng.random(len(clusters)))
+        found = paired_difference(draw < won, draw > 1 - lost, clusters)
+        covered += found.low <= 100 * (won - lost) <= found.high
+    assert 93.5 < 100 * covered / 3000 < 98.5

@@ -1,0 +1,210 @@
+"""Metrics of an evaluation straight from their formulas, with queries that have no positive or no prediction."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosplace.assessment.conditions import unknown_conditions
+from cosplace.assessment.measures import Measures
+from cosplace.assessment.metrics import L2, RATIO, SPREAD, average_precisions, longest_miss, measure
+from cosplace.assessment.records import intervals_record, metrics_record, summary_lines
+from cosplace.photos.image_list import image_list
+from cosplace.retrieval.dataset import RetrievalDataset
+from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
+from cosplace.retrieval.extraction import Extraction
+from cosplace.retrieval.recall import find_positives
+from cosplace.retrieval.shards import UnreadableImage
+
+NUM_QUERIES, NUM_DATABASE, UNREADABLE = 40, 60, 7
+
+
+@pytest.fixture(scope="module")
+def dataset() -> RetrievalDataset:
+    rng = np.random.default_rng(0)
+    database = np.floor(rng.random((NUM_DATABASE, 2)) * 200)
+    queries = database[rng.integers(0, NUM_DATABASE, NUM_QUERIES)] + rng.integers(-20, 20, (NUM_QUERIES, 2))
+    queries[0] = database[0] + [15.0, 20.0]  # exactly 25 m away
+    queries[1] = [9000.0, 9000.0]  # without positives
+    return RetrievalDataset(
+        name="test/queries",
+        folder=Path("/nowhere"),
+        database=image_list(Path("/nowhere/database"), [f"{row}.jpg" for row in range(NUM_DATABASE)]),
+        queries=image_list(Path("/nowhere/queries"), [f"{row}.jpg" for row in range(NUM_QUERIES)]),
+        database_positions=database,
+        query_positions=queries,
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluation(dataset: RetrievalDataset) -> Evaluation:
+    rng = np.random.default_rng(1)
+    database = rng.standard_normal((NUM_DATABASE, 8)).astype(np.float32)
+    nearest = ((dataset.query_positions[:, None] - dataset.database_positions) ** 2).sum(axis=2).argmin(axis=1)
+    nearest[0] = 0
+    queries = (database[nearest] + 0.9 * rng.standard_normal((NUM_QUERIES, 8))).astype(np.float32)
+    queries[0] = database[0]
+    readable = np.arange(NUM_QUERIES) != UNREADABLE
+    photos = Extraction(
+        descriptors=queries, readable=readable, seconds=0.0,
+        unreadable=(UnreadableImage(index=UNREADABLE, name="7.jpg", message="empty"),),
+    )  # fmt: skip
+    return evaluate_descriptors(database, photos, dataset, recall_values=(1, 3, 12))
+
+
+@pytest.fixture(scope="module")
+def measures(evaluation: Evaluation, dataset: RetrievalDataset) -> Measures:
+    confidence = np.linspace(0.1, 0.9, NUM_QUERIES)
+    return measure(evaluation, dataset, scores={"confidence": confidence})
+
+
+def distances_of(evaluation: Evaluation, dataset: RetrievalDataset, rank: int = 0) -> list[float]:
+    """Distance of a prediction of each query; inf without one."""
+    meters = []
+    for query, image in zip(dataset.query_positions, evaluation.predictions[:, rank].tolist(), strict=True):
+        offset = query - dataset.database_positions[image]
+        meters.append(math.hypot(*offset) if image >= 0 else math.inf)
+    return meters
+
+
+# --- all metrics -----------------------------------------------------------------------------------------------------
+
+
+def test_recalls_are_those_of_the_evaluation(measures: Measures, evaluation: Evaluation) -> None:
+    assert {n: one.value for n, one in measures.recalls.items()} == evaluation.recalls
+    assert 0 < evaluation.recalls[1] < evaluation.recalls[12] < 100
+    assert all(one.low < one.value < one.high for one in measures.recalls.values())
+
+
+def test_recall_by_radius_includes_the_radius(
+    measures: Measures, evaluation: Evaluation, dataset: RetrievalDataset
+) -> None:
+    meters = distances_of(evaluation, dataset)
+    assert meters[0] == 25.0
+    for limit, found in zip(measures.radii_m.tolist(), measures.recall1_by_radius, strict=True):
+        assert found.value == pytest.approx(100 * sum(one <= limit for one in meters) / NUM_QUERIES)
+    assert measures.radii_m.tolist() == list(range(1, 101))
+    assert measures.recall1_by_radius[24] == measures.recalls[1]
+    assert measures.recall1_by_radius[23].value < measures.recalls[1].value
+
+
+def test_distances(measures: Measures, evaluation: Evaluation, dataset: RetrievalDataset) -> None:
+    meters = sorted(distances_of(evaluation, dataset))
+    assert measures.error_m[50].value == pytest.approx(meters[19])  # the 20th of 40
+    assert measures.error_m[90].value == pytest.approx(meters[35])
+    assert np.flatnonzero(np.isnan(measures.errors_m)).tolist() == [UNREADABLE]
+    near = sum(25 < one <= 50 for one in meters)
+    assert near > 0 and measures.near_misses.value == pytest.approx(100 * near / NUM_QUERIES)
+
+
+def test_mean_average_precision(measures: Measures, evaluation: Evaluation, dataset: RetrievalDataset) -> None:
+    positives = find_positives(dataset.database_positions, dataset.query_positions, 25)
+    total = 0.0
+    for query in range(NUM_QUERIES):
+        true = set(positives.of(query).tolist())
+        hits, score = 0, 0.0
+        for rank, image in enumerate(evaluation.predictions[query].tolist(), start=1):
+            if image in true:
+                hits += 1
+                score += hits / rank
+        total += score / min(len(true), 12) if true else 0.0
+    assert measures.mean_average_precision.value == pytest.approx(100 * total / NUM_QUERIES)
+
+
+def test_average_precision_of_one_query() -> None:
+    hits = np.array([[True, False, True, False], [True, True, False, False], [False] * 4])
+    assert average_precisions(hits, np.array([9, 2, 0])) == pytest.approx([(1 + 2 / 3) / 4, 1.0, 0.0])
+
+
+def test_scores(measures: Measures, evaluation: Evaluation) -> None:
+    assert [score.name for score in measures.scores] == ["confidence", L2, RATIO, SPREAD]
+    assert not math.isnan(measures.scores[0].calibration_error) and math.isnan(measures.scores[1].calibration_error)
+    l2 = measures.scores[1]
+    assert len(l2.recall) == NUM_QUERIES - 1  # one query has no answer
+    assert l2.recall[-1] == pytest.approx(evaluation.recalls[1] / 100)
+    assert measures.scores[0].recall[-1] == l2.recall[-1]
+    assert {one.score for one in measures.transfers} == {"confidence"}
+
+
+def test_one_prediction_per_query(dataset: RetrievalDataset) -> None:
+    rng = np.random.default_rng(0)
+    database, queries = (rng.random((count, 4), np.float32) for count in (NUM_DATABASE, NUM_QUERIES))
+    one = evaluate_descriptors(database, queries, dataset, recall_values=(1,))
+    assert [score.name for score in measure(one, dataset).scores] == [L2]
+
+
+def test_clusters(measures: Measures, evaluation: Evaluation, dataset: RetrievalDataset) -> None:
+    assert measures.clustered_by == "place" and len(np.unique(measures.clusters)) < NUM_QUERIES
+    by_sequence = measure(evaluation, dataset, sequences=np.arange(NUM_QUERIES) // 4, conditions=unknown_conditions(40))
+    assert by_sequence.clustered_by == "sequence" and np.array_equal(by_sequence.clusters, np.arange(NUM_QUERIES) // 4)
+    assert math.isfinite(by_sequence.longest_miss_m) and math.isnan(measures.longest_miss_m)
+
+
+# --- sequences -------------------------------------------------------------------------------------------------------
+
+
+def longest_by_hand(right: list[bool], sequences: list[int], east: list[float]) -> tuple[float, int]:
+    """Walk along each sequence, from one correct answer to the next."""
+    best_m, best_count = 0.0, 0
+    for number in {one for one in sequences if one >= 0}:
+        way, count, previous = 0.0, 0, None
+        for hit, sequence, x in zip(right, sequences, east, strict=True):
+            if sequence != number:
+                continue
+            way += abs(x - previous) if previous is not None else 0.0
+            previous = x
+            if hit:
+                best_m = max(best_m, way) if count else best_m
+                way, count = 0.0, 0
+            else:
+                count += 1
+            best_count = max(best_count, count)
+        best_m = max(best_m, way) if count else best_m
+    return best_m, best_count
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-1, 2), st.integers(0, 100)), min_size=1, max_size=30))
+def test_longest_miss(rows: list[tuple[bool, int, int]]) -> None:
+    right, sequences, east = (list(column) for column in zip(*rows, strict=True))
+    positions = np.column_stack([east, np.zeros(len(rows))]).astype(float)
+    found = longest_miss(np.array(right), positions, np.array(sequences), np.full(len(rows), np.nan))
+    if max(sequences) < 0:
+        assert math.isnan(found[0]) and found[1] == 0
+    else:
+        assert found == pytest.approx(longest_by_hand(right, sequences, east))
+
+
+def test_queries_are_in_the_order_of_their_times() -> None:
+    positions, sequences = np.array([[0.0, 0], [10.0, 0], [20.0, 0], [30.0, 0]]), np.zeros(4, np.int64)
+    right = np.array([True, False, True, False])
+    assert longest_miss(right, positions, sequences, np.arange(4.0)) == (20.0, 1)
+    assert longest_miss(right, positions, sequences, np.array([0.0, 2.0, 1.0, 3.0])) == (30.0, 2)
+
+
+# --- JSON and text ---------------------------------------------------------------------------------------------------
+
+
+def test_records_are_plain_json(measures: Measures) -> None:
+    records = {"intervals": intervals_record(measures), "metrics": metrics_record(measures)}
+    text = json.dumps(records, allow_nan=False)
+    assert json.loads(text) == records
+    assert records["intervals"]["recalls"]["3"] == pytest.approx(
+        [measures.recalls[3].low, measures.recalls[3].high], abs=1e-4
+    )
+    assert records["metrics"]["recall1_by_radius_m"]["25"]["value"] == pytest.approx(
+        measures.recalls[1].value, abs=1e-4
+    )
+    assert records["metrics"]["longest_miss"] is None
+
+
+def test_lines(measures: Measures) -> None:
+    text = "\n".join(summary_lines(measures, 25.0))
+    low, high = measures.recalls[12].low, measures.recalls[12].high
+    assert f"R@12 [{low:.1f}, {high:.1f}]" in text and "cells of 50 m" in text
+    assert f"near misses (25 to 50 m): {measures.near_misses.text()}%" in text
+    assert "precision–recall by confidence" in text
+    assert "near misses" not in "\n".join(summary_lines(measures, 25.0, note="positions are frames"))

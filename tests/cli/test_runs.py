@@ -1,0 +1,43 @@
+"""cosplace runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cosplace.cli import main
+from tests.assessment.test_run_list import TRAIN, make_run
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for day, recall in ((1, 50.0), (2, 70.0), (3, 60.0)):
+        results = {"recalls": {"1": recall, "5": 90.0 - recall}, "num_queries": 100}
+        make_run(Path("logs/default") / f"2026-01-0{day}_00-00-00", {"resume_model": "m.pth"}, results)
+    make_run(Path("logs/default/2026-01-04_00-00-00"), TRAIN, epochs=1)
+    Path("logs/photos").mkdir()
+    return tmp_path
+
+
+def test_runs_in_order(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def days(*words: str) -> list[str]:
+        assert main(["runs", *words, "--json"]) == 0
+        return [Path(run["folder"]).name[8:10] for run in json.loads(capsys.readouterr().out)]
+
+    assert days() == ["04", "03", "02", "01", ""]
+    assert days("--sort", "r1") == ["02", "03", "01", "04", ""]
+    assert days("--sort", "r5") == ["01", "03", "02", "04", ""]
+    assert main(["runs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert lines[1].split()[-3:] == ["1/3", "stopped", "logs/default/2026-01-04_00-00-00"]
+    assert "60.0 [50.2, 69.1]" in lines[2]  # Wilson, 60 of 100
+    assert "not readable: not a run: it is empty" in lines[5]
+
+
+def test_no_runs_and_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "There are no runs" in capsys.readouterr().out
+    assert main(["runs", str(tmp_path / "nowhere")]) == 2
+    assert "is not a folder" in capsys.readouterr().err

@@ -1,0 +1,216 @@
+"""The script of the report in a real browser: map, list, filters, CSV, phone, print, and nothing from outside."""
+
+import csv
+import dataclasses
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cosplace.assessment.metrics import measure
+from cosplace.report.data import Report
+from cosplace.report.page import write_report
+from cosplace.retrieval.dataset import RetrievalDataset
+from cosplace.retrieval.evaluation import Evaluation
+from tests.report.report_samples import OFFSETS
+
+pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+AXE = os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js")  # of the npm package axe-core
+HOSTILE = "<img src=x onerror=alert(1)>"
+RUN_AXE = """async () => {
+    const { violations } = await axe.run();
+    return violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def path(
+    tmp_path_factory: pytest.TempPathFactory, report: Report, dataset: RetrievalDataset, evaluation: Evaluation
+) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    conditions = {"weather": ["sun", HOSTILE, "", "sun"]}
+    measures = measure(evaluation, dataset)
+    environment = {"command": "cosplace eval"}
+    write_report(
+        path,
+        dataclasses.replace(
+            report, conditions=conditions, measures=measures, environment=environment, num_queries_shown=1
+        ),
+    )
+    return path
+
+
+@contextmanager
+def opened(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
+    """Open the page.  Afterwards: no error, and no request but for the page."""
+    tab = browser.new_context(**({"viewport": {"width": 1200, "height": 800}} | context))
+    page = tab.new_page()
+    page.set_default_timeout(15_000)
+    errors, requests = [], []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: request.url.startswith(("data:", "blob:")) or requests.append(request.url))
+    page.goto(path.as_uri())
+    yield page
+    tab.close()
+    assert errors == [] and requests == [path.as_uri()]
+
+
+def numbers(page: Any) -> list[str]:
+    """The queries in the list."""
+    return page.locator("#query-list .query-row b:first-child").all_inner_texts()[:1]
+
+
+def choose(page: Any, **values: str) -> None:
+    for name, value in values.items():
+        field = page.locator(f"#filters [name={name.replace('_', '-')}]")
+        if field.evaluate("field => field.tagName") == "SELECT":
+            field.select_option(value)
+        else:
+            field.fill(value)
+
+
+def test_filters_order_and_pages_of_the_list(browser: Any, path: Path) -> None:
+    with opened(browser, path) as page:
+        text = page.locator("#list-text")
+        assert text.inner_text() == "1–1 of 2 (4 queries in total)" and numbers(page) == ["Query 1"]
+        page.get_by_text("Next →").click()
+        assert numbers(page) == ["Query 2"] and page.get_by_text("Next →").is_disabled()
+        choose(page, outcome="all", sort="-meters")
+        assert text.inner_text().startswith("1–1 of 4") and numbers(page) == ["Query 1"]  # 300 m
+        choose(page, meters_to="25")
+        assert text.inner_text().startswith("1–1 of 2") and numbers(page) == ["Query 3"]  # 24 m
+        choose(page, sort="meters")
+        assert numbers(page) == ["Query 0"]
+        page.locator("#filters [data-condition]").select_option(label="unknown")
+        assert text.inner_text() == "No query matches these filters."
+        page.get_by_text("Clear filters").click()
+        page.get_by_text("1–1 of 2 (4 queries in total)").wait_for()
+        choose(page, outcome="alone")
+        assert numbers(page) == ["Query 2"]
+        choose(page, outcome="all", similarity_from="0.9")
+        assert text.inner_text() == "No query matches these filters."
+
+
+def test_rows_are_those_of_the_page_without_the_script(browser: Any, path: Path) -> None:
+    read = "document.querySelector('#query-list .query-row').innerText.replace(' show on map', '')"
+    sources = "[...document.querySelectorAll('#query-list img')].map((image) => image.src + image.alt)"
+    with opened(browser, path) as page:
+        live = page.evaluate(read), page.evaluate(sources)
+    tab = browser.new_context(java_script_enabled=False)
+    page = tab.new_page()
+    page.goto(path.as_uri())
+    assert not page.locator("#filters").is_visible() and page.locator("#query-map img").is_visible()
+    row = page.locator("#query-list .query-row").first
+    assert " ".join(live[0].split()) == " ".join(row.inner_text().split())
+    images = page.locator("#query-list img").all()
+    assert live[1] == [(image.get_attribute("src") or "") + (image.get_attribute("alt") or "") for image in images]
+    tab.close()
+
+
+def test_map_is_used_by_mouse_and_keyboard(browser: Any, path: Path) -> None:
+    with opened(browser, path) as page:
+        canvas, text = page.locator("#query-map canvas"), page.locator("#selected-text")
+        assert not page.locator("#query-map img").is_visible()
+        canvas.focus()
+        page.keyboard.press("ArrowUp")  # nothing is selected: the query nearest to the middle
+        first = text.inner_text()
+        assert first.startswith("Query ") and page.locator("#selected .tile").count() >= 4
+        for _ in range(4):
+            page.keyboard.press("ArrowUp")
+        assert text.inner_text().startswith("Query 3:")  # the northernmost
+        for _ in range(3):
+            page.keyboard.press("ArrowDown")
+        assert text.inner_text().startswith("Query 0: correct at rank 1")
+        page.keyboard.press("+")
+        page.keyboard.press("0")
+        # Queries are on one line from south to north, 60 km long; the database is up to 7 km east of it.
+        box = canvas.bounding_box()
+        x = box["width"] / 2 - 3.5 / 66 * box["height"]
+        found = set()
+        for y in range(4, int(box["height"]) - 4, 8):
+            canvas.click(position={"x": x, "y": y})
+            found.add(text.inner_text().split(":")[0])
+        assert found == {"Query 0", "Query 1", "Query 2", "Query 3"}
+        page.locator(".link").first.click()
+        assert text.inner_text().startswith("Query 1:") and page.evaluate("document.activeElement.tagName") == "CANVAS"
+
+
+def test_names_are_texts(browser: Any, path: Path) -> None:
+    with opened(browser, path) as page:
+        assert f"weather: {HOSTILE}" in page.locator("#query-list").inner_text()
+        assert page.locator("#query-list img[src=x]").count() == 0
+
+
+def test_csv_has_all_queries_and_predictions(
+    browser: Any, path: Path, dataset: RetrievalDataset, evaluation: Evaluation
+) -> None:
+    with opened(browser, path) as page:
+        with page.expect_download() as download:
+            page.get_by_text("Download CSV").click()
+        rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
+    assert download.value.suggested_filename == "queries.csv"
+    assert [(int(row["query"]), int(row["rank"])) for row in rows] == [(q, r) for q in range(4) for r in (1, 2, 3)]
+    for row in rows:
+        query, rank = int(row["query"]), int(row["rank"]) - 1
+        assert float(row["distance_m"]) == pytest.approx(OFFSETS[query][rank], abs=0.011)
+        assert row["prediction_path"] == dataset.database.name(int(evaluation.predictions[query, rank]))
+        assert row["query_path"] == dataset.queries.name(query)
+        assert row["correct"] == str(int(OFFSETS[query][rank] <= 25))
+        assert row["weather"] == ["sun", HOSTILE, "", "sun"][query]
+    assert rows[6]["expected_path"] == "" and rows[6]["outcome"] == "not found in top 3"
+
+
+def test_values_of_charts_are_shown_at_the_pointer(browser: Any, path: Path) -> None:
+    with opened(browser, path) as page:
+        page.locator("rect.tip").first.hover()
+        assert page.locator(".tip-box").inner_text().startswith("Recall@1\nours: 50.0 [")
+        page.mouse.move(2, 2)
+        assert not page.locator(".tip-box").is_visible()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_is_not_wider_than_the_screen(browser: Any, path: Path, width: int) -> None:
+    with opened(browser, path, viewport={"width": width, "height": 800}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_print_has_the_map_and_the_settings_but_no_controls(browser: Any, path: Path) -> None:
+    with opened(browser, path) as page:
+        page.emulate_media(media="print")
+        assert page.locator("#query-map img").is_visible()
+        for part in ("#filters", "#pages", "#query-map canvas", ".link"):
+            assert not page.locator(part).first.is_visible(), part
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violations(browser: Any, path: Path, scheme: str) -> None:
+    if not Path(AXE).is_file():
+        pytest.skip("axe-core is not installed: npm install axe-core, or set AXE_CORE to its axe.min.js")
+    for width in (390, 1280):
+        with opened(browser, path, color_scheme=scheme, viewport={"width": width, "height": 800}) as page:
+            page.locator("#query-map canvas").focus()
+            page.keyboard.press("ArrowUp")
+            page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+            page.evaluate(Path(AXE).read_text("utf-8"))
+            assert page.evaluate(RUN_AXE) == []

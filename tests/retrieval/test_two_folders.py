@@ -1,0 +1,215 @@
+"""Any two folders: with positions, with positions of the database only, without; and photos that are in both."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cosplace.cli import main
+from cosplace.errors import DatasetError
+from cosplace.photos.image_list import image_list
+from cosplace.retrieval.baselines import TinyImage
+from cosplace.retrieval.dataset import open_retrieval_dataset, queries_place, two_folder_lists, with_known_positions
+from cosplace.retrieval.evaluation import EvaluationSettings, evaluate, evaluate_descriptors
+from cosplace.retrieval.two_folders import check_copies, find_copies, find_neighbors
+from tests.retrieval.test_evaluation import dataset_without_photos
+from tests.synthetic_dataset import place_image, write_dataset, write_place
+
+NETWORK = ["--backbone", "ResNet18_Small", "--fc_output_dim", "16", "--num_workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def city(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A test set with 24 database images and 12 queries; and queries elsewhere, without positions: plain/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SF_XL_PROCESSED_FOLDER", raising=False)
+    folder = write_dataset(tmp_path / "city", num_places=0) / "test"
+    (tmp_path / "plain").mkdir()
+    for number in range(3):
+        Image.fromarray(place_image(2000 + 3 * number, 4)).save(tmp_path / "plain" / f"{number}.jpg")
+    return folder
+
+
+def run(*words: object) -> int:
+    return main(["eval", *map(str, words), *NETWORK])
+
+
+def only_run(logs: Path = Path("logs/default")) -> Path:
+    (folder,) = logs.iterdir()
+    return folder
+
+
+# --- which folder ----------------------------------------------------------------------------------------------------
+
+
+def test_queries_are_a_name_next_to_the_database_or_a_path(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert queries_place(city) == city / "queries_v1"
+    assert queries_place(city, "queries_v1") == city / "queries_v1"
+    assert queries_place(city, "plain") == Path("plain")
+    assert queries_place(city, str(Path("plain").resolve())).samefile("plain")
+    monkeypatch.chdir(city)  # the name and the path are the same folder
+    assert queries_place(city, "queries_v1").samefile(city / "queries_v1")
+    with pytest.raises(DatasetError, match=r"no subfolder of queries \(queries_night\).*--queries_folder: queries_v1"):
+        queries_place(city, "queries_night")
+
+
+def test_a_path_that_could_mean_two_folders_is_refused(city: Path) -> None:
+    (city / "plain").mkdir()
+    with pytest.raises(DatasetError, match=r"may be .*test/plain or .*/plain\. Use the absolute path"):
+        queries_place(city, "plain")
+    assert queries_place(city, str(Path("plain").absolute())) == Path("plain").absolute()
+
+
+@pytest.mark.slow
+def test_two_folders_with_positions_give_the_recalls_of_the_test_set(city: Path) -> None:
+    city.rename("other")
+    Path("other/queries_v1").rename("photos")
+    lists = two_folder_lists("other/database", "photos")
+    assert (lists.name, len(lists.database), len(lists.queries)) == ("database+photos", 24, 12)
+    dataset = open_retrieval_dataset("other", "photos")
+    assert dataset.name == "other+photos"
+    same = evaluate(TinyImage(), dataset, recall_values=(1, 5))
+    assert evaluate(TinyImage(), with_known_positions(lists), recall_values=(1, 5)).recalls == same.recalls
+    assert run("--database_folder", "other/database", "--queries_folder", "photos", "--recall_values", 1, 5) == 0
+    results = json.loads((only_run() / "results.json").read_text())
+    assert (results["num_queries"], results["num_database"], results["dataset"]["name"]) == (12, 24, lists.name)
+
+
+# --- without positions -----------------------------------------------------------------------------------------------
+
+
+def test_labels_on_the_database_only_give_coordinates(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--database_folder", city / "database", "--queries_folder", "plain") == 0
+    out, folder = capsys.readouterr().out, only_run()
+    assert "R@1" not in out and "nothing was measured: the queries have no positions" in out
+    assert not (folder / "results.json").exists()
+    assert sorted(path.name for path in (folder / "preds").iterdir()) == ["000.jpg", "001.jpg", "002.jpg"]
+    content = json.loads((folder / "answers.json").read_text())
+    assert content["measured"] is False and (content["num_queries"], content["num_database"]) == (3, 24)
+    assert (content["query_policy"], content["model"]["backbone"]) == ("native", "ResNet18_Small")
+    with (folder / "answers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    database = image_list(city / "database", sorted(path.name for path in (city / "database").iterdir()))
+    names = {database.name(row): row for row in range(len(database))}
+    for row, answer in zip(rows, content["answers"], strict=True):
+        first = answer["neighbors"][0]
+        assert Path(row["photo"]).name == first["photo"] in names and Path(row["query"]).name == answer["query"]
+        # The position in the file name is that of the answer.
+        assert float(row["utm_east"]) == answer["utm_east"] == float(first["photo"].split("@")[1])
+        assert float(row["latitude"]) == answer["latitude"] == float(first["photo"].split("@")[5])
+        assert row["utm_zone"] == "10"
+        distances = [one["descriptor_distance"] for one in answer["neighbors"]]
+        assert distances == sorted(distances) and float(row["descriptor_distance"]) == distances[0]
+
+
+def test_no_labels_gives_neighbors_only(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--queries_folder", "plain", "--no_labels", "--num_preds_to_save", 0, "--recall_values", 2]
+    assert run("--database_folder", city / "database", *words) == 0
+    folder = only_run()
+    assert "--no_labels ignores all positions" in capsys.readouterr().out
+    assert not (folder / "preds").exists() and not (folder / "answers.csv").exists()
+    content = json.loads((folder / "neighbors.json").read_text())["neighbors"]
+    assert [set(one) for one in content] == 3 * [{"query", "neighbors"}]  # no coordinates
+    with (folder / "neighbors.csv").open(newline="") as file:
+        assert [row["rank"] for row in csv.DictReader(file)] == 3 * ["1", "2"]
+    # The database needs no positions, and may be a test set.
+    assert run("--database_folder", "plain", "--queries_folder", city / "queries_v1", "--no_labels") == 0
+    assert run("--test_set_folder", city, "--no_labels") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--database_folder", "plain", "--queries_folder", "QUERIES"], "--no_labels to list the nearest neighbors"),
+        (["--test_set_folder", "CITY", "--queries_folder", "plain"], "--no_labels to list the nearest neighbors"),
+        (["--database_folder", "DATABASE", "--queries_folder", "DATABASE"], "24 of 24 queries in .* own copy"),
+        (["--database_folder", "DATABASE", "--test_set_folder", "CITY"], "contradict each other"),
+        (["--database_folder", "DATABASE", "--queries_folder", "plain", "--compare", "x"], "not go with --compare"),
+        (["--test_set_folder", "CITY", "--no_labels", "--protocol", "tokyo247"], "not go with --protocol"),
+        (["--database_folder", "DATABASE", "--queries_folder", "plain", "--dry_run"], "--dry_run estimates"),
+        (["--test_set_folder", "CITY", "--scales", "1", "1"], "--scales must be different numbers, got 1 1"),
+        (["--test_set_folder", "CITY", "--scales", "0"], "--scales must be"),
+        (["--test_set_folder", "CITY", "--flip", "--protocol", "tokyo247"], "--flip cannot be used with the protocol"),
+        (["--test_set_folder", "CITY", "--query_policy", "native", "--image_size", "64"], "no effect on .* native"),
+        (["--test_set_folder", "CITY", "--positive_dist_threshold", "1000"], "are a single place, within 1000 m"),
+    ],
+)
+def test_what_is_refused(words: list[str], message: str, city: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"CITY": city, "DATABASE": city / "database", "QUERIES": city / "queries_v1"}
+    assert run(*(places.get(word, word) for word in words)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(message, error), error
+
+
+def test_neighbors_are_those_of_an_evaluation(city: Path) -> None:
+    found = evaluate(TinyImage(), open_retrieval_dataset(city), recall_values=(5,))
+    lists = two_folder_lists(city / "database", "queries_v1")
+    neighbors = find_neighbors(TinyImage(), lists, EvaluationSettings(recall_values=(5,)))
+    assert np.array_equal(neighbors.predictions, found.predictions)
+    np.testing.assert_allclose(neighbors.descriptor_distances**2, found.squared_distances, rtol=1e-6)
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_found_by_content(tmp_path: Path) -> None:
+    for place in range(4):
+        write_place(tmp_path / "database", place, 0)
+    twin = write_place(tmp_path / "queries", 9, 1)
+    original = sorted((tmp_path / "database").iterdir())[2]
+    twin.write_bytes(original.read_bytes())  # another name, another position
+    other = write_place(tmp_path / "queries", 9, 2)
+    other.write_bytes(original.read_bytes()[:-1] + b"x")  # the same size, other content
+    lists = two_folder_lists(tmp_path / "database", str(tmp_path / "queries"))
+    database, queries = lists.database, lists.queries
+    assert find_copies(database, queries) == [(0, 2)]
+    with pytest.raises(DatasetError, match="1 of 2 queries") as error:
+        check_copies(database, queries)
+    assert f"is in the database too ({twin.name} = {original.name})" in str(error.value)
+
+
+def test_copies_in_a_published_dataset_are_a_warning(city: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lists = two_folder_lists(city / "database", str(city / "database"))
+    check_copies(lists.database, lists.queries, refuse=False)
+    assert "24 of 24 queries" in caplog.text and "and 21 more" in caplog.text
+
+
+# --- descriptors -----------------------------------------------------------------------------------------------------
+
+
+def test_descriptors_that_are_not_finite_name_their_images(city: Path, tmp_path: Path) -> None:
+    dataset = open_retrieval_dataset(city)
+    database, queries = np.eye(24, dtype=np.float32), np.eye(24, dtype=np.float32)[:12]
+    bad = database.copy()
+    bad[5, 3], bad[7, 0] = np.nan, np.inf
+    names = f"{dataset.database.name(5)} and {dataset.database.name(7)} are not finite (database)"
+    with pytest.raises(DatasetError) as error:
+        evaluate_descriptors(bad, queries, dataset)
+    assert names in str(error.value)
+    with pytest.raises(DatasetError, match=r"photo 0, photo 1, photo 2 and 9 more are not finite \(queries\)"):
+        places = np.arange(48.0).reshape(24, 2)
+        evaluate_descriptors(database, queries * np.nan, dataset_without_photos(places, places[:12]))
+    # A folder of finished descriptors that is damaged.
+    evaluate(TinyImage(), dataset, descriptors_folder=tmp_path / "kept")
+    path = tmp_path / "kept" / "queries" / "descriptors-00000.npy"
+    stored = np.load(path)
+    stored[2] = np.nan
+    np.save(path, stored)
+    with pytest.raises(DatasetError, match="not finite"):
+        evaluate(TinyImage(), dataset, descriptors_folder=tmp_path / "kept")
+
+
+def test_descriptors_of_other_photos_or_views_are_refused(city: Path, tmp_path: Path) -> None:
+    dataset, kept = open_retrieval_dataset(city), tmp_path / "kept"
+    evaluate(TinyImage(), dataset, descriptors_folder=kept)
+    for options, what in (({"flip": True}, "views was , now it is flip"), ({"scales": (0.5, 1)}, "scales 0.5 1")):
+        with pytest.raises(DatasetError, match=f"another extraction .*{what}"):
+            evaluate(TinyImage(), dataset, descriptors_folder=kept, **options)
+    other = open_retrieval_dataset(city.parent / "val")
+    with pytest.raises(DatasetError, match=r"another extraction \(photos was"):
+        evaluate(TinyImage(), other, descriptors_folder=kept)

@@ -10,6 +10,7 @@ protocols    named protocols of the field, and whether a dataset matches one
 published    published figures and licenses of released models
 provenance   where the numbers of a run come from: dataset, model, code, machine, times
 run_files    files of a run, and the table of its queries
+audit        wrong answers that look right, and verdicts of people on them
 comparison   runs on the same queries: differences of recalls, queries won and lost
 run_list     the runs below a folder, with their main figures
 """

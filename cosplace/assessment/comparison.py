@@ -18,7 +18,7 @@ import numpy as np
 from cosplace.assessment.intervals import Estimate, clustered_share, mcnemar, paired_difference
 from cosplace.assessment.protocols import CUSTOM
 from cosplace.assessment.run_files import QueryList, QueryResults, model_name, read_query_results, read_results
-from cosplace.errors import ConfigError
+from cosplace.errors import ConfigError, one_line
 
 SIGNIFICANCE = 0.05
 NO_DIFFERENCE = "no difference can be shown"
@@ -243,6 +243,13 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
     if sizes[0] != sizes[1]:
         texts = ["their own size" if size is None else f"{size} pixels" for size in sizes]
         notes.append(f"Photos have {texts[0]} in {a.letter}, {texts[1]} in {b.letter}.")
+    words = {"query_policy": "Query policies are", "scales": "Scales are", "flip": "Mirror images:"}
+    # A size that all photos have is in the first note.
+    words |= {"query_size": "Sizes of queries are"} if sizes[0] == sizes[1] else {}
+    for name, text in words.items():
+        views = [run.results.get(name) for run in (a, b)]
+        if None not in views and views[0] != views[1]:
+            notes.append(f"{text} {_view_text(views[0])} in {a.letter}, {_view_text(views[1])} in {b.letter}.")
     precisions = [_entry(run.results, "environment", "precision") for run in (a, b)]
     if None not in precisions and precisions[0] != precisions[1]:
         notes.append(f"Descriptors are {precisions[0]} in {a.letter}, {precisions[1]} in {b.letter}.")
@@ -250,6 +257,12 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
     if checksums[0] is not None and checksums[0] == checksums[1]:
         notes.append(f"{a.letter} and {b.letter} have the same weights file.")
     return notes
+
+
+def _view_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return one_line(" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _entry(results: Mapping[str, Any], section: str, key: str) -> Any:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.config.evaluation import EvalConfig
 from cosplace.config.names import similar_names
-from cosplace.config.sections import EvalConfig
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.models.zoo import HUB_MODELS, HubModel, find_model
 from cosplace.retrieval.dataset import RetrievalDataset

@@ -14,6 +14,7 @@ from cosplace.assessment.run_files import CONFIG, RESULTS, is_running, model_nam
 from cosplace.errors import ConfigError, one_line
 
 METRICS, LOCK, LAST_CHECKPOINT = "metrics.jsonl", ".lock", "last_checkpoint.pth"  # of a training run
+ANSWERS = ("answers.json", "neighbors.json")  # of a run that measured nothing
 RUN_FILES = (CONFIG, RESULTS, LAST_CHECKPOINT)
 FINISHED, RUNNING, STOPPED, NOT_FINISHED, UNREADABLE = "finished", "running", "stopped", "not finished", "not readable"
 MAX_DEPTH = 5  # folders below the given one: logs/<save_dir>/<time>, and the runs of several seeds
@@ -81,7 +82,7 @@ def summarize(folder: Path) -> RunSummary:
     results = results or {}
     model = _section(results, "model")
     backbone = _text(model.get("backbone")) or ("" if config.get("resume_model") else _text(config.get("backbone")))
-    is_finished = recalls is not None
+    is_finished = recalls is not None or any((folder / name).exists() for name in ANSWERS)
     return RunSummary(
         folder=folder,
         state=FINISHED if is_finished else _unfinished_state(folder),

@@ -9,8 +9,10 @@ that --help answers at once.
     parser      settings from the words of a command line; suggestions for misspelled ones
     comparing   compare
     answering   eval with two folders, and without positions
+    auditing    audit
     seeds       train --seeds
-    training    train, eval, groups
+    training    train, groups
+    evaluating  eval
     reproduce   protocols, reproduce
     runs        runs
     importing   import

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import print_result
-from cosplace.config.sections import EvalConfig
+from cosplace.config.evaluation import EvalConfig
 from cosplace.config.values import set_folder
 from cosplace.errors import ConfigError, NoPositionsError
 
@@ -69,6 +69,8 @@ def _refuse_measuring(config: EvalConfig, why: str) -> None:
     used = {
         "protocol": config.protocol.protocol,
         "compare": config.comparing.compare,
+        "audit": config.truth.audit,
+        "verdicts": config.truth.verdicts,
         "save_only_wrong_preds": config.testing.save_only_wrong_preds,
     }
     for name, value in used.items():

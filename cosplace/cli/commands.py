@@ -34,7 +34,7 @@ COSPLACE = Command(
         Command(
             name="eval",
             summary="Evaluate a model on a test set: Recall@N and an HTML report.",
-            function="training:run_eval",
+            function="evaluating:run_eval",
         ),
         Command(
             name="protocols",
@@ -51,6 +51,12 @@ COSPLACE = Command(
             summary="Compare runs on the same queries: differences of recalls with intervals, and the queries that "
             "flipped.",
             function="comparing:run_compare",
+        ),
+        Command(
+            name="audit",
+            summary="Judge wrong answers that look right: a page with pairs of photos; verdicts become part of the "
+            "ground truth.",
+            function="auditing:run_audit",
         ),
         Command(
             name="runs",

@@ -20,6 +20,7 @@ from cosplace.photos.paths import writable
 from cosplace.progress import Progress, StopRequest
 from cosplace.storage import storage_errors, write_text
 
+LOGS = Path("logs")  # folders of runs
 LINE_SECONDS = 30.0  # at most one progress line in this time where there is no terminal
 SAME_SIGNAL_S = 1.0  # a signal that is repeated within this time is the same request
 LINE_SHARE = 0.1  # and at most one line for this share of a task

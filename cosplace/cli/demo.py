@@ -1,8 +1,7 @@
 """cosplace city, demo."""
 
-from cosplace.cli.console import Bars, log_to_folder, on_interrupt, print_result, timestamp
+from cosplace.cli.console import LOGS, Bars, log_to_folder, on_interrupt, print_result, timestamp
 from cosplace.cli.serve import serve_index
-from cosplace.cli.training import LOGS
 from cosplace.config.demo import CityConfig, DemoConfig
 from cosplace.config.values import loading_workers
 

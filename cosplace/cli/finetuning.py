@@ -6,8 +6,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosplace.cli.console import Bars, log_to_folder, on_interrupt, print_result, program, stop_on_signals, timestamp
-from cosplace.cli.training import LOGS
+from cosplace.cli.console import (
+    LOGS,
+    Bars,
+    log_to_folder,
+    on_interrupt,
+    print_result,
+    program,
+    stop_on_signals,
+    timestamp,
+)
 from cosplace.config.finetuning import FinetuneConfig
 from cosplace.config.sections import DeviceSettings
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import Bars, print_json, print_result, write_json
+from cosplace.config.evaluation import EvalConfig
 from cosplace.config.reproduce import ProtocolsConfig, ReproduceConfig
-from cosplace.config.sections import EvalConfig
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError, DatasetError
 
@@ -54,7 +54,7 @@ def reproduce(
     Raises ConfigError for an unknown model or one without published figures, DatasetError for a dataset that differs.
     """
     from cosplace.assessment.published import figures_of, terms_of
-    from cosplace.cli.training import evaluate_run
+    from cosplace.cli.evaluating import evaluate_run
     from cosplace.models.zoo import find_model
 
     name = find_model(config.model).name

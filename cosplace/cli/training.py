@@ -1,4 +1,4 @@
-"""cosplace train, eval, groups."""
+"""cosplace train, groups."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import (
+    LOGS,
     Bars,
     command_line,
     log_to_folder,
@@ -19,26 +20,15 @@ from cosplace.cli.console import (
     program,
     stop_on_signals,
     timestamp,
-    write_json,
 )
 from cosplace.cli.seeds import SAME_AGAIN, train_seeds
-from cosplace.config.sections import DATASET_VARIABLE, EvalConfig, Grouping, GroupsConfig, TrainConfig
-from cosplace.config.values import set_folder, to_values
+from cosplace.config.sections import DATASET_VARIABLE, Grouping, GroupsConfig, TrainConfig
+from cosplace.config.values import set_folder
 from cosplace.errors import DatasetError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
-
-    from cosplace.assessment.protocols import Protocols
     from cosplace.assessment.provenance import RunInfo
-    from cosplace.cli.answering import UnlabeledPhotos
-    from cosplace.progress import Progress
-    from cosplace.retrieval.dataset import RetrievalDataset
-    from cosplace.retrieval.evaluation import Evaluation, EvaluationSettings
     from cosplace.training.setup import Preparation
-
-LOGS = Path("logs")
 
 log = logging.getLogger("cosplace")
 
@@ -132,182 +122,6 @@ def resume_command(folder: Path, config: TrainConfig) -> str:
     if dataset and config.folders.dataset_folder is None:
         words += ["--dataset_folder", dataset]
     return shlex.join(words)
-
-
-def run_eval(config: EvalConfig, given: Mapping[str, Any]) -> None:
-    """Evaluate a model.  given: the settings of the command line, which the model must agree with."""
-    found, reference = evaluate_run(config, given), config.comparing.compare
-    if found is not None and reference is not None:
-        from cosplace.cli.comparing import compare_with
-
-        compare_with(Path(reference), found[0], follow_outside=config.folders.follow_outside)
-
-
-def evaluate_run(
-    config: EvalConfig,
-    given: Mapping[str, Any],
-    protocols: "Protocols | None" = None,
-    *,
-    remedy: str = "omit --protocol to evaluate it as custom",
-) -> "tuple[Path, Evaluation, RetrievalDataset] | None":
-    """Evaluate a model, write the results and print them; returns the folder of the run and what was evaluated.
-
-    Returns None for a dry run, and where nothing can be measured.
-
-    protocols: those that --protocol can name; None for all.  remedy: what to do about a dataset that does not match.
-    """
-    if not config.folders.database_folder:
-        set_folder(config.folders, "test")  # raises before torch is imported
-
-    from cosplace.assessment.protocols import (
-        find_protocol,
-        matching_protocol,
-        protocol_record,
-        with_protocol,
-        with_radius,
-    )
-    from cosplace.assessment.provenance import RunInfo, describe_model, deviations, provenance
-    from cosplace.assessment.records import summary_lines
-    from cosplace.cli.answering import UnlabeledPhotos, check_flags, has_usual_views, open_test_photos
-    from cosplace.device import choose_device
-    from cosplace.report.results import write_evaluation_results
-    from cosplace.retrieval.evaluation import evaluation_settings
-    from cosplace.retrieval.reduction_fitting import reduce_for_evaluation
-    from cosplace.storage import new_run_folder
-
-    check_flags(config, given)
-    device, name = choose_device(config.running.device), config.protocol.protocol
-    protocol = None if name is None else find_protocol(name, protocols)
-    config = config if protocol is None else with_protocol(config, given, protocol)
-    settings = evaluation_settings(config, device)
-    run = RunInfo(
-        command=command_line(), seed=config.running.seed, device=device, autocast=settings.extraction.autocast
-    )
-    bars = Bars()
-    dataset = open_test_photos(config, bars)
-    bars.close()
-    if isinstance(dataset, UnlabeledPhotos):
-        _answer(config, given, dataset, settings)
-        return None
-    if protocol is not None:
-        config = with_radius(config, given, protocol, dataset, remedy)
-        settings = dataclasses.replace(settings, positive_dist_threshold=config.testing.positive_dist_threshold)
-    _check_test_set(config, dataset, settings.positive_dist_threshold)
-    model = _network_to_evaluate(config, given)
-    if config.running.dry_run:
-        _print_evaluation_estimate(model, dataset, settings, config)
-        return None
-    folder = new_run_folder(LOGS, config.running.save_dir, timestamp())
-    again = "Run the same command again to continue." if config.weights.descriptors_folder else ""
-    with log_to_folder(folder), on_interrupt(again):
-        log.info("results: %s", folder)
-        write_json(folder / "config.json", to_values(config))
-        bars = Bars()
-        network = reduce_for_evaluation(model, config, progress=bars)
-        source, radius_m = config.weights.resume_model, settings.positive_dist_threshold
-        model_record = describe_model(source, network, reduced_to=config.weights.reduce_to)
-        evaluation, scores = _evaluate_with_scores(network, dataset, settings, bars)
-        log.info("%s: %s", dataset.name, evaluation.recalls_text())
-        is_custom = protocol is None and has_usual_views(config)
-        similar = matching_protocol(dataset, radius_m, source, evaluation.image_size, protocols) if is_custom else None
-        if similar is not None:
-            log.info("recorded as custom; --protocol %s evaluates the same", similar.id)
-        origin = provenance(
-            evaluation,
-            dataset,
-            protocol=protocol_record(protocol, radius_m, similar=similar, deviations=deviations(evaluation)),
-            model=model_record,
-            run=run,
-        )
-        measures = write_evaluation_results(folder, evaluation, dataset, config, origin=origin, scores=scores)
-    for line in (evaluation.recalls_text(), *summary_lines(measures, radius_m, dataset.note)):
-        print_result(line)
-    print_result(f"report: {folder / 'report.html'}")
-    return folder, evaluation, dataset
-
-
-def _check_test_set(config: EvalConfig, dataset: "RetrievalDataset", radius_m: float) -> None:
-    """Raise DatasetError for queries that are in the database too, and for photos other than those of --compare."""
-    from cosplace.retrieval.two_folders import check_copies
-
-    bars = Bars()
-    check_copies(dataset.database, dataset.queries, refuse=config.protocol.protocol is None, progress=bars)
-    bars.close()
-    if config.comparing.compare is not None:
-        from cosplace.cli.comparing import check_reference
-
-        check_reference(Path(config.comparing.compare), dataset, radius_m)
-
-
-def _print_evaluation_estimate(
-    model: "nn.Module", dataset: "RetrievalDataset", settings: "EvaluationSettings", config: EvalConfig
-) -> None:
-    from cosplace.retrieval.dry_run import estimate_evaluation
-    from cosplace.retrieval.reduction_fitting import reduce_for_evaluation
-
-    model = reduce_for_evaluation(model, config, dry_run=True)
-    for line in estimate_evaluation(model, dataset, settings, Bars()).lines:
-        print_result(line)
-
-
-def _answer(
-    config: EvalConfig, given: Mapping[str, Any], photos: "UnlabeledPhotos", settings: "EvaluationSettings"
-) -> None:
-    """Search queries without positions, in a new run."""
-    from cosplace.assessment.provenance import describe_model
-    from cosplace.cli.answering import NUM_PREDICTIONS, answer_run, check_unlabeled
-    from cosplace.retrieval.reduction_fitting import reduce_for_evaluation
-    from cosplace.storage import new_run_folder
-
-    check_unlabeled(config, photos)
-    model = _network_to_evaluate(config, given)
-    num_predictions = config.testing.num_preds_to_save if "num_preds_to_save" in given else NUM_PREDICTIONS
-    folder = new_run_folder(LOGS, config.running.save_dir, timestamp())
-    with log_to_folder(folder), on_interrupt(""):
-        log.info("results: %s", folder)
-        write_json(folder / "config.json", to_values(config))
-        bars = Bars()
-        network = reduce_for_evaluation(model, config, progress=bars)
-        record = describe_model(config.weights.resume_model, network, reduced_to=config.weights.reduce_to)
-        answer_run(
-            folder, network, photos, settings, num_predictions=num_predictions, model_record=record, progress=bars
-        )
-
-
-def _evaluate_with_scores(
-    network: "nn.Module", dataset: "RetrievalDataset", settings: "EvaluationSettings", progress: "Progress"
-) -> "tuple[Evaluation, dict[str, np.ndarray]]":
-    """Evaluate, with the confidence of each answer where the database is enough to calibrate it."""
-    from cosplace.assessment.confidence_scores import CONFIDENCE
-    from cosplace.localization.database_confidence import database_confidence
-    from cosplace.retrieval.evaluation import evaluate_descriptors, extract_dataset
-
-    database, queries = extract_dataset(network, dataset, settings, progress=progress)
-    evaluation = evaluate_descriptors(database, queries, dataset, settings)
-    confidence = database_confidence(database, evaluation, dataset)
-    return evaluation, {} if confidence is None else {CONFIDENCE: confidence}
-
-
-def _network_to_evaluate(config: EvalConfig, given: Mapping[str, Any]) -> "nn.Module":
-    """Open --model, which must agree with the flags that are given; without it, create a network."""
-    from cosplace.models.network import new_network
-    from cosplace.models.opening import open_model
-
-    if config.weights.resume_model:
-        return open_model(
-            config.weights.resume_model,
-            backbone=given.get("backbone"),
-            fc_output_dim=given.get("fc_output_dim"),
-            trust_remote_code=config.weights.trust_remote_code,
-        )
-    log.warning("No --model: the last layer is random, so the recalls are those of an untrained network.")
-    return new_network(
-        backbone=config.model.backbone,
-        fc_output_dim=config.model.fc_output_dim,
-        train_all_layers=True,
-        imagenet_weights=config.model.imagenet_weights,
-        seed=config.running.seed,
-    )
 
 
 def run_groups(config: GroupsConfig) -> None:

@@ -7,10 +7,12 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     names       names that users type: backbones, devices; suggestions for misspelled names
     setting     one setting, and the check of a value against its limits
     defaults    default values that functions and flags share
-    sections    shared sections; settings of train, eval, groups
+    sections    shared sections; settings of train, groups
+    evaluation  settings of eval
     finetuning  settings of finetune
     reproduce   settings of protocols, reproduce
     comparing   settings of compare
+    auditing    settings of audit
     runs        settings of runs
     importing   settings of import
     panoramas   settings of panoramas

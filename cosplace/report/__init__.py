@@ -18,6 +18,7 @@ render              pages from the templates of the folder templates/
 page                the report of a run
 comparison_tables   a comparison of runs as text, Markdown, LaTeX and JSON
 comparison_page     a comparison of runs, with the queries that flipped
+audit_page          wrong answers that look right, to judge
 validation_page     the check of a dataset
 calibration_page    the calibration of an index
 results             results.json, images and report of a run

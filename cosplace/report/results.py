@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.assessment.audit import SAME, JudgedRecalls, VerdictFile, judged_recalls, judged_record
 from cosplace.assessment.conditions import find_conditions
 from cosplace.assessment.measures import Measures
 from cosplace.assessment.metrics import measure
@@ -22,7 +23,8 @@ from cosplace.assessment.protocols import matching_protocol, protocol_record
 from cosplace.assessment.provenance import Provenance, RunInfo, describe_model, provenance
 from cosplace.assessment.records import intervals_record, metrics_record
 from cosplace.assessment.run_files import QUERIES, write_query_results
-from cosplace.config.sections import EvalConfig, TrainConfig
+from cosplace.config.evaluation import EvalConfig
+from cosplace.config.sections import TrainConfig
 from cosplace.config.values import to_values
 from cosplace.report.data import RecallRow, Report, expected_matches
 from cosplace.report.page import write_report
@@ -48,10 +50,12 @@ def write_evaluation_results(
     *,
     origin: Provenance | None = None,
     scores: Mapping[str, np.ndarray] = MappingProxyType({}),
+    verdicts: VerdictFile | None = None,
 ) -> Measures:
     """Write the results of `cosplace eval` to its folder, and return its metrics.
 
     origin: where the numbers come from.  scores: of the first predictions, by name, see `measure`.
+    verdicts: of people on pairs of photos; recalls with them are added.
     """
     conditions = find_conditions(dataset, evaluation.positives)
     measures = measure(evaluation, dataset, conditions=conditions, scores=scores)
@@ -61,12 +65,14 @@ def write_evaluation_results(
     name = model if model.startswith("hub:") else Path(model).name
     if config.weights.reduce_to:
         model = f"{model}, reduced to {config.weights.reduce_to} dimensions"
+    judged = None if verdicts is None else judged_recalls(evaluation, dataset, verdicts, measures.clusters)
     report = Report(
         title=f"CosPlace on {dataset.name}",
         summary=[f"{model}, evaluated on {dataset.folder}.", evaluation_summary(evaluation), *_note(dataset)],
         recall_rows=[
             _chance_row(evaluation),
             RecallRow(name=name, recalls=evaluation.recalls, intervals=measures.recalls),
+            *([] if judged is None else [_judged_row(judged)]),
         ],
         highlight=name,
         measures=measures,
@@ -76,8 +82,20 @@ def write_evaluation_results(
         settings=values,
         environment={} if origin is None else origin.summary(),
     )
-    _write_results(folder, report, evaluation, dataset, values, more={} if origin is None else origin.record())
+    more = {} if judged is None else {"verdicts": judged_record(judged)}
+    more |= {} if origin is None else origin.record()
+    _write_results(folder, report, evaluation, dataset, values, more=more)
     return measures
+
+
+def _judged_row(judged: JudgedRecalls) -> RecallRow:
+    num_pairs = sum(judged.counts.values()) + judged.num_contradicted
+    return RecallRow(
+        name="with verdicts",
+        recalls={n: one.value for n, one in judged.recalls.items()},
+        intervals=judged.recalls,
+        note=f"{judged.counts[SAME]:,} of {num_pairs:,} judged pairs show the same place",
+    )
 
 
 def _note(dataset: RetrievalDataset) -> list[str]:
@@ -221,6 +239,8 @@ def evaluation_summary(evaluation: Evaluation) -> str:
         f"{format_count(evaluation.num_database, 'database image')}, {size}; "
         f"correct = within {evaluation.positive_dist_threshold:g} m."
     ]
+    if views := _views_text(evaluation):
+        sentences.append(views)
     if missing := evaluation.num_queries_without_positives:
         verbs = "has no positive and counts as a miss" if missing == 1 else "have no positive and count as misses"
         sentences.append(f"{format_count(missing, 'query', 'queries')} {verbs}.")
@@ -229,6 +249,18 @@ def evaluation_summary(evaluation: Evaluation) -> str:
     if evaluation.num_unreadable:
         sentences.append(f"{format_count(evaluation.num_unreadable, 'photo')} could not be opened.")
     return " ".join(sentences)
+
+
+def _views_text(evaluation: Evaluation) -> str:
+    """How queries were resized or cropped, and what was averaged, if it differs from the usual."""
+    views, parts = evaluation.views, []
+    if views.get("query_policy") not in (None, "short_side" if evaluation.image_size else "native"):
+        size = f" at {views['query_size']} pixels" if views["query_size"] else ""
+        parts.append(f"Queries: {views['query_policy']}{size}.")
+    averaged = [f"scales {', '.join(f'{one:g}' for one in views.get('scales', ()))}"]
+    averaged = averaged if views.get("scales", [1.0]) != [1.0] else []
+    averaged += ["mirror images"] if views.get("flip") else []
+    return " ".join([*parts, *([f"Descriptors are averaged over {' and '.join(averaged)}."] if averaged else [])])
 
 
 def _chance_row(evaluation: Evaluation) -> RecallRow:

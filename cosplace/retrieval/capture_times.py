@@ -68,8 +68,10 @@ def read_columns(dataset: Path) -> TableColumns | None:
 
 def table_rows(images: ImageList, columns: TableColumns) -> np.ndarray:
     """Row in the table of each photo of a list, (I,) int64; -1 for a photo that the table lacks."""
-    below = images.folder.resolve()
-    prefix = below.relative_to(columns.folder.resolve()).as_posix() if below != columns.folder.resolve() else "."
+    below, above = images.folder.resolve(), columns.folder.resolve()
+    if not below.is_relative_to(above):  # queries of another place
+        return np.full(len(images), -1)
+    prefix = below.relative_to(above).as_posix()
     prefix = "" if prefix == "." else f"{prefix}/"
     return np.array([columns.row_of.get(prefix + images.name(row), -1) for row in range(len(images))], np.int64)
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cosplace.config.sections import EvalConfig, TrainConfig, ViewSettings
+from cosplace.config.evaluation import EvalConfig, ViewSettings
+from cosplace.config.sections import TrainConfig
 from cosplace.config.values import loading_workers
 from cosplace.device import amp_type
 from cosplace.errors import DatasetError

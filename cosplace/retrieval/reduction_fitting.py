@@ -10,7 +10,8 @@ import numpy as np
 from torch import nn
 
 from cosplace.config.defaults import MAX_FITTED_PHOTOS
-from cosplace.config.sections import DATASET_VARIABLE, EvalConfig
+from cosplace.config.evaluation import EvalConfig
+from cosplace.config.sections import DATASET_VARIABLE
 from cosplace.config.values import set_folder
 from cosplace.device import choose_device
 from cosplace.errors import ConfigError

@@ -35,10 +35,11 @@ log = logging.getLogger(__name__)
 
 def check_copies(
     database: ImageList, queries: ImageList, *, refuse: bool = True, progress: Progress = no_progress
-) -> None:
+) -> str:
     """Raise DatasetError if photos are queries and in the database too: they would find themselves.
 
-    refuse: False only warns, for published datasets, whose photos are what they are.
+    refuse: False only warns, for published datasets, whose photos are what they are, and returns what is wrong; "" if
+    there are no copies.
     """
     copies = find_copies(database, queries, progress)
     if copies:
@@ -52,6 +53,8 @@ def check_copies(
         if refuse:
             raise DatasetError(f"{text} Remove such photos from one of the two folders.")
         log.warning("%s", printable(text))
+        return f"{len(copies):,} of {len(queries):,} queries {verb} in the database too"
+    return ""
 
 
 def find_copies(database: ImageList, queries: ImageList, progress: Progress = no_progress) -> list[tuple[int, int]]:

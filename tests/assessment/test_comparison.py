@@ -175,3 +175,17 @@ def test_files_of_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", dataset, RANKS_A, recalls={"1": 70.0})
     with pytest.raises(ConfigError, match=r"R@1 is 70\.00 in results\.json, but 50\.00"):
         open_run(run)
+
+
+def test_other_sizes_and_copies_of_photos_are_noted(tmp_path: Path) -> None:
+    dataset = city_dataset(tmp_path / "city", 8)
+    views = {"query_policy": "five_crops", "query_size": 480, "scales": [1.0], "flip": False}
+    others = {"query_policy": "square", "query_size": 320, "scales": [0.7, 1.0], "flip": True}
+    folders = [write_run(tmp_path / name, dataset, [1] * 8, **values) for name, values in (("a", views), ("b", others))]
+    notes = compare(*open_runs(folders)).notes
+    assert list(notes) == [
+        "Query policies are five_crops in A, square in B.",
+        "Scales are 1.0 in A, 0.7 1.0 in B.",
+        "Mirror images: no in A, yes in B.",
+        "Sizes of queries are 480 in A, 320 in B.",
+    ]

@@ -12,10 +12,10 @@ import torch
 from cosplace.assessment.protocols import Protocol, all_protocols
 from cosplace.assessment.published import Figure
 from cosplace.cli import main
+from cosplace.cli.evaluating import evaluate_run
 from cosplace.cli.reproduce import reproduce
-from cosplace.cli.training import evaluate_run
+from cosplace.config.evaluation import EvalConfig
 from cosplace.config.reproduce import ReproduceConfig
-from cosplace.config.sections import EvalConfig
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.models.network import GeoLocalizationNet

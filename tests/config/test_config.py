@@ -10,11 +10,12 @@ import pytest
 
 from cosplace.cli.commands import COSPLACE
 from cosplace.cli.parser import leaf_commands
+from cosplace.config.evaluation import EvalConfig
 from cosplace.config.index import IndexSettings
 from cosplace.config.locate import LocateConfig, parse_date
 from cosplace.config.models import ReduceConfig
 from cosplace.config.names import BACKBONES, canonical_backbone, similar_names
-from cosplace.config.sections import DatasetFolders, EvalConfig, GroupsConfig, TrainConfig
+from cosplace.config.sections import DatasetFolders, GroupsConfig, TrainConfig
 from cosplace.config.server import ServerOptions
 from cosplace.config.setting import Section, own_settings, required, section, setting
 from cosplace.config.values import all_settings, from_values, set_folder, to_values
@@ -50,7 +51,7 @@ TRAIN_KEYS = SHARED_KEYS | {
 }  # fmt: skip
 EVAL_KEYS = SHARED_KEYS | {
     "trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder", "protocol", "compare",
-    "database_folder", "no_labels", "query_policy", "scales", "flip",
+    "database_folder", "no_labels", "query_policy", "scales", "flip", "audit", "verdicts",
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cosplace.config.sections import EvalConfig
+from cosplace.config.evaluation import EvalConfig
 from cosplace.config.values import from_values
 from cosplace.report.results import evaluation_summary, write_evaluation_results
 from cosplace.retrieval.dataset import RetrievalDataset
@@ -41,7 +41,7 @@ def test_results_of_an_evaluation(dataset: RetrievalDataset, evaluation: Evaluat
 def test_summary_counts_photos_in_correct_english(evaluation: Evaluation, count: int) -> None:
     unreadable = (UnreadableImage(index=0, name="a.jpg", message="empty"),) * count
     changed = dataclasses.replace(
-        evaluation, num_queries_without_positives=count, unreadable_queries=unreadable, image_size=224
+        evaluation, num_queries_without_positives=count, unreadable_queries=unreadable, image_size=224, views={}
     )
     assert evaluation_summary(changed) == (
         "4 queries, 12 database images, resized to 224 pixels; correct = within 25 m. "

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cosplace.config.sections import EvalConfig, TrainConfig
+from cosplace.config.evaluation import EvalConfig
+from cosplace.config.sections import TrainConfig
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError, DatasetError, ImageError
 from cosplace.models.encoder import Encoder

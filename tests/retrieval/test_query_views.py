@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cosplace.config.sections import EvalConfig
+from cosplace.config.evaluation import EvalConfig
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError, DatasetError, ImageError
 from cosplace.models.averaging import AveragedModel, averaged
@@ -23,6 +23,7 @@ from cosplace.photos.image_list import image_list
 from cosplace.photos.normalization import normalize
 from cosplace.photos.opening import open_image
 from cosplace.photos.resizing import resize
+from cosplace.report.results import evaluation_summary
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import evaluate, evaluation_settings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
@@ -281,6 +282,15 @@ def test_the_database_is_averaged_too(dataset: RetrievalDataset) -> None:
     found = evaluate(SmallNetwork(), same, recall_values=(1,), scales=(0.7, 1.0), flip=True)
     assert found.recalls[1] == 100 and found.squared_distances.max() < 1e-10
     assert (found.views["scales"], found.views["flip"]) == ([0.7, 1.0], True)
+
+
+def test_the_report_says_what_was_used(dataset: RetrievalDataset) -> None:
+    plain = evaluation_summary(evaluate(SmallNetwork(), dataset, recall_values=(1,)))
+    assert plain == "5 queries, 14 database images, at their original size; correct = within 25 m."
+    options = {"query_policy": "five_crops", "query_size": SIZE, "scales": (0.7, 1.0), "flip": True}
+    found = evaluation_summary(evaluate(SmallNetwork(), dataset, recall_values=(1,), **options))
+    more = "Queries: five_crops at 32 pixels. Descriptors are averaged over scales 0.7, 1 and mirror images."
+    assert found == f"{plain} {more}"
 
 
 def test_settings_of_the_command() -> None:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cosplace.assessment.run_list import summarize
 from cosplace.cli import main
 from cosplace.errors import DatasetError
 from cosplace.photos.image_list import image_list
 from cosplace.retrieval.baselines import TinyImage
+from cosplace.retrieval.capture_times import TableColumns, table_rows
 from cosplace.retrieval.dataset import open_retrieval_dataset, queries_place, two_folder_lists, with_known_positions
 from cosplace.retrieval.evaluation import EvaluationSettings, evaluate, evaluate_descriptors
 from cosplace.retrieval.two_folders import check_copies, find_copies, find_neighbors
@@ -87,6 +89,7 @@ def test_labels_on_the_database_only_give_coordinates(city: Path, capsys: pytest
     out, folder = capsys.readouterr().out, only_run()
     assert "R@1" not in out and "nothing was measured: the queries have no positions" in out
     assert not (folder / "results.json").exists()
+    assert summarize(folder).state == "finished" and summarize(folder).recalls is None
     assert sorted(path.name for path in (folder / "preds").iterdir()) == ["000.jpg", "001.jpg", "002.jpg"]
     content = json.loads((folder / "answers.json").read_text())
     assert content["measured"] is False and (content["num_queries"], content["num_database"]) == (3, 24)
@@ -154,6 +157,20 @@ def test_neighbors_are_those_of_an_evaluation(city: Path) -> None:
     np.testing.assert_allclose(neighbors.descriptor_distances**2, found.squared_distances, rtol=1e-6)
 
 
+def test_queries_outside_a_dataset_with_a_table(city: Path) -> None:
+    """Their conditions are unknown, as the table does not have them."""
+    columns = TableColumns(
+        folder=city,
+        row_of={},
+        seconds=np.zeros(0),
+        sequences=np.zeros(0, np.int64),
+        splits=np.zeros(0, object),
+        checksums=[],
+    )
+    images = two_folder_lists(city / "database", "plain").queries
+    assert table_rows(images, columns).tolist() == [-1, -1, -1]
+
+
 # --- copies ----------------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +192,7 @@ def test_copies_are_found_by_content(tmp_path: Path) -> None:
 
 def test_copies_in_a_published_dataset_are_a_warning(city: Path, caplog: pytest.LogCaptureFixture) -> None:
     lists = two_folder_lists(city / "database", str(city / "database"))
-    check_copies(lists.database, lists.queries, refuse=False)
+    assert check_copies(lists.database, lists.queries, refuse=False) == "24 of 24 queries are in the database too"
     assert "24 of 24 queries" in caplog.text and "and 21 more" in caplog.text
 
 

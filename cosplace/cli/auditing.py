@@ -1,0 +1,69 @@
+"""cosplace audit, and eval --audit: wrong answers that look right, judged by people."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosplace.cli.console import print_result
+from cosplace.config.auditing import AuditConfig
+
+if TYPE_CHECKING:
+    from cosplace.assessment.run_files import QueryResults
+
+PAGE = "audit.html"
+
+
+def run_audit(config: AuditConfig) -> None:
+    """Write the page of an audit, or store the verdicts that it exported."""
+    from cosplace.assessment.run_files import read_query_results
+
+    run = read_query_results(config.run)
+    if config.apply is None:
+        write_audit(config, run)
+    else:
+        _apply(config.apply, run, _verdicts_path(config, run))
+
+
+def _verdicts_path(config: AuditConfig, run: "QueryResults") -> Path:
+    from cosplace.assessment.audit import verdicts_path
+
+    if config.verdicts is not None:
+        return config.verdicts
+    folder = run.queries_folder
+    if config.dataset is not None:
+        inside = folder.is_relative_to(run.folder)
+        folder = config.dataset / (folder.relative_to(run.folder) if inside else folder.name)
+    return verdicts_path(folder)
+
+
+def write_audit(config: AuditConfig, run: "QueryResults") -> None:
+    """Write the page with the pairs that have no verdict yet."""
+    from cosplace.assessment.audit import audit_pairs, read_verdicts
+    from cosplace.report.audit_page import pairs_text, write_audit_page
+
+    path = _verdicts_path(config, run)
+    judged = read_verdicts(path) if path.is_file() else []
+    pairs = audit_pairs(run, more_similar_than=config.more_similar_than, judged=judged)
+    all_pairs = audit_pairs(run, more_similar_than=config.more_similar_than)
+    html = config.html or config.run / PAGE
+    num_shown = write_audit_page(
+        html,
+        run,
+        pairs,
+        run_folder=config.run,
+        num_judged=len(all_pairs) - len(pairs),
+        dataset_folder=config.dataset,
+        follow_outside=config.follow_outside,
+    )
+    print_result(f"audit of wrong answers that look right, {pairs_text(num_shown, len(pairs))}: {html}")
+
+
+def _apply(exported: Path, run: "QueryResults", path: Path) -> None:
+    from cosplace.assessment.audit import VERDICTS, merge, read_export, read_verdicts, write_verdicts
+
+    new = read_export(exported, run)
+    before = read_verdicts(path) if path.is_file() else []
+    merged = merge(before, new)
+    write_verdicts(path, merged)
+    counts = ", ".join(f"{sum(one.verdict == verdict for one in new):,} {verdict}" for verdict in VERDICTS)
+    print_result(f"{path}: {len(merged):,} verdicts, {len(merged) - len(before):,} of them new ({counts} applied)")
+    print_result("Evaluate again: recalls are reported as labeled, and with verdicts.")

@@ -1,0 +1,103 @@
+"""cosplace audit: the page, and verdicts that become part of the ground truth."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cosplace.assessment.audit import read_verdicts
+from cosplace.cli import main
+from cosplace.cli.auditing import run_audit
+from cosplace.config.auditing import AuditConfig
+from tests.assessment.comparison_samples import city_dataset, write_run
+from tests.synthetic_dataset import write_dataset
+
+RANKS = [1, 1, 0, 0]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", city_dataset(tmp_path / "city", len(RANKS), photos=True), RANKS)
+
+
+def verdicts_of(page: str, verdict: str = "same") -> dict[str, Any]:
+    """What the page would export if all pairs had this verdict."""
+    pairs = re.findall(r'data-query="(.*?)" data-photo="(.*?)"', page)
+    data = dict(re.findall(r'data-(format|dataset|checksum)="(.*?)"', page))
+    rows = [{"query": q, "photo": p, "verdict": verdict, "who": "Ada", "when": ""} for q, p in pairs]
+    return {
+        "format": data["format"], "dataset": data["dataset"], "database_sha256": data["checksum"], "verdicts": rows,
+    }  # fmt: skip
+
+
+def test_page_verdicts_and_the_next_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(run), "--more_similar_than", "0"]) == 0
+    assert f"2 pairs: {run / 'audit.html'}" in capsys.readouterr().out
+    page = (run / "audit.html").read_text("utf-8")
+    assert page.count("data:image/jpeg") == 4 and "script-src 'sha256-" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # it loads nothing
+    export = tmp_path / "verdicts.json"
+    export.write_text(json.dumps(verdicts_of(page)))
+    assert main(["audit", str(run), "--apply", str(export)]) == 0
+    stored = tmp_path / "city" / "queries_verdicts.csv"
+    assert f"{stored}: 2 verdicts, 2 of them new (2 same, 0 different, 0 unsure applied)" in capsys.readouterr().out
+    assert [one.verdict for one in read_verdicts(stored)] == ["same", "same"]
+    assert main(["audit", str(run), "--more_similar_than", "0"]) == 0
+    page = (run / "audit.html").read_text("utf-8")
+    assert "besides 2 pairs with a verdict: there is nothing to judge" in page and "<script" not in page
+
+
+def test_another_place_for_verdicts_and_a_dataset_that_moved(run: Path, tmp_path: Path) -> None:
+    shutil.move(tmp_path / "city", tmp_path / "moved")
+    words = {"run": run, "more_similar_than": 0.0, "dataset": tmp_path / "moved"}
+    run_audit(AuditConfig(**words))
+    page = (run / "audit.html").read_text("utf-8")
+    assert page.count("data:image/jpeg") == 4
+    export = tmp_path / "verdicts.json"
+    export.write_text(json.dumps(verdicts_of(page, "different")))
+    run_audit(AuditConfig(**words, apply=export))
+    assert len(read_verdicts(tmp_path / "moved" / "queries_verdicts.csv")) == 2
+    run_audit(AuditConfig(**words, apply=export, verdicts=tmp_path / "mine.csv"))
+    assert len(read_verdicts(tmp_path / "mine.csv")) == 2
+
+
+def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    for words, message in (
+        ([str(tmp_path)], "has no queries.parquet"),
+        ([str(run), "--apply", str(tmp_path / "none.json")], "does not exist"),
+        ([str(run), "--apply", str(tmp_path / "x.json")], "not a file that the page of an audit exported"),
+        ([str(run), "--more_similar_than", "101"], "between 0 and 100"),
+    ):
+        assert main(["audit", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_both_recalls_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    city = write_dataset(tmp_path / "city", num_places=0) / "test"
+    words = ["eval", "--test_set_folder", str(city), "--backbone", "ResNet18_Small", "--fc_output_dim", "16"]
+    words += ["--num_workers", "0", "--device", "cpu", "--recall_values", "1", "5", "--positive_dist_threshold", "1.5"]
+    assert main([*words, "--audit"]) == 0
+    (folder,) = Path("logs/default").iterdir()
+    before = json.loads((folder / "results.json").read_text())
+    assert "verdicts" not in before and before["recalls"]["1"] < 100
+    assert main(["audit", str(folder), "--more_similar_than", "0"]) == 0
+    export = tmp_path / "verdicts.json"
+    export.write_text(json.dumps(verdicts_of((folder / "audit.html").read_text("utf-8"))))
+    assert main(["audit", str(folder), "--apply", str(export)]) == 0
+    capsys.readouterr()
+    assert main([*words, "--save_dir", "after"]) == 0
+    captured = capsys.readouterr()
+    (folder,) = Path("logs/after").iterdir()
+    after = json.loads((folder / "results.json").read_text())
+    assert after["recalls"] == before["recalls"] and after["verdicts"]["recalls"]["1"] == 100
+    assert "verdicts on pairs of photos: " in captured.err and "with verdicts (" in captured.out
+    assert "with verdicts" in (folder / "report.html").read_text("utf-8")

@@ -1,7 +1,7 @@
 """The audit of the ground truth: which pairs, files of verdicts, recalls with verdicts."""
 
-import dataclasses
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any

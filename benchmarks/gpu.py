@@ -35,6 +35,7 @@ from cosplace.photos.scanning import scan_images
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import GroupImages, training_batches
 from cosplace.training.cosface import MarginCosineProduct
+from cosplace.training.cuda_graph import RecordedNetwork
 from cosplace.training.groups import partition
 from cosplace.training.step import TrainingStep, batches_on_device
 
@@ -226,8 +227,13 @@ def _our_step(bench: _Bench, backbone: str) -> TrainingStep:
     classifier.weight.data.copy_(classes)
     network = network.to(bench.device).to(memory_format=torch.channels_last).train()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    forward: Callable[[Tensor], Tensor] = network
+    if bench.options.compiled:
+        forward = torch.compile(network)
+    elif bench.device.type == "cuda":
+        forward = RecordedNetwork(network, bench.options.dtype)
     return TrainingStep(
-        forward=torch.compile(network) if bench.options.compiled else network,
+        forward=forward,
         classifier=classifier.to(bench.device),
         optimizers=(fused_adam(trained, 1e-5), fused_adam(classifier.parameters(), 1e-2)),
         scaler=torch.amp.GradScaler(bench.device.type, enabled=bench.options.dtype == torch.float16),

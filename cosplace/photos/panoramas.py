@@ -291,16 +291,16 @@ def crops_on_device(
     from torch.nn.functional import grid_sample
 
     padded = _padded(torch.tensor(pixels, device=device).permute(2, 0, 1), coverage)[None].float()
-    columns, rows = crop_map(coverage, view)
     height, width = padded.shape[2:]
-    grid_rows = torch.tensor((2 * rows + 3) / height - 1, dtype=torch.float32, device=device)  # +1 for the row above
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    columns, rows = (torch.tensor(part, dtype=dtype, device=device) for part in crop_map(coverage, view))
+    grid_rows = ((2 * rows + 3) / height - 1).float()  # +1 for the row above
     crops = []
     for yaw in yaws:
         shifted = columns + column_shift(coverage, yaw)
         if coverage.is_closed:
             shifted = (shifted + HALF_PIXEL) % coverage.width - HALF_PIXEL
-        grid_columns = torch.tensor((2 * shifted + 3) / width - 1, dtype=torch.float32, device=device)
-        grid = torch.stack([grid_columns, grid_rows], -1)[None]
+        grid = torch.stack([((2 * shifted + 3) / width - 1).float(), grid_rows], -1)[None]
         crop = grid_sample(padded, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
         crops.append((crop + BLENDING_ROUND).clamp(0, 255).to(torch.uint8).permute(1, 2, 0))
     return torch.stack(crops).cpu().numpy()

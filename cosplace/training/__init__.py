@@ -23,6 +23,7 @@ validation_image        a few validation queries with their predictions
 loggers                 TensorBoard, Weights & Biases, MLflow
 metrics                 metrics.jsonl, and what is sent to loggers
 schedules               learning rate, margin and seed of each iteration
+cuda_graph              the network of a step as CUDA graphs
 step                    one iteration: forward, loss, backward, optimizers
 run                     a run in its folder
 loop                    epochs and groups, validation, test

@@ -27,7 +27,7 @@ from cosplace.retrieval.evaluation import evaluation_settings
 from cosplace.training.batches import Batch
 from cosplace.training.data import augmentation_settings, epoch_batches
 from cosplace.training.plan import expected_bytes
-from cosplace.training.run import compiled_forward
+from cosplace.training.run import training_forward
 from cosplace.training.schedules import num_steps
 from cosplace.training.setup import Preparation
 from cosplace.training.step import TrainingStep, batches_on_device
@@ -107,7 +107,7 @@ def _iteration_times(prepared: Preparation, progress: Progress) -> tuple[float, 
     state, device = prepared.state, prepared.device
     group = state.epoch % prepared.data.num_used
     state.move_classifier(group, device)
-    forward = compiled_forward(prepared)
+    forward = training_forward(prepared)
     train_step = TrainingStep.for_group(state, group, forward=forward, device=device, dtype=prepared.dtype)
     state.model.train()
     with tuned_convolutions(device), closing(_batches(prepared)) as batches:

@@ -22,6 +22,7 @@ from cosplace.storage import lock_file, remove_unfinished, storage_errors, write
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.best_model import copy_best_model
 from cosplace.training.checkpoint import LAST_CHECKPOINT, RunState, save_checkpoint
+from cosplace.training.cuda_graph import RecordedNetwork
 from cosplace.training.data import TrainingData, augmentation_settings
 from cosplace.training.loggers import peak_memory_mb
 from cosplace.training.metrics import MetricsWriter
@@ -168,7 +169,7 @@ def open_run(prepared: Preparation, folder: Path, progress: Progress) -> Generat
             folder=folder,
             data=prepared.data,
             state=state,
-            forward=compiled_forward(prepared),
+            forward=training_forward(prepared),
             augmentation=augmentation_settings(config),
             device=prepared.device,
             dtype=prepared.dtype,
@@ -211,7 +212,9 @@ def lock_run(folder: Path) -> Generator[None]:
         yield
 
 
-def compiled_forward(prepared: Preparation) -> Callable[[Tensor], Tensor]:
-    """Return the network, compiled with --compile."""
+def training_forward(prepared: Preparation) -> Callable[[Tensor], Tensor]:
+    """Return the network as a training step calls it: compiled with --compile, else as CUDA graphs on a GPU."""
     model = prepared.state.model
-    return torch.compile(model) if prepared.config.running.compile else model
+    if prepared.config.running.compile:
+        return torch.compile(model)
+    return RecordedNetwork(model, prepared.dtype) if prepared.device.type == "cuda" else model

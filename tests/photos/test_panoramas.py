@@ -158,6 +158,21 @@ def test_all_implementations_give_the_same_pixels(coverage: Coverage, pitch: flo
     assert np.abs(on_device[1].astype(int) - plain_crop(panorama, coverage, view, yaw + 120)).max() <= 1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("size", [(4096, 2048), (3328, 512), (8192, 4096)], ids=str)
+def test_a_gpu_gives_the_same_pixels(size: tuple[int, int]) -> None:
+    panorama = noise(*size)
+    coverage = coverage_of(*size, {})
+    assert coverage is not None
+    view = CropView(width=512, height=512, field_of_view=50)
+    yaws = [30.0 * index for index in range(12)]
+    plain = np.stack([fast_crop(panorama, coverage, view, yaw) for yaw in yaws]).astype(int)
+    differences = np.abs(crops_on_device(panorama, coverage, view, yaws, torch.device("cuda")) - plain)
+    assert differences.max() <= 1
+    assert (differences > 0).mean() < 0.02
+
+
 @pytest.mark.parametrize(("yaw", "pitch"), [(0, 0), (95, 20), (180, 0), (-170, -35), (0, 90), (180, -80)])
 @pytest.mark.parametrize("exact", [True, False], ids=["scipy", "opencv"])
 def test_pixels_equal_those_of_py360convert(yaw: float, pitch: float, exact: bool, monkeypatch) -> None:

@@ -1,7 +1,6 @@
 """The script of the audit in a real browser: keys, verdicts that are kept, and the export."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,15 @@ from cosplace.assessment.audit import audit_pairs, read_export
 from cosplace.assessment.run_files import QueryResults, read_query_results
 from cosplace.report.audit_page import write_audit_page
 from tests.assessment.comparison_samples import city_dataset, write_run
+from tests.browsers import open_chromium
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with open_chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture

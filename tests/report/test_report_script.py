@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import io
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,30 +15,18 @@ from cosplace.report.data import Report
 from cosplace.report.page import write_report
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
+from tests.browsers import axe_violations, open_chromium
 from tests.report.report_samples import OFFSETS
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-AXE = os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js")  # of the npm package axe-core
 HOSTILE = "<img src=x onerror=alert(1)>"
-RUN_AXE = """async () => {
-    const { violations } = await axe.run();
-    return violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`);
-}"""
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with open_chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +191,9 @@ def test_print_has_the_map_and_the_settings_but_no_controls(browser: Any, path: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violations(browser: Any, path: Path, scheme: str) -> None:
-    if not Path(AXE).is_file():
-        pytest.skip("axe-core is not installed: npm install axe-core, or set AXE_CORE to its axe.min.js")
     for width in (390, 1280):
         with opened(browser, path, color_scheme=scheme, viewport={"width": width, "height": 800}) as page:
             page.locator("#query-map canvas").focus()
             page.keyboard.press("ArrowUp")
             page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
-            page.evaluate(Path(AXE).read_text("utf-8"))
-            assert page.evaluate(RUN_AXE) == []
+            assert axe_violations(page) == []

@@ -1,0 +1,78 @@
+"""axe-core finds no violations on any page, light or dark, on a phone or a desktop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cosplace.assessment.audit import audit_pairs
+from cosplace.assessment.comparison import compare, open_runs
+from cosplace.assessment.run_files import read_query_results
+from cosplace.cli import main
+from cosplace.localization.confidence import from_record
+from cosplace.localization.signals import SIGNALS
+from cosplace.report.audit_page import write_audit_page
+from cosplace.report.calibration_page import calibration_page
+from cosplace.report.comparison_page import comparison_page
+from tests.assessment.comparison_samples import city_dataset, write_run
+from tests.browsers import axe_violations, open_chromium
+from tests.synthetic_dataset import write_dataset
+
+pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_chromium() as chromium:
+        yield chromium
+
+
+def write_comparison(path: Path) -> None:
+    dataset = city_dataset(path.parent / "city", 16, photos=True)
+    conditions = {"time of day": ["night"] * 8 + ["day"] * 8}
+    folders = [
+        write_run(path.parent / name, dataset, ranks, conditions=conditions)
+        for name, ranks in (("first", [1] * 8 + [3] * 6 + [0] * 2), ("second", [1] * 6 + [2, 2] + [1] * 6 + [0] * 2))
+    ]
+    reference, other = open_runs(folders)
+    path.write_text(comparison_page([compare(reference, other)]), "utf-8")
+
+
+def write_audit(path: Path) -> None:
+    dataset = city_dataset(path.parent / "city", 4, photos=True)
+    run = read_query_results(write_run(path.parent / "run", dataset, [1, 0, 0, 0]))
+    write_audit_page(path, run, audit_pairs(run, more_similar_than=0), run_folder=path.parent)
+
+
+def write_validation(path: Path) -> None:
+    main(["validate", str(write_dataset(path.parent / "city", num_places=4)), "--html", str(path), "--device", "cpu"])
+
+
+def write_calibration(path: Path) -> None:
+    thresholds, ones = np.linspace(0, 1, 201), [1.0] * len(SIGNALS)
+    columns = thresholds, 0.5 + thresholds / 2, 0.4 + thresholds / 2, 0.95 - thresholds, thresholds
+    record = {
+        "version": 1, "features": list(SIGNALS), "temperature": 0.1, "agree_m": 25.0, "bias": 0.0,
+        "centre": ones, "scale": ones, "weights": ones, "logits": [-1.0, 1.0], "frequencies": [0.0, 1.0],
+        "radius_confidences": [0.5, 1.0], "radii_m": [20.0, 10.0], "curve": np.transpose(columns).tolist(),
+        "reliability": [[0.1, 0.2, 40.0], [0.9, 0.8, 10.0]], "calibration_error": 0.0123, "share_elsewhere": 0.05,
+        "about": {"num_photos": 376, "num_elsewhere": 94, "seed": 7},
+    }  # fmt: skip
+    path.write_text(calibration_page(from_record(record), "index"), "utf-8")
+
+
+@pytest.mark.parametrize("write", [write_comparison, write_audit, write_validation, write_calibration])
+def test_axe_finds_no_violations(write: Any, browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write(path)
+    for scheme in ("light", "dark"):
+        for width in (390, 1280):
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+            page = context.new_page()
+            page.goto(path.as_uri())
+            page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+            assert axe_violations(page) == [], (scheme, width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            context.close()

@@ -11,6 +11,7 @@ from cosplace.assessment.measures import Measures, ScoreMetrics
 RADII_SHOWN = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)  # meters
 CLUSTER_NAMES = {"sequence": "sequences", "place": "cells of 50 m", "query": "queries"}
 FEW_CLUSTERS = 10
+UNKNOWN = Estimate(value=math.nan, low=math.nan, high=math.nan)
 
 
 def intervals_record(measures: Measures) -> dict[str, Any]:
@@ -23,13 +24,16 @@ def intervals_record(measures: Measures) -> dict[str, Any]:
     }
 
 
-def metrics_record(measures: Measures) -> dict[str, Any]:
-    """All other metrics."""
-    by_radius = dict(zip(measures.radii_m.tolist(), measures.recall1_by_radius, strict=True))
-    has_sequences = math.isfinite(measures.longest_miss_m)
+def metrics_record(measures: Measures, note: str = "") -> dict[str, Any]:
+    """All other metrics.
+
+    note: what distances are, if they are not meters on the ground; metrics of distances are then unknown.
+    """
+    by_radius = {} if note else dict(zip(measures.radii_m.tolist(), measures.recall1_by_radius, strict=True))
+    has_sequences = math.isfinite(measures.longest_miss_m) and not note
     return {
-        "error_m": {str(quantile): _record(one) for quantile, one in measures.error_m.items()},
-        "near_misses": _record(measures.near_misses),
+        "error_m": {str(quantile): _record(UNKNOWN if note else one) for quantile, one in measures.error_m.items()},
+        "near_misses": _record(UNKNOWN if note else measures.near_misses),
         "mean_average_precision": _record(measures.mean_average_precision),
         "recall1_by_radius_m": {str(limit): _record(by_radius[limit]) for limit in RADII_SHOWN if limit in by_radius},
         "scores": [_score_record(score) for score in measures.scores],
@@ -43,7 +47,7 @@ def metrics_record(measures: Measures) -> dict[str, Any]:
         "conditions": [
             {
                 "condition": row.condition, "value": row.value, "num_queries": row.num_queries,
-                "recall1": _record(row.recall1), "median_error_m": _number(row.median_error_m),
+                "recall1": _record(row.recall1), "median_error_m": None if note else _number(row.median_error_m),
             }
             for row in measures.conditions
         ],

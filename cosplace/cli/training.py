@@ -85,6 +85,7 @@ def _train_seed(config: TrainConfig, given: Mapping[str, Any], folder: Path) -> 
 
 def _train(prepared: "Preparation", folder: Path | None, advice: str = "") -> None:
     """Train in a folder, or in a new one.  advice: how to continue; "" for the command that resumes this run."""
+    from cosplace.assessment.records import summary_lines
     from cosplace.report.results import write_training_results
     from cosplace.storage import new_run_folder
     from cosplace.training.checkpoint import LAST_CHECKPOINT
@@ -97,10 +98,11 @@ def _train(prepared: "Preparation", folder: Path | None, advice: str = "") -> No
         log.info("results: %s", folder)
         run = _training_run(prepared.config)
         result = train(prepared, folder, progress)
-        write_training_results(
-            result, prepared.config, run=run
-        )  # signals take effect after this: the run is complete then
-    print_result(result.test.recalls_text())
+        # Signals take effect after this: the run is complete then.
+        measures = write_training_results(result, prepared.config, run=run)
+    radius_m = prepared.config.testing.positive_dist_threshold
+    for line in (result.test.recalls_text(), *summary_lines(measures, radius_m, result.data.test.note)):
+        print_result(line)
     print_result(f"report: {folder / 'report.html'}")
 
 

@@ -110,8 +110,11 @@ def write_training_results(
     baselines: Sequence[RecallRow] = (),
     title: str = "",
     run: RunInfo | None = None,
-) -> None:
-    """Write the results of a training run to its folder.  run: what the command knows of it."""
+) -> Measures:
+    """Write the results of a training run to its folder, and return the metrics of its test.
+
+    run: what the command knows of it.
+    """
     values = to_values(config)
     data, training = result.data, config.training
     origin = None if run is None else _origin(result, run)
@@ -148,6 +151,7 @@ def write_training_results(
     )
     more = {"validation": result.validation} | ({} if origin is None else origin.record())
     _write_results(result.folder, report, result.test, data.test, values, more=more)
+    return measures
 
 
 def _origin(result: TrainResult, run: RunInfo) -> Provenance:
@@ -279,7 +283,7 @@ def _write_results(
     measures = report.measures
     measured = {}
     if measures is not None:
-        measured = {"intervals": intervals_record(measures), "metrics": metrics_record(measures)}
+        measured = {"intervals": intervals_record(measures), "metrics": metrics_record(measures, dataset.note)}
     results = {
         "recalls": {str(k): value for k, value in evaluation.recalls.items()},
         "num_database": evaluation.num_database,

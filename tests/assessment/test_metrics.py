@@ -201,6 +201,14 @@ def test_records_are_plain_json(measures: Measures) -> None:
     assert records["metrics"]["longest_miss"] is None
 
 
+def test_distances_that_are_not_meters_are_null(measures: Measures) -> None:
+    record = metrics_record(measures, "positions are frames")
+    assert {one["value"] for one in (*record["error_m"].values(), record["near_misses"])} == {None}
+    assert record["recall1_by_radius_m"] == {} and record["longest_miss"] is None
+    assert {row["median_error_m"] for row in record["conditions"]} <= {None}
+    assert record["mean_average_precision"]["value"] is not None
+
+
 def test_lines(measures: Measures) -> None:
     text = "\n".join(summary_lines(measures, 25.0))
     low, high = measures.recalls[12].low, measures.recalls[12].high

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cosplace.index.photo_index import PhotoIndex
     from cosplace.localization.confidence import Calibration
     from cosplace.models.encoder import Encoder
+    from cosplace.models.views import PhotoViews
 
 MAX_UNREADABLE_LINES = 10
 CONTINUE = "Run the same command again to continue."
@@ -48,6 +49,7 @@ def run_build(config: IndexBuildConfig) -> None:
         device=config.device.device,
         reduce_to=config.reduce_to,
         trust_remote_code=config.device.trust_remote_code,
+        views=_views(config),
     )
     bars = Bars()
     with on_interrupt(CONTINUE):
@@ -64,6 +66,15 @@ def run_build(config: IndexBuildConfig) -> None:
         bars.close()
         _print_counts(result)
         _finish(config.to, encoder, bars, calibrate=not config.no_calibrate)
+
+
+def _views(config: IndexBuildConfig) -> "PhotoViews":
+    from cosplace.models.views import NATIVE, PhotoViews
+
+    size = config.query_size
+    if size is None and config.query_policy not in (None, NATIVE):
+        size = config.image_size
+    return PhotoViews(scales=config.scales, flip=config.flip, query_policy=config.query_policy, query_size=size)
 
 
 def run_add(config: IndexAddConfig) -> None:
@@ -298,6 +309,8 @@ def _why_uncalibrated(info: dict[str, Any]) -> str:
 
 
 def _print_info(info: dict[str, Any]) -> None:
+    from cosplace.models.views import views_from_record
+
     model, search = info["model"], info["search"]
     size = "at their own size" if model["image_size"] is None else f"resized to {model['image_size']} pixels"
     disk = "" if info["num_bytes"] is None else f", {info['num_bytes'] / 1e6:,.1f} MB on disk"
@@ -315,7 +328,8 @@ def _print_info(info: dict[str, Any]) -> None:
         print_result(f"  photos in {root['path']}{moved}{'' if exists else ' (not found)'}")
     if info["without_checksums"]:
         print_result(f"  {info['without_checksums']:,} photos have no checksums (`cosplace index compact` adds them)")
-    print_result(f"  model {name}, {model['dimension']} dimensions, photos {size}")
+    views = views_from_record(model.get("views", {})).text()
+    print_result(f"  model {name}, {model['dimension']} dimensions, photos {size}{f'; {views}' if views else ''}")
     if search["kind"] == "exact":
         print_result("  search: exact, every photo is compared")
     else:

@@ -165,10 +165,11 @@ def _locate_photos(
     from cosplace.localization.answers import Location, Unreadable
     from cosplace.localization.localizer import BATCH_SIZE
 
+    encoder = localizer.encoder
     for batch in _batches(paths, BATCH_SIZE):
-        photos = [open_photo(path, localizer.encoder.image_size) for path in batch]
+        photos = [open_photo(path, encoder.views.size_of_query(encoder.image_size)) for path in batch]
         readable = [photo for photo in photos if photo.pixels is not None]
-        descriptors = localizer.encoder.encode([photo.pixels for photo in readable])
+        descriptors = encoder.encode([photo.pixels for photo in readable])
         located = iter(localizer.locate_descriptors(descriptors, [photo.name for photo in readable], where=where))
         for photo in photos:
             answer: Answer = Unreadable(photo=photo.name, error=photo.error) if photo.pixels is None else next(located)

@@ -54,6 +54,22 @@ class IndexBuildConfig(Section):
         None, "resize photos to this number of pixels along the shorter side", at_least=1,
         default_text="the size of each photo",
     )  # fmt: skip
+    scales: tuple[float, ...] = setting(
+        (1.0,), "average the descriptors of copies of each photo, also of queries: their sizes relative to it, for "
+        "example 0.7 1 1.4", above=0, at_most=4, metavar="NUMBER",
+    )  # fmt: skip
+    flip: bool = setting(False, "average the descriptors of each photo and its mirror image, also of queries")
+    query_policy: str | None = setting(
+        None,
+        "how photos to locate are encoded, if not as those of the index: native keeps their size, short_side resizes "
+        "the shorter side to --query_size, square makes them square, five_crops averages five square crops",
+        choices=("native", "short_side", "square", "five_crops"),
+        metavar="POLICY",
+        default_text="as photos of the index",
+    )
+    query_size: int | None = setting(
+        None, "size for --query_policy, in pixels", at_least=1, default_text="--image_size"
+    )
     reduce_to: int | None = setting(
         None, "use only the first dimensions of a model written by `cosplace reduce`", at_least=1, default_text="all"
     )

@@ -90,6 +90,7 @@ def build_index(
             checksum=encoder.checksum,
             dimension=encoder.dimension,
             image_size=encoder.image_size,
+            views=encoder.views,
         )
         index = create_index(address, spec, settings)
     with index:
@@ -126,7 +127,7 @@ def add_photos(
     """
     if photos_per_commit < 1:
         raise ConfigError(f"photos_per_commit must be at least 1, got {photos_per_commit}.")
-    index.check_model(encoder.name, encoder.checksum, encoder.image_size)
+    index.check_model(encoder.name, encoder.checksum, encoder.image_size, encoder.views)
     index.add_root(photos.folder)
     started = time.perf_counter()
     extraction = ExtractionSettings(

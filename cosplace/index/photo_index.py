@@ -26,11 +26,12 @@ from cosplace.index.filters import SearchFilter
 from cosplace.index.keys import KeyTable
 from cosplace.index.lance import OutdatedError
 from cosplace.index.photo_table import photo_schema
-from cosplace.index.records import AddResult, Columns, Matches, ModelSpec, NewPhoto, Photo
+from cosplace.index.records import AddResult, Columns, Matches, ModelSpec, NewPhoto, Photo, spec_from_record
 from cosplace.index.root_folders import RootFolders
 from cosplace.index.snapshot import Snapshot, load_snapshot
 from cosplace.index.store import READ_ROWS, Store
 from cosplace.index.writer_lock import WriterLock
+from cosplace.models.views import PLAIN_VIEWS, PhotoViews
 from cosplace.photos.paths import path_text, writable
 from cosplace.progress import Progress, no_progress
 
@@ -66,7 +67,7 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
         "format": FORMAT_VERSION,
         "index": uuid.uuid4().hex,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "model": dataclasses.asdict(spec),
+        "model": spec.record(),
         "settings": dataclasses.asdict(settings),
     }
     Store.create(str(address), photo_schema(spec.dimension, settings.stored_dtype), {SPEC: record})
@@ -103,10 +104,10 @@ class PhotoIndex:
             )
         self.address = store.address
         try:
-            self.spec = ModelSpec(**record["model"])
+            self.spec = spec_from_record(record["model"])
             self.settings = IndexSettings(**record["settings"])
             self._created = str(record["created"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise damaged(store.address, "its settings cannot be read") from error
         self._store, self._lock, self._record = store, lock, record
         self._guard = threading.RLock()  # of everything that is loaded when it is first needed
@@ -243,7 +244,7 @@ class PhotoIndex:
             "with_time": int((~np.isnan(columns.times)).sum()),
             "bounds": bounding_box(columns.latitudes[placed], columns.longitudes[placed]),
             "created": self._created,
-            "model": dataclasses.asdict(self.spec),
+            "model": self.spec.record(),
             "settings": dataclasses.asdict(self.settings),
             "roots": [
                 facts for root, facts in enumerate(self._roots.facts()) if root in used_roots or not len(columns)
@@ -258,8 +259,8 @@ class PhotoIndex:
             "num_bytes": self._store.num_bytes(),
         }
 
-    def check_model(self, name: str, checksum: str, image_size: int | None) -> None:
-        """Raise PhotoIndexError unless the index was built with this model and image size."""
+    def check_model(self, name: str, checksum: str, image_size: int | None, views: PhotoViews = PLAIN_VIEWS) -> None:
+        """Raise PhotoIndexError unless the index was built with this model, image size and views."""
         if checksum != self.spec.checksum:
             raise PhotoIndexError(
                 f"{self.address} was built with the model {self.spec.model} (checksum {self.spec.checksum[:12]}), not "
@@ -271,6 +272,12 @@ class PhotoIndex:
                 for size in (self.spec.image_size, image_size)
             )
             raise PhotoIndexError(f"{self.address} was built from photos at {built}, not at {given}. Set --image_size.")
+        if views != self.spec.views:
+            built, given = (one.text() or "none" for one in (self.spec.views, views))
+            raise PhotoIndexError(
+                f"{self.address} was built with other --scales, --flip or --query_policy ({built}), not with {given}. "
+                f"Use the same ones, or build a new index."
+            )
 
     # --- records -----------------------------------------------------------------------------------------------------
 
@@ -301,7 +308,7 @@ class PhotoIndex:
         self._check_writable()
         if model != self.spec.model:
             self.spec = dataclasses.replace(self.spec, model=model)
-            self._write_spec(model=dataclasses.asdict(self.spec))
+            self._write_spec(model=self.spec.record())
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 from cosplace.errors import DamagedIndexError
 from cosplace.index.checksums import path_check
 from cosplace.index.roots import join_path
+from cosplace.models.views import PLAIN_VIEWS, PhotoViews, views_from_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,19 @@ class ModelSpec:
     checksum: str  # of structure and weights, see cosplace.models.weight_files.model_checksum
     dimension: int
     image_size: int | None = None  # pixels of the shorter side after resizing; None: photos are not resized
+    views: PhotoViews = PLAIN_VIEWS
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        plain = {"model": self.model, "checksum": self.checksum, "dimension": self.dimension}
+        views = self.views.record()
+        return plain | {"image_size": self.image_size} | ({"views": views} if views else {})
+
+
+def spec_from_record(record: dict[str, Any]) -> ModelSpec:
+    """The spec that `ModelSpec.record` gave.  Raises ConfigError, TypeError or ValueError for a damaged record."""
+    values: dict[str, Any] = {name: value for name, value in record.items() if name != "views"}
+    return ModelSpec(**values, views=views_from_record(record.get("views", {})))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,7 +91,7 @@ class Localizer:
         if self.calibration is not None and precision is not None:
             self.min_confidence = self.calibration.confidence_threshold(precision)
         if encoder is not None:
-            self.index.check_model(encoder.name or "the model", encoder.checksum, encoder.image_size)
+            self.index.check_model(encoder.name or "the model", encoder.checksum, encoder.image_size, encoder.views)
         self._encoder = encoder
 
     @property
@@ -318,8 +318,8 @@ def open_index_encoder(
     network = open_model(source, trust_remote_code=trust_remote_code)
     if getattr(network, "fc_output_dim", 0) > spec.dimension:  # the index has only its first dimensions
         network = first_dimensions(network, spec.dimension)
-    encoder = Encoder(network, name=model_name(source), image_size=spec.image_size, device=device)
-    index.check_model(encoder.name, encoder.checksum, encoder.image_size)
+    encoder = Encoder(network, name=model_name(source), image_size=spec.image_size, device=device, views=spec.views)
+    index.check_model(encoder.name, encoder.checksum, encoder.image_size, encoder.views)
     if model is not None and index.can_write:
         index.set_model(encoder.name)
     return encoder

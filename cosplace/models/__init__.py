@@ -19,5 +19,6 @@ hub               models of other projects through torch.hub
 opening           open any model: a zoo name, a file, a torch.hub entry point
 cache             check the downloaded models
 inputs            photos of any kind as tensors
+views             copies, sizes and crops of photos
 encoder           photos to descriptors
 """

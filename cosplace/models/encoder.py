@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from cosplace.device import choose_device, is_out_of_memory, mixed_precision
 from cosplace.errors import CheckpointError, ConfigError, DeviceError
+from cosplace.models.averaging import averaged
 from cosplace.models.inference import optimize_for_inference
-from cosplace.models.inputs import photo_tensors
+from cosplace.models.inputs import named_photos
 from cosplace.models.opening import open_model
+from cosplace.models.views import PLAIN_VIEWS, PhotoViews
 from cosplace.models.weight_files import model_checksum
 from cosplace.photos.normalization import normalize
 from cosplace.photos.resizing import batch_size_for
@@ -36,18 +38,19 @@ def load_model(
     device: str = "auto",
     reduce_to: int | None = None,
     trust_remote_code: bool = False,
+    views: PhotoViews = PLAIN_VIEWS,
 ) -> "Encoder":
     """Load a model that computes descriptors of photos.
 
     model: a name from `cosplace zoo list`, a weights file (.pth or .safetensors), or `hub:owner/repo:entry(args)`,
     which needs trust_remote_code.  image_size: pixels of the shorter side after resizing; None keeps the size of each
     photo.  device: auto, cpu, cuda, cuda:N or mps.  reduce_to: keep only the first `reduce_to` dimensions of a model
-    written by `cosplace reduce`.
+    written by `cosplace reduce`.  views: copies whose descriptors are averaged, and the size of queries.
 
     Raises ConfigError, CheckpointError, DownloadError or DeviceError.
     """
     network = open_model(model, reduce_to=reduce_to, trust_remote_code=trust_remote_code)
-    return Encoder(network, name=model_name(model), image_size=image_size, device=device)
+    return Encoder(network, name=model_name(model), image_size=image_size, device=device, views=views)
 
 
 def model_name(model: str | Path) -> str:
@@ -60,24 +63,34 @@ class Encoder:
     """Photos in, unit descriptors out.
 
     name: the model given to `load_model`, files as absolute paths; network: (B, 3, H, W) ImageNet-normalized -> (B, D),
-    in evaluation mode; dimension: D; image_size: pixels of the shorter side, None for each photo's own; device;
-    checksum: SHA-256 of the network's structure and tensors.  May be called from several threads.
+    in evaluation mode; dimension: D; image_size: pixels of the shorter side, None for each photo's own; views: copies
+    whose descriptors are averaged, and the sizes and crops of queries; device; checksum: SHA-256 of the structure and
+    the tensors of the model.  May be called from several threads.
     """
 
     def __init__(
-        self, network: nn.Module, *, name: str = "", image_size: int | None = None, device: str | torch.device = "auto"
+        self,
+        network: nn.Module,
+        *,
+        name: str = "",
+        image_size: int | None = None,
+        device: str | torch.device = "auto",
+        views: PhotoViews = PLAIN_VIEWS,
     ) -> None:
         if image_size is not None and image_size < 1:
             raise ConfigError(f"image_size must be at least 1, got {image_size}. Use for example 512.")
-        self.name, self.image_size = name, image_size
+        self.name, self.image_size, self.views = name, image_size, views
         self.device = choose_device(str(device))
-        self.network = network.to(self.device).eval()
-        self.checksum = model_checksum(self.network)
-        self._fast_network = optimize_for_inference(self.network)
-        self.dimension = find_dimension(self.network, self.device)
+        network = network.to(self.device).eval()
+        self.checksum = model_checksum(network)
+        self.network = averaged(network, views.scales, flip=views.flip)
+        self._fast_network = averaged(optimize_for_inference(network), views.scales, flip=views.flip)
+        self.dimension = find_dimension(network, self.device)
 
-    def encode(self, photos: Any, *, batch_size: int = 16) -> np.ndarray:
+    def encode(self, photos: Any, *, batch_size: int = 16, database: bool = False) -> np.ndarray:
         """Compute unit descriptors (N, D) float32 of one photo or of many, in their order.
+
+        database: as photos of a database, not as queries, which may have another size.
 
         A photo is a path, a PIL image (its EXIF orientation is applied), an array (H, W), (H, W, 3) or (H, W, 4)
         uint8, or a tensor (3, H, W) or (1, H, W), uint8 or float in [0, 1].  Many photos are a batch (N, H, W, C) or
@@ -89,14 +102,19 @@ class Encoder:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}. Use for example 16.")
         descriptors: list[np.ndarray] = []
         waiting: list[Tensor] = []
-        for photo in photo_tensors(photos, self.image_size):
-            waiting.append(photo)
-            if len(waiting) == BATCHES_IN_MEMORY * batch_size:
+        views = PLAIN_VIEWS if database else self.views
+        for photo, name in named_photos(photos):
+            waiting += views.crops_of_query(photo, self.image_size, name)
+            if len(waiting) >= BATCHES_IN_MEMORY * batch_size:
                 descriptors.append(self._encode_by_size(waiting, batch_size))
                 waiting = []
         if waiting:
             descriptors.append(self._encode_by_size(waiting, batch_size))
-        return np.concatenate(descriptors) if descriptors else np.empty((0, self.dimension), np.float32)
+        found = np.concatenate(descriptors) if descriptors else np.empty((0, self.dimension), np.float32)
+        if views.num_crops == 1:
+            return found
+        means = found.reshape(-1, views.num_crops, self.dimension).mean(axis=1)
+        return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
 
     def _encode_by_size(self, photos: list[Tensor], batch_size: int) -> np.ndarray:
         """Descriptors (n, D) of photos (3, H, W); photos of one size and type share batches."""

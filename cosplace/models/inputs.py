@@ -24,11 +24,11 @@ def photo_tensors(photos: Any, image_size: int | None = None) -> Iterator[Tensor
     photos: as for `Encoder.encode`.  image_size: pixels of the shorter side after resizing; None does not resize.
     Raises ImageError, which names the photo, for the first that is not accepted.
     """
-    for photo, name in _named_photos(photos):
+    for photo, name in named_photos(photos):
         yield resize_shorter_side(photo, image_size, name)
 
 
-def _named_photos(photos: Any) -> Iterator[tuple[Tensor, str | Path]]:
+def named_photos(photos: Any) -> Iterator[tuple[Tensor, str | Path]]:
     """Each photo as a tensor (3, H, W), and its name for error messages."""
     if isinstance(photos, np.ndarray | Tensor) and photos.ndim == 4:
         for number, photo in enumerate(photos):

@@ -13,6 +13,8 @@ from cosplace.photos.resizing import check_resized, resize
 
 CENTER = "center"
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
+NATIVE, SHORT_SIDE, SINGLE_QUERY, SQUARE = "native", "short_side", "single_query", "square"  # policies for queries
+CENTRAL_CROP, FIVE_CROPS, NEAREST_CROP, MAJORITY = "central_crop", "five_crops", "nearest_crop", "maj_voting"
 WHOLE = "whole"  # the whole photo, with another aspect ratio
 
 

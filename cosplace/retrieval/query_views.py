@@ -22,15 +22,26 @@ from dataclasses import replace
 import numpy as np
 
 from cosplace.errors import ConfigError, DatasetError
-from cosplace.photos.crops import CENTER, CORNERS, WHOLE, Crop
+from cosplace.photos.crops import (
+    CENTER,
+    CENTRAL_CROP,
+    CORNERS,
+    FIVE_CROPS,
+    MAJORITY,
+    NATIVE,
+    NEAREST_CROP,
+    SHORT_SIDE,
+    SINGLE_QUERY,
+    SQUARE,
+    WHOLE,
+    Crop,
+)
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.opening import open_image
 from cosplace.photos.resizing import resized_shape
 from cosplace.retrieval.extraction import Extraction, ExtractionSettings
 from cosplace.retrieval.search import nearest
 
-NATIVE, SHORT_SIDE, SINGLE_QUERY, SQUARE = "native", "short_side", "single_query", "square"
-CENTRAL_CROP, FIVE_CROPS, NEAREST_CROP, MAJORITY = "central_crop", "five_crops", "nearest_crop", "maj_voting"
 POLICIES = (NATIVE, SHORT_SIDE, SQUARE, SINGLE_QUERY, CENTRAL_CROP, FIVE_CROPS, NEAREST_CROP, MAJORITY)
 SEVERAL_CROPS = (FIVE_CROPS, NEAREST_CROP, MAJORITY)
 NUM_CROPS = 5

@@ -96,7 +96,8 @@ class PhotoQueue:
         self, localizer: Localizer, settings: ServerSettings, metrics: Metrics, memory: DecodingMemory | None = None
     ) -> None:
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
-        self.image_size = localizer.encoder.image_size
+        encoder = localizer.encoder
+        self.image_size = encoder.views.size_of_query(encoder.image_size)
         self.memory = memory or DecodingMemory()
         # Accepted and not yet answered: photos, and the places that they take.
         self.num_photos, self.num_places, self.lock = 0, 0, threading.Lock()
@@ -284,9 +285,9 @@ def decoding_cost(raw: bytes, settings: ServerSettings) -> int:
 
 
 def encode_in_batches(encoder: Encoder, photos: Sequence[Tensor], settings: ServerSettings) -> np.ndarray:
-    """Compute descriptors (n, D) of resized photos, in batches within the limits of the server."""
+    """Compute descriptors (n, D) of resized photos for an index, in batches within the limits of the server."""
     batches = split_by_pixels(photos, settings.max_batch_pixels)
-    return np.concatenate([encoder.encode(batch, batch_size=settings.max_batch) for batch in batches])
+    return np.concatenate([encoder.encode(batch, batch_size=settings.max_batch, database=True) for batch in batches])
 
 
 def split_by_pixels(photos: Iterable[Tensor], max_pixels: int) -> list[list[Tensor]]:

@@ -23,6 +23,7 @@ from cosplace.index.building import add_photos, build_index, find_ids, find_phot
 from cosplace.index.photo_index import open_index
 from cosplace.models.encoder import Encoder
 from cosplace.models.network import GeoLocalizationNet
+from cosplace.models.views import PhotoViews
 from cosplace.photos.names import utm_fields
 from cosplace.photos.opening import read_file
 from cosplace.photos.scanning import scan_images
@@ -192,6 +193,7 @@ def test_photos_are_named_by_id_path_or_folder(tmp_path: Path, encoder: Encoder)
 ADDING = """
 import sys
 from cosplace.models.encoder import Encoder
+from cosplace.models.views import PhotoViews
 from cosplace.index.building import add_photos, find_photos
 from cosplace.index.photo_index import open_index
 from tests.index.test_building import Stripes
@@ -306,3 +308,19 @@ def test_the_commands_refuse_in_one_line(tmp_path: Path, weights: Path, capsys: 
     with open_index(address, write=True):
         assert "in use by another writer" in refused("index", "add", address, str(folder))
     assert "Unknown action 'frobnicate'. Choose from build, add" in refused("index", "frobnicate")
+
+
+def test_views_are_stored_with_the_index(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for place in range(4):
+        write_place(folder, place, 0)
+    views = PhotoViews(scales=(0.5, 1.0), flip=True, query_policy="square", query_size=24)
+    encoder = Encoder(Stripes(), name="stripes", image_size=32, device="cpu", views=views)
+    build_index(folder, encoder, tmp_path / "index")
+    with open_index(tmp_path / "index") as index:
+        assert index.spec.views == views
+        rows = index.descriptors(index.columns().ids)
+        paths = index.columns().paths()
+    np.testing.assert_allclose(rows, encoder.encode(paths, database=True), atol=1e-6)
+    with pytest.raises(PhotoIndexError, match="--scales"):
+        build_index(folder, Encoder(Stripes(), name="stripes", image_size=32, device="cpu"), tmp_path / "index")

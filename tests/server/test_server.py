@@ -90,6 +90,7 @@ class InterceptedLocalizer:
         self.index, self.inner = localizer.index, localizer
         self.encoder = self
         self.name, self.image_size = localizer.encoder.name, localizer.encoder.image_size
+        self.views = localizer.encoder.views
         self.batches: list[int] = []
         self.before_encode = before_encode or (lambda photos: None)
 

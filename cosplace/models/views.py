@@ -1,0 +1,93 @@
+"""What a network sees of a photo: copies whose descriptors are averaged, and the sizes and crops of queries.
+
+Policies of Berton et al., "Deep Visual Geo-localization Benchmark", CVPR 2022, that give one descriptor per query.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cosplace.errors import ConfigError
+from cosplace.photos.crops import CENTER, CORNERS, FIVE_CROPS, NATIVE, SHORT_SIDE, SQUARE, WHOLE, Crop, crop_photo
+from cosplace.photos.resizing import resize_shorter_side
+
+ONE_DESCRIPTOR = (NATIVE, SHORT_SIDE, SQUARE, FIVE_CROPS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhotoViews:
+    """Which views of a photo are described.  Raises ConfigError for a policy that needs a size and has none."""
+
+    scales: tuple[float, ...] = (1.0,)  # sizes of the copies of each photo, relative to it
+    flip: bool = False  # also its mirror image
+    query_policy: str | None = None  # one of ONE_DESCRIPTOR; None: queries as the photos of the database
+    query_size: int | None = None  # pixels of the shorter side, or of both sides of squares
+
+    def __post_init__(self) -> None:
+        if self.query_policy not in (None, *ONE_DESCRIPTOR):
+            raise ConfigError(
+                f"An index cannot use the query policy '{self.query_policy}'. Use one of {', '.join(ONE_DESCRIPTOR)}."
+            )
+        needs_size = self.query_policy not in (None, NATIVE)
+        if needs_size and (self.query_size is None or self.query_size < 1):
+            raise ConfigError(f"--query_policy {self.query_policy} needs a size. Add --query_size, for example 322.")
+        if not needs_size and self.query_size is not None:
+            raise ConfigError("--query_size needs --query_policy short_side, square or five_crops.")
+        if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
+            raise ConfigError(f"--scales must be above 0 and up to 4, got {self.scales}. Use for example 0.7 1.")
+
+    @property
+    def num_crops(self) -> int:
+        """How many crops of a query are described."""
+        return 5 if self.query_policy == FIVE_CROPS else 1
+
+    def crops_of_query(self, photo: Tensor, image_size: int | None, name: str | Path) -> list[Tensor]:
+        """What is described of a query (3, H, W): `num_crops` tensors (3, h, w).
+
+        image_size: of the photos of the database.  name: for the PhotoSizeError of a photo that is too long and narrow.
+        """
+        size = self.query_size or 0
+        if self.query_policy == SQUARE:
+            return [crop_photo(photo, Crop(height=size, width=size, place=WHOLE), name)]
+        if self.query_policy == FIVE_CROPS:
+            places = (*CORNERS, CENTER)
+            return [crop_photo(photo, Crop(height=size, width=size, place=place), name) for place in places]
+        return [resize_shorter_side(photo, self.size_of_query(image_size), name)]
+
+    def size_of_query(self, image_size: int | None) -> int | None:
+        """Pixels of the shorter side to which a query can be resized at first; None: it must keep its size."""
+        return {None: image_size, SHORT_SIDE: self.query_size}.get(self.query_policy)
+
+    def record(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON."""
+        return {
+            name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            for name, value in asdict(self).items()
+            if value != getattr(PLAIN_VIEWS, name)
+        }
+
+    def text(self) -> str:
+        """All that differs from the defaults, in words; "" if nothing does."""
+        parts = []
+        if self.scales != (1.0,):
+            parts.append(f"averaged over scales {', '.join(f'{scale:g}' for scale in self.scales)}")
+        if self.flip:
+            parts.append("averaged with the mirror image")
+        if self.query_policy is not None:
+            size = "" if self.query_size is None else f" at {self.query_size} pixels"
+            parts.append(f"queries {self.query_policy}{size}")
+        return "; ".join(parts)
+
+
+PLAIN_VIEWS = PhotoViews()
+
+
+def views_from_record(record: dict[str, Any]) -> PhotoViews:
+    """The views that `PhotoViews.record` gave.  Raises ConfigError or TypeError for a damaged record."""
+    values = dict(record)
+    if "scales" in values:
+        values["scales"] = tuple(float(scale) for scale in values["scales"])
+    return PhotoViews(**values)

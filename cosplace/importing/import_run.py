@@ -6,6 +6,7 @@ recognized by path and checksum.  The result is that of an import without interr
 Side effects: writes below the folder of the dataset.
 """
 
+import os
 import shutil
 import time
 from collections import deque
@@ -64,6 +65,7 @@ class Plan:
     folder: Path
     photos: tuple[tuple[Source, Path], ...]
     annotations: tuple[Annotations, ...]
+    used: frozenset[str]  # resolved paths of the sources of positions, which may lie among the photos
     settings: ImportSettings
     temporary: Path | None
     keep_unplaced: bool
@@ -73,7 +75,9 @@ class Plan:
         for source, path in self.photos:
             if not (quickly and source.makes_photos):
                 entries = source.load().read(path, self.settings)
-                yield from _new_entries(self.folder, entries, is_inside=is_within(path, self.folder))
+                for entry in _new_entries(self.folder, entries, is_inside=is_within(path, self.folder)):
+                    if not (isinstance(entry, Problem) and os.path.realpath(entry.name) in self.used):
+                        yield entry
         if not self.photos:
             for one in self.annotations:
                 yield from one.photos()
@@ -119,6 +123,7 @@ def run_import(
         folder=folder,
         photos=tuple(photos),
         annotations=annotations,
+        used=frozenset(os.path.realpath(path) for paths in positions.values() for path in paths),
         settings=settings,
         temporary=None if dry_run else folder / TEMPORARY,
         keep_unplaced=keep_unplaced,

@@ -394,3 +394,13 @@ def test_any_content_gives_a_table_or_an_error_in_one_line(
         read(path)
     except (DatasetError, ConfigError) as error:
         assert "\n" not in str(error)
+
+
+def test_a_table_among_the_photos_is_no_photo_that_was_left_out(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "in", "a.jpg")
+    table = write(folder / "positions.csv", "name,lat,lon\na.jpg,-33.8568,151.2153\n")
+    other = write(folder / "other.csv", "name\n")
+    result = import_all(folder, table, to=tmp_path / "city")
+    reported = (tmp_path / "city" / "import_report.csv").read_text("utf-8")
+    assert result.num_added == 1 and str(table) not in reported
+    assert str(other) in reported and "also pass it as SOURCE" in reported

@@ -7,6 +7,7 @@ advice                  settings that suit the photos; warnings
 cosface_gradient        gradient of the loss by formula
 cosface                 the CosFace loss (section 3.2)
 compiled_augmentation   augmentation of one image, compiled
+gpu_augmentation        augmentation of a batch in two Triton kernels
 augmentation            color jitter and random resized crop (section 4.1)
 batches                 training batches of one group
 checkpoint              state of a run, saved and resumed exactly

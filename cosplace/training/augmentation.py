@@ -2,7 +2,8 @@
 
 Distributions and results are those of torchvision's ColorJitter and RandomResizedCrop on float images, which CosPlace
 trains with (Berton et al., CVPR 2022, section 4.1).  The random parameters of an image are drawn on the CPU when it is
-opened; the pixels are computed on the device, without waiting for it, or on the CPU by compiled code.
+opened; the pixels are computed on the device, without waiting for it, or on the CPU by compiled code.  On CUDA, two
+kernels of gpu_augmentation.py compute what `augment_batch` computes.
 """
 
 import itertools
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosplace.device import is_out_of_memory
 from cosplace.errors import ConfigError
 from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD, LUMA, normalize_in_place, to_unit_floats
 
@@ -31,6 +33,7 @@ ORDER = slice(4, 8)
 CROP = slice(8, 12)
 DRAW_SIZE = 12
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
 ORDERS = np.array(list(itertools.permutations(range(4))))
 NUMBERS_PER_DRAW = 4 + 1 + 2 * CROP_TRIES + 2  # factors, their order, areas and ratios of crops, the crop's corner
 
@@ -117,6 +120,8 @@ def augment(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
     """
     assert images.ndim == 4 and images.shape[1] == 3, images.shape
     assert draws.shape == (len(images), DRAW_SIZE) and draws.device.type == "cpu", (draws.shape, draws.device)
+    if images.device.type == "cuda" and images.dtype == torch.uint8:
+        return _augment_on_cuda(images, draws, settings)
     if images.device.type != "cpu":
         return augment_batch(images, draws, settings)
     pixels = _load_pixels() if images.dtype == torch.uint8 else None
@@ -152,11 +157,9 @@ def _import_pixels() -> ModuleType | None:
 def _augment_compiled(pixels: ModuleType, images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
     size, height, width = settings.image_size, images.shape[2], images.shape[3]
     numbers = np.ascontiguousarray(draws.double().numpy())
-    order, crops = numbers[:, ORDER].astype(np.int64), numbers[:, CROP].astype(np.int64)
+    order, crops = numbers[:, ORDER].astype(np.int64), _crops_inside(numbers, images)
     factors = np.take_along_axis(numbers[:, FACTORS], order, axis=1)
     steps = np.where(np.array(settings.strengths, bool)[order], order, -1)
-    inside = (crops[:, :2] >= 0) & (crops[:, 2:] >= 1) & (crops[:, :2] + crops[:, 2:] <= (height, width))
-    assert inside.all(), crops
     std = np.array(IMAGENET_STD)
     channels = np.stack([LUMA, 1 / std, -np.array(IMAGENET_MEAN) / std]).astype(np.float32)
     buffers = pixels.make_buffers(height, width, size)
@@ -166,6 +169,51 @@ def _augment_compiled(pixels: ModuleType, images: Tensor, draws: Tensor, setting
         drawn = steps[index], factors[index], crops[index]
         pixels.augment_image(image.contiguous().numpy(), *drawn, channels, *buffers, results[index])
     return torch.from_numpy(results)
+
+
+def _crops_inside(numbers: np.ndarray, images: Tensor) -> np.ndarray:
+    """The crops (B, 4) int64 of draws; asserts that compiled code would read only inside the images."""
+    crops = numbers[:, CROP].astype(np.int64)
+    corners, sizes = crops[:, :2], crops[:, 2:]
+    assert ((corners >= 0) & (sizes >= 1) & (corners + sizes <= images.shape[2:])).all(), crops
+    return crops
+
+
+def _augment_on_cuda(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """`augment` by the kernels, in channels-last layout, or by `augment_batch` where they are not suited."""
+    kernels = _load_kernels(images.device)
+    if kernels is None:
+        return augment_batch(images, draws, settings)
+    numbers = draws.double().numpy()
+    crops = _crops_inside(numbers, images)
+    if not kernels.is_suited(images, crops, settings.image_size):
+        return augment_batch(images, draws, settings)
+    factors = np.where(np.array(settings.strengths, bool), numbers[:, FACTORS], NEUTRAL)
+    orders = numbers[:, ORDER].astype(np.int64)
+    return kernels.augment_by_kernels(images, orders, factors, crops, settings.image_size, settings.contrast > 0)
+
+
+@cache
+def _load_kernels(device: torch.device) -> ModuleType | None:
+    """Import the kernels for a GPU and try them; None where they cannot be imported or compiled."""
+    try:
+        from cosplace.training import gpu_augmentation as kernels
+    except ImportError as error:
+        log.debug("triton cannot be imported (%s). Images are augmented without it.", error)
+        return None
+    image = torch.empty((1, 3, 1, 1), dtype=torch.uint8, device=device)
+    try:
+        kernels.augment_by_kernels(image, ORDERS[:1], np.array([NEUTRAL]), np.array([[0, 0, 1, 1]]), 1)
+    except Exception as error:  # of many kinds: an old GPU, no C compiler, no headers of Python
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        log.warning(
+            "triton cannot compile for %s (%s). Images are augmented without it, several times slower. If no C "
+            "compiler was found, install gcc.", device, reason,
+        )  # fmt: skip
+        return None
+    return kernels
 
 
 def augment_batch(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:

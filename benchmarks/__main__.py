@@ -42,6 +42,7 @@ def make_parser() -> Parser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--gpu", action="store_true", help="measure training on a CUDA device instead of the stages")
     parser.add_argument("--compile", action="store_true", help="with --gpu: compile our network with torch.compile")
+    parser.add_argument("--cuda_graphs", action="store_true", help="with --gpu: run our network as CUDA graphs")
     return parser
 
 
@@ -85,7 +86,12 @@ def _run_gpu(arguments: argparse.Namespace) -> None:
         raise ConfigError("--gpu measures training as a whole. Leave out STAGE, --quick and --growth.")
     from benchmarks.gpu import GpuOptions, gpu_table, measure_gpu
 
-    options = GpuOptions(compiled=arguments.compile, photos=arguments.photos, num_workers=os.cpu_count() or 1)
+    options = GpuOptions(
+        compiled=arguments.compile,
+        cuda_graphs=arguments.cuda_graphs,
+        photos=arguments.photos,
+        num_workers=os.cpu_count() or 1,
+    )
     if arguments.turns is not None:
         options = dataclasses.replace(options, turns=arguments.turns)
     _check_writable(arguments.json)

@@ -64,6 +64,7 @@ class GpuOptions:
     loader: str = "processes"
     dtype: torch.dtype | None = torch.float16  # of mixed precision; None: fp32
     compiled: bool = False
+    cuda_graphs: bool = False
     num_classes: int = NUM_CLASSES
     num_photos: int = NUM_PHOTOS
     iterations: int = 60
@@ -227,11 +228,10 @@ def _our_step(bench: _Bench, backbone: str) -> TrainingStep:
     classifier.weight.data.copy_(classes)
     network = network.to(bench.device).to(memory_format=torch.channels_last).train()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    forward: Callable[[Tensor], Tensor] = network
-    if bench.options.compiled:
-        forward = torch.compile(network)
-    elif bench.device.type == "cuda":
+    forward: Callable[[Tensor], Tensor] = torch.compile(network) if bench.options.compiled else network
+    if bench.options.cuda_graphs:
         forward = RecordedNetwork(network, bench.options.dtype)
+        forward.record(bench.options.batch_size, bench.options.image_size, bench.device)
     return TrainingStep(
         forward=forward,
         classifier=classifier.to(bench.device),

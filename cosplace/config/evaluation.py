@@ -160,4 +160,4 @@ class EvalConfig:
     testing: TestSettings = section(TestSettings)
     comparing: ComparisonSettings = section(ComparisonSettings)
     truth: GroundTruth = section(GroundTruth)
-    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile",))
+    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile", "cuda_graphs"))

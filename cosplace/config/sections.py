@@ -320,6 +320,11 @@ class RuntimeSettings(Section):
     compile: bool = setting(
         False, "compile the network with torch.compile for training: takes minutes once, then iterations are faster"
     )
+    cuda_graphs: bool = setting(
+        False,
+        "experimental: launch the forward and backward pass of a training step as two CUDA graphs, faster for small "
+        "networks on fast GPUs; not for networks that draw random numbers, such as EfficientNet",
+    )
     dry_run: bool = setting(
         False, "measure a few batches, print the time, memory and disk space that the command needs, and stop"
     )

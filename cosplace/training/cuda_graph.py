@@ -1,4 +1,4 @@
-"""The network of a training step as CUDA graphs.
+"""The network of a training step as CUDA graphs, for `--cuda_graphs`.
 
 On a fast GPU, a small network waits for the main process, which launches hundreds of small kernels in each iteration.
 Two graphs, recorded once, launch the forward and the backward pass as a whole.  They run the same kernels, so losses
@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from cosplace.device import is_out_of_memory
+from cosplace.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -19,43 +19,53 @@ log = logging.getLogger(__name__)
 class RecordedNetwork:
     """A network in training mode, called with images (B, 3, H, W) on a CUDA device; (B, D) descriptors.
 
-    The first call records the graphs for its shape; other shapes run without them.  The descriptors of a call are
+    `record` must be called first; images of other shapes run without the graphs.  The descriptors of a call are
     overwritten by the next one.  dtype: of mixed precision.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
         self.network, self.dtype = network, dtype
-        self.recorded: nn.Module | None = None
-        self.shape: torch.Size | None = None
+        self.shape: tuple[int, ...] | None = None
+        self._recorded: nn.Module | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Compute descriptors; raises what the network raises."""
-        if self.shape is None:
-            self.shape = images.shape
-            self.recorded = self._record(images)
-        if self.recorded is None or images.shape != self.shape or not self.network.training:
+        if self._recorded is None or tuple(images.shape) != self.shape or not self.network.training:
             return self.network(images)
-        return self.recorded(images)
+        return self._recorded(images)
 
-    def _record(self, images: Tensor) -> nn.Module | None:
-        """Record the graphs; None if the network cannot be recorded."""
+    def record(self, batch_size: int, image_size: int, device: torch.device) -> None:
+        """Record the graphs for square images, unless they are there already.
+
+        Nothing else may use the GPU meanwhile, in any thread: no batch may be on its way.  Raises ConfigError for a
+        network that draws random numbers, which would be the same in each iteration.
+        """
+        shape = (batch_size, 3, image_size, image_size)
+        if shape == self.shape:
+            return
+        images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
         # Recording runs the network a few times, which must not change its batch-norm statistics.
         before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         wrapper = _Wrapper(self.network).train()
-        precision = nullcontext() if self.dtype is None else torch.autocast("cuda", self.dtype, cache_enabled=False)
+        mixed = nullcontext() if self.dtype is None else torch.autocast(device.type, self.dtype, cache_enabled=False)
         try:
-            with precision:
-                torch.cuda.make_graphed_callables(wrapper, (images.clone(),), allow_unused_input=True)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            log.warning("This network cannot be recorded as CUDA graphs (%s). Training is slower without.", error)
-            return None
+            with mixed:
+                self._refuse_random_numbers(images, device)
+                torch.cuda.make_graphed_callables(wrapper, (images,), allow_unused_input=True)
         finally:
             with torch.no_grad():
                 for buffer, value in before:
                     buffer.copy_(value)
-        return wrapper
+        self.shape, self._recorded = shape, wrapper
+        log.info("the network is recorded as CUDA graphs")
+
+    def _refuse_random_numbers(self, images: Tensor, device: torch.device) -> None:
+        state = torch.cuda.get_rng_state(device)
+        with torch.no_grad():
+            self.network(images)
+        if not torch.equal(torch.cuda.get_rng_state(device), state):
+            torch.cuda.set_rng_state(state, device)
+            raise ConfigError("--cuda_graphs: this network draws random numbers in training. Train without this flag.")
 
 
 class _Wrapper(nn.Module):

@@ -25,6 +25,7 @@ from cosplace.retrieval.dry_run import (
 )
 from cosplace.retrieval.evaluation import evaluation_settings
 from cosplace.training.batches import Batch
+from cosplace.training.cuda_graph import RecordedNetwork
 from cosplace.training.data import augmentation_settings, epoch_batches
 from cosplace.training.plan import expected_bytes
 from cosplace.training.run import training_forward
@@ -110,6 +111,8 @@ def _iteration_times(prepared: Preparation, progress: Progress) -> tuple[float, 
     forward = training_forward(prepared)
     train_step = TrainingStep.for_group(state, group, forward=forward, device=device, dtype=prepared.dtype)
     state.model.train()
+    if isinstance(forward, RecordedNetwork):
+        forward.record(prepared.config.training.batch_size, prepared.config.augmenting.image_size, device)
     with tuned_convolutions(device), closing(_batches(prepared)) as batches:
         ready = batches_on_device(batches, augmentation_settings(prepared.config), device)
         steps = (train_step(images, labels) for _, images, labels in ready)

@@ -30,6 +30,7 @@ from cosplace.models.training_card import MAX_MATCHES, training_entries
 from cosplace.progress import Progress, StopRequest, no_progress, part_of
 from cosplace.retrieval.evaluation import Evaluation, evaluate, evaluation_settings
 from cosplace.training.best_model import BEST_MODEL, START, best_model_card, epoch_text, save_best_model
+from cosplace.training.cuda_graph import RecordedNetwork
 from cosplace.training.data import TrainingData, epoch_batches
 from cosplace.training.metrics import read_metrics
 from cosplace.training.run import LossRecorder, Run, open_run
@@ -98,6 +99,8 @@ def train_epoch(run: Run) -> None:
     train_step = TrainingStep.for_group(state, group, forward=run.forward, device=device, dtype=run.dtype)
     state.model.train()
     losses = LossRecorder(run)
+    if isinstance(run.forward, RecordedNetwork):  # before batches are loaded
+        run.forward.record(batch_size, config.augmenting.image_size, device)
     task = f"epoch {state.epoch + 1}/{config.training.epochs_num}, group {group}"
     with (
         tuned_convolutions(device),

@@ -213,8 +213,8 @@ def lock_run(folder: Path) -> Generator[None]:
 
 
 def training_forward(prepared: Preparation) -> Callable[[Tensor], Tensor]:
-    """Return the network as a training step calls it: compiled with --compile, else as CUDA graphs on a GPU."""
-    model = prepared.state.model
-    if prepared.config.running.compile:
-        return torch.compile(model)
-    return RecordedNetwork(model, prepared.dtype) if prepared.device.type == "cuda" else model
+    """Return the network as a training step calls it: compiled with --compile, as CUDA graphs with --cuda_graphs."""
+    model, running = prepared.state.model, prepared.config.running
+    if running.cuda_graphs:
+        return RecordedNetwork(model, prepared.dtype)
+    return torch.compile(model) if running.compile else model

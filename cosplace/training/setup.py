@@ -42,6 +42,8 @@ def prepare(
     Raises CosPlaceError for anything the user can fix.
     """
     device = choose_device(config.running.device)
+    if config.running.cuda_graphs and (config.running.compile or device.type != "cuda"):
+        raise ConfigError("--cuda_graphs needs a GPU from NVIDIA, and no --compile. Train without this flag.")
     dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
     data = open_training_data(config, progress)
     knobs = config.model

@@ -117,6 +117,12 @@ def test_a_stopped_run_resumes_exactly(dataset_folder: Path, whole_run: Path, tm
     assert_same_run(tmp_path, whole_run)
 
 
+def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_written(dataset_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--cuda_graphs needs a GPU"):
+        train(prepare(settings(dataset_folder, cuda_graphs=True)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "mode",

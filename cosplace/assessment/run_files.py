@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # these import torch, which reading a run does not need
 
 RESULTS, CONFIG, REPORT, QUERIES = "results.json", "config.json", "report.html", "queries.parquet"
 FORMAT = 1  # of queries.parquet
-STORED = 5  # predictions per query whose paths and distances are stored
+STORED = 20  # predictions per query whose paths and distances are stored
 METADATA = b"cosplace"
 CONDITION = "condition: "  # in front of the name of a column
 MAX_JSON_BYTES = 1 << 26

@@ -56,7 +56,7 @@ class IndexBuildConfig(Section):
     )  # fmt: skip
     scales: tuple[float, ...] = setting(
         (1.0,), "average the descriptors of copies of each photo, also of queries: their sizes relative to it, for "
-        "example 0.7 1 1.4", above=0, at_most=4, metavar="NUMBER",
+        "example 0.7 1 1.4", at_least=0.1, at_most=4, metavar="NUMBER",
     )  # fmt: skip
     flip: bool = setting(False, "average the descriptors of each photo and its mirror image, also of queries")
     query_policy: str | None = setting(

@@ -84,6 +84,8 @@ class Setting:
             return f"between {_number(self.at_least)} and {_number(self.at_most)}"
         if self.at_least is not None:
             return f"{_number(self.at_least)} or more"
+        if self.above is not None and self.at_most is not None:
+            return f"above {_number(self.above)} and up to {_number(self.at_most)}"
         return f"above {_number(self.above)}" if self.above is not None else f"{_number(self.at_most)} or less"
 
 

@@ -14,6 +14,7 @@ from cosplace.errors import ConfigError
 from cosplace.photos.crops import CENTER, CORNERS, FIVE_CROPS, NATIVE, SHORT_SIDE, SQUARE, WHOLE, Crop, crop_photo
 from cosplace.photos.resizing import resize_shorter_side
 
+MIN_SCALE, MAX_SCALE = 0.1, 4
 ONE_DESCRIPTOR = (NATIVE, SHORT_SIDE, SQUARE, FIVE_CROPS)
 
 
@@ -36,8 +37,10 @@ class PhotoViews:
             raise ConfigError(f"--query_policy {self.query_policy} needs a size. Add --query_size, for example 322.")
         if not needs_size and self.query_size is not None:
             raise ConfigError("--query_size needs --query_policy short_side, square or five_crops.")
-        if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
-            raise ConfigError(f"--scales must be above 0 and up to 4, got {self.scales}. Use for example 0.7 1.")
+        if not self.scales or not all(MIN_SCALE <= scale <= MAX_SCALE for scale in self.scales):
+            raise ConfigError(
+                f"--scales must be between {MIN_SCALE} and {MAX_SCALE}, got {self.scales}. Use for example 0.7 1."
+            )
 
     @property
     def num_crops(self) -> int:

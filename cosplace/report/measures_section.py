@@ -12,9 +12,9 @@ from cosplace.report.metric_charts import precision_chart, reliability_chart
 from cosplace.report.words import format_count, format_distance
 
 CLUSTERS = {
-    "sequence": "Queries of one sequence are drawn together.",
-    "place": "Queries of one place are drawn together.",
-    "query": "Queries are drawn one by one.",
+    "sequence": "Intervals allow for queries of one sequence being alike.",
+    "place": "Intervals allow for queries of one place being alike.",
+    "query": "Intervals take the queries as independent.",
 }
 
 CARRIED = {"threshold": "the same threshold", "quantile": "the same share of queries answered"}

@@ -107,7 +107,7 @@ def test_the_database_is_recognized_by_names_and_positions(tmp_path: Path) -> No
     assert query_list(dataclasses.replace(dataset, database=other), 25.0).database_sha256 != first.database_sha256
 
 
-def test_a_query_takes_less_than_300_bytes(tmp_path: Path) -> None:
+def test_a_query_takes_about_a_kilobyte(tmp_path: Path) -> None:
     """With names as long as those of SF-XL, and predictions whose names are all different."""
     generator = np.random.default_rng(0)
     num_database, num_queries, k = 20_000, 2_000, 20
@@ -145,7 +145,7 @@ def test_a_query_takes_less_than_300_bytes(tmp_path: Path) -> None:
         positives=positives,
     )
     write_query_results(tmp_path / QUERIES, evaluation, dataset)
-    assert (tmp_path / QUERIES).stat().st_size < 300 * num_queries
+    assert (tmp_path / QUERIES).stat().st_size < 1_200 * num_queries
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other table", "no metadata", "rank", "cluster", "null", "format"])

@@ -46,9 +46,8 @@ TRAIN_KEYS = SHARED_KEYS | {
     "train_set_folder", "val_set_folder", "M", "alpha", "N", "L", "groups_num", "min_images_per_class",
     "train_all_layers", "batch_size", "epochs_num", "iterations_per_epoch", "lr", "classifiers_lr", "margin", "scale",
     "resume_train", "checkpoint_minutes", "whitened_start", "margin_ramp", "lr_schedule", "warmup_iterations",
-    "brightness", "contrast", "hue", "saturation", "random_resized_crop", "augmentation_device", "compile", "cuda_graphs",
-    "seeds",
-    "logger",
+    "brightness", "contrast", "hue", "saturation", "random_resized_crop", "augmentation_device", "compile",
+    "cuda_graphs", "seeds", "logger",
 }  # fmt: skip
 EVAL_KEYS = SHARED_KEYS | {
     "trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder", "protocol", "compare",

@@ -437,10 +437,11 @@ class PhotoIndex:
         self._check_writable()
         with self._guard:
             self._add_checksums()
-            self._store.optimize(forget_older_s=0)
+            is_only_writer = self._lock is not None and self._lock.is_held
+            self._store.optimize(forget_older_s=0, is_only_writer=is_only_writer)
             self._snapshot = None
-            if self.update_search(progress, always=True):
-                self._store.optimize(forget_older_s=0)  # the files of the former search index
+            if self.update_search(progress, always=True):  # then the files of the former search index are not needed
+                self._store.optimize(forget_older_s=0, is_only_writer=is_only_writer)
             if is_local(self.address):  # where earlier versions kept their search structure
                 shutil.rmtree(Path(self.address) / "search", ignore_errors=True)
 

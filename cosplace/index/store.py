@@ -320,13 +320,16 @@ class Store:
                 self.photos.delete(f"id IN ({', '.join(map(str, ids[at : at + DELETE_ROWS].tolist()))})")
         self.record_checksums()
 
-    def optimize(self, *, forget_older_s: float) -> None:
-        """Join small files, drop removed photos, bring the search index up to date; forget older versions."""
+    def optimize(self, *, forget_older_s: float, is_only_writer: bool = False) -> None:
+        """Join small files, drop removed photos, bring the search index up to date; forget older versions.
+
+        is_only_writer: remove what killed writers left, too; otherwise after a week, as another writer may need it.
+        """
         with translated_errors(self.address), warnings.catch_warnings():
             # Lance warns that readers of older versions fail; ours retry with the newest one.
             warnings.simplefilter("ignore", UserWarning)
             for table in (self.photos, self.records):
-                table.optimize(cleanup_older_than=timedelta(seconds=forget_older_s))
+                table.optimize(cleanup_older_than=timedelta(seconds=forget_older_s), delete_unverified=is_only_writer)
         self.record_checksums()
 
     # --- search ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Side effects: creates and locks a file, and removes what killed writers left unf
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from cosplace.errors import IndexInUseError, StorageError
@@ -46,6 +47,13 @@ class WriterLock:
         self.file.write(str(os.getpid()))
         self.file.flush()
         remove_unfinished(Path(address), older_than_s=0.0)  # of killed writers
+        for folder in (Path(address) / "search").glob(".*.part"):  # of killed writers of earlier versions
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this is the only writer; unknown, and False, where there are no locks."""
+        return self.file is not None
 
     def release(self) -> None:
         """Allow other writers."""

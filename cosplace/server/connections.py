@@ -53,7 +53,7 @@ class Connections:
         """Drop a connection if there are too many; False if all of them are being answered.
 
         Clients that keep a connection without a request must not shut out others; neither must clients that send a
-        request slowly.
+        request or read a response slowly.
         """
         if len(self) < self.max_connections:
             return True
@@ -61,6 +61,10 @@ class Connections:
         for state in (WAITING, RECEIVING):
             if self.in_state[state]:
                 next(iter(self.in_state[state])).abort()
+                return True
+        for connection in self.in_state[ANSWERING]:
+            if connection.transport.get_write_buffer_size():  # its client does not read
+                connection.abort()
                 return True
         return False
 

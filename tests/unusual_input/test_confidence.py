@@ -18,7 +18,7 @@ from tests.unusual_input.samples import encoded, run, utm_name
 
 D, NUM_PLACES = 16, 120
 TRAINING, VALIDATION, TEST = range(3)  # towns, 50 km apart
-NEW = 250  # variant of the photos that are new; others are numbered from 0
+NEW = 250  # first variant of the photos that are new; others are numbered from 0
 FLAGS = (
     "--backbone", "ResNet18_Small", "--fc_output_dim", D, "--N", 1, "--L", 1, "--M", 20, "--alpha", 360,
     "--groups_num", 1, "--min_images_per_class", 2, "--batch_size", 4, "--image_size", 32, "--resize_test_imgs",
@@ -40,7 +40,7 @@ def describe(place: int, town: int, variant: int) -> np.ndarray:
 
     rng = np.random.default_rng([town, place, variant, 3])
     row = unit(vector(place) + rng.uniform(0.3, 0.8) * unit(rng.standard_normal(D)))
-    if variant == NEW:
+    if variant >= NEW:
         share = rng.uniform(0.2, 0.6)
         row = unit((1 - share) * row + share * vector(int(rng.integers(NUM_PLACES))))
     return row

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from cosplace.assessment.comparison import (
@@ -89,9 +90,11 @@ def difference_lines(one: Comparison) -> list[str]:
     lines += [_line(f"R@{row.n}", row, one.verdict(row)) for row in one.rows]
     if one.conditions:
         lines.append(f"R@{one.rows[0].n} by condition (without verdicts: there are many)")
-        for found in one.conditions:
-            text = f"{found.value} ({found.row.num_queries:,})"
-            lines.append(_line(f"  {shorten(printable(text), 21)}", found.row))
+        for condition, rows in groupby(one.conditions, key=lambda found: found.condition):
+            lines.append(f"  {printable(condition)}")
+            for found in rows:
+                text = f"{found.value} ({found.row.num_queries:,})"
+                lines.append(_line(f"    {shorten(printable(text), 19)}", found.row))
     return lines
 
 

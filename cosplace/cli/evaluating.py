@@ -107,7 +107,7 @@ def evaluate_run(
             run=run,
         )
         measures = write_evaluation_results(
-            folder, evaluation, dataset, config, origin=origin, scores=scores, verdicts=verdicts
+            folder, evaluation, dataset, config, origin=origin, scores=scores, verdicts=verdicts, progress=bars
         )
     for line in (evaluation.recalls_text(), *summary_lines(measures, radius_m, dataset.note)):
         print_result(line)

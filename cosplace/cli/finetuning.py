@@ -41,7 +41,7 @@ def run_finetune(config: FinetuneConfig) -> None:
         with lock_run(folder), log_to_folder(folder), on_interrupt(advice), stop_on_signals(Bars(), advice) as progress:
             log.info("results: %s", folder)
             result = finetune(prepared, folder, progress)
-            write_finetuning_results(result)
+            write_finetuning_results(result, progress=Bars())
     _print_result(result)
     if result.comparison is None:
         _index_photos(result)

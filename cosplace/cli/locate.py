@@ -35,7 +35,7 @@ def run_locate(config: LocateConfig) -> None:
     is_list = len(config.photos) > 1 or _is_list(config.photos[0]) or config.sequence.sequence
     where = _search_filter(config.filter)
     if config.rerank:
-        from cosplace.localization.reranking import require_opencv
+        from cosplace.localization.local_features import require_opencv
 
         require_opencv()
 

@@ -99,7 +99,7 @@ def _train(prepared: "Preparation", folder: Path | None, advice: str = "") -> No
         run = _training_run(prepared.config)
         result = train(prepared, folder, progress)
         # Signals take effect after this: the run is complete then.
-        measures = write_training_results(result, prepared.config, run=run)
+        measures = write_training_results(result, prepared.config, run=run, progress=Bars())
     radius_m = prepared.config.testing.positive_dist_threshold
     for line in (result.test.recalls_text(), *summary_lines(measures, radius_m, result.data.test.note)):
         print_result(line)

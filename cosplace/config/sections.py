@@ -7,7 +7,7 @@ they are, so that old runs can be read.
 from dataclasses import dataclass
 from typing import Any
 
-from cosplace.config.defaults import MIN_CONFIDENCE, RADIUS_M, RECALL_VALUES
+from cosplace.config.defaults import MIN_CONFIDENCE, RADIUS_M, RECALL_VALUES, REPORT_MATCHES
 from cosplace.config.names import BACKBONES, canonical_backbone, parse_device
 from cosplace.config.setting import Section, required, section, setting
 from cosplace.errors import ConfigError
@@ -303,6 +303,11 @@ class TestSettings(Section):
     save_only_wrong_preds: bool = setting(
         False, "with --num_preds_to_save, save only queries whose first prediction is wrong"
     )
+    report_matches: int = setting(
+        REPORT_MATCHES, "find matching points of this number of queries and their predictions, which report.html can "
+        "draw; the most confident errors first; 0 finds none. Needs `pip install 'cosplace[rerank]'`", at_least=0,
+        at_most=1000,
+    )  # fmt: skip
     skip_unreadable: bool = setting(
         False, "skip photos that cannot be read instead of stopping; such queries count as misses"
     )

@@ -18,5 +18,6 @@ Files, each importing only files listed above it:
     calibration     fit the confidence on the photos of an index
     database_confidence  the same for an evaluation, whose database is not an index
     tracks          times of frames, frames of a video, GPX
+    local_features  points of two photos that match and fit one geometry
     reranking       check doubtful answers with local features
 """

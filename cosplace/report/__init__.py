@@ -11,6 +11,7 @@ thumbnails          small copies of photos
 prediction_images   predictions saved as images and as a table
 answer_files        answers for queries without positions, as CSV and JSON
 query_data          all queries, for the page's script
+feature_matches     matching points of a query and its predictions
 query_rows          rows of the list of queries
 environment         command, versions and times as rows of a table
 measures_section    the metrics of an evaluation, for the page

@@ -51,6 +51,7 @@ class Report:
     environment: Mapping[str, Any] = field(default_factory=dict)  # command, versions, times; may be nested
     num_queries_shown: int = 12  # at once
     num_predictions_shown: int = 5
+    num_queries_matched: int = 0  # with matches of local features, if OpenCV is installed
 
 
 def outcomes(hits: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cosplace.progress import format_duration
+from cosplace.localization.local_features import has_opencv
+from cosplace.progress import Progress, format_duration, no_progress
 from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR, OUTCOME_COLORS, QUERY_COLOR
 from cosplace.report.curves import (
     Epoch,
@@ -26,6 +27,7 @@ from cosplace.report.curves import (
 )
 from cosplace.report.data import CORRECT_FIRST, CORRECT_LATER, NOT_FOUND, RecallRow, Report, outcome_names, outcomes
 from cosplace.report.environment import environment_rows
+from cosplace.report.feature_matches import feature_matches
 from cosplace.report.maps import fits_one_map, groups_map, on_one_plane, outcome_map
 from cosplace.report.measures_section import (
     condition_groups,
@@ -47,12 +49,12 @@ MAX_GROUPS_LISTED = 24
 MAX_CHOICES = 100  # values of a condition that can be chosen in the list of queries
 
 
-def write_report(path: Path, report: Report) -> None:
+def write_report(path: Path, report: Report, progress: Progress = no_progress) -> None:
     """Write the page atomically.  Raises StorageError if the disk is full or not writable."""
-    write_text(path, report_html(report))
+    write_text(path, report_html(report, progress))
 
 
-def report_html(report: Report) -> str:
+def report_html(report: Report, progress: Progress = no_progress) -> str:
     """Return the page as text.  Each section gets its values, or None without data for it."""
     return render(
         "report.html",
@@ -65,7 +67,7 @@ def report_html(report: Report) -> str:
         training=_training(report),
         groups=_groups(report),
         queries=_queries(report),
-        list=_list_of_queries(report),
+        list=_list_of_queries(report, progress),
         settings=report.settings,
         environment=environment_rows(report.environment),
         script=script("report_map.js", "report.js"),
@@ -252,7 +254,7 @@ def _queries(report: Report) -> Mapping[str, Any] | None:
 # --- the list of queries ---------------------------------------------------------------------------------------------
 
 
-def _list_of_queries(report: Report) -> Mapping[str, Any] | None:
+def _list_of_queries(report: Report, progress: Progress) -> Mapping[str, Any] | None:
     """Prepare the first rows of the list of queries, and the data of all queries for the page's script."""
     dataset, evaluation = report.dataset, report.evaluation
     if dataset is None or evaluation is None or report.num_queries_shown < 1 or not len(evaluation.predictions):
@@ -263,6 +265,9 @@ def _list_of_queries(report: Report) -> Mapping[str, Any] | None:
     rows = [query_row(queries, photos, query) for query in first]
     in_rows = {tile.key for row in rows for tile in row.tiles}
     others = {key: photo for key, photo in photos.items() if key not in in_rows}
+    matches, wants_matches = None, report.num_queries_matched > 0
+    if wants_matches and has_opencv():
+        matches = feature_matches(queries, photos.keys(), report.num_queries_matched, progress)
     return {
         "rows": rows,
         "num_rows": len(rows),
@@ -271,6 +276,8 @@ def _list_of_queries(report: Report) -> Mapping[str, Any] | None:
         "num_shown": queries.num_shown,
         "num_predictions": queries.hits.shape[1],
         "num_left_out": num_left_out,
+        "num_matched": 0 if matches is None else len(matches["of"]),
+        "lacks_opencv": wants_matches and matches is None,
         "num_photos": len(photos),
         "radius_m": evaluation.positive_dist_threshold,
         "outcomes": [(kind, name) for kind, name in enumerate(outcome_names(queries.hits.shape[1])) if name],
@@ -280,5 +287,7 @@ def _list_of_queries(report: Report) -> Mapping[str, Any] | None:
             if 1 < len(different := sorted(set(values))) <= MAX_CHOICES
         },
         "num_tiles": num_tiles(queries),
-        "data": Markup(as_json({**page_data(queries, others), "pageSize": report.num_queries_shown})),
+        "data": Markup(
+            as_json({**page_data(queries, others), "pageSize": report.num_queries_shown, "matches": matches})
+        ),
     }

@@ -23,9 +23,11 @@ from cosplace.assessment.protocols import matching_protocol, protocol_record
 from cosplace.assessment.provenance import Provenance, RunInfo, describe_model, provenance
 from cosplace.assessment.records import intervals_record, metrics_record
 from cosplace.assessment.run_files import QUERIES, write_query_results
+from cosplace.config.defaults import REPORT_MATCHES
 from cosplace.config.evaluation import EvalConfig
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import to_values
+from cosplace.progress import Progress, no_progress
 from cosplace.report.data import RecallRow, Report, expected_matches
 from cosplace.report.page import write_report
 from cosplace.report.prediction_images import save_predictions
@@ -51,6 +53,7 @@ def write_evaluation_results(
     origin: Provenance | None = None,
     scores: Mapping[str, np.ndarray] = MappingProxyType({}),
     verdicts: VerdictFile | None = None,
+    progress: Progress = no_progress,
 ) -> Measures:
     """Write the results of `cosplace eval` to its folder, and return its metrics.
 
@@ -81,10 +84,11 @@ def write_evaluation_results(
         evaluation=evaluation,
         settings=values,
         environment={} if origin is None else origin.summary(),
+        num_queries_matched=config.testing.report_matches,
     )
     more = {} if judged is None else {"verdicts": judged_record(judged)}
     more |= {} if origin is None else origin.record()
-    _write_results(folder, report, evaluation, dataset, values, more=more)
+    _write_results(folder, report, evaluation, dataset, values, more=more, progress=progress)
     return measures
 
 
@@ -110,6 +114,7 @@ def write_training_results(
     baselines: Sequence[RecallRow] = (),
     title: str = "",
     run: RunInfo | None = None,
+    progress: Progress = no_progress,
 ) -> Measures:
     """Write the results of a training run to its folder, and return the metrics of its test.
 
@@ -148,9 +153,10 @@ def write_training_results(
         evaluation=result.test,
         settings=values,
         environment={} if origin is None else origin.summary(),
+        num_queries_matched=config.testing.report_matches,
     )
     more = {"validation": result.validation} | ({} if origin is None else origin.record())
-    _write_results(result.folder, report, result.test, data.test, values, more=more)
+    _write_results(result.folder, report, result.test, data.test, values, more=more, progress=progress)
     return measures
 
 
@@ -167,7 +173,7 @@ def _origin(result: TrainResult, run: RunInfo) -> Provenance:
     )
 
 
-def write_finetuning_results(result: FinetuneResult) -> None:
+def write_finetuning_results(result: FinetuneResult, *, progress: Progress = no_progress) -> None:
     """Write the results of a fine-tuning to its folder; without a test set, those on the validation set."""
     prepared, comparison = result.prepared, result.comparison
     config, recipe, data = prepared.config, prepared.recipe, prepared.data
@@ -207,6 +213,7 @@ def write_finetuning_results(result: FinetuneResult) -> None:
         dataset=result.dataset,
         evaluation=result.evaluation,
         settings=values,
+        num_queries_matched=REPORT_MATCHES,
     )
     more = {
         "evaluated_on": result.dataset.name,
@@ -220,7 +227,7 @@ def write_finetuning_results(result: FinetuneResult) -> None:
         "recipe": asdict(recipe),
         "validation": best_epoch_summary(result.metrics, result.best_epoch),
     }
-    _write_results(result.folder, report, result.evaluation, result.dataset, values, more=more)
+    _write_results(result.folder, report, result.evaluation, result.dataset, values, more=more, progress=progress)
 
 
 def _comparison_values(comparison: Comparison | None) -> dict[str, Any] | None:
@@ -279,6 +286,7 @@ def _write_results(
     values: Mapping[str, Any],
     *,
     more: Mapping[str, Any] = MappingProxyType({}),
+    progress: Progress = no_progress,
 ) -> None:
     measures = report.measures
     measured = {}
@@ -308,4 +316,4 @@ def _write_results(
         save_predictions(
             folder / PREDICTIONS, dataset, evaluation, values["num_preds_to_save"], values["save_only_wrong_preds"]
         )
-    write_report(folder / REPORT, report)
+    write_report(folder / REPORT, report, progress)

@@ -40,7 +40,7 @@ SHARED_KEYS = {
     "dataset_folder", "test_set_folder", "queries_folder", "backbone", "fc_output_dim", "imagenet_weights",
     "image_size", "resize_test_imgs", "infer_batch_size", "positive_dist_threshold", "recall_values",
     "num_preds_to_save", "save_only_wrong_preds", "skip_unreadable", "device", "use_amp16", "amp_dtype", "seed",
-    "num_workers", "dry_run", "loader", "save_dir", "resume_model", "follow_outside",
+    "num_workers", "dry_run", "loader", "save_dir", "resume_model", "follow_outside", "report_matches",
 }  # fmt: skip
 TRAIN_KEYS = SHARED_KEYS | {
     "train_set_folder", "val_set_folder", "M", "alpha", "N", "L", "groups_num", "min_images_per_class",

@@ -95,6 +95,94 @@
     return make("div", { class: "query-row" }, heading, tiles);
   }
 
+  // --- matching points of two photos ---
+
+  let showsMatches = false; // stays when another query is selected
+
+  function makeSvg(tag, attributes, ...children) {
+    const element = document.createElementNS(document.querySelector("#query-figure svg").namespaceURI, tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  }
+
+  function pointsText({ found, points }) {
+    const drawn = points.length / 4;
+    if (!drawn) return "no matching points";
+    const all = drawn < found ? `(of ${found} found to fit one geometry)` : "that fit one geometry";
+    const text = `${drawn} matching points ${all}`;
+    return found < data.matches.chanceBelow ? `${text}; so few can also fit by chance` : text;
+  }
+
+  // Two photos with a line between each pair of points, in thousandths of the width and height of each photo.
+  function matchFigure(query, place, what, pair) {
+    // The photos are those of the tiles, which describe them.
+    const photos = [`q${query}`, `d${images.row[place]}`].map((key) => make("img", { src: sourceOf(key), alt: "" }));
+    for (const photo of photos) {
+      photo.addEventListener("load", () => {
+        photo.style.setProperty("--ratio", photo.naturalWidth / photo.naturalHeight);
+      });
+    }
+    const overlay = makeSvg("svg", { "aria-hidden": "true" });
+    const lines = [];
+    for (let i = 0; i < pair.points.length; i += 4) {
+      const line = makeSvg("g", { class: `s${lines.length % 4}` });
+      line.append(makeSvg("line", { class: "halo" }), makeSvg("line", {}));
+      line.append(makeSvg("circle", { r: 3.5 }), makeSvg("circle", { r: 3.5 }));
+      lines.push(line);
+    }
+    overlay.append(...lines);
+    const frame = make("div", { class: "match-photos" }, ...photos, overlay);
+
+    function draw() {
+      const from = frame.getBoundingClientRect();
+      const boxes = photos.map((photo) => photo.getBoundingClientRect());
+      overlay.setAttribute("viewBox", `0 0 ${from.width} ${from.height}`);
+      lines.forEach((line, number) => {
+        const ends = boxes.map((box, which) => {
+          const at = 4 * number + 2 * which;
+          const across = (pair.points[at] + 0.5) / 1000, down = (pair.points[at + 1] + 0.5) / 1000;
+          return [box.left - from.left + across * box.width, box.top - from.top + down * box.height];
+        });
+        const [[x1, y1], [x2, y2]] = ends.map((end) => end.map((value) => value.toFixed(1)));
+        for (const part of line.querySelectorAll("line")) {
+          for (const [name, value] of Object.entries({ x1, y1, x2, y2 })) part.setAttribute(name, value);
+        }
+        line.querySelectorAll("circle").forEach((end, which) => {
+          end.setAttribute("cx", which ? x2 : x1);
+          end.setAttribute("cy", which ? y2 : y1);
+        });
+      });
+    }
+
+    const observer = new ResizeObserver(draw); // also when a photo is decoded
+    for (const part of [frame, ...photos]) observer.observe(part);
+    return make("figure", {}, make("figcaption", {}, make("b", {}, what), `: ${pointsText(pair)}`), frame);
+  }
+
+  function matchFigures(query) {
+    const { first, expected } = data.matches.of[query];
+    const place = queries.predictions[query][0], figures = [];
+    const name = place === queries.expected[query] ? "prediction 1, the expected match" : "prediction 1";
+    if (first) figures.push(matchFigure(query, place, `Query and ${name}`, first));
+    if (expected) figures.push(matchFigure(query, queries.expected[query], "Query and expected match", expected));
+    return figures;
+  }
+
+  // A button that shows and hides the matching points of a query; nothing for a query without.
+  function matchParts(query) {
+    if (!data.matches?.of[query]) return [];
+    const button = make("button", { type: "button" }, "Show matches");
+    const figures = make("div", { class: "matches", role: "status" });
+    const update = () => {
+      button.setAttribute("aria-pressed", showsMatches);
+      figures.replaceChildren(...(showsMatches ? matchFigures(query) : []));
+    };
+    button.addEventListener("click", () => { showsMatches = !showsMatches; update(); });
+    update();
+    return [button, figures];
+  }
+
   // --- the map ---
 
   const selected = document.getElementById("selected");
@@ -104,7 +192,7 @@
 
   function select(query) {
     map.select(query);
-    selected.replaceChildren(row(query));
+    selected.replaceChildren(row(query), ...matchParts(query));
     document.getElementById("selected-text").textContent =
       `Query ${query}: ${data.outcomes[queries.outcome[query]]}; lines lead to its predictions, numbered by rank, ` +
       "and the dotted line to the expected match.";

@@ -31,9 +31,12 @@ def run_finetune(config: FinetuneConfig) -> None:
     from cosplace.storage import new_run_folder
     from cosplace.training.finetuning import finetune
     from cosplace.training.finetuning_setup import prepare_finetuning
+    from cosplace.training.finetuning_state import require_checkpoint
     from cosplace.training.run import lock_run
 
     resumed = Path(config.training.resume_train) if config.training.resume_train else None
+    if resumed is not None:
+        require_checkpoint(resumed)
     with nullcontext() if resumed is None else lock_run(resumed):
         prepared = prepare_finetuning(config, Bars())
         folder = resumed or new_run_folder(LOGS, config.running.save_dir, timestamp())

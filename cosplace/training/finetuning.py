@@ -36,11 +36,18 @@ from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate
 from cosplace.storage import write_atomically, write_text
 from cosplace.training.batches import Batch, training_batches
-from cosplace.training.best_model import START, save_best_model
+from cosplace.training.best_model import BEST_MODEL, START, save_best_model
 from cosplace.training.comparison import Comparison
 from cosplace.training.finetuning_setup import FinetuningPreparation
 from cosplace.training.finetuning_start import IMAGENET
-from cosplace.training.finetuning_state import TRAINED_MODEL, FinetuningState, new_state, restore_state, save_state
+from cosplace.training.finetuning_state import (
+    TRAINED_MODEL,
+    FinetuningState,
+    new_state,
+    read_state,
+    restore_state,
+    save_state,
+)
 from cosplace.training.finetuning_validation import Judgment, compare_evaluations, compare_judgments, judge
 from cosplace.training.metrics import MetricsWriter, read_metrics
 from cosplace.training.place_batches import PlaceImages
@@ -120,6 +127,9 @@ def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress =
     for line in prepared.describe():
         log.info(line)
     values = to_values(prepared.config) | {"recipe": asdict(prepared.recipe)}
+    resumed = prepared.config.training.resume_train
+    if resumed:  # before anything is written
+        read_state(Path(resumed), prepared.config, prepared.photos.digest())
     with lock_run(folder):
         write_text(folder / CONFIG, json.dumps(values, indent=2) + "\n")
         start_network = prepared.network()
@@ -127,7 +137,8 @@ def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress =
             start_network, prepared.photos.val, prepared.settings, part_of(progress, "validation of the start")
         )
         log.info("validation of the start: %s", start.evaluation.recalls_text())
-        _save(prepared, folder, start_network, judgment=start, epoch="")
+        if not (resumed and (folder / BEST_MODEL).exists()):
+            _save(prepared, folder, start_network, judgment=start, epoch="")
         trained: Judgment | None = None
         comparison, best_epoch = None, START
         if prepared.is_worth_training:

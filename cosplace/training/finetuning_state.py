@@ -120,18 +120,23 @@ def save_state(folder: Path, state: FinetuningState, config: FinetuneConfig, dig
     write_atomically(folder / LAST_CHECKPOINT, lambda file: torch.save(content, file))
 
 
-def restore_state(folder: Path, state: FinetuningState, config: FinetuneConfig, digest: str) -> None:
-    """Load last_checkpoint.pth of a folder into a new state.
+def require_checkpoint(folder: Path) -> None:
+    """Raise CheckpointError for a folder without last_checkpoint.pth."""
+    if not (folder / LAST_CHECKPOINT).is_file():
+        raise CheckpointError(f"{folder} has no {LAST_CHECKPOINT}. Start a new run without --resume_train.")
+
+
+def read_state(folder: Path, config: FinetuneConfig, digest: str) -> dict[str, Any]:
+    """The content of last_checkpoint.pth.
 
     Raises CheckpointError if it is missing or damaged, or belongs to other photos or settings.
     """
     path = folder / LAST_CHECKPOINT
+    require_checkpoint(folder)
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
             raise KeyError("format")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no {LAST_CHECKPOINT}. Start a new run without --resume_train.") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged, or was not written by `cosplace finetune`. Start a new run."
@@ -145,6 +150,12 @@ def restore_state(folder: Path, state: FinetuningState, config: FinetuneConfig, 
             )
     if content["digest"] != digest:
         raise CheckpointError(f"{path} was trained on other photos. Start a new run.")
+    return content
+
+
+def restore_state(folder: Path, state: FinetuningState, config: FinetuneConfig, digest: str) -> None:
+    """Load last_checkpoint.pth of a folder into a new state.  Raises what `read_state` raises."""
+    path, content = folder / LAST_CHECKPOINT, read_state(folder, config, digest)
     try:
         state.model.load_state_dict(content["model"])
         state.average.model.load_state_dict(content["average"])

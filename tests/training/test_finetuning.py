@@ -146,10 +146,19 @@ def test_a_stopped_run_resumes_to_the_same_weights(dataset: Path, start: Path, t
         assert kinds[0] == kinds[1]
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Paths and contents of all files below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
 @pytest.mark.slow
 def test_a_run_resumes_only_with_its_own_settings(dataset: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(StopRequest):
         run(dataset, start, tmp_path / "run", _StopAfter(1))
+    (tmp_path / "run" / "best_model.pth").write_bytes(b"the best so far")
+    before = files_of(tmp_path / "run")
     with pytest.raises(CheckpointError, match="--lr"):
         run(dataset, start, tmp_path / "run", resume_train=str(tmp_path / "run"), lr=0.1)
     other = write_dataset(tmp_path / "other", num_places=10)
@@ -160,6 +169,22 @@ def test_a_run_resumes_only_with_its_own_settings(dataset: Path, start: Path, tm
     (tmp_path / "run" / "last_checkpoint.pth").write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(CheckpointError, match="damaged"):
         run(dataset, start, tmp_path / "run", resume_train=str(tmp_path / "run"))
+    (tmp_path / "run" / "last_checkpoint.pth").unlink()
+    (tmp_path / "run" / "last_checkpoint.pth").write_bytes(before["last_checkpoint.pth"])
+    assert files_of(tmp_path / "run") == before
+
+
+@pytest.mark.slow
+def test_runs_of_other_commands_are_not_touched(
+    dataset: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "results.json").write_text("{}")
+    for name in ("eval", "nowhere"):
+        words = ["finetune", str(dataset), f"--model={start}", "--image_size=32", "--num_workers=0", "--resume_train"]
+        assert main([*words, str(tmp_path / name)]) == 2
+        assert "no last_checkpoint" in capsys.readouterr().err
+    assert files_of(tmp_path) == {"eval/results.json": b"{}"}
 
 
 @pytest.mark.slow

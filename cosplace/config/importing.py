@@ -29,7 +29,7 @@ class TrackSettings(Section):
 
     clock_offset: float | None = setting(
         None, "seconds to add to the times of photos so that they match the track, such as -7200 for a camera that "
-        "is two hours ahead", metavar="SECONDS", default_text="estimated and printed",
+        "is two hours ahead", metavar="SECONDS", default_text="estimated and printed", at_least=-1e9, at_most=1e9,
     )  # fmt: skip
     mount_angle: float = setting(
         0.0, "direction in which the camera looks, in degrees clockwise from the direction of travel, such as 90 for a "

@@ -27,8 +27,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
                  "north", "y", "ycoord"),
     "longitude": ("longitude", "lon", "lng", "long", "gpslongitude", "longitudedeg", "londeg", "decimallongitude",
                   "easting", "utmeast", "east", "x", "xcoord"),
-    "latitude_ref": ("gpslatituderef", "latituderef"),
-    "longitude_ref": ("gpslongituderef", "longituderef"),
+    "latitude_ref": ("gpslatituderef", "latituderef", "latitudedirection", "latdir", "latref", "ns"),
+    "longitude_ref": ("gpslongituderef", "longituderef", "longitudedirection", "londir", "lonref", "ew"),
+    "zone": ("zone", "utmzone", "zonenumber", "utmzonenumber"),
+    "zone_letter": ("zoneletter", "utmletter", "utmzoneletter", "utmband", "band", "letter"),
     "heading": ("heading", "headingdeg", "yaw", "yawdeg", "bearing", "azimuth", "viewazimuth", "compass",
                 "compassangle", "compassheading", "compassbearing", "northdeg", "gpsimgdirection", "direction"),
     "heading_ref": ("gpsimgdirectionref", "headingref"),
@@ -38,6 +40,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
                  "positionerror"),
     "time": ("time", "timeutc", "timestamp", "datetime", "datetimeutc", "gpsdatetime", "subsecdatetimeoriginal",
              "datetimeoriginal", "capturetime", "capturedat", "createdate", "date"),
+    "day": ("date", "gpsdatestamp", "day"),
     "time_offset": ("offsettimeoriginal", "offsettime", "offsettimedigitized"),
     "pitch": ("pitch", "pitchdeg", "posepitchdegrees"),
     "roll": ("roll", "rolldeg", "poserolldegrees"),
@@ -51,9 +54,20 @@ FIELDS: dict[str, tuple[str, ...]] = {
 """Fields of a table, and the names of their columns, in lower case and without other characters; the first is used."""
 REFERENCES = {"latitude": "latitude_ref", "longitude": "longitude_ref", "altitude": "altitude_ref"}
 TEXT_FIELDS = ("filename", "sequence", "camera", "projection", "split", "place")
+MINUS_SIGNS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-"))
+UNITS = {
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres", "above"), 1.0),
+    **dict.fromkeys(("°", "deg", "degree", "degrees", "true", "magnetic", "t"), 1.0),
+    **dict.fromkeys(("ft", "feet", "foot"), 0.3048), "km": 1000.0,
+}  # fmt: skip
+_BETWEEN = r"[\s°º˚'’‘′\"”“″:]"  # degrees, minutes and seconds
+ANGLE = re.compile(
+    rf"([A-Z]*){_BETWEEN}*([+-]?)\s*(\d+(?:\.\d+)?(?:{_BETWEEN}+\d+(?:\.\d+)?){{0,2}}){_BETWEEN}*([A-Z]*)"
+)
 PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+\.\d+")
 MISSING_TEXTS = frozenset(("", "-", "--", "na", "n/a", "nan", "nil", "none", "null", "undef", "unknown"))
+EARLIEST_S, LATEST_S = -62_135_596_800.0, 253_402_300_799.0  # the years 1 to 9999
 TIME_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # numbers above the first are so many parts of a second
 
 
@@ -84,9 +98,11 @@ def parse_named_columns(words: Sequence[str]) -> dict[str, str]:
     named = {}
     for word in words:
         field, equals, name = word.partition("=")
+        if field in named:
+            raise ConfigError(f"--column names {field} twice, as '{named[field]}' and '{name}'. Use one column.")
         if not equals or field not in FIELDS:
             similar = similar_names(field, list(FIELDS), count=1)
-            fields = ", ".join(field for field in FIELDS if not field.endswith(("_ref", "_offset")))
+            fields = ", ".join(field for field in FIELDS if not field.endswith(("_ref", "_offset", "_letter")))
             hint = f"Did you mean {similar[0]}={name}?" if similar and equals else f"FIELD is one of {fields}."
             raise ConfigError(f"--column must be FIELD=NAME, got '{word}'. {hint}")
         named[field] = name
@@ -102,7 +118,7 @@ def numbers(values: Sequence[Any], parse: Callable[[Any], float] | None = None) 
 
 
 def number(value: Any) -> float:
-    """A finite number; of a text, the one at its start: "5 m" is 5, and "12,5" is 12.5.  nan for anything else."""
+    """A finite number, in meters or degrees: "5 m" is 5, "100 ft" is 30.48, "12,5" is 12.5.  nan for anything else."""
     if isinstance(value, bool) or value is None:
         return UNKNOWN
     if not isinstance(value, str):
@@ -111,11 +127,12 @@ def number(value: Any) -> float:
         except (TypeError, ValueError, OverflowError):
             return UNKNOWN
         return found if math.isfinite(found) else UNKNOWN
-    text = _with_point(value.strip())
+    text = _with_point(value.translate(MINUS_SIGNS).strip())
     match = PLAIN_NUMBER.match(text)
-    if match is None or (match.end() < len(text) and not text[match.end()].isspace() and text[match.end()] not in "m°"):
+    if match is None:
         return UNKNOWN
-    found = float(match[0])
+    unit = (text[match.end() :].split() or [""])[0].lower()
+    found = float(match[0]) * (UNITS.get(unit, UNKNOWN) if unit else 1.0)
     return found if math.isfinite(found) else UNKNOWN
 
 
@@ -133,19 +150,20 @@ def angle(value: Any) -> float:
     """
     if not isinstance(value, str):
         return number(value)
-    text = value.strip().upper().replace("DEG", " ")
+    text = value.translate(MINUS_SIGNS).strip().upper().replace("DEG", " ")
     if PLAIN_NUMBER.fullmatch(_with_point(text)):
         return number(value)
     text = text.replace(",", " ") if "," in text and "." in text else _with_point(text)  # 33,51.408S
-    letters = re.findall(r"[A-Z]+", text)
-    if text.lower() in MISSING_TEXTS or len(letters) > 1:
+    match = ANGLE.fullmatch(text)
+    if match is None or (match[1] and match[4]):
         return UNKNOWN
-    direction = letters[0][0] if letters and letters[0] in DIRECTIONS else ""
-    parts = [abs(float(part)) for part in re.findall(r"\d+(?:\.\d+)?", text)]
-    if (letters and not direction) or not 1 <= len(parts) <= 3 or any(part >= 60 for part in parts[1:]):
+    direction = match[1] or match[4]
+    parts = [float(part) for part in re.findall(r"\d+(?:\.\d+)?", match[3])]
+    is_possible = len(parts) == 1 or (parts[0] <= 180 and all(part < 60 for part in parts[1:]))
+    if (direction and direction not in DIRECTIONS) or not is_possible:
         return UNKNOWN
     degrees = sum(part / 60**power for power, part in enumerate(parts))
-    is_negative = "-" in text[:2]
+    direction, is_negative = direction[:1], match[2] == "-"
     if is_negative and direction in ("N", "E"):
         return UNKNOWN
     return -degrees if is_negative or direction in ("S", "W") else degrees
@@ -166,6 +184,17 @@ def signed(values: np.ndarray, references: Sequence[Any]) -> np.ndarray:
     return found
 
 
+def without_hemisphere(raw: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+    """Which angles have neither a sign nor a letter, (rows,) bool, although other rows have theirs in a column."""
+
+    def has_none(value: Any, reference: Any) -> bool:
+        if str(reference or "").strip().lower() not in MISSING_TEXTS:
+            return False
+        return not re.search(r"[-+NSEW]", str(value).upper().translate(MINUS_SIGNS))
+
+    return np.array([has_none(*pair) for pair in zip(raw, references, strict=True)], bool)
+
+
 def texts(values: Sequence[Any]) -> list[str]:
     """A column as texts; "" for missing values.  Whole numbers have no decimal point."""
     return [_text(value) for value in values]
@@ -182,16 +211,30 @@ def _text(value: Any) -> str:
 def time_of(value: Any, offset: Any = None) -> tuple[float, bool]:
     """Seconds since 1970 of a date, or of a number of seconds, ms, µs or ns since 1970; whether it lacks a time zone.
 
-    nan for anything else.  offset: from UTC, as "+02:00", for a text without one.
+    A number of 6, 8 or 14 digits can also be a date: YYYYMM, YYYYMMDD, YYYYMMDDhhmmss.  nan for anything else, and
+    outside the years 1 to 9999.  offset: from UTC, as "+02:00", for a text without one.
     """
+    seconds, is_local = _time_of(value, offset)
+    return (seconds, is_local) if EARLIEST_S <= seconds <= LATEST_S else (UNKNOWN, False)
+
+
+def _time_of(value: Any, offset: Any) -> tuple[float, bool]:
     if isinstance(value, np.datetime64):
         return (UNKNOWN if np.isnat(value) else value.astype("datetime64[us]").astype(np.int64) / 1e6), False
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp(), False
     if isinstance(value, date) or value is None:
         return UNKNOWN, False
+    digits = _text(value)
+    if re.fullmatch(r"(19|20)\d\d(\d\d|\d{4}|\d{10})", digits):
+        parts = [digits[:4], digits[4:6], digits[6:8] or "01", *(digits[at : at + 2] or "00" for at in (8, 10, 12))]
+        found = time_of_date(f"{'-'.join(parts[:3])} {':'.join(parts[3:])}")
+        if not math.isnan(found[0]):
+            return found
     if isinstance(value, str):
         text = value.strip()
+        if german := re.fullmatch(r"(\d\d?)\.(\d\d?)\.(\d{4})(.*)", text):
+            text = f"{german[3]}-{german[2]:>02}-{german[1]:>02}{german[4]}"
         if not PLAIN_NUMBER.fullmatch(text):
             if offset and isinstance(offset, str) and re.search(r"\d\d:\d\d(:\d\d(\.\d+)?)?$", text):
                 text += offset.strip()

@@ -5,8 +5,10 @@ any EPSG code.  Latitude and longitude in swapped columns are refused where that
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import numpy as np
 
 from cosplace.config.importing import ImportSettings
 from cosplace.errors import ConfigError, DatasetError
-from cosplace.geo import compute, geodesic_distances_m, magnetic_declination, wrap_heading
+from cosplace.geo import compute, geodesic_distances_m, magnetic_declination, utm_to_latlon, wrap_heading
 from cosplace.importing.columns import (
+    MISSING_TEXTS,
     REFERENCES,
     TEXT_FIELDS,
     angle,
@@ -26,6 +29,7 @@ from cosplace.importing.columns import (
     signed,
     texts,
     time_of,
+    without_hemisphere,
 )
 from cosplace.importing.exif_photos import PHOTOS_FOLDER
 from cosplace.importing.positions import PhotoStream, has_position
@@ -40,6 +44,7 @@ from cosplace.importing.table_files import (
     RawTable,
     read_raw_table,
 )
+from cosplace.photos.paths import printable
 from cosplace.photos.tables import UNKNOWN, PhotoRecord
 
 VALUES = {  # column of a record -> field of a table
@@ -50,6 +55,9 @@ VALUES = {  # column of a record -> field of a table
 SPLITS = ("train", "val", "val/database", "val/queries", "test", "test/database", "test/queries")
 HEADING_LIMITS = (-360.0, 720.0)  # others are no directions
 MOSTLY = 0.5  # share of rows that shows that a whole column is wrong
+YEAR_S = 365.2425 * 86_400
+DECLINATION_YEAR = 2020.0  # of magnetic headings without a time
+BANDS = "CDEFGHJKLMNPQRSTUVWX"  # latitude bands of UTM, 8 degrees each, from 80 degrees south
 NUM_COMPARED = 50  # photos whose own positions are compared with those of the table before any is used
 SWAPPED_M, FAR_M = 1_000.0, 10_000.0  # own position from that of the swapped columns, and of the columns as they are
 SWAPPED = (
@@ -192,16 +200,23 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
         )
     raw = {field: table.columns[name] for field, name in columns.items()}
     latitudes, longitudes, problems = _positions(table, columns, raw, crs)
-    values: dict[str, Any] = {"time": _times(raw["time"], raw.get("time_offset"), timezone)} if "time" in raw else {}
+    values: dict[str, Any] = {}
+    if "time" in raw:
+        clock = _with_days(raw["time"], raw.get("day"))
+        values["time"] = _times(clock, raw.get("time_offset"), timezone)
+        problems += _unread(path, "time", clock, values["time"], "Write times as 2026-05-01T12:00:00")
     for name, field in VALUES.items():
         if field in raw:
             values[name] = texts(raw[field]) if field in TEXT_FIELDS else numbers(raw[field])
+            if field not in TEXT_FIELDS:
+                problems += _unread(path, field, raw[field], values[name], "Write plain numbers")
             if field in REFERENCES and REFERENCES[field] in raw:
                 values[name] = signed(values[name], raw[REFERENCES[field]])
     if "accuracy_m" in values:
         values["accuracy_m"] = np.where(values["accuracy_m"] > 0, values["accuracy_m"], UNKNOWN)
     if "heading" in values:
-        values["heading"] = _headings(values["heading"], raw.get("heading_ref"), latitudes, longitudes)
+        years = _years(values.get("time"), len(latitudes))
+        values["heading"] = _headings(values["heading"], raw.get("heading_ref"), latitudes, longitudes, years)
         if np.count_nonzero(values["heading"] == 0) == np.count_nonzero(~np.isnan(values["heading"])) > 1:
             reason = f"column '{columns['heading']}' is 0 in each row, which means unknown, and was not used"
             problems.append(Problem(name=str(path), reason=reason, is_left_out=False))
@@ -217,25 +232,25 @@ def _positions(
     """Latitudes and longitudes, (rows,) each, nan where unknown; and rows that have impossible ones."""
     if "latitude" not in raw:
         return np.full(table.num_rows, UNKNOWN), np.full(table.num_rows, UNKNOWN), []
-    y, x = numbers(raw["latitude"], angle), numbers(raw["longitude"], angle)
-    for name, values in (("latitude", y), ("longitude", x)):
-        if np.isnan(values).all():
-            raise DatasetError(f"{table.path}: column '{columns[name]}' has no numbers. Name another column: "
-                               f"--column {name}=NAME.")  # fmt: skip
-    for field, values in (("latitude", y), ("longitude", x)):
-        if REFERENCES[field] in raw:
-            values[:] = signed(values, raw[REFERENCES[field]])
+    y, x, unread = _coordinates(table, columns, raw)
     has_numbers = ~(np.isnan(x) | np.isnan(y))
     system = crs or (table.crs if columns["latitude"].startswith("geometry") else "")
-    if system:
+    has_zones = "zone" in raw and bool(np.nanmax(np.abs(y)) > 90)
+    if has_zones and system:
+        _refuse_other_zones(table.path, raw["zone"], system)
+    if has_zones and not system:
+        latitudes, longitudes, unclear_zones = _from_zones(table.path, x, y, raw)
+        unread += unclear_zones
+    elif system:
         latitudes, longitudes, is_inside = to_degrees(x, y, system)
         if has_numbers.any() and np.mean(is_inside[has_numbers]) < MOSTLY:
             if np.mean(to_degrees(y, x, system)[2][has_numbers]) > MOSTLY:
                 why = f"they are in the area of {_short(system)} only the other way around"
                 raise DatasetError(SWAPPED.format(path=table.path, why=why, **_column_names(columns)))
+            own = "--crs" if crs else "the coordinate system of the file"
             raise DatasetError(
                 f"{table.path}: most positions, such as {x[has_numbers][0]:g}, {y[has_numbers][0]:g}, are outside the "
-                f"area of {_short(system)}. Check --crs, and the columns with --column latitude=NAME longitude=NAME."
+                f"area of {_short(system)}. Check {own}, and the columns with --column latitude=NAME longitude=NAME."
             )
     else:
         latitudes, longitudes = y, x
@@ -255,7 +270,113 @@ def _positions(
         for row in np.flatnonzero(has_numbers & ~is_possible)
     ]
     is_known = is_possible & ~at_null
-    return np.where(is_known, latitudes, UNKNOWN), np.where(is_known, longitudes, UNKNOWN), problems
+    return np.where(is_known, latitudes, UNKNOWN), np.where(is_known, longitudes, UNKNOWN), unread + problems
+
+
+def _coordinates(
+    table: RawTable, columns: dict[str, str], raw: dict[str, list[Any]]
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Columns of latitudes or northings, and of longitudes or eastings, as numbers; and rows that are unclear."""
+    y, x = numbers(raw["latitude"], angle), numbers(raw["longitude"], angle)
+    for name, values in (("latitude", y), ("longitude", x)):
+        if np.isnan(values).all():
+            raise DatasetError(f"{table.path}: column '{columns[name]}' has no numbers. Name another column: "
+                               f"--column {name}=NAME.")  # fmt: skip
+    unread = [
+        problem
+        for field, values in (("latitude", y), ("longitude", x))
+        for problem in _unread(table.path, field, raw[field], values, "Write decimal degrees")
+    ]
+    for field, values in (("latitude", y), ("longitude", x)):
+        if REFERENCES[field] in raw:
+            values[:] = signed(values, raw[REFERENCES[field]])
+            unclear = without_hemisphere(raw[field], raw[REFERENCES[field]]) & ~np.isnan(values)
+            values[unclear] = UNKNOWN
+            unread += [
+                Problem(name=f"{table.path} row {row + 1}", reason=f"its {field} has no hemisphere", is_left_out=False)
+                for row in np.flatnonzero(unclear).tolist()
+            ]
+    return y, x, unread
+
+
+def _from_zones(
+    path: Path, x: np.ndarray, y: np.ndarray, raw: dict[str, list[Any]]
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Latitudes and longitudes of eastings and northings with a column of UTM zones; and rows that are unclear.
+
+    Letters are latitude bands: S is 32 to 40 degrees north.  Where the position is elsewhere, S may mean south, so that
+    it is unknown, as in '@' names.
+    """
+    if "zone_letter" not in raw and not any(re.search("[A-Za-z]", str(zone)) for zone in raw["zone"]):
+        raise DatasetError(
+            f"{path} has UTM zones without letters, so north and south of the equator look alike. Add a column "
+            f"'letter' with latitude bands (N to X are north). If all rows are in one zone, use --crs EPSG:326ZZ for "
+            f"zone ZZ north, EPSG:327ZZ for south."
+        )
+    letters = raw.get("zone_letter") or [""] * len(x)
+    latitudes, longitudes, problems = np.full(len(x), UNKNOWN), np.full(len(x), UNKNOWN), []
+    for row, (zone, letter) in enumerate(zip(texts(raw["zone"]), texts(letters), strict=True)):
+        match = re.fullmatch(r"(\d{1,2})([C-X]?)", f"{zone}{letter}".upper().replace(" ", ""))
+        if math.isnan(x[row]) or math.isnan(y[row]):
+            continue
+        if match and match[2] in BANDS and match[2] and 1 <= int(match[1]) <= 60:
+            found = utm_to_latlon(x[row : row + 1], y[row : row + 1], int(match[1]), match[2])
+            latitude, south = float(found[0][0]), 8 * BANDS.index(match[2]) - 80
+            is_north = match[2] == "N" and latitude >= 0  # N for north is right in any band
+            if is_north or south - 1 <= latitude <= south + (13 if match[2] == "X" else 9):
+                latitudes[row], longitudes[row] = latitude, found[1][0]
+                continue
+        reason = f"its UTM zone '{zone}{letter}' does not fit its position, which is unknown"
+        problems.append(Problem(name=f"{path} row {row + 1}", reason=reason, is_left_out=False))
+    return latitudes, longitudes, problems
+
+
+def _unread(path: Path, field: str, raw: Sequence[Any], values: np.ndarray, remedy: str) -> list[Problem]:
+    """One problem for the texts of a column that were not understood."""
+    unknown = np.flatnonzero(np.isnan(values)).tolist()
+    is_lost = [row for row in unknown if _text_of(raw[row]).lower() not in MISSING_TEXTS]
+    if not is_lost:
+        return []
+    example = printable(str(raw[is_lost[0]]))[:40]
+    reason = f"{len(is_lost):,} values of {field}, such as '{example}', were not understood and are unknown. {remedy}."
+    return [Problem(name=f"{path} row {is_lost[0] + 1}", reason=reason, is_left_out=False)]
+
+
+def _text_of(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _refuse_other_zones(path: Path, zones: Sequence[Any], system: Any) -> None:
+    """Raise DatasetError for rows of another UTM zone than that of a coordinate system."""
+    from pyproj import CRS
+
+    own = re.match(r"\d+", CRS.from_user_input(system).utm_zone or "")
+    found = {match[0].lstrip("0") for zone in texts(zones) if (match := re.match(r"\d+", zone))}
+    if others := found - ({own[0].lstrip("0")} if own else set()):
+        raise DatasetError(
+            f"{path} has rows in UTM zone {', '.join(sorted(others)[:5])}, but {_short(system)} is another coordinate "
+            f"system. Omit --crs, so that the zone of each row is used; this needs a column 'letter'."
+        )
+
+
+def _with_days(values: Sequence[Any], days: Sequence[Any] | None) -> Sequence[Any]:
+    """Times with the days of another column, where they are only a time of day."""
+    if days is None or days is values:
+        return values
+    return [
+        f"{_day(day)} {value}" if isinstance(value, str) and re.match(r"\s*\d\d?:\d\d", value) and day else value
+        for value, day in zip(values, days, strict=True)
+    ]
+
+
+def _day(value: Any) -> str:
+    return value.isoformat()[:10] if isinstance(value, date) else str(value).strip()
+
+
+def _years(times: np.ndarray | None, num_rows: int) -> list[float]:
+    """The year of each row, with fraction; DECLINATION_YEAR where the time is unknown."""
+    known = np.full(num_rows, UNKNOWN) if times is None else times
+    return [DECLINATION_YEAR if math.isnan(time) else 1970 + time / YEAR_S for time in known.tolist()]
 
 
 def _column_names(columns: dict[str, str]) -> dict[str, str]:
@@ -300,13 +421,17 @@ def _short(crs: Any) -> str:
 
 
 def _headings(
-    values: np.ndarray, references: Sequence[Any] | None, latitudes: np.ndarray, longitudes: np.ndarray
+    values: np.ndarray,
+    references: Sequence[Any] | None,
+    latitudes: np.ndarray,
+    longitudes: np.ndarray,
+    years: Sequence[float],
 ) -> np.ndarray:
     """Headings in [0, 360) from true north; nan for what is not a direction.  references: M for magnetic north."""
     headings = np.where((values >= HEADING_LIMITS[0]) & (values <= HEADING_LIMITS[1]), values, UNKNOWN)
     for row, reference in enumerate(references or ()):
         if str(reference or "").strip()[:1].upper() == "M":
-            headings[row] += magnetic_declination(float(latitudes[row]), float(longitudes[row]), 2020.0)
+            headings[row] += magnetic_declination(float(latitudes[row]), float(longitudes[row]), years[row])
     return np.array([wrap_heading(heading) for heading in headings.tolist()], np.float64)
 
 

@@ -6,6 +6,7 @@ must be unique among all rows and all photos: otherwise neither is used, and bot
 """
 
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ class RowNames:
         self.rows: dict[str, list[int]] = defaultdict(list)  # by file name, and by file name without suffix
         for row, path in enumerate(self.paths):
             if path:
-                self.rows[path[-1].casefold()].append(row)
+                self.rows[_key(path[-1])].append(row)
         self.best: dict[int, Place] = {}  # of each row: how well the photos fit that fit best
         self.num_photos: Counter[int] = Counter()  # that fit this well
         self.used: set[int] = set()
@@ -59,7 +60,7 @@ class RowNames:
     def _fitting(self, file: Path) -> tuple[list[int], Place]:
         """The rows that fit a photo best, and how well they do."""
         photo = _parts(os.path.abspath(file))  # noqa: PTH100
-        name = photo[-1].casefold()
+        name = _key(photo[-1])
         rows = self.rows.get(name) or self.rows.get(PurePosixPath(name).stem, [])
         places = [self._place(row, photo) for row in rows]
         best = max(places, default=(ANY_FOLDER, 0))
@@ -98,3 +99,8 @@ def _parts(name: str) -> tuple[str, ...]:
         name = name.replace("\\", "/")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     return ("", *parts) if name.startswith("/") else tuple(parts)
+
+
+def _key(name: str) -> str:
+    """A file name as it is compared: macOS writes letters with accents in another form than most programs."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -201,7 +201,8 @@ def _geojson(path: Path, content: Mapping[str, Any]) -> RawTable:
                 row |= dict(zip((GEOMETRY_X, GEOMETRY_Y, GEOMETRY_Z), coordinates, strict=False))
         rows.append(row)
     crs = content.get("crs")  # only files older than RFC 7946 have it
-    name = crs.get("properties", {}).get("name") if isinstance(crs, Mapping) else None
+    properties = crs.get("properties") if isinstance(crs, Mapping) else None
+    name = properties.get("name") if isinstance(properties, Mapping) else None
     return _from_rows(path, rows, None if name in WGS84_NAMES else name)
 
 
@@ -222,21 +223,36 @@ def _read_parquet(path: Path) -> RawTable:
             metadata = file.schema_arrow.metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}). Export it again.") from error
-    columns = dict(zip(_unique(table.column_names), (column.to_pylist() for column in table.columns), strict=True))
+    lists = (_without_nanoseconds(column).to_pylist() for column in table.columns)
+    columns = dict(zip(_unique(table.column_names), lists, strict=True))
     try:
         geo = json.loads(metadata.get(b"geo", b"{}"))
         primary = geo.get("primary_column", "")
         crs = geo.get("columns", {}).get(primary, {}).get("crs")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         primary, crs = "", None
-    if primary in columns:
+    if isinstance(primary, str) and primary in columns:
         columns |= _points(path, columns.pop(primary))
     return RawTable(path, columns, table.num_rows, crs)
+
+
+def _without_nanoseconds(column: Any) -> Any:
+    """A column (pyarrow) whose times Python can hold."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
+    return column
 
 
 def _read_geopackage(path: Path) -> RawTable:
     pyogrio = optional_module("pyogrio", "Reading GeoPackage")
     try:
+        layers = [str(name) for name, _ in pyogrio.list_layers(path)]
+        if len(layers) > 1:
+            raise DatasetError(
+                f"{path} has {len(layers)} layers ({', '.join(layers[:5])}). Export the one with the photos on its own."
+            )
         meta, _, geometry, fields = pyogrio.raw.read(path)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise DatasetError(f"{path} cannot be read as GeoPackage ({error}). Export it again.") from error

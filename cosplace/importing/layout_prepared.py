@@ -5,13 +5,17 @@ Photos of train are one set.  In val and test, gallery or database is the databa
 queries.  The strips of 3328 x 512 pixels in train/panoramas of SF-XL raw are panoramas.  Side effects: reads folders.
 """
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from cosplace.errors import DatasetError
 from cosplace.importing.layout_parts import DATABASE, Layout, LayoutPart, folder_names
 from cosplace.importing.records import Problem
+from cosplace.photos.formats import SUFFIXES, suffix_of
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.names import optional_fields, split_name
 from cosplace.photos.scanning import LIST_SUFFIX, scan_images
@@ -58,6 +62,28 @@ def read_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
             for name in folder_names(place):
                 part = f"{one}/{DATABASE if name in DATABASES else name}"
                 yield _part(folder, f"{one}/{name}", part)
+    if not split:
+        yield from _other_parts(folder)
+
+
+def _other_parts(folder: Path) -> Iterator[LayoutPart]:
+    """Photos that belong to no split: in other folders, or next to the folders of the splits."""
+    for name in folder_names(folder):
+        if name not in SPLITS:
+            with suppress(DatasetError):  # no photos
+                yield _part(folder, name, "")
+    places = ("", "val", "test", *(("train",) if {*DATABASES, PANORAMAS} & set(folder_names(folder / "train")) else ()))
+    loose = []
+    for place in places:
+        if (folder / place).is_dir():
+            with os.scandir(folder / place) as entries:
+                names = sorted(one.name for one in entries if one.is_file() and _is_photo(one.name))
+            loose += [f"{place}/{name}" if place else name for name in names]
+    yield LayoutPart(split="", paths=loose, has_names=True)
+
+
+def _is_photo(name: str) -> bool:
+    return suffix_of(os.fsencode(name)) in SUFFIXES
 
 
 def _train_parts(folder: Path) -> Iterator[LayoutPart]:

@@ -13,8 +13,9 @@ import pytest
 from pyproj import Transformer
 
 from cosplace.errors import ConfigError, DatasetError
-from cosplace.geo import magnetic_declination
+from cosplace.geo import lla_from_ecef, magnetic_declination
 from cosplace.importing.columns import angle, number, parse_named_columns, time_of
+from cosplace.importing.poses import coordinate_system
 from cosplace.importing.position_tables import PositionTable, read_position_table
 from tests.importing.photo_samples import import_all, rows_of, write_photo
 
@@ -160,3 +161,23 @@ def test_files_with_odd_metadata(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(rows.replace_schema_metadata({"geo": '{"primary_column": ["x"]}'}), path)
     assert read_position_table(path, {}).values["time"][0] == pytest.approx(1_777_636_800)
+
+
+def test_photos_next_to_the_splits_of_a_prepared_dataset_are_kept(tmp_path: Path) -> None:
+    names = ["test/database/a", "test/queries/b", "train/c", "holiday/d", "e", "val/f", "test/g"]
+    for name in names:
+        path = tmp_path / "in" / f"{name}.jpg"
+        write_photo(path.with_name(f"@550000.0@4180000.0@10@S@37.76@-122.4@{path.stem}@.jpg"))
+    (tmp_path / "in" / "notes").mkdir()
+    import_all(tmp_path / "in", to=tmp_path / "city")
+    splits = {Path(path).name.split("@")[7]: row.split for path, row in rows_of(tmp_path / "city").items()}
+    assert splits == {"a": "test/database", "b": "test/queries", "c": "train", "d": "", "e": "", "f": "", "g": ""}
+
+
+@pytest.mark.parametrize("code", ["EPSG:25832", "EPSG:2227"])
+def test_reconstructions_outside_a_coordinate_system_or_in_feet_are_refused(code: str) -> None:
+    with pytest.raises((ConfigError, DatasetError), match=r"outside its area|not in meters"):
+        coordinate_system(code)(np.array([[0.0, 0, 0], [50, 20, 3]]))
+    east, north = Transformer.from_crs(4326, 25832, always_xy=True).transform(9.0, 48.0)
+    latitude, longitude = lla_from_ecef(coordinate_system("EPSG:25832")(np.array([[east, north, 0.0]])))
+    assert (latitude[0], longitude[0]) == pytest.approx((48.0, 9.0), abs=1e-6)

@@ -147,6 +147,20 @@ class DatasetTable:
         """Write the table as it is now.  Raises StorageError; the file on disk is then unchanged."""
         write_table(self.path, self.table())
 
+    def drop_missing(self) -> list[str]:
+        """Remove the rows whose files no longer exist, and return their paths; none if most files are missing.
+
+        Then the photos are probably on a disk that is not there.
+        """
+        import pyarrow as pa
+
+        table, folder = self.table(), self.path.parent
+        exists = np.array([(folder / path).is_file() for path in table["path"].to_pylist()], bool)
+        if exists.all() or exists.sum() <= len(exists) / 2:
+            return []
+        self.blocks, self.num_rows = [table.filter(pa.array(exists))], int(exists.sum())
+        return table["path"].filter(pa.array(~exists)).to_pylist()
+
     def clear_zero_headings(self) -> dict[str, int]:
         """Remove headings of cameras that wrote 0 for each photo; returns the number of photos by camera."""
         import pyarrow as pa

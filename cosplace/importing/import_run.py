@@ -40,6 +40,7 @@ PHOTOS_PER_TASK = 16  # small photos are read faster than a thread starts on the
 NUM_THREADS = 4
 NUM_WAITING = 64  # photos that are copied at a time
 NUM_FIRST = 5  # photos that a dry run shows
+GONE = "no longer exists, so that its row was removed"
 
 
 @dataclass(kw_only=True)
@@ -205,6 +206,9 @@ def _import(plan: Plan, total: int, progress: Progress) -> ImportResult:
             _record_all(placed, placement, result, total, progress)
         result.zero_headings = table.clear_zero_headings()
         if plan.temporary is not None:
+            for path in table.drop_missing():
+                report.add(Problem(name=path, reason=GONE))
+                placement.has_changed = True
             placement.write()
     except BaseException as error:
         if plan.temporary is not None:

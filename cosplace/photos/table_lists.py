@@ -161,7 +161,7 @@ def list_part(part: TablePart, inside: tuple[str, ...]) -> ImageList:
             raise DatasetError(
                 one_line(
                     f"{part.table} lists '{images.name(row)}', which is not in {images.folder}. Restore the file, or "
-                    f"write the table again with `cosplace import`."
+                    f"repeat the import, which removes rows without a file."
                 )
             )
     return images

@@ -3,6 +3,7 @@
 import json
 import math
 import unicodedata
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyproj import Transformer
 
+from cosplace.config.importing import ImportSettings
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.geo import lla_from_ecef, magnetic_declination
 from cosplace.importing.columns import angle, number, parse_named_columns, time_of
@@ -181,3 +183,28 @@ def test_reconstructions_outside_a_coordinate_system_or_in_feet_are_refused(code
     east, north = Transformer.from_crs(4326, 25832, always_xy=True).transform(9.0, 48.0)
     latitude, longitude = lla_from_ecef(coordinate_system("EPSG:25832")(np.array([[east, north, 0.0]])))
     assert (latitude[0], longitude[0]) == pytest.approx((48.0, 9.0), abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["table", "copy"])
+def test_rows_of_photos_that_are_gone_are_removed_by_the_next_import(tmp_path: Path, mode: str) -> None:
+    folder = tmp_path / "in"
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    for name in names:
+        write_photo(folder / name)
+    positions = folder / "positions.csv"
+    positions.write_text("file,lat,lon\na.jpg,1,2\nb.jpg,1,2.1\nc.jpg,1,2.2\n")
+    city = folder if mode == "table" else tmp_path / "city"
+    settings = ImportSettings(mode=mode)
+    import_all(folder, positions, to=city, settings=settings)
+    gone = next(path for path in rows_of(city) if path.endswith("b.jpg"))
+    (folder / "b.jpg").unlink()
+    (city / gone).unlink(missing_ok=True)
+    result = import_all(folder, positions, to=city, settings=settings)
+    assert [Path(path).name for path in rows_of(city)] == ["a.jpg", "c.jpg"] and result.num_photos == 2
+    assert f'{gone},left out,"no longer exists' in (city / "import_report.csv").read_text()
+    for path in list(rows_of(city)):
+        (city / path).rename(city / f"{path}.away")
+        (folder / Path(path).name).unlink(missing_ok=True)
+    with suppress(DatasetError):  # no photos
+        import_all(folder, positions, to=city, settings=settings)
+    assert len(rows_of(city)) == 2  # most files are missing: perhaps a disk is

@@ -168,9 +168,13 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} has no {RESULTS}: it is not the folder of a finished run.")
     results = read_json(path)
     recalls = results.get("recalls")
-    if not isinstance(recalls, dict) or not all(isinstance(recall, int | float) for recall in recalls.values()):
+    if not isinstance(recalls, dict) or not all(map(_is_percentage, recalls.values())):
         raise ConfigError(f"{path} has no recalls. Evaluate the model again.")
     return results
+
+
+def _is_percentage(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -207,7 +211,16 @@ def read_query_results(folder: Path) -> QueryResults:
         raise ConfigError(f"{folder} has no {QUERIES}, which a comparison needs. Evaluate the model again.")
     try:
         return _query_results(path)
-    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError, RecursionError, DatasetError) as error:
+    except (
+        pa.ArrowException,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        RecursionError,
+        OverflowError,
+        DatasetError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path} is damaged: {reason}. Evaluate the model again.") from error
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -123,14 +123,20 @@ def log_to_terminal() -> Generator[None]:
         log.removeHandler(handler)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk does not turn into pages of tracebacks: the files of results report it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of logging
+        """Lose the line."""
+
+
 @contextmanager
 def log_to_folder(folder: Path) -> Generator[None]:
     """Within: log lines also go to info.log and debug.log in the folder of a run, the error that ends it too."""
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handlers = [
-            logging.FileHandler(folder / name, encoding="utf-8", errors="backslashreplace")
-            for name in ("info.log", "debug.log")
+            _LogFile(folder / name, encoding="utf-8", errors="backslashreplace") for name in ("info.log", "debug.log")
         ]
     for handler, level in zip(handlers, (logging.INFO, logging.DEBUG), strict=True):
         handler.setLevel(level)
@@ -145,7 +151,8 @@ def log_to_folder(folder: Path) -> Generator[None]:
     finally:
         for handler in handlers:
             log.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # a full disk: the results say so
+                handler.close()
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -211,13 +211,14 @@ def _import(plan: Plan, total: int, progress: Progress) -> ImportResult:
                 placement.has_changed = True
             placement.write()
     except BaseException as error:
+        state = f"{printable(plan.folder)} has no table of the photos copied so far."
         if plan.temporary is not None:
             with suppress(StorageError):
                 placement.write()
+                state = f"{printable(plan.folder)} has {len(table):,} photos so far."
                 _publish(report, plan.folder)
         if isinstance(error, StorageError):
-            raise StorageError(f"{error} {printable(plan.folder)} has {len(table):,} photos so far. Then run the same "
-                               "command again to continue.") from error  # fmt: skip
+            raise StorageError(f"{error} {state} Then run the same command again to continue.") from error
         raise
     if plan.temporary is not None:
         _publish(report, plan.folder)

@@ -36,8 +36,8 @@ from cosplace.photos.tables import PhotoRecord
 HEADING_SOURCE = "pose"
 FAR_M = 1000.0  # from the GPS position of a photo: its pose is elsewhere
 ALIGN_ADVICE = (
-    "Import photos with GPS positions together with it, or specify its coordinates: --origin LAT,LON,ALT, --crs "
-    "EPSG:CODE or --similarity FILE."
+    "Import photos with positions in EXIF together with it (a table of positions does not count), or specify its "
+    "coordinates: --origin LAT,LON,ALT, --crs EPSG:CODE or --similarity FILE."
 )
 
 log = logging.getLogger("cosplace")

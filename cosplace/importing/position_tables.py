@@ -309,8 +309,8 @@ def _from_zones(
     """
     if "zone_letter" not in raw and not any(re.search("[A-Za-z]", str(zone)) for zone in raw["zone"]):
         raise DatasetError(
-            f"{path} has UTM zones without letters, so north and south of the equator look alike. Add a column "
-            f"'letter' with latitude bands (N to X are north). If all rows are in one zone, use --crs EPSG:326ZZ for "
+            f"{path} has UTM zones without letters, so north and south of the equator cannot be told apart. Add a "
+            f"column 'letter' with latitude bands (N to X are north). If all rows are in one zone, use --crs EPSG:326ZZ for "
             f"zone ZZ north, EPSG:327ZZ for south."
         )
     letters = raw.get("zone_letter") or [""] * len(x)

@@ -24,6 +24,7 @@ def test_a_log_file_on_a_full_disk_loses_lines_without_tracebacks(
     with log_to_folder(tmp_path):
         for handler in logging.getLogger("cosplace").handlers:
             if isinstance(handler, logging.FileHandler):
+                handler.stream.close()
                 handler.stream = Full()  # type: ignore[assignment]
         logging.getLogger("cosplace").warning("lost")
     assert "Traceback" not in capsys.readouterr().err

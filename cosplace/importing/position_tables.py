@@ -310,8 +310,8 @@ def _from_zones(
     if "zone_letter" not in raw and not any(re.search("[A-Za-z]", str(zone)) for zone in raw["zone"]):
         raise DatasetError(
             f"{path} has UTM zones without letters, so north and south of the equator cannot be told apart. Add a "
-            f"column 'letter' with latitude bands (N to X are north). If all rows are in one zone, use --crs EPSG:326ZZ for "
-            f"zone ZZ north, EPSG:327ZZ for south."
+            f"column 'letter' with latitude bands (N to X are north). If all rows are in one zone, use --crs, for "
+            f"example EPSG:32610 for 10 north or EPSG:32710 for 10 south."
         )
     letters = raw.get("zone_letter") or [""] * len(x)
     latitudes, longitudes, problems = np.full(len(x), UNKNOWN), np.full(len(x), UNKNOWN), []

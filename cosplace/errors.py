@@ -97,6 +97,10 @@ class PhotoSizeError(ImageError):
     """An image has more pixels than allowed; it was not decoded."""
 
 
+class InputSizeError(ImageError):
+    """A photo is too small for a network."""
+
+
 class CheckpointError(CosPlaceError):
     """A weights file, a checkpoint or a cache is truncated, of another program or of another architecture."""
 

@@ -19,7 +19,7 @@ import numpy as np
 from cosplace.config.evaluation import EvalConfig
 from cosplace.config.names import similar_names
 from cosplace.errors import ConfigError, DatasetError
-from cosplace.models.zoo import HUB_MODELS, HubModel, find_model
+from cosplace.models.zoo import HUB_MODELS, HubModel, NativeModel, find_model
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.recall import find_positives
 
@@ -223,7 +223,7 @@ def protocol_image_size(model: str | None) -> int | None:
     if found is None and model:
         with suppress(ConfigError):  # the path of a file
             found = find_model(model)
-    return found.input_size if isinstance(found, HubModel) else None
+    return found.input_size if isinstance(found, HubModel | NativeModel) else None
 
 
 def check_image_size(protocol: Protocol, model: str | None, image_size: int | None) -> None:

@@ -35,6 +35,7 @@ class ModelTerms:
     code: str
     weights: str
     data: str
+    commercial: str  # whether code and weights may be used commercially: yes, no or unclear
     image_size: str  # native, such as 322 x 322, or unknown
 
     @property
@@ -43,7 +44,9 @@ class ModelTerms:
         return {"code": self.code, "weights": self.weights, "data": self.data}
 
 
-UNKNOWN_TERMS = ModelTerms(code="unknown", weights="unknown", data="unknown", image_size="unknown")
+UNKNOWN_TERMS = ModelTerms(
+    code="unknown", weights="unknown", data="unknown", commercial="unclear", image_size="unknown"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -232,7 +232,10 @@ def _network_to_evaluate(config: EvalConfig, given: Mapping[str, Any]) -> "nn.Mo
             config.weights.resume_model,
             backbone=given.get("backbone"),
             fc_output_dim=given.get("fc_output_dim"),
+            aggregation=given.get("aggregation"),
+            features_stage=given.get("features_stage"),
             trust_remote_code=config.weights.trust_remote_code,
+            accept_license=config.weights.accept_license,
         )
     log.warning("No --model: the last layer is random, so the recalls are those of an untrained network.")
     return new_network(
@@ -241,4 +244,7 @@ def _network_to_evaluate(config: EvalConfig, given: Mapping[str, Any]) -> "nn.Mo
         train_all_layers=True,
         imagenet_weights=config.model.imagenet_weights,
         seed=config.running.seed,
+        aggregation=config.model.aggregation,
+        features_stage=config.model.features_stage,
+        image_size=config.test_size.image_size,
     )

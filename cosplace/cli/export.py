@@ -12,6 +12,12 @@ def run_export(config: ExportConfig) -> None:
     from cosplace.export.exporter import export_model
     from cosplace.export.settings import ExportSettings, format_of
 
+    if config.check:
+        from cosplace.export.parity import check_parity
+
+        print_result(check_parity(config.model).summary())
+        return
+    assert config.to is not None
     options: dict[str, Any] = dataclasses.asdict(config.options)
     options["format"] = config.format or format_of(config.to)
     report = export_model(config.model, config.to, ExportSettings(**options), progress=Bars())

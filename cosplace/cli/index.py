@@ -50,6 +50,7 @@ def run_build(config: IndexBuildConfig) -> None:
         reduce_to=config.reduce_to,
         trust_remote_code=config.device.trust_remote_code,
         views=_views(config),
+        accept_license=config.accept_license,
     )
     bars = Bars()
     with on_interrupt(CONTINUE):

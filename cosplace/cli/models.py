@@ -36,6 +36,7 @@ def run_reduce(config: ReduceConfig) -> None:
         force=config.force,
         follow_outside=config.follow_outside,
         trust_remote_code=config.device.trust_remote_code,
+        accept_license=config.accept_license,
         settings=ExtractionSettings(
             image_size=reduction.image_size,
             batch_size=config.encoding.infer_batch_size,

@@ -22,9 +22,10 @@ from cosplace.cli.console import (
     timestamp,
 )
 from cosplace.cli.seeds import SAME_AGAIN, train_seeds
+from cosplace.config.methods import EIGENPLACES
 from cosplace.config.sections import DATASET_VARIABLE, Grouping, GroupsConfig, TrainConfig
 from cosplace.config.values import set_folder
-from cosplace.errors import DatasetError
+from cosplace.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from cosplace.assessment.provenance import RunInfo
@@ -132,6 +133,9 @@ def run_groups(config: GroupsConfig) -> None:
     from cosplace.training.group_cache import cached_partition
     from cosplace.training.groups import partition, training_photos
 
+    if config.method.method == EIGENPLACES:
+        _run_view_groups(config)
+        return
     grouping, bars = config.grouping, Bars()
     images = training_photos(config.folder, grouping, follow_outside=config.follow_outside, progress=bars)
     bars.close()
@@ -162,6 +166,55 @@ def run_groups(config: GroupsConfig) -> None:
         raise DatasetError(hint.text)
     if hint and not config.json:
         print_result(hint.text)
+
+
+def _run_view_groups(config: GroupsConfig) -> None:
+    """`run_groups` with EigenPlaces: lateral and frontal classes."""
+    from cosplace.photos.labels import with_headings
+    from cosplace.training.advice import data_warnings
+    from cosplace.training.eigenplaces import (
+        WITHOUT_HEADINGS,
+        check_views,
+        partition_views,
+        view_errors,
+        views_summary,
+    )
+    from cosplace.training.group_cache import cached_views
+    from cosplace.training.groups import training_photos
+
+    if config.gsv_csv:
+        raise ConfigError("--gsv_csv writes classes of --method cosplace. Use only one of them.")
+    grouping, method, bars = config.grouping, config.method, Bars()
+    images = training_photos(config.folder, grouping, follow_outside=config.follow_outside, progress=bars)
+    bars.close()
+    groups = (
+        partition_views(with_headings(images, WITHOUT_HEADINGS), grouping, method)
+        if config.no_cache
+        else cached_views(images, grouping, method)
+    )
+    for warning in data_warnings(groups, grouping, images):
+        log.warning("%s", warning)
+    counts, num_views = groups.counts(), len(groups.views)
+    if config.json:
+        rows = [
+            {"view": groups.views[number % num_views], "num_classes": num_classes, "num_images": num_images}
+            for number, (num_classes, num_images) in enumerate(counts)
+        ]
+        parameters = dataclasses.asdict(method) | dataclasses.asdict(grouping)
+        content = {"groups": rows, "num_scanned": groups.num_scanned, "parameters": parameters}
+        print_result(json.dumps(content | {"views": view_errors(groups)}))
+    else:
+        print_result(f"{groups.num_scanned} images")
+        for line in views_summary(groups):
+            print_result(line)
+        print_result("group   lateral classes    images   frontal classes    images")
+        for number in range(0, len(counts), num_views):
+            columns = "   ".join(
+                f"{num_classes:15d}  {num_images:8d}" for num_classes, num_images in counts[number:][:2]
+            )
+            unused = "" if number < num_views * grouping.groups_num else "   not used (--groups_num)"
+            print_result(f"{number // num_views:5d}   {columns}{unused}")
+    check_views(groups, grouping, method)
 
 
 def _print_groups(num_scanned: int, counts: list[tuple[int, int]], grouping: Grouping) -> None:

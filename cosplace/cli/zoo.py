@@ -1,6 +1,7 @@
 """cosplace zoo: released models by name."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import on_interrupt, print_json, print_result
@@ -10,37 +11,94 @@ from cosplace.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from cosplace.models.zoo import HubModel, ZooModel
 
+COLUMNS = (
+    ("pitts30k", "Pitts30k"),
+    ("tokyo247", "Tokyo 24/7"),
+    ("msls_val", "MSLS val (740)"),
+    ("sf_xl_v1", "SF-XL v1"),
+)  # of the table of recalls
 DATASETS = ("pitts30k", "tokyo247", "sf_xl_v1")  # whose recalls the list shows
 
 
 def run_list(config: ZooListConfig) -> None:
     """Print the released models, and models of other projects that torch.hub loads."""
-    from cosplace.models.downloads import weights_folder
-    from cosplace.models.zoo import HUB_MODELS, MODELS
+    from cosplace.models.zoo import MODELS, NATIVE_MODELS
 
-    models = [model for model in MODELS.values() if config.method in (None, model.method)]
-    folder = weights_folder()
+    every = [*MODELS.values(), *NATIVE_MODELS.values()]
+    models = sorted_models([model for model in every if config.method in (None, model.method)], config.sort)
     if config.json:
         print_json([_record(model) for model in models])
-        return
-    print_result("name                          backbone    dimension   R@1 pitts30k   tokyo247   sf_xl_v1   cached")
+    elif config.markdown:
+        print_result(markdown_table(models))
+    else:
+        _print_list(models, config.method)
+
+
+def _print_list(models: "Sequence[ZooModel]", method: str | None) -> None:
+    from cosplace.models.downloads import weights_folder
+    from cosplace.models.zoo import HUB_MODELS, NATIVE_MODELS
+
+    folder = weights_folder()
+    print_result(
+        "name                          backbone            dimension   R@1 pitts30k   tokyo247   sf_xl_v1   cached"
+    )
     for model in models:
         recalls = [_percent(model.recalls.get(dataset)) for dataset in DATASETS]
         cached = "yes" if (folder / model.file_name).is_file() else ""
-        row = f"{model.name:28s}  {model.backbone:10s}  {model.fc_output_dim:9d}"
+        row = f"{model.name:28s}  {model.backbone:18s}  {model.fc_output_dim:9d}"
         print_result(f"{row}   {recalls[0]:>12s}   {recalls[1]:>8s}   {recalls[2]:>8s}   {cached}".rstrip())
-    if config.method is None:
+    if method is None:
         print_result(
             "\nmodels from torch.hub, with --trust_remote_code: code of their repositories runs on this machine"
         )
         for hub in HUB_MODELS.values():
-            print_result(f"{hub.name:16s}  {hub.fc_output_dim:9d}   {hub.spec}")
-    if config.method in (None, "cosplace"):
+            if hub.name not in NATIVE_MODELS:
+                print_result(f"{hub.name:16s}  {hub.fc_output_dim:9d}   {hub.spec}")
+    if method in (None, "cosplace"):
         print_result(
             "\nVGG16 with 32 dimensions is in the CosPlace paper but was never released. Train it with "
             "`cosplace train --backbone VGG16 --fc_output_dim 32`."
         )
     print_result(f"cache: {folder}")
+
+
+def sorted_models(models: "Sequence[ZooModel]", key: str | None) -> "list[ZooModel]":
+    """Models in the order of --sort: the best recall, the smallest dimension or size first; by name last."""
+    keys: dict[str | None, Callable[[ZooModel], Any]] = {
+        "recall": lambda model: -model.recalls.get(DATASETS[0], 0.0),
+        "dimension": lambda model: model.fc_output_dim,
+        "size": lambda model: model.num_parameters,
+        "name": lambda model: model.name,
+    }
+    return sorted(models, key=keys[key]) if key else list(models)
+
+
+def markdown_table(models: "Sequence[ZooModel]") -> str:
+    """Table of the models with published recalls, for docs/zoo.md."""
+    from cosplace.assessment.published import terms_of
+
+    rows = [
+        (
+            "name",
+            *(title for _, title in COLUMNS),
+            "dimension",
+            "MB",
+            "code",
+            "weights",
+            "training data",
+            "commercial use",
+        ),
+        ("---", *["---:"] * (len(COLUMNS) + 2), *["---"] * 4),
+    ]
+    for model in models:
+        if not model.recalls:
+            continue
+        terms = terms_of(model.name)
+        recalls = [_percent(model.recalls.get(dataset)) for dataset, _ in COLUMNS]
+        size = str(round(4 * model.num_parameters / 1e6))
+        licenses = (terms.code, terms.weights, terms.data, terms.commercial)
+        rows.append((f"`{model.name}`", *recalls, str(model.fc_output_dim), size, *licenses))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def run_info(config: ZooInfoConfig) -> None:
@@ -71,7 +129,7 @@ def run_download(config: ZooDownloadConfig) -> None:
         raise ConfigError("No models to download. Use names from `cosplace zoo list`, or --all.")
     with on_interrupt("Run the same command again to continue."):
         for name in names:
-            print_result(str(weights_path(name)))
+            print_result(str(weights_path(name, accept_license=config.accept_license)))
 
 
 def run_verify(config: ZooVerifyConfig) -> None:
@@ -105,7 +163,8 @@ def _record(model: "ZooModel | HubModel") -> dict[str, Any]:
     from cosplace.models.zoo import ZooModel, released_url
 
     record = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    record["licenses"] = terms_of(model.name).licenses
+    terms = terms_of(model.name)
+    record["licenses"], record["commercial_use"] = terms.licenses, terms.commercial
     if "recalls" in record:
         record["recalls"] = dict(record["recalls"])
     if isinstance(model, ZooModel):

@@ -7,6 +7,7 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     names       names that users type: backbones, devices; suggestions for misspelled names
     setting     one setting, and the check of a value against its limits
     defaults    default values that functions and flags share
+    methods     settings of the training methods
     sections    shared sections; settings of train, groups
     evaluation  settings of eval
     finetuning  settings of finetune

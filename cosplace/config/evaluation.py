@@ -13,6 +13,7 @@ from cosplace.config.sections import (
     Model,
     RuntimeSettings,
     TestSettings,
+    accept_license_setting,
     trust_remote_code_setting,
 )
 from cosplace.config.setting import Section, section, setting
@@ -53,6 +54,7 @@ class Weights(Section):
         default_text="a network with a random last layer",
     )
     trust_remote_code: bool = trust_remote_code_setting()
+    accept_license: bool = accept_license_setting()
     reduce_to: int | None = setting(
         None,
         "evaluate with this number of dimensions: the first ones of a model written by `cosplace reduce`; for other "
@@ -66,7 +68,12 @@ class Weights(Section):
         metavar="FOLDER",
         default_text="DATASET_FOLDER/train, or DATASET_FOLDER/val/database if that does not exist",
     )
-    reduce_method: str = setting("pca_whitening", "how --reduce_to reduces the dimension", choices=REDUCTION_METHODS)
+    reduce_method: str = setting(
+        "pca_whitening",
+        f"how --reduce_to reduces the dimension: {', '.join(REDUCTION_METHODS)}",
+        choices=REDUCTION_METHODS,
+        metavar="METHOD",
+    )
     descriptors_folder: str | None = setting(
         None,
         "folder that stores the descriptors of database and queries; an interrupted evaluation continues from it",
@@ -152,7 +159,7 @@ class EvalConfig:
     """Settings of `cosplace eval`."""
 
     folders: EvaluationFolders = section(EvaluationFolders, hidden=("train_set_folder", "val_set_folder"))
-    model: Model = section(Model, hidden=("train_all_layers",))
+    model: Model = section(Model, hidden=("train_all_layers", "frozen_layers"))
     weights: Weights = section(Weights)
     protocol: ProtocolSettings = section(ProtocolSettings)
     test_size: TestImageSize = section(TestImageSize)

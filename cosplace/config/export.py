@@ -6,10 +6,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cosplace.config.setting import Section, required, section, setting
+from cosplace.errors import ConfigError
 
 FORMATS: Mapping[str, str] = MappingProxyType({"onnx": ".onnx", "torch_export": ".pt2"})
 """Format -> suffix of its files."""
 PRECISIONS = ("fp32", "fp16", "int8")
+INPUT_VALUES = ("normalized", "unit", "uint8")
+"""float32 normalized with ImageNet's mean and standard deviation, float32 from 0 to 1, uint8 pixels."""
+LAYOUTS = ("NCHW", "NHWC")
+OLDEST_OPSET = 18  # the first that torch's exporter writes
 MAX_DIFFERENCES: Mapping[str, float] = MappingProxyType({"fp32": 1e-5, "fp16": 1e-3, "int8": 0.05})
 """Largest accepted difference from PyTorch: for fp32 of any value of a descriptor, else 1 - cosine similarity."""
 MAX_RECALL_LOSSES: Mapping[str, float] = MappingProxyType({"fp32": 0.1, "fp16": 1.0, "int8": 3.0})
@@ -32,6 +37,39 @@ class ExportOptions(Section):
     with_preprocessing: bool = setting(
         False, "the exported model takes photos as uint8 pixels, (B, H, W, 3), and normalizes them itself; by default "
         "it takes normalized float32 photos, (B, 3, H, W)",
+    )  # fmt: skip
+    input_values: str | None = setting(
+        None, "values of the input: normalized float32; unit, float32 from 0 to 1; or uint8 pixels. The file "
+        "normalizes unit and uint8 values itself, so that other programs cannot forget it", choices=INPUT_VALUES,
+        default_text="normalized, or uint8 with --with_preprocessing",
+    )  # fmt: skip
+    input_layout: str | None = setting(
+        None, "axes of the input: (B, 3, H, W) or (B, H, W, 3)", choices=LAYOUTS,
+        default_text="NCHW, or NHWC with --with_preprocessing",
+    )  # fmt: skip
+    resize_inside: bool = setting(
+        False, "the file resizes photos of any size to --image_size pixels along the shorter side, bilinear with "
+        "antialias; by default, photos must be resized before",
+    )  # fmt: skip
+    static_shape: tuple[int, ...] = setting(
+        (), "fix the shape of the input, for runtimes that need it or are faster with it: batch, height and width",
+        at_least=1, metavar="INT", default_text="any batch, height and width",
+    )  # fmt: skip
+    opset: int | None = setting(
+        None, "ONNX: version of its operators, for runtimes that do not know the newest", parse=int,
+        at_least=OLDEST_OPSET, metavar="INT", default_text="20, or 18 with torch 2.6",
+    )  # fmt: skip
+    input_name: str = setting(
+        "images", "ONNX: what the photos are called in the file, as the program that runs it expects", metavar="NAME"
+    )
+    output_name: str = setting(
+        "descriptors",
+        "ONNX: what the vectors are called in the file, as the program that runs it expects",
+        metavar="NAME",
+    )
+    parity_file: bool = setting(
+        False, "also write NAME.parity.npz next to the file: an input and the descriptors that PyTorch computes for "
+        "it, to test other programs; `cosplace export FILE --check` compares them again",
     )  # fmt: skip
     image_size: int | None = setting(
         None, "pixels of the shorter side of photos, for int8 calibration and for the check; stored in the file",
@@ -65,9 +103,17 @@ class ExportConfig(Section):
     """Settings of `cosplace export`."""
 
     model: str = required(
-        "model to export: a weights file, or a name from `cosplace zoo list`", positional=True, metavar="MODEL"
+        "model to export: a weights file, or a name from `cosplace zoo list`; with --check, an exported file",
+        positional=True, metavar="MODEL",
+    )  # fmt: skip
+    to: Path | None = setting(
+        None, "file to write, .onnx or .pt2; it is written only if the check passes", metavar="FILE",
+        default_text="required, except with --check",
+    )  # fmt: skip
+    check: bool = setting(
+        False,
+        "export nothing: run the exported file MODEL on the input of its parity file, and compare the descriptors",
     )
-    to: Path = required("file to write, .onnx or .pt2; it is written only if the check passes", metavar="FILE")
     format: str | None = setting(
         None,
         "format of the file: ONNX, or a program of torch.export",
@@ -75,3 +121,10 @@ class ExportConfig(Section):
         default_text="by the suffix of FILE",
     )
     options: ExportOptions = section(ExportOptions, hidden=("format",))
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        if self.check and self.to is not None:
+            raise ConfigError("--check writes no file. Omit --to, or --check.")
+        if not self.check and self.to is None:
+            raise ConfigError("--to is required: the file to write, .onnx or .pt2.")

@@ -8,6 +8,7 @@ from cosplace.config.sections import (
     MODEL_HELP,
     DeviceSettings,
     EncodingSettings,
+    accept_license_setting,
     follow_outside_setting,
     index_setting,
     json_setting,
@@ -77,6 +78,7 @@ class IndexBuildConfig(Section):
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = setting(False, "index the photos even if none of them has a position")
     no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
+    accept_license: bool = accept_license_setting()
     storage: IndexSettings = section(IndexSettings)
     encoding: EncodingSettings = section(EncodingSettings)
     device: DeviceSettings = section(DeviceSettings)

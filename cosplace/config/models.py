@@ -9,12 +9,14 @@ from cosplace.config.sections import (
     REDUCTION_METHODS,
     DeviceSettings,
     EncodingSettings,
+    accept_license_setting,
     follow_outside_setting,
     json_setting,
 )
 from cosplace.config.setting import Section, required, section, setting
 
 METHODS = ("cosplace", "eigenplaces")
+SORT_KEYS = ("recall", "dimension", "size", "name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,10 @@ class ZooListConfig(Section):
 
     method: str | None = setting(None, "list only the models of this method", choices=METHODS)
     json: bool = json_setting("the models")
+    sort: str | None = setting(
+        None, "order of the models; recall is R@1 on Pitts30k", choices=SORT_KEYS, default_text="by method and backbone"
+    )
+    markdown: bool = setting(False, "print one table in Markdown of all models with published recalls")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +44,8 @@ class ZooDownloadConfig(Section):
     """Settings of `cosplace zoo download`."""
 
     names: tuple[str, ...] = setting((), "names of models, see `cosplace zoo list`", positional=True, metavar="NAME")
-    all: bool = setting(False, "download all released models, about 5 GB")
+    all: bool = setting(False, "download all released models of CosPlace and EigenPlaces, about 5 GB")
+    accept_license: bool = accept_license_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +73,13 @@ class ReductionSettings(Section):
     """Reduction"""
 
     dims: int = setting(64, "dimension after the reduction", at_least=1)
-    method: str = setting(
-        "pca_whitening",
-        "pca_whitening, pca, or truncation, which keeps the first dimensions unchanged and needs no fitting",
+    method: str | None = setting(
+        None,
+        "pca_whitening, pca, pca_uncentered, or truncation, which keeps the first dimensions unchanged and needs no "
+        "fitting. The last two subtract no mean, so they are multiplied into the last linear layer of a network that "
+        "ends in one: the same descriptors with fewer parameters",
         choices=REDUCTION_METHODS,
+        default_text="pca_whitening; pca_uncentered for MegaLoc, whose last linear layer has most of its parameters",
     )
     max_photos: int = setting(
         MAX_FITTED_PHOTOS, "fit on at most this number of photos, evenly spread over the folder", at_least=2
@@ -89,6 +99,7 @@ class ReduceConfig(Section):
     follow_outside: bool = follow_outside_setting()
     to: Path = required("file to write, .safetensors: the model with its reduction", metavar="FILE")
     force: bool = setting(False, "replace the file if it exists")
+    accept_license: bool = accept_license_setting()
     reduction: ReductionSettings = section(ReductionSettings)
     encoding: EncodingSettings = section(EncodingSettings)
     device: DeviceSettings = section(DeviceSettings)

@@ -1,4 +1,4 @@
-"""Names that users type: backbones and devices, and suggestions for misspelled names."""
+"""Names that users type: backbones, aggregations and devices, and suggestions for misspelled names."""
 
 import difflib
 import re
@@ -15,6 +15,11 @@ BACKBONES = (
     *(f"EfficientNet_B{i}" for i in range(8)),
     "ResNet18_Small",
 )
+"""Backbones of the paper, and a small one."""
+DINOV2_BACKBONES = tuple(f"dinov2_vit{size}14{registers}" for registers in ("", "_reg") for size in "sbl")
+TIMM = "timm:"  # before the name of a network of timm
+TIMM_NAME = re.compile(r"\w+(\.\w+)?")  # architecture, and tag of its weights
+AGGREGATIONS = ("gem", "salad", "boq", "mixvpr", "conv_ap", "netvlad", "tokens")
 
 
 def similar_names(name: str, names: Iterable[str], *, count: int = 3, cutoff: float = 0.5) -> list[str]:
@@ -24,15 +29,22 @@ def similar_names(name: str, names: Iterable[str], *, count: int = 3, cutoff: fl
 
 
 def canonical_backbone(name: str) -> str:
-    """Return the name in BACKBONES that `name` spells, in any case, with or without separators.
+    """Return the backbone that `name` spells, in any case, with or without separators.
 
+    Names of timm's networks, "timm:resnet18.a1_in1k", stay as they are; timm itself checks them when it builds one.
     Raises ConfigError, which suggests similar names, when there is none.
     """
-    for backbone in BACKBONES:
+    if name.lower().startswith(TIMM):
+        network = name[len(TIMM) :]
+        if TIMM_NAME.fullmatch(network):
+            return TIMM + network
+        raise ConfigError(f"'{network}' is not a name of timm. Use for example timm:convnextv2_tiny.")
+    own = (*BACKBONES, *DINOV2_BACKBONES)
+    for backbone in own:
         if _plain(name) == _plain(backbone):
             return backbone
-    similar = similar_names(name, BACKBONES)
-    hint = f"Did you mean {', '.join(similar)}?" if similar else f"Choose from {', '.join(BACKBONES)}."
+    similar = similar_names(name, own)
+    hint = f"Did you mean {', '.join(similar)}?" if similar else f"Choose from {', '.join(own)}, timm:NAME."
     raise ConfigError(f"Unknown backbone '{name}'. {hint}")
 
 

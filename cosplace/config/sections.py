@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosplace.config.defaults import MIN_CONFIDENCE, RADIUS_M, RECALL_VALUES, REPORT_MATCHES
-from cosplace.config.names import BACKBONES, canonical_backbone, parse_device
+from cosplace.config.methods import MethodSettings
+from cosplace.config.names import AGGREGATIONS, BACKBONES, canonical_backbone, parse_device
 from cosplace.config.setting import Section, required, section, setting
 from cosplace.errors import ConfigError
 
 DATASET_VARIABLE = "SF_XL_PROCESSED_FOLDER"
-REDUCTION_METHODS = ("pca_whitening", "pca", "truncation")
+REDUCTION_METHODS = ("pca_whitening", "pca", "pca_uncentered", "truncation")
 MODEL_HELP = "weights file, name from `cosplace zoo list`, or hub:owner/repo:entry(args)"
 
 
@@ -31,6 +32,14 @@ def device_setting() -> Any:
 def trust_remote_code_setting() -> Any:
     """Return the setting --trust_remote_code."""
     return setting(False, "allow a model from torch.hub to run the code of its repository on this machine")
+
+
+def accept_license_setting() -> Any:
+    """Return the setting --accept_license."""
+    return setting(
+        False,
+        "accept the license of weights that may be used only under its terms, see `cosplace zoo info`; needed once",
+    )
 
 
 def infer_batch_size_setting() -> Any:
@@ -182,17 +191,46 @@ class Model(Section):
     backbone: str = setting(
         "ResNet18",
         f"one of {', '.join(BACKBONES)}; in upper or lower case, with or without separators. ResNet18_Small (half the "
-        "width, without the last stage) is for small images and machines without a GPU",
+        "width, without the last stage) is for small images and machines without a GPU. Also dinov2_vits14, "
+        "dinov2_vitb14, dinov2_vitl14, each with _reg for registers; and timm:NAME for any network of timm (pip "
+        "install 'cosplace[timm]'), such as timm:convnextv2_tiny or timm:resnet18.a1_in1k",
         parse=canonical_backbone,
+        metavar="NAME",
+    )
+    features_stage: int | None = setting(
+        None,
+        "timm: stage of the network that gives the features, as timm numbers them: stages of a convolutional network, "
+        "blocks of a transformer; -1 is the last, -2 the one before",
+        parse=int,
+        metavar="INT",
+        default_text="the last",
+    )
+    aggregation: str = setting(
+        "gem",
+        f"how the features become a descriptor: {', '.join(AGGREGATIONS)}; gem is that of the paper. The descriptor "
+        "always has --fc_output_dim dimensions: gem, mixvpr and conv_ap (multiples of 4) compute that many, the others "
+        "end with a linear layer if their own number is another one. salad needs more than 64 feature positions, "
+        "tokens a dinov2 backbone",
+        choices=AGGREGATIONS,
         metavar="NAME",
     )
     fc_output_dim: int = setting(512, "dimension of the descriptors", at_least=1)
     train_all_layers: bool = setting(False, "also train the early layers, which are frozen by default")
+    frozen_layers: str | None = setting(
+        None,
+        "layers that are not trained: a number of stages or blocks, counted from the input, or names of layers "
+        "separated by commas, such as stem,stages.0",
+        metavar="INT|NAMES",
+        default_text="those of the paper; of a timm network all but its last two stages, of a transformer all but its "
+        "last four blocks",
+    )
     imagenet_weights: str | None = setting(
         None,
-        "weights to start from: v1 (those of the paper), v2, none (random), or the path of a torchvision state dict",
-        metavar="v1|v2|none|PATH",
-        default_text="v1, or none for a backbone without ImageNet weights",
+        "weights to start from: v1 (those of the paper), v2, none (random), or the path of a torchvision state dict; "
+        "for timm:NAME, timm (downloads them) or the path of a timm file; for dinov2 backbones, dinov2 (downloads "
+        "them) or the path of a released file",
+        metavar="v1|v2|timm|none|PATH",
+        default_text="v1, or none for a backbone without ImageNet weights; timm; dinov2",
     )
 
 
@@ -351,6 +389,7 @@ class TrainConfig:
     """Settings of `cosplace train`."""
 
     folders: DatasetFolders = section(DatasetFolders)
+    method: MethodSettings = section(MethodSettings)
     grouping: Grouping = section(Grouping)
     model: Model = section(Model)
     training: TrainingSettings = section(TrainingSettings)
@@ -376,4 +415,5 @@ class GroupsConfig(Section):
         False, "form the groups again instead of reading them from the cache, and do not store them"
     )
     follow_outside: bool = follow_outside_setting()
+    method: MethodSettings = section(MethodSettings)
     grouping: Grouping = section(Grouping)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cosplace.config.methods import method_defaults
 from cosplace.config.names import similar_names
 from cosplace.config.sections import DATASET_VARIABLE, DatasetFolders
 from cosplace.config.setting import Setting, own_settings
@@ -49,9 +50,12 @@ def all_settings(config_class: Any) -> list[Setting]:
 def from_values(config_class: type[T], values: Mapping[str, Any]) -> T:
     """Create the settings of a command from names and values; a setting that is absent keeps its default.
 
+    The defaults of CosPlace are those of the paper; --method may choose others.
+
     Raises ConfigError for an unknown name, a value outside its limits, and a missing value without a default.
     """
     known = {one.name: one for one in all_settings(config_class)}
+    values = {name: value for name, value in method_defaults(values).items() if name in known} | dict(values)
     if unknown := sorted(set(values) - set(known)):
         similar = similar_names(unknown[0], known, count=1)
         raise ConfigError(f"Unknown setting '{unknown[0]}'." + (f" Did you mean {similar[0]}?" if similar else ""))

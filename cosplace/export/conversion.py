@@ -2,9 +2,9 @@
 
 A .safetensors file holds a model card, text by name: format, backbone, fc_output_dim, method, source, image_size,
 recalls (JSON: dataset -> k -> percent, or dataset -> R@1), created, cosplace_version, tensors_sha256; for a reduced
-model also reduction, features_dim, reduction_photos and, if the network is not in the file, base_model.  A model that
-was trained here also has training_photos and validation_matches (see `models.training_card`).  Unknown
-entries are left out.  Side effects: writes one file, then reads it back.
+model also reduction and features_dim, or folded_reduction; reduction_photos and, if the network is not in the file,
+base_model.  A model that was trained here also has training_photos and validation_matches (see
+`models.training_card`).  Unknown entries are left out.  Side effects: writes one file, then reads it back.
 """
 
 import json
@@ -13,20 +13,28 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cosplace.config.defaults import MAX_FITTED_PHOTOS
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import from_values
 from cosplace.errors import CheckpointError, ConfigError, CosPlaceError
 from cosplace.models.hub import is_hub, parse_hub
-from cosplace.models.model_files import BASE_MODEL, model_card, model_tensors
+from cosplace.models.model_files import BASE_MODEL, FOLDED_REDUCTION, model_card, model_tensors
+from cosplace.models.native import NativeNetwork
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model, weights_path
-from cosplace.models.reduction import ReducedNetwork, unreduced
+from cosplace.models.reduction import (
+    ReducedNetwork,
+    can_fold,
+    fold_reduction,
+    last_linear,
+    num_parameters,
+    unreduced,
+)
 from cosplace.models.training_card import VALIDATION_MATCHES, training_entries
 from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256, write_weights
-from cosplace.models.zoo import MODELS, find_model
+from cosplace.models.zoo import ZooModel, find_model
 from cosplace.photos.scanning import scan_images
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.extraction import ExtractionSettings
@@ -37,7 +45,7 @@ from cosplace.training.run import CONFIG
 
 SAFETENSORS, TORCH_SUFFIXES = ".safetensors", (".pth", ".pt")
 # Card entries that reducing changes.
-NOT_INHERITED = frozenset({"recalls", "created", "reduction", "reduction_photos", VALIDATION_MATCHES})
+NOT_INHERITED = frozenset({"recalls", "created", "reduction", "reduction_photos", FOLDED_REDUCTION, VALIDATION_MATCHES})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,31 +86,47 @@ def reduce_model(
     dims: int,
     *,
     settings: ExtractionSettings | None = None,
-    method: str = "pca_whitening",
+    method: str | None = None,
     max_photos: int = MAX_FITTED_PHOTOS,
     force: bool = False,
     trust_remote_code: bool = False,
+    accept_license: bool = False,
     follow_outside: bool = False,
     progress: Progress = no_progress,
 ) -> WrittenModel:
     """Fit a reduction of a model to `dims` dimensions on the photos of a folder, and write both as one model.
 
-    A reduction that the model already has is fitted again.  For a model from torch.hub, the file holds only the
+    method: None is pca_uncentered for networks whose last layer projects an aggregation, such as MegaLoc, else
+    pca_whitening.  A reduction that subtracts no mean is multiplied into the last linear layer, if there is one.  A
+    reduction that the model already has is fitted again.  For a model from torch.hub, the file holds only the
     reduction and the name of the model: opening it runs the code of that repository, so it needs trust_remote_code.
     Raises ConfigError for too many dimensions, too few photos or an existing file, DatasetError, CheckpointError.
     """
     to, settings = _checked_target(to, force), settings or ExtractionSettings()
     _check_stores_card(to)
-    network = unreduced(open_model(model, trust_remote_code=trust_remote_code))
+    network = unreduced(open_model(model, trust_remote_code=trust_remote_code, accept_license=accept_license))
+    if method is None:
+        is_projected = isinstance(network, NativeNetwork) and last_linear(network) is not None
+        method = "pca_uncentered" if is_projected else "pca_whitening"
     images = scan_images(folder, follow_outside=follow_outside)
     reduction, num_photos = fit_reduction(
         network, images, dims, settings, method=method, max_photos=max_photos, progress=progress
     )
-    reduced = ReducedNetwork(network.cpu(), reduction)
-    with_base = isinstance(network, GeoLocalizationNet)
+    reduced: nn.Module = ReducedNetwork(network.cpu(), reduction)
+    with_base = isinstance(network, GeoLocalizationNet | NativeNetwork)
+    folded = ""
+    if can_fold(network, reduction):
+        before = num_parameters(network)
+        reduced = fold_reduction(network, reduction)
+        folded = (
+            f"{method}, {reduction.in_dim} to {dims} dimensions, in the last linear layer: "
+            f"{before / 1e6:.1f} to {num_parameters(reduced) / 1e6:.1f} million parameters"
+        )
     tensors = model_tensors(reduced, with_base=with_base)
     card = {key: value for key, value in _known_card(model).items() if key not in NOT_INHERITED}
     card |= {"source": card.get("source", _source_name(model)), "created": _now(), **model_card(reduced, tensors)}
+    if folded:
+        card[FOLDED_REDUCTION] = folded
     if method != "truncation":
         card["reduction_photos"] = f"{num_photos} of {Path(folder).resolve().name}"
     if not with_base:
@@ -144,8 +168,8 @@ def _zoo_card(model: str | Path) -> dict[str, str]:
     name = str(model)
     if isinstance(model, Path) or Path(name).is_file():
         return {}
-    record = MODELS.get(find_model(name).name)
-    if record is None:
+    record = find_model(name)
+    if not isinstance(record, ZooModel):
         return {}
     card = {"method": record.method, "source": record.url, "image_size": str(record.input_size)}
     card["licence"] = record.licence

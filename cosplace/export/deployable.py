@@ -1,24 +1,30 @@
-"""The network to export: batch norms folded, preprocessing included if wanted, traced for photos of any size.
+"""The network to export: batch norms folded, preprocessing included if wanted, traced for photos of any size or of one.
 
-Batch, height and width stay dynamic.  With fp16, only the backbone computes with 16 bits.  It holds nearly all weights,
-while the norms, the powers of GeM and the small linear layer, which lose most precision, stay in float32.
+Batch, height and width stay dynamic unless their sizes are given.  With fp16, only the backbone computes with 16 bits.
+It holds nearly all weights, while the norms, the powers of GeM, other aggregations and the linear layer, which lose
+most precision, stay in float32.
 """
 
 import logging
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from cosplace.errors import ConfigError
+from cosplace.errors import ConfigError, InputSizeError
+from cosplace.export.input_format import InputFormat
 from cosplace.export.settings import ExportError
 from cosplace.models.inference import optimize_for_inference
+from cosplace.models.native import NativeNetwork
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.reduction import unreduced
+from cosplace.models.resampling import resample
 from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD
+from cosplace.photos.resizing import resize_shorter_side
 
 # B, H, W of the traced example: all different and no feature map with side 1, else the tracer makes them constants.
 EXAMPLE_SHAPE = 2, 96, 160
@@ -26,39 +32,69 @@ MAX_SMALLEST_SIDE = 512  # pixels; every backbone accepts photos of this size
 
 
 class DeployableNetwork(nn.Module):
-    """The network in the file: photos (B, 3, H, W) float32, or (B, H, W, 3) uint8 -> unit descriptors (B, D).
+    """The network in the file: photos in the form that `inputs` describes -> unit descriptors (B, D).
 
     It is a copy that shares no memory with `network`.  half: the backbone computes with 16 bits.
     """
 
-    def __init__(self, network: nn.Module, *, with_preprocessing: bool, half: bool) -> None:
+    def __init__(self, network: nn.Module, *, inputs: InputFormat, half: bool) -> None:
         super().__init__()
-        self.with_preprocessing, self.half_backbone = with_preprocessing, half
+        self.inputs, base = inputs, unreduced(network)
+        # Other networks resize their photos in float32, and convert them then.
+        self.half_input = half and isinstance(base, GeoLocalizationNet) and base.design is None
         # Contiguous: with channels last, traces depend on whether sides of feature maps are 1.
         self.network = optimize_for_inference(network).to(memory_format=torch.contiguous_format)
         self.mean: Tensor
         self.std: Tensor
-        if with_preprocessing:
-            self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN))
-            self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD))
+        if inputs.values != "normalized":
+            largest = 255 if inputs.values == "uint8" else 1
+            shape = (3,) if inputs.channels_last else (3, 1, 1)
+            self.register_buffer("mean", largest * torch.tensor(IMAGENET_MEAN).view(shape))
+            self.register_buffer("std", largest * torch.tensor(IMAGENET_STD).view(shape))
         if half:
             unreduced(self.network).get_submodule("backbone").half()
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute descriptors (B, D) float32."""
-        if self.with_preprocessing:
-            images = ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
-        return self.network(images.half() if self.half_backbone else images)
+        if self.inputs.values != "normalized":
+            images = (images.float() - self.mean) / self.std
+        if self.inputs.channels_last:
+            images = images.permute(0, 3, 1, 2)
+        if self.inputs.resize_to is not None:
+            images = resize_inside(images, self.inputs.resize_to)
+        return self.network(images.half() if self.half_input else images)
+
+
+def resize_inside(images: Tensor, size: int) -> Tensor:
+    """Resize images (B, 3, H, W) to a shorter side of `size` pixels: bilinear with antialias, as products of matrices.
+
+    Like `photos.resizing.resize_shorter_side`, but of floats: that one rounds to whole pixels.
+    """
+    height, width = images.shape[-2:]
+    shorter: Any = torch.sym_min(height, width)  # while tracing, sizes are symbols
+    return resample(images, size * height // shorter, size * width // shorter)
+
+
+class ResizingNetwork(nn.Module):
+    """The same network in PyTorch as in a file that resizes photos: images (B, 3, H, W) -> descriptors (B, D)."""
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Resize as photos are resized, then compute descriptors."""
+        return self.network(resize_shorter_side(images, self.size))
 
 
 def check_exportable(network: nn.Module) -> None:
-    """Raise ConfigError unless the network, without its reduction, is a GeoLocalizationNet."""
+    """Raise ConfigError unless the network, without its reduction, is one that this package builds."""
     base = unreduced(network)
-    if not isinstance(base, GeoLocalizationNet):
+    if not isinstance(base, GeoLocalizationNet | NativeNetwork):
         raise ConfigError(
-            f"A {type(base).__name__} cannot be exported, only CosPlace and EigenPlaces models can. Use a name of "
-            f"`cosplace zoo list` or a weights file."
+            f"A {type(base).__name__} cannot be exported, only models that this package builds itself can. Use a name "
+            f"of `cosplace zoo list` or a weights file."
         )
 
 
@@ -78,15 +114,19 @@ def _accepts_side(network: nn.Module, side: int) -> bool:
     try:
         with torch.inference_mode():
             return bool(torch.isfinite(network(torch.zeros(1, 3, side, side))).all())
-    except RuntimeError:
+    except (RuntimeError, InputSizeError):
         return False
 
 
 def trace(deployable: DeployableNetwork) -> ExportedProgram:
-    """Trace the network for any batch, height and width.  Raises ExportError if torch cannot."""
-    height, width = (1, 2) if deployable.with_preprocessing else (2, 3)
-    dynamic_axes = {0: Dim.DYNAMIC, height: Dim.DYNAMIC, width: Dim.DYNAMIC}
-    example = _example_input(deployable.with_preprocessing)
+    """Trace the network for any batch, height and width, or for the shape of its inputs.
+
+    Raises ExportError if torch cannot.
+    """
+    inputs = deployable.inputs
+    height, width = (1, 2) if inputs.channels_last else (2, 3)
+    dynamic_axes = {0: Dim.DYNAMIC, height: Dim.DYNAMIC, width: Dim.DYNAMIC} if inputs.static_shape is None else None
+    example = _example_input(inputs)
     try:
         with suppress_messages(), torch.no_grad():
             # strict=False follows Python code instead of compiling it: strict tracing in torch 2.6 fails on GeM.
@@ -97,13 +137,13 @@ def trace(deployable: DeployableNetwork) -> ExportedProgram:
         ) from error
 
 
-def _example_input(with_preprocessing: bool) -> Tensor:
-    """Random input of the traced network: (B, H, W, 3) uint8, or (B, 3, H, W) float32."""
-    batch, height, width = EXAMPLE_SHAPE
-    generator = torch.Generator().manual_seed(0)
-    if with_preprocessing:
-        return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
-    return torch.randn(batch, 3, height, width, generator=generator)
+def _example_input(inputs: InputFormat) -> Tensor:
+    """Random input of the traced network."""
+    batch, height, width = inputs.static_shape or EXAMPLE_SHAPE
+    photos = torch.randint(
+        0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return inputs.from_pixels(photos)
 
 
 @contextmanager

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cosplace import __version__
 from cosplace.errors import ConfigError
-from cosplace.export.deployable import DeployableNetwork, check_exportable, find_smallest_side
+from cosplace.export.deployable import DeployableNetwork, ResizingNetwork, check_exportable, find_smallest_side
 from cosplace.export.onnx_format import add_metadata, opset_of, write_onnx
+from cosplace.export.parity import write_parity
 from cosplace.export.quantization import quantize, select_photos
 from cosplace.export.runtime import UINT8_INPUT, open_exported
 from cosplace.export.settings import ExportSettings, check_extra, check_target
@@ -37,7 +39,6 @@ from cosplace.models.reduction import ReducedNetwork, unreduced
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD
 from cosplace.photos.opening import open_image
-from cosplace.photos.resizing import resize_shorter_side
 from cosplace.photos.scanning import scan_images
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
@@ -56,6 +57,7 @@ class ExportReport:
     metadata: dict[str, str]  # stored in the file
     num_calibration_photos: int  # 0 except for int8
     comparison: Comparison
+    parity: Path | None = None  # the parity file
 
     def summary_lines(self) -> list[str]:
         """Format what was compared and written as lines of text."""
@@ -67,6 +69,7 @@ class ExportReport:
             f"wrote {self.path}: {metadata['backbone']}, {metadata['dimension']} dimensions, {metadata['precision']}"
             f"{opset}{calibrated}, input {metadata['input_type']} {metadata['input_layout']}, "
             f"{self.num_bytes / 1e6:.1f} MB",
+            *([] if self.parity is None else [f"wrote {self.parity}: an input and the descriptors expected for it"]),
         ]
 
 
@@ -114,16 +117,30 @@ def export_network(
             f"--image_size {settings.image_size} is too small for {unreduced(network).backbone_name}. Use at least "
             f"{smallest_side}."
         )
-    photos = _find_photos(settings)
+    photos, resize_to = _find_photos(settings), settings.inputs.resize_to
+    reference = network if resize_to is None else ResizingNetwork(network, resize_to)
+    smallest_side = smallest_side if resize_to is None else 1
+    if settings.static_shape and min(settings.static_shape[1:]) < smallest_side:
+        raise ConfigError(f"--static_shape has a side below {smallest_side} pixels, the smallest of this network.")
     metadata = _metadata(network, settings, name=name, source_sha256=source_sha256, smallest_side=smallest_side)
     with tempfile.TemporaryDirectory(prefix="cosplace-export-") as folder:
         unchecked = Path(folder) / path.name
         with storage_errors(unchecked):
             _write(network, unchecked, settings=settings, metadata=metadata, photos=photos, progress=progress)
-            comparison = _compare(network, unchecked, settings, photos, progress)
+            comparison = _compare(reference, unchecked, settings, photos, progress)
         comparison.check_limits(settings.difference_limit, settings.recall_limit)
         with unchecked.open("rb") as source:
             write_atomically(path, lambda file: shutil.copyfileobj(source, file, 1 << 20))
+        parity = None
+        if settings.parity_file:
+            parity = write_parity(
+                path,
+                reference,
+                settings.inputs,
+                smallest_side=smallest_side,
+                precision=settings.precision,
+                tolerance=settings.difference_limit,
+            )
         opset = opset_of(unchecked) if settings.format == "onnx" else None
     return ExportReport(
         path=path,
@@ -132,6 +149,7 @@ def export_network(
         metadata=metadata,
         num_calibration_photos=len(photos.calibration_rows),
         comparison=comparison,
+        parity=parity,
     )
 
 
@@ -144,7 +162,8 @@ def _metadata(
     network: nn.Module, settings: ExportSettings, *, name: str, source_sha256: str, smallest_side: int
 ) -> dict[str, str]:
     """The metadata of the file: what it contains and the input that it needs."""
-    base, pixels, image_size = unreduced(network), settings.with_preprocessing, settings.image_size
+    base, image_size, inputs = unreduced(network), settings.image_size, settings.inputs
+    resize = "inside" if inputs.resize_to is not None else "shorter side to image_size, bilinear, antialiased"
     return {
         "cosplace_version": __version__,
         "torch_version": torch.__version__,
@@ -155,14 +174,18 @@ def _metadata(
         "reduction": network.reduction.method if isinstance(network, ReducedNetwork) else "none",
         "dimension": str(find_dimension(network, torch.device("cpu"))),
         "precision": settings.precision,
-        "input_layout": "NHWC" if pixels else "NCHW",
-        "input_type": UINT8_INPUT if pixels else "float32",
+        "input_layout": inputs.layout,
+        "input_type": UINT8_INPUT if inputs.values == UINT8_INPUT else "float32",
+        "input_values": inputs.values,
+        "input_name": settings.input_name,
+        "output_name": settings.output_name,
+        "static_shape": " ".join(map(str, inputs.static_shape or ())),  # batch, height, width; empty: any
         "color": "RGB",
-        "normalisation": "inside" if pixels else "(pixel / 255 - mean) / std",
+        "normalisation": "(pixel / 255 - mean) / std" if inputs.values == "normalized" else "inside",
         "mean": " ".join(map(str, IMAGENET_MEAN)),
         "std": " ".join(map(str, IMAGENET_STD)),
         "image_size": "" if image_size is None else str(image_size),  # pixels of the shorter side; empty: any size
-        "resize": "none" if image_size is None else "shorter side to image_size, bilinear, antialiased",
+        "resize": "none" if image_size is None else resize,
         "smallest_side": str(smallest_side),
     }
 
@@ -224,18 +247,20 @@ def _write(
     photos: _Photos,
     progress: Progress,
 ) -> None:
-    log.info("tracing %s for photos of any size", metadata["backbone"])
+    size = metadata["static_shape"] or "any size"
+    log.info("tracing %s for photos of %s", metadata["backbone"], size)
     half = settings.precision == "fp16"
-    deployable = DeployableNetwork(network, with_preprocessing=settings.with_preprocessing, half=half)
+    deployable = DeployableNetwork(network, inputs=settings.inputs, half=half)
+    options: dict[str, Any] = {"opset": settings.opset, "names": (settings.input_name, settings.output_name)}
     if settings.format == "torch_export":
         write_program(deployable, path, metadata)
         return
     if settings.precision != "int8":
-        write_onnx(deployable, path)
+        write_onnx(deployable, path, **options)
     else:
         assert photos.calibration is not None
         fp32_path = path.with_name(f"fp32-{path.name}")
-        write_onnx(deployable, fp32_path)
+        write_onnx(deployable, fp32_path, **options)
         log.info("calibrating on %d photos of %s", len(photos.calibration_rows), photos.calibration.folder)
         quantize(
             fp32_path,
@@ -243,7 +268,8 @@ def _write(
             photos.calibration,
             photos.calibration_rows,
             image_size=settings.image_size,
-            with_preprocessing=settings.with_preprocessing,
+            inputs=settings.inputs,
+            input_name=settings.input_name,
             progress=progress,
         )
     add_metadata(path, metadata)
@@ -252,11 +278,17 @@ def _write(
 def _compare(
     network: nn.Module, path: Path, settings: ExportSettings, photos: _Photos, progress: Progress
 ) -> Comparison:
+    """Compare the file with the network, which resizes photos if the file does."""
     log.info("comparing the file with PyTorch")
     exported = open_exported(path, settings.format)
     description, compared = _photos_to_compare(photos)
-    resized = [resize_shorter_side(photo, settings.image_size) for photo in compared]
-    batches = resized_batches(compared, SIZES)
+    inputs = settings.inputs
+    resized = [inputs.fit(photo, settings.image_size) for photo in compared]
+    smallest = int(exported.metadata["smallest_side"])
+    sizes = [(count, max(height, smallest), max(width, smallest)) for count, height, width in SIZES]
+    if inputs.static_shape is not None:
+        sizes = [inputs.static_shape]
+    batches = resized_batches(compared, sizes)
     if photos.dataset is not None or photos.calibration is not None:  # real photos, at the size of the settings too
         batches += [photo[None] for photo in resized]
     differences = merge_by_size(find_differences(network, exported, batches))

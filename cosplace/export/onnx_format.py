@@ -17,28 +17,43 @@ INPUT, OUTPUT = "images", "descriptors"
 MAX_FILE_BYTES = 2_000_000_000  # larger models need a second file for the weights, because of protobuf
 
 
-def write_onnx(deployable: DeployableNetwork, path: Path) -> None:
-    """Write a network as ONNX.  Raises ExportError if torch cannot export it, or if the file would be too large."""
+def write_onnx(
+    deployable: DeployableNetwork,
+    path: Path,
+    *,
+    opset: int | None = None,
+    names: tuple[str, str] = (INPUT, OUTPUT),
+) -> None:
+    """Write a network as ONNX.
+
+    opset: version of ONNX's operators, None for that of torch.  names: of input and output.
+    Raises ExportError if torch cannot export it, or not with these operators, or if the file would be too large.
+    """
     program = trace(deployable)
     try:
         with suppress_messages(), torch.no_grad():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=[names[0]],
+                output_names=[names[1]],
+                opset_version=opset,
                 external_data=False,
                 optimize=True,
                 verbose=False,
             )
+            assert exported is not None
+            model = exported.model_proto
     except Exception as error:  # the exporter raises many types
         raise ExportError(
             f"PyTorch cannot write the network as ONNX ({summarize_error(error)}). Use another version of torch."
         ) from error
-    assert exported is not None
-    model = exported.model_proto
     _remove_debug_metadata(model)
-    _name_axes(model, deployable.with_preprocessing)
+    found = _opset(model)
+    if opset not in (None, found):
+        raise ExportError(f"PyTorch wrote opset {found}, not {opset}. Omit --opset, or use another version of torch.")
+    if deployable.inputs.static_shape is None:
+        _name_axes(model, deployable.inputs.channels_last)
     save_onnx(model, path)
 
 
@@ -70,7 +85,10 @@ def opset_of(path: Path) -> int:
     """Return the version of ONNX's standard operators that a file needs."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    return _opset(onnx.load(path, load_external_data=False))
+
+
+def _opset(model: Any) -> int:
     return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from cosplace.errors import DatasetError, ImageError
 from cosplace.export.deployable import summarize_error, suppress_messages
+from cosplace.export.input_format import InputFormat
 from cosplace.export.onnx_format import INPUT, nodes_from, save_onnx
 from cosplace.export.settings import ExportError
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.normalization import normalize
 from cosplace.photos.opening import open_image
-from cosplace.photos.resizing import resize_shorter_side
 from cosplace.progress import Progress, no_progress
 
 QUANTIZED_OPERATORS = ("Conv", "Add", "MaxPool", "Relu")
@@ -37,19 +37,20 @@ def quantize(
     rows: list[int],
     *,
     image_size: int | None,
-    with_preprocessing: bool,
+    inputs: InputFormat,
+    input_name: str = INPUT,
     progress: Progress = no_progress,
 ) -> None:
     """Quantize an ONNX file.
 
-    rows: the photos of `images` to calibrate on.  with_preprocessing: the input of the file is (B, H, W, 3) uint8.
+    rows: the photos of `images` to calibrate on.  inputs, input_name: what the file takes.
     Raises ExportError if ONNX Runtime cannot quantize it.
     """
     import onnx
     from onnxruntime import quantization
 
     reader: Any = _CalibrationReader(
-        images, rows, image_size=image_size, with_preprocessing=with_preprocessing, progress=progress
+        images, rows, image_size=image_size, inputs=inputs, input_name=input_name, progress=progress
     )
     try:
         with suppress_messages(), contextlib.redirect_stdout(io.StringIO()):  # the calibrator prints
@@ -106,11 +107,12 @@ class _CalibrationReader:
         rows: list[int],
         *,
         image_size: int | None,
-        with_preprocessing: bool,
+        inputs: InputFormat,
+        input_name: str,
         progress: Progress,
     ) -> None:
         self.images, self.rows, self.image_size = images, rows, image_size
-        self.with_preprocessing, self.progress = with_preprocessing, progress
+        self.inputs, self.input_name, self.progress = inputs, input_name, progress
         self.position, self.end = 0, len(rows)
 
     def __len__(self) -> int:
@@ -125,8 +127,11 @@ class _CalibrationReader:
         if self.position >= self.end:
             return None
         photo = open_image(self.images.path(self.rows[self.position]))
-        photos = resize_shorter_side(photo, self.image_size)[None]  # (1, 3, H, W) uint8
+        photos = self.inputs.fit(photo, self.image_size)[None]  # (1, 3, H, W) uint8
+        if self.inputs.static_shape is not None:
+            photos = photos.expand(self.inputs.static_shape[0], -1, -1, -1)
         self.position += 1
         self.progress("calibration", self.position, len(self.rows))
-        inputs = photos.permute(0, 2, 3, 1) if self.with_preprocessing else normalize(photos)
-        return {INPUT: inputs.contiguous().numpy()}
+        if self.inputs == InputFormat():
+            return {self.input_name: normalize(photos).contiguous().numpy()}
+        return {self.input_name: self.inputs.from_pixels(photos).numpy()}

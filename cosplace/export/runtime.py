@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cosplace.config.export import FORMATS
-from cosplace.errors import CheckpointError
+from cosplace.errors import CheckpointError, ConfigError
+from cosplace.export.input_format import InputFormat
 from cosplace.export.onnx_format import INPUT, OUTPUT
 from cosplace.export.settings import check_extra, format_of
 from cosplace.export.torch_program import read_program
-from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 UINT8_INPUT = "uint8"  # value of input_type in the metadata
 
@@ -29,11 +29,26 @@ class ExportedNetwork(nn.Module):
     def __init__(self, run: Callable[[Tensor], Tensor], metadata: Mapping[str, str]) -> None:
         super().__init__()
         self.run, self.metadata = run, dict(metadata)
-        self.takes_pixels = self.metadata.get("input_type") == UINT8_INPUT
+        self.inputs = _inputs_of(self.metadata)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute descriptors (B, D)."""
-        return self.run(_to_pixels(images) if self.takes_pixels else images.contiguous())
+        """Compute descriptors (B, D).  Raises ConfigError for photos of a size that the file does not take."""
+        inputs = self.inputs.from_normalized(images)
+        if self.inputs.static_shape is None:
+            return self.run(inputs)
+        count, height, width = self.inputs.static_shape
+        if images.shape[-2:] != (height, width):
+            raise ConfigError(
+                f"The file takes photos of {width} x {height} pixels, not {images.shape[-1]} x {images.shape[-2]}. "
+                f"Resize them, or export without --static_shape."
+            )
+        # Complete batches: the last photo fills what is missing.
+        descriptors = []
+        for start in range(0, len(inputs), count):
+            part = inputs[start : start + count]
+            filled = torch.cat([part, part[-1:].expand(count - len(part), -1, -1, -1)])
+            descriptors.append(self.run(filled)[: len(part)])
+        return torch.cat(descriptors)
 
 
 def open_exported(path: str | Path, format: str | None = None) -> ExportedNetwork:
@@ -68,19 +83,26 @@ def _open_onnx(path: Path) -> ExportedNetwork:
             f"ONNX Runtime cannot open {path}: it is damaged or not an ONNX file. Export the model again."
         ) from error
     inputs, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
-    if (inputs, outputs) != ([INPUT], [OUTPUT]):
+    metadata = session.get_modelmeta().custom_metadata_map
+    names = metadata.get("input_name", INPUT), metadata.get("output_name", OUTPUT)
+    if (inputs, outputs) != ([names[0]], [names[1]]):
         raise CheckpointError(
             f"{path} has the inputs {inputs} and outputs {outputs}, so it is not a file of `cosplace export`. Choose "
             f"another file."
         )
 
     def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: images.numpy()})[0]))
+        return torch.from_numpy(np.asarray(session.run([names[1]], {names[0]: images.numpy()})[0]))
 
-    return ExportedNetwork(run, session.get_modelmeta().custom_metadata_map)
+    return ExportedNetwork(run, metadata)
 
 
-def _to_pixels(normalized: Tensor) -> Tensor:
-    """Undo the normalization of photos (B, 3, H, W): exactly the pixels that were normalized, (B, H, W, 3) uint8."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (255 * (normalized * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+def _inputs_of(metadata: Mapping[str, str]) -> InputFormat:
+    """What a file takes, from its metadata; earlier files do not have all of it."""
+    is_uint8 = metadata.get("input_type") == UINT8_INPUT
+    shape = [int(side) for side in metadata.get("static_shape", "").split()]
+    return InputFormat(
+        values=metadata.get("input_values") or (UINT8_INPUT if is_uint8 else "normalized"),
+        layout=metadata.get("input_layout", "NCHW"),
+        static_shape=(shape[0], shape[1], shape[2]) if len(shape) == 3 else None,
+    )

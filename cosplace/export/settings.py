@@ -1,13 +1,16 @@
 """Settings of an export, and the checks before it starts."""
 
 import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from cosplace.config.export import FORMATS, MAX_DIFFERENCES, MAX_RECALL_LOSSES, ExportOptions
 from cosplace.errors import ConfigError, CosPlaceError, StorageError
+from cosplace.export.input_format import InputFormat
 
+NAME = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)  # of an input or output
 EXTRA = ("onnx", "onnxscript", "onnxruntime")  # packages that ONNX needs in addition
 
 
@@ -25,6 +28,45 @@ class ExportSettings(ExportOptions):
             raise ConfigError("--precision int8 needs --format onnx. Use --format onnx, or --precision fp16.")
         if self.precision == "int8" and self.calibrate_on is None:
             raise ConfigError("--precision int8 needs photos to measure value ranges on. Add --calibrate_on FOLDER.")
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        if self.with_preprocessing and self.input_values not in (None, "uint8"):
+            raise ConfigError(
+                f"--with_preprocessing takes uint8 pixels and contradicts --input_values {self.input_values}. Omit it."
+            )
+        if self.resize_inside and self.image_size is None:
+            raise ConfigError("--resize_inside needs the size to resize to. Add --image_size, for example 512.")
+        if self.static_shape and len(self.static_shape) != 3:
+            raise ConfigError(
+                f"--static_shape needs three numbers, batch, height and width, for example 1 480 640; got "
+                f"{' '.join(map(str, self.static_shape))}."
+            )
+        if self.static_shape and self.check_dataset is not None:
+            raise ConfigError(
+                "--check_dataset has photos of several sizes, which a file with --static_shape cannot take. Omit one "
+                "of them."
+            )
+        if self.format != "onnx":
+            for name in ("opset", "input_name", "output_name"):
+                if getattr(self, name) != getattr(ExportOptions(), name):
+                    raise ConfigError(f"--{name} needs --format onnx.")
+        for name in ("input_name", "output_name"):
+            if not NAME.fullmatch(getattr(self, name)):
+                raise ConfigError(f"--{name} must be letters, digits and _, got '{getattr(self, name)}'.")
+        if self.input_name == self.output_name:
+            raise ConfigError(f"--input_name and --output_name must differ, both are {self.input_name}.")
+
+    @property
+    def inputs(self) -> InputFormat:
+        """What the file takes as input."""
+        shape = self.static_shape
+        return InputFormat(
+            values=self.input_values or ("uint8" if self.with_preprocessing else "normalized"),
+            layout=self.input_layout or ("NHWC" if self.with_preprocessing else "NCHW"),
+            resize_to=self.image_size if self.resize_inside else None,
+            static_shape=(shape[0], shape[1], shape[2]) if shape else None,
+        )
 
     @property
     def difference_limit(self) -> float:

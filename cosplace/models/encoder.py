@@ -39,6 +39,7 @@ def load_model(
     reduce_to: int | None = None,
     trust_remote_code: bool = False,
     views: PhotoViews = PLAIN_VIEWS,
+    accept_license: bool = False,
 ) -> "Encoder":
     """Load a model that computes descriptors of photos.
 
@@ -46,10 +47,11 @@ def load_model(
     which needs trust_remote_code.  image_size: pixels of the shorter side after resizing; None keeps the size of each
     photo.  device: auto, cpu, cuda, cuda:N or mps.  reduce_to: keep only the first `reduce_to` dimensions of a model
     written by `cosplace reduce`.  views: copies whose descriptors are averaged, and the size of queries.
+    accept_license: accept the license of weights that need it, see `cosplace zoo info`.
 
     Raises ConfigError, CheckpointError, DownloadError or DeviceError.
     """
-    network = open_model(model, reduce_to=reduce_to, trust_remote_code=trust_remote_code)
+    network = open_model(model, reduce_to=reduce_to, trust_remote_code=trust_remote_code, accept_license=accept_license)
     return Encoder(network, name=model_name(model), image_size=image_size, device=device, views=views)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from cosplace.config.names import BACKBONES, canonical_backbone
+from cosplace.config.names import BACKBONES, DINOV2_BACKBONES, TIMM, canonical_backbone
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.architectures import architecture_of, closest_architecture, first_difference, tensor_shapes
 from cosplace.models.downloads import download
@@ -21,10 +21,15 @@ RESNET_CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer
 def available_imagenet_weights(backbone: str) -> tuple[str, ...]:
     """Versions that exist for a backbone: "v1" and "v2" are torchvision's IMAGENET1K_V1 and IMAGENET1K_V2.
 
+    A network of timm has "timm", if any, and a DINOv2 transformer "dinov2".
+
     >>> available_imagenet_weights("ResNet50")
     ('v1', 'v2')
     """
-    return tuple(_imagenet_urls(canonical_backbone(backbone)))
+    backbone = canonical_backbone(backbone)
+    if backbone.startswith(TIMM):
+        return ("timm",)
+    return ("dinov2",) if backbone in DINOV2_BACKBONES else tuple(_imagenet_urls(backbone))
 
 
 def imagenet_url(backbone: str, version: str, base: str | None = None) -> str:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from cosplace.models.native import NativeNetwork
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.resnet import BasicBlock, Bottleneck
 
@@ -17,9 +18,9 @@ def optimize_for_inference(network: nn.Module) -> nn.Module:
 
     Batch norms are folded into the convolutions before them, weights are stored channels last, and a max pooling after
     a ReLU relies on inputs that are never negative.  The copy shares no memory with `network`, which is unchanged, and
-    cannot be trained.  A module that neither is nor contains a GeoLocalizationNet is returned itself.
+    cannot be trained.  A module that neither is nor contains a GeoLocalizationNet or NativeNetwork is returned itself.
     """
-    if not any(isinstance(module, GeoLocalizationNet) for module in network.modules()):
+    if not any(isinstance(module, GeoLocalizationNet | NativeNetwork) for module in network.modules()):
         return network
     copied = deepcopy(network).requires_grad_(False)
     for parent, convolution, norm in _convolutions_with_norms(copied):
@@ -34,7 +35,7 @@ def _convolutions_with_norms(network: nn.Module) -> list[tuple[nn.Module, str, s
     """(parent, name of a convolution, name of the batch norm directly after it)."""
     found = []
     for parent in network.modules():
-        if isinstance(parent, nn.Sequential):
+        if _is_sequence(parent):
             names = list(pairwise(name for name, _ in parent.named_children()))
         elif isinstance(parent, BasicBlock | Bottleneck):
             names = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")][: 2 + isinstance(parent, Bottleneck)]
@@ -44,9 +45,15 @@ def _convolutions_with_norms(network: nn.Module) -> list[tuple[nn.Module, str, s
         found += [
             (parent, convolution, norm)
             for convolution, norm in names
-            if isinstance(children[convolution], nn.Conv2d) and isinstance(children[norm], nn.BatchNorm2d)
+            # Exactly these types: kinds of them compute more, such as a norm with an activation.
+            if type(children[convolution]) is nn.Conv2d and type(children[norm]) is nn.BatchNorm2d
         ]
     return found
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    """Whether a module computes its children one after another, and nothing else."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _fold(convolution: nn.Module, norm: nn.Module) -> None:
@@ -73,10 +80,10 @@ def _pools_after_relu(network: nn.Module) -> list[tuple[nn.Module, str]]:
     return [
         (parent, name)
         for parent in network.modules()
-        if isinstance(parent, nn.Sequential)
+        if _is_sequence(parent)
         for (_, before), (name, pool) in pairwise(parent.named_children())
-        if isinstance(before, nn.ReLU)
-        and isinstance(pool, nn.MaxPool2d)
+        if type(before) is nn.ReLU
+        and type(pool) is nn.MaxPool2d
         and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (3, 2, 1, 1, False)
     ]
 

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from cosplace import __version__
+from cosplace.models.native import NativeNetwork
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.reduction import ReducedNetwork, unreduced
 from cosplace.models.weight_files import tensors_sha256
 
 MODEL_FORMAT = "cosplace model 1"
 REDUCTION_PREFIX = "reduction."  # of the reduction's tensors; those of the network have their usual keys
+FOLDED_REDUCTION = "folded_reduction"  # key in the card: what was multiplied into the last linear layer
 BASE_MODEL = "base_model"  # key in the card: name of the network, when the file holds its reduction only
 
 
@@ -40,8 +42,10 @@ def model_card(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, s
         "cosplace_version": __version__,
         "tensors_sha256": tensors_sha256(tensors),
     }
-    if isinstance(base, GeoLocalizationNet):
+    if isinstance(base, GeoLocalizationNet | NativeNetwork):
         card["backbone"] = base.backbone_name
+        if isinstance(base, GeoLocalizationNet) and base.design is not None:
+            card["aggregation"] = base.aggregation_name
     if isinstance(network, ReducedNetwork):
         card |= {"reduction": network.reduction.method, "features_dim": str(network.reduction.in_dim)}
     return card

@@ -1,10 +1,14 @@
 """Smaller descriptors: an affine map after a network, then L2 normalization again.
 
-Three methods.  truncation: the first d dimensions.  pca: the d directions of largest variance (Jolliffe, "Principal
+Four methods.  truncation: the first d dimensions.  pca: the d directions of largest variance (Jolliffe, "Principal
 Component Analysis", 2002).  pca_whitening: the same directions, each divided by its standard deviation (Jégou and Chum,
-ECCV 2012).  Rows are in order of variance, so the first n rows of a reduction to d are the reduction to n.
+ECCV 2012).  pca_uncentered: the d directions of largest mean square, without subtracting the mean.  Rows are in order
+of variance, so the first n rows of a reduction to d are the reduction to n.
 
     y = x W' + b, then y / |y|        x (B, D) -> y (B, d);  W (d, D), b (d,)
+
+truncation and pca_uncentered have b = 0.  A network that ends in a linear layer and L2 normalization, x = u / |u| with
+u = A z + c, then needs no second layer: W x / |W x| = (W A z + W c) / |W A z + W c|.  See `fold_reduction`.
 
 Legend: D dimensions of the network, d of the reduction, n descriptors.
 """
@@ -17,8 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cosplace.errors import CheckpointError, ConfigError
+from cosplace.models.native import NativeNetwork
+from cosplace.models.network import GeoLocalizationNet
+from cosplace.models.optimal_transport import Projected
 
-METHODS = ("pca_whitening", "pca", "truncation")
+METHODS = ("pca_whitening", "pca", "pca_uncentered", "truncation")
 WHITENING_FLOOR = 1e-2  # of the largest variance, added to each: directions below it hold more noise than places
 
 
@@ -99,13 +106,16 @@ def unreduced(network: nn.Module) -> nn.Module:
 
 
 def first_dimensions(network: nn.Module, dims: int) -> nn.Module:
-    """Keep only the first `dims` dimensions of a reduced network.
+    """Keep only the first `dims` dimensions of a reduced network; one with a folded reduction is changed itself.
 
     Raises ConfigError when there are fewer, or when the network has no reduction: its dimensions are in no order.
     """
     if not isinstance(network, ReducedNetwork):
-        if getattr(network, "fc_output_dim", None) == dims:
+        dimension = getattr(network, "fc_output_dim", None)
+        if dimension == dims:
             return network
+        if has_ordered_dimensions(network) and dimension is not None:
+            return fold_reduction(network, truncation(dimension, dims))
         raise ConfigError(
             f"The model has no reduction, so {dims} dimensions must be fitted on photos first: "
             f"`cosplace reduce MODEL --on FOLDER --to FILE.safetensors --dims {dims}`."
@@ -113,6 +123,62 @@ def first_dimensions(network: nn.Module, dims: int) -> nn.Module:
     if network.reduction.out_dim == dims:
         return network
     return ReducedNetwork(network.network, network.reduction.first(dims))
+
+
+# --- into the last linear layer --------------------------------------------------------------------------------------
+
+
+def last_linear(network: nn.Module) -> nn.Linear | None:
+    """The linear layer before the last L2 normalization of a network; None if it does not end in these two."""
+    if isinstance(network, GeoLocalizationNet) and network.design is None:
+        layer = network.aggregation.get_submodule("3")
+        return layer if isinstance(layer, nn.Linear) else None
+    if isinstance(network, NativeNetwork) and isinstance(network.aggregator, Projected):
+        return network.aggregator.linear
+    return None
+
+
+def can_fold(network: nn.Module, reduction: Reduction) -> bool:
+    """Whether a reduction can be multiplied into the network's last linear layer: it must not subtract a mean."""
+    return last_linear(network) is not None and not reduction.bias.any()
+
+
+def fold_reduction(network: nn.Module, reduction: Reduction) -> nn.Module:
+    """Multiply a reduction into the network's last linear layer, and return the network, which is changed.
+
+    The descriptors are the same as reduced afterwards, up to rounding, with fewer parameters: `can_fold` must hold.
+    """
+    linear = last_linear(network)
+    assert linear is not None and can_fold(network, reduction)
+    weight = reduction.weight.cpu().double()
+    folded = nn.Linear(linear.in_features, reduction.out_dim, bias=linear.bias is not None, device="meta")
+    folded.weight = nn.Parameter((weight @ linear.weight.detach().cpu().double()).to(linear.weight))
+    if linear.bias is not None:
+        folded.bias = nn.Parameter((weight @ linear.bias.detach().cpu().double()).to(linear.bias))
+    if isinstance(network, GeoLocalizationNet):
+        setattr(network.aggregation, "3", folded)
+        network.fc_output_dim = reduction.out_dim
+    elif isinstance(network, NativeNetwork) and isinstance(network.aggregator, Projected):
+        network.aggregator.linear = folded
+    return mark_ordered(network)
+
+
+def mark_ordered(network: nn.Module) -> nn.Module:
+    """Mark a network whose dimensions are in order of importance, because a reduction is folded into it."""
+    network.__dict__["has_ordered_dimensions"] = True
+    return network
+
+
+def has_ordered_dimensions(network: nn.Module) -> bool:
+    """Whether the first dimensions of a network can be used alone: it has a reduction, maybe a folded one."""
+    return isinstance(network, ReducedNetwork) or getattr(network, "has_ordered_dimensions", False) is True
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Numbers that a network and its reduction store, without statistics of batch norms."""
+    reductions = [part for part in network.modules() if isinstance(part, Reduction)]
+    fixed = sum(value.numel() for part in reductions for value in part.buffers())
+    return sum(value.numel() for value in network.parameters()) + fixed
 
 
 def _check_dims(dims: int, available: int) -> None:
@@ -204,13 +270,16 @@ def fit(descriptors: Iterable[np.ndarray], dims: int, method: str = "pca_whiteni
             f"{10 * dims}), or choose fewer dimensions."
         )
     covariance = torch.from_numpy(moments.covariance)
+    mean = torch.from_numpy(moments.mean)
     if not covariance.diagonal().max() > 0:
         raise ConfigError("All photos have the same descriptor, so no reduction can be fitted. Use other photos.")
     if method == "pca_whitening":
         weight = whitening(covariance, dims, WHITENING_FLOOR)
     else:
+        if method == "pca_uncentered":  # mean of x x'
+            covariance = covariance * ((moments.count - 1) / moments.count) + mean.outer(mean)
         _, weight = principal_components(covariance, dims)
     largest = weight.gather(1, weight.abs().argmax(1, keepdim=True))  # (d, 1)
     weight = weight * largest.sign()
     # In float64 until here: the mean is much larger than what remains after it is subtracted.
-    return Reduction(weight, -weight @ torch.from_numpy(moments.mean), method)
+    return Reduction(weight, torch.zeros(dims) if method == "pca_uncentered" else -weight @ mean, method)

@@ -1,8 +1,9 @@
-"""Records of released models, and of models of other projects that torch.hub can load.
+"""Records of released models, whose networks this package builds, and of models that torch.hub can load.
 
 CosPlace: Berton et al., CVPR 2022, https://github.com/gmberton/CosPlace, release v1.0 (30 models).  EigenPlaces:
 Berton et al., ICCV 2023, https://github.com/gmberton/EigenPlaces, release v1.0 (13 models), with the architecture of
-CosPlace but another training method.  No checksums are published: the one of the first download is recorded.
+CosPlace but another training method.  MegaLoc, SALAD, BoQ and ImAge have other networks (see `layouts`).  No checksums
+are published: the one of the first download is recorded.
 """
 
 import os
@@ -100,11 +101,21 @@ class ZooModel:
     recalls: Mapping[str, float]  # dataset -> R@1 in percent, where published as a number
     recalls_source: str
     paper: str
+    num_parameters: int
 
     @property
     def file_name(self) -> str:
         """Name of the released file."""
         return self.url.rsplit("/", 1)[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeModel(ZooModel):
+    """A released model of another project, whose network is built by `layouts`."""
+
+    side_multiple: int  # sides of photos are resized to the nearest multiple
+    smallest_side: int  # pixels of a square photo
+    restricted: str = ""  # license that must be accepted before the first download; "" if none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +133,24 @@ class HubModel:
     note: str = ""  # requirements and other remarks
 
 
+_BACKBONES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "VGG16": (14_714_688, 512),
+        "ResNet18": (11_176_512, 512),
+        "ResNet50": (23_508_032, 2048),
+        "ResNet101": (42_500_160, 2048),
+        "ResNet152": (58_143_808, 2048),
+    }
+)
+"""Backbone -> its parameters and its channels."""
+
+
 def _models() -> Iterator[ZooModel]:
     for method, backbones in RELEASED.items():
         for backbone, dims in backbones.items():
             for dim in dims:
                 name = f"{method}_{backbone.lower()}_{dim}"
+                num_parameters, channels = _BACKBONES[backbone]
                 source, recalls = _RECALLS.get(name, (_NOT_PUBLISHED, ()))
                 yield ZooModel(
                     name=name,
@@ -141,11 +165,137 @@ def _models() -> Iterator[ZooModel]:
                     recalls={data: value for data, value in zip(DATASETS, recalls, strict=False) if value is not None},
                     recalls_source=source,
                     paper=PAPERS[method],
+                    num_parameters=num_parameters + 1 + dim * (channels + 1),  # GeM's power, the linear layer
                 )
 
 
 MODELS: Mapping[str, ZooModel] = MappingProxyType({model.name: model for model in _models()})
 """Name -> released model.  Names are method_backbone_dimension."""
+
+_MIT = "MIT, that of the repository; the weights have none of their own"
+_MEGALOC = "MegaLoc paper (CVPRW 2025), from a transcription; not its msls_val, which has other queries"
+_SALAD = (
+    "MegaLoc paper (CVPRW 2025) and SALAD paper (CVPR 2024), from transcriptions; README for msls_val (740 queries)"
+)
+_BOQ = "README of github.com/amaralibey/Bag-of-Queries; msls_val with 740 queries"
+_IMAGE = "README of github.com/Lu-Feng/ImAge; its msls_val is left out, its queries are not stated"
+_PATCHES = "sides to the nearest multiple of 14"
+_BOQ_RELEASE = "https://github.com/amaralibey/Bag-of-Queries/releases/download/v1.0"
+_IMAGE_RELEASE = "https://github.com/Lu-Feng/ImAge/releases/download/v1.0.0"
+_NATIVE_MODELS = (
+    NativeModel(
+        name="megaloc",
+        method="MegaLoc",
+        backbone="DINOv2-B/14",
+        fc_output_dim=8448,
+        url="https://github.com/gmberton/MegaLoc/releases/download/v1.0/megaloc.torch",
+        sha256=None,
+        input_size=322,
+        resize=_PATCHES,
+        licence="MIT, that of the repository and of the weights",
+        recalls={"pitts30k": 94.1, "pitts250k": 96.4, "tokyo247": 96.5, "sf_xl_v1": 95.3},
+        recalls_source=_MEGALOC,
+        paper="Berton and Masone, CVPRW 2025, arXiv 2502.17237",
+        side_multiple=14,
+        smallest_side=120,
+        num_parameters=228_639_553,
+    ),
+    NativeModel(
+        name="salad",
+        method="SALAD",
+        backbone="DINOv2-B/14",
+        fc_output_dim=8448,
+        url="https://github.com/serizba/salad/releases/download/v1.0.0/dino_salad.ckpt",
+        sha256=None,
+        input_size=322,
+        resize=_PATCHES,
+        licence="GPL-3.0, that of the repository; the weights have none of their own",
+        recalls={
+            "pitts30k": 92.3,
+            "pitts250k": 95.1,
+            "tokyo247": 94.6,
+            "msls_val": 92.2,
+            "sf_xl_v1": 88.6,
+            "sf_xl_v2": 94.8,
+        },
+        recalls_source=_SALAD,
+        paper="Izquierdo and Civera, CVPR 2024, arXiv 2311.15937",
+        side_multiple=14,
+        smallest_side=120,
+        num_parameters=87_990_721,
+        restricted="GPL-3.0",
+    ),
+    NativeModel(
+        name="boq_resnet50",
+        method="BoQ",
+        backbone="ResNet50 to layer3",
+        fc_output_dim=16384,
+        url=f"{_BOQ_RELEASE}/resnet50_16384.pth",
+        sha256=None,
+        input_size=384,
+        resize="none: photos of any size",
+        licence=_MIT,
+        recalls={"pitts30k": 92.4, "pitts250k": 95.0, "msls_val": 91.2, "st_lucia": 100.0},
+        recalls_source=_BOQ,
+        paper="Ali-bey et al., CVPR 2024, arXiv 2405.07364",
+        side_multiple=1,
+        smallest_side=1,
+        num_parameters=23_844_448,
+    ),
+    NativeModel(
+        name="boq_dinov2",
+        method="BoQ",
+        backbone="DINOv2-B/14",
+        fc_output_dim=12288,
+        url=f"{_BOQ_RELEASE}/dinov2_12288.pth",
+        sha256=None,
+        input_size=322,
+        resize=_PATCHES,
+        licence=_MIT,
+        recalls={"pitts30k": 93.7, "pitts250k": 96.6, "msls_val": 93.8, "st_lucia": 99.9},
+        recalls_source=_BOQ,
+        paper="Ali-bey et al., CVPR 2024, arXiv 2405.07364",
+        side_multiple=14,
+        smallest_side=8,
+        num_parameters=95_205_792,
+    ),
+    NativeModel(
+        name="image_gsv",
+        method="ImAge",
+        backbone="DINOv2-B/14-reg4",
+        fc_output_dim=6144,
+        url=f"{_IMAGE_RELEASE}/ImAge_GSV.pth",
+        sha256=None,
+        input_size=322,
+        resize=_PATCHES,
+        licence=_MIT,
+        recalls={"pitts30k": 94.0},
+        recalls_source=_IMAGE,
+        paper="Lu et al., NeurIPS 2025",
+        side_multiple=14,
+        smallest_side=8,
+        num_parameters=86_588_928,
+    ),
+    NativeModel(
+        name="image_merged",
+        method="ImAge",
+        backbone="DINOv2-B/14-reg4",
+        fc_output_dim=6144,
+        url=f"{_IMAGE_RELEASE}/ImAge_Merged.pth",
+        sha256=None,
+        input_size=322,
+        resize=_PATCHES,
+        licence=_MIT,
+        recalls={"pitts30k": 94.1},
+        recalls_source=_IMAGE,
+        paper="Lu et al., NeurIPS 2025",
+        side_multiple=14,
+        smallest_side=8,
+        num_parameters=86_588_928,
+    ),
+)
+NATIVE_MODELS: Mapping[str, NativeModel] = MappingProxyType({model.name: model for model in _NATIVE_MODELS})
+"""Name -> released model of another project, whose network this package builds itself."""
 
 _HUB_MODELS = (
     HubModel(
@@ -212,7 +362,8 @@ _HUB_MODELS = (
     ),
 )
 HUB_MODELS: Mapping[str, HubModel] = MappingProxyType({model.name: model for model in _HUB_MODELS})
-"""Name -> model from torch.hub, whose code runs only with --trust_remote_code."""
+"""Name -> model from torch.hub, whose code runs only with --trust_remote_code.  A name that is also in NATIVE_MODELS
+opens our own network; the spec `hub:...` still opens that of torch.hub."""
 
 
 # --- lookup ----------------------------------------------------------------------------------------------------------
@@ -242,7 +393,8 @@ def find_model(name: str) -> ZooModel | HubModel:
 
     Raises ConfigError for an unknown name, with the dimensions that exist or the closest names.
     """
-    by_plain = {_plain(known): model for known, model in {**MODELS, **HUB_MODELS}.items()}
+    known_models: dict[str, ZooModel | HubModel] = {**MODELS, **HUB_MODELS, **NATIVE_MODELS}
+    by_plain = {_plain(known): model for known, model in known_models.items()}
     if _plain(name) in by_plain:
         return by_plain[_plain(name)]
     for method in RELEASED:
@@ -259,7 +411,7 @@ def find_model(name: str) -> ZooModel | HubModel:
                     f"{method}_{backbone.lower()}_{max(dims)}."
                 )
     name = name if len(name) <= 60 else f"{name[:60]}..."
-    closest = similar_names(name, [*MODELS, *HUB_MODELS])
+    closest = similar_names(name, list(known_models))
     hint = f"Did you mean {' or '.join(closest)}? " if closest else ""
     raise ConfigError(
         f"Unknown model '{name}'. {hint}Use a name from `cosplace zoo list`, the path of a weights file, or "

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cosplace.errors import ImageError
 from cosplace.photos.opening import open_pixels
+from cosplace.photos.panoramas import cut_view
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,13 @@ class PhotoStacks:
     def open(self, path: str | Path) -> tuple[int, int]:
         """Open a photo and append it; returns its height and width.  Raises ImageError as open_image, appends none."""
         return self._append(open_pixels(path, self._next_slot))
+
+    def open_view(self, path: str | Path, offset: float) -> tuple[int, int]:
+        """Open a panorama and append the view in one direction, see `cut_view`; otherwise like `open`."""
+        try:
+            return self._append(cut_view(open_pixels(path), offset))
+        except ValueError as error:
+            raise ImageError(f"{path} {error}") from error
 
     def add(self, photo: "torch.Tensor") -> None:
         """Append a copy of a photo (3, H, W) uint8."""

@@ -264,9 +264,10 @@ def _fields_of(photos: list[PhotoMetadata]) -> PhotoFields:
     )
 
 
-def with_headings(images: ImageList) -> ImageList:
+def with_headings(images: ImageList, alternative: str = "--alpha 360") -> ImageList:
     """A list without the photos whose heading is unknown, with a warning; a list without labels stays as it is.
 
+    alternative: flags to train without headings, for messages.
     Raises DatasetError if no heading is known, or if all are equal: cameras without a compass write 0.
     """
     if images.labels is None:
@@ -274,7 +275,7 @@ def with_headings(images: ImageList) -> ImageList:
     headings = optional_fields(images, ("heading",))[0]
     unknown = np.flatnonzero(np.isnan(headings))
     known = headings[~np.isnan(headings)]
-    advice = "Use --alpha 360 to train without headings."
+    advice = f"Use {alternative} to train without headings."
     if not len(known):
         raise DatasetError(f"{images.folder}: the heading of all {len(images):,} photos is unknown. {advice}")
     if len(known) > 1 and (known == known[0]).all():
@@ -282,9 +283,9 @@ def with_headings(images: ImageList) -> ImageList:
     if not len(unknown):
         return images
     log.warning(
-        "%s: %s of %s photos are left out, for example %s: their heading is unknown. With --alpha 360, all photos are "
-        "used.",
+        "%s: %s of %s photos are left out, for example %s: their heading is unknown. With %s, all photos are used.",
         printable(images.folder), f"{len(unknown):,}", f"{len(images):,}", printable(images.name(int(unknown[0]))),
+        alternative,
     )  # fmt: skip
     return without_rows(images, unknown)
 

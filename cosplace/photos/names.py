@@ -26,6 +26,7 @@ NAMES_PER_CHUNK = 1 << 15  # names parsed at once: their bytes stay in the proce
 MAX_CONTRADICTION_M = 50.0  # between the UTM fields of a name and its latitude and longitude
 BAND_S = (31.5, 40.5)  # degrees north: 32 to 40, and half a degree for positions at its border
 NAMES_COMPARED = 10_000  # at most, when a list is checked for contradictions
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SOUTHERN = np.isin(np.arange(256), list(b"CDEFGHJKLMcdefghjklm"))  # (256,) bool, of the letters of latitude bands
 
 
@@ -91,6 +92,24 @@ def optional_fields(images: ImageList, fields: Sequence[str]) -> np.ndarray:
         for index, field in enumerate(fields):
             values[index, chunk.rows.start : chunk.rows.stop] = _optional_numbers(chunk, field)
     return values
+
+
+def text_keys(images: ImageList, field: str) -> np.ndarray:
+    """A number for the text of one field of each name, (I,) uint64: equal texts have equal numbers.
+
+    Different texts have different numbers, except with a probability of about 1 in 2**64.
+    """
+    keys = [np.zeros(0, np.uint64)]
+    for chunk in _chunks(images, FIELDS[field]):
+        begin, end, in_name = chunk.field(field)
+        width = np.where(in_name, end - begin, 0)
+        found = np.zeros(len(chunk.rows), np.uint64)
+        for place in range(int(width.max(initial=0))):
+            inside = np.flatnonzero(width > place)
+            found[inside] = (found[inside] + chunk.text[begin[inside] + place] + np.uint64(1)) * _HASH_FACTOR
+            found[inside] ^= found[inside] >> np.uint64(32)
+        keys.append(found)
+    return np.concatenate(keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

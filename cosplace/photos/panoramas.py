@@ -29,6 +29,8 @@ MAX_ASPECT_ERROR = 0.002  # of 2:1; a few pixels of rounding
 HALF_PIXEL = 0.5
 PITCH_STEP, MAX_FITTED_PITCH = 0.05, 60.0  # degrees
 BLENDING_ROUND = 0.5
+VIEW_COLUMNS = 512  # of a strip of STRIP_SIZE: the views of SF-XL and EigenPlaces, 55.4 degrees
+FULL_ROWS = 1664  # of the panoramas that the strips are cut from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +280,24 @@ def plain_crop(pixels: np.ndarray, coverage: Coverage, view: CropView, yaw: floa
     """One crop of a panorama (H, W, 3) uint8; (h, w, 3) uint8."""
     columns, rows = crop_map(coverage, view)
     return sample_bilinear(pixels, coverage, columns + column_shift(coverage, yaw), rows)
+
+
+def cut_view(pixels: np.ndarray, offset: float) -> np.ndarray:
+    """A square part of a panorama (H, W, 3) of 360 degrees, as EigenPlaces trains on; (S, S, 3) uint8.
+
+    Its center is `offset` degrees clockwise from the center of the panorama: column W ((offset + 180) mod 360) / 360.
+    It is a plain part, without perspective projection, 55.4 degrees wide or as wide as the strip is high; it continues
+    across the seam.  Of a whole sphere (2:1), it shows the rows that SF-XL keeps; of other images, those in the middle.
+    Raises ValueError for an image that cannot be a panorama of 360 degrees.
+    """
+    height, width, _ = pixels.shape
+    if width < (2 - 2 * MAX_ASPECT_ERROR) * height:
+        raise ValueError(f"is not a panorama of 360 degrees: it has {width} x {height} pixels.")
+    side = min(height, max(1, round(width * VIEW_COLUMNS / STRIP_SIZE[0])))
+    is_sphere = width <= (2 + 2 * MAX_ASPECT_ERROR) * height
+    top = round(height * VIEW_COLUMNS / FULL_ROWS) if is_sphere else (height - side) // 2
+    left = math.floor(width * ((offset + 180) % 360) / 360) - side // 2
+    return pixels[top : top + side].take(range(left, left + side), axis=1, mode="wrap")
 
 
 def crops_on_device(

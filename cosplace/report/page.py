@@ -190,7 +190,7 @@ def _groups(report: Report) -> Mapping[str, Any] | None:
         LegendEntry(
             color=GROUP_COLORS[number % len(GROUP_COLORS)],
             shape="square",
-            text=f"group {number}: {_num_classes(classes)}, {format_count(images, 'photo')}",
+            text=f"{groups.title(number)}: {_num_classes(classes)}, {format_count(images, 'photo')}",
         )
         for number, (classes, images) in enumerate(counts[: min(num_used, MAX_GROUPS_LISTED)])
     ]

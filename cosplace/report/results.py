@@ -25,6 +25,7 @@ from cosplace.assessment.records import intervals_record, metrics_record
 from cosplace.assessment.run_files import QUERIES, write_query_results
 from cosplace.config.defaults import REPORT_MATCHES
 from cosplace.config.evaluation import EvalConfig
+from cosplace.config.methods import METHOD_NAMES
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import to_values
 from cosplace.progress import Progress, no_progress
@@ -127,12 +128,12 @@ def write_training_results(
     conditions = find_conditions(data.test, result.test.positives)
     measures = measure(result.test, data.test, conditions=conditions)
     report = Report(
-        title=title or f"CosPlace trained on {data.groups.folder}",
+        title=title or f"{METHOD_NAMES[config.method.method]} trained on {data.groups.folder}",
         summary=[
             f"{result.model.backbone_name} with {result.model.fc_output_dim}-dimensional descriptors, trained for "
             f"{format_count(training.epochs_num, 'epoch')} of "
             f"{format_count(training.iterations_per_epoch, 'iteration')} with "
-            f"{format_count(training.batch_size, 'image')} each, on {data.num_used} of "
+            f"{format_count(training.batch_size * len(data.groups.views), 'image')} each, on {data.num_used} of "
             f"{format_count(len(data.groups), 'group')}.",
             f"Tested model: {epoch_text(result.best_epoch)}, the best on {data.val.name}.",
             *_validation_summary(result),

@@ -16,7 +16,15 @@ from cosplace.config.values import set_folder
 from cosplace.device import choose_device
 from cosplace.errors import ConfigError
 from cosplace.models.encoder import find_dimension
-from cosplace.models.reduction import ReducedNetwork, Reduction, first_dimensions, fit, truncation, unreduced
+from cosplace.models.reduction import (
+    ReducedNetwork,
+    Reduction,
+    first_dimensions,
+    fit,
+    has_ordered_dimensions,
+    truncation,
+    unreduced,
+)
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.scanning import is_dataset_part, scan_images
 from cosplace.progress import Progress, no_progress, part_of
@@ -86,8 +94,8 @@ def reduce_for_evaluation(
     dims = options.reduce_to
     if dims is None and options.reduce_on:
         raise ConfigError(f"--reduce_on {options.reduce_on} needs --reduce_to, the number of dimensions.")
-    if dims is None or isinstance(model, ReducedNetwork):
-        if isinstance(model, ReducedNetwork) and options.reduce_on:
+    if dims is None or has_ordered_dimensions(model):
+        if has_ordered_dimensions(model) and options.reduce_on:
             raise ConfigError(
                 f"--reduce_on {options.reduce_on}: this model already has a reduction. Omit the flag, or use the "
                 f"model without its reduction."

@@ -1,6 +1,7 @@
 """The method of the paper (Berton et al., CVPR 2022), from groups to the training loop.
 
 groups                  classes and CosPlace groups (section 3.1)
+eigenplaces             classes of photos that look at one point (EigenPlaces, ICCV 2023)
 group_cache             groups kept in a file
 place_ids               groups and classes in the files of GSV-Cities
 advice                  settings that suit the photos; warnings

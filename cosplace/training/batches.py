@@ -62,11 +62,13 @@ class Batch:
 class GroupImages:
     """The training items of a group in one epoch: item k is a class and a random image of it.
 
-    Each pass over the classes has a new random order.
+    Each pass over the classes has a new random order.  stream: different for groups that share an epoch, so that their
+    random numbers are independent.
     """
 
-    def __init__(self, group: Group, *, seed: int, epoch: int, settings: Augmentation) -> None:
+    def __init__(self, group: Group, *, seed: int, epoch: int, settings: Augmentation, stream: int = 0) -> None:
         self.group = group
+        self.stream = stream
         self.seed = seed
         self.epoch = epoch
         self.settings = settings
@@ -84,7 +86,9 @@ class GroupImages:
         self._create_caches()
 
     def _generator(self, kind: int, number: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self.seed, self.epoch], counter=[0, 0, kind, number]))
+        return np.random.Generator(
+            np.random.Philox(key=[self.seed, self.epoch], counter=[0, self.stream, kind, number])
+        )
 
     def _class_order(self, number: int) -> np.ndarray:
         return self._generator(CLASS_ORDER, number).permutation(self.group.num_classes)
@@ -92,7 +96,7 @@ class GroupImages:
     def _numbers(self, indices: Sequence[int]) -> np.ndarray:
         """Random numbers of some items, (n, NUMBERS_PER_ITEM) in [0, 1), from one stream per epoch."""
         first, last = min(indices), max(indices)
-        stream = np.random.Philox(key=[self.seed, self.epoch], counter=[first * STEPS_PER_ITEM, 0, ITEM, 0])
+        stream = np.random.Philox(key=[self.seed, self.epoch], counter=[first * STEPS_PER_ITEM, self.stream, ITEM, 0])
         numbers = np.random.Generator(stream).random((last + 1 - first, NUMBERS_PER_ITEM))
         return numbers[np.asarray(indices) - first]
 
@@ -138,7 +142,8 @@ class GroupImages:
         chosen = self.image_of_item(index, size, number)
         for _ in range(MAX_REPLACEMENTS):
             try:
-                return photos.open(self.group.image_path(first + chosen))
+                path, offset = self.group.image_path(first + chosen), self.group.view_offset(first + chosen)
+                return photos.open(path) if offset is None else photos.open_view(path, offset)
             except ImageError as error:
                 unreadable.append(str(error))
             others = others or self._generator(REPLACEMENTS, index)
@@ -150,22 +155,24 @@ class GroupImages:
 class BatchMaker:
     """Makes the Batch of some items, the same in any thread or process."""
 
-    items: GroupImages
+    groups: tuple[GroupImages, ...]  # one batch of each, in turn
+    batch_size: int
     augment: bool  # already here, on the CPU
 
     def __call__(self, indices: Sequence[int]) -> Batch:
-        """Make the batch of these items.  Raises DatasetError if no image of a class can be opened."""
-        batch = self.items.batch(indices)
+        """Make batch number indices[0] // batch_size.  Raises DatasetError if no image of a class can be opened."""
+        iteration, turn = divmod(indices[0] // self.batch_size, len(self.groups))
+        items, first = self.groups[turn], iteration * self.batch_size
+        batch = items.batch(range(first, first + self.batch_size))
         if not self.augment:
             return batch
         with one_thread():  # the same bits in threads and in processes
-            images = batch.images(self.items.settings, torch.device("cpu"))
+            images = batch.images(items.settings, torch.device("cpu"))
         return replace(batch, stacks=[images], rows=[torch.arange(len(batch.labels))], augmented=True)
 
 
 def training_batches(
-    items: GroupImages,
-    *,
+    *groups: GroupImages,
     batch_size: int,
     first_iteration: int,
     num_iterations: int,
@@ -174,14 +181,15 @@ def training_batches(
     loader: str = "processes",
     pin_memory: bool = False,
 ) -> Generator[Batch]:
-    """Batches of iterations first_iteration to num_iterations - 1 of an epoch, loaded ahead.
+    """Batches of iterations first_iteration to num_iterations - 1 of an epoch, loaded ahead: one of each group in turn.
 
     loader: threads or processes.  Raises DatasetError if no image of a class can be opened, LoadingError if a loading
     process is killed.
     """
+    first, last = first_iteration * len(groups), num_iterations * len(groups)
     return load_ahead(
-        BatchMaker(items=items, augment=augment_in_loader),
-        [range(i * batch_size, (i + 1) * batch_size) for i in range(first_iteration, num_iterations)],
+        BatchMaker(groups=groups, batch_size=batch_size, augment=augment_in_loader),
+        [range(i * batch_size, (i + 1) * batch_size) for i in range(first, last)],
         num_workers=num_workers,
         loader=loader,
         pin_memory=pin_memory,

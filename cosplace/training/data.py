@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cosplace.config.methods import EIGENPLACES
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import loading_workers, set_folder
 from cosplace.device import choose_device
@@ -16,7 +17,8 @@ from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.training.advice import check_enough, data_warnings
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch, GroupImages, training_batches
-from cosplace.training.group_cache import cached_partition
+from cosplace.training.eigenplaces import check_views, views_summary
+from cosplace.training.group_cache import cached_partition, cached_views
 from cosplace.training.groups import Groups, training_photos
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,16 @@ class TrainingData:
     num_used: int
     val: RetrievalDataset
     test: RetrievalDataset
+
+    def groups_of_epoch(self, epoch: int) -> range:
+        """Numbers of the groups that an epoch trains: one; with EigenPlaces, a lateral and a frontal one."""
+        size = len(self.groups.views)
+        first = epoch % (self.num_used // size) * size
+        return range(first, first + size)
+
+    def rank(self, epoch: int) -> int:
+        """Number of the group of an epoch, among those of one kind."""
+        return self.groups_of_epoch(epoch).start // len(self.groups.views)
 
     def digest(self) -> str:
         """Checksum of the classes: equal for two runs that train on the same photos."""
@@ -47,17 +59,24 @@ def open_training_data(config: TrainConfig, progress: Progress = no_progress) ->
     follow = config.folders.follow_outside
     dataset, grouping = config.folders.dataset_folder, config.grouping
     images = training_photos(folders["train"], grouping, dataset=dataset, follow_outside=follow, progress=progress)
-    groups = cached_partition(images, grouping)
+    if config.method.method == EIGENPLACES:
+        groups = cached_views(images, grouping, config.method)
+        check_views(groups, grouping, config.method)
+        for line in views_summary(groups):
+            log.info("%s", line)
+    else:
+        groups = cached_partition(images, grouping)
     for warning in data_warnings(groups, grouping, images):
         log.warning("%s", warning)
-    check_enough(groups, grouping, images)
+    if config.method.method != EIGENPLACES:
+        check_enough(groups, grouping, images)
     val, test = (
         open_retrieval_dataset(
             folders[split], config.folders.queries_folder, split=split, follow_outside=follow, progress=progress
         )
         for split in ("val", "test")
     )
-    return TrainingData(groups=groups, num_used=grouping.groups_num, val=val, test=test)
+    return TrainingData(groups=groups, num_used=grouping.groups_num * len(groups.views), val=val, test=test)
 
 
 def augmentation_settings(config: TrainConfig) -> Augmentation:
@@ -76,17 +95,24 @@ def augmentation_settings(config: TrainConfig) -> Augmentation:
 def epoch_batches(
     config: TrainConfig, data: TrainingData, device: torch.device, *, epoch: int, iteration: int = 0
 ) -> Generator[Batch]:
-    """Batches of an epoch from an iteration on, loaded ahead.  Close the generator to end its workers."""
-    items = GroupImages(
-        data.groups[epoch % data.num_used],
-        seed=config.running.seed,
-        epoch=epoch,
-        settings=augmentation_settings(config),
-    )
+    """Batches of an epoch from an iteration on, loaded ahead: one of each of its groups, in turn.
+
+    Close the generator to end its workers.
+    """
+    items = [
+        GroupImages(
+            data.groups[number],
+            seed=config.running.seed,
+            epoch=epoch,
+            settings=augmentation_settings(config),
+            stream=stream,
+        )
+        for stream, number in enumerate(data.groups_of_epoch(epoch))
+    ]
     augmentation_device = config.augmenting.augmentation_device
     augment_on = device if augmentation_device == "auto" else choose_device(augmentation_device)
     return training_batches(
-        items,
+        *items,
         batch_size=config.training.batch_size,
         first_iteration=iteration,
         num_iterations=config.training.iterations_per_epoch,

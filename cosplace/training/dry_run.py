@@ -31,7 +31,7 @@ from cosplace.training.plan import expected_bytes
 from cosplace.training.run import training_forward
 from cosplace.training.schedules import num_steps
 from cosplace.training.setup import Preparation
-from cosplace.training.step import TrainingStep, batches_on_device
+from cosplace.training.step import TrainingStep, batches_on_device, joint_step
 
 WARM_UP_ITERATIONS = 3
 MEASURED_ITERATIONS = 20
@@ -64,11 +64,13 @@ def estimate_training(prepared: Preparation, folder: Path, progress: Progress = 
 
     _, checkpoint_bytes, weight_bytes = expected_bytes(config, state, prepared.dtype)
     disk = 2 * checkpoint_bytes + 2 * weight_bytes  # each file is written next to the one that it replaces
-    trained_per_second = settings.batch_size / iteration_seconds
+    num_views = len(data.groups.views)
+    images_text = " + ".join([str(settings.batch_size)] * num_views)
+    trained_per_second = num_views * settings.batch_size / iteration_seconds
     bound = "loading photos" if loaded_per_second < LOADER_BOUND * trained_per_second else "the network"
     remedy = "; more --num_workers may help" if bound != "the network" else ""
     lines = (
-        f"iterations: {left:,} of {settings.batch_size} images, {trained_per_second:,.1f} images/s (the loader alone "
+        f"iterations: {left:,} of {images_text} images, {trained_per_second:,.1f} images/s (the loader alone "
         f"{loaded_per_second:,.1f}), bound by {bound}{remedy}",
         f"time: {format_duration(training_seconds + evaluation_seconds)}, including "
         f"{format_duration(evaluation_seconds)} for {'the validation before training, ' if state.is_new else ''}"
@@ -106,16 +108,21 @@ def _loading_speed(prepared: Preparation, progress: Progress) -> float:
 def _iteration_times(prepared: Preparation, progress: Progress) -> tuple[float, float]:
     """Extra seconds of the first iteration, for compilation and warm-up, and seconds of each iteration."""
     state, device = prepared.state, prepared.device
-    group = state.epoch % prepared.data.num_used
-    state.move_classifier(group, device)
-    forward = training_forward(prepared)
-    train_step = TrainingStep.for_group(state, group, forward=forward, device=device, dtype=prepared.dtype)
+    groups, forward = prepared.data.groups_of_epoch(state.epoch), training_forward(prepared)
+    for group in groups:
+        state.move_classifier(group, device)
+    of_groups = [
+        TrainingStep.for_group(state, group, forward=forward, device=device, dtype=prepared.dtype) for group in groups
+    ]
     state.model.train()
     if isinstance(forward, RecordedNetwork):
         forward.record(prepared.config.training.batch_size, prepared.config.augmenting.image_size, device)
     with tuned_convolutions(device), closing(_batches(prepared)) as batches:
         ready = batches_on_device(batches, augmentation_settings(prepared.config), device)
-        steps = (train_step(images, labels) for _, images, labels in ready)
+        steps = (
+            joint_step(of_groups, [(images, labels) for _, images, labels in parts])
+            for parts in zip(*[ready] * len(groups), strict=True)
+        )
         started = time.perf_counter()
         next(steps)
         synchronize(device)

@@ -11,7 +11,8 @@ from cosplace.config.finetuning import FinetuneConfig
 from cosplace.config.values import loading_workers
 from cosplace.device import amp_type, choose_device
 from cosplace.errors import DatasetError, ImageError
-from cosplace.models.network import GeoLocalizationNet
+from cosplace.models.designs import DESIGN_KEY
+from cosplace.models.network import GeoLocalizationNet, network_from_state_dict
 from cosplace.models.training_card import MAX_MATCHES
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.opening import open_image
@@ -50,8 +51,11 @@ class FinetuningPreparation:
 
     def network(self) -> GeoLocalizationNet:
         """A new network with the weights of the start."""
-        network = GeoLocalizationNet(self.backbone, self.fc_output_dim, train_all_layers=True)
-        network.load_state_dict(self.start)
+        if DESIGN_KEY in self.start:  # not a network of the paper
+            network = network_from_state_dict(self.start).requires_grad_(True)
+        else:
+            network = GeoLocalizationNet(self.backbone, self.fc_output_dim, train_all_layers=True)
+            network.load_state_dict(self.start)
         return network.to(self.device).to(memory_format=torch.channels_last).eval()
 
     @property

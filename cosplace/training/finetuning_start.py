@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosplace.config.finetuning import FinetuneConfig
+from cosplace.config.names import BACKBONES
 from cosplace.errors import ConfigError
 from cosplace.models.backbones import build_backbone, num_output_channels
 from cosplace.models.hub import is_hub
@@ -62,6 +63,11 @@ def open_start(
     """
     if model == IMAGENET:
         name = backbone or "ResNet18"
+        if name not in BACKBONES:
+            raise ConfigError(
+                f"--model imagenet starts from a backbone of the paper, not from {name}. Train a model with `cosplace "
+                f"train --backbone {name}`, then use its best_model.pth as --model."
+            )
         features = num_output_channels(build_backbone(name))
         dimension = fc_output_dim or min(DIMENSIONS, features)
         if dimension > features:
@@ -87,7 +93,8 @@ class _Features(nn.Module):
 
     def __init__(self, network: GeoLocalizationNet) -> None:
         super().__init__()
-        self.backbone, self.pooling = network.backbone, network.aggregation[:3]
+        self.backbone = network.backbone  # of the paper, see `open_start`
+        self.pooling = cast(nn.Sequential, network.aggregation)[:3]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pooling(self.backbone(images))
@@ -98,7 +105,7 @@ def whiten_head(
     network: GeoLocalizationNet, photos: FinetuningPhotos, settings: EvaluationSettings, progress: Progress
 ) -> None:
     """Make the last layer a PCA whitening of the features of training photos, the best one on the validation set."""
-    linear = cast(nn.Linear, network.aggregation[3])
+    linear = cast(nn.Linear, cast(nn.Sequential, network.aggregation)[3])
     features = _Features(network)
 
     def features_of(images: ImageList, task: str) -> np.ndarray:

@@ -9,12 +9,13 @@ Files of a run, besides those of `checkpoint`:
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from cosplace.config.finetuning import FinetuneConfig
+from cosplace.config.names import BACKBONES
 from cosplace.config.values import to_values
 from cosplace.device import fused_adam
 from cosplace.errors import CheckpointError
@@ -93,7 +94,10 @@ def freeze_layers(model: GeoLocalizationNet, freeze: str) -> None:
     model.requires_grad_(True)
     if freeze == "none":
         return
-    frozen = frozen_layers(model.backbone, model.backbone_name)
+    if model.backbone_name not in BACKBONES:
+        model.freeze_early_layers()
+        return
+    frozen = frozen_layers(cast(nn.Sequential, model.backbone), model.backbone_name)
     if freeze == "late" and model.backbone_name.startswith("ResNet"):
         frozen = list(model.backbone.children())[:-1]
     for layer in frozen:

@@ -6,15 +6,19 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from cosplace.config.methods import EIGENPLACES, MethodSettings
 from cosplace.config.sections import Grouping
 from cosplace.errors import CheckpointError
 from cosplace.photos.image_list import ImageList
+from cosplace.photos.labels import with_headings
 from cosplace.storage import cache_folder, remove_unfinished, write_atomically
+from cosplace.training.eigenplaces import WITHOUT_HEADINGS, check_grouping, partition_views
 from cosplace.training.groups import Groups, partition
 
 FORMAT = "cosplace groups 2"
@@ -28,17 +32,32 @@ def cached_partition(images: ImageList, grouping: Grouping, folder: Path | None 
     The name of the file is a digest of the list of photos and of the parameters, so a changed dataset never reads an
     old file.  Raises CheckpointError for a file that is truncated or not a cache of groups.
     """
-    path = (folder or cache_folder("groups")) / f"groups-{_key(images, grouping)}.bin"
+    # groups_num only selects among the groups.
+    parameters = [grouping.M, grouping.alpha, grouping.N, grouping.L, grouping.min_images_per_class]
+    return _cached(images, parameters, folder, lambda: partition(images, grouping))
+
+
+def cached_views(images: ImageList, grouping: Grouping, method: MethodSettings, folder: Path | None = None) -> Groups:
+    """`partition_views`, kept in a file like `cached_partition`."""
+    check_grouping(grouping)
+    images = with_headings(images, WITHOUT_HEADINGS)
+    parameters = [
+        EIGENPLACES, grouping.M, grouping.N, grouping.min_images_per_class,
+        method.focal_distance, method.max_view_error, method.heading_offset, method.panoramas,
+    ]  # fmt: skip
+    return _cached(images, parameters, folder, lambda: partition_views(images, grouping, method))
+
+
+def _cached(images: ImageList, parameters: Sequence[Any], folder: Path | None, form: Callable[[], Groups]) -> Groups:
+    path = (folder or cache_folder("groups")) / f"groups-{_key(images, parameters)}.bin"
     if not path.exists():
-        groups = partition(images, grouping)
+        groups = form()
         remove_unfinished(path.parent)
         write_atomically(path, lambda file: _write_groups(file, groups, images))
     return open_groups(path, images.list_file, images.folder, images.inside)
 
 
-def _key(images: ImageList, grouping: Grouping) -> str:
-    # groups_num only selects among the groups.
-    parameters = [grouping.M, grouping.alpha, grouping.N, grouping.L, grouping.min_images_per_class]
+def _key(images: ImageList, parameters: Sequence[Any]) -> str:
     digest = hashlib.blake2b(json.dumps([FORMAT, images.list_file is None, *parameters]).encode(), digest_size=16)
     for first in range(0, len(images.names), 1 << 24):
         digest.update(images.text(first, min(first + (1 << 24), len(images.names))).data)
@@ -54,6 +73,8 @@ def _write_groups(file: BinaryIO, groups: Groups, images: ImageList) -> None:
         arrays["zones"] = groups.zones
     if groups.labels is not None and groups.label_starts is not None:
         arrays |= {"labels": groups.labels, "label_starts": groups.label_starts}
+    if groups.offsets is not None:
+        arrays["offsets"] = groups.offsets
     if images.list_file is None:  # else the list file holds the names
         arrays["names"] = groups.names
     places, at = {}, HEADER_BYTES
@@ -63,6 +84,8 @@ def _write_groups(file: BinaryIO, groups: Groups, images: ImageList) -> None:
     facts: dict[str, Any] = {"num_scanned": groups.num_scanned, "num_unknown": groups.num_unknown}
     if groups.map_center is not None:
         facts["map_center"] = groups.map_center
+    if groups.offsets is not None:
+        facts |= {"views": groups.views, "panoramas": groups.panoramas}
     header = {"format": FORMAT, **facts, "bytes": at, "arrays": places}
     file.write(json.dumps(header).encode().ljust(HEADER_BYTES - 1) + b"\n")
     for array in arrays.values():
@@ -94,6 +117,8 @@ def open_groups(path: Path, list_file: Path | None, folder: Path, inside: tuple[
             num_scanned=header["num_scanned"],
             num_unknown=header["num_unknown"],
             inside=inside,
+            views=tuple(header.get("views", ("",))),
+            panoramas=bool(header.get("panoramas")),
             map_center=tuple(header["map_center"]) if "map_center" in header else None,
             opened_from=(open_groups, (path, list_file, folder, inside)),
         )

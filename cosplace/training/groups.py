@@ -71,6 +71,7 @@ class Group:
     number: int
     label_starts: np.ndarray | None = None  # (I,) int64: start of each image's label in `labels`
     labels: np.ndarray | None = None  # (bytes,) uint8: labels, each followed by a newline; None: names have the fields
+    offsets: np.ndarray | None = None  # (I,) float32, as in Groups
 
     def __reduce__(self) -> tuple[Callable, tuple]:
         return Groups.__getitem__, (self.whole, self.number)  # a loading process maps the cache file again
@@ -105,6 +106,10 @@ class Group:
         """Path of an image.  Raises ImageError for one outside the folder, as `ImageList.path` does."""
         return photo_path(self.folder, self.image_name(image), self.whole.inside)
 
+    def view_offset(self, image: int) -> float | None:
+        """Center of the view to cut out of an image, in degrees clockwise from its own center; None for photos."""
+        return float(self.offsets[image]) if self.whole.panoramas and self.offsets is not None else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
@@ -124,6 +129,11 @@ class Groups:
     label_starts: np.ndarray | None = None  # (I,) int64: start of each image's label in `labels`
     labels: np.ndarray | None = None  # (bytes,) uint8, as in ImageList
     map_center: tuple[float, float] | None = None  # of the local map that the cells are on; None: UTM
+    views: tuple[str, ...] = ("",)  # kinds of groups: groups 0, 1, … of each kind in turn; an epoch trains one of each
+    # (I,) float32: degrees from the direction of each image to the direction of the point that its class looks at,
+    # clockwise, -180 … 180; None for CosPlace, whose classes look in one direction
+    offsets: np.ndarray | None = None
+    panoramas: bool = False  # the images are panoramas; their views are cut out at `offsets`
     opened_from: tuple[Callable, tuple] | None = None  # the function and arguments that map the cache file again
 
     def __len__(self) -> int:
@@ -142,7 +152,13 @@ class Groups:
             number=number,
             label_starts=None if self.label_starts is None else self.label_starts[starts[0] : starts[-1]],
             labels=self.labels,
+            offsets=None if self.offsets is None else self.offsets[starts[0] : starts[-1]],
         )
+
+    def title(self, number: int) -> str:
+        """How a group is called: its number, and its kind if there are several."""
+        rank, kind = divmod(number, len(self.views))
+        return f"group {rank} {self.views[kind]}".rstrip()
 
     def counts(self) -> list[tuple[int, int]]:
         """Number of classes and of images of each group."""
@@ -290,7 +306,7 @@ def _read_keys(images: ImageList, grouping: Grouping) -> tuple[np.ndarray, list[
     for rows, (east, north, heading, zone) in parse_coordinates(images, grouping):
         sides = (grouping.M, grouping.M, grouping.alpha)
         for column, value, side in zip(columns, (east, north, heading), sides, strict=True):
-            column[rows] = _cells(value, side, images, rows.start)
+            column[rows] = cells_along(value, side, images, rows.start)
         zones[rows] = zone
         unknown.append(rows.start + np.flatnonzero((east == 0) & (north == 0)))
     rows_unknown = np.concatenate(unknown)
@@ -308,7 +324,7 @@ def parse_coordinates(images: ImageList, grouping: Grouping) -> Iterator[tuple[s
         yield rows, (values[0], values[1], heading, values[-1])
 
 
-def _cells(values: np.ndarray, side: int, images: ImageList, first: int) -> np.ndarray:
+def cells_along(values: np.ndarray, side: int, images: ImageList, first: int) -> np.ndarray:
     """Cell of each value; raises DatasetError for coordinates that are too large for an integer."""
     cells = floor_divide(values, side)
     if (far := np.abs(cells) >= 1 << 30).any():

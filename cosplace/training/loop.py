@@ -10,6 +10,9 @@
         validate; keep the best network by R@1; write a checkpoint
     test the best network
 
+EigenPlaces (Berton et al., ICCV 2023) differs in an iteration: it has a batch and a classifier of lateral classes, and
+one of frontal classes, and updates the network once, on the sum of both gradients.
+
 Side effects: writes the folder of the run.
 """
 
@@ -37,7 +40,7 @@ from cosplace.training.run import LossRecorder, Run, open_run
 from cosplace.training.schedules import iteration_seed, learning_rate, margin, num_steps
 from cosplace.training.seen_photos import digest_training_photos, training_card_entries
 from cosplace.training.setup import Preparation
-from cosplace.training.step import TrainingStep, batches_on_device
+from cosplace.training.step import TrainingStep, batches_on_device, joint_step
 from cosplace.training.validation import best_epoch_summary, correct_queries
 from cosplace.training.validation_image import validation_image
 
@@ -93,40 +96,47 @@ def judge_start(run: Run) -> None:
 def train_epoch(run: Run) -> None:
     """Train on one group, from the state's iteration to the end of the epoch."""
     config, data, state, device = run.config, run.data, run.state, run.device
-    per_epoch, batch_size = config.training.iterations_per_epoch, config.training.batch_size
-    group, next_group = state.epoch % data.num_used, (state.epoch + 1) % data.num_used
-    state.move_classifier(group, device)
-    train_step = TrainingStep.for_group(state, group, forward=run.forward, device=device, dtype=run.dtype)
+    groups, next_groups = data.groups_of_epoch(state.epoch), data.groups_of_epoch(state.epoch + 1)
+    per_epoch, batch_size = config.training.iterations_per_epoch, config.training.batch_size * len(groups)
+    for group in groups:
+        state.move_classifier(group, device)
+    steps = [
+        TrainingStep.for_group(state, group, forward=run.forward, device=device, dtype=run.dtype) for group in groups
+    ]
     state.model.train()
     losses = LossRecorder(run)
     if isinstance(run.forward, RecordedNetwork):  # before batches are loaded
-        run.forward.record(batch_size, config.augmenting.image_size, device)
-    task = f"epoch {state.epoch + 1}/{config.training.epochs_num}, group {group}"
+        run.forward.record(config.training.batch_size, config.augmenting.image_size, device)
+    task = f"epoch {state.epoch + 1}/{config.training.epochs_num}, group {data.rank(state.epoch)}"
     with (
         tuned_convolutions(device),
         run.checkpoint_on(LoadingError, StopRequest, losses=losses),
         closing(epoch_batches(config, data, device, epoch=state.epoch, iteration=state.iteration)) as batches,
     ):
-        for batch, images, labels in batches_on_device(batches, run.augmentation, device):
+        on_device = batches_on_device(batches, run.augmentation, device)
+        for parts in zip(*[on_device] * len(groups), strict=True):  # one batch of each group
             step = state.epoch * per_epoch + state.iteration
             for parameters in state.optimizer.param_groups:
                 parameters["lr"] = learning_rate(config, step)
-            train_step.classifier.m = margin(config, step)
+            for one in steps:
+                one.classifier.m = margin(config, step)
             torch.manual_seed(iteration_seed(config, step))
 
-            losses.add(train_step(images, labels))
+            losses.add(joint_step(steps, [(images, labels) for _, images, labels in parts]))
 
             state.iteration += 1
-            for message in batch.unreadable:
+            for message in (message for batch, _, _ in parts for message in batch.unreadable):
                 state.unreadable[message] = state.unreadable.get(message, 0) + 1
             losses.record_when_due()
             run.progress(task, state.iteration * batch_size, per_epoch * batch_size, losses.text)
             if state.iteration == per_epoch - PREFETCH_ITERATIONS:
-                state.move_classifier(next_group, device)
+                for group in next_groups:
+                    state.move_classifier(group, device)
             if state.iteration < per_epoch:  # the epoch's own checkpoint follows its validation
                 run.checkpoint_when_due(losses)
-    if next_group != group:
-        state.move_classifier(group, torch.device("cpu"))
+    if next_groups != groups:
+        for group in groups:
+            state.move_classifier(group, torch.device("cpu"))
 
 
 def validate(run: Run, *, seconds: float, num_iterations: int) -> None:
@@ -146,7 +156,8 @@ def validate(run: Run, *, seconds: float, num_iterations: int) -> None:
         card = best_model_card(config, state.epoch, validation.recalls)
         card |= training_card_entries(run.training_photos, validation, run.data.val)
         save_best_model(run.folder, state.model, card)
-    images_per_second = num_iterations * config.training.batch_size / seconds
+    batch_size = config.training.batch_size * len(run.data.groups.views)
+    images_per_second = num_iterations * batch_size / seconds
     run.finish_epoch(validation, is_best=is_best, seconds=seconds, images_per_second=images_per_second)
 
 

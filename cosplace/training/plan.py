@@ -17,15 +17,20 @@ def describe_plan(prepared: Preparation) -> list[str]:
     knobs = config.training
     lines = []
     for number, (num_classes, num_images) in enumerate(data.groups.counts()[: data.num_used]):
-        epochs = len(range(number, knobs.epochs_num, data.num_used))
+        num_views = len(data.groups.views)
+        epochs = len(range(number // num_views, knobs.epochs_num, data.num_used // num_views))
         seen = epochs * knobs.iterations_per_epoch * knobs.batch_size / num_classes
         lines.append(
-            f"group {number}: {num_classes} classes, {num_images} images; {epochs} epochs, each class seen "
-            f"about {seen:.3g} times"
+            f"{data.groups.title(number)}: {num_classes} classes, {num_images} images; {epochs} epochs, each class "
+            f"seen about {seen:.3g} times"
         )
-    if knobs.epochs_num < data.num_used:
-        lines.append(f"{knobs.epochs_num} epochs train only {knobs.epochs_num} of the {data.num_used} groups")
-    device_bytes, checkpoint_bytes, _ = expected_bytes(config, prepared.state, prepared.dtype)
+    num_groups = data.num_used // len(data.groups.views)
+    if knobs.epochs_num < num_groups:
+        lines.append(f"{knobs.epochs_num} epochs train only {knobs.epochs_num} of the {num_groups} groups")
+    lines += _resized(prepared)
+    device_bytes, checkpoint_bytes, _ = expected_bytes(
+        config, prepared.state, prepared.dtype, groups_per_epoch=len(data.groups.views)
+    )
     lines.append(
         f"expected memory: {format_bytes(device_bytes)} on the device, {format_bytes(checkpoint_bytes)} per checkpoint "
         f"on disk"
@@ -33,11 +38,25 @@ def describe_plan(prepared: Preparation) -> list[str]:
     return lines
 
 
-def expected_bytes(config: TrainConfig, state: RunState, dtype: torch.dtype | None) -> tuple[int, int, int]:
+def _resized(prepared: Preparation) -> list[str]:
+    """Say when the network resizes the training images, which costs time and sharpness."""
+    design, side = prepared.state.model.design, prepared.config.augmenting.image_size
+    if design is None or design.policy.size_for(side, side) == (side, side):
+        return []
+    height, width = design.policy.size_for(side, side)
+    return [
+        f"{design.backbone} does not accept images of {side} x {side} pixels: they are resized to {width} x {height} "
+        f"in the network. Use --image_size {width} to avoid it."
+    ]
+
+
+def expected_bytes(
+    config: TrainConfig, state: RunState, dtype: torch.dtype | None, *, groups_per_epoch: int = 1
+) -> tuple[int, int, int]:
     """Bytes on the device while training, of a checkpoint on disk, and of the network's weights."""
     trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     network = sum(value.numel() for value in state.model.state_dict().values())
-    largest = max(one.weight.numel() for one in state.classifiers)
+    largest = groups_per_epoch * max(one.weight.numel() for one in state.classifiers)
     every = sum(one.weight.numel() for one in state.classifiers)
     num_classes = max(one.weight.shape[0] for one in state.classifiers)
     logits = 3 * 4 * config.training.batch_size * num_classes

@@ -80,7 +80,7 @@ class Run:
     def finish_epoch(self, validation: Evaluation, *, is_best: bool, seconds: float, images_per_second: float) -> None:
         """Record an epoch, move the state to the next one, and write its checkpoint."""
         state, per_epoch = self.state, self.config.training.iterations_per_epoch
-        group, mean_loss = state.epoch % self.data.num_used, state.loss_sum / per_epoch
+        group, mean_loss = self.data.rank(state.epoch), state.loss_sum / per_epoch
         row = {
             "step": (state.epoch + 1) * per_epoch,
             "epoch": state.epoch,

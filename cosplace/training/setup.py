@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from cosplace.config.methods import COSPLACE
 from cosplace.config.sections import TrainConfig
 from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError
+from cosplace.models.designs import DESIGN_KEY, read_design
 from cosplace.models.network import GeoLocalizationNet, new_network
 from cosplace.models.opening import open_model, weights_path
 from cosplace.progress import Progress, no_progress
@@ -48,15 +50,18 @@ def prepare(
     data = open_training_data(config, progress)
     knobs = config.model
     if config.training.resume_train:  # the checkpoint holds all weights
-        model = GeoLocalizationNet(knobs.backbone, knobs.fc_output_dim, knobs.train_all_layers)
+        model = _network_of_checkpoint(config, checkpoint_file(config.training.resume_train))
     elif config.training.resume_model:
         model = _open_trainable_network(
             config.training.resume_model,
             backbone=given.get("backbone"),
             fc_output_dim=given.get("fc_output_dim"),
+            aggregation=given.get("aggregation"),
+            features_stage=given.get("features_stage"),
             train_all_layers=knobs.train_all_layers,
+            frozen_layers=knobs.frozen_layers,
         )
-        knobs = dataclasses.replace(knobs, backbone=model.backbone_name, fc_output_dim=model.fc_output_dim)
+        knobs = dataclasses.replace(knobs, **architecture_of(model))
         config = dataclasses.replace(config, model=knobs)
     else:
         model = new_network(
@@ -65,6 +70,10 @@ def prepare(
             train_all_layers=knobs.train_all_layers,
             imagenet_weights=knobs.imagenet_weights,
             seed=config.running.seed,
+            aggregation=knobs.aggregation,
+            features_stage=knobs.features_stage,
+            frozen_layers=knobs.frozen_layers,
+            image_size=config.augmenting.image_size,
         )
     state = new_state(config, data.groups.counts()[: data.num_used], model, device, dtype)
     if config.training.resume_train:
@@ -77,6 +86,8 @@ def prepare(
 def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig, file: Path) -> None:
     content = read_checkpoint(file)
     if is_original(content):
+        if config.method.method != COSPLACE:
+            raise CheckpointError(f"{file} was written by the original CosPlace code. Omit --method.")
         groups = [data.groups[number] for number in range(data.num_used)]
         restore_original(state, content, groups, config.training.epochs_num, file)
         return
@@ -91,20 +102,59 @@ def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig
 # --- the network -----------------------------------------------------------------------------------------------------
 
 
+def _network_of_checkpoint(config: TrainConfig, file: Path) -> GeoLocalizationNet:
+    """The network of a run that is resumed, before its weights are loaded."""
+    knobs = config.model
+    record = read_checkpoint(file, mapped=True).get("model", {}).get(DESIGN_KEY)
+    return GeoLocalizationNet(
+        knobs.backbone,
+        knobs.fc_output_dim,
+        knobs.train_all_layers,
+        frozen_layers=knobs.frozen_layers,
+        design=None if record is None else read_design(record),
+    )
+
+
 def _open_trainable_network(
-    model: str, *, backbone: str | None, fc_output_dim: int | None, train_all_layers: bool
+    model: str,
+    *,
+    backbone: str | None,
+    fc_output_dim: int | None,
+    aggregation: str | None,
+    features_stage: int | None,
+    train_all_layers: bool,
+    frozen_layers: str | None,
 ) -> GeoLocalizationNet:
     """Open a model to continue training it.
 
     Raises ConfigError for models that cannot be trained here: those from torch.hub, and those with a reduction.
     """
     weights_path(model)  # raises for models from torch.hub
-    network = open_model(model, backbone=backbone, fc_output_dim=fc_output_dim)
+    network = open_model(
+        model,
+        backbone=backbone,
+        fc_output_dim=fc_output_dim,
+        aggregation=aggregation,
+        features_stage=features_stage,
+    )
     if not isinstance(network, GeoLocalizationNet):
         raise ConfigError(f"{model} has a reduction and cannot be trained. Use the model before its reduction.")
-    if train_all_layers:
+    if train_all_layers or frozen_layers is not None:
         network.requires_grad_(True)
+        network.freeze(train_all_layers, frozen_layers)
     return network
+
+
+def architecture_of(network: GeoLocalizationNet) -> dict[str, Any]:
+    """Settings of the architecture of a network: --backbone, --fc_output_dim, --aggregation and --features_stage."""
+    design = network.design
+    stage = None if design is None or design.timm is None else design.timm.stage
+    return {
+        "backbone": network.backbone_name,
+        "fc_output_dim": network.fc_output_dim,
+        "aggregation": network.aggregation_name,
+        "features_stage": stage,
+    }
 
 
 def new_state(

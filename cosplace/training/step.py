@@ -1,11 +1,12 @@
 """One training step: forward, CosFace loss, backward, one step of each optimizer.
 
-Source: Berton et al., CVPR 2022, section 3.2.  Nothing here waits for the device: losses stay on it as tensors, the
-fused optimizers read the scaler's result on the device, and on CUDA the next batch is copied and augmented on a second
-stream.  Legend: B batch, S side of the images in pixels, D descriptor dimension.
+Source: Berton et al., CVPR 2022, section 3.2; on two groups at once: Berton et al., ICCV 2023 (EigenPlaces).
+Nothing here waits for the device: losses stay on it as tensors, the fused optimizers read the scaler's result on the
+device, and on CUDA the next batch is copied and augmented on a second stream.
+Legend: B batch, S side of the images in pixels, D descriptor dimension.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -57,17 +58,34 @@ class TrainingStep:
 
         Raises DeviceError when the device is out of memory.
         """
+        return joint_step([self], [(images, labels)])
+
+    def train_classifier(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Update the classifier, and add to the gradients of the network; returns the loss ()."""
+        _, classifier_optimizer = self.optimizers
         with explain_out_of_memory(self.device, images):
             with mixed_precision(self.device, self.dtype):
                 descriptors = self.forward(images)  # (B, D)
                 loss = self.classifier.loss(descriptors, labels)
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
+            classifier_optimizer.zero_grad()
             self.scaler.scale(loss).backward()
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-            self.scaler.update()
+            self.scaler.step(classifier_optimizer)
         return loss.detach()
+
+
+def joint_step(steps: Sequence[TrainingStep], batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Train on one batch, images and labels, of each of several groups; returns the sum of the losses ().
+
+    Each classifier is updated after its own batch.  Then the network, which all groups share, makes one step on the sum
+    of the gradients.  Raises DeviceError when the device is out of memory.
+    """
+    network_optimizer, scaler = steps[0].optimizers[0], steps[0].scaler
+    network_optimizer.zero_grad()
+    losses = [step.train_classifier(images, labels) for step, (images, labels) in zip(steps, batches, strict=True)]
+    with explain_out_of_memory(steps[0].device, batches[0][0]):
+        scaler.step(network_optimizer)
+        scaler.update()
+    return sum(losses[1:], losses[0])
 
 
 def batches_on_device(

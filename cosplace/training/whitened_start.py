@@ -26,9 +26,15 @@ START_SEED = 1 << 32  # larger than any --seed, so that these images are drawn i
 def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainConfig, device: torch.device) -> None:
     """Set the last layer to a PCA whitening of the features of training images, and the statistics of batch norms.
 
-    Raises ConfigError if there are more descriptor dimensions than features.
+    Raises ConfigError if there are more descriptor dimensions than features, and for other aggregations than gem.
     """
-    linear = cast(torch.nn.Linear, model.aggregation[3])
+    if model.aggregation_name != "gem":
+        raise ConfigError(
+            f"--whitened_start needs --aggregation gem, whose last layer it sets, not {model.aggregation_name}. "
+            f"Omit it."
+        )
+    aggregation = cast(torch.nn.Sequential, model.aggregation)
+    linear = cast(torch.nn.Linear, aggregation[3])
     if linear.out_features > linear.in_features:
         raise ConfigError(
             f"--whitened_start needs at least as many features as dimensions: --fc_output_dim is "
@@ -56,7 +62,7 @@ def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainCon
         augment_in_loader=device.type == "cpu",
     ):
         images = batch.images(items.settings, device).to(memory_format=torch.channels_last)
-        features.append(model.aggregation[:3](model.backbone(images)).double().cpu())
+        features.append(aggregation[:3](model.features(images)[0]).double().cpu())
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
     stacked = torch.cat(features)  # (n, F) float64

@@ -28,10 +28,15 @@ class Model:
     def encode(self, path: Path) -> np.ndarray:
         """Compute the descriptor (D,) float32 of one photo."""
         pixels = self.pixels(path)[None]  # (1, H, W, 3) uint8
-        if self.metadata["input_type"] == "float32":  # the file does not include preprocessing
+        if self.metadata["input_type"] == "float32":
+            pixels = pixels.astype(np.float32) / 255
+        if self.metadata["normalisation"] != "inside":
             mean, std = (np.array(self.metadata[key].split(), np.float32) for key in ("mean", "std"))
-            pixels = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)  # (1, 3, H, W)
-        return self.session.run(["descriptors"], {"images": np.ascontiguousarray(pixels)})[0][0]
+            pixels = (pixels - mean) / std
+        if self.metadata["input_layout"] == "NCHW":
+            pixels = pixels.transpose(0, 3, 1, 2)  # (1, 3, H, W)
+        name = self.session.get_inputs()[0].name
+        return self.session.run(None, {name: np.ascontiguousarray(pixels)})[0][0]
 
     def pixels(self, path: Path) -> np.ndarray:
         """Open a photo (H, W, 3) uint8, rotated as its EXIF says and resized to the image size of the model."""
@@ -40,7 +45,10 @@ class Model:
             if photo.mode.startswith("I"):  # 16 bits: Pillow would cut values off at 255
                 photo = Image.fromarray(np.round(np.clip(np.asarray(photo), 0, 65535) / 257).astype(np.uint8))
             photo = photo.convert("RGB")
-        if self.metadata["image_size"]:
+        if self.metadata.get("static_shape"):  # batch, height, width; this program has batches of one
+            _, height, width = map(int, self.metadata["static_shape"].split())
+            photo = photo.resize((width, height), Image.Resampling.BILINEAR)
+        elif self.metadata["image_size"] and self.metadata["resize"] != "inside":
             size, (width, height) = int(self.metadata["image_size"]), photo.size
             short = min(width, height)
             photo = photo.resize((size * width // short, size * height // short), Image.Resampling.BILINEAR)

@@ -190,7 +190,7 @@ def test_a_model_has_the_checksum_and_card_of_its_file(tmp_path: Path, network: 
 
 
 def test_models_without_a_file(network: GeoLocalizationNet) -> None:
-    for name, code in (("megaloc", "MIT"), ("hub:serizba/salad:dinov2_salad()", "GPL-3.0"), (None, "unknown")):
+    for name, code in (("edtformer", "MIT"), ("hub:serizba/salad:dinov2_salad()", "GPL-3.0"), (None, "unknown")):
         record = describe_model(name, network)
         assert (record["name"], record["file"], record["sha256"]) == (name, None, None)
         assert record["licenses"]["code"] == code

@@ -7,7 +7,7 @@ import pytest
 from cosplace.assessment.intervals import Estimate
 from cosplace.assessment.protocols import all_protocols
 from cosplace.assessment.published import Figure, Reproduction, all_figures, figures_of, terms_of
-from cosplace.models.zoo import HUB_MODELS, MODELS
+from cosplace.models.zoo import HUB_MODELS, MODELS, NATIVE_MODELS
 
 PROTOCOLS = {  # dataset of a zoo record -> protocol
     "pitts30k": "pitts30k-test@1", "pitts250k": "pitts250k-test@1", "tokyo247": "tokyo247@1",
@@ -31,18 +31,22 @@ def test_recalls_grow_with_n() -> None:
                 assert one.recall <= other.recall
 
 
-@pytest.mark.parametrize("name", sorted(name for name, model in MODELS.items() if model.recalls))
+RELEASED = {**MODELS, **NATIVE_MODELS}
+
+
+@pytest.mark.parametrize("name", sorted(name for name, model in RELEASED.items() if model.recalls))
 def test_zoo_records_are_published_figures(name: str) -> None:
-    for dataset, recall in MODELS[name].recalls.items():
-        if dataset == "msls_val" and "may have other queries" in MODELS[name].recalls_source:
+    for dataset, recall in RELEASED[name].recalls.items():
+        if dataset == "msls_val" and "may have other queries" in RELEASED[name].recalls_source:
             continue
         figures = figures_of(name, PROTOCOLS[dataset])
         assert recall in [figure.recall for figure in figures if figure.n == 1], dataset
 
 
 def test_every_released_model_has_licenses() -> None:
-    for name in (*MODELS, *HUB_MODELS):
+    for name in (*MODELS, *HUB_MODELS, *NATIVE_MODELS):
         terms = terms_of(name)
+        assert terms.commercial in ("yes", "no", "unclear")
         assert set(terms.licenses) == {"code", "weights", "data"} and all(terms.licenses.values())
         assert re.fullmatch(r"native|unknown|\d+ x \d+", terms.image_size)
     assert terms_of("megaloc").licenses["code"] == "MIT" and terms_of("salad").code == "GPL-3.0"

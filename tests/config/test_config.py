@@ -41,17 +41,19 @@ SHARED_KEYS = {
     "image_size", "resize_test_imgs", "infer_batch_size", "positive_dist_threshold", "recall_values",
     "num_preds_to_save", "save_only_wrong_preds", "skip_unreadable", "device", "use_amp16", "amp_dtype", "seed",
     "num_workers", "dry_run", "loader", "save_dir", "resume_model", "follow_outside", "report_matches",
+    "aggregation", "features_stage",
 }  # fmt: skip
 TRAIN_KEYS = SHARED_KEYS | {
     "train_set_folder", "val_set_folder", "M", "alpha", "N", "L", "groups_num", "min_images_per_class",
-    "train_all_layers", "batch_size", "epochs_num", "iterations_per_epoch", "lr", "classifiers_lr", "margin", "scale",
-    "resume_train", "checkpoint_minutes", "whitened_start", "margin_ramp", "lr_schedule", "warmup_iterations",
+    "train_all_layers", "frozen_layers", "batch_size", "epochs_num", "iterations_per_epoch", "lr", "classifiers_lr",
+    "margin", "scale", "resume_train", "checkpoint_minutes", "whitened_start", "margin_ramp", "lr_schedule",
+    "warmup_iterations",
     "brightness", "contrast", "hue", "saturation", "random_resized_crop", "augmentation_device", "compile",
-    "cuda_graphs", "seeds", "logger",
+    "cuda_graphs", "seeds", "logger", "method", "focal_distance", "max_view_error", "panoramas", "heading_offset",
 }  # fmt: skip
 EVAL_KEYS = SHARED_KEYS | {
     "trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder", "protocol", "compare",
-    "database_folder", "no_labels", "query_policy", "scales", "flip", "audit", "verdicts",
+    "database_folder", "no_labels", "query_policy", "scales", "flip", "audit", "verdicts", "accept_license",
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_code_of_a_repository_runs_only_with_trust(clone: Path, capsys: pytest.C
         f"hub:{clone}:plain()",
     )
     assert not (clone / "was_run").exists()
-    for model in ("hub:someone/something:main:entry()", "megaloc"):
+    for model in ("hub:someone/something:main:entry()", "anyloc_urban"):
         assert_refused(ConfigError, r"would run code from https://github\.com/\w+/\w+ on this machine", model)
     opened(clone, "plain()")
     assert (clone / "was_run").exists()
@@ -168,7 +168,7 @@ def test_the_network_gets_its_own_normalization() -> None:
 @pytest.mark.parametrize(
     "spec, expected",
     [
-        ("megaloc", (14, False, False)),
+        ("hub:gmberton/MegaLoc:get_trained_model()", (14, False, False)),
         ("hub:lu-feng/cricavpr:main:trained_model()", (14, True, False)),
         ("hub:yxgeee/OpenIBL:vgg16_netvlad(pretrained=True)", (1, False, True)),
         ("hub:amaralibey/bag-of-queries:get_trained_boq('dinov2', 12288)", (14, False, False)),

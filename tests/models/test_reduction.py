@@ -142,7 +142,7 @@ def test_pca_keeps_more_than_truncation() -> None:
         ([rows()], 0, "pca", "from 1 to 5, got 0"),
         ([rows()], 6, "truncation", "from 1 to 5, got 6"),
         ([np.ones((9, 5))], 2, "pca", "same descriptor"),
-        ([rows()], 2, "ica", "Unknown reduction 'ica'. Use pca_whitening, pca, truncation"),
+        ([rows()], 2, "ica", "Unknown reduction 'ica'. Use pca_whitening, pca, pca_uncentered, truncation"),
     ],
 )
 def test_impossible_fits_are_refused(pieces: list, dims: int, method: str, message: str) -> None:

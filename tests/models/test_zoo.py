@@ -18,6 +18,7 @@ from cosplace.models.opening import open_model, weights_path
 from cosplace.models.zoo import (
     HUB_MODELS,
     MODELS,
+    NATIVE_MODELS,
     NEVER_RELEASED,
     HubModel,
     ZooModel,
@@ -68,7 +69,8 @@ def test_records_are_complete_and_distinct() -> None:
 def test_names_may_be_spelled_in_any_way() -> None:
     for name in ("cosplace_resnet50_512", "CosPlace-ResNet50-512", "COSPLACE resnet-50 512"):
         assert find_model(name) is MODELS["cosplace_resnet50_512"]
-    assert isinstance(find_model("MegaLoc"), HubModel)
+    assert find_model("MegaLoc") is NATIVE_MODELS["megaloc"]
+    assert isinstance(find_model("Crica-VPR"), HubModel)
     assert released("resnet-50", 512, "EigenPlaces") is MODELS["eigenplaces_resnet50_512"]
 
 
@@ -208,7 +210,7 @@ def run(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
 
 def test_list_as_json_and_text(capsys: pytest.CaptureFixture) -> None:
     records = json.loads(run(capsys, "list", "--json")[1])
-    assert [record["name"] for record in records] == list(MODELS)
+    assert [record["name"] for record in records] == [*MODELS, *NATIVE_MODELS]
     assert {"name", "method", "backbone", "fc_output_dim", "url", "sha256", "licence", "recalls"} <= records[0].keys()
     assert len(json.loads(run(capsys, "list", "--json", "--method", "eigenplaces")[1])) == 13
     code, text, _ = run(capsys, "list")
@@ -218,10 +220,29 @@ def test_list_as_json_and_text(capsys: pytest.CaptureFixture) -> None:
     assert run(capsys)[1] == text
 
 
+def test_the_list_can_be_sorted(capsys: pytest.CaptureFixture) -> None:
+    def sorted_by(key: str) -> list[dict]:
+        return json.loads(run(capsys, "list", "--json", "--sort", key)[1])
+
+    assert [record["name"] for record in sorted_by("recall")][:2] == ["megaloc", "image_merged"]  # 94.1 both
+    for key, field in (("dimension", "fc_output_dim"), ("size", "num_parameters"), ("name", "name")):
+        values = [record[field] for record in sorted_by(key)]
+        assert values == sorted(values)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_records(capsys: pytest.CaptureFixture) -> None:
+    table = run(capsys, "list", "--markdown", "--sort", "recall")[1]
+    assert table in (REPOSITORY / "docs" / "zoo.md").read_text(encoding="utf-8")
+    assert "| `megaloc` | 94.1 | 96.5 | - | 95.3 | 8448 | 915 | MIT | MIT |" in table
+    assert all(f"| `{name}` |" in table for name in NATIVE_MODELS)
+
+
 def test_info_shows_a_record(capsys: pytest.CaptureFixture) -> None:
     assert "tokyo247 89.5" in run(capsys, "info", "cosplace_resnet50_512")[1]
     assert json.loads(run(capsys, "info", ONE, "--json")[1])["path"] is None
     assert "--trust_remote_code" in run(capsys, "info", "cricavpr")[1]
+    salad = json.loads(run(capsys, "info", "salad", "--json")[1])
+    assert (salad["commercial_use"], salad["licenses"]["code"], salad["side_multiple"]) == ("unclear", "GPL-3.0", 14)
 
 
 @pytest.mark.slow
@@ -257,7 +278,8 @@ def test_verify_lists_incomplete_downloads(mirror: Server, small, capsys: pytest
     [
         (["download"], "No models to download"),
         (["download", ONE, "cosplace_resnet50_300"], "Choose from 32, 64"),  # before anything is downloaded
-        (["download", "megaloc"], "through torch.hub"),
+        (["download", "cricavpr"], "through torch.hub"),
+        (["download", "salad"], "`cosplace zoo download salad --accept_license` once"),
         (["info", "cosplace_resnet18_33"], "Choose from 32, 64, 128, 256, 512"),
         (["info"], "NAME"),
         (["fetch"], "Unknown action 'fetch'"),

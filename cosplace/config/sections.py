@@ -280,6 +280,14 @@ class Extensions(Section):
     whitened_start: bool = setting(
         False, "initialize the last layer by PCA whitening of training features instead of randomly"
     )
+    nested_dims: tuple[int, ...] = setting(
+        (),
+        "also train the first dimensions of the descriptor to be descriptors of their own, for example 32 64 128, so "
+        "that one model serves all of these: `eval --reduce_to 64 --reduce_method truncation`, or `cosplace reduce`",
+        at_least=1,
+        metavar="INT",
+        default_text="only the whole descriptor",
+    )
     margin_ramp: float = setting(
         0.0,
         "fraction of all iterations, from 0 to 1, over which the margin grows from 0 to --margin; 0 keeps it constant",

@@ -20,13 +20,14 @@ BEST_MODEL, BEST_MODEL_SAFE = "best_model.pth", "best_model.safetensors"
 
 def best_model_card(config: TrainConfig, epoch: int, recalls: Mapping[int, float]) -> dict[str, str]:
     """Card of best_model.safetensors: what its tensors do not say about the run."""
+    nested = config.extensions.nested_dims
     return {
-        "method": "cosplace",
+        "method": config.method.method,
         "image_size": str(config.augmenting.image_size),
         "source": f"cosplace train, {epoch_text(epoch)}"
         + ("" if epoch == START else f" of {config.training.epochs_num}"),
         "recalls": json.dumps({"val": {str(k): round(recall, 2) for k, recall in recalls.items()}}),
-    }
+    } | ({"nested_dims": " ".join(map(str, nested))} if nested else {})
 
 
 def epoch_text(epoch: int) -> str:

@@ -42,10 +42,10 @@ class MarginCosineProduct(nn.Module):
         nn.init.xavier_uniform_(self.weight, generator=generator)
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C) float32 of descriptors (B, D), of any length, with true classes `labels` (B,) int64."""
+        """Logits (B, C) float32 of descriptors (B, D), of any norm, with true classes `labels` (B,) int64."""
         # bf16 has 3 digits: cosines of similar classes would tie, so the logits are computed in float32.
         with torch.autocast(inputs.device.type, enabled=False):
-            inputs, weight = inputs.float(), self.weight.float()
+            inputs, weight = inputs.float(), self._weight_of(inputs).float()
             scaled = inputs * (self.s / inputs.norm(dim=1, keepdim=True).clamp(min=NORM_EPS))  # (B, D)
             logits = scaled @ weight.t() / weight.norm(dim=1).clamp(min=NORM_EPS)  # (B, C)
             # The margin changes one logit per row; a one-hot matrix would be as large as the logits.
@@ -55,13 +55,19 @@ class MarginCosineProduct(nn.Module):
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy () float32 of the logits: `cross_entropy(self(inputs, labels), labels)`.
 
-        inputs: descriptors (B, D).  labels: (B,) int64.  Training uses the gradient by formula (cosface_gradient.py),
-        which cannot be differentiated twice.
+        inputs: descriptors (B, D), or their first d dimensions (B, d), which are compared with those of the class
+        weights.  labels: (B,) int64.  Training uses the gradient by formula (cosface_gradient.py), which cannot be
+        differentiated twice.
         """
         needs_gradient = torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad)
         if not needs_gradient or torch.compiler.is_compiling():
             return F.cross_entropy(self(inputs, labels), labels)
-        return cosface_loss(inputs.float(), self.weight.float(), labels, self.s, self.m)
+        weight = self._weight_of(inputs)
+        return cosface_loss(inputs.float(), weight.float(), labels, self.s, self.m)
+
+    def _weight_of(self, inputs: Tensor) -> Tensor:
+        dim = inputs.shape[1]
+        return self.weight if dim == self.in_features else self.weight[:, :dim].contiguous()
 
     def extra_repr(self) -> str:
         """Describe the module for `print`."""

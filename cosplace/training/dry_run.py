@@ -112,7 +112,15 @@ def _iteration_times(prepared: Preparation, progress: Progress) -> tuple[float, 
     for group in groups:
         state.move_classifier(group, device)
     of_groups = [
-        TrainingStep.for_group(state, group, forward=forward, device=device, dtype=prepared.dtype) for group in groups
+        TrainingStep.for_group(
+            state,
+            group,
+            forward=forward,
+            device=device,
+            dtype=prepared.dtype,
+            nested_dims=prepared.config.extensions.nested_dims,
+        )
+        for group in groups
     ]
     state.model.train()
     if isinstance(forward, RecordedNetwork):

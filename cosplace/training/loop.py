@@ -101,7 +101,10 @@ def train_epoch(run: Run) -> None:
     for group in groups:
         state.move_classifier(group, device)
     steps = [
-        TrainingStep.for_group(state, group, forward=run.forward, device=device, dtype=run.dtype) for group in groups
+        TrainingStep.for_group(
+            state, group, forward=run.forward, device=device, dtype=run.dtype, nested_dims=config.extensions.nested_dims
+        )
+        for group in groups
     ]
     state.model.train()
     losses = LossRecorder(run)

@@ -75,6 +75,7 @@ def prepare(
             frozen_layers=knobs.frozen_layers,
             image_size=config.augmenting.image_size,
         )
+    check_nested_dims(config.extensions.nested_dims, model.fc_output_dim)
     state = new_state(config, data.groups.counts()[: data.num_used], model, device, dtype)
     if config.training.resume_train:
         _restore_checkpoint(state, data, config, checkpoint_file(config.training.resume_train))
@@ -97,6 +98,15 @@ def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig
             f"new run from its best_model.pth with --resume_model."
         )
     restore(state, content, file)
+
+
+def check_nested_dims(dims: Sequence[int], dimension: int) -> None:
+    """Raise ConfigError unless the numbers rise and are smaller than the dimension of the descriptor."""
+    if list(dims) != sorted(set(dims)) or (dims and dims[-1] >= dimension):
+        raise ConfigError(
+            f"--nested_dims {' '.join(map(str, dims))} must rise and be smaller than --fc_output_dim {dimension}. Use "
+            f"for example {' '.join(map(str, (max(1, dimension // 4), max(2, dimension // 2))))}."
+        )
 
 
 # --- the network -----------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class TrainingStep:
     scaler: torch.amp.GradScaler
     device: torch.device
     dtype: torch.dtype | None  # of mixed precision
+    nested_dims: tuple[int, ...] = ()  # first dimensions that are trained as descriptors of their own
 
     @classmethod
     def for_group(
@@ -42,6 +43,7 @@ class TrainingStep:
         forward: Callable[[Tensor], Tensor],
         device: torch.device,
         dtype: torch.dtype | None,
+        nested_dims: tuple[int, ...] = (),
     ) -> Self:
         """Combine the network with the classifier of one group, which must be on the device."""
         return cls(
@@ -51,6 +53,7 @@ class TrainingStep:
             scaler=state.scaler,
             device=device,
             dtype=dtype,
+            nested_dims=nested_dims,
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -66,11 +69,22 @@ class TrainingStep:
         with explain_out_of_memory(self.device, images):
             with mixed_precision(self.device, self.dtype):
                 descriptors = self.forward(images)  # (B, D)
-                loss = self.classifier.loss(descriptors, labels)
+                loss = nested_loss(self.classifier, descriptors, labels, self.nested_dims)
             classifier_optimizer.zero_grad()
             self.scaler.scale(loss).backward()
             self.scaler.step(classifier_optimizer)
         return loss.detach()
+
+
+def nested_loss(classifier: MarginCosineProduct, descriptors: Tensor, labels: Tensor, dims: Sequence[int]) -> Tensor:
+    """Mean loss () of descriptors (B, D) and of their first d dimensions for each d in `dims`.
+
+    Kusupati et al., "Matryoshka Representation Learning", NeurIPS 2022, equation 1 with equal weights.  Each part is
+    compared with the same part of the class weights, so that it needs no classifier of its own.
+    """
+    whole = classifier.loss(descriptors, labels)
+    parts = [classifier.loss(descriptors[:, :dim], labels) for dim in dims]
+    return torch.stack([whole, *parts]).mean() if parts else whole
 
 
 def joint_step(steps: Sequence[TrainingStep], batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -49,7 +49,8 @@ TRAIN_KEYS = SHARED_KEYS | {
     "margin", "scale", "resume_train", "checkpoint_minutes", "whitened_start", "margin_ramp", "lr_schedule",
     "warmup_iterations",
     "brightness", "contrast", "hue", "saturation", "random_resized_crop", "augmentation_device", "compile",
-    "cuda_graphs", "seeds", "logger", "method", "focal_distance", "max_view_error", "panoramas", "heading_offset",
+    "cuda_graphs", "seeds", "logger", "nested_dims", "method", "focal_distance", "max_view_error",
+    "panoramas", "heading_offset",
 }  # fmt: skip
 EVAL_KEYS = SHARED_KEYS | {
     "trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder", "protocol", "compare",

@@ -24,6 +24,7 @@ from cosplace.photos.paths import printable
 log = logging.getLogger("cosplace")
 
 TRACK_HEADING = "track"  # heading_source of headings from the direction of travel
+CONFLICT_M = 100.0  # between two tracks at one time: one of them is of another vehicle, or its clock is wrong
 
 
 def detects(path: Path) -> bool:
@@ -90,8 +91,13 @@ class TrackAnnotations:
     def _placed(self, photos: Sequence[FoundPhoto], offset: ClockOffset) -> Iterator[Entry]:
         times = np.array([photo.record.time for photo in photos], np.float64) + offset.seconds
         path_of, found = positions_on(self.tracks, times)
+        apart_m = distances_apart_m(self.tracks, times)
         for row, photo in enumerate(photos):
-            if np.isnan(found.latitudes[row]):
+            if apart_m[row] > CONFLICT_M:
+                yield photo
+                reason = f"is on two tracks at once, {apart_m[row]:,.0f} m apart, so neither was used"
+                yield Problem(name=photo.record.path, reason=reason, is_left_out=False)
+            elif np.isnan(found.latitudes[row]):
                 yield photo
                 if np.isnan(photo.record.latitude):
                     yield Problem(name=photo.record.path, reason=self._why_unknown(times[row]), is_left_out=False)
@@ -149,6 +155,23 @@ def positions_on(tracks: Sequence[tuple[Path, Track]], times: np.ndarray) -> tup
         for row in rows.tolist():
             path_of[row] = path
     return path_of, found
+
+
+def distances_apart_m(tracks: Sequence[tuple[Path, Track]], times: np.ndarray) -> np.ndarray:
+    """How far apart the tracks, and parts of them, are at times (T,); 0 where at most one has a position."""
+    first, apart_m = TrackPositions(*np.full((5, len(times)), np.nan)), np.zeros(len(times))
+    for segment in (segment for _, track in tracks for segment in track.segments):
+        inside = np.flatnonzero((times >= segment.times[0]) & (times <= segment.times[-1]))
+        own = positions_at(Track((segment,), 0.0), times[inside])
+        known = ~np.isnan(first.latitudes[inside])
+        there = inside[known]
+        distances = geodesic_distances_m(
+            first.latitudes[there], first.longitudes[there], own.latitudes[known], own.longitudes[known]
+        )
+        apart_m[there] = np.maximum(apart_m[there], distances)
+        new = inside[~known]
+        first.latitudes[new], first.longitudes[new] = own.latitudes[~known], own.longitudes[~known]
+    return apart_m
 
 
 def position_values(found: TrackPositions, row: int) -> dict[str, float]:

@@ -127,3 +127,13 @@ def test_frames_of_videos(walk: Path) -> None:
     assert found["frame.jpg"].latitude == pytest.approx(spiral(np.array([100.0]))[0][0], abs=1e-6)
     assert found["placed.jpg"].latitude == 1
     assert not problems
+
+
+@pytest.mark.parametrize(("shift_degrees", "is_used"), [(0.0, True), (0.0001, True), (1.0, False)])
+def test_two_tracks_at_one_time_have_to_agree(tmp_path: Path, shift_degrees: float, is_used: bool) -> None:
+    latitudes, longitudes = figure_eight(TIMES)[:2]
+    path = tmp_path / "walk.gpx"
+    path.write_text(gpx([points(TIMES, latitudes, longitudes), points(TIMES, latitudes + shift_degrees, longitudes)]))
+    found, problems = annotate(path, [photo("a.jpg", START + 300.5)], clock_offset=0.0)
+    assert (not np.isnan(found["a.jpg"].latitude)) == is_used
+    assert any("on two tracks at once, 11" in problem.reason for problem in problems) == (not is_used)

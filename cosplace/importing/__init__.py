@@ -18,6 +18,7 @@ imported_datasets  datasets with a table photos.parquet
 row_names         which row of a table belongs to which photo
 table_files       CSV, JSON, Parquet, GeoJSON and GeoPackage as columns of raw values
 columns           which column is what, and its values as numbers and times
+coordinate_systems  positions in coordinate systems and UTM zones as degrees
 position_tables   tables give positions to photos by name
 similarity        similarities estimated from positions
 poses             poses of cameras, and where on Earth they are

@@ -15,6 +15,7 @@ import numpy as np
 from cosplace.config.importing import PoseSettings
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.geo import ecef_from_lla, enu_rotation, lla_from_ecef, lla_height_from_ecef
+from cosplace.importing.coordinate_systems import is_inside
 from cosplace.importing.photo_references import number, read_json
 from cosplace.importing.records import Problem
 from cosplace.importing.similarity import Similarity
@@ -25,7 +26,6 @@ Georeference = Callable[[np.ndarray], np.ndarray]
 RIGHT, DOWN, FORWARD = range(3)  # columns of a rotation from a camera
 ALONG_VERTICAL = 0.02  # a camera within 1.1 degrees of the vertical has no heading
 MAX_HEIGHT_M = 100_000.0
-MARGIN_DEG = 1.0  # surveys extend beyond the area of a coordinate system
 Position = tuple[float, float, float]
 
 
@@ -149,17 +149,10 @@ def coordinate_system(code: str) -> Georeference:
 
 def _refuse_outside(found: np.ndarray, points: np.ndarray, system: Any, code: str) -> None:
     """Raise DatasetError if most points, earth-centered (N, 3), are outside the area of a coordinate system."""
-    area = system.area_of_use
-    known = found[np.isfinite(found).all(axis=1)]
-    if area is None or system.is_geocentric or not len(found):
+    if system.is_geocentric or not len(found):
         return
-    latitudes, longitudes = lla_from_ecef(known) if len(known) else (np.empty(0), np.empty(0))
-    width = (area.east - area.west) % 360 or 360.0
-    is_inside = (latitudes >= area.south - MARGIN_DEG) & (latitudes <= area.north + MARGIN_DEG)
-    is_inside &= ((longitudes - area.west + MARGIN_DEG) % 360 <= width + 2 * MARGIN_DEG) | (
-        width + 2 * MARGIN_DEG >= 360
-    )
-    if is_inside.sum() < len(found) / 2:
+    known = found[np.isfinite(found).all(axis=1)]
+    if is_inside(system, *lla_from_ecef(known)).sum() < len(found) / 2:
         x, y = points.reshape(-1, 3)[0, :2]
         raise DatasetError(
             f"--crs {code[:60]}: most positions, such as {x:g}, {y:g}, are outside its area. If the reconstruction has "

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from cosplace.config.importing import ImportSettings
-from cosplace.errors import ConfigError, DatasetError
-from cosplace.geo import compute, geodesic_distances_m, magnetic_declination, utm_to_latlon, wrap_heading
+from cosplace.errors import DatasetError
+from cosplace.geo import geodesic_distances_m, magnetic_declination, wrap_heading
 from cosplace.importing.columns import (
     MISSING_TEXTS,
     REFERENCES,
@@ -31,6 +31,7 @@ from cosplace.importing.columns import (
     time_of,
     without_hemisphere,
 )
+from cosplace.importing.coordinate_systems import from_zones, refuse_other_zones, short_name, to_degrees
 from cosplace.importing.exif_photos import PHOTOS_FOLDER
 from cosplace.importing.positions import PhotoStream, has_position
 from cosplace.importing.reading import utc_time
@@ -57,7 +58,6 @@ HEADING_LIMITS = (-360.0, 720.0)  # others are no directions
 MOSTLY = 0.5  # share of rows that shows that a whole column is wrong
 YEAR_S = 365.2425 * 86_400
 DECLINATION_YEAR = 2020.0  # of magnetic headings without a time
-BANDS = "CDEFGHJKLMNPQRSTUVWX"  # latitude bands of UTM, 8 degrees each, from 80 degrees south
 NUM_COMPARED = 50  # photos whose own positions are compared with those of the table before any is used
 SWAPPED_M, FAR_M = 1_000.0, 10_000.0  # own position from that of the swapped columns, and of the columns as they are
 SWAPPED = (
@@ -237,20 +237,20 @@ def _positions(
     system = crs or (table.crs if columns["latitude"].startswith("geometry") else "")
     has_zones = "zone" in raw and bool(np.nanmax(np.abs(y)) > 90)
     if has_zones and system:
-        _refuse_other_zones(table.path, raw["zone"], system)
+        refuse_other_zones(table.path, raw["zone"], system)
     if has_zones and not system:
-        latitudes, longitudes, unclear_zones = _from_zones(table.path, x, y, raw)
+        latitudes, longitudes, unclear_zones = from_zones(table.path, x, y, raw)
         unread += unclear_zones
     elif system:
         latitudes, longitudes, is_inside = to_degrees(x, y, system)
         if has_numbers.any() and np.mean(is_inside[has_numbers]) < MOSTLY:
             if np.mean(to_degrees(y, x, system)[2][has_numbers]) > MOSTLY:
-                why = f"they are in the area of {_short(system)} only the other way around"
+                why = f"they are in the area of {short_name(system)} only the other way around"
                 raise DatasetError(SWAPPED.format(path=table.path, why=why, **_column_names(columns)))
             own = "--crs" if crs else "the coordinate system of the file"
             raise DatasetError(
                 f"{table.path}: most positions, such as {x[has_numbers][0]:g}, {y[has_numbers][0]:g}, are outside the "
-                f"area of {_short(system)}. Check {own}, and the columns with --column latitude=NAME longitude=NAME."
+                f"area of {short_name(system)}. Check {own}, and the columns: --column latitude=NAME longitude=NAME."
             )
     else:
         latitudes, longitudes = y, x
@@ -299,38 +299,6 @@ def _coordinates(
     return y, x, unread
 
 
-def _from_zones(
-    path: Path, x: np.ndarray, y: np.ndarray, raw: dict[str, list[Any]]
-) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
-    """Latitudes and longitudes of eastings and northings with a column of UTM zones; and rows that are unclear.
-
-    Letters are latitude bands: S is 32 to 40 degrees north.  Where the position is elsewhere, S may mean south, so that
-    it is unknown, as in '@' names.
-    """
-    if "zone_letter" not in raw and not any(re.search("[A-Za-z]", str(zone)) for zone in raw["zone"]):
-        raise DatasetError(
-            f"{path} has UTM zones without letters, so north and south of the equator cannot be told apart. Add a "
-            f"column 'letter' with latitude bands (N to X are north). If all rows are in one zone, use --crs, for "
-            f"example EPSG:32610 for 10 north or EPSG:32710 for 10 south."
-        )
-    letters = raw.get("zone_letter") or [""] * len(x)
-    latitudes, longitudes, problems = np.full(len(x), UNKNOWN), np.full(len(x), UNKNOWN), []
-    for row, (zone, letter) in enumerate(zip(texts(raw["zone"]), texts(letters), strict=True)):
-        match = re.fullmatch(r"(\d{1,2})([C-X]?)", f"{zone}{letter}".upper().replace(" ", ""))
-        if math.isnan(x[row]) or math.isnan(y[row]):
-            continue
-        if match and match[2] in BANDS and match[2] and 1 <= int(match[1]) <= 60:
-            found = utm_to_latlon(x[row : row + 1], y[row : row + 1], int(match[1]), match[2])
-            latitude, south = float(found[0][0]), 8 * BANDS.index(match[2]) - 80
-            is_north = match[2] == "N" and latitude >= 0  # N for north is right in any band
-            if is_north or south - 1 <= latitude <= south + (13 if match[2] == "X" else 9):
-                latitudes[row], longitudes[row] = latitude, found[1][0]
-                continue
-        reason = f"its UTM zone '{zone}{letter}' does not fit its position, which is unknown"
-        problems.append(Problem(name=f"{path} row {row + 1}", reason=reason, is_left_out=False))
-    return latitudes, longitudes, problems
-
-
 def _unread(path: Path, field: str, raw: Sequence[Any], values: np.ndarray, remedy: str) -> list[Problem]:
     """One problem for the texts of a column that were not understood."""
     unknown = np.flatnonzero(np.isnan(values)).tolist()
@@ -344,19 +312,6 @@ def _unread(path: Path, field: str, raw: Sequence[Any], values: np.ndarray, reme
 
 def _text_of(value: Any) -> str:
     return "" if value is None else str(value).strip()
-
-
-def _refuse_other_zones(path: Path, zones: Sequence[Any], system: Any) -> None:
-    """Raise DatasetError for rows of another UTM zone than that of a coordinate system."""
-    from pyproj import CRS
-
-    own = re.match(r"\d+", CRS.from_user_input(system).utm_zone or "")
-    found = {match[0].lstrip("0") for zone in texts(zones) if (match := re.match(r"\d+", zone))}
-    if others := found - ({own[0].lstrip("0")} if own else set()):
-        raise DatasetError(
-            f"{path} has rows in UTM zone {', '.join(sorted(others)[:5])}, but {_short(system)} is another coordinate "
-            f"system. Omit --crs, so that the zone of each row is used; this needs a column 'letter'."
-        )
 
 
 def _with_days(values: Sequence[Any], days: Sequence[Any] | None) -> Sequence[Any]:
@@ -381,43 +336,6 @@ def _years(times: np.ndarray | None, num_rows: int) -> list[float]:
 
 def _column_names(columns: dict[str, str]) -> dict[str, str]:
     return {field: columns[field] for field in ("latitude", "longitude")}
-
-
-def to_degrees(x: np.ndarray, y: np.ndarray, crs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Latitudes, longitudes (WGS 84), and whether they are in the area of use, of positions in a coordinate system.
-
-    x: eastings or longitudes, y: northings or latitudes, whatever the order of the axes.  nan where undefined.
-    Raises ConfigError for what is not a coordinate system of positions on the ground.
-    """
-    from pyproj import CRS, Transformer
-    from pyproj.exceptions import CRSError, ProjError
-
-    try:
-        system = CRS.from_user_input(crs)
-        transformer = Transformer.from_crs(system, 4326, always_xy=True)
-    except (CRSError, ProjError) as error:
-        raise ConfigError(
-            f"--crs: {_short(crs)} is not a known coordinate system. Use a code such as EPSG:25832."
-        ) from error
-    if not (system.is_projected or system.is_geographic):
-        raise ConfigError(f"--crs: {_short(crs)} ({system.name}) has no positions on the ground. Use another code.")
-    longitudes, latitudes = compute(transformer.transform, x, y)
-    longitudes = (longitudes + 180) % 360 - 180 if system.is_geographic and np.nanmax(np.abs(x)) > 180 else longitudes
-    is_finite = np.isfinite(longitudes) & np.isfinite(latitudes)
-    latitudes, longitudes = np.where(is_finite, latitudes, UNKNOWN), np.where(is_finite, longitudes, UNKNOWN)
-    if (area := system.area_of_use) is None:
-        return latitudes, longitudes, is_finite
-    margin = 1.0  # degree: surveys extend beyond the area
-    width = (area.east - area.west) % 360 or 360.0
-    east_of_west = (longitudes - area.west + margin) % 360
-    is_inside = (latitudes >= area.south - margin) & (latitudes <= area.north + margin)
-    return latitudes, longitudes, is_inside & ((east_of_west <= width + 2 * margin) | (width + 2 * margin >= 360))
-
-
-def _short(crs: Any) -> str:
-    """A coordinate system in a few words."""
-    text = str(crs.get("name", "the file's")) if isinstance(crs, dict) else str(crs)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _headings(

@@ -77,6 +77,7 @@ class PositionTable:
     values: dict[str, Any]  # of the columns of a record that the table has, by name
     columns: dict[str, str]  # name of the column of each field
     problems: tuple[Problem, ...]
+    repeated: frozenset[int]  # rows that equal an earlier one, whose name is ""
 
 
 def detects(path: Path) -> bool:
@@ -125,6 +126,8 @@ class TablePositions:
         for table, rows in zip(self.tables, self.rows, strict=True):
             yield from table.problems
             for row in rows.unused():
+                if row in table.repeated:
+                    continue
                 name = table.names[row]
                 reason = f"no photo is named {name}" if name else "has no photo name"
                 yield Problem(name=f"{table.path} row {row + 1}", reason=reason)
@@ -223,7 +226,23 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
             del values["heading"]
     if "split" in values:
         problems += _refuse_splits(path, values["split"])
-    return PositionTable(path, texts(raw["filename"]), latitudes, longitudes, values, columns, tuple(problems))
+    names, repeated = _without_repeated(texts(raw["filename"]), table)
+    if repeated:
+        reason = f"rows that equal earlier ones, which are used: {len(repeated):,}"
+        problems.append(Problem(name=str(path), reason=reason, is_left_out=False))
+    return PositionTable(path, names, latitudes, longitudes, values, columns, tuple(problems), repeated)
+
+
+def _without_repeated(names: list[str], table: RawTable) -> tuple[list[str], frozenset[int]]:
+    """The names, "" for rows that equal an earlier one in all columns; and these rows."""
+    seen: set[str] = set()
+    repeated = set()
+    for row, values in enumerate(zip(*table.columns.values(), strict=True)):
+        key = repr(values)
+        if key in seen and names[row]:
+            repeated.add(row)
+        seen.add(key)
+    return ["" if row in repeated else name for row, name in enumerate(names)], frozenset(repeated)
 
 
 def _positions(

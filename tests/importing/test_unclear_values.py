@@ -208,3 +208,12 @@ def test_rows_of_photos_that_are_gone_are_removed_by_the_next_import(tmp_path: P
     with suppress(DatasetError):  # no photos
         import_all(folder, positions, to=city, settings=settings)
     assert len(rows_of(city)) == 2  # most files are missing: perhaps a disk is
+
+
+def test_a_row_that_stands_there_twice_is_used_once(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in" / "a.jpg")
+    path = tmp_path / "table.csv"
+    path.write_text("file,lat,lon\na.jpg,1,2\na.jpg,1,2\n")
+    import_all(tmp_path / "in", path, to=tmp_path / "city")
+    assert [(row.latitude, row.longitude) for row in rows_of(tmp_path / "city").values()] == [(1, 2)]
+    assert "rows that equal earlier ones, which are used: 1" in (tmp_path / "city" / "import_report.csv").read_text()

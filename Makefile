@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # One thread a process: the tests already keep every core busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test check minimum format docs bench bench-gpu bench-index figures clean
+.PHONY: demo test lint check minimum format docs bench bench-gpu bench-index figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
@@ -14,10 +14,12 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(PYTEST) -n auto --dist loadfile
 
-check: $(VENV)/.dev
+lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/ty check --quiet
+
+check: lint
 	$(PYTEST) -q -n auto --dist loadfile -m "not slow"
 
 minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies

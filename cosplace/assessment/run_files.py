@@ -36,6 +36,7 @@ STORED = 20  # predictions per query whose paths and distances are stored
 METADATA = b"cosplace"
 CONDITION = "condition: "  # in front of the name of a column
 MAX_JSON_BYTES = 1 << 26
+MAX_DIGITS = 10  # of the N of a recall
 MAX_TABLE_BYTES = 1 << 32  # uncompressed
 MAX_QUERIES = 20_000_000
 
@@ -168,7 +169,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} has no {RESULTS}: it is not the folder of a finished run.")
     results = read_json(path)
     recalls = results.get("recalls")
-    if not isinstance(recalls, dict) or not all(map(_is_percentage, recalls.values())):
+    if not isinstance(recalls, dict) or not all(len(n) < MAX_DIGITS and _is_percentage(recalls[n]) for n in recalls):
         raise ConfigError(f"{path} has no recalls. Evaluate the model again.")
     return results
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cosplace.assessment.intervals import Estimate, wilson
-from cosplace.assessment.run_files import CONFIG, RESULTS, is_running, model_name, read_json
+from cosplace.assessment.run_files import CONFIG, MAX_DIGITS, RESULTS, is_running, model_name, read_json
 from cosplace.errors import ConfigError, one_line
 
 METRICS, LOCK, LAST_CHECKPOINT = "metrics.jsonl", ".lock", "last_checkpoint.pth"  # of a training run
@@ -136,7 +136,8 @@ def _recalls(results: Mapping[str, Any]) -> dict[int, float]:
     recalls = results.get("recalls")
     if not isinstance(recalls, Mapping) or not recalls:
         raise ConfigError(f"{RESULTS} has no recalls")
-    found = {int(n): float(recall) for n, recall in recalls.items() if n.isdecimal() and _is_percentage(recall)}
+    numbers = [n for n in recalls if n.isdecimal() and len(n) < MAX_DIGITS and _is_percentage(recalls[n])]
+    found = {int(n): float(recalls[n]) for n in numbers}
     if len(found) != len(recalls):
         raise ConfigError(f"{RESULTS} has recalls that are not percentages")
     return found

@@ -106,6 +106,8 @@ def parse_named_columns(words: Sequence[str]) -> dict[str, str]:
             hint = f"Did you mean {similar[0]}={name}?" if similar and equals else f"FIELD is one of {fields}."
             raise ConfigError(f"--column must be FIELD=NAME, got '{word}'. {hint}")
         named[field] = name
+    if named.get("latitude", "") == named.get("longitude"):
+        raise ConfigError(f"--column names '{named['latitude']}' for both latitude and longitude. Use two columns.")
     return named
 
 

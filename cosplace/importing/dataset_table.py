@@ -5,6 +5,7 @@ about 500 bytes for each photo.  Side effects: reads and writes photos.parquet.
 """
 
 import math
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,11 +16,13 @@ import numpy as np
 
 from cosplace.errors import StorageError
 from cosplace.importing.positions import is_known
+from cosplace.photos.paths import path_text
 from cosplace.photos.tables import (
     COLUMNS,
     INTEGERS,
     TABLE_NAME,
     PhotoRecord,
+    arrow_compute,
     from_table,
     read_table,
     schema,
@@ -36,6 +39,7 @@ LOCK = ".import.lock"
 WRITE_SECONDS = 10.0  # between two writes of the table, at least
 WRITE_SHARE = 0.1  # of the time of an import that may be spent on writing the table
 UNPLACED = "its position is unknown"
+GONE = "no longer exists, so that its row was removed"
 MEASURED = ("exif", "xmp", "name", "table", "")  # sources of headings that write 0 for unknown; computed ones do not
 MIN_ZERO_HEADINGS = 2  # one photo may face north exactly
 
@@ -60,20 +64,26 @@ class DatasetTable:
         self.rows: dict[str, tuple[int, int, int]] = {}  # of each path: row, digests of checksum and of record
         self.same_photo: dict[int, str] = {}  # path by the digest of content, position and heading
         self.num_rows = 0
+        self.missing: dict[str, int] = {}  # `photo_digest` by path, of rows whose files do not exist
         if self.path.exists():
             table = read_table(self.path)
             for start in range(0, len(table), ROWS_PER_BLOCK):
                 block = table.slice(start, ROWS_PER_BLOCK)
                 for record in from_table(block):
+                    # A link whose target is missing counts as a file: the target may be on a disk that is not mounted.
+                    if not os.path.lexists(folder / record.path):
+                        self.missing[record.path] = photo_digest(record)
                     self._remember(record)
                 self.blocks.append(to_table(from_table(block)))
+        self.num_on_disk = self.num_rows
 
     def __len__(self) -> int:
         return self.num_rows
 
     def _remember(self, record: PhotoRecord) -> None:
         self.rows[record.path] = (self.num_rows, hash(record.checksum), _digest(record))
-        self.same_photo.setdefault(photo_digest(record), record.path)
+        if record.path not in self.missing:
+            self.same_photo.setdefault(photo_digest(record), record.path)
         self.num_rows += 1
 
     def has(self, path: str) -> bool:
@@ -97,7 +107,12 @@ class DatasetTable:
             self._seal()
 
     def update(self, record: PhotoRecord) -> bool:
-        """Replace the known values of a row by those of a record; returns whether any has changed."""
+        """Replace the known values of a row, whose file is in place, by those of a record; returns whether any has
+        changed.
+        """
+        if record.path in self.missing:
+            del self.missing[record.path]
+            self.same_photo.setdefault(photo_digest(record), record.path)
         row, _, digest = self.rows[record.path]
         if digest == _digest(record):
             return False
@@ -147,19 +162,25 @@ class DatasetTable:
         """Write the table as it is now.  Raises StorageError; the file on disk is then unchanged."""
         write_table(self.path, self.table())
 
-    def drop_missing(self) -> list[str]:
-        """Remove the rows whose files no longer exist, and return their paths; none if most files are missing.
+    def remove_missing(self) -> list[str]:
+        """Remove the rows whose files do not exist, and return their paths, sorted; `missing` has those that are kept.
 
-        Then the photos are probably on a disk that is not there.
+        If most files are missing, they are probably on a disk that is not there: then only rows of photos that have
+        another path now are removed.  Nothing can be added afterwards.
         """
         import pyarrow as pa
 
-        table, folder = self.table(), self.path.parent
-        exists = np.array([(folder / path).is_file() for path in table["path"].to_pylist()], bool)
-        if exists.all() or exists.sum() <= len(exists) / 2:
-            return []
-        self.blocks, self.num_rows = [table.filter(pa.array(exists))], int(exists.sum())
-        return table["path"].filter(pa.array(~exists)).to_pylist()
+        removed = sorted(self.missing)
+        if 2 * len(removed) > self.num_on_disk:
+            removed = [path for path in removed if self.missing[path] in self.same_photo]
+        if removed:
+            table, pc = self.table(), arrow_compute()
+            is_missing = pc.is_in(table["path"], pa.array(map(path_text, removed), pa.string()))
+            self.blocks = [table.filter(pc.invert(is_missing))]
+            self.num_rows -= len(removed)
+            for path in removed:
+                del self.rows[path], self.missing[path]
+        return removed
 
     def clear_zero_headings(self) -> dict[str, int]:
         """Remove headings of cameras that wrote 0 for each photo; returns the number of photos by camera."""

@@ -5,7 +5,7 @@ Hidden files and folders of the system are not listed.  Side effects: reads fold
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from cosplace.config.importing import ImportSettings
@@ -51,8 +51,12 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
             yield FoundPhoto(file=file, record=record)
 
 
-def list_files(folder: Path, depth: int = 0, root: str = "") -> Iterator[Path | Problem]:
+def list_files(
+    folder: Path, depth: int = 0, root: str = "", without: Collection[Path] = ()
+) -> Iterator[Path | Problem]:
     """All files below a folder, sorted by name within each folder, and what cannot be listed.
+
+    without: files and folders that are not listed.
 
     Links to places inside the folder are followed; others could copy private files of this machine.
     """
@@ -65,6 +69,8 @@ def list_files(folder: Path, depth: int = 0, root: str = "") -> Iterator[Path | 
         return
     for entry in found:
         path = folder / entry.name
+        if path in without:
+            continue
         if entry.is_symlink():
             real = os.path.realpath(path)
             if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
@@ -78,7 +84,7 @@ def list_files(folder: Path, depth: int = 0, root: str = "") -> Iterator[Path | 
             if depth == MAX_DEPTH:
                 yield Problem(name=str(path), reason=f"is more than {MAX_DEPTH} levels deep")
             else:
-                yield from list_files(path, depth + 1, root)
+                yield from list_files(path, depth + 1, root, without)
         else:
             yield path
 

@@ -39,8 +39,9 @@ TEMPORARY = ".import"  # folder of a dataset for unfinished files
 PHOTOS_PER_TASK = 16  # small photos are read faster than a thread starts on the next one
 NUM_THREADS = 4
 NUM_WAITING = 64  # photos that are copied at a time
+RESERVE = "reserve"  # file of the temporary folder, which is removed to make room for the table
+RESERVED_BYTES, BYTES_PER_ROW = 1 << 16, 512
 NUM_FIRST = 5  # photos that a dry run shows
-GONE = "no longer exists, so that its row was removed"
 
 
 @dataclass(kw_only=True)
@@ -119,7 +120,10 @@ def run_import(
         find_timezone(settings.timezone)
     photos, positions = _find_sources(sources, formats, folder)
     folder = folder or _folder_of_photos(photos, positions, settings.mode)
-    annotations = tuple(source.load().read(paths, settings) for source, paths in positions.items())
+    read = [(source, source.load().read(paths, settings)) for source, paths in positions.items()]
+    if any(one.needs_positions for _, one in read):
+        read.sort(key=lambda one: one[0].name != "table")
+    annotations = tuple(one for _, one in read)
     plan = Plan(
         folder=folder,
         photos=tuple(photos),
@@ -183,6 +187,21 @@ def _no_photos(sources: Sequence[Path], photos: Sequence[tuple[Source, Path]]) -
     )
 
 
+def _reserve_space(temporary: Path, num_bytes: int) -> None:
+    """Keep disk space for the table and the report of an import that ends because the disk is full."""
+    with suppress(OSError), (temporary / RESERVE).open("wb") as file:
+        for start in range(0, num_bytes, RESERVED_BYTES):
+            file.write(bytes(min(RESERVED_BYTES, num_bytes - start)))
+
+
+def _free_space(temporary: Path) -> None:
+    """Remove the reserve and unfinished copies, but not the report."""
+    with suppress(OSError):
+        for path in temporary.iterdir():
+            if path.name != REPORT_NAME:
+                path.unlink()
+
+
 def _clear_temporary(folder: Path) -> None:
     with suppress(OSError):
         shutil.rmtree(folder / TEMPORARY)
@@ -196,6 +215,8 @@ def _import(plan: Plan, total: int, progress: Progress) -> ImportResult:
     result = ImportResult(folder=plan.folder, report=report)
     placement = Placement(plan.folder, plan.settings.mode, plan.temporary)
     table = placement.table
+    if plan.temporary is not None:
+        _reserve_space(plan.temporary, RESERVED_BYTES + BYTES_PER_ROW * (len(table) + total))
     try:
         with ThreadPoolExecutor(NUM_THREADS) as readers, ThreadPoolExecutor(NUM_THREADS) as copiers:
             stream = _without_problems(_read_in_parallel(plan, readers), report)
@@ -204,21 +225,22 @@ def _import(plan: Plan, total: int, progress: Progress) -> ImportResult:
             jobs = _without_problems(_decisions(stream, placement, keep_unplaced=plan.keep_unplaced), report)
             placed = _in_order(jobs, lambda job: copiers.submit(placement.place, job), NUM_WAITING)
             _record_all(placed, placement, result, total, progress)
+        for problem in placement.remove_missing():
+            report.add(problem)
         result.zero_headings = table.clear_zero_headings()
         if plan.temporary is not None:
-            for path in table.drop_missing():
-                report.add(Problem(name=path, reason=GONE))
-                placement.has_changed = True
             placement.write()
     except BaseException as error:
-        state = f"{printable(plan.folder)} has no table of the photos copied so far."
         if plan.temporary is not None:
+            _free_space(plan.temporary)
             with suppress(StorageError):
                 placement.write()
-                state = f"{printable(plan.folder)} has {len(table):,} photos so far."
+            with suppress(StorageError):
                 _publish(report, plan.folder)
         if isinstance(error, StorageError):
-            raise StorageError(f"{error} {state} Then run the same command again to continue.") from error
+            so_far = f"{printable(plan.folder)} has {placement.num_written:,} photos so far"
+            so_far += "; there was no space for a table of the last ones" if placement.has_changed else ""
+            raise StorageError(f"{error} {so_far}. Then run the same command again to continue.") from error
         raise
     if plan.temporary is not None:
         _publish(report, plan.folder)

@@ -2,20 +2,19 @@
 SVOX, and SF-XL (raw, processed, small).
 
 Photos of train are one set.  In val and test, gallery or database is the database, and other folders are sets of
-queries.  The strips of 3328 x 512 pixels in train/panoramas of SF-XL raw are panoramas.  Side effects: reads folders.
+queries.  The strips of 3328 x 512 pixels in train/panoramas of SF-XL raw are panoramas.  Photos in other places have no
+split.  Side effects: reads folders.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from cosplace.errors import DatasetError
+from cosplace.importing.exif_photos import left_out, list_files
 from cosplace.importing.layout_parts import DATABASE, Layout, LayoutPart, folder_names
 from cosplace.importing.records import Problem
-from cosplace.photos.formats import SUFFIXES, suffix_of
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.names import optional_fields, split_name
 from cosplace.photos.scanning import LIST_SUFFIX, scan_images
@@ -37,7 +36,9 @@ def find(folder: Path) -> Layout | None:
             split for split in ("test", "val", "train") if any((root / split / name).is_dir() for name in DATABASES)
         ]
         if has_database or _has_list(root, "train") or (root / "train" / PANORAMAS).is_dir():
-            return Layout(name="prepared", folder=root, splits=tuple(has_database), read_parts=read_parts)
+            return Layout(
+                name="prepared", folder=root, splits=tuple(has_database), read_parts=partial(read_parts, given=folder)
+            )
     return None
 
 
@@ -45,8 +46,12 @@ def _has_list(root: Path, split: str) -> bool:
     return (root / split).is_dir() and (root / f"{split}{LIST_SUFFIX}").is_file()
 
 
-def read_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
-    """All parts of a dataset, or those of one split."""
+def read_parts(folder: Path, split: str, given: Path) -> Iterator[LayoutPart]:
+    """All parts of a dataset, then its photos without a split; or the parts of one split.
+
+    given: the folder that the user named, which is the one of the dataset or contains it.
+    """
+    covered = set[Path]()
     for one in SPLITS:
         place = folder / one
         if (split and one != split) or not place.is_dir():
@@ -56,49 +61,75 @@ def read_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
                 name=str(place), reason="is a link to val, whose photos are imported only once", is_left_out=False
             )
             yield LayoutPart(split="", paths=(), problems=(problem,))
+            covered.add(place)
         elif one == "train" and not split:
             yield from _train_parts(folder)
+            covered |= {place / name for name in folder_names(place)} if _has_parts(place) else {place}
         else:
             for name in folder_names(place):
                 part = f"{one}/{DATABASE if name in DATABASES else name}"
                 yield _part(folder, f"{one}/{name}", part)
+                covered.add(place / name)
     if not split:
-        yield from _other_parts(folder)
+        yield _other_photos(folder, covered)
+        yield LayoutPart(split="", paths=(), problems=tuple(_outside(folder, given)))
 
 
-def _other_parts(folder: Path) -> Iterator[LayoutPart]:
-    """Photos that belong to no split: in other folders, or next to the folders of the splits."""
-    for name in folder_names(folder):
-        if name not in SPLITS:
-            with suppress(DatasetError):  # no photos
-                yield _part(folder, name, "")
-    places = ("", "val", "test", *(("train",) if {*DATABASES, PANORAMAS} & set(folder_names(folder / "train")) else ()))
-    loose = []
-    for place in places:
-        if (folder / place).is_dir():
-            with os.scandir(folder / place) as entries:
-                names = sorted(one.name for one in entries if one.is_file() and _is_photo(one.name))
-            loose += [f"{place}/{name}" if place else name for name in names]
-    yield LayoutPart(split="", paths=loose, has_names=True)
+def _other_photos(folder: Path, covered: Collection[Path]) -> LayoutPart:
+    """The photos that are in no part: loose in the folder of the dataset or of a split, or in other folders."""
+    paths, problems = [], []
+    for file in list_files(folder, without=covered):
+        if isinstance(file, Problem):
+            problems.append(file)
+        elif problem := left_out(file):
+            if not file.name.endswith(LIST_SUFFIX):
+                problems.append(Problem(name=str(file), reason=problem))
+        else:
+            paths.append(file.relative_to(folder).as_posix())
+    return LayoutPart(split="", paths=paths, has_names=True, problems=tuple(problems))
 
 
-def _is_photo(name: str) -> bool:
-    return suffix_of(os.fsencode(name)) in SUFFIXES
+def _outside(folder: Path, given: Path) -> Iterator[Problem]:
+    """Photos next to the folder of a dataset, which are not imported with it."""
+    if folder == given:
+        return
+    for path in sorted(given.iterdir()):
+        if path != folder and path.name[0] != "." and _has_photo(path):
+            reason = f"is outside the dataset in {folder.name}. Import it separately."
+            yield Problem(name=str(path), reason=reason)
+
+
+def _has_photo(path: Path) -> bool:
+    files = list_files(path) if path.is_dir() else [path]
+    return any(isinstance(file, Path) and not left_out(file) for file in files)
 
 
 def _train_parts(folder: Path) -> Iterator[LayoutPart]:
     names = folder_names(folder / "train")
-    if not {*DATABASES, PANORAMAS} & set(names):
+    if not _has_parts(folder / "train"):
         yield _part(folder, "train", "train")
         return
     for name in names:
         yield _part(folder, f"train/{name}", "train", "equirectangular" if name == PANORAMAS else "")
 
 
+def _has_parts(train: Path) -> bool:
+    """Whether the photos of train are in folders of its own, such as database."""
+    return bool({*DATABASES, PANORAMAS} & set(folder_names(train)))
+
+
 def _part(folder: Path, name: str, split: str, projection: str = "") -> LayoutPart:
     images = scan_images(folder / name, dataset=folder)
     paths = [f"{name}/{images.name(row)}" for row in range(len(images))]
-    return LayoutPart(split=split, paths=paths, projection=projection, has_names=True, places=_places(images))
+    skipped = images.skipped.summary()
+    return LayoutPart(
+        split=split,
+        paths=paths,
+        projection=projection,
+        has_names=True,
+        places=_places(images),
+        problems=(Problem(name=str(folder / name), reason=skipped),) if skipped else (),
+    )
 
 
 def _places(images: ImageList) -> list[str]:

@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from cosplace.errors import DatasetError, ImageError
-from cosplace.importing.dataset_table import DatasetTable, photo_digest
+from cosplace.importing.dataset_table import GONE, DatasetTable, photo_digest
 from cosplace.importing.positions import has_position
 from cosplace.importing.records import FoundPhoto, Problem
 from cosplace.importing.report import REPORT_NAME
@@ -55,6 +55,7 @@ class Placement:
         self.waiting_photos: dict[int, str] = {}  # their paths, by `photo_digest`
         self.num_symbolic_links = 0
         self.has_changed = False
+        self.num_written = len(self.table)  # photos in the table on disk
         self._lock = threading.Lock()
 
     # --- decide ------------------------------------------------------------------------------------------------------
@@ -188,11 +189,23 @@ class Placement:
         self.has_changed |= outcome != UNCHANGED
         return outcome
 
+    def remove_missing(self) -> Iterator[Problem]:
+        """Remove the rows whose files do not exist from the table, at the end of an import."""
+        for path in self.table.remove_missing():
+            self.has_changed = True
+            yield Problem(name=path, reason=GONE)
+        if self.table.missing:
+            reason = (
+                f"lists {len(self.table.missing):,} files that do not exist, which are kept, because most are missing. "
+                f"Connect their disk; or delete this table, and import all sources again."
+            )
+            yield Problem(name=str(self.table.path), reason=reason, is_left_out=False)
+
     def write(self) -> None:
-        """Write the table, if it has changed."""
+        """Write the table, if it has changed.  Raises StorageError."""
         if self.has_changed:
             self.table.write()
-            self.has_changed = False
+            self.has_changed, self.num_written = False, len(self.table)
 
 
 def is_within(path: Path, folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Reconstructions give positions and headings to photos by name.
 
 A reconstruction without a georeference is aligned with positions of the same photos: pose priors of the source, else
-their EXIF.  Values of a pose replace those of EXIF, which are less accurate.
+those of tables or of EXIF.  Values of a pose replace those of EXIF, which are less accurate.
 """
 
 import logging
@@ -36,8 +36,8 @@ from cosplace.photos.tables import PhotoRecord
 HEADING_SOURCE = "pose"
 FAR_M = 1000.0  # from the GPS position of a photo: its pose is elsewhere
 ALIGN_ADVICE = (
-    "Import photos with positions in EXIF together with it (a table of positions does not count), or specify its "
-    "coordinates: --origin LAT,LON,ALT, --crs EPSG:CODE or --similarity FILE."
+    "Import photos with GPS positions, or a table of positions, together with it; or specify its coordinates: --origin "
+    "LAT,LON,ALT, --crs EPSG:CODE or --similarity FILE."
 )
 
 log = logging.getLogger("cosplace")
@@ -65,6 +65,11 @@ class PosePositions:
         self.rows = [RowNames(one.names, one.folders[0]) for one in reconstructions]
         self.prior_rows = [RowNames(one.names, one.folders[0]) for one in priors]
 
+    @property
+    def needs_positions(self) -> bool:
+        """Whether a reconstruction has no georeference."""
+        return any(self._georeference_of(one) is None for one in self.reconstructions)
+
     def photos(self) -> Iterator[Entry]:
         """The photos that the sources name, below their folders or other sources; never outside of these."""
         seen = set()
@@ -81,7 +86,7 @@ class PosePositions:
         for rows in (*self.rows, *self.prior_rows):
             rows.compare(photos.list_files())
         stream, known = iter(photos), []
-        if any(self._georeference_of(one) is None for one in self.reconstructions):
+        if self.needs_positions:
             known = list(stream)  # all positions are needed first
             stream = iter(known)
         placed, problems = self._place_all(known)

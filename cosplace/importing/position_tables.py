@@ -5,6 +5,7 @@ any EPSG code.  Latitude and longitude in swapped columns are refused where that
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,11 @@ class TablePositions:
         self.tables = tables
         self.rows = [RowNames(table.names, table.path.parent) for table in tables]
 
+    @property
+    def needs_positions(self) -> bool:
+        """Always false, see `Annotations`."""
+        return False
+
     def photos(self) -> Iterator[Entry]:
         """The photos that rows name, relative to the folder of their table; never outside of it."""
         seen = set()
@@ -130,6 +136,8 @@ class TablePositions:
                     continue
                 name = table.names[row]
                 reason = f"no photo is named {name}" if name else "has no photo name"
+                if name and os.path.lexists(table.path.parent / name):
+                    reason = f"{name} was not imported: it is listed with the reason, or it is not among the sources"
                 yield Problem(name=f"{table.path} row {row + 1}", reason=reason)
 
     def _annotate(self, photo: FoundPhoto) -> Iterator[Entry]:

@@ -27,6 +27,11 @@ class PhotoStream:
 class Annotations(Protocol):
     """Positions, headings or times from tables or tracks, for photos."""
 
+    @property
+    def needs_positions(self) -> bool:
+        """Whether photos need other positions first: those of tables, to align a reconstruction with them."""
+        return False
+
     def photos(self) -> Iterator[Entry]:
         """Photos that the source itself names, used if no folder of photos is imported; none for a track."""
         ...

@@ -29,6 +29,7 @@ class RowNames:
         self.best: dict[int, Place] = {}  # of each row: how well the photos fit that fit best
         self.num_photos: Counter[int] = Counter()  # that fit this well
         self.used: set[int] = set()
+        self.unclear: set[int] = set()  # rows that `find` has refused
 
     def compare(self, files: Iterable[Path]) -> None:
         """Compare the files of all photos with the rows, before `find` is called."""
@@ -46,16 +47,19 @@ class RowNames:
         if not rows:
             return None, ""
         if len(rows) > 1:
+            self.unclear.update(rows)
             return None, f"{len(rows):,} rows name this photo: rows {', '.join(str(row + 1) for row in rows[:3])}"
         if self.num_photos[rows[0]] > 1:
             count = self.num_photos[rows[0]]
+            self.unclear.add(rows[0])
             return None, f"row {rows[0] + 1} may mean any of {count:,} photos with this name: add folders to the names"
         self.used.add(rows[0])
         return rows[0], ""
 
     def unused(self) -> list[int]:
-        """Rows that no photo has been found for."""
-        return [row for row in range(len(self.paths)) if row not in self.used]
+        """Rows that no photo got.  Those of photos that cannot be opened, which are listed themselves, are not here."""
+        unopened = self.best.keys() - self.unclear
+        return [row for row in range(len(self.paths)) if row not in self.used and row not in unopened]
 
     def _fitting(self, file: Path) -> tuple[list[int], Place]:
         """The rows that fit a photo best, and how well they do."""

@@ -63,6 +63,11 @@ class TrackAnnotations:
     problems: tuple[Problem, ...]
     settings: TrackSettings
 
+    @property
+    def needs_positions(self) -> bool:
+        """Always false, see `Annotations`."""
+        return False
+
     def photos(self) -> Iterator[Entry]:
         """None: a track names no photos."""
         yield from ()

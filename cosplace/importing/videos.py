@@ -22,8 +22,10 @@ from cosplace.importing.clock import estimate_clock_offset
 from cosplace.importing.packages import optional_module
 from cosplace.importing.records import Entry, FoundPhoto, Problem
 from cosplace.importing.track_positions import (
+    CONFLICT_M,
     TRACK_HEADING,
     clock_notes,
+    distances_apart_m,
     given_tracks,
     position_values,
     track_heading,
@@ -176,7 +178,11 @@ def _plan(path: Path, container: Any, duration_s: float, settings: ImportSetting
                 offset_s = offset.seconds
                 notes += clock_notes(str(path), offset)
             start += offset_s
-            track = track.shifted(-start)
+            apart_m = distances_apart_m(sources, start + np.arange(0, max(duration_s, 1), 1.0)).max()
+            if apart_m > CONFLICT_M:
+                reason = f"is on two tracks at once, {apart_m:,.0f} m apart, so neither was used"
+                notes.append(Problem(name=str(path), reason=reason, is_left_out=False))
+            track = track.shifted(-start) if apart_m <= CONFLICT_M else None
     every_m = options.every_m
     if every_m is None and options.every_s is None and track is not None:
         every_m = DEFAULT_EVERY_M

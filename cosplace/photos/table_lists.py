@@ -158,13 +158,22 @@ def list_part(part: TablePart, inside: tuple[str, ...]) -> ImageList:
         images = with_labels(images, fields, center)
     for row in evenly_spaced(images, FILES_CHECKED):
         if not images.path(row).is_file():
-            raise DatasetError(
-                one_line(
-                    f"{part.table} lists '{images.name(row)}', which is not in {images.folder}. Restore the file, or "
-                    f"repeat the import, which removes rows without a file."
-                )
-            )
+            raise DatasetError(one_line(_missing(part.table, images.name(row))))
     return images
+
+
+def _missing(table: Path, name: str) -> str:
+    """Why the photos of a table cannot be listed, and what to do."""
+    path = table.parent / name
+    if path.is_symlink():
+        return (
+            f"{table} lists '{name}', which is a link to {printable(path.readlink())}, which is no file. Restore "
+            f"the file; or remove the link, then run the same `cosplace import` again, which removes the row."
+        )
+    remedy = "remove its row."
+    if table.name == TABLE_NAME:
+        remedy = "run the same `cosplace import` again, which removes its row."
+    return f"{table} lists '{name}', which is not in {table.parent}. Restore the file, or {remedy}"
 
 
 def _photo_fields(table: "pa.Table") -> "PhotoFields":

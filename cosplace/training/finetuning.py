@@ -148,6 +148,8 @@ def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress =
                     _next_trial(run)
             trained, comparison, best_epoch = _compare(run)
         kept = trained if trained is not None and best_epoch != START else start
+        if resumed and kept is start:  # the best model may be of the trained ones
+            _save(prepared, folder, start_network, judgment=start, epoch="")
         dataset, evaluations, model = _test(prepared, folder, start, kept, progress)
         test_comparison = None
         if kept is not start and prepared.photos.test is not None:

@@ -181,7 +181,7 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
         read_results(tmp_path)
     with pytest.raises(ConfigError, match=r"has no queries\.parquet.*Evaluate the model again"):
         read_query_results(tmp_path)
-    for text in ("[]", "{", "\xff", "[" * 100_000, '{"recalls": 3}'):
+    for text in ("[]", "{", "\xff", "[" * 100_000, '{"recalls": 3}', f'{{"recalls": {{"{"9" * 5000}": 1}}}}'):
         (tmp_path / "results.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(ConfigError, match=r"damaged|no recalls"):
             read_results(tmp_path)

@@ -79,6 +79,7 @@ def test_damaged_and_foreign_folders_have_a_reason(tmp_path: Path) -> None:
     make_run(tmp_path / "list" / "x", [1])
     make_run(tmp_path / "none" / "x", {}, {"recalls": {}})
     make_run(tmp_path / "text" / "x", {}, {"recalls": {"1": "many"}})
+    make_run(tmp_path / "long" / "x", {}, {"recalls": {"9" * 5000: 1.0}})
     make_run(tmp_path / "deep" / "x", "[" * 100_000)
     (tmp_path / "empty" / "x").mkdir(parents=True)
     (tmp_path / "photos" / "x").mkdir(parents=True)
@@ -86,7 +87,16 @@ def test_damaged_and_foreign_folders_have_a_reason(tmp_path: Path) -> None:
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "back").symlink_to(tmp_path)
     runs = list_runs(tmp_path)
-    assert {run.folder.parent.name for run in runs} >= {"cut", "list", "none", "text", "deep", "empty", "photos"}
+    assert {run.folder.parent.name for run in runs} >= {
+        "cut",
+        "list",
+        "none",
+        "text",
+        "long",
+        "deep",
+        "empty",
+        "photos",
+    }
     assert {run.state for run in runs} == {"not readable"}
     reasons = {run.folder.parent.name: run.reason for run in runs}
     assert "config.json is damaged: it is not JSON" in reasons["cut"]

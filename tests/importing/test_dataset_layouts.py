@@ -14,7 +14,7 @@ from cosplace.errors import DatasetError
 from cosplace.importing.dataset_layouts import detect_layout, read
 from cosplace.importing.import_run import run_import
 from cosplace.importing.matlab_structs import read_struct
-from cosplace.importing.records import FoundPhoto
+from cosplace.importing.records import FoundPhoto, Problem
 from cosplace.importing.sources import find_source
 from cosplace.photos.names import optional_fields
 from cosplace.photos.scanning import scan_images
@@ -284,6 +284,30 @@ def test_panoramas_of_sf_xl(tmp_path: Path) -> None:
     panoramas = [record for record in records if record.projection]
     assert {record.split for record in panoramas} == {"train"} and len(panoramas) == 4
     assert {record.projection for record in panoramas} == {"equirectangular"}
+
+
+def test_photos_outside_the_splits_are_imported_without_a_split(tmp_path: Path) -> None:
+    folder = samples.sf_xl(tmp_path, "processed") / "processed"
+    others = {"loose.jpg", "extra/deep/a.jpg", "val/b.png"}
+    for name in others:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(next((folder / "test" / "database").iterdir()), folder / name)
+    (folder / "extra" / "clip.mp4").write_bytes(b"clip")
+    (folder / "test" / "database" / "clip.mp4").write_bytes(b"clip")
+    (folder / "train_images_paths.txt").write_text("\n".join(sorted(
+        path.relative_to(folder / "train").as_posix() for path in (folder / "train").rglob("*.jpg"))))  # fmt: skip
+    shutil.copytree(folder / "test", tmp_path / "raw" / "test")
+    entries = list(read(tmp_path, ImportSettings()))
+    photos = [entry for entry in entries if isinstance(entry, FoundPhoto)]
+    assert {entry.record.path for entry in photos if not entry.record.split} == others
+    assert len({entry.file for entry in photos}) == len(photos) == len([
+        path for path in folder.rglob("*") if path.suffix in (".jpg", ".png")
+    ])  # fmt: skip
+    problems = {entry.name: entry.reason for entry in entries if isinstance(entry, Problem)}
+    assert problems.keys() == {
+        str(folder / "extra" / "clip.mp4"), str(folder / "test" / "database"), str(tmp_path / "raw"),
+    }  # fmt: skip
+    assert problems[str(tmp_path / "raw")] == "is outside the dataset in processed. Import it separately."
 
 
 def test_a_test_set_that_is_a_link_to_val_is_imported_once(tmp_path: Path) -> None:

@@ -235,6 +235,75 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     assert not (tmp_path / "city").exists()
 
 
+def test_rows_of_deleted_photos_are_removed_and_listed(phone: Path, tmp_path: Path) -> None:
+    def paths(folder: Path) -> list[str]:
+        images = scan_images(folder)
+        return [images.name(row) for row in range(len(images))]
+
+    table = phone / "t.csv"
+    table.write_text("file,lat,lon\na.jpg,1,2\nb.jpg,3,4\nc.jpg,5,6\n")
+    import_all(phone, table, to=None, settings=TABLE)
+    (phone / "b.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"same `cosplace import` again, which removes its row"):
+        scan_images(phone)
+    assert import_all(phone, table, to=None, settings=TABLE, dry_run=True).num_photos == 2
+    assert list(rows_of(phone)) == ["a.jpg", "b.jpg", "sub/c.jpg"]
+    result = import_all(phone, table, to=None, settings=TABLE)
+    assert (result.num_unchanged, result.num_photos) == (2, 2)
+    assert paths(phone) == ["a.jpg", "sub/c.jpg"]
+    assert ("b.jpg", "left out", "no longer exists, so that its row was removed") in report(phone)
+    assert rows_of(phone)["sub/c.jpg"].longitude == 6
+
+    (phone / "a.jpg").rename(phone / "sub" / "moved.jpg")  # the same photo with another name is not lost
+    import_all(phone, table, to=None, settings=TABLE)
+    assert paths(phone) == ["sub/c.jpg", "sub/moved.jpg"]
+    import_all(phone, to=tmp_path / "city")
+    (tmp_path / "city" / "sub" / "c.jpg").unlink()
+    import_all(phone, to=tmp_path / "city")  # restored from its source
+    assert len(paths(tmp_path / "city")) == 2
+    assert not any("no longer exists" in reason for *_, reason in report(tmp_path / "city"))
+
+
+def test_rows_of_a_disk_that_is_not_there_stay(phone: Path, tmp_path: Path) -> None:
+    photos = phone / "disk"
+    (phone / "sub").rename(photos)
+    for name in ("a.jpg", "b.jpg"):
+        (phone / name).rename(photos / name)
+    write_photo(phone / "d.jpg", 3, 4)
+    import_all(phone, to=None, settings=TABLE)
+    photos.rename(tmp_path / "away")
+    write_photo(phone / "e.jpg", 5, 6)
+    write_photo(phone / "f.jpg", 7, 8)
+    import_all(phone, to=None, settings=TABLE)
+    assert list(rows_of(phone)) == ["d.jpg", "disk/a.jpg", "disk/b.jpg", "disk/c.jpg", "e.jpg", "f.jpg"]
+    ((name, outcome, reason),) = report(phone)
+    assert (name, outcome) == (str(phone / TABLE_NAME), "uncertain") and "lists 3 files" in reason
+    (tmp_path / "away").rename(phone / "moved")  # not away, but in another folder
+    import_all(phone, to=None, settings=TABLE)
+    assert list(rows_of(phone)) == ["d.jpg", "e.jpg", "f.jpg", "moved/a.jpg", "moved/b.jpg", "moved/c.jpg"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8")
+def test_rows_of_photos_with_any_name_stay(phone: Path) -> None:
+    (phone / "a.jpg").rename(phone / os.fsdecode(b"\xff.jpg"))
+    for _ in range(2):
+        import_all(phone, to=None, settings=TABLE)
+        assert list(rows_of(phone)) == ["\udcff.jpg", "b.jpg", "sub/c.jpg"] and not report(phone)
+
+
+def test_rows_of_links_stay(phone: Path) -> None:
+    """The disk of their target may be missing for a while only."""
+    (phone / "b.jpg").rename(phone.parent / "b.jpg")
+    (phone / "b.jpg").symlink_to(phone / "sub" / "b.jpg")
+    (phone.parent / "b.jpg").rename(phone / "sub" / "b.jpg")
+    import_all(phone, to=None, settings=TABLE)
+    (phone / "sub" / "b.jpg").unlink()
+    import_all(phone, to=None, settings=TABLE)
+    assert list(rows_of(phone)) == ["a.jpg", "b.jpg", "sub/c.jpg"]
+    with pytest.raises(DatasetError, match="remove the link"):
+        scan_images(phone)
+
+
 # --- interrupted imports ---------------------------------------------------------------------------------------------
 
 
@@ -254,6 +323,43 @@ def test_without_space_the_dataset_has_the_photos_so_far(
             import_all(phone, to=tmp_path / "city")
     assert "\n" not in str(raised.value)
     assert list(rows_of(tmp_path / "city")) == ["photos/phone/a.jpg", "photos/phone/b.jpg"]
+    assert not (tmp_path / "city" / import_run.TEMPORARY).exists()
+    assert import_all(phone, to=tmp_path / "city").num_photos == 3
+
+
+def _full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, *, is_small: bool) -> None:
+    """From the third photo on, the disk is full, until space is freed; also after that if it is small."""
+    copy, write, is_full = shutil.copyfile, dataset_table.write_table, []
+
+    def copy_two(source: Path, target: Path) -> None:
+        if source.name == "c.jpg":
+            target.write_bytes(b"the first half")
+            is_full.append(True)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copy(source, target)
+
+    def write_if_there_is_space(path: Path, table: object) -> None:
+        others = {one.name for one in (folder / import_run.TEMPORARY).iterdir()} - {REPORT_NAME}
+        if is_full and (is_small or others):
+            raise StorageError(f"No space left while writing {path}.")
+        write(path, table)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_two)
+    monkeypatch.setattr(dataset_table, "write_table", write_if_there_is_space)
+
+
+@pytest.mark.parametrize("is_small", [False, True])
+def test_a_full_disk_has_space_for_the_table(
+    phone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_small: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        _full_disk(patch, tmp_path / "city", is_small=is_small)
+        with pytest.raises(StorageError) as raised:
+            import_all(phone, to=tmp_path / "city")
+    assert f"has {0 if is_small else 2} photos so far" in str(raised.value)
+    assert ("there was no space for a table of the last ones" in str(raised.value)) == is_small
+    assert (tmp_path / "city" / TABLE_NAME).exists() != is_small
+    assert report(tmp_path / "city") == []
     assert not (tmp_path / "city" / import_run.TEMPORARY).exists()
     assert import_all(phone, to=tmp_path / "city").num_photos == 3
 

@@ -519,6 +519,18 @@ def test_axis_angle_is_that_of_scipy(axis_angle: list[float]) -> None:
 # --- Nerfstudio ------------------------------------------------------------------------------------------------------
 
 
+def test_a_reconstruction_is_aligned_with_a_table_in_any_order(tmp_path: Path) -> None:
+    cameras = ring(*TURIN[:2])
+    write_photos(tmp_path / "nerf" / "images", cameras)
+    centers, rotations = to_enu(cameras, *TURIN)
+    path, table = tmp_path / "nerf" / "transforms.json", tmp_path / "nerf" / "positions.csv"
+    write_nerfstudio(path, [one.name for one in cameras], centers / 7 - 3, rotations)
+    rows = [f"{one.name},{one.latitude},{one.longitude},{one.altitude_m}" for one in cameras]
+    table.write_text("\n".join(["file,lat,lon,altitude", *rows]))
+    for name, sources in (("first", (table, path)), ("last", (path, table))):
+        assert_as_made(imported(tmp_path / name, tmp_path / "nerf" / "images", *sources), cameras)
+
+
 @pytest.mark.parametrize("applied", [None, [[1.0, 0, 0, 2], [0, 0, 1, -1], [0, -1, 0, 5]]])
 def test_nerfstudio_with_a_similarity(tmp_path: Path, applied: list | None) -> None:
     cameras = ring(*SYDNEY[:2])

@@ -217,3 +217,23 @@ def test_a_row_that_stands_there_twice_is_used_once(tmp_path: Path) -> None:
     import_all(tmp_path / "in", path, to=tmp_path / "city")
     assert [(row.latitude, row.longitude) for row in rows_of(tmp_path / "city").values()] == [(1, 2)]
     assert "rows that equal earlier ones, which are used: 1" in (tmp_path / "city" / "import_report.csv").read_text()
+
+
+def test_a_photo_that_cannot_be_used_is_listed_once(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in" / "a.jpg")
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
+    (tmp_path / "in" / "link.jpg").symlink_to(write_photo(tmp_path / "elsewhere.jpg"))
+    path = tmp_path / "in" / "table.csv"
+    path.write_text("file,lat,lon\na.jpg,1,2\nbroken.jpg,1,3\nlink.jpg,1,4\nmissing.jpg,1,5\n")
+    import_all(tmp_path / "in", path, to=tmp_path / "city")
+    lines = (tmp_path / "city" / "import_report.csv").read_text().splitlines()
+    assert len([line for line in lines if "broken.jpg" in line]) == 1
+    (of_row,) = [line for line in lines if line.startswith(f"{path} row 3")]
+    assert "link.jpg was not imported" in of_row and any("leads outside" in line for line in lines)
+    assert any("row 4" in line and "no photo is named missing.jpg" in line for line in lines)
+
+
+def test_one_column_is_not_both_latitude_and_longitude() -> None:
+    with pytest.raises(ConfigError, match="for both latitude and longitude"):
+        parse_named_columns(["latitude=lat", "longitude=lat"])
+    assert parse_named_columns(["filename=lat", "latitude=lat"])

@@ -190,6 +190,18 @@ def test_track_outside_of_a_video(video: Path, tmp_path: Path) -> None:
     assert not problems
 
 
+def test_two_tracks_of_different_places_are_not_used_for_a_video(video: Path, tmp_path: Path) -> None:
+    track = write_gpx(tmp_path / "ride.gpx", -60)
+    other = tmp_path / "other.gpx"
+    other.write_text(track.read_text().replace('lat="45', 'lat="46'))
+    assert other.read_text() != track.read_text()
+    found, problems = frames(video, import_settings(video, track, other, clock_offset=0.0))
+    assert found and all(np.isnan(one.record.latitude) for one in found)
+    assert "is on two tracks at once, 111," in problems[0].reason
+    found, problems = frames(video, import_settings(video, track, track, clock_offset=0.0))
+    assert not any(np.isnan(one.record.latitude) for one in found) and not problems
+
+
 def test_start_of_a_video(video: Path, tmp_path: Path) -> None:
     track = write_gpx(tmp_path / "ride.gpx", 7140)
     by_hand = import_settings(video, track, video_start="2026-05-01T14:00:00+02:00")

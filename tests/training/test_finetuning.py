@@ -188,6 +188,23 @@ def test_runs_of_other_commands_are_not_touched(
 
 
 @pytest.mark.slow
+def test_a_resumed_run_keeps_its_best_model_until_it_knows_a_better_one(
+    dataset: Path, start: Path, tmp_path: Path
+) -> None:
+    run(dataset, start, tmp_path, num_seeds=1)
+    (tmp_path / "best_model.pth").write_bytes(b"trained for a week")
+    found = []
+
+    def watch(task: str, *_: object) -> None:
+        if "validation" in task or "comparison" in task:
+            found.append((tmp_path / "best_model.pth").read_bytes())
+
+    result = run(dataset, start, tmp_path, watch, num_seeds=1, resume_train=str(tmp_path))
+    assert set(found) == {b"trained for a week"}
+    assert same(tmp_path / "best_model.pth", tmp_path / "trained_model.pth" if result.is_better else start)
+
+
+@pytest.mark.slow
 def test_batches_are_the_same_for_any_number_of_workers(dataset: Path, start: Path, tmp_path: Path) -> None:
     run(dataset, start, tmp_path / "one", num_seeds=1)
     for name, changes in (("threads", {"loader": "threads"}), ("processes", {"loader": "processes"})):

@@ -57,7 +57,8 @@ def test_an_evaluation_is_estimated_and_nothing_is_written(
 @pytest.mark.parametrize("batch_size", [1, 2, 100])  # 100: the whole database in one batch
 def test_the_time_is_proportional_to_the_number_of_photos(dataset: RetrievalDataset, batch_size: int) -> None:
     seconds = extraction_seconds(SlowNetwork(), dataset, ExtractionSettings(batch_size=batch_size))
-    assert seconds == pytest.approx(36 * SECONDS_PER_IMAGE, rel=0.5)
+    # A busy machine takes longer; the time of another number of photos would be off by far more.
+    assert 0.7 <= seconds / (36 * SECONDS_PER_IMAGE) <= 4
 
 
 def test_settings_are_those_of_the_evaluation(dataset: RetrievalDataset) -> None:

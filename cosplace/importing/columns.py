@@ -192,7 +192,7 @@ def without_hemisphere(raw: Sequence[Any], references: Sequence[Any]) -> np.ndar
     def has_none(value: Any, reference: Any) -> bool:
         if str(reference or "").strip().lower() not in MISSING_TEXTS:
             return False
-        return not re.search(r"[-+NSEW]", str(value).upper().translate(MINUS_SIGNS))
+        return not re.search(r"[-+NSEW]", str(value).upper().replace("DEG", " ").translate(MINUS_SIGNS))
 
     return np.array([has_none(*pair) for pair in zip(raw, references, strict=True)], bool)
 

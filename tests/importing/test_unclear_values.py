@@ -125,6 +125,8 @@ def test_a_row_without_hemisphere_is_unknown_where_others_have_one(tmp_path: Pat
     assert np.isnan(read.latitudes).tolist() == [True, False, False]
     assert read.latitudes[1:].tolist() == [-33.8568, -33.8568]
     assert "has no hemisphere" in reasons(read)
+    degrees = "a.jpg,33 deg 51' 24.48\",,151.2153,E\nb.jpg,33.8568,S,151.2153,E\n"
+    assert np.isnan(table(tmp_path, text + degrees.replace('24.48"', "24.48")).latitudes).tolist() == [True, False]
     read = table(tmp_path, "file,lat,ns,lon,ew\na.jpg,37.7,S,122.4,W\n")
     assert (read.latitudes[0], read.longitudes[0]) == (-37.7, -122.4)
 

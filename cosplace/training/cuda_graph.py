@@ -6,6 +6,7 @@ and gradients are the same.
 """
 
 import logging
+import warnings
 from contextlib import nullcontext
 
 import torch
@@ -49,7 +50,9 @@ class RecordedNetwork:
         wrapper = _Wrapper(self.network).train()
         mixed = nullcontext() if self.dtype is None else torch.autocast(device.type, self.dtype, cache_enabled=False)
         try:
-            with mixed:
+            with mixed, warnings.catch_warnings():
+                # Recording runs the network on other streams than the first runs of its own, which is intended.
+                warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
                 self._refuse_random_numbers(images, device)
                 torch.cuda.make_graphed_callables(wrapper, (images,), allow_unused_input=True)
         finally:

@@ -75,7 +75,7 @@ def _activation_bytes(model: GeoLocalizationNet, side: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output of a layer that kept itself would never be freed
 
     device = next(model.parameters()).device
     model.eval()  # so that batch-norm statistics do not change

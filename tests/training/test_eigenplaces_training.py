@@ -1,6 +1,7 @@
 """Training with EigenPlaces: one step on two classifiers, as computed by hand; a run; resuming exactly."""
 
 import copy
+import gc
 import os
 import random
 import signal
@@ -250,6 +251,13 @@ def test_the_plan_counts_both_kinds(dataset_folder: Path, tmp_path: Path) -> Non
     assert "group 1 frontal: 6 classes, 24 images; 1 epochs" in plan
     assert "15 of 4 + 4 images" in estimate_training(prepared, tmp_path / "run").lines[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_keeps_no_activations(dataset_folder: Path) -> None:
+    # Such a graph, computed on another stream, also made it impossible to record CUDA graphs.
+    describe_plan(prepare(settings(dataset_folder, num_workers=1)))
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is torch.Tensor and one.grad_fn is not None]
 
 
 def write_one_direction(folder: Path) -> Path:

@@ -17,6 +17,7 @@ COLUMNS = (
     ("msls_val", "MSLS val (740)"),
     ("sf_xl_v1", "SF-XL v1"),
 )  # of the table of recalls
+USE = ("yes", "unclear", "no")  # commercially, in the order of --sort license
 DATASETS = ("pitts30k", "tokyo247", "sf_xl_v1")  # whose recalls the list shows
 
 
@@ -28,6 +29,11 @@ def run_list(config: ZooListConfig) -> None:
     models = sorted_models([model for model in every if config.method in (None, model.method)], config.sort)
     if config.json:
         print_json([_record(model) for model in models])
+    elif config.html is not None:
+        from cosplace.report.zoo_page import write_zoo_page
+
+        write_zoo_page(config.html, models if config.sort else sorted_models(models, "recall"))
+        print_result(f"{len(models)} models in {config.html}")
     elif config.markdown:
         print_result(markdown_table(models))
     else:
@@ -63,10 +69,19 @@ def _print_list(models: "Sequence[ZooModel]", method: str | None) -> None:
 
 
 def sorted_models(models: "Sequence[ZooModel]", key: str | None) -> "list[ZooModel]":
-    """Models in the order of --sort: the best recall, the smallest dimension or size first; by name last."""
+    """Models in the order of --sort: the best recall, the fastest, the smallest dimension or size first."""
+    from cosplace.assessment.published import terms_of
+    from cosplace.models.speeds import speed_of
+
+    def cpu_speed(model: "ZooModel") -> float:
+        speed = speed_of(model, "cpu")
+        return speed.photos_per_s if speed else 0.0
+
     keys: dict[str | None, Callable[[ZooModel], Any]] = {
         "recall": lambda model: -model.recalls.get(DATASETS[0], 0.0),
         "dimension": lambda model: model.fc_output_dim,
+        "speed": lambda model: -cpu_speed(model),
+        "license": lambda model: USE.index(terms_of(model.name).commercial),
         "size": lambda model: model.num_parameters,
         "name": lambda model: model.name,
     }
@@ -76,6 +91,7 @@ def sorted_models(models: "Sequence[ZooModel]", key: str | None) -> "list[ZooMod
 def markdown_table(models: "Sequence[ZooModel]") -> str:
     """Table of the models with published recalls, for docs/zoo.md."""
     from cosplace.assessment.published import terms_of
+    from cosplace.models.speeds import speed_of
 
     rows = [
         (
@@ -83,12 +99,14 @@ def markdown_table(models: "Sequence[ZooModel]") -> str:
             *(title for _, title in COLUMNS),
             "dimension",
             "MB",
+            "photos/s, CPU",
+            "photos/s, GPU",
             "code",
             "weights",
             "training data",
             "commercial use",
         ),
-        ("---", *["---:"] * (len(COLUMNS) + 2), *["---"] * 4),
+        ("---", *["---:"] * (len(COLUMNS) + 4), *["---"] * 4),
     ]
     for model in models:
         if not model.recalls:
@@ -97,7 +115,9 @@ def markdown_table(models: "Sequence[ZooModel]") -> str:
         recalls = [_percent(model.recalls.get(dataset)) for dataset, _ in COLUMNS]
         size = str(round(4 * model.num_parameters / 1e6))
         licenses = (terms.code, terms.weights, terms.data, terms.commercial)
-        rows.append((f"`{model.name}`", *recalls, str(model.fc_output_dim), size, *licenses))
+        speeds = [speed_of(model, device) for device in ("cpu", "cuda")]
+        fast = [f"{speed.photos_per_s:.3g}" if speed else "-" for speed in speeds]
+        rows.append((f"`{model.name}`", *recalls, str(model.fc_output_dim), size, *fast, *licenses))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -16,7 +16,7 @@ from cosplace.config.sections import (
 from cosplace.config.setting import Section, required, section, setting
 
 METHODS = ("cosplace", "eigenplaces")
-SORT_KEYS = ("recall", "dimension", "size", "name")
+SORT_KEYS = ("recall", "dimension", "speed", "size", "license", "name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,13 @@ class ZooListConfig(Section):
     method: str | None = setting(None, "list only the models of this method", choices=METHODS)
     json: bool = json_setting("the models")
     sort: str | None = setting(
-        None, "order of the models; recall is R@1 on Pitts30k", choices=SORT_KEYS, default_text="by method and backbone"
+        None,
+        "order of the models; recall is R@1 on Pitts30k, speed that on a CPU; license: those for commercial use first",
+        choices=SORT_KEYS,
+        default_text="by method and backbone; in a page, recall",
     )
     markdown: bool = setting(False, "print one table in Markdown of all models with published recalls")
+    html: Path | None = setting(None, "write a page with a table that can be sorted and filtered", metavar="FILE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

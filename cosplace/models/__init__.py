@@ -25,6 +25,7 @@ averaging           descriptors averaged over scales and the mirror image
 reduction           fewer dimensions: PCA, whitening, truncation
 model_files         tensors and model card of a model in a file
 zoo                 released models by name
+speeds              how fast they are
 hub                 models of other projects through torch.hub
 opening             open any model: a zoo name, a file, a torch.hub entry point
 cache               check the downloaded models

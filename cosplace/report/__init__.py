@@ -22,5 +22,6 @@ comparison_page     a comparison of runs, with the queries that flipped
 audit_page          wrong answers that look right, to judge
 validation_page     the check of a dataset
 calibration_page    the calibration of an index
+zoo_page            the released models, to sort and filter
 results             results.json, images and report of a run
 """

@@ -63,7 +63,11 @@ def write_calibration(path: Path) -> None:
     path.write_text(calibration_page(from_record(record), "index"), "utf-8")
 
 
-@pytest.mark.parametrize("write", [write_comparison, write_audit, write_validation, write_calibration])
+def write_zoo(path: Path) -> None:
+    main(["zoo", "list", "--html", str(path)])
+
+
+@pytest.mark.parametrize("write", [write_comparison, write_audit, write_validation, write_calibration, write_zoo])
 def test_axe_finds_no_violations(write: Any, browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write(path)

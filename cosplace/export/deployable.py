@@ -6,6 +6,7 @@ most precision, stay in float32.
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -161,5 +162,5 @@ def suppress_messages() -> Generator[None]:
 
 def summarize_error(error: BaseException) -> str:
     """Return the type and the first line of an error of another library."""
-    lines = str(error).strip().splitlines() or [""]
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

@@ -15,12 +15,18 @@ from torch import Tensor, nn
 
 from cosplace import __version__
 from cosplace.errors import ConfigError
-from cosplace.export.deployable import DeployableNetwork, ResizingNetwork, check_exportable, find_smallest_side
+from cosplace.export.deployable import (
+    DeployableNetwork,
+    ResizingNetwork,
+    check_exportable,
+    find_smallest_side,
+    summarize_error,
+)
 from cosplace.export.onnx_format import add_metadata, opset_of, write_onnx
 from cosplace.export.parity import write_parity
 from cosplace.export.quantization import quantize, select_photos
 from cosplace.export.runtime import UINT8_INPUT, open_exported
-from cosplace.export.settings import ExportSettings, check_extra, check_target
+from cosplace.export.settings import ExportError, ExportSettings, check_extra, check_target
 from cosplace.export.torch_program import write_program
 from cosplace.export.verification import (
     NUM_PHOTOS,
@@ -291,7 +297,13 @@ def _compare(
     batches = resized_batches(compared, sizes)
     if photos.dataset is not None or photos.calibration is not None:  # real photos, at the size of the settings too
         batches += [photo[None] for photo in resized]
-    differences = merge_by_size(find_differences(network, exported, batches))
+    try:
+        differences = merge_by_size(find_differences(network, exported, batches))
+    except Exception as error:  # each runtime raises types of its own
+        raise ExportError(
+            f"The check failed and no file was written: the file does not run ({summarize_error(error)}). Use another "
+            f"version of torch, or --static_shape."
+        ) from error
     pytorch_ms, exported_ms = measure_latency_ms(network, exported, resized[0])
     dataset, pytorch_recalls, exported_recalls = photos.dataset, None, None
     if dataset is not None:

@@ -17,6 +17,7 @@ from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.normalization import normalize
 from cosplace.photos.resizing import resize_shorter_side
+from tests.export.versions import needs_new_torch
 
 slow = pytest.mark.slow
 onnx = pytest.importorskip("onnx", reason="pip install 'cosplace[export]'")
@@ -94,6 +95,7 @@ def test_files_take_each_form(network: GeoLocalizationNet, tmp_path: Path, value
 
 
 @slow
+@needs_new_torch
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_resizing_inside(network: GeoLocalizationNet, tmp_path: Path, precision: str) -> None:
     settings = ExportSettings(input_values="uint8", resize_inside=True, image_size=64, precision=precision)
@@ -141,7 +143,9 @@ def test_names_and_opset(network: GeoLocalizationNet, tmp_path: Path) -> None:
 
 
 @slow
-@pytest.mark.parametrize("aggregation", ["salad", "boq", "mixvpr", "conv_ap", "netvlad"])
+@pytest.mark.parametrize(
+    "aggregation", ["salad", pytest.param("boq", marks=needs_new_torch), "mixvpr", "conv_ap", "netvlad"]
+)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_each_aggregation(tmp_path: Path, aggregation: str, precision: str) -> None:
     """16 bits in the backbone only: the powers of GeM, and what other aggregations compute, stay in float32."""

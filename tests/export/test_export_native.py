@@ -14,11 +14,13 @@ from cosplace.export.runtime import open_exported
 from cosplace.export.settings import ExportSettings
 from cosplace.models.layouts import network_from_release
 from cosplace.models.native import NativeNetwork
+from tests.export.versions import needs_new_torch
 from tests.models.released_layouts import random_weights, released
 
 SIZES = ((1, 126, 126), (3, 150, 203), (2, 140, 140), (1, 301, 130))
 """(B, H, W): smallest, not multiples of 14, and 10 x 10 patches, the size of the stored positions."""
 NAMES = ("megaloc", "salad", "boq_dinov2", "boq_resnet50", "image", "mixvpr", "conv_ap", "netvlad")
+WITH_ATTENTION = ("megaloc", "salad", "boq_dinov2", "boq_resnet50", "image")
 
 
 def tiny(name: str) -> NativeNetwork:
@@ -44,7 +46,9 @@ def test_the_smallest_side_is_found(name: str, smallest: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_new_torch) if name in WITH_ATTENTION else name for name in NAMES]
+)
 def test_onnx_files_agree_with_pytorch(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "weights.pth"
@@ -60,6 +64,7 @@ def test_onnx_files_agree_with_pytorch(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@needs_new_torch
 def test_half_precision_keeps_the_head_in_float32(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "weights.pth"

@@ -40,7 +40,7 @@ def run_build(config: IndexBuildConfig) -> None:
     from cosplace.models.encoder import load_model
 
     # Problems with the folder are found before the model is loaded.
-    photos = find_photos(config.dataset, follow_outside=config.follow_outside)
+    photos = find_photos(config.dataset, all_photos=config.all_photos, follow_outside=config.follow_outside)
     if not config.without_positions:
         require_positions(photos, config.dataset)
     encoder = load_model(
@@ -84,7 +84,7 @@ def run_add(config: IndexAddConfig) -> None:
     from cosplace.index.photo_index import open_index
     from cosplace.index.sources import find_photos
 
-    photos = find_photos(config.photos, follow_outside=config.follow_outside)
+    photos = find_photos(config.photos, all_photos=config.all_photos, follow_outside=config.follow_outside)
     bars = Bars()
     with on_interrupt(CONTINUE):
         with open_index(config.index, write=True, roots=config.root) as index:
@@ -112,6 +112,7 @@ def run_sync(config: IndexSyncConfig) -> None:
                 config.photos,
                 allow_many=config.yes,
                 dry_run=config.dry_run,
+                all_photos=config.all_photos,
                 follow_outside=config.follow_outside,
                 **_encoding_options(config, config.photos.resolve(), bars),
             )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cosplace.config.defaults import EXACT_ROWS, THUMBNAIL_SIZE
 from cosplace.config.sections import (
@@ -34,6 +35,15 @@ class IndexSettings(Section):
     )
     exact_rows: int = setting(
         EXACT_ROWS, "above this number of photos, use approximate search, whose recall is measured", at_least=1
+    )
+
+
+def all_photos_setting() -> Any:
+    """The flag for what `find_photos` lists."""
+    return setting(
+        False,
+        "index all photos of a dataset: by default only its database, test/database after `cosplace split`, since a "
+        "query that is in the index finds itself",
     )
 
 
@@ -75,6 +85,7 @@ class IndexBuildConfig(Section):
         None, "use only the first dimensions of a model written by `cosplace reduce`", at_least=1, default_text="all"
     )
     source: str = setting("", SOURCE_HELP, default_text="their folder")
+    all_photos: bool = all_photos_setting()
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = setting(False, "index the photos even if none of them has a position")
     no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
@@ -95,6 +106,7 @@ class IndexAddConfig(Section):
         metavar="FOLDER",
     )  # fmt: skip
     source: str = setting("", SOURCE_HELP, default_text="their folder")
+    all_photos: bool = all_photos_setting()
     follow_outside: bool = follow_outside_setting()
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()

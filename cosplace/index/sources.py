@@ -16,11 +16,9 @@ from cosplace.photos.labels import IMPORT_ADVICE, tables_hint
 from cosplace.photos.metadata import metadata_from_name, read_metadata
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
-from cosplace.photos.scanning import is_dataset_part, scan_images, subfolders
-from cosplace.photos.table_lists import TablePart, find_part, list_part, splits_of
+from cosplace.photos.scanning import database_in, scan_images, subfolders
+from cosplace.photos.table_lists import TablePart, find_part, list_part, num_photos_of, splits_of
 
-DATABASES = ("database", "gallery")
-SPLITS = ("", "test", "images/test")  # where a dataset has its databases
 # Folders of queries as datasets name them: queries, queries_v1, query, 247query_v3, queries_real, night_queries.
 QUERIES = re.compile(
     rb"(?:^|(?<=[/\n]))(?:[a-z0-9]+[_-])?[0-9]*quer(?:y|ies)(?:[_.-][^/\n]*|[0-9]*)(?=/)", re.IGNORECASE
@@ -32,27 +30,40 @@ MAX_NAMES = 3  # of folders that are left out, to report
 log = logging.getLogger("cosplace")
 
 
-def find_photos(folder: str | Path, *, follow_outside: bool = False) -> ImageList:
+def find_photos(folder: str | Path, *, all_photos: bool = False, follow_outside: bool = False) -> ImageList:
     """List the photos of a folder or a table that an index of it holds; the folder of the list has no links.
 
     Of a dataset these are the photos of its database/ or gallery/, alone or in test/ or images/test/.  Elsewhere,
-    folders of queries are left out, with a warning: if queries were indexed, each would match itself.
+    folders of queries are left out: if queries were indexed, each would match itself.  A warning says what is left out.
+    all_photos: leave nothing out, as for a dataset of one's own that was split to train and test a model.
     follow_outside: also use photos that links or a list file point to outside the folder (see `scan_images`).
     Raises DatasetError for a folder that is missing, has no photos, or has only folders of queries.
     """
     folder = dataset = Path(folder)
-    for inside in (folder / split / name for split in SPLITS for name in DATABASES):
-        if is_dataset_part(inside):
-            folder = inside
-            _report_other_folders(inside)
-            break
+    database = None if all_photos else database_in(folder)
+    if database is not None:
+        folder = database
+        _report_other_folders(database)
     part = find_part(folder)
     if part is not None and splits_of(part):
         inside = () if follow_outside else (os.path.realpath(part.folder), os.path.realpath(dataset))
-        photos = list_part(_part_without_queries(part), inside)
+        photos = list_part(part if all_photos else _part_without_queries(part), inside)
+        _report_left_out(find_part(dataset), folder, len(photos))
     else:
-        photos = _without_queries(scan_images(folder, dataset=dataset, follow_outside=follow_outside))
+        photos = scan_images(folder, dataset=dataset, follow_outside=follow_outside)
+        photos = photos if all_photos else _without_queries(photos)
     return replace(photos, folder=photos.folder.resolve())
+
+
+def _report_left_out(whole: TablePart | None, database: Path, num_indexed: int) -> None:
+    """Say how many photos of a table are not indexed."""
+    num_photos = 0 if whole is None else num_photos_of(whole)
+    if whole is not None and num_indexed < num_photos:
+        log.warning(
+            "%s: %s of %s photos are indexed%s. To index all of them, as for your own city, use --all_photos.",
+            printable(whole.table), f"{num_indexed:,}", f"{num_photos:,}",
+            f", those of {printable(database)}" if find_part(database) != whole else "",
+        )  # fmt: skip
 
 
 def _part_without_queries(part: TablePart) -> TablePart:
@@ -104,7 +115,7 @@ def _without_queries(photos: ImageList) -> ImageList:
         )
     log.warning(
         "%s: left out %s photos in folders of queries (%s): if queries were indexed, each would match itself. To index "
-        "queries, use their own folder.",
+        "queries, use their own folder, or --all_photos.",
         printable(photos.folder), f"{sum(left_out.values()):,}", names,
     )  # fmt: skip
     return replace(photos.subset(kept), skipped=photos.skipped)

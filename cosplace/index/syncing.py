@@ -38,17 +38,19 @@ def sync_folder(
     *,
     allow_many: bool = False,
     dry_run: bool = False,
+    all_photos: bool = False,
     follow_outside: bool = False,
     **options: Any,
 ) -> SyncResult:
     """Add the photos of a folder to an index, and remove those below it whose files are gone.
 
     allow_many: remove photos even if the folder is missing or empty, or if more than half of its photos are gone.
-    dry_run: change nothing; encoder may be None.  options: of `add_photos`.
+    dry_run: change nothing; encoder may be None.  all_photos, follow_outside: of `find_photos`.
+    options: of `add_photos`.
     Raises DatasetError instead of removing many photos.
     """
     try:
-        photos = find_photos(folder, follow_outside=follow_outside)
+        photos = find_photos(folder, all_photos=all_photos, follow_outside=follow_outside)
     except DatasetError as error:
         if not allow_many:
             raise DatasetError(

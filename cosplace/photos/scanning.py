@@ -43,6 +43,8 @@ SYSTEM_FOLDERS = (
     b"#recycle", b"$RECYCLE.BIN", b"@Recycle", b"@Recently-Snapshot", b"@eaDir", b"@tmp", b"RECYCLER",
     b"System Volume Information", b"__MACOSX", b"lost+found",
 )  # fmt: skip
+DATABASES = ("database", "gallery")
+DATABASE_PLACES = ("", "test", "images/test")  # where a dataset has its database
 SPLIT_FOLDERS = (b"train", b"val", b"test", b"database", b"queries", b"gallery", b"query")
 """Folders of a dataset, and with any ending such as queries_v1, that may be links to any other place."""
 
@@ -103,6 +105,12 @@ def is_dataset_part(path: str | Path) -> bool:
     Raises DatasetError for a table that cannot be read.
     """
     return _is_folder(Path(path)) or find_part(Path(path)) is not None
+
+
+def database_in(dataset: Path) -> Path | None:
+    """The database of a dataset: its folder or split database or gallery, alone or in test or images/test."""
+    places = (dataset / split / name for split in DATABASE_PLACES for name in DATABASES)
+    return next(filter(is_dataset_part, places), None)
 
 
 def subfolders(path: str | Path) -> list[str]:

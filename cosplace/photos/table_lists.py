@@ -123,6 +123,13 @@ def parts_in(path: Path) -> list[str]:
     return sorted({split[start:].partition("/")[0] for split in splits_of(part)} - {""})
 
 
+def num_photos_of(part: TablePart) -> int:
+    """The number of photos of a part."""
+    if not part.part and not part.without:
+        return _summary(part.table)[0]
+    return len(_rows_of(part, read_table(part.table, ("path", "split"))))
+
+
 def splits_of(part: TablePart) -> list[str]:
     """The splits in a part, sorted; none in a table without splits."""
     return sorted(filter(part.has, _summary(part.table)[1]))

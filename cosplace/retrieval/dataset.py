@@ -27,6 +27,7 @@ from cosplace.photos.names import (
 )
 from cosplace.photos.paths import printable
 from cosplace.photos.scanning import is_dataset_part, scan_images, subfolders
+from cosplace.photos.table_lists import parts_in
 from cosplace.progress import Progress, no_progress
 
 QUERIES_FOLDERS = ("queries_v1", "queries")
@@ -131,10 +132,12 @@ def two_folder_lists(
 def queries_place(folder: Path, queries_folder: str | None = None) -> Path:
     """The folder of queries: a name next to the database, which is in `folder`, or the path of any folder.
 
-    None: queries_v1, else queries, next to the database.
+    None: queries_v1, else queries, next to the database.  Where a table has splits here, other folders are not meant.
     Raises DatasetError for a folder that does not exist, and for a relative path that could mean two folders.
     """
     candidates = [queries_folder] if queries_folder else QUERIES_FOLDERS
+    if splits := parts_in(folder):
+        candidates = [name for name in candidates if name in splits] or candidates
     beside = next((folder / name for name in candidates if is_dataset_part(folder / name)), None)
     elsewhere = Path(queries_folder) if queries_folder and is_dataset_part(queries_folder) else None
     if beside is not None and elsewhere is not None and beside.resolve() != elsewhere.resolve():

@@ -14,6 +14,7 @@ from cosplace.device import choose_device
 from cosplace.photos.loading import choose_loader
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
+from cosplace.retrieval.two_folders import check_copies
 from cosplace.training.advice import check_enough, data_warnings
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch, GroupImages, training_batches
@@ -76,6 +77,8 @@ def open_training_data(config: TrainConfig, progress: Progress = no_progress) ->
         )
         for split in ("val", "test")
     )
+    for opened in (val, test):
+        check_copies(opened.database, opened.queries, progress=progress)
     return TrainingData(groups=groups, num_used=grouping.groups_num * len(groups.views), val=val, test=test)
 
 

@@ -32,6 +32,7 @@ from cosplace.retrieval.dataset import USUAL_FOLDERS, RetrievalDataset, open_ret
 from cosplace.retrieval.recall import find_positives
 from cosplace.retrieval.splitting import Places as SplitPlaces
 from cosplace.retrieval.splitting import plan_splits
+from cosplace.retrieval.two_folders import check_copies
 
 VAL_SHARE = 0.2  # of the training photos, for a validation set where there is none
 FEWEST_QUERIES = 10  # with a positive: a validation set with fewer can choose nothing
@@ -127,7 +128,9 @@ def _open_split(
     folder = _find(dataset, split)
     if folder is None or not is_dataset_part(folder / "database"):
         return None
-    return open_retrieval_dataset(folder, queries_folder, follow_outside=follow_outside, progress=progress)
+    opened = open_retrieval_dataset(folder, queries_folder, follow_outside=follow_outside, progress=progress)
+    check_copies(opened.database, opened.queries, progress=progress)
+    return opened
 
 
 def _num_with_positives(val: RetrievalDataset) -> int:

@@ -18,6 +18,7 @@ from cosplace.config.values import from_values, loading_workers
 from cosplace.errors import DatasetError, ImageError
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.names import optional_fields, without_rows
+from cosplace.photos.scanning import database_in
 from cosplace.photos.tables import TABLE_NAME
 from cosplace.progress import format_bytes, format_duration
 from cosplace.retrieval.folder_report import Part
@@ -227,7 +228,9 @@ def _split_commands(dataset: Path, train: str) -> tuple[str, ...]:
 
 
 def _use_released_model(dataset: Path, num_classes: int, reason: str) -> Recommendation:
-    command = shlex.join(["cosplace", "index", "build", str(dataset), "--model", RELEASED_MODEL, "--to", "INDEX"])
+    every = ["--all_photos"] if database_in(dataset) else []
+    words = ["cosplace", "index", "build", str(dataset), *every, "--model", RELEASED_MODEL, "--to", "INDEX"]
+    command = shlex.join(words)
     return Recommendation(trains=False, commands=(command,), reasons=(reason,), settings={}, num_classes=num_classes)
 
 

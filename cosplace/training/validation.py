@@ -41,7 +41,10 @@ def doubts_about(data: TrainingData) -> list[str]:
 
 def _num_shared(val: ImageList, test: ImageList) -> int:
     """The number of photos of `val` that are in `test`."""
-    return len(val) if val.folder.resolve() == test.folder.resolve() else len(rows_also_in(val, test))
+    if val.folder.resolve() != test.folder.resolve():
+        return len(rows_also_in(val, test))
+    names = {test.name(row) for row in range(len(test))}  # of one folder or table
+    return sum(val.name(row) in names for row in range(len(val)))
 
 
 # --- the start -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.tables import PhotoRecord
 from tests.synthetic_dataset import place_image
-from tests.table_samples import GEOD, around, write_exif_photo, write_records
+from tests.table_samples import GEOD, around, write_exif_photo, write_named_dataset, write_records
 
 
 class Colors(nn.Module):
@@ -129,6 +129,32 @@ def test_queries_are_left_out(records: list[PhotoRecord], tmp_path: Path, splits
     rows = [replace(one, split=split) for one, split in zip(records, splits, strict=False)]
     folder = write_records(tmp_path / "city", rows)
     assert names(find_photos(folder)) == [records[row].path for row in expected]
+
+
+def test_the_photos_left_out_are_counted_and_can_be_indexed(
+    records: list[PhotoRecord], tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = ["train", "train", "test/queries", *["test/database"] * 5]  # as `cosplace split` writes them
+    folder = write_records(tmp_path / "city", [replace(one, split=s) for one, s in zip(records, splits, strict=True)])
+    assert len(find_photos(folder)) == 5
+    assert f"5 of 8 photos are indexed, those of {folder / 'test/database'}." in caplog.text
+    assert "--all_photos" in caplog.text
+    caplog.clear()
+    assert names(find_photos(folder, all_photos=True)) == [record.path for record in records]
+    assert len(find_photos(folder / "test/database")) == 5  # a part is what the user named
+    assert caplog.text == ""
+    build_index(folder, encoder, tmp_path / "index", all_photos=True)
+    with open_index(tmp_path / "index", write=True) as index:
+        assert len(index) == 8
+        assert sync_folder(index, encoder, folder).num_removed == 0
+        assert sync_folder(index, encoder, folder, all_photos=True).num_removed == 0
+
+
+def test_all_photos_of_folders_can_be_indexed(tmp_path: Path) -> None:
+    folder = write_named_dataset(tmp_path / "city")
+    everything = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
+    assert names(find_photos(folder, all_photos=True)) == everything
+    assert len(find_photos(folder)) < len(everything)
 
 
 def test_queries_may_be_indexed_by_their_own_name(records: list[PhotoRecord], tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_exif_evaluates_like_names(named: Path, tmp_path: Path, caplog: pytest.L
     assert "1 of 13 photos are left out, for example unplaced.jpg" in caplog.text
 
 
+def test_folders_that_are_no_splits_of_the_table_are_not_queries(tmp_path: Path) -> None:
+    # Photos may lie in test/queries_v1 although the table, split anew, has other queries.
+    records = [replace(one, path=f"test/queries_v1/{row}.jpg") for row, one in enumerate(around(45, 12, 12, 100))]
+    splits = ["test/queries", *["test/database"] * 8, "val/queries", "val/database", "train"]
+    folder = write_records(tmp_path, [replace(one, split=s) for one, s in zip(records, splits, strict=True)])
+    dataset = open_retrieval_dataset(folder / "test")
+    assert [dataset.queries.name(row) for row in range(len(dataset.queries))] == ["test/queries_v1/0.jpg"]
+
+
 BORDERS = [(45.0, 12.0), (0.0, 9.0), (-17.0, 180.0), (89.999, 0.0)]
 
 

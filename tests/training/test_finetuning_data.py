@@ -19,8 +19,6 @@ from cosplace.training.finetuning_start import name_imagenet_file, open_start
 from cosplace.training.places import Viewpoints, form_places
 from cosplace.training.recipe import Recipe, choose_recipe
 
-PIXELS = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
-
 
 def write_photos(folder: Path, places: range, photos: int = 4, heading: str = "0", apart_m: float = 40.0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +29,8 @@ def write_photos(folder: Path, places: range, photos: int = 4, heading: str = "0
                 latitude=37.76689, longitude=-122.43231, pano_id=f"{place}-{photo}",
                 heading=str(90 * photo) if heading == "all" else heading,
             )  # fmt: skip
-            PIXELS.save(folder / name)
+            color = (place % 256, 20 * photo, 200 if heading == "1" else 0)  # no two photos have the same content
+            Image.new("RGB", (32, 32), color).save(folder / name, quality=100, subsampling=0)
     return folder
 
 

@@ -45,6 +45,8 @@ def run_pairs(config: PairsConfig) -> None:
 
 
 def _positions_and_order(config: PairsConfig, queries: "ImageList | None", database: "ImageList") -> "list[Pairs]":
+    import numpy as np
+
     from cosplace.retrieval.pairs import (
         MAX_GAP_S,
         pairs_by_order,
@@ -58,6 +60,12 @@ def _positions_and_order(config: PairsConfig, queries: "ImageList | None", datab
     if config.radius_m is not None:
         lists = [database] if queries is None else [database, queries]
         views = viewpoints_of(*lists)
+        for images, view in zip(lists, views, strict=True):
+            if num_unknown := int(np.isnan(view.headings).sum()):
+                log.warning(
+                    "%s: the heading of %s of %s photos is unknown, so they are paired whatever they show.",
+                    images.folder, f"{num_unknown:,}", f"{len(images):,}",
+                )  # fmt: skip
         limits = config.radius_m, config.max_heading_difference, config.num_matches
         parts.append(pairs_by_position(views[-1] if queries is not None else None, views[0], *limits))
     if config.next_photos is not None:

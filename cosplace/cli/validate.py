@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from cosplace.cli.console import Bars, print_json, print_result
 from cosplace.config.validate import ValidateConfig
 from cosplace.errors import DatasetError
+from cosplace.report.words import format_count
 
 if TYPE_CHECKING:
     from cosplace.retrieval.folder_report import FolderReport
@@ -43,14 +44,16 @@ def run_validate(config: ValidateConfig) -> None:
             _print_folder(report)
         if result.num_unused:
             print_result(f"photos in no split: {result.num_unused:,}")
-        _print_classes(classes)
-        print_result(f"kinds of errors: {num_errors}; kinds of warnings: {len(problems) - num_errors}")
+        _print_classes(classes, recommendation)
+        print_result(_number_of_problems(num_errors, len(problems) - num_errors))
         if recommendation is not None:
             print_result("recommendation:")
             for line in (*recommendation.reasons, *(f"`{command}`" for command in recommendation.commands)):
                 print_result(f"  {line}")
         else:
             print_result(f"recommendation: none. {obstacle}")
+    if config.html is not None and not config.json:
+        print_result(f"page: {config.html}")
     if num_errors:
         errors = ", ".join(sorted({problem.kind for problem in problems if problem.is_error}))
         raise DatasetError(f"{config.folder} has errors: {errors}. Fix or remove these photos.")
@@ -84,7 +87,7 @@ def _class_values(row: "ClassCounts") -> dict[str, Any]:
 
 def _print_folder(report: "FolderReport") -> None:
     zones = ", ".join(f"{abs(zone)} {'south' if zone < 0 else 'north'}" for zone in report.zones) or "none"
-    print_result(f"{report.folder}: {report.num_photos:,} photos; UTM zones: {zones}")
+    print_result(f"{report.folder}: {format_count(report.num_photos, 'photo')}; UTM zones: {zones}")
     for line in report.fact_lines():
         print_result(f"  {line}")
     for kind, count in report.skipped.items():
@@ -96,15 +99,20 @@ def _print_folder(report: "FolderReport") -> None:
         print_result(f"  {kind}: {problem.count:,} x {problem.kind}{examples}")
 
 
-def _print_classes(classes: list["ClassCounts"]) -> None:
+def _number_of_problems(num_errors: int, num_warnings: int) -> str:
+    if not num_errors and not num_warnings:
+        return "no errors, no warnings"
+    return f"{format_count(num_errors, 'kind')} of errors, {format_count(num_warnings, 'kind')} of warnings"
+
+
+def _print_classes(classes: list["ClassCounts"], recommendation: "Recommendation | None") -> None:
     if not classes:
         return
+    chosen = recommendation.settings.get("M") if recommendation is not None else None
     least = list(classes[0].num_at_least)
-    print_result(
-        "classes for training: M (m), alpha (degrees), classes, "
-        + "photos per class (median), "
-        + ", ".join(f"with {number} or more" for number in least)
-    )
-    for row in (row for row in classes if row.M in PRINTED_M):
+    print_result("classes for training, by M (m) and alpha (degrees); 5+: classes with 5 photos or more")
+    titles = "".join(f"{f'{number}+':>9s}" for number in least)
+    print_result(f"  {'M':>4s} {'alpha':>6s} {'classes':>9s}{titles}  median photos")
+    for row in (row for row in classes if row.M in {*PRINTED_M, chosen}):
         counts = "".join(f"{row.num_at_least[number]:9,d}" for number in least)
-        print_result(f"  {row.M:4d} {row.alpha:5d} {row.num_classes:9,d} {row.median_images:7g}{counts}")
+        print_result(f"  {row.M:4d} {row.alpha:6d} {row.num_classes:9,d}{counts} {row.median_images:14g}")

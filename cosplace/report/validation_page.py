@@ -53,8 +53,11 @@ def validation_page(
         figures=[
             (f"{num_photos:,}", "photos"),
             (f"{100 * located / max(1, num_photos):.4g}%", "with a position"),
-            (f"{num_errors:,}", "kinds of errors"),
-            (f"{len(problems) - num_errors:,}", "kinds of warnings"),
+            (f"{num_errors:,}", "kind of errors" if num_errors == 1 else "kinds of errors"),
+            (
+                f"{len(problems) - num_errors:,}",
+                "kind of warnings" if len(problems) - num_errors == 1 else "kinds of warnings",
+            ),
         ],
         recommendation=recommendation,
         obstacle=obstacle,

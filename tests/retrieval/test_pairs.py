@@ -1,12 +1,15 @@
 """Image pairs: compared with plain loops over all photos."""
 
 import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cosplace.cli import main
 from cosplace.cli.commands import main
 from cosplace.errors import DatasetError
 from cosplace.photos.image_list import image_list
@@ -23,6 +26,7 @@ from cosplace.retrieval.pairs import (
     write_pairs,
 )
 from tests.synthetic_dataset import place_image
+from tests.table_samples import around, write_records
 
 
 def photo(east: float, north: float, heading: int | str = 0, name: str = "", timestamp: str = "") -> str:
@@ -180,3 +184,11 @@ def test_pairs_of_a_table(tmp_path: Path) -> None:
     assert read(tmp_path / "pairs.txt") == [["photos/3.jpg", "photos/2.jpg"]]
     assert main([*words, "--next_photos", "1"]) == 0
     assert read(tmp_path / "pairs.txt") == [[f"photos/{n}.jpg", f"photos/{n + 1}.jpg"] for n in range(3)]
+
+
+def test_photos_without_headings_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = around(45.0, 12.0, 6, 20)
+    records[:2] = [replace(one, heading=math.nan) for one in records[:2]]
+    folder = write_records(tmp_path / "city", records)
+    assert main(["pairs", str(folder), "--to", str(tmp_path / "pairs.txt"), "--max_heading_difference", "30"]) == 0
+    assert "the heading of 2 of 6 photos is unknown, so they are paired whatever they show" in caplog.text

@@ -81,7 +81,7 @@ def test_the_command(faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     out, err = capsys.readouterr()
     assert "train: 11 photos; UTM zones: 10 north" in out
     assert "  error: 1 x UTM fields more than 50 m from latitude and longitude: b/@0543037" in out
-    assert "kinds of errors: 7; kinds of warnings: 4" in out
+    assert "7 kinds of errors, 4 kinds of warnings" in out
     assert err.splitlines()[-1].startswith(f"error: {faulty} has errors: UTM fields")
     assert main(["validate", str(faulty), "--json", "--quick"]) == 2
     content = json.loads(capsys.readouterr().out)
@@ -98,7 +98,7 @@ def test_a_good_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["validate", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "images/test/queries_v1: 12 photos" in out
-    assert "kinds of errors: 0" in out
+    assert "0 kinds of errors, " in out
     # The photos of one place differ only in light and noise.
     assert all("near-duplicate of" in line for line in out.splitlines() if "warning: " in line)
     assert main(["validate", str(folder / "images" / "train")]) == 0

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosplace.cli import main
 from cosplace.cli.commands import main
 from cosplace.errors import DatasetError
 from cosplace.photos.image_list import image_list

@@ -182,7 +182,7 @@ def describe_model(model: str | Path | None, network: nn.Module, *, reduced_to: 
     reduced_to: the dimension, if a reduction was fitted for this evaluation only.
     """
     path = _model_file(model)
-    card = _card(path) if path is not None else {}
+    card = card_of(path) if path is not None else {}
     name = None if model is None else str(model)
     terms = terms_of(_zoo_name(name) or _zoo_name(card.get(BASE_MODEL)) or "")
     return {
@@ -219,7 +219,7 @@ def _zoo_name(model: str | None) -> str | None:
     return None
 
 
-def _card(path: Path) -> dict[str, str]:
+def card_of(path: Path) -> dict[str, str]:
     """The card of a model; that of a .pth file is in the .safetensors file next to it, if that has the same tensors."""
     card = read_card(path)
     beside = path.with_suffix(".safetensors")

@@ -14,7 +14,7 @@ from cosplace.assessment.run_files import CONFIG, MAX_DIGITS, RESULTS, is_runnin
 from cosplace.errors import ConfigError, one_line
 
 METRICS, LOCK, LAST_CHECKPOINT = "metrics.jsonl", ".lock", "last_checkpoint.pth"  # of a training run
-ANSWERS = ("answers.json", "neighbors.json")  # of a run that measured nothing
+ANSWERS = ("answers.json", "neighbors.json", "distillation.json")  # of a run that measured nothing
 RUN_FILES = (CONFIG, RESULTS, LAST_CHECKPOINT)
 FINISHED, RUNNING, STOPPED, NOT_FINISHED, UNREADABLE = "finished", "running", "stopped", "not finished", "not readable"
 MAX_DEPTH = 5  # folders below the given one: logs/<save_dir>/<time>, and the runs of several seeds
@@ -30,7 +30,7 @@ class RunSummary:
     state: str  # finished, running, stopped, not finished or not readable
     reason: str = ""  # why it is not readable
     time: str = ""  # when it started, local time: 2026-01-31 12:00:00; "" if unknown
-    kind: str = ""  # train, finetune or eval
+    kind: str = ""  # train, finetune, distill or eval
     model: str = ""
     backbone: str = ""
     dimension: int | None = None
@@ -108,6 +108,8 @@ def _unfinished_state(folder: Path) -> str:
 
 
 def _kind(config: Mapping[str, Any], folder: Path) -> str:
+    if "teacher" in config:
+        return "distill"
     if "recipe" in config:
         return "finetune"
     if "epochs_num" in config or (folder / LAST_CHECKPOINT).exists():
@@ -167,7 +169,12 @@ def _dataset(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if name := _text(_section(results, "dataset").get("name")):
         return name
     path = next(
-        (text for key in ("test_set_folder", "dataset_folder", "dataset") if (text := _text(config.get(key)))), ""
+        (
+            text
+            for key in ("test_set_folder", "dataset_folder", "dataset", "photos")
+            if (text := _text(config.get(key)))
+        ),
+        "",
     )
     return Path(path).name
 

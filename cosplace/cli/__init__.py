@@ -25,6 +25,7 @@ that --help answers at once.
     export      export
     index       index
     finetuning  finetune
+    distillation  distill
     locate      locate
     serve       serve
     demo        city, demo

@@ -32,6 +32,11 @@ COSPLACE = Command(
             function="finetuning:run_finetune",
         ),
         Command(
+            name="distill",
+            summary="Train a small network to imitate a large one; the photos need no labels.",
+            function="distillation:run_distill",
+        ),
+        Command(
             name="eval",
             summary="Evaluate a model on a test set: Recall@N and an HTML report.",
             function="evaluating:run_eval",

@@ -11,6 +11,7 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     sections    shared sections; settings of train, groups
     evaluation  settings of eval
     finetuning  settings of finetune
+    distillation  settings of distill
     reproduce   settings of protocols, reproduce
     comparing   settings of compare
     auditing    settings of audit

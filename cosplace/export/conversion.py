@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from cosplace.assessment.provenance import card_of
 from cosplace.config.defaults import MAX_FITTED_PHOTOS
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import from_values
@@ -154,7 +155,10 @@ def _run_card(path: Path) -> dict[str, str]:
     if path.name != BEST_MODEL or not config_file.is_file():
         return {}
     try:
-        config = from_values(TrainConfig, json.loads(config_file.read_text()))
+        values = json.loads(config_file.read_text())
+        if "teacher" in values:  # a distillation: its card names the teacher and its license
+            return card_of(path)
+        config = from_values(TrainConfig, values)
         rows = [row for row in read_metrics(path.parent) if row["kind"] in ("start", "epoch")]
         best = max(rows, key=lambda row: row["recalls"][min(row["recalls"], key=int)])  # the first of equal ones
         epoch = START if best["kind"] == "start" else best["epoch"]

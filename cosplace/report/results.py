@@ -28,6 +28,7 @@ from cosplace.config.evaluation import EvalConfig
 from cosplace.config.methods import METHOD_NAMES
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import to_values
+from cosplace.models.network import GeoLocalizationNet
 from cosplace.progress import Progress, no_progress
 from cosplace.report.data import RecallRow, Report, expected_matches
 from cosplace.report.page import write_report
@@ -38,11 +39,13 @@ from cosplace.retrieval.evaluation import Evaluation, about_left_out
 from cosplace.storage import write_text
 from cosplace.training.best_model import BEST_MODEL, START, epoch_text
 from cosplace.training.comparison import Comparison
+from cosplace.training.distillation_summary import DistillationResult
 from cosplace.training.finetuning import FinetuneResult
 from cosplace.training.loop import TrainResult
 from cosplace.training.validation import best_epoch_summary, doubts_about, won_and_lost_text
 
 RESULTS, REPORT, PREDICTIONS = "results.json", "report.html", "preds"
+DISTILLATION = "distillation.json"
 
 
 def write_evaluation_results(
@@ -123,7 +126,7 @@ def write_training_results(
     """
     values = to_values(config)
     data, training = result.data, config.training
-    origin = None if run is None else _origin(result, run)
+    origin = None if run is None else _origin_of(result.folder, result.model, data.test, result.test, run)
     name = f"trained {result.model.backbone_name}"
     conditions = find_conditions(data.test, result.test.positives)
     measures = measure(result.test, data.test, conditions=conditions)
@@ -161,15 +164,17 @@ def write_training_results(
     return measures
 
 
-def _origin(result: TrainResult, run: RunInfo) -> Provenance:
-    """Where the test of a training run comes from."""
-    radius_m = result.test.positive_dist_threshold
-    similar = matching_protocol(result.data.test, radius_m, None, result.test.image_size)
+def _origin_of(
+    folder: Path, model: GeoLocalizationNet, dataset: RetrievalDataset, evaluation: Evaluation, run: RunInfo
+) -> Provenance:
+    """Where the evaluation of the best model of a run comes from."""
+    radius_m = evaluation.positive_dist_threshold
+    similar = matching_protocol(dataset, radius_m, None, evaluation.image_size)
     return provenance(
-        result.test,
-        result.data.test,
+        evaluation,
+        dataset,
         protocol=protocol_record(None, radius_m, similar=similar),
-        model=describe_model(result.folder / BEST_MODEL, result.model),
+        model=describe_model(folder / BEST_MODEL, model),
         run=run,
     )
 
@@ -229,6 +234,57 @@ def write_finetuning_results(result: FinetuneResult, *, progress: Progress = no_
         "validation": best_epoch_summary(result.metrics, result.best_epoch),
     }
     _write_results(result.folder, report, result.evaluation, result.dataset, values, more=more, progress=progress)
+
+
+def write_distillation_results(
+    result: DistillationResult, *, run: RunInfo | None = None, progress: Progress = no_progress
+) -> None:
+    """Write the results of a distillation to its folder: distillation.json, and what `_write_results` writes.
+
+    run: what the command knows of it.
+
+    Recalls are those on the test set, else on the validation set; without both there is only distillation.json.
+    """
+    kept, prepared = result.test or result.val, result.prepared
+    record = result.record()
+    if kept is not None:
+        values = to_values(prepared.config) | {
+            "positive_dist_threshold": prepared.settings.positive_dist_threshold,
+            "num_preds_to_save": 0,
+            "save_only_wrong_preds": False,
+        }
+        conditions = find_conditions(kept.dataset, kept.student.positives)
+        measures = measure(kept.student, kept.dataset, conditions=conditions)
+        student = RecallRow(name="student", recalls=kept.student.recalls, intervals=measures.recalls)
+        teacher = RecallRow(name=f"teacher: {prepared.teacher.name}", recalls=kept.teacher.recalls)
+        origin = None
+        if run is not None:
+            origin = _origin_of(result.folder, result.model, kept.dataset, kept.student, run)
+        report = Report(
+            title=f"Distillation on {prepared.config.photos}",
+            summary=[
+                *(f"{line[:1].upper()}{line[1:]}." for line in result.lines()[:-1]),
+                result.lines()[-1],
+                *(f"{line[:1].upper()}{line[1:]}." for line in prepared.describe()[1:]),
+                evaluation_summary(kept.student),
+            ],
+            recall_rows=[_chance_row(kept.student), teacher, student],
+            highlight=student.name,
+            measures=measures,
+            conditions={name: column.tolist() for name, column in conditions.values.items()},
+            metrics=result.metrics if result.val is not None else [],
+            dataset=kept.dataset,
+            evaluation=kept.student,
+            settings=values,
+            environment={} if origin is None else origin.summary(),
+            num_queries_matched=REPORT_MATCHES,
+        )
+        more: dict[str, Any] = {"evaluated_on": kept.dataset.name, "distillation": record}
+        if result.val is not None:
+            more["validation"] = best_epoch_summary(result.metrics, result.best_epoch)
+        more |= {} if origin is None else origin.record()
+        _write_results(result.folder, report, kept.student, kept.dataset, values, more=more, progress=progress)
+    write_text(result.folder / DISTILLATION, json.dumps(record, indent=2) + "\n")
 
 
 def _comparison_values(comparison: Comparison | None) -> dict[str, Any] | None:

@@ -44,4 +44,9 @@ recipe                  settings of a fine-tuning, from its photos
 finetuning_state        state of a fine-tuning, saved and resumed exactly
 finetuning_setup        photos, start, places and recipe of a fine-tuning
 finetuning              fine-tune, and compare with the start
+distillation_losses     losses of a student and its teacher
+teacher                 the teacher of a distillation, and its descriptors on disk
+distillation_setup      photos, teacher and student of a distillation
+distillation            train a student to imitate its teacher
+distillation_summary    what the student keeps of its teacher
 """

@@ -86,7 +86,7 @@ def open_finetuning_photos(
         utm = utm_fields(images)
     points = earth_positions(images, utm) if len(different_zones(utm.zones)) > 1 else utm.east_north
     test, val = (
-        _open_split(dataset, split, queries_folder, follow_outside=follow_outside, progress=progress)
+        open_split(dataset, split, queries_folder, follow_outside=follow_outside, progress=progress)
         for split in ("test", "val")
     )
     if val is not None and (num := _num_with_positives(val)) < FEWEST_QUERIES:
@@ -106,9 +106,9 @@ def open_finetuning_photos(
 def _training_images(dataset: Path, *, follow_outside: bool, progress: Progress) -> ImageList:
     if not is_dataset_part(dataset):
         raise DatasetError(f"{dataset} does not exist. Use a dataset, a folder of photos or a table.")
-    folder = _find(dataset, "train")
+    folder = find_split(dataset, "train")
     if folder is None:
-        if _find(dataset, "test") is not None or is_dataset_part(dataset / "database"):
+        if find_split(dataset, "test") is not None or is_dataset_part(dataset / "database"):
             raise DatasetError(
                 f"{dataset} has no train/: there are no photos to train on. Add them, or split all photos with "
                 f"`cosplace split {dataset}`."
@@ -117,15 +117,17 @@ def _training_images(dataset: Path, *, follow_outside: bool, progress: Progress)
     return with_positions(scan_images(folder, dataset=dataset, follow_outside=follow_outside), progress)
 
 
-def _find(dataset: Path, split: str) -> Path | None:
+def find_split(dataset: Path, split: str) -> Path | None:
+    """The folder of a split of a dataset, or this part of its table; None if there is none."""
     candidates = [dataset / between / split for between in USUAL_FOLDERS]
     return next((folder for folder in candidates if is_dataset_part(folder)), None)
 
 
-def _open_split(
+def open_split(
     dataset: Path, split: str, queries_folder: str | None, *, follow_outside: bool, progress: Progress
 ) -> RetrievalDataset | None:
-    folder = _find(dataset, split)
+    """The validation or test set of a dataset; None if there is none."""
+    folder = find_split(dataset, split)
     if folder is None or not is_dataset_part(folder / "database"):
         return None
     opened = open_retrieval_dataset(folder, queries_folder, follow_outside=follow_outside, progress=progress)

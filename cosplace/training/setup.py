@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cosplace.config.methods import COSPLACE
-from cosplace.config.sections import TrainConfig
+from cosplace.config.sections import Model, TrainConfig
 from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.designs import DESIGN_KEY, read_design
@@ -50,9 +50,9 @@ def prepare(
     data = open_training_data(config, progress)
     knobs = config.model
     if config.training.resume_train:  # the checkpoint holds all weights
-        model = _network_of_checkpoint(config, checkpoint_file(config.training.resume_train))
+        model = network_of_checkpoint(knobs, checkpoint_file(config.training.resume_train))
     elif config.training.resume_model:
-        model = _open_trainable_network(
+        model = open_trainable_network(
             config.training.resume_model,
             backbone=given.get("backbone"),
             fc_output_dim=given.get("fc_output_dim"),
@@ -112,9 +112,8 @@ def check_nested_dims(dims: Sequence[int], dimension: int) -> None:
 # --- the network -----------------------------------------------------------------------------------------------------
 
 
-def _network_of_checkpoint(config: TrainConfig, file: Path) -> GeoLocalizationNet:
+def network_of_checkpoint(knobs: Model, file: Path) -> GeoLocalizationNet:
     """The network of a run that is resumed, before its weights are loaded."""
-    knobs = config.model
     record = read_checkpoint(file, mapped=True).get("model", {}).get(DESIGN_KEY)
     return GeoLocalizationNet(
         knobs.backbone,
@@ -125,7 +124,7 @@ def _network_of_checkpoint(config: TrainConfig, file: Path) -> GeoLocalizationNe
     )
 
 
-def _open_trainable_network(
+def open_trainable_network(
     model: str,
     *,
     backbone: str | None,

@@ -21,7 +21,9 @@ from cosplace.errors import ConfigError
 
 SEEDS = "seeds.json"
 # Settings that may differ when one run resumes, but not in a group of runs.
-OF_A_GROUP = {"dataset_folder", "train_set_folder", "val_set_folder", "test_set_folder", "resume_model"}
+OF_A_GROUP = {
+    "dataset_folder", "train_set_folder", "val_set_folder", "test_set_folder", "extra_datasets", "resume_model",
+}  # fmt: skip
 SAME_AGAIN = "Run the same command again to continue."
 
 log = logging.getLogger("cosplace")

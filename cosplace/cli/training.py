@@ -22,7 +22,7 @@ from cosplace.cli.console import (
     timestamp,
 )
 from cosplace.cli.seeds import SAME_AGAIN, train_seeds
-from cosplace.config.methods import EIGENPLACES
+from cosplace.config.methods import EIGENPLACES, MULTI_SIMILARITY
 from cosplace.config.sections import DATASET_VARIABLE, Grouping, GroupsConfig, TrainConfig
 from cosplace.config.values import set_folder
 from cosplace.errors import ConfigError, DatasetError
@@ -136,6 +136,9 @@ def run_groups(config: GroupsConfig) -> None:
     if config.method.method == EIGENPLACES:
         _run_view_groups(config)
         return
+    if config.method.method == MULTI_SIMILARITY:
+        _run_places(config)
+        return
     grouping, bars = config.grouping, Bars()
     images = training_photos(config.folder, grouping, follow_outside=config.follow_outside, progress=bars)
     bars.close()
@@ -215,6 +218,31 @@ def _run_view_groups(config: GroupsConfig) -> None:
             unused = "" if number < num_views * grouping.groups_num else "   not used (--groups_num)"
             print_result(f"{number // num_views:5d}   {columns}{unused}")
     check_views(groups, grouping, method)
+
+
+def _run_places(config: GroupsConfig) -> None:
+    """`run_groups` with multi-similarity: the places, of which all are one group."""
+    from cosplace.training.place_sources import check_grouping, check_places, open_places
+
+    if config.gsv_csv:
+        raise ConfigError("--gsv_csv writes classes of --method cosplace. Use only one of them.")
+    check_grouping(config.grouping)
+    bars = Bars()
+    places = open_places(config.folder, config.grouping, follow_outside=config.follow_outside, progress=bars)
+    bars.close()
+    groups = places.groups
+    if config.json:
+        content = {
+            "num_places": len(groups.cells),
+            "num_images": len(groups.image_starts),
+            "num_scanned": groups.num_scanned,
+            "source": places.source,
+            "parameters": dataclasses.asdict(config.method) | dataclasses.asdict(config.grouping),
+        }
+        print_result(json.dumps(content))
+    else:
+        print_result(places.source)
+    check_places(groups, config.grouping, 2, config.method.photos_per_place)
 
 
 def _print_groups(num_scanned: int, counts: list[tuple[int, int]], grouping: Grouping) -> None:

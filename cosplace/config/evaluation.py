@@ -158,7 +158,9 @@ class GroundTruth(Section):
 class EvalConfig:
     """Settings of `cosplace eval`."""
 
-    folders: EvaluationFolders = section(EvaluationFolders, hidden=("train_set_folder", "val_set_folder"))
+    folders: EvaluationFolders = section(
+        EvaluationFolders, hidden=("train_set_folder", "val_set_folder", "extra_datasets")
+    )
     model: Model = section(Model, hidden=("train_all_layers", "frozen_layers"))
     weights: Weights = section(Weights)
     protocol: ProtocolSettings = section(ProtocolSettings)

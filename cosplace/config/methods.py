@@ -1,4 +1,4 @@
-"""Settings of the training methods: CosPlace, or EigenPlaces with its own defaults."""
+"""Settings of the training methods: CosPlace, or EigenPlaces and multi-similarity with their own defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,20 @@ from typing import Any
 from cosplace.config.setting import Section, own_settings, setting
 from cosplace.errors import ConfigError
 
-COSPLACE, EIGENPLACES = "cosplace", "eigenplaces"
-METHOD_NAMES = {COSPLACE: "CosPlace", EIGENPLACES: "EigenPlaces"}
+COSPLACE, EIGENPLACES, MULTI_SIMILARITY = "cosplace", "eigenplaces", "multi_similarity"
+METHOD_NAMES = {COSPLACE: "CosPlace", EIGENPLACES: "EigenPlaces", MULTI_SIMILARITY: "Multi-similarity"}
 # Those of the published code.  Its paper trains on 64 images per iteration and group.
 EIGENPLACES_DEFAULTS = {
     "M": 15, "alpha": 360, "N": 3, "L": 1, "groups_num": 9, "min_images_per_class": 5, "scale": 100.0,
     "epochs_num": 40, "iterations_per_epoch": 5000,
 }  # fmt: skip
+# Places, photos and image size in the range that training on GSV-Cities usually has: 60 to 120 places of 4 photos.
+MULTI_SIMILARITY_DEFAULTS = {
+    "N": 1, "L": 1, "groups_num": 1, "min_images_per_class": 4, "batch_size": 240, "image_size": 320, "lr": 1e-4,
+    "epochs_num": 20, "iterations_per_epoch": 1000,
+}  # fmt: skip
+METHOD_DEFAULTS = {EIGENPLACES: EIGENPLACES_DEFAULTS, MULTI_SIMILARITY: MULTI_SIMILARITY_DEFAULTS}
+OF_MULTI_SIMILARITY = ("photos_per_place",)  # the other settings of a method are those of EigenPlaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +33,16 @@ class MethodSettings(Section):
         "that look at one point, next to the road (lateral) and along it (frontal); each iteration trains on "
         "--batch_size images of each kind. With eigenplaces, other defaults apply: --M 15 --N 3 --groups_num 9 "
         "--min_images_per_class 5 --scale 100 --epochs_num 40 --iterations_per_epoch 5000, and --alpha and --L do not "
-        "apply",
-        choices=(COSPLACE, EIGENPLACES),
+        "apply. multi_similarity: no classes; the photos of a batch, several of each place, are compared with each "
+        "other. Places are those of a table (column place) or of GSV-Cities, else the cells of --M and --alpha. "
+        "Defaults: --batch_size 240 --image_size 320 --lr 0.0001 --min_images_per_class 4 --epochs_num 20 "
+        "--iterations_per_epoch 1000; --N, --L, --groups_num and the settings of CosFace do not apply",
+        choices=(COSPLACE, EIGENPLACES, MULTI_SIMILARITY),
+    )
+    photos_per_place: int = setting(
+        4,
+        "multi_similarity: photos of each place in a batch, which has --batch_size / --photos_per_place places",
+        at_least=2,
     )
     focal_distance: float = setting(
         10.0,
@@ -57,13 +72,14 @@ class MethodSettings(Section):
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
-        if self.method == EIGENPLACES:
-            return
         for one in own_settings(type(self)):
-            if getattr(self, one.name) != one.default:
-                raise ConfigError(f"{one.label} needs --method {EIGENPLACES}.")
+            if one.name == "method" or getattr(self, one.name) == one.default:
+                continue
+            needed = MULTI_SIMILARITY if one.name in OF_MULTI_SIMILARITY else EIGENPLACES
+            if self.method != needed:
+                raise ConfigError(f"{one.label} needs --method {needed}.")
 
 
 def method_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of the method that these settings choose, by name, where they differ from those of CosPlace."""
-    return dict(EIGENPLACES_DEFAULTS) if values.get("method") == EIGENPLACES else {}
+    return dict(METHOD_DEFAULTS.get(values.get("method", ""), {}))

@@ -157,6 +157,14 @@ class DatasetFolders(Section):
         metavar="FOLDER",
         default_text="DATASET_FOLDER/test",
     )
+    extra_datasets: tuple[str, ...] = setting(
+        (),
+        "further datasets whose training photos are trained on as well: each iteration takes a batch of --batch_size "
+        "images of each dataset, with a loss (and classifiers) of its own, and adds up the gradients; memory is needed "
+        "for one batch only. Validation and test stay those of --dataset_folder",
+        metavar="FOLDER",
+        default_text="only DATASET_FOLDER",
+    )
     queries_folder: str | None = setting(
         None,
         "name of the folder of queries next to database/, for example queries_night",

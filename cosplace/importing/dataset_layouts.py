@@ -127,6 +127,43 @@ def _line_label(part: LayoutPart, row: int) -> str:
     return line_label(float(part.line_m[row]), part.places[row], PurePosixPath(part.paths[row]).parts[0])
 
 
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPlaces:
+    """Training photos of a dataset that names places."""
+
+    name: str  # of the dataset
+    images: ImageList  # with labels
+    places: list[str]  # the place of each photo
+    problems: list[Problem]
+
+
+def named_places(folder: Path, *, follow_outside: bool = False) -> NamedPlaces | None:
+    """The photos of GSV-Cities as it is downloaded, in a folder or in the one above DATASET/train; None without it.
+
+    Raises DatasetError if photos are missing.
+    """
+    for place in (folder, folder.parent) if folder.name == "train" and not folder.exists() else (folder,):
+        if not place.is_dir() or (place / TABLE_NAME).is_file():
+            continue
+        layout = layout_gsv_cities.find(place)
+        if layout is None:
+            continue
+        parts = list(layout.read_parts(layout.folder, ""))
+        inside = () if follow_outside else _inside(layout.folder, parts)
+        images = _image_list(layout, parts, _common_map(parts), inside)
+        of_path = {path: one for part in parts for path, one in zip(part.paths, part.places, strict=True)}
+        return NamedPlaces(
+            name=layout.name,
+            images=images,
+            places=[of_path[images.name(row)] for row in range(len(images))],
+            problems=[problem for part in parts for problem in part.problems],
+        )
+    return None
+
+
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from cosplace.config.methods import MULTI_SIMILARITY
 from cosplace.localization.local_features import has_opencv
 from cosplace.progress import Progress, format_duration, no_progress
 from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR, OUTCOME_COLORS, QUERY_COLOR
@@ -203,7 +204,9 @@ def _groups(report: Report) -> Mapping[str, Any] | None:
         legend.append(LegendEntry(color=OTHER_COLOR, shape="square", text=text))
     if others is not None and report.dataset is not None:
         legend.append(LegendEntry(color=OTHER_COLOR, shape="dot", text=f"database of {report.dataset.name}"))
-    drawn = groups_map(groups, num_used, M=_setting(report, "M"), alpha=_setting(report, "alpha"), others=others)
+    # Places by id have no ranges of headings: what is drawn follows from the places.
+    alpha = None if report.settings.get("method") == MULTI_SIMILARITY else _setting(report, "alpha")
+    drawn = groups_map(groups, num_used, M=_setting(report, "M"), alpha=alpha, others=others)
     return {
         "map": drawn.whole,
         "detail": drawn.detail,

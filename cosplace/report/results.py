@@ -39,6 +39,7 @@ from cosplace.retrieval.evaluation import Evaluation, about_left_out
 from cosplace.storage import write_text
 from cosplace.training.best_model import BEST_MODEL, START, epoch_text
 from cosplace.training.comparison import Comparison
+from cosplace.training.data import TrainingData
 from cosplace.training.distillation_summary import DistillationResult
 from cosplace.training.finetuning import FinetuneResult
 from cosplace.training.loop import TrainResult
@@ -136,8 +137,8 @@ def write_training_results(
             f"{result.model.backbone_name} with {result.model.fc_output_dim}-dimensional descriptors, trained for "
             f"{format_count(training.epochs_num, 'epoch')} of "
             f"{format_count(training.iterations_per_epoch, 'iteration')} with "
-            f"{format_count(training.batch_size * len(data.groups.views), 'image')} each, on {data.num_used} of "
-            f"{format_count(len(data.groups), 'group')}.",
+            f"{format_count(training.batch_size * len(data.groups_of_epoch(0)), 'image')} each, "
+            f"{_trained_on(data)}.",
             f"Tested model: {epoch_text(result.best_epoch)}, the best on {data.val.name}.",
             *_validation_summary(result),
             evaluation_summary(result.test),
@@ -289,6 +290,17 @@ def write_distillation_results(
 
 def _comparison_values(comparison: Comparison | None) -> dict[str, Any] | None:
     return None if comparison is None else asdict(comparison) | {"difference": comparison.difference}
+
+
+def _trained_on(data: TrainingData) -> str:
+    """Which groups or places were trained on."""
+    if data.locations is not None:
+        text = f"on {format_count(len(data.groups.cells), 'place')}"
+    else:
+        text = f"on {data.num_used} of {format_count(len(data.groups), 'group')}"
+    if not data.further:
+        return text
+    return f"{text}, and on {format_count(len(data.further), 'further dataset')}"
 
 
 def _validation_summary(result: TrainResult) -> list[str]:

@@ -11,6 +11,10 @@ compiled_augmentation   augmentation of one image, compiled
 gpu_augmentation        augmentation of a batch in two Triton kernels
 augmentation            color jitter and random resized crop (section 4.1)
 batches                 training batches of one group
+places                  extension: places of few photos instead of cells of a grid
+place_batches           batches of several photos of each of several places
+place_sources           places from tables, GSV-Cities or cells (multi_similarity)
+metric_losses           losses that compare the photos of places
 checkpoint              state of a run, saved and resumed exactly
 best_model              the network with the best validation R@1
 original_checkpoint     checkpoints of the original code
@@ -31,9 +35,6 @@ run                     a run in its folder
 loop                    epochs and groups, validation, test
 recommendation          the command line that suits a dataset
 dry_run                 time, memory and disk of a job, before it runs
-places                  extension: places of few photos instead of cells of a grid
-place_batches           batches of several photos of each of several places
-metric_losses           losses for few places
 weight_averaging        the average of a network's weights
 comparison              is a model better than its start?
 finetuning_data         photos of a fine-tuning

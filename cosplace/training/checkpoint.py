@@ -25,6 +25,7 @@ from cosplace.errors import CheckpointError
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.storage import write_atomically
 from cosplace.training.cosface import MarginCosineProduct
+from cosplace.training.metric_losses import MultiSimilarity
 
 FORMAT = "cosplace checkpoint 1"
 LAST_CHECKPOINT = "last_checkpoint.pth"
@@ -53,8 +54,9 @@ class RunState:
 
     model: GeoLocalizationNet
     optimizer: torch.optim.Optimizer
-    classifiers: list[MarginCosineProduct]  # one per group
-    classifier_optimizers: list[torch.optim.Optimizer]
+    # One per group; the multi-similarity loss has no weights, and no optimizer.
+    classifiers: list[MarginCosineProduct | MultiSimilarity]
+    classifier_optimizers: list[torch.optim.Optimizer | None]
     scaler: torch.amp.GradScaler
     epoch: int = 0  # of the next iteration
     iteration: int = 0  # the next one, counted from 0 in its epoch
@@ -74,6 +76,8 @@ class RunState:
         """Move a group's classifier and its optimizer's moments to a device, without waiting for it."""
         self.classifiers[group].to(device, non_blocking=device.type == "cuda")
         optimizer = self.classifier_optimizers[group]
+        if optimizer is None:
+            return
         fused = optimizer.param_groups[0].get("fused")
         for moments in optimizer.state.values():
             for name, value in moments.items():
@@ -91,7 +95,7 @@ def save_checkpoint(folder: Path, state: RunState, config: Mapping[str, Any], da
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "classifiers": [classifier.state_dict() for classifier in state.classifiers],
-        "classifier_optimizers": [optimizer.state_dict() for optimizer in state.classifier_optimizers],
+        "classifier_optimizers": [one.state_dict() if one else None for one in state.classifier_optimizers],
         "scaler": state.scaler.state_dict(),
         "counters": {name: getattr(state, attribute) for name, attribute in COUNTERS.items()},
         "start_hits": state.start_hits,
@@ -139,7 +143,8 @@ def restore(state: RunState, content: Mapping[str, Any], path: Path) -> None:
             *zip(state.classifier_optimizers, content["classifier_optimizers"], strict=True),
         ]
         for target, saved in pairs:
-            target.load_state_dict(saved)
+            if target is not None:
+                target.load_state_dict(saved)
         state.scaler.load_state_dict(content["scaler"])
         for name, attribute in COUNTERS.items():
             setattr(state, attribute, content["counters"][name])

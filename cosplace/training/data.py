@@ -3,12 +3,13 @@
 import hashlib
 import logging
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from cosplace.config.methods import EIGENPLACES
-from cosplace.config.sections import TrainConfig
+from cosplace.config.methods import EIGENPLACES, MULTI_SIMILARITY
+from cosplace.config.sections import DatasetFolders, TrainConfig
 from cosplace.config.values import loading_workers, set_folder
 from cosplace.device import choose_device
 from cosplace.photos.loading import choose_loader
@@ -20,19 +21,20 @@ from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch, GroupImages, training_batches
 from cosplace.training.eigenplaces import check_views, views_summary
 from cosplace.training.group_cache import cached_partition, cached_views
-from cosplace.training.groups import Groups, training_photos
+from cosplace.training.groups import Group, Groups, training_photos
+from cosplace.training.place_batches import PlaceImages, PlaceLocations, spread_places
+from cosplace.training.place_sources import check_places, check_settings, locate, open_places
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingData:
-    """The groups to train on, the validation set and the test set."""
+class TrainingSet:
+    """The groups of one dataset to train on."""
 
     groups: Groups
     num_used: int
-    val: RetrievalDataset
-    test: RetrievalDataset
+    locations: PlaceLocations | None = None  # of the classes, if they are places
 
     def groups_of_epoch(self, epoch: int) -> range:
         """Numbers of the groups that an epoch trains: one; with EigenPlaces, a lateral and a frontal one."""
@@ -40,17 +42,67 @@ class TrainingData:
         first = epoch % (self.num_used // size) * size
         return range(first, first + size)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """The groups to train on, the validation set and the test set.
+
+    The groups of further datasets are numbered after the `num_used` groups of the first one.
+    """
+
+    groups: Groups
+    num_used: int
+    val: RetrievalDataset
+    test: RetrievalDataset
+    locations: PlaceLocations | None = None
+    further: tuple[TrainingSet, ...] = ()  # of --extra_datasets
+
+    @property
+    def sets(self) -> tuple[TrainingSet, ...]:
+        """The datasets that are trained on."""
+        return TrainingSet(groups=self.groups, num_used=self.num_used, locations=self.locations), *self.further
+
+    @property
+    def used(self) -> list[tuple[TrainingSet, int]]:
+        """For each group that is trained on, its dataset and its number there."""
+        return [(one, number) for one in self.sets for number in range(one.num_used)]
+
+    def group(self, number: int) -> Group:
+        """A group that is trained on."""
+        one, own_number = self.used[number]
+        return one.groups[own_number]
+
+    def title(self, number: int) -> str:
+        """How a group is called."""
+        one, own_number = self.used[number]
+        title = one.groups.title(own_number)
+        return f"{one.groups.folder}, {title}" if self.further else title
+
+    def counts(self) -> list[tuple[int, int]]:
+        """Number of classes and of images of each group that is trained on."""
+        return [count for one in self.sets for count in one.groups.counts()[: one.num_used]]
+
+    def groups_of_epoch(self, epoch: int) -> list[int]:
+        """Numbers of the groups that an epoch trains: those of each dataset."""
+        numbers, first = [], 0
+        for one in self.sets:
+            numbers += [first + number for number in one.groups_of_epoch(epoch)]
+            first += one.num_used
+        return numbers
+
     def rank(self, epoch: int) -> int:
         """Number of the group of an epoch, among those of one kind."""
-        return self.groups_of_epoch(epoch).start // len(self.groups.views)
+        return self.groups_of_epoch(epoch)[0] // len(self.groups.views)
 
     def digest(self) -> str:
         """Checksum of the classes: equal for two runs that train on the same photos."""
-        parts = hashlib.sha256(self.groups.cells.tobytes())
-        parts.update(self.groups.group_starts.tobytes())
-        parts.update(self.groups.class_starts.tobytes())
-        if self.groups.zones is not None:
-            parts.update(self.groups.zones.tobytes())
+        parts = hashlib.sha256()
+        for one in self.sets:
+            parts.update(one.groups.cells.tobytes())
+            parts.update(one.groups.group_starts.tobytes())
+            parts.update(one.groups.class_starts.tobytes())
+            if one.groups.zones is not None:
+                parts.update(one.groups.zones.tobytes())
         return parts.hexdigest()
 
 
@@ -58,8 +110,46 @@ def open_training_data(config: TrainConfig, progress: Progress = no_progress) ->
     """Scan the three sets and form the groups.  Raises DatasetError if anything is missing or too small."""
     folders = {split: set_folder(config.folders, split) for split in ("train", "val", "test")}
     follow = config.folders.follow_outside
-    dataset, grouping = config.folders.dataset_folder, config.grouping
-    images = training_photos(folders["train"], grouping, dataset=dataset, follow_outside=follow, progress=progress)
+    first, *further = (_open_training_set(config, one, progress) for one in _training_folders(config.folders))
+    val, test = (
+        open_retrieval_dataset(
+            folders[split], config.folders.queries_folder, split=split, follow_outside=follow, progress=progress
+        )
+        for split in ("val", "test")
+    )
+    for opened in (val, test):
+        check_copies(opened.database, opened.queries, progress=progress)
+    return TrainingData(
+        groups=first.groups, num_used=first.num_used, locations=first.locations, further=tuple(further), val=val,
+        test=test,
+    )  # fmt: skip
+
+
+def _training_folders(folders: DatasetFolders) -> list[DatasetFolders]:
+    """The folders of the dataset, and those of each of --extra_datasets."""
+    extra = [replace(folders, dataset_folder=one, train_set_folder=None) for one in folders.extra_datasets]
+    return [folders, *extra]
+
+
+def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: Progress) -> TrainingSet:
+    """Form the groups of one dataset.  Raises DatasetError if it has fewer photos or classes than training needs."""
+    folder, grouping = set_folder(folders, "train"), config.grouping
+    dataset, follow = folders.dataset_folder, folders.follow_outside
+    if config.method.method == MULTI_SIMILARITY:
+        check_settings(config)
+        places = open_places(folder, grouping, dataset=dataset, follow_outside=follow, progress=progress)
+        log.info("%s", places.source)
+        for warning in data_warnings(places.groups, grouping, places.images):
+            log.warning("%s", warning)
+        photos_per_place = config.method.photos_per_place
+        if num_small := int((np.diff(places.groups.class_starts) < photos_per_place).sum()):
+            log.info(
+                "%s places have fewer than %d photos, which are repeated in a batch", f"{num_small:,}", photos_per_place
+            )
+        check_places(places.groups, grouping, config.training.batch_size // photos_per_place, photos_per_place)
+        locations = locate(places, config.testing.positive_dist_threshold)
+        return TrainingSet(groups=places.groups, num_used=1, locations=locations)
+    images = training_photos(folder, grouping, dataset=dataset, follow_outside=follow, progress=progress)
     if config.method.method == EIGENPLACES:
         groups = cached_views(images, grouping, config.method)
         check_views(groups, grouping, config.method)
@@ -71,15 +161,7 @@ def open_training_data(config: TrainConfig, progress: Progress = no_progress) ->
         log.warning("%s", warning)
     if config.method.method != EIGENPLACES:
         check_enough(groups, grouping, images)
-    val, test = (
-        open_retrieval_dataset(
-            folders[split], config.folders.queries_folder, split=split, follow_outside=follow, progress=progress
-        )
-        for split in ("val", "test")
-    )
-    for opened in (val, test):
-        check_copies(opened.database, opened.queries, progress=progress)
-    return TrainingData(groups=groups, num_used=grouping.groups_num * len(groups.views), val=val, test=test)
+    return TrainingSet(groups=groups, num_used=grouping.groups_num * len(groups.views))
 
 
 def augmentation_settings(config: TrainConfig) -> Augmentation:
@@ -103,13 +185,7 @@ def epoch_batches(
     Close the generator to end its workers.
     """
     items = [
-        GroupImages(
-            data.groups[number],
-            seed=config.running.seed,
-            epoch=epoch,
-            settings=augmentation_settings(config),
-            stream=stream,
-        )
+        _group_images(config, *data.used[number], epoch=epoch, stream=stream)
         for stream, number in enumerate(data.groups_of_epoch(epoch))
     ]
     augmentation_device = config.augmenting.augmentation_device
@@ -123,4 +199,29 @@ def epoch_batches(
         loader=choose_loader(config.running.loader, device),
         augment_in_loader=augment_on.type == "cpu",
         pin_memory=device.type == "cuda",
+    )
+
+
+def _group_images(config: TrainConfig, one: TrainingSet, number: int, *, epoch: int, stream: int) -> GroupImages:
+    """The training items of a group in an epoch: random images of classes, or several photos of each place."""
+    seed, settings = config.running.seed, augmentation_settings(config)
+    if one.locations is None:
+        return GroupImages(one.groups[number], seed=seed, epoch=epoch, settings=settings, stream=stream)
+    photos_per_place = config.method.photos_per_place
+    schedule = spread_places(
+        one.locations,
+        config.training.batch_size // photos_per_place,
+        config.training.iterations_per_epoch,
+        seed=seed,
+        epoch=epoch,
+        stream=stream,
+    )
+    return PlaceImages(
+        one.groups[number],
+        schedule,
+        seed=seed,
+        epoch=epoch,
+        settings=settings,
+        photos_per_place=photos_per_place,
+        stream=stream,
     )

@@ -64,7 +64,7 @@ def estimate_training(prepared: Preparation, folder: Path, progress: Progress = 
 
     _, checkpoint_bytes, weight_bytes = expected_bytes(config, state, prepared.dtype)
     disk = 2 * checkpoint_bytes + 2 * weight_bytes  # each file is written next to the one that it replaces
-    num_views = len(data.groups.views)
+    num_views = len(data.groups_of_epoch(state.epoch))
     images_text = " + ".join([str(settings.batch_size)] * num_views)
     trained_per_second = num_views * settings.batch_size / iteration_seconds
     bound = "loading photos" if loaded_per_second < LOADER_BOUND * trained_per_second else "the network"

@@ -50,7 +50,7 @@ from cosplace.training.finetuning_state import (
 )
 from cosplace.training.finetuning_validation import Judgment, compare_evaluations, compare_judgments, judge
 from cosplace.training.metrics import MetricsWriter, read_metrics
-from cosplace.training.place_batches import PlaceImages
+from cosplace.training.place_batches import PlaceImages, schedule_places
 from cosplace.training.recipe import FEWEST_PLACES
 from cosplace.training.run import CONFIG, lock_run
 from cosplace.training.schedules import ITERATION_SEEDS
@@ -261,15 +261,16 @@ def _train_epoch(run: _Run) -> None:
 
 def _batches(prepared: FinetuningPreparation, state: FinetuningState) -> Generator[Batch]:
     recipe, running, device = prepared.recipe, prepared.config.running, prepared.device
+    seed = running.seed + state.trial
     items = PlaceImages(
         prepared.groups[0],
-        prepared.places,
-        seed=running.seed + state.trial,
+        schedule_places(
+            prepared.places, recipe.places_per_batch, recipe.iterations_per_epoch, seed=seed, epoch=state.epoch
+        ),
+        seed=seed,
         epoch=state.epoch,
         settings=recipe.augmentation,
-        places_per_batch=recipe.places_per_batch,
         photos_per_place=recipe.photos_per_place,
-        num_batches=recipe.iterations_per_epoch,
     )
     return training_batches(
         items,

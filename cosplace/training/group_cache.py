@@ -48,6 +48,13 @@ def cached_views(images: ImageList, grouping: Grouping, method: MethodSettings, 
     return _cached(images, parameters, folder, lambda: partition_views(images, grouping, method))
 
 
+def cached_groups(
+    images: ImageList, parameters: Sequence[Any], form: Callable[[], Groups], folder: Path | None = None
+) -> Groups:
+    """The groups that `form` returns, kept in a file like `cached_partition`.  parameters: what they depend on."""
+    return _cached(images, parameters, folder, form)
+
+
 def _cached(images: ImageList, parameters: Sequence[Any], folder: Path | None, form: Callable[[], Groups]) -> Groups:
     path = (folder or cache_folder("groups")) / f"groups-{_key(images, parameters)}.bin"
     if not path.exists():

@@ -11,7 +11,8 @@
     test the best network
 
 EigenPlaces (Berton et al., ICCV 2023) differs in an iteration: it has a batch and a classifier of lateral classes, and
-one of frontal classes, and updates the network once, on the sum of both gradients.
+one of frontal classes, and updates the network once, on the sum of both gradients.  Several datasets are trained on in
+the same way.  Multi-similarity has batches of several photos of each of several places, and no classifier.
 
 Side effects: writes the folder of the run.
 """
@@ -33,6 +34,7 @@ from cosplace.models.training_card import MAX_MATCHES, training_entries
 from cosplace.progress import Progress, StopRequest, no_progress, part_of
 from cosplace.retrieval.evaluation import Evaluation, evaluate, evaluation_settings
 from cosplace.training.best_model import BEST_MODEL, START, best_model_card, epoch_text, save_best_model
+from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.cuda_graph import RecordedNetwork
 from cosplace.training.data import TrainingData, epoch_batches
 from cosplace.training.metrics import read_metrics
@@ -122,7 +124,8 @@ def train_epoch(run: Run) -> None:
             for parameters in state.optimizer.param_groups:
                 parameters["lr"] = learning_rate(config, step)
             for one in steps:
-                one.classifier.m = margin(config, step)
+                if isinstance(one.classifier, MarginCosineProduct):
+                    one.classifier.m = margin(config, step)
             torch.manual_seed(iteration_seed(config, step))
 
             losses.add(joint_step(steps, [(images, labels) for _, images, labels in parts]))
@@ -137,8 +140,8 @@ def train_epoch(run: Run) -> None:
                     state.move_classifier(group, device)
             if state.iteration < per_epoch:  # the epoch's own checkpoint follows its validation
                 run.checkpoint_when_due(losses)
-    if next_groups != groups:
-        for group in groups:
+    for group in groups:
+        if group not in next_groups:
             state.move_classifier(group, torch.device("cpu"))
 
 
@@ -159,7 +162,7 @@ def validate(run: Run, *, seconds: float, num_iterations: int) -> None:
         card = best_model_card(config, state.epoch, validation.recalls)
         card |= training_card_entries(run.training_photos, validation, run.data.val)
         save_best_model(run.folder, state.model, card)
-    batch_size = config.training.batch_size * len(run.data.groups.views)
+    batch_size = config.training.batch_size * len(run.data.groups_of_epoch(state.epoch))
     images_per_second = num_iterations * batch_size / seconds
     run.finish_epoch(validation, is_best=is_best, seconds=seconds, images_per_second=images_per_second)
 

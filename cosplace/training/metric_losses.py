@@ -1,11 +1,13 @@
-"""Losses of fine-tuning: modules of descriptors (B, D) and places (B,) int64 -> loss ().
+"""Losses for photos of places: modules of descriptors (B, D) and places (B,) int64 -> loss ().
 
 MultiSimilarity   compares the photos of a batch with each other (Wang et al., "Multi-Similarity Loss", CVPR 2019), with
-                  the miner of that paper; for few places; neighbors are no negatives.  From pytorch_metric_learning.
+                  the miner of that paper; near places are no negatives.  From pytorch_metric_learning.
 PlaceCosFace      CosFace over all places at once, in which neighbors of the true place are no negatives
 
 Legend: B photos of a batch, C places, D descriptor dimension.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from cosplace.errors import ConfigError
 from cosplace.training.cosface import MarginCosineProduct
+from cosplace.training.place_batches import PlaceLocations
 from cosplace.training.places import Places
 
 # Weights of positives and negatives and the margins of the miner, as Ali-bey et al. chose them for place recognition
@@ -22,16 +25,29 @@ ALPHA, BETA, BASE, EPSILON = 1.0, 50.0, 0.0, 0.1
 
 def new_loss(name: str, dimension: int, places: Places, *, seed: int) -> nn.Module:
     """The loss with a name, "multi_similarity" or "cosface", for descriptors of a dimension."""
-    return MultiSimilarity(places) if name == "multi_similarity" else PlaceCosFace(dimension, places, seed=seed)
+    if name == "multi_similarity":
+        return MultiSimilarity(_neighbors_in(places), needed_by="Fine-tuning", instead=" Or use --loss cosface.")
+    return PlaceCosFace(dimension, places, seed=seed)
+
+
+def _neighbors_in(places: Places) -> Callable[[Tensor], Tensor]:
+    neighbors = [torch.from_numpy(one) for one in places.neighbors]
+    return lambda labels: torch.stack([torch.isin(labels, neighbors[label]) for label in labels.tolist()])
+
+
+def near_places(locations: PlaceLocations) -> Callable[[Tensor], Tensor]:
+    """For `MultiSimilarity`: the pairs of photos of a batch whose places are near."""
+    return lambda labels: torch.from_numpy(locations.are_near(labels.numpy()))
 
 
 class MultiSimilarity(nn.Module):
-    """The multi-similarity loss of a batch with several photos of each place; neighbors are no negatives.
+    """The multi-similarity loss of a batch with several photos of each place; near places are no negatives.
 
-    Raises ConfigError without the package.
+    are_near: from the places (B,) int64 of a batch, on the CPU, to the pairs of photos whose places are near, (B, B)
+    bool.  Raises ConfigError without the package; needed_by and instead: what needs it, and what does not.
     """
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, are_near: Callable[[Tensor], Tensor], *, needed_by: str, instead: str = "") -> None:
         super().__init__()
         try:
             from pytorch_metric_learning.distances import CosineSimilarity
@@ -39,19 +55,23 @@ class MultiSimilarity(nn.Module):
             from pytorch_metric_learning.miners import MultiSimilarityMiner
         except ImportError as error:
             raise ConfigError(
-                "Fine-tuning needs pytorch-metric-learning: `pip install 'cosplace[finetune]'`. Or use --loss cosface."
+                f"{needed_by} needs pytorch-metric-learning: `pip install 'cosplace[finetune]'`.{instead}"
             ) from error
-        self.loss = MultiSimilarityLoss(alpha=ALPHA, beta=BETA, base=BASE, distance=CosineSimilarity())
+        self.formula = MultiSimilarityLoss(alpha=ALPHA, beta=BETA, base=BASE, distance=CosineSimilarity())
         self.miner = MultiSimilarityMiner(epsilon=EPSILON, distance=CosineSimilarity())
-        self.neighbors = [torch.from_numpy(one) for one in places.neighbors]
+        self.are_near = are_near
+
+    def loss(self, descriptors: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss () in float32, also of 16-bit descriptors and in mixed precision."""
+        with torch.autocast(descriptors.device.type, enabled=False):
+            return self(descriptors.float(), labels)
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss ()."""
         anchors, positives, others, negatives = self.miner(descriptors, labels)  # pairs of rows
-        on_cpu = labels.cpu()
-        near = torch.stack([torch.isin(on_cpu, self.neighbors[label]) for label in on_cpu.tolist()])  # (B, B) bool
+        near = self.are_near(labels.cpu())
         kept = ~near.to(labels.device)[others, negatives]
-        return self.loss(descriptors, labels, (anchors, positives, others[kept], negatives[kept]))
+        return self.formula(descriptors, labels, (anchors, positives, others[kept], negatives[kept]))
 
 
 class PlaceCosFace(nn.Module):

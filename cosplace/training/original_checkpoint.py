@@ -14,6 +14,7 @@ from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.network import infer_architecture
 from cosplace.training.best_model import BEST_MODEL
 from cosplace.training.checkpoint import RunState
+from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.groups import Group
 
 
@@ -60,7 +61,9 @@ def restore_original(
             weight = content["classifiers_state_dict"][number]["weight"][rows]
             state.classifiers[number].load_state_dict({"weight": weight})
             moments = content["optimizers_state_dict"][number]
-            _load_moments(state.classifier_optimizers[number], moments, [0], path, rows)
+            optimizer = state.classifier_optimizers[number]
+            assert optimizer is not None
+            _load_moments(optimizer, moments, [0], path, rows)
         state.epoch = int(content["epoch_num"])
         # Without the weights of the best model, the next validation sets a new best.
         state.best_recall1 = float(content["best_val_recall1"]) if has_best else -1.0
@@ -78,7 +81,9 @@ def _check_original_fits(state: RunState, content: Mapping[str, Any], groups: Se
             f"{len(classifiers)}."
         )
     for number, (saved, group) in enumerate(zip(classifiers, groups, strict=True)):
-        wanted = state.classifiers[number].weight.shape
+        classifier = state.classifiers[number]
+        assert isinstance(classifier, MarginCosineProduct)
+        wanted = classifier.weight.shape
         if (found := saved["weight"].shape) != wanted:
             raise CheckpointError(
                 f"{path} has {found[0]} classes of {found[1]} dimensions in group {number}, but the settings and "

@@ -8,6 +8,7 @@ from cosplace.errors import DeviceError
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.progress import format_bytes
 from cosplace.training.checkpoint import RunState
+from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.setup import Preparation
 
 
@@ -16,12 +17,15 @@ def describe_plan(prepared: Preparation) -> list[str]:
     config, data = prepared.config, prepared.data
     knobs = config.training
     lines = []
-    for number, (num_classes, num_images) in enumerate(data.groups.counts()[: data.num_used]):
-        num_views = len(data.groups.views)
-        epochs = len(range(number // num_views, knobs.epochs_num, data.num_used // num_views))
+    for number, ((one, own_number), (num_classes, num_images)) in enumerate(zip(data.used, data.counts(), strict=True)):
+        if one.locations is not None:
+            lines.append(_describe_places(config, data.title(number), num_classes, num_images))
+            continue
+        num_views = len(one.groups.views)
+        epochs = len(range(own_number // num_views, knobs.epochs_num, one.num_used // num_views))
         seen = epochs * knobs.iterations_per_epoch * knobs.batch_size / num_classes
         lines.append(
-            f"{data.groups.title(number)}: {num_classes} classes, {num_images} images; {epochs} epochs, each class "
+            f"{data.title(number)}: {num_classes} classes, {num_images} images; {epochs} epochs, each class "
             f"seen about {seen:.3g} times"
         )
     num_groups = data.num_used // len(data.groups.views)
@@ -29,13 +33,23 @@ def describe_plan(prepared: Preparation) -> list[str]:
         lines.append(f"{knobs.epochs_num} epochs train only {knobs.epochs_num} of the {num_groups} groups")
     lines += _resized(prepared)
     device_bytes, checkpoint_bytes, _ = expected_bytes(
-        config, prepared.state, prepared.dtype, groups_per_epoch=len(data.groups.views)
+        config, prepared.state, prepared.dtype, groups_per_epoch=len(data.groups_of_epoch(0))
     )
     lines.append(
         f"expected memory: {format_bytes(device_bytes)} on the device, {format_bytes(checkpoint_bytes)} per checkpoint "
         f"on disk"
     )
     return lines
+
+
+def _describe_places(config: TrainConfig, title: str, num_places: int, num_images: int) -> str:
+    photos = config.method.photos_per_place
+    per_batch = config.training.batch_size // photos
+    seen = config.training.epochs_num * config.training.iterations_per_epoch * per_batch / num_places
+    return (
+        f"{title}: {num_places} places, {num_images} images; batches of {per_batch} places with {photos} images each, "
+        f"each place seen about {seen:.3g} times"
+    )
 
 
 def _resized(prepared: Preparation) -> list[str]:
@@ -56,9 +70,10 @@ def expected_bytes(
     """Bytes on the device while training, of a checkpoint on disk, and of the network's weights."""
     trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     network = sum(value.numel() for value in state.model.state_dict().values())
-    largest = groups_per_epoch * max(one.weight.numel() for one in state.classifiers)
-    every = sum(one.weight.numel() for one in state.classifiers)
-    num_classes = max(one.weight.shape[0] for one in state.classifiers)
+    weights = [one.weight for one in state.classifiers if isinstance(one, MarginCosineProduct)]
+    largest = groups_per_epoch * max((one.numel() for one in weights), default=0)
+    every = sum(one.numel() for one in weights)
+    num_classes = max((one.shape[0] for one in weights), default=config.training.batch_size)
     logits = 3 * 4 * config.training.batch_size * num_classes
     # Each trained weight has a gradient and two moments of Adam.
     training = 4 * (network + 3 * trained + 4 * largest) + logits

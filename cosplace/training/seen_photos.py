@@ -58,15 +58,15 @@ def digest_training_photos(data: TrainingData, start: str | Path | None = None) 
 
 
 def _viewpoints(data: TrainingData) -> Iterator[Viewpoints]:
-    for number in range(data.num_used):
-        group = data.groups[number]
+    for one, number in data.used:
+        group = one.groups[number]
         images = np.arange(group.num_images)
-        if number % len(data.groups.views):  # a photo may be in both kinds of classes
-            images = images[~np.isin(group.image_starts, data.groups[number - 1].image_starts)]
+        if number % len(one.groups.views):  # a photo may be in both kinds of classes
+            images = images[~np.isin(group.image_starts, one.groups[number - 1].image_starts)]
         for first in range(0, len(images), CHUNK):
             rows = images[first : first + CHUNK].tolist()
             labels = image_list(group.folder, [group.image_label(row) for row in rows])
-            yield viewpoints_of_names(replace(labels, map_center=data.groups.map_center))
+            yield viewpoints_of_names(replace(labels, map_center=one.groups.map_center))
 
 
 def training_card_entries(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cosplace.config.methods import COSPLACE
+from cosplace.config.methods import COSPLACE, MULTI_SIMILARITY
 from cosplace.config.sections import Model, TrainConfig
 from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError
@@ -20,7 +20,9 @@ from cosplace.progress import Progress, no_progress
 from cosplace.training.checkpoint import RunState, checkpoint_file, is_original, read_checkpoint, restore
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.data import TrainingData, open_training_data
+from cosplace.training.metric_losses import MultiSimilarity, near_places
 from cosplace.training.original_checkpoint import restore_original
+from cosplace.training.place_batches import PlaceLocations
 from cosplace.training.whitened_start import whiten_start
 
 
@@ -76,7 +78,8 @@ def prepare(
             image_size=config.augmenting.image_size,
         )
     check_nested_dims(config.extensions.nested_dims, model.fc_output_dim)
-    state = new_state(config, data.groups.counts()[: data.num_used], model, device, dtype)
+    locations = [one.locations for one, _ in data.used]
+    state = new_state(config, data.counts(), model, device, dtype, locations=locations)
     if config.training.resume_train:
         _restore_checkpoint(state, data, config, checkpoint_file(config.training.resume_train))
     elif config.extensions.whitened_start:
@@ -89,6 +92,8 @@ def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig
     if is_original(content):
         if config.method.method != COSPLACE:
             raise CheckpointError(f"{file} was written by the original CosPlace code. Omit --method.")
+        if data.further:
+            raise CheckpointError(f"{file} was written by the original CosPlace code. Omit --extra_datasets.")
         groups = [data.groups[number] for number in range(data.num_used)]
         restore_original(state, content, groups, config.training.epochs_num, file)
         return
@@ -172,15 +177,22 @@ def new_state(
     model: GeoLocalizationNet,
     device: torch.device,
     dtype: torch.dtype | None,
+    *,
+    locations: Sequence[PlaceLocations | None] = (),
 ) -> RunState:
     """State at the start of a run: network, one classifier and optimizer per group, scaler.
 
-    counts: number of classes and of images of each group to train on.
+    counts: number of classes and of images of each group to train on.  locations: of the classes of each group that are
+    places, which have no classifier; none if this is empty.
     """
     knobs = config.training
     model = model.to(device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-    classifiers = []
-    for number, (num_classes, _) in enumerate(counts):
+    classifiers: list[MarginCosineProduct | MultiSimilarity] = []
+    of_groups = locations or [None] * len(counts)
+    for number, ((num_classes, _), places) in enumerate(zip(counts, of_groups, strict=True)):
+        if places is not None:
+            classifiers.append(MultiSimilarity(near_places(places), needed_by=f"--method {MULTI_SIMILARITY}"))
+            continue
         generator = torch.Generator().manual_seed(config.running.seed * 1_000_003 + number)
         classifiers.append(
             MarginCosineProduct(model.fc_output_dim, num_classes, s=knobs.scale, m=knobs.margin, generator=generator)
@@ -190,6 +202,9 @@ def new_state(
         model=model,
         optimizer=fused_adam(trained, knobs.lr),
         classifiers=classifiers,
-        classifier_optimizers=[fused_adam(one.parameters(), knobs.classifiers_lr) for one in classifiers],
+        classifier_optimizers=[
+            fused_adam(one.parameters(), knobs.classifiers_lr) if isinstance(one, MarginCosineProduct) else None
+            for one in classifiers
+        ],
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16 and device.type == "cuda"),
     )

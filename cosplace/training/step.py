@@ -1,4 +1,4 @@
-"""One training step: forward, CosFace loss, backward, one step of each optimizer.
+"""One training step: forward, CosFace or multi-similarity loss, backward, one step of each optimizer.
 
 Source: Berton et al., CVPR 2022, section 3.2; on two groups at once: Berton et al., ICCV 2023 (EigenPlaces).
 Nothing here waits for the device: losses stay on it as tensors, the fused optimizers read the scaler's result on the
@@ -20,15 +20,16 @@ from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch
 from cosplace.training.checkpoint import RunState
 from cosplace.training.cosface import MarginCosineProduct
+from cosplace.training.metric_losses import MultiSimilarity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStep:
-    """The network, the classifier of one group, and their optimizers.  Call it with a batch to train on it."""
+    """The network, the classifier or loss of one group, and their optimizers.  Call it with a batch to train on it."""
 
     forward: Callable[[Tensor], Tensor]  # the network, compiled with --compile
-    classifier: MarginCosineProduct
-    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]  # of the network, of the classifier
+    classifier: MarginCosineProduct | MultiSimilarity
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]  # of the network, of the classifier
     scaler: torch.amp.GradScaler
     device: torch.device
     dtype: torch.dtype | None  # of mixed precision
@@ -70,13 +71,18 @@ class TrainingStep:
             with mixed_precision(self.device, self.dtype):
                 descriptors = self.forward(images)  # (B, D)
                 loss = nested_loss(self.classifier, descriptors, labels, self.nested_dims)
+            if classifier_optimizer is None:  # a loss without weights
+                self.scaler.scale(loss).backward()
+                return loss.detach()
             classifier_optimizer.zero_grad()
             self.scaler.scale(loss).backward()
             self.scaler.step(classifier_optimizer)
         return loss.detach()
 
 
-def nested_loss(classifier: MarginCosineProduct, descriptors: Tensor, labels: Tensor, dims: Sequence[int]) -> Tensor:
+def nested_loss(
+    classifier: MarginCosineProduct | MultiSimilarity, descriptors: Tensor, labels: Tensor, dims: Sequence[int]
+) -> Tensor:
     """Mean loss () of descriptors (B, D) and of their first d dimensions for each d in `dims`.
 
     Kusupati et al., "Matryoshka Representation Learning", NeurIPS 2022, equation 1 with equal weights.  Each part is

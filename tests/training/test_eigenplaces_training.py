@@ -218,6 +218,11 @@ def test_kill_minus_nine_at_any_moment_loses_nothing(dataset_folder: Path, whole
         if name != "recall_values"
     ]
     first = [*flags, "--recall_values", "1", "2", f"--dataset_folder={dataset_folder}", "--checkpoint_minutes=0"]
+    assert_same_run(train_with_kills(first, tmp_path), whole_run)
+
+
+def train_with_kills(first: list[str], tmp_path: Path) -> Path:
+    """Train with these arguments, killed and resumed several times; returns the folder of the run."""
     moments = random.Random(5)
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     for attempt in range(40):
@@ -241,7 +246,7 @@ def test_kill_minus_nine_at_any_moment_loses_nothing(dataset_folder: Path, whole
             elif run.wait(timeout=120) == 0:
                 break
     assert run.returncode == 0, (tmp_path / "out").read_text()
-    assert_same_run(folders[0].parent, whole_run)
+    return folders[0].parent
 
 
 def test_the_plan_counts_both_kinds(dataset_folder: Path, tmp_path: Path) -> None:

@@ -96,10 +96,8 @@ def test_photos_of_a_place_in_a_batch_differ() -> None:
     places = form_places(viewpoints, 10)
     images = image_list(Path("photos"), [f"{row:03d}.jpg" for row in range(len(viewpoints))])
     group = as_groups(places, images, viewpoints)[0]
-    items = PlaceImages(
-        group, places, seed=1, epoch=0, settings=Augmentation(image_size=32), places_per_batch=3, photos_per_place=4,
-        num_batches=5,
-    )  # fmt: skip
+    schedule = schedule_places(places, 3, 5, seed=1, epoch=0)
+    items = PlaceImages(group, schedule, seed=1, epoch=0, settings=Augmentation(image_size=32), photos_per_place=4)
     for visit in range(15):
         labels = {items.class_of_item(4 * visit + photo) for photo in range(4)}
         chosen = [items.image_of_item(4 * visit + photo, 5, 0.0) for photo in range(4)]

@@ -191,7 +191,9 @@ def run_calibrate(config: IndexCalibrateConfig) -> None:
         encoder = open_index_encoder(
             index, config.device.device, trust_remote_code=config.device.trust_remote_code, model=config.model
         )
-        calibration, page = _calibrate(index, encoder, bars, seed=config.seed, queries=config.queries)
+        calibration, page = _calibrate(
+            index, encoder, bars, seed=config.seed, queries=config.queries, unlabeled=config.unlabeled
+        )
         bars.close()
         error = calibration.calibration_error
         print_result(f"{index.address}: {calibration_text(calibration.about)}; expected calibration error {error:.3f}")
@@ -200,13 +202,19 @@ def run_calibrate(config: IndexCalibrateConfig) -> None:
 
 
 def _calibrate(
-    index: "PhotoIndex", encoder: "Encoder", bars: Bars, *, seed: int, queries: Path | None = None
+    index: "PhotoIndex",
+    encoder: "Encoder",
+    bars: Bars,
+    *,
+    seed: int,
+    queries: Path | None = None,
+    unlabeled: Path | None = None,
 ) -> "tuple[Calibration, Path | None]":
     """Return the calibration of an index, and its report page; an index on object storage has none."""
     from cosplace.localization.calibration import calibrate
     from cosplace.report.calibration_page import write_calibration_page
 
-    calibration = calibrate(index, encoder=encoder, queries=queries, seed=seed, progress=bars)
+    calibration = calibrate(index, encoder=encoder, queries=queries, unlabeled=unlabeled, seed=seed, progress=bars)
     return calibration, write_calibration_page(calibration, index.address)
 
 
@@ -220,7 +228,11 @@ def calibration_text(about: Mapping[str, Any]) -> str:
         return f"calibrated on its own photos, without {seen}"
     if correction == "validation":
         num_queries = about["num_validation"]
-        return f"calibrated on its own photos and {num_queries} validation queries, because it contains {seen}"
+        text = f"calibrated on its own photos and {num_queries} validation queries, because it contains {seen}"
+        if "unlabeled" in about:
+            share = f"{100 * about['share_like_training']:.0f}%"
+            return f"{text}; {share} of {about['num_unlabeled']:,} photos of {about['unlabeled']} resemble these"
+        return f"{text}; 100 new photos without positions improve it: `cosplace index calibrate --unlabeled FOLDER`"
     if correction == "none":
         return f"calibrated on its own photos; confidence is too high for new photos, because it contains {seen}"
     return "calibrated on its own photos"

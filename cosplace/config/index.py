@@ -174,6 +174,11 @@ class IndexCalibrateConfig(Section):
         None, "calibrate on the photos of a folder; they must have positions, and be neither in the index nor in the "
         "training set of its model", metavar="FOLDER", default_text="photos of the index",
     )  # fmt: skip
+    unlabeled: Path | None = setting(
+        None, "if the index contains photos that its model was trained on, adjust the calibration to 100 or more new "
+        "photos in a folder; they need no positions, and must be neither in the index nor in the training set",
+        metavar="FOLDER", default_text="the model's validation stands for new photos",
+    )  # fmt: skip
     seed: int = seed_setting("seed for choosing the photos used for calibration")
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()

@@ -13,6 +13,7 @@ Files, each importing only files listed above it:
     localizer       photos in, locations out
     photo_changes   photos in other light and other crops, images that show no place
     seen_photos     corrections for photos that the model was trained on
+    resemblance     how many new photos resemble training photos
     queries         photos to calibrate an index with
     leave_one_out   matches of photos of the index as if they were new
     calibration     fit the confidence on the photos of an index

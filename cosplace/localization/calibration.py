@@ -6,13 +6,14 @@ are less similar to the index than photos of one drive are to each other.  Out-o
 all photos within 100 m hidden, and images that show no place.
 
 A photo that the model was trained on is recognized more easily than a new one.  If the model's card lists these
-photos, they are not used as queries; if the index has too few others, `seen_photos` corrects for them.  Photos that are
-not in the index can be used instead.  Legend: I photos of the index, N queries or examples, K matches.
+photos, they are not used as queries; if the index has too few others, `seen_photos` corrects for them, and
+`resemblance` adjusts this to new photos without positions.  Photos that are not in the index can be used instead.
+Legend: I photos of the index, N queries or examples, K matches.
 """
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,10 +44,12 @@ from cosplace.localization.localizer import (
 from cosplace.localization.queries import (
     Queries,
     altered_queries,
+    photos_of_folder,
     queries_of_folder,
     queries_of_index,
     queries_without_place,
 )
+from cosplace.localization.resemblance import mix_examples, share_like_training
 from cosplace.localization.seen_photos import (
     MIN_UNSEEN,
     QueryMatches,
@@ -76,6 +79,7 @@ def calibrate(
     *,
     encoder: Encoder | None = None,
     queries: str | Path | None = None,
+    unlabeled: str | Path | None = None,
     num_queries: int = NUM_QUERIES,
     num_altered: int = NUM_ALTERED,
     device: str = "auto",
@@ -87,6 +91,7 @@ def calibrate(
     encoder: the model of the index, opened if not given.
     queries: folder of photos with positions, neither in the index nor in the training set of the model, to use instead
     of the photos of the index.
+    unlabeled: folder of new photos of the area, without positions, to adjust the correction for training photos to.
     num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
     of photos of users is less reliable.
     Raises ConfigError for an index with too few photos or places.
@@ -97,6 +102,7 @@ def calibrate(
             index,
             encoder=encoder,
             queries=queries,
+            unlabeled=unlabeled,
             num_queries=num_queries,
             num_altered=num_altered,
             device=device,
@@ -104,7 +110,7 @@ def calibrate(
             progress=progress,
         )
     except ConfigError as error:
-        if queries is None and read_calibration(index) is None:
+        if queries is None and unlabeled is None and read_calibration(index) is None:
             # The index still answers, marked as uncalibrated: advice to calibrate it would not help.
             index.write_record(FAILED_RECORD, {"num_photos": len(index), "reason": str(error)})
         raise
@@ -119,6 +125,7 @@ def compute_calibration(
     *,
     encoder: Encoder | None = None,
     queries: str | Path | None = None,
+    unlabeled: str | Path | None = None,
     num_queries: int = NUM_QUERIES,
     num_altered: int = NUM_ALTERED,
     device: str = "auto",
@@ -126,10 +133,7 @@ def compute_calibration(
     progress: Progress = no_progress,
 ) -> Calibration:
     """Like `calibrate`, but store nothing."""
-    if min(num_queries, num_altered + 1, seed + 1) < 1:
-        raise ConfigError(
-            f"num_queries must be 1 or more, num_altered and seed 0 or more, got {num_queries}, {num_altered}, {seed}."
-        )
+    _check_arguments(queries, unlabeled, num_queries, num_altered, seed)
     rng = np.random.default_rng([seed, 25])
     columns = index.columns()
     is_located = np.isfinite(columns.latitudes) & np.isfinite(columns.longitudes)
@@ -154,6 +158,8 @@ def compute_calibration(
         if correction is not None:
             num_queries = min(num_queries, num_corrected_queries(correction))
             num_altered = 0  # the similarities are already lowered
+        elif unlabeled is not None:
+            raise ConfigError(_why_not_adjusted(facts))
         rows = np.sort(rng.permutation(located)[:num_queries])
         parts = [queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
         if num_altered and len(columns) <= BLOCK_ROWS:  # too few examples are detected before photos are encoded
@@ -171,7 +177,13 @@ def compute_calibration(
         parts.append(queries_without_place(encoder, rng))
         about["num_non_places"] = len(parts[-1].rows)
     found = find_matches(index, columns, _concatenate(parts), progress, num_altered, correction)
-    examples, temperature = all_examples(found, _concatenate(parts), correction, rng)
+    examples, temperature, folds = all_examples(found, _concatenate(parts), correction, rng)
+    if unlabeled is not None:
+        encoder = open_index_encoder(index, device) if encoder is None else encoder
+        new = photos_of_folder(Path(unlabeled), encoder, NUM_QUERIES, rng, progress)
+        corrected = examples, temperature, folds
+        examples, share = _adjusted(index, encoder, columns, parts[0], new, found[0], corrected, rng)
+        about |= {"unlabeled": path_text(unlabeled), "num_unlabeled": len(new.rows), "share_like_training": share}
     about |= {
         "num_examples": len(examples.correct),
         "num_right": int(examples.correct.sum()),
@@ -179,6 +191,17 @@ def compute_calibration(
         "seed": seed,
     }
     return fit_calibration(examples, temperature=temperature, agree_m=AGREE_M, about=about)
+
+
+def _check_arguments(
+    queries: str | Path | None, unlabeled: str | Path | None, num_queries: int, num_altered: int, seed: int
+) -> None:
+    if min(num_queries, num_altered + 1, seed + 1) < 1:
+        raise ConfigError(
+            f"num_queries must be 1 or more, num_altered and seed 0 or more, got {num_queries}, {num_altered}, {seed}."
+        )
+    if queries is not None and unlabeled is not None:
+        raise ConfigError("Photos with positions need no others. Use --queries or --unlabeled, not both.")
 
 
 T = TypeVar("T", Queries, QueryMatches, Examples)
@@ -236,6 +259,16 @@ def _training_card(index: PhotoIndex, encoder: Encoder | None) -> TrainingCard |
     return None
 
 
+def _why_not_adjusted(facts: Mapping[str, Any]) -> str:
+    """Why photos without positions do not help.  facts: about the training photos in the index."""
+    if facts.get("correction") == "none":
+        return (
+            "--unlabeled needs a model whose card has 50 validation queries with positives or more. Use --queries with "
+            "photos that have positions."
+        )
+    return "--unlabeled is only for an index of photos that its model was trained on, and this is none. Omit it."
+
+
 # --- examples --------------------------------------------------------------------------------------------------------
 
 
@@ -261,8 +294,8 @@ def all_examples(
     queries: Queries,
     correction: ValidationMatches | None,
     rng: np.random.Generator,
-) -> tuple[Examples, float]:
-    """The examples to learn from, and the temperature of their votes."""
+) -> tuple[Examples, float, np.ndarray]:
+    """The examples to learn from, the temperature of their votes, and the fold (N,) of each query."""
     as_new, out_of_index = found
     latitudes, longitudes = queries.latitudes, queries.longitudes
     if correction is not None:
@@ -285,7 +318,39 @@ def all_examples(
             _examples(out_of_index, latitudes, longitudes, folds, temperature, np.ones_like(shows_place)),
         ]
     )
-    return examples, temperature
+    return examples, temperature, folds[: len(queries.rows)]
+
+
+def _adjusted(  # noqa: PLR0917
+    index: PhotoIndex,
+    encoder: Encoder,
+    columns: Columns,
+    seen: Queries,
+    new: Queries,
+    lowered: QueryMatches,
+    corrected: tuple[Examples, float, np.ndarray],
+    rng: np.random.Generator,
+) -> tuple[Examples, float]:
+    """Examples as new photos suggest, and the share of these that are like training photos.
+
+    seen: training photos (N,).  They are located without correction, some of them also in other light and another crop.
+    lowered: their corrected matches (validation matches differ by the layout of their database as well).
+    corrected: see `all_examples`.
+    """
+    examples, temperature, folds = corrected
+    chosen = np.sort(rng.permutation(seen.rows)[:NUM_ALTERED])
+    altered = altered_queries(index, encoder, columns, chosen, rng, no_progress)
+    photos = _concatenate([seen, altered, new])
+    as_new, _ = find_matches(index, columns, photos, no_progress, 0, None)
+    folds = np.concatenate([folds[: len(seen.rows)], folds[np.searchsorted(seen.rows, altered.rows)]])
+    folds = np.pad(folds, (0, len(new.rows)))
+    as_training = _examples(as_new, photos.latitudes, photos.longitudes, folds, temperature, photos.shows_place)
+    signals, _ = _answers(as_new, photos.latitudes, photos.longitudes, temperature)
+    signals = signals[~photos.shows_place & np.isfinite(signals).all(axis=1)]
+    as_lowered = _answers(lowered, *np.zeros((2, len(lowered.similarities))), temperature)[0][: len(seen.rows)]
+    as_lowered = as_lowered[np.isfinite(as_lowered).all(axis=1)]
+    share = share_like_training(as_training.signals[: len(seen.rows)], as_lowered, signals)
+    return mix_examples(as_training, check_examples(examples), share, rng), round(share, 3)
 
 
 def _answers(

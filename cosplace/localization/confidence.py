@@ -17,6 +17,7 @@ from cosplace.localization.signals import SIGNALS, SIGNS
 
 OUT_OF_INDEX_SHARE = 0.05  # assumed share of photos that show no place of the index
 RIDGE = 1e-3
+MIN_SCALE = 1e-3  # of a signal; smaller differences, such as the spread of photos of one point, are rounding
 NUM_FOLDS = 5
 MAX_BINS, EXAMPLES_PER_BIN = 15, 40
 RADIUS_SHARE = 0.9  # share of correct answers whose true position is within the reported radius
@@ -193,6 +194,7 @@ def _fit_regression(signals: np.ndarray, correct: np.ndarray, importance: np.nda
 
     center = np.average(signals, axis=0, weights=importance)
     scale = np.sqrt(np.average((signals - center) ** 2, axis=0, weights=importance)) + 1e-9
+    scale = np.maximum(scale, MIN_SCALE)
     rows, share = (signals - center) / scale, importance / importance.sum()
 
     def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:

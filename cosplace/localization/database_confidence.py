@@ -61,7 +61,7 @@ def database_confidence(
     as_new, out_of_index = find_matches(index, columns, queries, progress, 0, None)
     width = slice(evaluation.predictions.shape[1])  # signals depend on the number of matches
     try:
-        examples, temperature = all_examples((as_new.take(width), out_of_index.take(width)), queries, None, rng)
+        examples, temperature, _ = all_examples((as_new.take(width), out_of_index.take(width)), queries, None, rng)
         calibration = fit_calibration(examples, temperature=temperature)
     except ConfigError as error:
         log.info("no confidence of answers: %s", error)

@@ -24,6 +24,7 @@ from cosplace.retrieval.recall import RADIUS_M
 
 NUM_WITHOUT_PLACE = 60  # images that show no place
 TASK = "calibrating"
+MIN_UNLABELED = 100  # photos without positions; with fewer, they say too little about others
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,29 @@ def queries_of_folder(
     )
 
 
+def photos_of_folder(
+    folder: Path, encoder: Encoder, max_photos: int, rng: np.random.Generator, progress: Progress
+) -> Queries:
+    """Photos of a folder that can be read, without positions.  Raises ConfigError if there are too few."""
+    images = scan_images(folder)
+    chosen = np.sort(rng.permutation(len(images))[:max_photos])
+    descriptors = [np.empty((0, encoder.dimension), np.float32)]
+    for number, row in enumerate(chosen.tolist()):
+        progress(TASK, number, len(chosen))
+        try:
+            path = images.path(row)
+            descriptors.append(encoder.encode(decode_image(read_file(path), path)))
+        except ImageError as error:
+            log.warning("%s", error)
+    found = np.concatenate(descriptors)
+    if len(found) < MIN_UNLABELED:
+        raise ConfigError(
+            f"{folder} has {len(found)} readable photos, but --unlabeled needs {MIN_UNLABELED}. Use a folder with more "
+            f"photos, or omit --unlabeled."
+        )
+    return _without_place(found)
+
+
 def altered_queries(  # noqa: PLR0917
     index: PhotoIndex,
     encoder: Encoder,
@@ -109,10 +133,14 @@ def altered_queries(  # noqa: PLR0917
 def queries_without_place(encoder: Encoder, rng: np.random.Generator) -> Queries:
     """Images that show no place."""
     images = images_without_place(NUM_WITHOUT_PLACE, rng)
-    unknown = np.full(len(images), np.nan)
+    return _without_place(encoder.encode(images))
+
+
+def _without_place(descriptors: np.ndarray) -> Queries:
+    unknown = np.full(len(descriptors), np.nan)
     return Queries(
-        descriptors=encoder.encode(images),
-        rows=np.full(len(images), -1, np.int64),
+        descriptors=descriptors,
+        rows=np.full(len(descriptors), -1, np.int64),
         latitudes=unknown,
         longitudes=unknown,
         times=unknown,

@@ -3,10 +3,12 @@
 Queries taken close together, or in one drive, tend to be right or wrong together, so C clusters count, not Q queries:
 
 * Shares: the interval of Wilson (JASA 1927) with the effective number of queries, Q / design effect (Kish, "Survey
-  Sampling", 1965, section 8.2), and a t quantile with C - 1 degrees of freedom.
+  Sampling", 1965, section 8.2), and a t quantile; never narrower than the interval of independent queries.
 * Quantiles: the interval of the share below the quantile, as positions in the sorted values (Woodruff, JASA 1952).
 * Means and paired differences: the sandwich variance of the clusters, where residuals of large clusters are corrected
   (Bell and McCaffrey, Survey Methodology 2002), and t.
+* Degrees of freedom of t: those of Satterthwaite (Biometrics 1946) for the variance of the clusters: C - 1 for clusters
+  of equal size, fewer if a few clusters have most of the queries.
 * Other statistics: the cluster bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3).
 
 Fewer than 10 clusters give wide intervals, one cluster none.  docs/lab.md has the coverage in simulations.
@@ -90,11 +92,33 @@ def _sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndar
     return sums[sizes > 0], sizes[sizes > 0]
 
 
-def _t_quantile(num_clusters: int) -> float:
-    """Quantile of the t distribution with C - 1 degrees of freedom at (1 + LEVEL) / 2."""
+def _t_quantile(degrees: float) -> float:
+    """Quantile of the t distribution at (1 + LEVEL) / 2."""
     from scipy.special import stdtrit  # takes longer to import than this module
 
-    return float(stdtrit(num_clusters - 1, (1 + LEVEL) / 2))
+    return float(stdtrit(degrees, (1 + LEVEL) / 2))
+
+
+def _degrees_of_freedom(sizes: np.ndarray, design_effect: float) -> float:
+    """Degrees of freedom of the variance that is estimated from two or more clusters.  sizes: (C,) queries.
+
+    Satterthwaite's number, 2 mean² / variance of that estimate, if sums of clusters are independent and normal, and
+    queries of a cluster have the correlation that the design effect says (Bell and McCaffrey 2002, section 3).
+    """
+    num = sizes.sum()
+    mean_size = (sizes**2).sum() / num  # of the cluster of a query
+    correlation = min(max((design_effect - 1) / (mean_size - 1), 0.0), 1.0) if mean_size > 1 else 0.0
+    variances = sizes * (1 + (sizes - 1) * correlation)  # of the sums of clusters
+    share, total = sizes / num, variances.sum()
+    # The estimate sums the squares of (sum of a cluster - its share of all sums) / sqrt(1 - share).  Their covariances
+    # are c = scale_i scale_j (variances where i = j, minus share_i variances_j + share_j variances_i, plus share_i
+    # share_j total); the number is (trace of c)² / (sum of the squares of c), here without a matrix (C, C).
+    scale = 1 / (1 - share)
+    trace = (scale * (variances * (1 - 2 * share) + share**2 * total)).sum()
+    shares, crossed, squared = ((scale * one).sum() for one in (share**2, share * variances, variances**2))
+    squares = 2 * shares * squared + 2 * crossed**2 + (total * shares) ** 2 - 4 * total * shares * crossed
+    squares += (scale**2 * (variances**2 * (1 - 4 * share) + 2 * variances * share**2 * total)).sum()
+    return float(trace**2 / squares)
 
 
 # --- shares, quantiles, means ----------------------------------------------------------------------------------------
@@ -111,12 +135,20 @@ def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
         return wilson(num_hits, num)
     if len(sizes) == 1:
         return Estimate(100 * (num_hits / num), 0.0, 100.0)
-    low, high = _share_interval(num_hits / num, num / _design_effect(sums, sizes), _t_quantile(len(sizes)))
+    low, high = _share_interval(num_hits / num, *_effective(sums, sizes))
     return Estimate(100 * (num_hits / num), 100 * low, 100 * high)
 
 
+def _effective(hits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Effective number of queries, and the quantile for them.  hits, sizes: (C,) of each of two or more clusters."""
+    num, effect = float(sizes.sum()), _design_effect(hits, sizes)
+    quantile = _t_quantile(_degrees_of_freedom(sizes, effect))
+    # An estimate below that of independent queries is chance more often than fact.
+    return (num, Z) if effect * quantile**2 < Z**2 else (num / effect, quantile)
+
+
 def _design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
-    """How many queries are worth one independent query; at least 1.  hits, sizes: (C,) of each cluster.
+    """How many queries are worth one independent query.  hits, sizes: (C,) of each cluster.
 
     Half a cluster of hits and half a cluster of misses are added, of the size that a query sees on average.  Without
     them, the estimate is too small if there are misses in a few clusters only, and unknown if there are none.
@@ -127,7 +159,7 @@ def _design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
     share = (hits.sum() + added / 2) / total
     squares = ((hits - share * sizes) ** 2 / (1 - sizes / total)).sum()
     squares += added**2 * (share**2 + (1 - share) ** 2) / 2
-    return max(1.0, float(squares / (total * share * (1 - share))))
+    return float(squares / (total * share * (1 - share)))
 
 
 def _share_interval(share: float, num: float, quantile: float) -> tuple[float, float]:
@@ -151,8 +183,7 @@ def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Es
     sums, sizes = _sums(values <= value, clusters)
     if len(sizes) == 1:
         return Estimate(value, float(ordered[0]), float(ordered[-1]))
-    quantile = Z if sizes.max() == 1 else _t_quantile(len(sizes))
-    low, high = _share_interval(q, len(values) / _design_effect(sums, sizes), quantile)
+    low, high = _share_interval(q, *((len(values), Z) if sizes.max() == 1 else _effective(sums, sizes)))
     # Of n values, at least n * low and at most n * high are below the true quantile: it is below the next value.
     return Estimate(value, _at_share(ordered, low), float(ordered[min(int(len(ordered) * high), len(ordered) - 1)]))
 
@@ -171,8 +202,10 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
     if len(sizes) == 1:
         return Estimate(mean, -math.inf, math.inf)
     share = sizes / sizes.sum()
-    variance = ((sums - mean * sizes) ** 2 / (1 - share)).sum() / sizes.sum() ** 2
-    half = _t_quantile(len(sizes)) * math.sqrt(variance)
+    squares = float(((sums - mean * sizes) ** 2 / (1 - share)).sum())
+    independent = float(((values - mean) ** 2).sum())  # what the squares would be
+    quantile = _t_quantile(_degrees_of_freedom(sizes, squares / independent if independent > 0 else 1.0))
+    half = quantile * math.sqrt(squares) / float(sizes.sum())
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -188,7 +221,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     """
     if not len(a):
         return UNKNOWN
-    sums, sizes = _sums(np.asarray(a, np.float64) - np.asarray(b, np.float64), clusters)
+    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    sums, sizes = _sums(differences, clusters)
     num = sizes.sum()
     value = 100 * float(sums.sum() / num)
     if len(sizes) == 1:
@@ -196,9 +230,11 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     added = math.sqrt((sizes**2).sum() / num)
     total = num + 2 * added
     center = sums.sum() / total
-    squares = ((sums - center * sizes) ** 2 / (1 - sizes / total)).sum()
-    squares += added**2 * ((1 - center) ** 2 + (1 + center) ** 2)
-    center, half = float(center), _t_quantile(len(sizes)) * math.sqrt(squares) / float(total)
+    of_added = (1 - center) ** 2 + (1 + center) ** 2
+    squares = ((sums - center * sizes) ** 2 / (1 - sizes / total)).sum() + added**2 * of_added
+    independent = ((differences - center) ** 2).sum() + added * of_added  # what the squares would be
+    quantile = _t_quantile(_degrees_of_freedom(sizes, float(squares / independent)))
+    center, half = float(center), quantile * math.sqrt(squares) / float(total)
     return Estimate(value, max(-100.0, 100 * (center - half)), min(100.0, 100 * (center + half)))
 
 
@@ -250,7 +286,7 @@ def bootstrap(
     drawn = np.concatenate(
         [statistics(weights.astype(np.int32)[:, clusters]) for weights in resampled_weights(clusters)], axis=1
     )
-    wider = _t_quantile(num_clusters) / Z * math.sqrt(num_clusters / (num_clusters - 1))
+    wider = _t_quantile(num_clusters - 1) / Z * math.sqrt(num_clusters / (num_clusters - 1))
     estimates = []
     for value, row in zip(values, drawn, strict=True):
         defined = row[~np.isnan(row)]

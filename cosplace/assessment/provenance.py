@@ -21,6 +21,7 @@ from torch import nn
 
 import cosplace
 from cosplace.assessment.published import terms_of
+from cosplace.assessment.records import SCHEMA_VERSION
 from cosplace.errors import CosPlaceError, one_line
 from cosplace.models.downloads import file_sha256
 from cosplace.models.hub import is_hub
@@ -34,7 +35,6 @@ from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
 from cosplace.retrieval.shards import UnreadableImage
 
-SCHEMA_VERSION = 1
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "simplejpeg", "pyarrow", "pyproj", "numba")
 MAX_CARD_TEXT = 200  # longer entries of a model card are digests, which the checksum of the file covers
 PHOTOS_MEASURED = 20  # whose sizes are read, per set

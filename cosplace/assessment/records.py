@@ -8,6 +8,7 @@ import numpy as np
 from cosplace.assessment.intervals import LEVEL, Estimate
 from cosplace.assessment.measures import Measures, ScoreMetrics
 
+SCHEMA_VERSION = 1  # of results.json
 RADII_SHOWN = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)  # meters
 CLUSTER_NAMES = {"sequence": "sequences", "place": "cells of 50 m", "query": "queries"}
 FEW_CLUSTERS = 10

@@ -21,7 +21,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cosplace.assessment.intervals import clusters_of
-from cosplace.errors import ConfigError, DatasetError
+from cosplace.assessment.records import SCHEMA_VERSION
+from cosplace.errors import ConfigError, DatasetError, one_line
 from cosplace.photos.image_list import BLOCK_BYTES
 from cosplace.photos.paths import path_from_text, path_text
 from cosplace.storage import write_atomically
@@ -168,10 +169,24 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{folder} has no {RESULTS}: it is not the folder of a finished run.")
     results = read_json(path)
+    check_version(results, path)
     recalls = results.get("recalls")
     if not isinstance(recalls, dict) or not all(len(n) < MAX_DIGITS and _is_percentage(recalls[n]) for n in recalls):
         raise ConfigError(f"{path} has no recalls. Evaluate the model again.")
     return results
+
+
+def check_version(results: Mapping[str, Any], path: Path) -> None:
+    """Raise ConfigError for a results.json of a later version, whose keys may mean something else.
+
+    The first runs have no version.
+    """
+    version = results.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} has the schema_version {one_line(str(version))[:20]}, but this cosplace reads only "
+            f"{SCHEMA_VERSION}. Update cosplace, or evaluate the model again."
+        )
 
 
 def _is_percentage(value: Any) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cosplace.assessment.intervals import Estimate, wilson
-from cosplace.assessment.run_files import CONFIG, MAX_DIGITS, RESULTS, is_running, model_name, read_json
+from cosplace.assessment.run_files import CONFIG, MAX_DIGITS, RESULTS, check_version, is_running, model_name, read_json
 from cosplace.errors import ConfigError, one_line
 
 METRICS, LOCK, LAST_CHECKPOINT = "metrics.jsonl", ".lock", "last_checkpoint.pth"  # of a training run
@@ -74,6 +74,8 @@ def summarize(folder: Path) -> RunSummary:
     try:
         config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
         results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else None
+        if results is not None:
+            check_version(results, Path(RESULTS))
         kind = _kind(config, folder)
         epochs_done = None if kind == "eval" else _epochs_done(folder / METRICS)
         recalls = None if results is None else _recalls(results)

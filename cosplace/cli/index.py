@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cosplace.localization.confidence import Calibration
     from cosplace.models.encoder import Encoder
     from cosplace.models.views import PhotoViews
+    from cosplace.photos.image_list import ImageList
 
 MAX_UNREADABLE_LINES = 10
 CONTINUE = "Run the same command again to continue."
@@ -52,6 +53,8 @@ def run_build(config: IndexBuildConfig) -> None:
         views=_views(config),
         accept_license=config.accept_license,
     )
+    if config.image_size is None and (note := _size_note(config.model, photos)):
+        log.info("%s", note)
     bars = Bars()
     with on_interrupt(CONTINUE):
         result = build_index(
@@ -67,6 +70,28 @@ def run_build(config: IndexBuildConfig) -> None:
         bars.close()
         _print_counts(result)
         _finish(config.to, encoder, bars, calibrate=not config.no_calibrate)
+
+
+def _size_note(model: str, photos: "ImageList") -> str:
+    """A sentence if the photos, which keep their size, have another one than those of training; "" if not known.
+
+    The card of a model has the size of training.  It is not used by itself, as `cosplace eval` does not use it either.
+    """
+    from cosplace.models.weight_files import read_card
+    from cosplace.photos.opening import open_image
+
+    beside = Path(model).with_suffix(".safetensors")
+    try:
+        size = read_card(beside).get("image_size", "") if Path(model).is_file() and beside.is_file() else ""
+        side = min(open_image(photos.path(0)).shape[-2:])
+    except CosPlaceError:  # another command reports it
+        return ""
+    if not size.isdecimal() or int(size) == side:
+        return ""
+    return (
+        f"The model was trained with photos of {size} pixels. Yours have {side} and keep their size; --image_size "
+        f"{size} resizes them. Compare both with `cosplace eval`."
+    )
 
 
 def _views(config: IndexBuildConfig) -> "PhotoViews":

@@ -438,6 +438,8 @@ def _number_in_name(images: ImageList, row: int, field: str) -> float:
         advice = " Use --alpha 360 to train without headings." if field == "heading" else ""
         raise DatasetError(f"{images.path(row)}: its {what} is unknown.{advice}")
     problem = f"is '{text}', not a number" if text else "is missing"
+    num = int(np.isnan(optional_fields(images, (field,))).sum())
+    problem += f", as in {num:,} of {len(images):,} photos" if num > 1 else ""
     use = " CosPlace classes need it." if field == "heading" else ""
     raise DatasetError(
         f"{images.path(row)}: field {FIELDS[field]} of the file name ({field}) {problem}.{use} Rename the photo: "

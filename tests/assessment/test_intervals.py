@@ -2,11 +2,13 @@
 
 import math
 from collections import Counter
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import stdtrit
 
 from cosplace.assessment.intervals import (
     MIN_RESAMPLES,
@@ -24,7 +26,7 @@ from cosplace.assessment.intervals import (
     wilson,
 )
 
-T_29, T_4 = 2.0452296421, 2.7764451052  # quantiles of the t distribution at 0.975, from printed tables
+T_4 = 2.7764451052  # quantile of the t distribution at 0.975, from printed tables
 
 
 def ends(estimate: Estimate) -> tuple[float, float]:
@@ -75,9 +77,18 @@ def test_independent_queries_have_the_interval_of_wilson() -> None:
     assert clustered_share(hits, np.arange(50)) == wilson(17, 50)
 
 
-def test_share_follows_the_design_effect() -> None:
+def satterthwaite(sizes: np.ndarray, correlation: float) -> float:
+    """Degrees of freedom of the sum of squared residuals, from the matrix of their covariances."""
+    share = sizes / sizes.sum()
+    residuals = (np.eye(len(sizes)) - np.outer(share, np.ones(len(sizes)))) / np.sqrt(1 - share)[:, None]
+    covariances = residuals @ np.diag(sizes * (1 + (sizes - 1) * correlation)) @ residuals.T
+    return np.trace(covariances) ** 2 / (covariances**2).sum()
+
+
+@pytest.mark.parametrize("most", [1, 8, 200])
+def test_share_follows_the_design_effect(most: int) -> None:
     rng = np.random.default_rng(0)
-    sizes = rng.integers(1, 9, 30)
+    sizes = np.append(rng.integers(1, 9, 29), most)
     clusters = np.repeat(np.arange(30), sizes)
     hits = rng.random(len(clusters)) < rng.random(30)[clusters]
     num, size = len(clusters), sum(s * s for s in sizes.tolist()) / len(clusters)
@@ -86,12 +97,19 @@ def test_share_follows_the_design_effect() -> None:
     for cluster, s in enumerate(sizes.tolist()):
         total += (hits[clusters == cluster].sum() - p * s) ** 2 / (1 - s / (num + size))
     effect = total / ((num + size) * p * (1 - p))
-    n, q, share = num / effect, T_29, hits.mean()
+    degrees = satterthwaite(sizes, min(1.0, (effect - 1) / (size - 1)))
+    n, q, share = num / effect, float(stdtrit(degrees, 0.975)), hits.mean()
     center = (share + q * q / (2 * n)) / (1 + q * q / n)
     half = q / (1 + q * q / n) * math.sqrt(share * (1 - share) / n + q * q / (4 * n * n))
     found = clustered_share(hits, clusters)
-    assert effect > 1
+    assert effect > 1 and degrees < 29
     assert (found.value, *ends(found)) == pytest.approx((100 * share, 100 * (center - half), 100 * (center + half)))
+
+
+def test_queries_that_differ_within_clusters_are_worth_independent_ones() -> None:
+    hits = np.arange(200) % 2 == 0  # half of each cluster: less variance between clusters than by chance
+    found, independent = clustered_share(hits, np.arange(200) // 4), wilson(100, 200)
+    assert (found.value, *ends(found)) == pytest.approx((independent.value, *ends(independent)))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40))
@@ -231,8 +249,11 @@ def test_bootstrap_of_a_mean_is_that_of_its_variance() -> None:
 
 
 def cluster_sizes(kind: str, count: int) -> np.ndarray:
-    if kind == "unequal":
+    if kind == "unequal":  # a fifth of the clusters has 10 queries
         return np.where(np.arange(count) < count // 5, 10, 1)
+    if kind == "drives":  # log-normal: from a few queries to more than 100
+        ordered = np.sort(np.random.default_rng(0).standard_normal(10_000))
+        return np.maximum(1, np.round(12 * np.exp(ordered[(np.arange(count) * 2 + 1) * 5_000 // count]))).astype(int)
     return np.full(count, int(kind))
 
 
@@ -245,29 +266,32 @@ def beta_shares(p: float, correlation: float, size: int, rng: np.random.Generato
 
 def share_coverage(kind: str, count: int, correlation: float, p: float, runs: int) -> float:
     rng = np.random.default_rng([count, int(100 * p), int(100 * correlation)])
-    clusters = np.repeat(np.arange(count), cluster_sizes(kind, count))
+    sizes = cluster_sizes(kind, count)
+    clusters = np.repeat(np.arange(count), sizes)
+    rank = np.arange(len(clusters)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of a query in its cluster
     covered = 0
     for _ in range(runs):
-        hits = rng.random(len(clusters)) < beta_shares(p, correlation, count, rng)[clusters]
-        found = clustered_share(hits, clusters)
+        num_hits = rng.binomial(sizes, beta_shares(p, correlation, count, rng))
+        found = clustered_share(rank < num_hits[clusters], clusters)
         covered += found.low <= 100 * p <= found.high
     return 100 * covered / runs
 
 
+@pytest.mark.parametrize(("kind", "count", "correlation", "p"), [("5", 20, 0.3, 0.5), ("5", 100, 0.5, 0.8)])
+def test_shares_are_covered_by_few_clusters(kind: str, count: int, correlation: float, p: float) -> None:
+    assert 93.2 < share_coverage(kind, count, correlation, p, 1500) < 97.8
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("correlation", [0.1, 0.5])
-@pytest.mark.parametrize("count", [100, 300])
-@pytest.mark.parametrize("kind", ["5", "10", "unequal"])
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("count", [5, 10, 20, 40, 100])
+@pytest.mark.parametrize("kind", ["5", "20", "unequal", "drives"])
 def test_shares_are_covered(kind: str, count: int, correlation: float) -> None:
-    for p in (0.3, 0.5, 0.8):
-        assert share_coverage(kind, count, correlation, p, 4000) == pytest.approx(95.5, abs=1.9)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["5", "10", "unequal"])
-def test_shares_are_covered_in_hard_cases(kind: str) -> None:
-    for count, correlation, p in ((30, 0.5, 0.9), (30, 0.0, 0.97), (100, 0.5, 0.97), (100, 0.3, 0.9)):
-        assert share_coverage(kind, count, correlation, p, 3000) > 93.5
+    for p in (0.3, 0.5, 0.8, 0.95, 0.99):
+        coverage = share_coverage(kind, count, correlation, p, 1000)
+        assert coverage > 94 - 2.4  # 3.2 standard deviations of 1,000 runs: 400 of them, and none is below by chance
+        if count == 100 and correlation >= 0.3 and p <= 0.5 and kind != "drives":  # elsewhere, it may be too high
+            assert coverage < 96.5 + 2.4
 
 
 @pytest.mark.slow
@@ -298,3 +322,21 @@ def test_differences_are_covered(kind: str, count: int, together: float, won: fl
         found = paired_difference(draw < won, draw > 1 - lost, clusters)
         covered += found.low <= 100 * (won - lost) <= found.high
     assert 93.5 < 100 * covered / 3000 < 98.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("p", [0.6, 0.9])
+@pytest.mark.parametrize(("kind", "count"), [("5", 20), ("20", 20), ("20", 40), ("unequal", 40), ("drives", 20)])
+def test_equally_good_runs_are_rarely_called_different(kind: str, count: int, p: float) -> None:
+    rng = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(count), cluster_sizes(kind, count))
+    limit = 2 * NormalDist().inv_cdf(p)  # of the sum of four standard normal numbers
+    different = 0
+    for _ in range(2000):
+        place, own = rng.standard_normal((2, count))[:, clusters], rng.standard_normal((2, count))[:, clusters]
+        shared = place[0] + rng.standard_normal(len(clusters))  # by both runs; `own` differs, whole clusters at once
+        a, b = (shared + own[run] + rng.standard_normal(len(clusters)) < limit for run in (0, 1))
+        found = paired_difference(a, b, clusters)
+        is_outside = found.low > 0 or found.high < 0
+        different += is_outside and mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) < 0.05
+    assert 100 * different / 2000 < 5 + 1.5  # three standard deviations

@@ -185,3 +185,12 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
         (tmp_path / "results.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(ConfigError, match=r"damaged|no recalls"):
             read_results(tmp_path)
+
+
+@pytest.mark.parametrize("version", ["2", "0", "null", '"1"', "true", "1.5"])
+def test_results_of_another_version_are_refused(tmp_path: Path, version: str) -> None:
+    (tmp_path / "results.json").write_text(f'{{"schema_version": {version}, "recalls": {{"1": 50.0}}}}')
+    with pytest.raises(ConfigError, match=r"has the schema_version .* Update cosplace"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text('{"recalls": {"1": 50.0}}')  # of the first runs
+    assert read_results(tmp_path)["recalls"] == {"1": 50.0}

@@ -81,6 +81,7 @@ def test_damaged_and_foreign_folders_have_a_reason(tmp_path: Path) -> None:
     make_run(tmp_path / "text" / "x", {}, {"recalls": {"1": "many"}})
     make_run(tmp_path / "long" / "x", {}, {"recalls": {"9" * 5000: 1.0}})
     make_run(tmp_path / "deep" / "x", "[" * 100_000)
+    make_run(tmp_path / "later" / "x", {}, {"schema_version": 2, "recalls": {"1": 1.0}})
     (tmp_path / "empty" / "x").mkdir(parents=True)
     (tmp_path / "photos" / "x").mkdir(parents=True)
     (tmp_path / "photos" / "x" / "a.jpg").write_bytes(b"")
@@ -103,6 +104,7 @@ def test_damaged_and_foreign_folders_have_a_reason(tmp_path: Path) -> None:
     assert "config.json is damaged: it is not a JSON object" in reasons["list"]
     assert reasons["none"] == "results.json has no recalls"
     assert reasons["text"] == "results.json has recalls that are not percentages"
+    assert reasons["later"].startswith("results.json has the schema_version 2, but this cosplace reads only 1.")
     assert reasons["empty"] == "not a run: it is empty"
     assert reasons["photos"] == "not a run: it has no config.json"
     with pytest.raises(ConfigError, match="is not a folder"):

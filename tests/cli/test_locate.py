@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from cosplace.cli import main
 from cosplace.localization.localizer import Localizer
+from cosplace.models.weight_files import read_state_dict, write_weights
 from cosplace.photos import opening
 from tests.indexed_city import queries, write_indexed_city
 
@@ -181,6 +183,22 @@ def test_a_small_index_answers_by_default(city: Path, capsys, tmp_path: Path) ->
     assert code == 0 and found["calibrated"] is False and not found["unknown"] and found["radius_m"] is None
     code, out, _ = run(capsys, photos[0], "--index", tmp_path / "index", "--min_confidence", "0")
     assert code == 0 and re.search(r"uncalibrated, \d+% of the votes agree", out)
+
+
+@pytest.mark.parametrize(("size", "flags"), [("32", []), ("32", ["--image_size", "48"]), ("48", []), ("?", [])])
+def test_photos_of_another_size_than_in_training_are_named(
+    city: Path, capsys, tmp_path: Path, size: str, flags: list[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "photos" / "@550000@4180000@10@S@.jpg")
+    weights = read_state_dict(city / "model.pth")
+    torch.save(weights, tmp_path / "model.pth")
+    write_weights(tmp_path / "model.safetensors", weights, {"image_size": size})
+    words = ["index", "build", tmp_path / "photos", "--model", tmp_path / "model.pth", "--to", tmp_path / "index",
+             "--device", "cpu", *flags]  # fmt: skip
+    assert main(list(map(str, words))) == 0
+    note = "trained with photos of 32 pixels. Yours have 48 and keep their size; --image_size 32 resizes them"
+    assert (note in capsys.readouterr().err) is (size == "32" and not flags)
 
 
 def test_a_sequence_of_frames_writes_a_track(city: Path, capsys, tmp_path: Path) -> None:

@@ -172,6 +172,12 @@ def test_names_without_zones() -> None:
     assert zones_of(images).tolist() == [expected[images.name(row)] for row in range(len(images))]
 
 
+def test_the_error_counts_the_names_without_a_position() -> None:
+    images = image_list(Path("x"), ["@1@2@.jpg", "a.jpg", "@3@4@.jpg", "b.jpg"])
+    with pytest.raises(DatasetError, match=r"a\.jpg: field 1 .* is missing, as in 2 of 4 photos\. Rename the photo"):
+        utm_fields(images)
+
+
 def test_numbers_that_may_be_missing() -> None:
     names = ["@1@2@10@S@37.5@-122@.jpg", "@1@2@.jpg", "@1@x@10@S@1_0@nan@.jpg", "photo.jpg", "@@2@@@ 7@@.jpg"]
     images = image_list(Path("x"), names)

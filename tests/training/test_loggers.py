@@ -181,6 +181,47 @@ def test_a_service_that_cannot_start_is_reported(wandb: ModuleType, tmp_path: Pa
         MetricsWriter(tmp_path, first_step=0, logger="wandb")
 
 
+def test_the_real_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="needs `pip install 'cosplace[wandb]'`", exc_type=ImportError)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = tmp_path / "default" / "2026"
+    folder.mkdir(parents=True)
+    with MetricsWriter(folder, first_step=0, logger="wandb") as writer:
+        write_all(writer)
+    run_id = json.loads((folder / "logger.json").read_text())["wandb"]
+    (events,) = folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
+    content = events.read_bytes()
+    assert all(name.encode() in content for name in [*SCALARS, "backbone", "ResNet18", "default/2026"])
+    assert len(list(folder.glob("wandb/offline-run-*/files/media/images/validation/*.png"))) == 1
+    with MetricsWriter(folder, first_step=10, logger="wandb") as writer:
+        writer.write_recalls("test", {1: 75.0}, 20)
+    assert json.loads((folder / "logger.json").read_text()) == {"wandb": run_id}
+
+
+def test_the_real_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow: Any = pytest.importorskip("mlflow", reason="needs `pip install 'cosplace[mlflow]'`", exc_type=ImportError)
+    pytest.importorskip("sqlalchemy", reason="needs `pip install 'cosplace[mlflow]'`", exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs.db")
+    folder = tmp_path / "default" / "2026"
+    folder.mkdir(parents=True)
+    with MetricsWriter(folder, first_step=0, logger="mlflow") as writer:
+        write_all(writer)
+    with MetricsWriter(folder, first_step=10, logger="mlflow") as writer:  # resumed
+        writer.write_settings(SETTINGS | {"lr": 2e-5})
+        writer.write_recalls("test", {1: 75.0}, 20)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("cosplace").experiment_id])
+    assert run.info.status == "FINISHED" and run.info.run_name == "default/2026"
+    assert set(run.data.metrics) == {name.replace("@", "_at_") for name in SCALARS}
+    history = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "test/R_at_1")]
+    assert sorted(history) == [(10, 70.0), (20, 75.0)]
+    assert run.data.params == {"lr": "1e-05", "backbone": "ResNet18", "use_amp16": "False", "recall_values": "(1, 5)"}
+    (image,) = client.list_artifacts(run.info.run_id, "validation/queries")
+    assert image.path == "validation/queries/000000000.png"
+
+
 # --- the image -------------------------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from cosplace.errors import ConfigError
 
 try:
-    from numba import njit
+    from numba import njit, types  # noqa: F401 - types and intrinsic are for files of compiled functions
+    from numba.extending import intrinsic  # noqa: F401
 except (ImportError, OSError) as error:  # OSError: a library of LLVM cannot be loaded
     raise ConfigError(
-        f"numba cannot be imported ({error}). It compiles the augmentation and the synthetic city: "
-        f"run `pip install --upgrade numba`."
+        f"numba cannot be imported ({error}). It compiles the augmentation, the search by binary codes "
+        f"and the synthetic city: run `pip install --upgrade numba`."
     ) from error
 
 # The compiled functions allocate nothing: their arrays come from Python, so they need no reference counts (_nrt).

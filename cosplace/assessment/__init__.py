@@ -12,5 +12,6 @@ provenance   where the numbers of a run come from: dataset, model, code, machine
 run_files    files of a run, and the table of its queries
 audit        wrong answers that look right, and verdicts of people on them
 comparison   runs on the same queries: differences of recalls, queries won and lost
+compression_loss  what a search by compressed descriptors loses
 run_list     the runs below a folder, with their main figures
 """

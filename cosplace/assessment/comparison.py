@@ -250,6 +250,9 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
         views = [run.results.get(name) for run in (a, b)]
         if None not in views and views[0] != views[1]:
             notes.append(f"{text} {_view_text(views[0])} in {a.letter}, {_view_text(views[1])} in {b.letter}.")
+    searches = [_search_text(run.results.get("compression")) for run in (a, b)]
+    if searches[0] != searches[1]:
+        notes.append(f"Search: {searches[0]} in {a.letter}, {searches[1]} in {b.letter}.")
     precisions = [_entry(run.results, "environment", "precision") for run in (a, b)]
     if None not in precisions and precisions[0] != precisions[1]:
         notes.append(f"Descriptors are {precisions[0]} in {a.letter}, {precisions[1]} in {b.letter}.")
@@ -257,6 +260,14 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
     if checksums[0] is not None and checksums[0] == checksums[1]:
         notes.append(f"{a.letter} and {b.letter} have the same weights file.")
     return notes
+
+
+def _search_text(compression: Any) -> str:
+    """How a run searched, from its entry in results.json."""
+    if not isinstance(compression, Mapping):
+        return "exact"
+    method, shortlist = _view_text(compression.get("method")), _view_text(compression.get("shortlist"))
+    return f"{method} codes alone" if shortlist == "0" else f"{method} codes with a shortlist of {shortlist}"
 
 
 def _view_text(value: Any) -> str:

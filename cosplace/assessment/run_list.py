@@ -34,6 +34,7 @@ class RunSummary:
     model: str = ""
     backbone: str = ""
     dimension: int | None = None
+    compression: str = ""  # binary or int8, of an evaluation by compressed descriptors
     dataset: str = ""
     recalls: Mapping[int, float] | None = None  # percent
     recall1: Estimate | None = None
@@ -93,6 +94,7 @@ def summarize(folder: Path) -> RunSummary:
         model=_model(config, results, kind, folder),
         backbone=backbone,
         dimension=_count(model.get("reduced_to") or model.get("descriptor_dim") or config.get("fc_output_dim")),
+        compression=_text(_section(results, "compression").get("method")),
         dataset=_dataset(config, results),
         recalls=recalls,
         recall1=None if recalls is None or 1 not in recalls else _interval(results, recalls[1]),

@@ -54,6 +54,35 @@ def check_flags(config: EvalConfig, given: Mapping[str, Any]) -> None:
             f"{' and '.join(changed)} cannot be used with the protocol {config.protocol.protocol}, which does not "
             f"resize or crop photos. Omit the flags, or omit --protocol to evaluate it as custom."
         )
+    _check_compression(config, given)
+
+
+def _check_compression(config: EvalConfig, given: Mapping[str, Any]) -> None:
+    from cosplace.retrieval.query_views import MAJORITY, VOTE_RANKS
+
+    compress, shortlist = config.compression.compress, config.compression.shortlist
+    if compress is None:
+        if "shortlist" in given:
+            raise ConfigError("--shortlist has no effect without --compress. Omit it, or add --compress binary.")
+        return
+    if config.protocol.protocol:
+        raise ConfigError(
+            f"--compress cannot be used with the protocol {config.protocol.protocol}, which compares descriptors "
+            f"exactly. Omit --compress, or omit --protocol to evaluate it as custom."
+        )
+    names = {
+        "--recall_values": max(config.testing.recall_values),
+        "--num_preds_to_save": config.testing.num_preds_to_save,
+    }
+    names |= (
+        {f"the votes of --query_policy {MAJORITY}": max(VOTE_RANKS)} if config.views.query_policy == MAJORITY else {}
+    )
+    name = max(names, key=lambda one: names[one])
+    if 0 < shortlist < names[name]:
+        raise ConfigError(
+            f"--shortlist {shortlist} is smaller than the {names[name]} predictions that {name} needs. Use "
+            f"--shortlist {names[name]} or more, or 0 for the order of the compressed descriptors."
+        )
 
 
 def _is_changed(config: EvalConfig, name: str) -> bool:
@@ -61,13 +90,15 @@ def _is_changed(config: EvalConfig, name: str) -> bool:
 
 
 def has_usual_views(config: EvalConfig) -> bool:
-    """Whether photos are described once, and queries as the database."""
-    return not any(_is_changed(config, name) for name in ("query_policy", "scales", "flip"))
+    """Whether photos are described once, queries as the database, and descriptors are compared exactly."""
+    is_changed = any(_is_changed(config, name) for name in ("query_policy", "scales", "flip"))
+    return config.compression.compress is None and not is_changed
 
 
 def _refuse_measuring(config: EvalConfig, why: str) -> None:
     used = {
         "protocol": config.protocol.protocol,
+        "compress": config.compression.compress,
         "compare": config.comparing.compare,
         "audit": config.truth.audit,
         "verdicts": config.truth.verdicts,

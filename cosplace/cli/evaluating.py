@@ -66,6 +66,7 @@ def evaluate_run(
         set_folder(config.folders, "test")  # raises before torch is imported
 
     from cosplace.assessment.audit import judged_line, judged_recalls
+    from cosplace.assessment.compression_loss import loss_lines, measure_loss
     from cosplace.assessment.protocols import matching_protocol, protocol_record
     from cosplace.assessment.provenance import describe_model, deviations, provenance
     from cosplace.assessment.records import summary_lines
@@ -92,7 +93,7 @@ def evaluate_run(
         network = reduce_for_evaluation(model, config, progress=bars)
         source, radius_m = config.weights.resume_model, settings.positive_dist_threshold
         model_record = describe_model(source, network, reduced_to=config.weights.reduce_to)
-        evaluation, scores = _evaluate_with_scores(network, dataset, settings, bars)
+        evaluation, scores, exact = _evaluate_with_scores(network, dataset, settings, bars)
         log.info("%s: %s", dataset.name, evaluation.recalls_text())
         is_custom = protocol is None and has_usual_views(config)
         similar = matching_protocol(dataset, radius_m, source, evaluation.image_size, protocols) if is_custom else None
@@ -107,10 +108,21 @@ def evaluate_run(
             run=run,
         )
         measures = write_evaluation_results(
-            folder, evaluation, dataset, config, origin=origin, scores=scores, verdicts=verdicts, progress=bars
+            folder,
+            evaluation,
+            dataset,
+            config,
+            origin=origin,
+            scores=scores,
+            verdicts=verdicts,
+            exact=exact,
+            progress=bars,
         )
     for line in (evaluation.recalls_text(), *summary_lines(measures, radius_m, dataset.note)):
         print_result(line)
+    if exact is not None:
+        for line in loss_lines(measure_loss(exact, evaluation, measures.clusters)):
+            print_result(line)
     if verdicts is not None:
         print_result(judged_line(judged_recalls(evaluation, dataset, verdicts, measures.clusters)))
     print_result(f"report: {folder / 'report.html'}")
@@ -210,16 +222,23 @@ def _answer(
 
 def _evaluate_with_scores(
     network: "nn.Module", dataset: "RetrievalDataset", settings: "EvaluationSettings", progress: "Progress"
-) -> "tuple[Evaluation, dict[str, np.ndarray]]":
-    """Evaluate, with the confidence of each answer where the database is enough to calibrate it."""
+) -> "tuple[Evaluation, dict[str, np.ndarray], Evaluation | None]":
+    """Evaluate, with the confidence of each answer where the database is enough to calibrate it.
+
+    With compressed descriptors, also evaluate with exact search.
+    """
     from cosplace.assessment.confidence_scores import CONFIDENCE
     from cosplace.localization.database_confidence import database_confidence
     from cosplace.retrieval.evaluation import evaluate_descriptors, extract_dataset
 
     database, queries = extract_dataset(network, dataset, settings, progress=progress)
-    evaluation = evaluate_descriptors(database, queries, dataset, settings)
+    evaluation, exact = evaluate_descriptors(database, queries, dataset, settings), None
+    if settings.compression is not None:
+        exact = evaluate_descriptors(database, queries, dataset, dataclasses.replace(settings, compression=None))
+        if not settings.compression.shortlist:  # distances of codes are not those that a confidence is calibrated for
+            return evaluation, {}, exact
     confidence = database_confidence(database, evaluation, dataset)
-    return evaluation, {} if confidence is None else {CONFIDENCE: confidence}
+    return evaluation, {} if confidence is None else {CONFIDENCE: confidence}, exact
 
 
 def _network_to_evaluate(config: EvalConfig, given: Mapping[str, Any]) -> "nn.Module":

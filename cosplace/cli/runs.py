@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cosplace.assessment.run_list import RunSummary
 
 HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5", "epochs", "state", "folder")
-WIDEST = {"model": 34, "dataset": 26}  # characters
+WIDEST = {"kind": 12, "model": 34, "dataset": 26}  # characters
 
 
 def run_runs(config: RunsConfig) -> None:
@@ -50,7 +50,7 @@ def _cells(run: "RunSummary") -> tuple[str, ...]:
     epochs = "" if run.epochs_done is None else f"{run.epochs_done}/{'?' if run.epochs is None else run.epochs}"
     return (
         run.time or "unknown",
-        run.kind,
+        f"{run.kind}, {shorten(run.compression, WIDEST['kind'])}" if run.compression else run.kind,
         shorten(model, WIDEST["model"]),
         shorten(run.dataset, WIDEST["dataset"]),
         "" if run.recall1 is None else run.recall1.text(),
@@ -72,6 +72,7 @@ def _record(run: "RunSummary") -> dict[str, Any]:
         "model": run.model or None,
         "backbone": run.backbone or None,
         "dimension": run.dimension,
+        "compression": run.compression or None,
         "dataset": run.dataset or None,
         "recalls": None if run.recalls is None else {str(n): recall for n, recall in run.recalls.items()},
         "recall1_interval": interval,

@@ -126,6 +126,29 @@ class ViewSettings(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionSettings(Section):
+    """Compressed descriptors"""
+
+    compress: str | None = setting(
+        None,
+        "compress the descriptors of the database to codes, search by these, and report their recalls and those of "
+        "exact search: to learn what your model and photos allow, before you store millions of descriptors. binary has "
+        "one bit per dimension, 32 times less than float32; int8 one byte, 4 times less",
+        choices=("binary", "int8"),
+        metavar="METHOD",
+        default_text="exact search",
+    )
+    shortlist: int = setting(
+        100,
+        "with --compress, compare this number of photos with the nearest codes again, by their full descriptors, and "
+        "order them by these; at least the number of predictions. Codes are then in memory, and full descriptors on "
+        "disk. 0 keeps the order of the codes, as if only these were stored",
+        at_least=0,
+        at_most=10_000,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSettings(Section):
     """Comparison"""
 
@@ -166,6 +189,7 @@ class EvalConfig:
     protocol: ProtocolSettings = section(ProtocolSettings)
     test_size: TestImageSize = section(TestImageSize)
     views: ViewSettings = section(ViewSettings)
+    compression: CompressionSettings = section(CompressionSettings)
     testing: TestSettings = section(TestSettings)
     comparing: ComparisonSettings = section(ComparisonSettings)
     truth: GroundTruth = section(GroundTruth)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cosplace.assessment.audit import SAME, JudgedRecalls, VerdictFile, judged_recalls, judged_record
+from cosplace.assessment.compression_loss import compression_text, loss_record, measure_loss
 from cosplace.assessment.conditions import find_conditions
 from cosplace.assessment.measures import Measures
 from cosplace.assessment.metrics import measure
@@ -58,12 +59,14 @@ def write_evaluation_results(
     origin: Provenance | None = None,
     scores: Mapping[str, np.ndarray] = MappingProxyType({}),
     verdicts: VerdictFile | None = None,
+    exact: Evaluation | None = None,
     progress: Progress = no_progress,
 ) -> Measures:
     """Write the results of `cosplace eval` to its folder, and return its metrics.
 
     origin: where the numbers come from.  scores: of the first predictions, by name, see `measure`.
     verdicts: of people on pairs of photos; recalls with them are added.
+    exact: the same evaluation by exact search, if descriptors were compressed.
     """
     conditions = find_conditions(dataset, evaluation.positives)
     measures = measure(evaluation, dataset, conditions=conditions, scores=scores)
@@ -79,6 +82,7 @@ def write_evaluation_results(
         summary=[f"{model}, evaluated on {dataset.folder}.", evaluation_summary(evaluation), *_note(dataset)],
         recall_rows=[
             _chance_row(evaluation),
+            *([] if exact is None else [RecallRow(name="exact search", recalls=exact.recalls, note="not compressed")]),
             RecallRow(name=name, recalls=evaluation.recalls, intervals=measures.recalls),
             *([] if judged is None else [_judged_row(judged)]),
         ],
@@ -92,6 +96,7 @@ def write_evaluation_results(
         num_queries_matched=config.testing.report_matches,
     )
     more = {} if judged is None else {"verdicts": judged_record(judged)}
+    more |= {} if exact is None else {"compression": loss_record(measure_loss(exact, evaluation, measures.clusters))}
     more |= {} if origin is None else origin.record()
     _write_results(folder, report, evaluation, dataset, values, more=more, progress=progress)
     return measures
@@ -321,6 +326,8 @@ def evaluation_summary(evaluation: Evaluation) -> str:
     ]
     if views := _views_text(evaluation):
         sentences.append(views)
+    if compression := evaluation.compression:
+        sentences.append(f"Search by {compression_text(compression.method, compression.shortlist)}.")
     if missing := evaluation.num_queries_without_positives:
         verbs = "has no positive and counts as a miss" if missing == 1 else "have no positive and count as misses"
         sentences.append(f"{format_count(missing, 'query', 'queries')} {verbs}.")

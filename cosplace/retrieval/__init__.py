@@ -5,6 +5,8 @@ shards              descriptors in a folder, memory-mapped
 extraction          photos -> descriptors, in memory or in shards
 baselines           descriptors without a network
 search              k nearest descriptors
+compiled_codes      Hamming distances of binary codes, compiled
+compression         search by compressed descriptors, compared again by full ones
 pairs               image pairs for hloc and COLMAP
 recall              positives and Recall@N
 query_views         sizes and crops of queries; the search with several crops

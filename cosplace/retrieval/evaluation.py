@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cosplace.config.evaluation import EvalConfig, ViewSettings
+from cosplace.config.evaluation import CompressionSettings, EvalConfig, ViewSettings
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import loading_workers
 from cosplace.device import amp_type
@@ -25,6 +25,7 @@ from cosplace.geo import distances_m
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.progress import Progress, no_progress, part_of
+from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.extraction import TASK, Extraction, ExtractionSettings, extract, not_finite_text
 from cosplace.retrieval.query_views import (
@@ -66,6 +67,7 @@ class EvaluationSettings:
     descriptors_folder: str | Path | None = None  # keeps descriptors in its subfolders database and queries
     query_policy: str | None = None  # one of POLICIES; None describes queries as the database
     query_size: int | None = None  # pixels, for policies that have a size
+    compression: Compression | None = None  # search by compressed descriptors; None compares them exactly
 
     def __post_init__(self) -> None:
         check_policy(self.query_policy, self.query_size)
@@ -96,6 +98,8 @@ class Evaluation:
     seconds_database: float = 0.0  # of seconds_extracting, for the database
     recall_values_left_out: tuple[int, ...] = ()  # those larger than the database
     views: Mapping[str, Any] = field(default_factory=dict)  # see `views_record`
+    compression: Compression | None = None  # None: exact search
+    dimension: int = 0  # D; 0 if unknown
 
     @property
     def num_searchable(self) -> int:
@@ -227,6 +231,7 @@ def evaluate_descriptors(
         k,
         policy=settings.query_policy,
         device=str(settings.extraction.device),
+        compression=settings.compression,
     )
     meters = distances_m(dataset.query_positions[:, None], dataset.database_positions[predictions])
     seconds_extracting = database.seconds + sum(crop.seconds for crop in crops)
@@ -250,6 +255,8 @@ def evaluate_descriptors(
         seconds_database=database.seconds,
         recall_values_left_out=left_out,
         views=views_record(settings),
+        compression=settings.compression,
+        dimension=database.descriptors.shape[1],
     )
 
 
@@ -340,8 +347,10 @@ def evaluation_settings(config: TrainConfig | EvalConfig, device: torch.device) 
     testing, running = config.testing, config.running
     if isinstance(config, EvalConfig):
         image_size, views, folder = config.test_size.image_size, config.views, config.weights.descriptors_folder
+        compressing = config.compression
     else:
         image_size, views, folder = config.augmenting.image_size, ViewSettings(), None
+        compressing = CompressionSettings()
     return EvaluationSettings(
         extraction=ExtractionSettings(
             image_size=image_size if testing.resize_test_imgs else None,
@@ -360,4 +369,7 @@ def evaluation_settings(config: TrainConfig | EvalConfig, device: torch.device) 
         descriptors_folder=folder,
         query_policy=views.query_policy,
         query_size=image_size if views.query_policy in WITH_SIZE else None,
+        compression=Compression(method=compressing.compress, shortlist=compressing.shortlist)
+        if compressing.compress
+        else None,
     )

@@ -39,6 +39,7 @@ from cosplace.photos.crops import (
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.opening import open_image
 from cosplace.photos.resizing import resized_shape
+from cosplace.retrieval.compression import Compression, compress, search_compressed
 from cosplace.retrieval.extraction import Extraction, ExtractionSettings
 from cosplace.retrieval.search import nearest
 
@@ -130,28 +131,35 @@ def combine(policy: str | None, crops: Sequence[Extraction]) -> Views:
 
 
 def search(
-    database: Extraction, queries: Views, k: int, *, policy: str | None = None, device: str = "cpu"
+    database: Extraction,
+    queries: Views,
+    k: int,
+    *,
+    policy: str | None = None,
+    device: str = "cpu",
+    compression: Compression | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best database images of each query (Q, K) int64, best first, and their squared distances (Q, K) float32.
 
     Queries that could not be opened have -1 and inf.  With several crops, a distance is the smallest one of them; with
-    maj_voting, the order is that after the votes.
+    maj_voting, the order is that after the votes.  compression: search by compressed descriptors, on the CPU.
     """
     crops = queries if isinstance(queries, tuple) else (queries,)
     readable = crops[0].readable
     num_searchable = int(database.readable.sum())
     # With several crops, each finds enough images for the votes; the k best ones are among those of all crops.
     num_found = k if len(crops) == 1 else min(max(k, *VOTE_RANKS), num_searchable)
-    found = [
-        nearest(
-            crop.descriptors if readable.all() else crop.descriptors[np.flatnonzero(readable)],
-            database.descriptors,
-            num_found,
-            device=device,
-            searchable=None if database.readable.all() else database.readable,
-        )
-        for crop in crops
-    ]
+    searchable = None if database.readable.all() else database.readable
+    described = [crop.descriptors if readable.all() else crop.descriptors[np.flatnonzero(readable)] for crop in crops]
+    if compression is None:
+        found = [
+            nearest(rows, database.descriptors, num_found, device=device, searchable=searchable) for rows in described
+        ]
+    else:
+        codes = compress(database.descriptors, compression.method, searchable=searchable)
+        found = [
+            search_compressed(rows, database.descriptors, codes, num_found, compression.shortlist) for rows in described
+        ]
     predictions = np.full((len(readable), k), -1, np.int64)
     squared_distances = np.full((len(readable), k), np.inf, np.float32)
     if len(crops) == 1:

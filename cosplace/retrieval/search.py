@@ -55,7 +55,7 @@ def nearest(
         candidates, bounds = _find_candidates(
             queries, database, num_kept, device=device, block_rows=block_rows, searchable=searchable, progress=progress
         )
-        predictions, distances = _nearest_candidates(queries, database, candidates, k, searchable)
+        predictions, distances = nearest_candidates(queries, database, candidates, k, searchable)
         unproven = np.flatnonzero(distances[:, -1] >= bounds)
         if len(unproven):
             repeated = queries[unproven]
@@ -68,7 +68,7 @@ def nearest(
                 searchable=searchable,
                 dtype=torch.float64,
             )
-            predictions[unproven], distances[unproven] = _nearest_candidates(
+            predictions[unproven], distances[unproven] = nearest_candidates(
                 repeated, database, candidates, k, searchable
             )
     return predictions, distances.astype(np.float32)
@@ -239,10 +239,13 @@ def _smallest(scores: Tensor, count: int, slack: Tensor | None) -> tuple[Tensor,
 # --- exact distances -------------------------------------------------------------------------------------------------
 
 
-def _nearest_candidates(
+def nearest_candidates(
     queries: Descriptors, database: Descriptors, candidates: np.ndarray, k: int, searchable: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k nearest candidates of each query (Q, K) int64 and their squared distances (Q, K) float64."""
+    """Find the k nearest candidates of each query (Q, K) int64 and their squared distances (Q, K) float64.
+
+    candidates: (Q, n) int64, n >= k, each row at most once per query.  Distances are exact; lower rows first on ties.
+    """
     candidates = np.sort(candidates, axis=1)  # a stable sort by distance then keeps lower rows first on ties
     distances = np.empty(candidates.shape)
     step = max(1, EXACT_BYTES // (8 * candidates.shape[1] * queries.shape[1]))

@@ -54,7 +54,8 @@ TRAIN_KEYS = SHARED_KEYS | {
 }  # fmt: skip
 EVAL_KEYS = SHARED_KEYS | {
     "trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder", "protocol", "compare",
-    "database_folder", "no_labels", "query_policy", "scales", "flip", "audit", "verdicts", "accept_license",
+    "database_folder", "no_labels", "query_policy", "scales", "flip", "audit", "verdicts", "accept_license", "compress",
+    "shortlist",
 }  # fmt: skip
 
 

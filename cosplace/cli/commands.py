@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from cosplace import __version__
 from cosplace.cli.command import Command
-from cosplace.cli.console import log_to_terminal
+from cosplace.cli.console import Interruption, end_on_signals, log_to_terminal
 from cosplace.cli.help import help_text
-from cosplace.cli.parser import HelpRequested, about_unknown_action, flag_names, parse_words
+from cosplace.cli.parser import HelpRequested, about_missing_action, about_unknown_action, flag_names, parse_words
 from cosplace.errors import ConfigError, CosPlaceError, advise_only
 from cosplace.progress import StopRequest
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_USER_ERROR = 2
 EXIT_SIGNAL = 128  # plus the number of the signal that stopped the command, as shells count
 COSPLACE = Command(
     name="cosplace",
@@ -228,15 +228,17 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
     # cores, that makes a training step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv), prog, only)
+        with end_on_signals():
+            return _run(list(sys.argv[1:] if argv is None else argv), prog, only)
     except CosPlaceError as error:
         return _report(error)
     except StopRequest as stop:
         print(stop, file=sys.stderr)
         return EXIT_SIGNAL + stop.signal_number
     except KeyboardInterrupt as error:
-        print(error.args[0] if error.args else "Interrupted.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        interruption = error if isinstance(error, Interruption) else Interruption()
+        print(interruption, file=sys.stderr)
+        return EXIT_SIGNAL + interruption.number
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -263,7 +265,7 @@ def _run(words: list[str], prog: str, only: str | None) -> int:
             return EXIT_USER_ERROR
         action = command.find_action(word)
         if action is None and word.startswith("-"):
-            raise ConfigError(f"Choose {_kind(prog)} before {word}: {', '.join(a.name for a in command.actions)}.")
+            raise ConfigError(about_missing_action(word, command, prog))
         if action is None:
             raise ConfigError(about_unknown_action(word, command, prog))
         command, words, prog = action, words[1:], f"{prog} {word}"
@@ -286,7 +288,3 @@ def _report(error: CosPlaceError) -> int:
     log.debug("stopped", exc_info=True)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return EXIT_USER_ERROR
-
-
-def _kind(prog: str) -> str:
-    return "a command" if prog == "cosplace" else "an action"

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from cosplace.storage import storage_errors, write_text
 LOGS = Path("logs")  # folders of runs
 LINE_SECONDS = 30.0  # at most one progress line in this time where there is no terminal
 SAME_SIGNAL_S = 1.0  # a signal that is repeated within this time is the same request
+RETRY_S = 0.05  # until a signal that was ignored is sent again
 LINE_SHARE = 0.1  # and at most one line for this share of a task
 
 log = logging.getLogger("cosplace")
@@ -193,13 +194,62 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+class Interruption(KeyboardInterrupt):
+    """Ctrl+C or SIGTERM, as an exception.  Its text is for the user."""
+
+    def __init__(self, number: int = signal.SIGINT, advice: str = "") -> None:
+        super().__init__(_interruption_text(number, advice))
+        self.number = number  # of the signal
+
+
+def _interruption_text(number: int, advice: str) -> str:
+    return f"{'Interrupted' if number == signal.SIGINT else 'Terminated'}. {advice}".rstrip()
+
+
+@contextmanager
+def end_on_signals() -> Generator[None]:
+    """Within: Ctrl+C and SIGTERM raise an Interruption, so that files are not left half-written.
+
+    A second signal ends the process at once, unless it follows immediately.  Ignored signals stay ignored.
+    """
+    signals = _Signals()
+
+    def receive(number: int, _: object) -> None:
+        if signals.is_first(number):
+            raise Interruption(number)
+
+    def send_again(ignored: Any) -> None:
+        """Python ignores exceptions in finalizers, which may run at any time."""
+        if not issubclass(ignored.exc_type, Interruption):
+            hook(ignored)
+            return
+        number, signals.first = signals.first, 0
+        timer = threading.Timer(RETRY_S, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, send_again
+    try:
+        with _received(receive, only=(signal.default_int_handler, signal.SIG_DFL)):
+            yield
+    except Exception as error:
+        if signals.first:  # compiled code may replace an exception by its own
+            raise Interruption(signals.first) from error
+        raise
+    finally:
+        sys.unraisablehook = hook
+
+
 @contextmanager
 def on_interrupt(advice: str) -> Generator[None]:
-    """Within: Ctrl+C ends the command with this advice."""
+    """Within: Ctrl+C and SIGTERM end the command with this advice."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"Interrupted. {advice}") from error
+        raise Interruption(getattr(error, "number", signal.SIGINT), advice) from error
 
 
 @contextmanager
@@ -209,35 +259,54 @@ def stop_on_signals(progress: Progress, advice: str) -> Generator[Progress]:
     A second signal ends the process at once, unless it follows immediately: `timeout` and others send a signal both to
     a process and to its group.  Returns the progress function for the task.
     """
-    received: list[int] = []
-    received_time = 0.0
+    signals = _Signals()
 
     def receive(number: int, _: object) -> None:
-        nonlocal received_time
-        if received:
-            if time.monotonic() - received_time > SAME_SIGNAL_S:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
-        received.append(number)
-        received_time = time.monotonic()
-        # Not with print: the signal may have interrupted a call of it.
-        os.write(2, f"\n{_clock()}  stopping; press Ctrl+C again to stop at once\n".encode())
+        if signals.is_first(number):
+            how = "press Ctrl+C" if number == signal.SIGINT else "send SIGTERM"
+            # Not with print: the signal may have interrupted a call of it.
+            os.write(2, f"\n{_clock()}  stopping; {how} again to stop at once\n".encode())
 
     def report(task: str, done: int, total: int, note: str = "", /) -> None:
         progress(task, done, total, note)
-        if received:
-            word = "Interrupted" if received[0] == signal.SIGINT else "Terminated"
-            raise StopRequest(f"{word}. {advice}", received[0])
+        if signals.first:
+            raise StopRequest(_interruption_text(signals.first, advice), signals.first)
 
-    if threading.current_thread() is not threading.main_thread():  # signals reach only that one
-        yield progress
-        return
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _received(receive):
         yield report
+
+
+class _Signals:
+    """The signals that a command has received."""
+
+    def __init__(self) -> None:
+        self.first, self.first_time = 0, 0.0
+
+    def is_first(self, number: int) -> bool:
+        """Note a signal; whether it is the first one.  A later one ends the process, unless it follows at once."""
+        if not self.first:
+            self.first, self.first_time = number, time.monotonic()
+            return True
+        if time.monotonic() - self.first_time > SAME_SIGNAL_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        return False
+
+
+@contextmanager
+def _received(receive: Callable[[int, Any], None], only: Sequence[Any] = ()) -> Generator[None]:
+    """Within: SIGINT and SIGTERM call a function, in the main thread.  only: handlers that it replaces; () for any."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach only that one
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    replaced = {number: handler for number, handler in before.items() if not only or handler in only}
+    for number in replaced:
+        signal.signal(number, receive)
+    try:
+        yield
     finally:
-        for number, handler in before.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
 
 

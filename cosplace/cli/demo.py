@@ -5,6 +5,8 @@ from cosplace.cli.serve import serve_index
 from cosplace.config.demo import CityConfig, DemoConfig
 from cosplace.config.values import loading_workers
 
+DEMO_AGAIN = "Run the same command again: it keeps the images of the city, and starts training from the beginning."
+
 
 def run_city(config: CityConfig) -> None:
     """Render a synthetic city."""
@@ -36,7 +38,7 @@ def run_demo(config: DemoConfig) -> None:
     from cosplace.storage import run_folder
 
     folder, city = run_folder(LOGS, "demo", timestamp()), city_folder(config.folder, config.seed)
-    with log_to_folder(folder):
+    with log_to_folder(folder), on_interrupt(DEMO_AGAIN):
         table = train_on_city(city, folder, config.seed, Bars())
         located = index_and_locate(city, folder, Bars())
     print_result(f"{table}\n\n{located}\n")

@@ -16,6 +16,7 @@ from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
 
 NUMBER = re.compile(r"^-\d")  # -5, and -33.8,151.2 as coordinates; no flag begins like this
+MANY_ACTIONS = 10  # more are not listed in an error
 KINDS = {int: "a whole number", float: "a number", parse_path: "a path"}
 
 
@@ -90,8 +91,9 @@ class _StoreOnce(argparse.Action):
         first = names.setdefault(self.dest, option_string)
         before = getattr(namespace, self.dest, values)
         if first != option_string and before != values:
+            ours, theirs = (" ".join(one) if isinstance(one, list) else one for one in (values, before))
             raise ConfigError(
-                f"{option_string} {values} contradicts {first} {before}: both set the same value. Use only one of them."
+                f"{option_string} {ours} contradicts {first} {theirs}: both set the same value. Use only one of them."
             )
         setattr(namespace, self.dest, values)
 
@@ -129,6 +131,8 @@ def _value_parser(one: Setting) -> Any:
         except ValueError as error:
             kind = KINDS.get(one.parse, f"a {one.metavar.lower()}")
             example = f" Use for example {one.example}." if one.example else ""
+            if one.is_list and re.search(r"\d\s*[,x]\s*-?\d", text):
+                example = " Separate numbers with spaces."
             raise ConfigError(f"{one.label} must be {kind}, got '{text}'.{example}") from error
 
     return parse
@@ -138,11 +142,19 @@ def _value_parser(one: Setting) -> Any:
 
 
 def about_unknown_action(word: str, command: Command, prog: str) -> str:
-    """Explain that a command has no such action, with the most similar one."""
-    kind = "command" if prog == "cosplace" else "action"
-    similar = similar_names(word, [action.name for action in command.actions], count=1, cutoff=0.7)
-    hint = f"Did you mean `{similar[0]}`?" if similar else f"Choose from {', '.join(a.name for a in command.actions)}."
-    return f"Unknown {kind} '{word}'. {hint} See `{prog} --help`."
+    """Explain that a command has no such action, with the most similar one, or with all of a few."""
+    kind, names = "command" if prog == "cosplace" else "action", [action.name for action in command.actions]
+    similar = similar_names(word, names, count=1, cutoff=0.6)
+    few = f"Choose from {', '.join(names)}. " if len(names) <= MANY_ACTIONS else ""
+    hint = f"Did you mean `{similar[0]}`? " if similar else few
+    return f"Unknown {kind} '{word}'. {hint}See `{prog} --help`."
+
+
+def about_missing_action(flag: str, command: Command, prog: str) -> str:
+    """Explain that a flag stands where an action should."""
+    if prog == "cosplace":
+        return f"Choose a command before {flag}. See `cosplace --help`."
+    return f"Choose an action before {flag}: {', '.join(action.name for action in command.actions)}."
 
 
 def _about_unknown_flag(flag: str, command: Command, prog: str, root: Command) -> str:

@@ -164,7 +164,8 @@ def run_groups(config: GroupsConfig) -> None:
         num_places = write_place_ids(groups, Path(config.gsv_csv), bars)
         bars.close()
         if not config.json:
-            print_result(f"{config.gsv_csv}: {num_places:,} places in {len(groups):,} CSV files")
+            files = f"{len(groups):,} CSV file{'' if len(groups) == 1 else 's'}"
+            print_result(f"{config.gsv_csv}: {num_places:,} places in {files}")
     if hint and hint.refused:
         raise DatasetError(hint.text)
     if hint and not config.json:

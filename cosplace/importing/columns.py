@@ -15,7 +15,8 @@ import numpy as np
 from cosplace.config.names import similar_names
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.importing.table_files import GEOMETRY_X, GEOMETRY_Y, GEOMETRY_Z, RawTable
-from cosplace.photos.exif import time_of_date
+from cosplace.photos.exif import MAX_OFFSET_HOURS, time_of_date
+from cosplace.photos.tables import known_time
 
 UNKNOWN = math.nan
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -27,21 +28,24 @@ FIELDS: dict[str, tuple[str, ...]] = {
                  "north", "y", "ycoord"),
     "longitude": ("longitude", "lon", "lng", "long", "gpslongitude", "longitudedeg", "londeg", "decimallongitude",
                   "easting", "utmeast", "east", "x", "xcoord"),
-    "latitude_ref": ("gpslatituderef", "latituderef", "latitudedirection", "latdir", "latref", "ns"),
-    "longitude_ref": ("gpslongituderef", "longituderef", "longitudedirection", "londir", "lonref", "ew"),
+    "latitude_ref": ("gpslatituderef", "latituderef", "latitudedirection", "latdirection", "latdir", "latref",
+                     "latitudehemisphere", "lathemisphere", "northsouth", "ns"),
+    "longitude_ref": ("gpslongituderef", "longituderef", "longitudedirection", "londirection", "londir", "lonref",
+                      "longitudehemisphere", "lonhemisphere", "eastwest", "ew"),
     "zone": ("zone", "utmzone", "zonenumber", "utmzonenumber"),
     "zone_letter": ("zoneletter", "utmletter", "utmzoneletter", "utmband", "band", "letter"),
     "heading": ("heading", "headingdeg", "yaw", "yawdeg", "bearing", "azimuth", "viewazimuth", "compass",
                 "compassangle", "compassheading", "compassbearing", "northdeg", "gpsimgdirection", "direction"),
     "heading_ref": ("gpsimgdirectionref", "headingref"),
     "altitude": ("altitude", "altitudem", "alt", "elevation", "ele", "gpsaltitude", "z"),
-    "altitude_ref": ("gpsaltituderef",),
+    "altitude_ref": ("gpsaltituderef", "altituderef", "altref"),
     "accuracy": ("accuracy", "accuracym", "gpsaccuracy", "horizontalaccuracy", "hacc", "gpshpositioningerror",
                  "positionerror"),
     "time": ("time", "timeutc", "timestamp", "datetime", "datetimeutc", "gpsdatetime", "subsecdatetimeoriginal",
              "datetimeoriginal", "capturetime", "capturedat", "createdate", "date"),
     "day": ("date", "gpsdatestamp", "day"),
-    "time_offset": ("offsettimeoriginal", "offsettime", "offsettimedigitized"),
+    "time_offset": ("offsettimeoriginal", "offsettime", "offsettimedigitized", "utcoffset", "timezoneoffset",
+                    "tzoffset", "offset", "timezone", "tz"),
     "pitch": ("pitch", "pitchdeg", "posepitchdegrees"),
     "roll": ("roll", "rolldeg", "poserolldegrees"),
     "field_of_view": ("fieldofview", "fov", "hfov"),
@@ -57,7 +61,7 @@ TEXT_FIELDS = ("filename", "sequence", "camera", "projection", "split", "place")
 MINUS_SIGNS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-"))
 UNITS = {
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres", "above"), 1.0),
-    **dict.fromkeys(("°", "deg", "degree", "degrees", "true", "magnetic", "t"), 1.0),
+    **dict.fromkeys(("°", "deg", "degree", "degrees", "true", "t"), 1.0),
     **dict.fromkeys(("ft", "feet", "foot"), 0.3048), "km": 1000.0,
 }  # fmt: skip
 _BETWEEN = r"[\s°º˚'’‘′\"”“″:]"  # degrees, minutes and seconds
@@ -65,9 +69,14 @@ ANGLE = re.compile(
     rf"([A-Z]*){_BETWEEN}*([+-]?)\s*(\d+(?:\.\d+)?(?:{_BETWEEN}+\d+(?:\.\d+)?){{0,2}}){_BETWEEN}*([A-Z]*)"
 )
 PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
+SEA_LEVEL = re.compile(r"\s*\b(?:(above|below) (?:mean )?(?:sea level|ellipsoid(?:al surface)?)|a?m?sl)$")
+REMARK = re.compile(r"\s*\(\d[^)]*\)$")  # of exiftool, as in 69.4 deg (0.5 m)
+LETTER = re.compile(r"(?<![A-Z])(?:N(?:ORTH)?|S(?:OUTH)?|E(?:AST)?|W(?:EST)?)(?![A-Z])|[-+]")
+OFFSET = re.compile(r"\s*([+-]\d\d(?::?\d\d)?|Z)\s*")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+\.\d+")
-MISSING_TEXTS = frozenset(("", "-", "--", "na", "n/a", "nan", "nil", "none", "null", "undef", "unknown"))
-EARLIEST_S, LATEST_S = -62_135_596_800.0, 253_402_300_799.0  # the years 1 to 9999
+MISSING_TEXTS = frozenset(("", "-", "--", "na", "n/a", "#n/a", "nan", "nil", "none", "null", "undef", "unknown"))
+MIN_SECONDS = 1e8  # since or before 1970, of a number: smaller ones are seconds of a video or of a day
+LATEST_NUMBER_S = 7_258_118_400.0  # the year 2200: larger numbers are no seconds since 1970
 TIME_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # numbers above the first are so many parts of a second
 
 
@@ -82,6 +91,8 @@ def find_columns(table: RawTable, named: Mapping[str, str]) -> dict[str, str]:
         columns[field] = name
     by_name: dict[str, str] = {}
     for name in sorted(table.columns, key=lambda name: not name.startswith("Composite")):  # signed, by exiftool
+        if name in named.values():
+            continue
         by_name.setdefault(re.sub(r"[^a-z0-9]", "", name.rpartition(":")[2].lower()), name)
     for field, names in FIELDS.items():
         column = next((by_name[name] for name in names if name in by_name), None)
@@ -133,8 +144,11 @@ def number(value: Any) -> float:
     match = PLAIN_NUMBER.match(text)
     if match is None:
         return UNKNOWN
-    unit = (text[match.end() :].split() or [""])[0].lower()
-    found = float(match[0]) * (UNITS.get(unit, UNKNOWN) if unit else 1.0)
+    rest = REMARK.sub("", text[match.end() :]).strip().lower()
+    level = SEA_LEVEL.search(rest)
+    unit = rest[: level.start()] if level else rest
+    found = float(match[0]) * math.prod(UNITS.get(word, UNKNOWN) for word in unit.split())  # also "deg true"
+    found = -abs(found) if level and level[1] == "below" else found
     return found if math.isfinite(found) else UNKNOWN
 
 
@@ -166,7 +180,9 @@ def angle(value: Any) -> float:
         return UNKNOWN
     degrees = sum(part / 60**power for power, part in enumerate(parts))
     direction, is_negative = direction[:1], match[2] == "-"
-    if is_negative and direction in ("N", "E"):
+    if (is_negative and direction in ("N", "E")) or (match[2] == "+" and direction in ("S", "W")):
+        return UNKNOWN
+    if any(part % 1 for part in parts[:-1]):  # 33.5 30: a fraction of a degree, and minutes
         return UNKNOWN
     return -degrees if is_negative or direction in ("S", "W") else degrees
 
@@ -192,7 +208,9 @@ def without_hemisphere(raw: Sequence[Any], references: Sequence[Any]) -> np.ndar
     def has_none(value: Any, reference: Any) -> bool:
         if str(reference or "").strip().lower() not in MISSING_TEXTS:
             return False
-        return not re.search(r"[-+NSEW]", str(value).upper().replace("DEG", " ").translate(MINUS_SIGNS))
+        if not isinstance(value, str):
+            return not number(value) <= 0
+        return not LETTER.search(value.upper().replace("DEG", " ").translate(MINUS_SIGNS))
 
     return np.array([has_none(*pair) for pair in zip(raw, references, strict=True)], bool)
 
@@ -213,36 +231,45 @@ def _text(value: Any) -> str:
 def time_of(value: Any, offset: Any = None) -> tuple[float, bool]:
     """Seconds since 1970 of a date, or of a number of seconds, ms, µs or ns since 1970; whether it lacks a time zone.
 
-    A number of 6, 8 or 14 digits can also be a date: YYYYMM, YYYYMMDD, YYYYMMDDhhmmss.  nan for anything else, and
-    outside the years 1 to 9999.  offset: from UTC, as "+02:00", for a text without one.
+    A number of 6, 8, 12 or 14 digits can also be a date: YYYYMM, YYYYMMDD, YYYYMMDDhhmm, YYYYMMDDhhmmss.  A date
+    without a time of day is 00:00:00 UTC, in any time zone.  nan for anything else, and outside the years 1 to 9999.
+    offset: from UTC, as "+02:00", for a text without one.
     """
     seconds, is_local = _time_of(value, offset)
-    return (seconds, is_local) if EARLIEST_S <= seconds <= LATEST_S else (UNKNOWN, False)
+    seconds = known_time(seconds)
+    return seconds, is_local and not math.isnan(seconds)
 
 
 def _time_of(value: Any, offset: Any) -> tuple[float, bool]:
     if isinstance(value, np.datetime64):
-        return (UNKNOWN if np.isnat(value) else value.astype("datetime64[us]").astype(np.int64) / 1e6), False
+        if np.isnat(value):
+            return UNKNOWN, False
+        return float((value - np.datetime64(0, "s")) / np.timedelta64(1, "s")), False
     if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp(), False
-    if isinstance(value, date) or value is None:
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp(), value.tzinfo is None
+    if value is None:
         return UNKNOWN, False
+    if isinstance(value, date):
+        value = value.isoformat()
     digits = _text(value)
-    if re.fullmatch(r"(19|20)\d\d(\d\d|\d{4}|\d{10})", digits):
+    if re.fullmatch(r"(19|20)\d\d(\d\d|\d{4}|\d{8}|\d{10})", digits):
         parts = [digits[:4], digits[4:6], digits[6:8] or "01", *(digits[at : at + 2] or "00" for at in (8, 10, 12))]
-        found = time_of_date(f"{'-'.join(parts[:3])} {':'.join(parts[3:])}")
-        if not math.isnan(found[0]):
-            return found
+        seconds, is_local = time_of_date(f"{'-'.join(parts[:3])} {':'.join(parts[3:])}")
+        return seconds, is_local and len(digits) > 8
     if isinstance(value, str):
         text = value.strip()
         if german := re.fullmatch(r"(\d\d?)\.(\d\d?)\.(\d{4})(.*)", text):
             text = f"{german[3]}-{german[2]:>02}-{german[1]:>02}{german[4]}"
+        if day := re.fullmatch(r"(\d{4})-(\d\d?)(?:-(\d\d?))?", text):
+            return time_of_date(f"{day[1]}-{day[2]}-{day[3] or '01'} 00:00:00Z")[0], False
+        if (zone := re.search(r":\d\d(?:\.\d+)?\s*[+-](\d\d?)(?::?\d\d)?$", text)) and int(zone[1]) > MAX_OFFSET_HOURS:
+            return UNKNOWN, False
         if not PLAIN_NUMBER.fullmatch(text):
-            if offset and isinstance(offset, str) and re.search(r"\d\d:\d\d(:\d\d(\.\d+)?)?$", text):
-                text += offset.strip()
+            offset = OFFSET.fullmatch(str(offset or ""))  # others, such as the names of zones, are not used
+            if offset and re.search(r"\d\d:\d\d(:\d\d(\.\d+)?)?$", text):
+                text += offset[1]
             return time_of_date(text)
     seconds = number(value)
-    for limit, parts in TIME_UNITS:
-        if abs(seconds) > limit:
-            return seconds / parts, False
-    return seconds, False
+    seconds /= next((parts for limit, parts in TIME_UNITS if abs(seconds) > limit), 1.0)
+    is_date = abs(seconds) >= MIN_SECONDS and seconds < LATEST_NUMBER_S
+    return (seconds if is_date else UNKNOWN), False

@@ -30,7 +30,7 @@ def to_degrees(x: np.ndarray, y: np.ndarray, crs: Any) -> tuple[np.ndarray, np.n
     try:
         system = CRS.from_user_input(crs)
         transformer = Transformer.from_crs(system, 4326, always_xy=True)
-    except (CRSError, ProjError) as error:
+    except (CRSError, ProjError, TypeError, ValueError, AttributeError, KeyError) as error:  # odd metadata of a file
         raise ConfigError(
             f"--crs: {short_name(crs)} is not a known coordinate system. Use a code such as EPSG:25832."
         ) from error
@@ -95,8 +95,10 @@ def refuse_other_zones(path: Path, zones: Sequence[Any], system: Any) -> None:
     from pyproj import CRS
 
     own = re.match(r"\d+", CRS.from_user_input(system).utm_zone or "")
+    if not own:  # zones of another system
+        return
     found = {match[0].lstrip("0") for zone in texts(zones) if (match := re.match(r"\d+", zone))}
-    if others := found - ({own[0].lstrip("0")} if own else set()):
+    if others := found - {own[0].lstrip("0")}:
         raise DatasetError(
             f"{path} has rows in UTM zone {', '.join(sorted(others)[:5])}, but {short_name(system)} is another system. "
             f"Omit --crs, so that the zone of each row is used; this needs a column 'letter'."

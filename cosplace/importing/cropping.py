@@ -207,9 +207,16 @@ def _check_settings(folder: Path, settings: CropSettings) -> None:
     for name, value in _content_settings(settings).items():
         if isinstance(before, dict) and before.get(name) != value:
             raise ConfigError(
-                f"The crops in {folder} have --{name} {before.get(name)}, not {value}. Use the same settings, or "
-                "another folder with --to."
+                f"The crops in {folder} have {_flag(name, before.get(name))}, not {_flag(name, value)}. Use the same "
+                "settings, or another folder with --to."
             )
+
+
+def _flag(name: str, value: object) -> str:
+    """A setting as it is written on a command line."""
+    if value is None:
+        return f"no --{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _forget_settings(folder: Path) -> None:

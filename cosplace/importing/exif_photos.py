@@ -26,6 +26,8 @@ from cosplace.photos.tables import PhotoRecord
 
 HEIC_SUFFIXES = frozenset((b".heic", b".heif", b".hif"))
 POSITION_SUFFIXES = frozenset(b".csv .tsv .json .geojson .gpkg .gpx .nmea .parquet".split())
+ARCHIVE_SUFFIXES = frozenset(b".zip .tar .gz .tgz .bz2 .xz .7z .rar".split())
+ARCHIVE = "is an archive. Unpack it, and pass its folder as SOURCE."
 PHOTOS_FOLDER = "photos"  # of a dataset
 
 
@@ -100,6 +102,8 @@ def left_out(file: Path) -> str:
         return "is a camera raw image. Export it as JPEG."
     if suffix in POSITION_SUFFIXES:
         return "is not a photo. To use its positions, also pass it as SOURCE."
+    if suffix in ARCHIVE_SUFFIXES:
+        return ARCHIVE
     if suffix in OTHER_SUFFIXES:
         return "is not a photo"
     start = _start(file)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cosplace.config.importing import ImportSettings
-from cosplace.errors import DatasetError
+from cosplace.errors import DatasetError, one_line
 from cosplace.geo import wrap_heading
 from cosplace.importing.photo_references import (
     NOT_FOUND,
@@ -32,7 +32,7 @@ from cosplace.importing.video_tracks import VideoTrack
 from cosplace.importing.videos import read_video
 from cosplace.photos.exif import checked_position
 from cosplace.photos.paths import path_text
-from cosplace.photos.tables import PhotoRecord
+from cosplace.photos.tables import PhotoRecord, has_time_of_day
 from cosplace.storage import write_atomically
 
 TIME_PATTERN = re.compile(r"(\d{4})_(\d\d)_(\d\d)_(\d\d)_(\d\d)_(\d\d)_(\d+)")
@@ -87,6 +87,10 @@ def _photo(row: Row, file: Path, relative: str, use_headings: bool) -> Iterator[
     heading = _heading(row) if use_headings else UNKNOWN
     if math.isnan(latitude):
         yield Problem(name=str(file), reason="has no valid position in the description", is_left_out=False)
+    time = text(row.get("MAPCaptureTime"))
+    if time and math.isnan(_parse_time(time)):
+        reason = f"'{one_line(time)[:60]}' is not a capture time, so its time is unknown"
+        yield Problem(name=str(file), reason=reason, is_left_out=False)
     accuracy_m = number(row.get("MAPGPSAccuracyMeters"))
     record = PhotoRecord(
         path=f"photos/{relative}",
@@ -96,7 +100,7 @@ def _photo(row: Row, file: Path, relative: str, use_headings: bool) -> Iterator[
         accuracy_m=accuracy_m if accuracy_m > 0 else UNKNOWN,
         heading=heading,
         heading_source="" if math.isnan(heading) else HEADING_SOURCE,
-        time=_parse_time(text(row.get("MAPCaptureTime"))),
+        time=_parse_time(time),
         sequence=text(row.get("MAPSequenceUUID")),
         camera=_camera(row),
     )
@@ -157,7 +161,7 @@ def write_mapillary_json(records: Sequence[PhotoRecord], folder: Path, to: Path)
     """Write photos of a dataset as descriptions that mapillary_tools uploads.
 
     folder: that of the dataset.  Returns the numbers of photos and of errors: a photo without a position or a time is
-    written as an error, as mapillary_tools writes it.
+    written as an error, as mapillary_tools writes it.  So is one of whose time only the date is known: 00:00:00 UTC.
     """
     rows = [_description(record, folder) for record in records]
     content = json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False).encode()
@@ -173,6 +177,8 @@ def _num_errors(rows: Iterable[Row]) -> int:
 def _description(record: PhotoRecord, folder: Path) -> Row:
     row: Row = {"filename": path_text(folder.resolve() / record.path), "filetype": "image"}
     lacking = [word for word, value in (("position", record.latitude), ("time", record.time)) if math.isnan(value)]
+    if not math.isnan(record.time) and not has_time_of_day(record.time):
+        lacking.append("time of day")
     if lacking:
         return row | {"error": {"type": "MapillaryGeoTaggingError", "message": f"no {' and no '.join(lacking)}"}}
     row |= {
@@ -196,4 +202,5 @@ def _description(record: PhotoRecord, folder: Path) -> Row:
 
 def _format_time(time: float) -> str:
     milliseconds = round(time * 1000)
-    return f"{datetime.fromtimestamp(milliseconds // 1000, UTC):%Y_%m_%d_%H_%M_%S}_{milliseconds % 1000:03d}"
+    whole = datetime.fromtimestamp(milliseconds // 1000, UTC)
+    return f"{whole.year:04d}_{whole:%m_%d_%H_%M_%S}_{milliseconds % 1000:03d}"

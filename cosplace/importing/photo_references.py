@@ -6,6 +6,7 @@ A path in a file may not lead anywhere else: whoever wrote the file does not dec
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -67,12 +68,17 @@ def find_reference(name: str, folders: Sequence[Path]) -> tuple[Path | None, str
                 return Path(real), Path(real).relative_to(root).as_posix()
         parts = tuple(part for part in parts if part != "..")
     for first in range(len(parts)):
-        end = Path(*parts[first:])
-        for folder, root in roots:
-            real = os.path.realpath(folder / end)
-            if real.startswith(root.rstrip(os.sep) + os.sep) and Path(real).is_file():
-                return folder / end, end.as_posix()
+        for end in map(Path, spellings("/".join(parts[first:]))):
+            for folder, root in roots:
+                real = os.path.realpath(folder / end)
+                if real.startswith(root.rstrip(os.sep) + os.sep) and Path(real).is_file():
+                    return folder / end, end.as_posix()
     return None, ""
+
+
+def spellings(name: str) -> list[str]:
+    """A name as it is, and with accented letters as one character or as two, as file systems of Apple write them."""
+    return list(dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))))
 
 
 def is_path(name: str) -> bool:

@@ -166,7 +166,7 @@ class PosePositions:
         if np.isfinite(known[:, 0]).any():
             return known
         for photo in photos:
-            camera, _ = rows.find(photo.file)
+            camera, _ = rows.find(photo.named_file)
             if camera is not None and has_position(photo):
                 known[camera] = photo.record.latitude, photo.record.longitude, photo.record.altitude_m
         return known
@@ -177,12 +177,12 @@ class PosePositions:
         reasons: list[str] = []
         values: Mapping[str, Any] = {}
         for poses, rows, cameras in zip(self.reconstructions, self.rows, placed, strict=True):
-            row, reason = rows.find(photo.file)
+            row, reason = rows.find(photo.named_file)
             reasons += [f"{poses.source}: {reason}"] if reason else []
             if row is not None and cameras is not None and not np.isnan(cameras.latitudes[row]):
                 values = values or _values_of(photo, poses, cameras, row)
         for priors, rows in zip(self.priors, self.prior_rows, strict=True):
-            row, reason = rows.find(photo.file)
+            row, reason = rows.find(photo.named_file)
             reasons += [f"{priors.source}: {reason}"] if reason else []
             if row is not None and not values and not np.isnan(priors.positions[row, 0]):
                 latitude, longitude, altitude_m = map(float, priors.positions[row])
@@ -195,10 +195,10 @@ class PosePositions:
                 }
         if not values:
             reason = "; ".join(reasons) or "no reconstruction has a pose of this photo"
-            yield Problem(name=str(photo.file), reason=reason, is_left_out=False)
+            yield Problem(name=str(photo.named_file), reason=reason, is_left_out=False)
         elif has_position(photo) and (away_m := _away_m(photo, values)) > FAR_M:
             reason = f"its pose is {away_m:,.0f} m from its GPS position; check both"
-            yield Problem(name=str(photo.file), reason=reason, is_left_out=False)
+            yield Problem(name=str(photo.named_file), reason=reason, is_left_out=False)
         yield annotated(photo, **values)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cosplace.config.importing import ImportSettings
-from cosplace.errors import DatasetError
+from cosplace.errors import ConfigError, DatasetError, one_line
 from cosplace.geo import geodesic_distances_m, magnetic_declination, wrap_heading
 from cosplace.importing.columns import (
     MISSING_TEXTS,
@@ -34,6 +34,7 @@ from cosplace.importing.columns import (
 )
 from cosplace.importing.coordinate_systems import from_zones, refuse_other_zones, short_name, to_degrees
 from cosplace.importing.exif_photos import PHOTOS_FOLDER
+from cosplace.importing.photo_references import spellings
 from cosplace.importing.positions import PhotoStream, has_position
 from cosplace.importing.reading import utc_time
 from cosplace.importing.records import Entry, FoundPhoto, Problem
@@ -46,6 +47,7 @@ from cosplace.importing.table_files import (
     RawTable,
     read_raw_table,
 )
+from cosplace.photos.metadata import year_of
 from cosplace.photos.paths import printable
 from cosplace.photos.tables import UNKNOWN, PhotoRecord
 
@@ -57,10 +59,9 @@ VALUES = {  # column of a record -> field of a table
 SPLITS = ("train", "val", "val/database", "val/queries", "test", "test/database", "test/queries")
 HEADING_LIMITS = (-360.0, 720.0)  # others are no directions
 MOSTLY = 0.5  # share of rows that shows that a whole column is wrong
-YEAR_S = 365.2425 * 86_400
-DECLINATION_YEAR = 2020.0  # of magnetic headings without a time
 NUM_COMPARED = 50  # photos whose own positions are compared with those of the table before any is used
 SWAPPED_M, FAR_M = 1_000.0, 10_000.0  # own position from that of the swapped columns, and of the columns as they are
+LOCAL_TIMES = "{:,} times have no time zone, so UTC was assumed. To use another time zone, pass --timezone."
 SWAPPED = (
     "{path}: the columns of latitude and longitude are swapped: {why}. "
     "Name them: --column latitude={longitude} longitude={latitude}."
@@ -78,6 +79,7 @@ class PositionTable:
     values: dict[str, Any]  # of the columns of a record that the table has, by name
     columns: dict[str, str]  # name of the column of each field
     problems: tuple[Problem, ...]
+    is_magnetic: np.ndarray  # bool, of headings: from magnetic north
     repeated: frozenset[int]  # rows that equal an earlier one, whose name is ""
 
 
@@ -110,7 +112,7 @@ class TablePositions:
         seen = set()
         for table in self.tables:
             folder = table.path.parent
-            for name in table.names:
+            for name in chain.from_iterable(map(spellings, table.names)):
                 path = Path(name.replace("\\", "/"))
                 if path.is_absolute() and path.is_relative_to(folder.absolute()):
                     path = path.relative_to(folder.absolute())
@@ -136,27 +138,36 @@ class TablePositions:
                     continue
                 name = table.names[row]
                 reason = f"no photo is named {name}" if name else "has no photo name"
+                if row in rows.unclear:
+                    reason = f"{name} is in several rows, or is the name of several photos"
                 if name and os.path.lexists(table.path.parent / name):
                     reason = f"{name} was not imported: it is listed with the reason, or it is not among the sources"
                 yield Problem(name=f"{table.path} row {row + 1}", reason=reason)
 
     def _annotate(self, photo: FoundPhoto) -> Iterator[Entry]:
-        reasons, is_named = [], False
+        reasons, is_named, is_magnetic = [], False, False
         for table, rows in zip(self.tables, self.rows, strict=True):
-            row, reason = rows.find(photo.file)
+            row, reason = rows.find(photo.named_file)
             if row is not None:
                 photo, is_named = replace(photo, record=_with_row(photo.record, table, row)), True
+                if "heading" in table.values and not math.isnan(table.values["heading"][row]):
+                    is_magnetic = bool(table.is_magnetic[row])
             elif reason:
-                reasons.append(f"{table.path}: {reason}")
+                reasons.append(f"{reason} (in {table.path})")
         if not is_named:
             reason = "; ".join(reasons) or "no row names this photo"
-            yield Problem(name=str(photo.file), reason=reason, is_left_out=False)
+            yield Problem(name=str(photo.named_file), reason=reason, is_left_out=False)
+        if is_magnetic:  # last, because tables may give the position or the time after the heading
+            photo = replace(photo, record=_with_true_heading(photo.record))
+            if math.isnan(photo.record.heading):
+                reason = "its magnetic heading cannot be converted without a position, or near a magnetic pole"
+                yield Problem(name=str(photo.named_file), reason=reason, is_left_out=False)
         yield photo
 
     def _refuse_swapped(self, photos: Sequence[FoundPhoto]) -> None:
         """Raise DatasetError if photos that know their position show that the columns of a table are swapped."""
         for table, rows in zip(self.tables, self.rows, strict=True):
-            found = [(photo, rows.find(photo.file)[0]) for photo in photos if has_position(photo)]
+            found = [(photo, rows.find(photo.named_file)[0]) for photo in photos if has_position(photo)]
             found = [(photo, row) for photo, row in found if row is not None and not math.isnan(table.latitudes[row])]
             num_swapped = 0
             for photo, row in found:
@@ -187,6 +198,13 @@ def _with_row(record: PhotoRecord, table: PositionTable, row: int) -> PhotoRecor
     return replace(record, **values)
 
 
+def _with_true_heading(record: PhotoRecord) -> PhotoRecord:
+    """A record whose heading is from magnetic north, with that from true north at its position and time."""
+    declination = magnetic_declination(record.latitude, record.longitude, year_of(record.time))
+    heading = wrap_heading(record.heading + declination)
+    return replace(record, heading=heading, heading_source="" if math.isnan(heading) else record.heading_source)
+
+
 # --- a table ---------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +220,11 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
     if "filename" not in columns:
         raise DatasetError(
             f"{path} has no column of file names; it has {', '.join(table.columns)}. "
-            f"Name it: --column filename=NAME, and for unusual names also latitude=NAME longitude=NAME."
+            + (
+                "Name it: --column filename=NAME, and for unusual names also latitude=NAME longitude=NAME."
+                if len(table.columns) > 1
+                else "Separate its columns by commas, semicolons, tabs or bars."
+            )
         )
     if set(columns) == {"filename"} or len({"latitude", "longitude"} & set(columns)) == 1:
         raise DatasetError(
@@ -213,9 +235,8 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
     latitudes, longitudes, problems = _positions(table, columns, raw, crs)
     values: dict[str, Any] = {}
     if "time" in raw:
-        clock = _with_days(raw["time"], raw.get("day"))
-        values["time"] = _times(clock, raw.get("time_offset"), timezone)
-        problems += _unread(path, "time", clock, values["time"], "Write times as 2026-05-01T12:00:00")
+        values["time"], found = _times(path, columns["time"], raw, timezone)
+        problems += found
     for name, field in VALUES.items():
         if field in raw:
             values[name] = texts(raw[field]) if field in TEXT_FIELDS else numbers(raw[field])
@@ -226,19 +247,19 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
     if "accuracy_m" in values:
         values["accuracy_m"] = np.where(values["accuracy_m"] > 0, values["accuracy_m"], UNKNOWN)
     if "heading" in values:
-        years = _years(values.get("time"), len(latitudes))
-        values["heading"] = _headings(values["heading"], raw.get("heading_ref"), latitudes, longitudes, years)
+        values["heading"] = _headings(values["heading"])
         if np.count_nonzero(values["heading"] == 0) == np.count_nonzero(~np.isnan(values["heading"])) > 1:
             reason = f"column '{columns['heading']}' is 0 in each row, which means unknown, and was not used"
             problems.append(Problem(name=str(path), reason=reason, is_left_out=False))
             del values["heading"]
     if "split" in values:
         problems += _refuse_splits(path, values["split"])
+    is_magnetic = _are_magnetic(raw.get("heading_ref") or [None] * table.num_rows)
     names, repeated = _without_repeated(texts(raw["filename"]), table)
     if repeated:
         reason = f"rows that equal earlier ones, which are used: {len(repeated):,}"
         problems.append(Problem(name=str(path), reason=reason, is_left_out=False))
-    return PositionTable(path, names, latitudes, longitudes, values, columns, tuple(problems), repeated)
+    return PositionTable(path, names, latitudes, longitudes, values, columns, tuple(problems), is_magnetic, repeated)
 
 
 def _without_repeated(names: list[str], table: RawTable) -> tuple[list[str], frozenset[int]]:
@@ -262,7 +283,9 @@ def _positions(
     y, x, unread = _coordinates(table, columns, raw)
     has_numbers = ~(np.isnan(x) | np.isnan(y))
     system = crs or (table.crs if columns["latitude"].startswith("geometry") else "")
-    has_zones = "zone" in raw and bool(np.nanmax(np.abs(y)) > 90)
+    has_zones = "zone" in raw and bool(np.nanmedian(np.abs(y)) > 90)
+    if not crs and system:
+        _refuse_unknown_system(table)
     if has_zones and system:
         refuse_other_zones(table.path, raw["zone"], system)
     if has_zones and not system:
@@ -298,6 +321,19 @@ def _positions(
     ]
     is_known = is_possible & ~at_null
     return np.where(is_known, latitudes, UNKNOWN), np.where(is_known, longitudes, UNKNOWN), unread + problems
+
+
+def _refuse_unknown_system(table: RawTable) -> None:
+    """Raise DatasetError if the coordinate system that a file states is none."""
+    try:
+        to_degrees(np.zeros(1), np.zeros(1), table.crs)
+    except ConfigError as error:
+        raise DatasetError(
+            one_line(
+                f"{table.path}: its coordinate system ({short_name(table.crs)}) is not known, or has no positions on "
+                f"the ground. Name it, as in --crs EPSG:25832."
+            )
+        ) from error
 
 
 def _coordinates(
@@ -355,35 +391,33 @@ def _day(value: Any) -> str:
     return value.isoformat()[:10] if isinstance(value, date) else str(value).strip()
 
 
-def _years(times: np.ndarray | None, num_rows: int) -> list[float]:
-    """The year of each row, with fraction; DECLINATION_YEAR where the time is unknown."""
-    known = np.full(num_rows, UNKNOWN) if times is None else times
-    return [DECLINATION_YEAR if math.isnan(time) else 1970 + time / YEAR_S for time in known.tolist()]
-
-
 def _column_names(columns: dict[str, str]) -> dict[str, str]:
     return {field: columns[field] for field in ("latitude", "longitude")}
 
 
-def _headings(
-    values: np.ndarray,
-    references: Sequence[Any] | None,
-    latitudes: np.ndarray,
-    longitudes: np.ndarray,
-    years: Sequence[float],
-) -> np.ndarray:
-    """Headings in [0, 360) from true north; nan for what is not a direction.  references: M for magnetic north."""
+def _headings(values: np.ndarray) -> np.ndarray:
+    """Headings in [0, 360); nan for what is not a direction."""
     headings = np.where((values >= HEADING_LIMITS[0]) & (values <= HEADING_LIMITS[1]), values, UNKNOWN)
-    for row, reference in enumerate(references or ()):
-        if str(reference or "").strip()[:1].upper() == "M":
-            headings[row] += magnetic_declination(float(latitudes[row]), float(longitudes[row]), years[row])
     return np.array([wrap_heading(heading) for heading in headings.tolist()], np.float64)
 
 
-def _times(values: Sequence[Any], offsets: Sequence[Any] | None, timezone: str) -> np.ndarray:
-    """Seconds since 1970 (UTC), (rows,) float64."""
-    found = [time_of(*pair) for pair in zip(values, offsets or [None] * len(values), strict=True)]
-    return np.array([utc_time(time, timezone) if is_local and timezone else time for time, is_local in found])
+def _are_magnetic(references: Sequence[Any]) -> np.ndarray:
+    """Whether headings are from magnetic north, (rows,) bool: M or "Magnetic North"."""
+    return np.array([str(one or "").strip()[:1].upper() == "M" for one in references], bool)
+
+
+def _times(path: Path, column: str, raw: dict[str, list[Any]], timezone: str) -> tuple[np.ndarray, list[Problem]]:
+    """Seconds since 1970 (UTC), (rows,) float64; and problems.  timezone: of times without one, or "" for UTC."""
+    clock = _with_days(raw["time"], raw.get("day"))
+    found = [time_of(*pair) for pair in zip(clock, raw.get("time_offset") or [None] * len(clock), strict=True)]
+    if any(word in column.lower() for word in ("utc", "gps")):
+        found = [(time, False) for time, _ in found]
+    num_local = sum(is_local for _, is_local in found)
+    problems = []
+    if num_local and not timezone:
+        problems.append(Problem(name=str(path), reason=LOCAL_TIMES.format(num_local), is_left_out=False))
+    times = np.array([utc_time(time, timezone) if is_local and timezone else time for time, is_local in found])
+    return times, problems + _unread(path, "time", clock, times, "Write times as 2026-05-01T12:00:00")
 
 
 def _refuse_splits(path: Path, splits: list[str]) -> list[Problem]:

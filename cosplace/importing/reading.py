@@ -66,7 +66,7 @@ def read_photo(photo: FoundPhoto, temporary: Path | None, mode: str = "copy", ti
                 return [Problem(name=name, reason=HEIC_LEFT_OUT if other_format(raw) == HEIC else refused_format(raw))]
             raw = _jpeg_of_heic(raw, photo.file)
             path = str(Path(photo.record.path).with_suffix(".jpg"))
-            photo = replace(photo, content=raw, record=replace(photo.record, path=path))
+            photo = replace(photo, content=raw, converted_from=photo.file, record=replace(photo.record, path=path))
         width, height = _size(raw, photo.file)
         if not raw.rstrip(b"\0").endswith(ENDS.get(detect_format(raw) or "", b"\0")):
             decode_pixels(raw, photo.file)  # truncated, or with other data at its end: whether it opens decides
@@ -76,7 +76,7 @@ def read_photo(photo: FoundPhoto, temporary: Path | None, mode: str = "copy", ti
     record = replace(photo.record, source=source, width=width, height=height, checksum=checksum)
     entries: list[Entry] = []
     if photo.use_exif:
-        record, doubts = _with_metadata(record, Path("" if photo.content else photo.file).name, raw, timezone)
+        record, doubts = _with_metadata(record, _name_of(photo), raw, timezone)
         entries = [Problem(name=name, reason=doubt, is_left_out=False) for doubt in doubts]
     if photo.content is not None:
         file = photo.file
@@ -86,6 +86,12 @@ def read_photo(photo: FoundPhoto, temporary: Path | None, mode: str = "copy", ti
                 file.write_bytes(raw)
         photo = replace(photo, file=file, content=None)
     return [*entries, replace(photo, record=record)]
+
+
+def _name_of(photo: FoundPhoto) -> str:
+    """The name that may have '@' fields; a frame of a video has none."""
+    is_frame = photo.content is not None and photo.converted_from is None
+    return "" if is_frame else photo.named_file.name
 
 
 def _size(raw: bytes, file: Path) -> tuple[int, int]:

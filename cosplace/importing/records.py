@@ -17,7 +17,13 @@ class FoundPhoto:
     file: Path  # where the photo is now
     record: PhotoRecord  # its path is the one in the dataset, unless another photo has the same
     content: bytes | None = None  # the encoded photo if it is not a file, as a frame of a video; `file` is the video
+    converted_from: Path | None = None  # the file of the source, if `file` is not it
     use_exif: bool = True  # whether the '@' name, EXIF and XMP of the photo may fill in what the record lacks
+
+    @property
+    def named_file(self) -> Path:
+        """The file that tables and reports name."""
+        return self.converted_from or self.file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

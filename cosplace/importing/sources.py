@@ -15,6 +15,7 @@ which yields photos in a fixed order, and does not read them (the import reads t
 which reads all its files at once.  Both raise DatasetError for what makes the whole source useless.
 """
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ from types import ModuleType
 
 from cosplace.config.names import similar_names
 from cosplace.errors import DatasetError
+from cosplace.importing.exif_photos import ARCHIVE, ARCHIVE_SUFFIXES
+from cosplace.photos.formats import suffix_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ def find_source(path: Path, name: str = "") -> Source:
     for source in SOURCES:
         if source.load().detects(path):
             return source
+    if suffix_of(os.fsencode(path.name)) in ARCHIVE_SUFFIXES:
+        raise DatasetError(f"{path} {ARCHIVE}")
     raise DatasetError(
         f"{path} is neither photos nor positions that can be imported. "
         f"See docs/import.md for the supported sources, or name its kind: --format {'|'.join(s.name for s in SOURCES)}."

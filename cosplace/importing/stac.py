@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from cosplace.config.importing import ImportSettings
-from cosplace.errors import DatasetError
+from cosplace.errors import DatasetError, one_line
 from cosplace.geo import wrap_heading
 from cosplace.importing.photo_references import (
     NOT_FOUND,
@@ -28,7 +28,7 @@ from cosplace.importing.records import Entry, FoundPhoto, Problem
 from cosplace.importing.tracks import UNKNOWN
 from cosplace.photos.exif import checked_position
 from cosplace.photos.formats import SUFFIXES, suffix_of
-from cosplace.photos.tables import PhotoRecord
+from cosplace.photos.tables import PhotoRecord, known_time
 
 JSON_SUFFIXES = (".json", ".geojson")
 PREFERRED_ASSETS = ("hd", "visual", "data", "sd")  # large ones first; thumbnails are not used
@@ -111,6 +111,9 @@ def _photo(item: Item, file: Path, folders: Sequence[Path], use_headings: bool, 
     record = _record(item, f"photos/{relative}", use_headings)
     if math.isnan(record.latitude):
         yield Problem(name=name, reason="its geometry is not a point", is_left_out=False)
+    if math.isnan(record.time) and (time := text(_mapping(item.get("properties")).get("datetime"))):
+        reason = f"its datetime '{one_line(time)[:60]}' is not a time in the years 1 to 9999, so its time is unknown"
+        yield Problem(name=name, reason=reason, is_left_out=False)
     yield FoundPhoto(file=photo, record=record)
 
 
@@ -168,9 +171,9 @@ def _mapping(value: Any) -> Item:
 
 
 def _time(value: str) -> float:
-    """Seconds since 1970 of an RFC 3339 time; nan for anything else."""
+    """Seconds since 1970 of an RFC 3339 time; nan for anything else, and outside of the years 1 to 9999 (UTC)."""
     try:
         found = datetime.fromisoformat(value)
     except ValueError:
         return UNKNOWN
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return known_time((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())

@@ -25,7 +25,7 @@ from cosplace.photos.names import FIELDS
 from cosplace.photos.paths import path_from_text, path_text
 from cosplace.photos.scanning import scan_images
 from cosplace.photos.table_lists import find_part
-from cosplace.photos.tables import INTEGERS, TEXTS, PhotoRecord, from_table, read_table
+from cosplace.photos.tables import INTEGERS, TEXTS, PhotoRecord, from_table, has_time_of_day, known_time, read_table
 from cosplace.progress import Progress, no_progress
 from cosplace.storage import storage_errors, write_atomically
 
@@ -72,7 +72,7 @@ def export_dataset(
     if format == "geojson":
         return _export_geojson(records, to)
     num_written, num_errors = write_mapillary_json(records, images.folder, to)
-    return ExportResult(num_written, num_errors, "their position or time is unknown")
+    return ExportResult(num_written, num_errors, "their position or time, or their time of day, is unknown")
 
 
 # --- '@' names -------------------------------------------------------------------------------------------------------
@@ -117,6 +117,8 @@ def at_names(folder: Path, records: Sequence[PhotoRecord]) -> list[str]:
             continue
         texts = labels.name(row).split("@")
         texts[FIELDS["pano_id"]] = _id_of(record.path, row)
+        if not has_time_of_day(record.time) and (timestamp := texts[FIELDS["timestamp"]]):
+            texts[FIELDS["timestamp"]] = timestamp[:6] if timestamp[6:8] == "01" else timestamp[:8]  # what is known
         split = record.split if SPLIT.fullmatch(record.split) else ""
         names.append(os.path.join(split, "@".join(texts) + _suffix_of(record.path)))  # noqa: PTH118
     return names
@@ -154,7 +156,7 @@ def feature_of(record: PhotoRecord) -> dict[str, Any]:
         if name in ("latitude", "longitude", "altitude_m"):
             continue
         if name == "time":
-            value = "" if math.isnan(value) else datetime.fromtimestamp(value, UTC).isoformat().replace("+00:00", "Z")
+            value = "" if math.isnan(known_time(value)) else _time_text(value)
         elif name == "path":
             value = path_text(value)
         elif name not in TEXTS and name not in INTEGERS and math.isnan(value):
@@ -162,6 +164,14 @@ def feature_of(record: PhotoRecord) -> dict[str, Any]:
         if value not in ("", 0) or name not in (*TEXTS, *INTEGERS, "time"):
             properties[name] = value
     return {"type": "Feature", "geometry": _geometry_of(record), "properties": properties}
+
+
+def _time_text(time: float) -> str:
+    """A time as 2026-05-01T12:00:00Z; only the part that is known, as 2026-05-02 or 2026-05."""
+    moment = datetime.fromtimestamp(time, UTC)
+    if has_time_of_day(time):
+        return moment.isoformat().replace("+00:00", "Z")
+    return moment.date().isoformat() if moment.day > 1 else moment.date().isoformat()[:7]
 
 
 def _geometry_of(record: PhotoRecord) -> dict[str, Any] | None:

@@ -14,6 +14,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cosplace.errors import DatasetError
 from cosplace.importing.packages import optional_module
 
@@ -66,6 +68,8 @@ def read_text(path: Path) -> str:
     raw = path.read_bytes()
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return raw.decode("utf-16", errors="replace")
+    if b"\0" in raw[:2]:  # the first character is of ASCII
+        return raw.decode("utf-16-be" if raw[0] == 0 else "utf-16-le", errors="replace")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -203,7 +207,7 @@ def _geojson(path: Path, content: Mapping[str, Any]) -> RawTable:
     crs = content.get("crs")  # only files older than RFC 7946 have it
     properties = crs.get("properties") if isinstance(crs, Mapping) else None
     name = properties.get("name") if isinstance(properties, Mapping) else None
-    return _from_rows(path, rows, None if name in WGS84_NAMES else name)
+    return _from_rows(path, rows, name if isinstance(name, str) and name not in WGS84_NAMES else None)
 
 
 def _not_points(path: Path, kind: str) -> DatasetError:
@@ -223,7 +227,7 @@ def _read_parquet(path: Path) -> RawTable:
             metadata = file.schema_arrow.metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}). Export it again.") from error
-    lists = (_without_nanoseconds(column).to_pylist() for column in table.columns)
+    lists = (_values(column) for column in table.columns)
     columns = dict(zip(_unique(table.column_names), lists, strict=True))
     try:
         geo = json.loads(metadata.get(b"geo", b"{}"))
@@ -236,13 +240,26 @@ def _read_parquet(path: Path) -> RawTable:
     return RawTable(path, columns, table.num_rows, crs)
 
 
-def _without_nanoseconds(column: Any) -> Any:
-    """A column (pyarrow) whose times Python can hold."""
+def _values(column: Any) -> list[Any]:
+    """The values of a column (pyarrow).  Times of a zone are in UTC; others stay those of a clock without a zone."""
     import pyarrow as pa
 
-    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-        return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
-    return column
+    if pa.types.is_timestamp(column.type):
+        unit = column.type.unit
+        times = [None if one is None else np.datetime64(one, unit) for one in column.cast(pa.int64()).to_pylist()]
+        return times if column.type.tz else [_clock_time(time) for time in times]
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError, ArithmeticError):  # such as a date in the year 20000
+        return [None] * len(column) if pa.types.is_nested(column.type) else column.cast(pa.string()).to_pylist()
+
+
+def _clock_time(time: np.datetime64 | None) -> Any:
+    """A time as a datetime without a zone, to the microsecond, in the years that it can have."""
+    if time is None or np.isnat(time):
+        return None
+    is_possible = np.datetime64("0001-01-01") <= time.astype("datetime64[s]") <= np.datetime64("9999-12-31T23:59:59")
+    return time.astype("datetime64[us]").item() if is_possible else time
 
 
 def _read_geopackage(path: Path) -> RawTable:

@@ -75,12 +75,12 @@ def complete(known: PhotoMetadata, exif: ExifFacts) -> PhotoMetadata:
     if np.isnan(known.heading):
         heading = exif.heading
         if exif.is_magnetic:  # unknown without a position
-            heading = wrap_heading(heading + magnetic_declination(found.latitude, found.longitude, _year(found.time)))
+            heading = wrap_heading(heading + magnetic_declination(found.latitude, found.longitude, year_of(found.time)))
         found = replace(found, heading=heading)
     return found
 
 
-def _year(time: float) -> float:
+def year_of(time: float) -> float:
     """Year with fraction; a day is exact enough for the magnetic field."""
     return DEFAULT_YEAR if np.isnan(time) else 1970 + time / (365.2425 * 86_400)
 

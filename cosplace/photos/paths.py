@@ -57,14 +57,18 @@ def csv_line(values: Iterable[object]) -> str:
     All cells of a line with a carriage return are quoted, because many readers would end the line there otherwise.  A
     text that a spreadsheet would run as a formula gets "./" in front; a path still means the same file.
     """
-    cells = [_cell(value) if isinstance(value, str | os.PathLike) else value for value in values]
+    cells = [_cell(value) for value in values]
     has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
     line = io.StringIO()
     csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(cells)
     return line.getvalue()
 
 
-def _cell(value: str | os.PathLike[str]) -> str:
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"  # as in JSON
+    if not isinstance(value, str | os.PathLike):
+        return value
     text = os.fspath(value)
     return f"./{text}" if FORMULA.match(text) else text
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TABLE_NAME = "photos.parquet"
 GEOMETRY = "geometry"
 UNKNOWN = float("nan")
+TIME_LIMITS_S = (-62_135_596_800.0, 253_402_300_799.0)  # of the years 1 to 9999, which dates can have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,9 @@ class PhotoRecord:
     pitch: float = UNKNOWN  # degrees, up is positive
     roll: float = UNKNOWN  # degrees, clockwise is positive
     field_of_view: float = UNKNOWN  # horizontal, degrees
-    time: float = UNKNOWN  # seconds since 1970 (UTC), with fraction
+    # Seconds since 1970 (UTC), with fraction.  00:00:00 is that of a photo of which only the date is known, and on the
+    # first day of a month, only the month.
+    time: float = UNKNOWN
     sequence: str = ""  # photos taken one after another: a drive, a video, a track
     camera: str = ""
     projection: str = ""  # "" or perspective, equirectangular, fisheye
@@ -77,6 +80,16 @@ def arrow_compute() -> Any:
     return pyarrow.compute
 
 
+def known_time(seconds: float) -> float:
+    """Seconds since 1970, or nan if they are not in the years 1 to 9999."""
+    return seconds if TIME_LIMITS_S[0] <= seconds <= TIME_LIMITS_S[1] else UNKNOWN
+
+
+def has_time_of_day(seconds: float) -> bool:
+    """Whether a known time is more than a date: 00:00:00 UTC is that of a photo whose time of day is unknown."""
+    return seconds % 86_400 != 0
+
+
 def to_table(records: Iterable[PhotoRecord]) -> "pa.Table":
     """Records as an Arrow table; unknown values become null."""
     import pyarrow as pa
@@ -90,7 +103,7 @@ def to_table(records: Iterable[PhotoRecord]) -> "pa.Table":
             columns[name] = pa.array(map(path_text, values), pa.string())
         elif name == "time":
             seconds = np.array(values, np.float64)
-            known = ~np.isnan(seconds)
+            known = (seconds >= TIME_LIMITS_S[0]) & (seconds <= TIME_LIMITS_S[1])  # false for nan
             micros = np.where(known, np.round(np.where(known, seconds, 0) * 1e6), 0).astype(np.int64)
             columns[name] = pa.array(micros, pa.int64(), mask=~known).cast(types.field(name).type)
         elif name in TEXTS:
@@ -111,7 +124,8 @@ def from_table(table: "pa.Table") -> list[PhotoRecord]:
         if name == "time":
             import pyarrow as pa
 
-            values = [UNKNOWN if micros is None else micros / 1e6 for micros in column.cast(pa.int64()).to_pylist()]
+            micros = column.cast(pa.int64()).to_pylist()
+            values = [UNKNOWN if one is None else known_time(one / 1e6) for one in micros]
         else:
             empty: Any = "" if name in TEXTS else 0 if name in INTEGERS else UNKNOWN
             values = [empty if value is None else value for value in column.to_pylist()]

@@ -27,6 +27,9 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 MAX_DISCARDED_BYTES = 64 * MEGABYTE
 DISCARD_TIMEOUT_S = 2.0
 
+# Routes of the map and its files: a visit takes a dozen requests, which say nothing about the use of the index.
+PAGES = ("/", "/static/{name:path}", "/docs", "/docs.css")
+
 log = logging.getLogger("cosplace.server")
 
 
@@ -122,9 +125,11 @@ class RequestMiddleware:
             "route": route,
             "status": exchange.status,  # 0: the client disconnected
             "milliseconds": round(1_000 * seconds, 1),
-            "bytes": exchange.num_bytes,
         }
-        log.info("", extra={"event": "request", "details": details})
+        if exchange.num_bytes:
+            details["bytes"] = exchange.num_bytes  # received
+        is_page = route in PAGES and exchange.status < 400
+        log.log(logging.DEBUG if is_page else logging.INFO, "", extra={"event": "request", "details": details})
 
 
 class _Exchange:

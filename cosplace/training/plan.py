@@ -35,9 +35,10 @@ def describe_plan(prepared: Preparation) -> list[str]:
     device_bytes, checkpoint_bytes, _ = expected_bytes(
         config, prepared.state, prepared.dtype, groups_per_epoch=len(data.groups_of_epoch(0))
     )
+    where = "" if prepared.device.type == "cpu" else " on the GPU"
     lines.append(
-        f"expected memory: {format_bytes(device_bytes)} on the device, {format_bytes(checkpoint_bytes)} per checkpoint "
-        f"on disk"
+        f"expected memory: {format_bytes(device_bytes)}{where}; each checkpoint takes {format_bytes(checkpoint_bytes)} "
+        "of disk space"
     )
     return lines
 

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -112,6 +115,10 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
             "Choose an action before --model: build, add, sync, remove, info, verify, compact, calibrate",
         ),
         (["eval", "--model", "a", "--resume_model", "b"], "--resume_model b contradicts --model a"),
+        (["xyzzy"], "Unknown command 'xyzzy'. See `cosplace --help`."),
+        (["--model", "x"], "Choose a command before --model. See `cosplace --help`."),
+        (["index", "xyzzy"], "Unknown action 'xyzzy'. Choose from build, add, sync, remove, info, verify, compact"),
+        (["panoramas", "x", "--to", "y", "--size", "640x480"], "got '640x480'. Separate numbers with spaces."),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
@@ -129,7 +136,6 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     [
         (["trian"], "Did you mean `train`?"),
         (["index", "bild"], "Did you mean `build`?"),
-        (["frobnicate"], "Choose from train, "),
         (["train", "--itertions_per_epoch", "5"], "Did you mean --iterations_per_epoch?"),
         (["train", "--learning_rate", "5"], "Did you mean --lr?"),
         (["train", "--num_epochs", "5"], "Did you mean --epochs_num?"),
@@ -310,9 +316,12 @@ def test_old_spellings_and_layouts(
     dataset_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("SF_XL_PROCESSED_FOLDER", str(dataset_folder))
-    assert run("train", *QUICK, "--exp_name=old", "--back=RESNET18_SMALL")[0] == 0
-    assert run("eval", *EVALUATION, "--queries_folder=queries_v1", "--exp_name", "old")[0] == 0
-    assert len(list(Path("logs/old").iterdir())) == 2
+    words = [*QUICK, "--exp_name=old", "--back=RESNET18_SMALL"]
+    config, _ = parse_words(COSPLACE.find_action("train"), words, "cosplace train", COSPLACE)
+    assert (config.running.save_dir, config.model.backbone) == ("old", "ResNet18_Small")
+    words = [*TESTING, "--fc_output_dim=16", "--back=RESNET18_SMALL", "--queries_folder=queries_v1"]
+    assert run("eval", *words, "--exp_name", "old")[0] == 0
+    assert len(list(Path("logs/old").iterdir())) == 1
 
 
 def test_descriptors_are_stored_and_used_again(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -361,13 +370,90 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys:
     assert lines[0].endswith("encoding: 100 of 1,000, loss 0.5")
 
 
-def test_an_interrupted_command_prints_how_to_continue(monkeypatch, capsys) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """The handlers of a program in the foreground: a shell starts programs in the background without Ctrl+C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
-    monkeypatch.setattr("synthcity.capture.build_city", stop)
-    assert main(["city", "town"]) == 130
-    assert capsys.readouterr().err == "Interrupted. Run the same command again to continue.\n"
+
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
+@pytest.mark.parametrize(
+    ("words", "function", "advice"),
+    [
+        (("city", "town"), "synthcity.capture.build_city", " Run the same command again to continue."),
+        (("demo",), "cosplace.demo.train_on_city", " Run the same command again: .* training from the beginning."),
+        (("groups", "photos"), "cosplace.training.groups.training_photos", ""),
+    ],
+)
+def test_a_signal_ends_a_command_with_one_line(
+    words: tuple[str, ...], function: str, advice: str, number: int, code: int, word: str, monkeypatch, capsys
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        pytest.fail("the command went on")
+
+    monkeypatch.setattr(function, stop)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert main(words) == code
+    assert re.fullmatch(rf"{word}\.{advice}\n", capsys.readouterr().err)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+def test_a_second_signal_ends_a_command_that_does_not_stop(monkeypatch) -> None:
+    """A signal that follows at once is the same request: schedulers send it to a process and to its group."""
+    ended: list[int] = []
+    clock = iter([100.0, 100.5, 103.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    kill = os.kill
+    with pytest.raises(console.Interruption), console.end_on_signals():
+        try:
+            kill(os.getpid(), signal.SIGTERM)
+        finally:
+            kill(os.getpid(), signal.SIGTERM)
+            assert not ended
+            monkeypatch.setattr(os, "kill", lambda _, number: ended.append(number))
+            signal.raise_signal(signal.SIGTERM)
+            assert ended == [signal.SIGTERM]
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+def test_a_signal_during_a_finalizer_or_compiled_code_is_not_lost(monkeypatch, capsys) -> None:
+    """Python ignores exceptions in finalizers; compiled code may replace them."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def stop(*_: object, **__: object) -> None:
+        Finalized()
+        time.sleep(20)
+        pytest.fail("the command went on")
+
+    def replace_exception(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+        except KeyboardInterrupt:
+            raise ValueError("a step failed") from None
+
+    for function in (stop, replace_exception):
+        monkeypatch.setattr("cosplace.training.groups.training_photos", function)
+        assert main(["groups", "photos"]) == 143
+        assert capsys.readouterr().err == "Terminated.\n"
 
 
 def test_an_interrupted_training_prints_how_to_resume(dataset_folder: Path, monkeypatch, capsys) -> None:
@@ -375,6 +461,7 @@ def test_an_interrupted_training_prints_how_to_resume(dataset_folder: Path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cosplace.training.loop.train_epoch", stop)
+    monkeypatch.setattr(sys, "argv", ["cosplace"])  # else that of pytest, or of python -m pytest
     assert run("train", f"--dataset_folder={dataset_folder}", *QUICK)[0] == 130
     folder = next(Path("logs/default").iterdir())
     assert (folder / "last_checkpoint.pth").is_file()

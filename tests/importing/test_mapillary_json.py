@@ -1,6 +1,7 @@
 """Descriptions of mapillary_tools, against its own schema and reader."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from cosplace.config.importing import ImportConfig, ImportSettings
 from cosplace.errors import DatasetError
 from cosplace.geo import destination
-from cosplace.importing.mapillary_json import detects, read, write_mapillary_json
+from cosplace.importing.mapillary_json import NAME, detects, read, write_mapillary_json
 from cosplace.importing.records import FoundPhoto, Problem
 from cosplace.photos.tables import PhotoRecord
 from tests.importing.track_samples import START, write_video
@@ -73,7 +74,8 @@ def test_values_may_be_missing_or_impossible(tmp_path: Path) -> None:
     assert [np.isnan(one.record.time) for one in found] == [True, True, False]
     assert found[1].record.heading == 5
     assert (found[0].record.heading_source, found[2].record.heading_source) == ("", "")
-    assert len(problems) == 2
+    assert len([one for one in problems if "time" not in one.reason]) == 2
+    assert len([one for one in problems if "not a capture time" in one.reason]) == 2
 
 
 def test_error_rows_and_missing_files_are_listed(tmp_path: Path) -> None:
@@ -185,6 +187,24 @@ def test_written_files_are_valid_for_mapillary_tools(tmp_path: Path) -> None:
         assert image.time == pytest.approx(record.time, abs=5.1e-4)
     assert (read_back[0].alt, read_back[0].angle, read_back[0].MAPGPSAccuracyMeters) == (-3.25, 360.0, 2.5)
     assert [row["error"]["message"] for row in rows[2:]] == ["no position", "no time"]
+
+
+def test_a_date_is_not_published_as_a_capture_time(tmp_path: Path) -> None:
+    """Names such as @...@201407@ have only a month, which is stored as its first day at 00:00:00."""
+    month = PhotoRecord(path="a.jpg", latitude=1, longitude=2, time=datetime(2014, 7, 1, tzinfo=UTC).timestamp())
+    second = PhotoRecord(path="b.jpg", latitude=1, longitude=2, time=month.time + 1)
+    assert write_mapillary_json([month, second], tmp_path, tmp_path / NAME) == (1, 1)
+    rows = json.loads((tmp_path / NAME).read_text())
+    assert rows[0]["error"]["message"] == "no time of day"
+    assert rows[1]["MAPCaptureTime"] == "2014_07_01_00_00_01_000"
+
+
+def test_capture_times_that_are_none_are_listed(tmp_path: Path) -> None:
+    photo(tmp_path, "a.jpg")
+    path = write(tmp_path, {"filename": "a.jpg", "MAPLatitude": 1, "MAPLongitude": 2, "MAPCaptureTime": "2026-05-01"})
+    found, problems = entries(path)
+    assert np.isnan(found[0].record.time)
+    assert [one.reason for one in problems] == ["'2026-05-01' is not a capture time, so its time is unknown"]
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -392,7 +392,11 @@ def test_other_settings_are_not_mixed_with_finished_crops(tmp_path: Path, capsys
     source = write_panoramas(tmp_path / "panos")
     assert run(source, "--to", tmp_path / "city", "--crops=2") == 0
     assert run(source, "--to", tmp_path / "city", "--crops=2", "--field_of_view=80") == 2
-    assert "--field_of_view 55.0, not 80.0" in capsys.readouterr().err
+    assert "--field_of_view 55.0, not --field_of_view 80.0" in capsys.readouterr().err
+    assert main(["panoramas", str(source), "--to", str(tmp_path / "city"), "--size", "64", "32"]) == 2
+    assert "--size 48 48, not --size 64 32" in capsys.readouterr().err
+    assert run(source, "--to", tmp_path / "city", "--pitch=5") == 2
+    assert "no --pitch, not --pitch 5.0" in capsys.readouterr().err
     assert run(source, "--to", tmp_path / "city", "--crops=4") == 0
     assert len(rows(tmp_path / "city")) == 8
 

@@ -120,6 +120,13 @@ def test_unusual_items(folder: Path) -> None:
     assert "belongs to an earlier item" in problems[2].reason
 
 
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00", "yesterday"])
+def test_times_that_no_date_can_have_are_listed(folder: Path, time: str) -> None:
+    found, problems = entries(page(folder, item("a", datetime=time)))
+    assert np.isnan(found[0].record.time)
+    assert [one.reason for one in problems if repr(time) in one.reason and not one.is_left_out]
+
+
 def test_other_json(folder: Path) -> None:
     for content in ('{"type": "FeatureCollection", "features": []}', "[]", "", '{"type": "Feature"}'):
         (folder / "x.json").write_text(content)

@@ -1,6 +1,7 @@
 """A dataset is exported, and read again, with the same positions and headings."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cosplace.errors import DatasetError, StorageError
 from cosplace.geo import geodesic_distances_m
+from cosplace.importing.columns import time_of
 from cosplace.importing.mapillary_json import detects
 from cosplace.importing.table_export import at_names, export_dataset, feature_of
 from cosplace.photos.metadata import metadata_from_name
@@ -69,6 +71,32 @@ def test_photos_with_odd_names_get_valid_ones(tmp_path: Path, link: bool) -> Non
         assert ODD[image.getpixel((0, 0))[0]] is not None
     with pytest.raises(StorageError, match="not an empty folder"):
         export_dataset(dataset, tmp_path / "names", "names")
+
+
+@pytest.mark.parametrize(
+    ("time", "timestamp", "text"),
+    [
+        ((2014, 7, 1), "201407", "2014-07"), ((2014, 7, 2), "20140702", "2014-07-02"),
+        ((2014, 7, 2, 0, 0, 1), "20140702000001", "2014-07-02T00:00:01Z"),
+    ],
+)  # fmt: skip
+def test_only_the_part_of_a_time_that_is_known_is_written(time: tuple[int, ...], timestamp: str, text: str) -> None:
+    seconds = datetime(*time, tzinfo=UTC).timestamp()  # type: ignore[misc, arg-type]
+    record = PhotoRecord(path="a.jpg", latitude=45, longitude=9, time=seconds)
+    (name,) = at_names(Path(), [record])
+    assert name.split("@")[13] == timestamp
+    assert metadata_from_name(name).time == seconds
+    assert feature_of(record)["properties"]["time"] == text
+    assert time_of(text)[0] == seconds  # as a table of positions reads it
+
+
+@pytest.mark.parametrize("time", [1e300, -1e300, 2.6e11, -7e10, np.inf])
+def test_times_that_no_date_can_have_are_exported_as_unknown(time: float, tmp_path: Path) -> None:
+    records = [PhotoRecord(path="a.jpg", latitude=45, longitude=9, time=time)]
+    assert feature_of(records[0])["properties"].get("time", "") == ""
+    dataset = write(tmp_path / "data", records)
+    for format in ("geojson", "mapillary"):
+        export_dataset(dataset, tmp_path / format, format)
 
 
 def test_geojson_is_valid_and_complete(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import math
+import struct
 import unicodedata
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pyproj import Transformer
 
 from cosplace.config.importing import ImportSettings
@@ -20,6 +22,7 @@ from cosplace.importing.columns import angle, number, parse_named_columns, time_
 from cosplace.importing.poses import coordinate_system
 from cosplace.importing.position_tables import PositionTable, read_position_table
 from tests.importing.photo_samples import import_all, rows_of, write_photo
+from tests.photos.exif_blocks import ascii_tag
 
 
 def table(folder: Path, text: str, crs: str = "") -> PositionTable:
@@ -134,9 +137,129 @@ def test_a_row_without_hemisphere_is_unknown_where_others_have_one(tmp_path: Pat
 def test_magnetic_headings_use_the_time_of_their_row(tmp_path: Path) -> None:
     lines = ["file,lat,lon,heading,GPSImgDirectionRef,time"]
     lines += ["a.jpg,51.5,-0.1,90,M,2010-07-01T12:00:00", "b.jpg,51.5,-0.1,91,M,2026-07-01T12:00:00"]
-    headings = table(tmp_path, "\n".join(lines)).values["heading"]
+    for name in ("a.jpg", "b.jpg"):
+        write_photo(tmp_path / "in" / name)
+    (tmp_path / "table.csv").write_text("\n".join(lines), "utf-8")
+    import_all(tmp_path / "in", tmp_path / "table.csv", to=tmp_path / "city")
+    rows = list(rows_of(tmp_path / "city").values())
     for row, (heading, year) in enumerate(((90, 2010.5), (91, 2026.5))):
-        assert headings[row] == pytest.approx(heading + magnetic_declination(51.5, -0.1, year), abs=0.02)
+        expected = (heading + magnetic_declination(51.5, -0.1, year)) % 360
+        assert rows[row].heading == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("has_exif_position", [True, False])
+def test_magnetic_headings_use_the_time_and_the_position_of_their_photo(
+    has_exif_position: bool, tmp_path: Path
+) -> None:
+    """The table has neither, or another table has the position."""
+    taken = {0x9003: ascii_tag("2011:07:02 12:00:00")}
+    write_photo(tmp_path / "in" / "a.jpg", 42.4 if has_exif_position else None, -71.0, taken=taken)
+    headings, places = tmp_path / "1.csv", tmp_path / "2.csv"
+    headings.write_text("file,heading,heading_ref\na.jpg,100,M\n", "utf-8")
+    places.write_text("file,lat,lon\na.jpg,42.4,-71\n", "utf-8")
+    sources = [headings] if has_exif_position else [headings, places]
+    import_all(tmp_path / "in", *sources, to=tmp_path / "city")
+    (row,) = rows_of(tmp_path / "city").values()
+    expected = 100 + magnetic_declination(42.4, -71.0, 2011.5)
+    assert abs(expected - 100 - magnetic_declination(42.4, -71.0, 2020.0)) > 0.3
+    assert row.heading == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("text", ["+33.8568 S", "33.5 30 S", "33.5.5", "N 33 S"])
+def test_angles_that_contradict_themselves_are_unknown(text: str) -> None:
+    assert math.isnan(angle(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("12.3 m Below Sea Level", -12.3), ("12.3 m Above Sea Level", 12.3), ("3 ft AMSL", 0.9144),
+        ("69.4 deg (0.5 m)", 69.4), ("350 deg true", 350), ("350 magnetic", None), ("350 (M)", None),
+        ("5 m per second", None),
+    ],
+)  # fmt: skip
+def test_what_follows_a_number_is_understood_as_a_whole(text: str, value: float | None) -> None:
+    assert number(text) == pytest.approx(math.nan if value is None else value, nan_ok=True)
+
+
+@pytest.mark.parametrize("names", ["GPSLatitudeRef,GPSLongitudeRef", "Lat Hemisphere,Lon Hemisphere", "ns,ew"])
+def test_the_letters_of_deg_are_no_hemisphere(names: str, tmp_path: Path) -> None:
+    """exiftool writes 33 deg 51' 24.48", with the hemisphere in another column, which may be empty."""
+    lines = [f"file,lat,lon,{names}", "a.jpg,33 deg 51' 24.48'',151.2,S,E", "b.jpg,33 deg 51' 24.48'',151.2,,E",
+             "c.jpg,33 deg 51' 24.48'' S,151.2,,E"]  # fmt: skip
+    found = table(tmp_path, "\n".join(lines)).latitudes
+    np.testing.assert_allclose(found, [-33.8568, math.nan, -33.8568], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("202605011230", (2026, 5, 1, 12, 30)), ("2026-05-01", (2026, 5, 1)), (date(2026, 5, 1), (2026, 5, 1)),
+        (20261301120000, None), (202613011200, None), ("20260231", None), (0, None), (3.5, None), (46143.5, None),
+        (1e300, None), ("2026-05-01 12:00:00+23:00", None), (np.datetime64(2**62, "s"), None),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_no_times_are_unknown(value: object, expected: tuple[int, ...] | None) -> None:
+    wanted = math.nan if expected is None else datetime(*expected, tzinfo=UTC).timestamp()  # type: ignore[arg-type, misc]
+    assert time_of(value)[0] == pytest.approx(wanted, nan_ok=True)
+
+
+def test_a_date_stays_the_same_in_any_time_zone(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("file,lat,lon,time\na.jpg,1,2,201903\nb.jpg,1,2,2019-03-01\nc.jpg,1,2,20190301120000\n", "utf-8")
+    midnight = datetime(2019, 3, 1, tzinfo=UTC).timestamp()
+    found = read_position_table(path, {}, timezone="Europe/Rome").values["time"]
+    assert found.tolist() == [midnight, midnight, midnight + 11 * 3600]
+
+
+def test_times_of_parquet_that_python_cannot_hold(tmp_path: Path) -> None:
+    path, photos = tmp_path / "t.parquet", pa.table({"file": ["a.jpg", "b.jpg"], "lat": [1.0, 1], "lon": [2.0, 2]})
+    for column in (
+        pa.array([2**62, 1714557600000], pa.int64()).cast(pa.timestamp("ms")),
+        pa.array([2**62, 1714557600000], pa.int64()).cast(pa.timestamp("ms", "Nowhere/Never")),
+        pa.array([2**31 - 1, 19845], pa.int32()).cast(pa.date32()),
+    ):
+        pq.write_table(photos.append_column("time", column), path)
+        found = read_position_table(path, {}).values["time"]
+        assert math.isnan(found[0])
+        assert found[1] // 86_400 == 1714557600 // 86_400 or found[1] == 19845 * 86_400
+    lists = pa.array([[2**62], [1]], pa.list_(pa.timestamp("ms")))
+    pq.write_table(photos.append_column("history", lists), path)
+    assert read_position_table(path, {}).latitudes.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("crs", ["nonsense", {"type": "x"}, [1], 7, {"name": "odd"}])
+def test_a_bad_coordinate_system_of_a_file_is_not_that_of_a_flag(crs: object, tmp_path: Path) -> None:
+    geo = {"primary_column": "geometry", "columns": {"geometry": {"encoding": "WKB", "crs": crs}}}
+    point = struct.pack("<BIdd", 1, 1, 2, 1)
+    photos = pa.table({"filename": ["a.jpg"], "geometry": [point]}).replace_schema_metadata({"geo": json.dumps(geo)})
+    pq.write_table(photos, tmp_path / "t.parquet")
+    with pytest.raises(DatasetError, match=r"t\.parquet: its coordinate system .* is not known.*in --crs EPSG"):
+        read_position_table(tmp_path / "t.parquet", {})
+
+
+def test_zones_of_other_systems_and_single_outliers_are_no_utm_zones(tmp_path: Path) -> None:
+    x, y = Transformer.from_crs(4326, 31467, always_xy=True).transform(9, 50)
+    assert table(tmp_path, f"file,x,y,zone\na.jpg,{x},{y},3\n", "EPSG:31467").latitudes[0] == pytest.approx(
+        50, abs=1e-3
+    )
+    found = table(tmp_path, "file,lat,lon,zone\na.jpg,1,2,33\nb.jpg,1,2,33\nc.jpg,65535,2,33\n").latitudes
+    np.testing.assert_equal(found, [1, 1, math.nan])
+
+
+def test_a_column_that_the_user_has_named_is_not_used_for_another_field(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,lat,lon\na.jpg,1,2\n", "utf-8")
+    with pytest.raises(DatasetError, match="no columns of latitude and longitude"):
+        read_position_table(tmp_path / "t.csv", {"latitude": "lon", "heading": "lat"})
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_table_alone_finds_photos_with_accents(form: str, tmp_path: Path) -> None:
+    write_photo(tmp_path / unicodedata.normalize(form, "Zürich.jpg"))
+    other = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "file,lat,lon\nZürich.jpg,47,8\n")
+    (tmp_path / "t.csv").write_text(other, "utf-8")
+    import_all(tmp_path / "t.csv", to=tmp_path / "city")
+    assert [row.latitude for row in rows_of(tmp_path / "city").values()] == [47]
 
 
 def test_a_field_cannot_have_two_columns() -> None:
@@ -239,3 +362,81 @@ def test_one_column_is_not_both_latitude_and_longitude() -> None:
     with pytest.raises(ConfigError, match="for both latitude and longitude"):
         parse_named_columns(["latitude=lat", "longitude=lat"])
     assert parse_named_columns(["filename=lat", "latitude=lat"])
+
+
+@pytest.mark.parametrize(
+    ("column", "timezone", "hours", "is_listed"),
+    [("time", "", 12, True), ("time", "Europe/Rome", 10, False), ("time_utc", "Europe/Rome", 12, False),
+     ("GPSDateTime", "", 12, False)],
+)  # fmt: skip
+def test_times_without_a_zone_are_listed_unless_their_column_names_it(
+    column: str, timezone: str, hours: int, is_listed: bool, tmp_path: Path
+) -> None:
+    lines = [f"file,lat,lon,{column}", "a.jpg,1,2,2026-05-01 12:00:00", "b.jpg,1,2,2026-05-01T12:00:00Z"]
+    (tmp_path / "t.csv").write_text("\n".join(lines), "utf-8")
+    found = read_position_table(tmp_path / "t.csv", {}, timezone=timezone)
+    noon = datetime(2026, 5, 1, 12, tzinfo=UTC).timestamp()
+    assert found.values["time"].tolist() == [noon + 3600 * (hours - 12), noon]
+    reasons = [problem.reason for problem in found.problems]
+    assert any(reason.startswith("1 times have no time zone, so UTC was assumed") for reason in reasons) == is_listed
+    assert len(reasons) == is_listed
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "hours"), [("offset", "+02:00", -2), ("UTC offset", "-0530", 5.5), ("tz", "Europe/Rome", 0)]
+)
+def test_offsets_of_times_may_be_in_a_column(name: str, offset: str, hours: float, tmp_path: Path) -> None:
+    found = table(tmp_path, f"file,lat,lon,time,{name}\na.jpg,1,2,2026-05-01 12:00:00,{offset}\n")
+    noon = datetime(2026, 5, 1, 12, tzinfo=UTC).timestamp()
+    assert found.values["time"].tolist() == [noon + 3600 * hours]
+
+
+@pytest.mark.parametrize("reference", ["Below Sea Level", "1"])
+def test_altitudes_below_sea_level_are_negative(reference: str, tmp_path: Path) -> None:
+    found = table(tmp_path, f"file,lat,lon,altitude,altitude_ref\na.jpg,1,2,12,{reference}\n")
+    assert found.values["altitude_m"].tolist() == [-12]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings_of_tables(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("file\tlat\tlon\nä€.jpg\t1\t2\n".encode(encoding))
+    assert read_position_table(tmp_path / "t.csv", {}).names == ["ä€.jpg"]
+
+
+def test_a_table_with_an_unknown_delimiter_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"it has file\^lat\^lon\. Separate its columns by commas, semicolons, tabs"):
+        table(tmp_path, "file^lat^lon\na.jpg^1^2\n")
+
+
+def test_rows_that_name_the_same_photo_are_listed_as_such(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in" / "a.jpg", 45, 7)
+    (tmp_path / "t.csv").write_text("file,lat,lon\na.jpg,1,2\na.jpg,3,4\n", "utf-8")
+    import_all(tmp_path / "in", tmp_path / "t.csv", to=tmp_path / "city")
+    report = (tmp_path / "city" / "import_report.csv").read_text()
+    assert report.count("a.jpg is in several rows") == 2 and "no photo is named" not in report
+    assert f"2 rows name this photo: rows 1, 2 (in {tmp_path / 't.csv'})" in report
+
+
+AT_NAME = "@@@@@37.75@-122.43@a@@@@@@@@.heic"
+
+
+def test_tables_name_heic_photos_although_they_become_jpeg(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    (tmp_path / "in").mkdir()
+    for name, color in (("a.heic", "red"), ("b.HEIC", "green"), ("c.heic", "blue"), (AT_NAME, "gray")):
+        pillow_heif.from_pillow(Image.new("RGB", (32, 32), color)).save(tmp_path / "in" / name)
+    (tmp_path / "t.csv").write_text("file,lat,lon\na.heic,45,7\nb.HEIC,46,8\n", "utf-8")
+    import_all(tmp_path / "in", tmp_path / "t.csv", to=tmp_path / "city")
+    found = {path: row.latitude for path, row in rows_of(tmp_path / "city").items()}
+    assert found == {"photos/in/a.jpg": 45, "photos/in/b.jpg": 46, f"photos/in/{AT_NAME[:-5]}.jpg": 37.75}
+    report = (tmp_path / "city" / "import_report.csv").read_text()
+    assert f"{tmp_path / 'in' / 'c.heic'},uncertain,no row names this photo" in report
+
+
+def test_archives_are_to_be_unpacked(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in" / "a.jpg", 45, 7)
+    (tmp_path / "in" / "more.ZIP").write_bytes(b"PK\x03\x04")
+    import_all(tmp_path / "in", to=tmp_path / "city")
+    assert 'more.ZIP,left out,"is an archive. Unpack it' in (tmp_path / "city" / "import_report.csv").read_text()
+    with pytest.raises(DatasetError, match=r"more\.ZIP is an archive\. Unpack it, and pass its folder as SOURCE"):
+        import_all(tmp_path / "in" / "more.ZIP", to=tmp_path / "town")

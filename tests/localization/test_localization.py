@@ -381,7 +381,7 @@ def test_formats_of_an_answer(calibrated) -> None:
     assert shapes["features"][1]["geometry"] is None is shapes["features"][2]["geometry"]
     table = csv_text([answer for answer, _ in rows]).splitlines()
     assert table[0] == ",".join(CSV_COLUMNS) and table[1].startswith('"a,b.jpg",45.') and len(table) == 4
-    assert table[3] == "x.jpg,,,,,True,damaged,,"
+    assert table[3] == "x.jpg,,,,,true,damaged,,"
     text = plain_text(known)
     assert "https://www.openstreetmap.org/?mlat=45." in text and "confidence" in text and text.count(".jpg") == 4
     assert re.search(r"unknown \(confidence 0\.\d\d, the threshold is 1\.00\)", plain_text(unknown))

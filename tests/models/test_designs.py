@@ -47,8 +47,16 @@ def test_networks_of_the_paper_keep_their_keys() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("aggregation", [name for name in AGGREGATIONS if name not in ("gem", "tokens")])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+MADE_HERE = [name for name in AGGREGATIONS if name not in ("gem", "tokens")]
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "suffix"),
+    [
+        *((name, ".safetensors") for name in MADE_HERE),
+        *(pytest.param(name, ".pth", marks=() if name == "salad" else pytest.mark.slow) for name in MADE_HERE),
+    ],
+)
 def test_a_model_reopens_by_itself(aggregation: str, suffix: str, tmp_path: Path) -> None:
     network = GeoLocalizationNet(
         "ResNet18_Small", 24, generator=generator(), aggregation=aggregation, image_size=160

@@ -42,13 +42,20 @@ def test_optimized_networks_compute_the_same_descriptors(backbone: str):
     assert not any(parameter.data_ptr() in ours for parameter in network.parameters())
 
 
+@pytest.fixture(scope="module")
+def pool() -> nn.MaxPool2d:
+    """The pooling of a ResNet that is optimized."""
+    modules = optimize_for_inference(GeoLocalizationNet("ResNet18", 8)).modules()
+    (found,) = (module for module in modules if isinstance(module, nn.MaxPool2d))
+    assert type(found) is not nn.MaxPool2d
+    return found
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("height, width", [(2, 2), (2, 10), (16, 24), (5, 8), (8, 5), (1, 1)])
-def test_pooling_after_relu_is_torchs_bit_for_bit(height: int, width: int, layout: torch.memory_format):
-    (pool,) = (
-        m for m in optimize_for_inference(GeoLocalizationNet("ResNet18", 8)).modules() if isinstance(m, nn.MaxPool2d)
-    )
-    assert type(pool) is not nn.MaxPool2d
+def test_pooling_after_relu_is_torchs_bit_for_bit(
+    pool: nn.MaxPool2d, height: int, width: int, layout: torch.memory_format
+):
     numbers = torch.randn(3, 7, height, width, generator=torch.Generator().manual_seed(0)) * 1e3
     numbers.view(-1)[:2] = torch.tensor([torch.inf, torch.nan])
     for dtype in (torch.bfloat16, torch.float32):

@@ -44,6 +44,18 @@ def test_geometry_is_a_point(tmp_path: Path) -> None:
     assert len(point) == 21 and point[:5] == b"\x01\x01\0\0\0"
 
 
+@pytest.mark.parametrize("time", [1e300, -1e300, 253_402_300_800.0, -62_135_596_801.0, math.inf])
+def test_times_outside_the_years_1_to_9999_are_unknown(time: float) -> None:
+    (record,) = from_table(to_table([PhotoRecord(path="x.jpg", time=time)]))
+    assert math.isnan(record.time)
+
+
+def test_times_of_other_tables_outside_these_years_are_unknown(tmp_path: Path) -> None:
+    table = pa.table({"path": ["x.jpg"], "time": pa.array([2**62], pa.int64()).cast(pa.timestamp("us", "UTC"))})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert math.isnan(from_table(read_table(tmp_path / "t.parquet"))[0].time)
+
+
 def test_a_table_of_others_may_lack_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["x.jpg"], "latitude": pa.array([1.5], pa.float32())}), tmp_path / "t.parquet")
     (record,) = from_table(read_table(tmp_path / "t.parquet"))

@@ -803,12 +803,18 @@ def test_logs_contain_requests_but_no_photos_or_positions(client, caplog) -> Non
     with caplog.at_level("INFO", "cosplace.server"):
         client.post("/locate", params={"near": "37.7,-122.4,5000"}, files=[("files", ("secret.jpg", good_photo(1)))])
         client.get("/%0afake-line")
+        for page in ("/", "/static/app.js", "/static/gone.js", "/docs", "/docs.css", "/health"):
+            client.get(page)
     from cosplace.server.middleware import JsonLines
 
     lines = [JsonLines().format(record) for record in caplog.records if record.name == "cosplace.server"]
     parsed = [json.loads(line) for line in lines]
     located = next(line for line in parsed if line.get("route") == "/locate")
     assert located["event"] == "request" and located["status"] == 200 and located["bytes"] > 1_000
+    pages = [line for line in parsed if line.get("route") in ("/", "/static/{name:path}", "/docs", "/docs.css")]
+    assert [page["status"] for page in pages] == [404]  # pages are logged only if they fail
+    health = next(line for line in parsed if line.get("route") == "/health")
+    assert "bytes" not in health  # the request has no body
     assert not any("\n" in line for line in lines)
     assert not any(word in line for line in lines for word in ("secret", "37.7", "fake"))
 

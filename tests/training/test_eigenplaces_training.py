@@ -187,7 +187,8 @@ def stop_at(epoch: int, iteration: int) -> Progress:
     return progress
 
 
-@pytest.mark.parametrize("minutes", [0.0, pytest.param(10.0, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the loop is that of CosPlace, whose fast test resumes
+@pytest.mark.parametrize("minutes", [0.0, 10.0])
 def test_a_stopped_run_resumes_exactly(dataset_folder: Path, whole_run: Path, tmp_path: Path, minutes: float) -> None:
     """minutes 0: a checkpoint after every iteration; 10: only at the ends of epochs, and the rest is done again."""
     config = settings(dataset_folder, checkpoint_minutes=minutes)

@@ -112,7 +112,7 @@ def test_command_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     write_table(dataset / "photos.parquet", to_table(records))
     words = ["groups", str(dataset), "--gsv_csv", str(tmp_path / "gsv"), "--M", "10", "--N", "1", "--L", "1"]
     main([*words, "--min_images_per_class", "2", "--groups_num", "1", "--no_cache"])
-    assert f"{tmp_path / 'gsv'}: 2 places in 1 CSV files" in capsys.readouterr().out
+    assert f"{tmp_path / 'gsv'}: 2 places in 1 CSV file\n" in capsys.readouterr().out
     rows = read_rows(tmp_path / "gsv" / "photos.csv")
     assert {row["path"] for row in rows} == {record.path for record in records}
     links = list((tmp_path / "gsv" / "Images" / "group000").iterdir())

@@ -100,7 +100,7 @@ def train_until(config: TrainConfig, folder: Path, stop: int) -> None:
     ("stops", "minutes"),
     [
         ([4, 7], 0.0),
-        ([5, 10], 10.0),
+        pytest.param([5, 10], 10.0, marks=pytest.mark.slow),
         pytest.param([1], 0.0, marks=pytest.mark.slow),
         pytest.param([5, 10, 14], 0.0, marks=pytest.mark.slow),
         pytest.param([4, 7], 10.0, marks=pytest.mark.slow),

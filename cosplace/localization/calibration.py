@@ -143,8 +143,7 @@ def compute_calibration(
             f"Calibration needs {MIN_PHOTOS} photos with a position, the index has {len(located)}. Add at least "
             f"{MIN_PHOTOS - len(located)} more."
         )
-    whose = "the index" if queries is None else str(queries)
-    log.info("calibrating the confidence: photos of %s are located as if they were new", whose)
+    log.info("calibrating the confidence: photos of %s are located as if they were new", queries or "the index")
     # These keys are stored with the index.
     about: dict[str, Any] = {"num_photos": len(columns), "num_queries": 0, "num_described_anew": 0, "num_non_places": 0}
     correction: ValidationMatches | None = None

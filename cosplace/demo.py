@@ -21,7 +21,7 @@ from cosplace.models.network import new_network
 from cosplace.photos.image_list import image_list
 from cosplace.photos.metadata import metadata_from_name
 from cosplace.photos.names import format_image_name
-from cosplace.progress import Progress, part_of
+from cosplace.progress import Progress, format_count, part_of
 from cosplace.report.calibration_page import write_calibration_page
 from cosplace.report.data import RecallRow
 from cosplace.report.results import write_training_results
@@ -146,7 +146,7 @@ def index_and_locate(city: Path, folder: Path, progress: Progress) -> str:
 def summary_text(locations: list[Location], errors_m: list[float | None]) -> str:
     """Format how many photos were located and how far off, with the first answer.  errors_m: None for unknown."""
     known_m = [error_m for error_m in errors_m if error_m is not None]
-    text = f"{len(locations)} photos: {len(locations) - len(known_m)} unknown"
+    text = f"{format_count(len(locations), 'photo')}: {len(locations) - len(known_m)} unknown"
     if not known_m:
         return text
     num_correct = sum(error_m <= RADIUS_M for error_m in known_m)

@@ -1,4 +1,4 @@
-"""Progress of long tasks; sizes and durations in words."""
+"""Progress of long tasks; counts, sizes and durations in words."""
 
 import math
 from typing import Protocol
@@ -31,6 +31,11 @@ def part_of(progress: Progress, task: str, start: int = 0, total: int | None = N
         progress(task, start + done, part_total if total is None else total, note)
 
     return report
+
+
+def format_count(count: int, singular: str, plural: str = "") -> str:
+    """Format a count with its noun: 1 epoch, 1,000 queries."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def format_bytes(count: float) -> str:

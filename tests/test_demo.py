@@ -62,4 +62,4 @@ def test_the_summary_counts_correct_and_unknown_answers() -> None:
     assert text.startswith("3 photos: 1 unknown, 2 located, 1 of them within 25 m (median error 41.5 m)")
     assert "45.000000, 7.000000" in text
     assert "true position 3.0 m away" in text
-    assert summary_text([location(None)], [None]) == "1 photos: 1 unknown"
+    assert summary_text([location(None)], [None]) == "1 photo: 1 unknown"

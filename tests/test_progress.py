@@ -2,7 +2,7 @@
 
 import pytest
 
-from cosplace.progress import format_bytes, format_duration, no_progress, part_of
+from cosplace.progress import format_bytes, format_count, format_duration, no_progress, part_of
 
 
 def test_a_part_is_reported_as_progress_of_the_whole() -> None:
@@ -18,6 +18,12 @@ def test_a_part_may_only_be_renamed() -> None:
     part_of(lambda *values: seen.append(values), "test")("encoding", 2, 5)
     assert seen == [("test", 2, 5, "")]
     no_progress("nothing", 1, 1)
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "0 photos"), (1, "1 photo"), (1000, "1,000 photos")])
+def test_counts_in_words(count: int, words: str) -> None:
+    assert format_count(count, "photo") == words
+    assert format_count(count, "query", "queries").endswith("query" if count == 1 else "queries")
 
 
 @pytest.mark.parametrize(

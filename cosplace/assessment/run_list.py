@@ -169,7 +169,7 @@ def _model(config: Mapping[str, Any], results: Mapping[str, Any], kind: str, fol
 
 
 def _dataset(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """Name of the test set, or of the folder of the dataset."""
+    """Name of the test set, or of the folder of the dataset; of a fine-tuning both, as in mine: test/queries."""
     if name := _text(_section(results, "dataset").get("name")):
         return name
     path = next(
@@ -180,7 +180,7 @@ def _dataset(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         ),
         "",
     )
-    return Path(path).name
+    return ": ".join(filter(None, (Path(path).name, _text(results.get("evaluated_on")))))
 
 
 def _time(folder: Path, results: Mapping[str, Any]) -> str:

@@ -18,7 +18,6 @@ from cosplace.cli.console import (
 )
 from cosplace.config.finetuning import FinetuneConfig
 from cosplace.config.sections import DeviceSettings
-from cosplace.photos.scanning import database_in
 
 if TYPE_CHECKING:
     from cosplace.training.finetuning import FinetuneResult
@@ -77,7 +76,6 @@ def _index_photos(result: "FinetuneResult") -> None:
             model=str(result.folder / "best_model.pth"),
             to=str(index),
             image_size=prepared.recipe.image_size,
-            all_photos=True,
             follow_outside=config.follow_outside,
             device=DeviceSettings(device=config.running.device),
         )
@@ -88,6 +86,4 @@ def _index_photos(result: "FinetuneResult") -> None:
 def _index_command(result: "FinetuneResult", index: str) -> list[str]:
     dataset, image_size = result.prepared.config.dataset, result.prepared.recipe.image_size
     model = str(result.folder / "best_model.pth")
-    every = ["--all_photos"] if database_in(Path(dataset)) else []
-    size = ["--image_size", str(image_size)]
-    return [*program(), "index", "build", dataset, *every, "--model", model, *size, "--to", index]
+    return [*program(), "index", "build", dataset, "--model", model, "--image_size", str(image_size), "--to", index]

@@ -7,6 +7,7 @@ from cosplace.cli.console import Bars, on_interrupt, print_result
 from cosplace.config.importing import ImportConfig
 from cosplace.errors import DatasetError
 from cosplace.photos.paths import printable
+from cosplace.progress import format_count
 
 if TYPE_CHECKING:
     from cosplace.importing.import_run import ImportResult
@@ -41,7 +42,7 @@ def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
 
     report, folder = result.report, printable(result.folder)
     done = "would be added" if dry_run else "added"
-    counts = [f"{_photos(result.num_added)} {done}"]
+    counts = [f"{format_count(result.num_added, 'photo')} {done}"]
     counts += [f"{result.num_updated:,} updated"] if result.num_updated else []
     counts += [f"{result.num_unchanged:,} unchanged"] if result.num_unchanged else []
     num_left_out, num_uncertain = sum(report.left_out.values()), sum(report.uncertain.values())
@@ -51,23 +52,18 @@ def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
     lines = [f"{folder}: {', '.join(counts)}{where}"]
     lines += report_lines(report)
     for camera, count in (result.zero_headings or {}).items():
-        lines.append(
-            f"  headings of {camera or 'the source'} were exactly 0 for all {count:,} photos: they are unknown"
-        )
+        photos = format_count(count, "photo")
+        lines.append(f"  headings of {camera or 'the source'} were exactly 0 for all {photos}: they are unknown")
     if result.num_symbolic_links:
-        lines.append(f"  {result.num_symbolic_links:,} photos are on another disk and are linked symbolically. Use "
-                     "--follow_outside with other commands.")  # fmt: skip
+        photos = format_count(result.num_symbolic_links, "photo is", "photos are")
+        lines.append(f"  {photos} on another disk and linked symbolically. Use --follow_outside with other commands.")
     lines += [f"  {_row(record)}" for record in result.first] if dry_run else []
     if result.num_photos and result.counts is not None:
         known = ", ".join(f"{count:,} with {name}" for name, count in result.counts.items())
         have = "The dataset would have" if dry_run else "The dataset has"
-        lines.append(f"{have} {_photos(result.num_photos)}: {known}")
+        lines.append(f"{have} {format_count(result.num_photos, 'photo')}: {known}")
         lines += [] if dry_run else [f"Next: cosplace validate {folder}"]
     return lines
-
-
-def _photos(count: int) -> str:
-    return f"{count:,} photo{'' if count == 1 else 's'}"
 
 
 def _row(record: "PhotoRecord") -> str:
@@ -89,7 +85,7 @@ def _nothing_imported(result: "ImportResult", *, dry_run: bool) -> str:
         else f"{printable(result.folder)}/{REPORT_NAME} has the reasons."
     )
     return (
-        f"No photo was imported: {unplaced:,} have no position. {advice}"
+        f"No photo was imported: {unplaced:,} {'has' if unplaced == 1 else 'have'} no position. {advice}"
         if unplaced
         else (f"No photo was imported. {advice}")
     )

@@ -19,6 +19,7 @@ from cosplace.config.index import (
 )
 from cosplace.config.values import loading_workers
 from cosplace.errors import CosPlaceError, DamagedIndexError
+from cosplace.progress import format_count
 
 if TYPE_CHECKING:
     from cosplace.index.building import IndexingResult
@@ -41,7 +42,7 @@ def run_build(config: IndexBuildConfig) -> None:
     from cosplace.models.encoder import load_model
 
     # Problems with the folder are found before the model is loaded.
-    photos = find_photos(config.dataset, all_photos=config.all_photos, follow_outside=config.follow_outside)
+    photos = find_photos(config.dataset, part=config.part, follow_outside=config.follow_outside)
     if not config.without_positions:
         require_positions(photos, config.dataset)
     encoder = load_model(
@@ -109,7 +110,7 @@ def run_add(config: IndexAddConfig) -> None:
     from cosplace.index.photo_index import open_index
     from cosplace.index.sources import find_photos
 
-    photos = find_photos(config.photos, all_photos=config.all_photos, follow_outside=config.follow_outside)
+    photos = find_photos(config.photos, part=config.part, follow_outside=config.follow_outside)
     bars = Bars()
     with on_interrupt(CONTINUE):
         with open_index(config.index, write=True, roots=config.root) as index:
@@ -137,7 +138,7 @@ def run_sync(config: IndexSyncConfig) -> None:
                 config.photos,
                 allow_many=config.yes,
                 dry_run=config.dry_run,
-                all_photos=config.all_photos,
+                part=config.part,
                 follow_outside=config.follow_outside,
                 **_encoding_options(config, config.photos.resolve(), bars),
             )
@@ -146,7 +147,8 @@ def run_sync(config: IndexSyncConfig) -> None:
             print_result("Nothing was changed. Without --dry_run:")
         if result.indexing is not None:
             _print_counts(result.indexing)
-        print_result(f"{result.num_removed} photos removed (their files are gone)")
+        gone = "its file is gone" if result.num_removed == 1 else "their files are gone"
+        print_result(f"{format_count(result.num_removed, 'photo')} removed ({gone})")
         if encoder is not None:
             _finish(config.index, encoder, bars, calibrate=False)
 
@@ -171,14 +173,24 @@ def _encoding_options(config: IndexAddConfig, folder: Path, bars: Bars) -> dict[
 def _print_counts(result: "IndexingResult") -> None:
     """Print how many photos were added, and which could not be read."""
     per_second = result.num_added / max(result.seconds, 1e-9)
-    known = f", {result.num_known} were already in the index" if result.num_known else ""
+    known = (
+        f", {result.num_known:,} {'was' if result.num_known == 1 else 'were'} already in the index"
+        if result.num_known
+        else ""
+    )
     known += f" ({result.num_moved} of them at another path)" if result.num_moved else ""
-    replaced = f", {result.num_replaced} replace older versions" if result.num_replaced else ""
-    print_result(f"{result.num_added} photos added ({per_second:.1f} per second){known}{replaced}")
+    replace = "replaces an older version" if result.num_replaced == 1 else "replace older versions"
+    replaced = f", {result.num_replaced:,} {replace}" if result.num_replaced else ""
+    speed = f" ({per_second:.1f} per second)" if result.num_added else ""
+    print_result(f"{format_count(result.num_added, 'photo')} added{speed}{known}{replaced}")
     if result.num_without_position:
-        print_result(f"{result.num_without_position} of them have no position: they can be matches, but not answers")
+        have = "has no position: it can be a match, but not an answer"
+        if result.num_without_position > 1:
+            have = "have no position: they can be matches, but not answers"
+        print_result(f"{result.num_without_position:,} of them {have}")
     if result.unreadable:
-        print_result(f"{len(result.unreadable)} photos could not be read and were not added:")
+        were = "was" if len(result.unreadable) == 1 else "were"
+        print_result(f"{format_count(len(result.unreadable), 'photo')} could not be read and {were} not added:")
         for line in result.unreadable[:MAX_UNREADABLE_LINES]:
             print_result(f"  {line}")
         if len(result.unreadable) > MAX_UNREADABLE_LINES:
@@ -246,14 +258,14 @@ def _calibrate(
 def calibration_text(about: Mapping[str, Any]) -> str:
     """What an index was calibrated on.  about: facts stored with the calibration."""
     if "queries" in about:
-        return f"calibrated on {about['num_queries']} photos of {about['queries']}"
+        return f"calibrated on {format_count(about['num_queries'], 'photo')} of {about['queries']}"
     num_seen, correction = about.get("num_training_photos", 0), about.get("correction")
-    seen = f"{num_seen:,} photos that the model was trained on"
+    seen = f"{format_count(num_seen, 'photo')} that the model was trained on"
     if correction == "left out":
         return f"calibrated on its own photos, without {seen}"
     if correction == "validation":
-        num_queries = about["num_validation"]
-        text = f"calibrated on its own photos and {num_queries} validation queries, because it contains {seen}"
+        queries = format_count(about["num_validation"], "validation query", "validation queries")
+        text = f"calibrated on its own photos and {queries}, because it contains {seen}"
         if "unlabeled" in about:
             share = f"{100 * about['share_like_training']:.0f}%"
             return f"{text}; {share} of {about['num_unlabeled']:,} photos of {about['unlabeled']} resemble these"
@@ -271,7 +283,7 @@ def run_remove(config: IndexRemoveConfig) -> None:
     with open_index(config.index, write=True, roots=config.root) as index:
         num_removed = index.remove(find_ids(index, config.photos))
         print_result(
-            f"{num_removed} photo{'' if num_removed == 1 else 's'} removed, {len(index)} remain; "
+            f"{format_count(num_removed, 'photo')} removed, {len(index):,} remain; "
             "`cosplace index compact` frees their disk space"
         )
 
@@ -298,13 +310,13 @@ def run_verify(config: IndexVerifyConfig) -> None:
     if config.json:
         print_json(dataclasses.asdict(found))
     else:
-        files = f"{found.num_files:,} files and " if found.num_files else ""
-        print_result(f"{config.index}: {files}{found.num_photos:,} photos compared with their checksums")
+        files = f"{format_count(found.num_files, 'file')} and " if found.num_files else ""
+        print_result(f"{config.index}: {files}{format_count(found.num_photos, 'photo')} compared with their checksums")
         if not found.num_files:
             print_result("  the files have no checksums: they are on object storage, or from an earlier version")
         if found.num_unchecked:
             print_result(
-                f"  {found.num_unchecked:,} photos from an earlier version have no checksums "
+                f"  without checksums, from an earlier version: {format_count(found.num_unchecked, 'photo')} "
                 f"(`cosplace index compact {config.index}` adds them)"
             )
         for line in found.problems:
@@ -317,10 +329,10 @@ def run_verify(config: IndexVerifyConfig) -> None:
         repair_index(config.index, found, bars)
         bars.close()
         again = "; `cosplace index add` or `cosplace index sync` adds them again" if found.damaged_ids else ""
-        print_result(f"repaired: {len(found.damaged_ids):,} photos removed{again}")
+        print_result(f"repaired: {format_count(len(found.damaged_ids), 'photo')} removed{again}")
         return
     raise DamagedIndexError(
-        f"{config.index} is damaged ({len(found.problems)} problem{'s' if len(found.problems) > 1 else ''}).",
+        f"{config.index} is damaged ({format_count(len(found.problems), 'problem')}).",
         "Use a copy of the index, or build it again." if not found.can_repair else
         "use --repair to remove the damaged photos, then add them again" if found.damaged_ids else
         "use --repair to record checksums again and to rebuild the search index: no photo is damaged",
@@ -353,7 +365,7 @@ def _print_info(info: dict[str, Any]) -> None:
     model, search = info["model"], info["search"]
     size = "at their own size" if model["image_size"] is None else f"resized to {model['image_size']} pixels"
     disk = "" if info["num_bytes"] is None else f", {info['num_bytes'] / 1e6:,.1f} MB on disk"
-    print_result(f"{info['address']}: {info['count']:,} photos{disk}")
+    print_result(f"{info['address']}: {format_count(info['count'], 'photo')}{disk}")
     print_result(
         f"  with position {info['with_position']:,}, heading {info['with_heading']:,}, time {info['with_time']:,}"
     )
@@ -366,7 +378,8 @@ def _print_info(info: dict[str, Any]) -> None:
         moved = f", now {root['found']}" if root["found"] != root["path"] else ""
         print_result(f"  photos in {root['path']}{moved}{'' if exists else ' (not found)'}")
     if info["without_checksums"]:
-        print_result(f"  {info['without_checksums']:,} photos have no checksums (`cosplace index compact` adds them)")
+        photos = format_count(info["without_checksums"], "photo has", "photos have")
+        print_result(f"  {photos} no checksums (`cosplace index compact` adds them)")
     views = views_from_record(model.get("views", {})).text()
     print_result(f"  model {name}, {model['dimension']} dimensions, photos {size}{f'; {views}' if views else ''}")
     if search["kind"] == "exact":
@@ -378,7 +391,7 @@ def _print_info(info: dict[str, Any]) -> None:
             f"recall@20 {search['recall_at_20']:.4f}"
         )
         print_result(
-            f"  since then {search['added_since']:,} photos were added and {search['removed_since']:,} removed"
+            f"  since then, added: {format_count(search['added_since'], 'photo')}; removed: {search['removed_since']:,}"
         )
     print_result(
         f"  confidence {calibration_text(info['calibration'] or {}) if info['calibrated'] else _why_uncalibrated(info)}"

@@ -8,10 +8,13 @@ from cosplace.cli.console import Bars, print_result
 from cosplace.config.pairs import PAIR_RADIUS_M, DatasetExportConfig, PairsConfig
 from cosplace.config.values import loading_workers
 from cosplace.errors import ConfigError
+from cosplace.progress import format_count
 
 if TYPE_CHECKING:
     from cosplace.photos.image_list import ImageList
     from cosplace.retrieval.pairs import Pairs
+
+MAX_TURN = 180.0  # degrees: no difference of headings is larger
 
 log = logging.getLogger("cosplace")
 
@@ -41,7 +44,7 @@ def run_pairs(config: PairsConfig) -> None:
     bars.close()
     pairs = join_pairs(parts, within=within)
     count = write_pairs(config.to, pairs, queries or database, database, common_folder(*lists))
-    print_result(f"{config.to}: {count:,} pairs; names are relative to {common_folder(*lists)}")
+    print_result(f"{config.to}: {format_count(count, 'pair')}; names are relative to {common_folder(*lists)}")
 
 
 def _positions_and_order(config: PairsConfig, queries: "ImageList | None", database: "ImageList") -> "list[Pairs]":
@@ -60,12 +63,12 @@ def _positions_and_order(config: PairsConfig, queries: "ImageList | None", datab
     if config.radius_m is not None:
         lists = [database] if queries is None else [database, queries]
         views = viewpoints_of(*lists)
-        for images, view in zip(lists, views, strict=True):
-            if num_unknown := int(np.isnan(view.headings).sum()):
-                log.warning(
-                    "%s: the heading of %s of %s photos is unknown, so they are paired whatever they show.",
-                    images.folder, f"{num_unknown:,}", f"{len(images):,}",
-                )  # fmt: skip
+        num_unknown = sum(int(np.isnan(one.headings).sum()) for one in views)
+        if num_unknown and config.max_heading_difference < MAX_TURN:
+            log.warning(
+                "%s of %s without a heading: --max_heading_difference %g does not apply to their pairs.",
+                f"{num_unknown:,}", format_count(sum(map(len, lists)), "photo"), config.max_heading_difference,
+            )  # fmt: skip
         limits = config.radius_m, config.max_heading_difference, config.num_matches
         parts.append(pairs_by_position(views[-1] if queries is not None else None, views[0], *limits))
     if config.next_photos is not None:
@@ -117,4 +120,4 @@ def run_dataset_export(config: DatasetExportConfig) -> None:
     )
     bars.close()
     left_out = f"; {result.num_left_out:,} left out: {result.why}" if result.num_left_out else ""
-    print_result(f"{config.to}: {result.num_written:,} photos{left_out}")
+    print_result(f"{config.to}: {format_count(result.num_written, 'photo')}{left_out}")

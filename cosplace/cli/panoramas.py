@@ -7,6 +7,7 @@ from cosplace.config.panoramas import PanoramasConfig
 from cosplace.config.values import loading_workers
 from cosplace.errors import DatasetError
 from cosplace.photos.paths import printable
+from cosplace.progress import format_count
 
 if TYPE_CHECKING:
     from cosplace.importing.cropping import CropResult
@@ -50,17 +51,18 @@ def summary_lines(result: "CropResult", *, dry_run: bool) -> list[str]:
     folder, report = printable(result.folder), result.report
     num_left_out, num_uncertain = sum(report.left_out.values()), sum(report.uncertain.values())
     where = "" if dry_run or not (num_left_out or num_uncertain) else f" (see {folder}/{REPORT_NAME})"
-    written = f"{result.num_written:,} crops {'would be written' if dry_run else 'written'}"
+    written = f"{format_count(result.num_written, 'crop')} {'would be written' if dry_run else 'written'}"
     existing = f", {result.num_found:,} existed before" if result.num_found else ""
     lines = [
-        f"{folder}: {written}{existing}, of {result.num_panoramas:,} panoramas; {num_left_out:,} left out, "
-        f"{num_uncertain:,} uncertain{where}"
+        f"{folder}: {written}{existing}, of {format_count(result.num_panoramas, 'panorama')}; "
+        f"{num_left_out:,} left out, {num_uncertain:,} uncertain{where}"
     ]
     lines += report_lines(report)
     if result.num_outside:
-        lines.append(f"  {result.num_outside:,} crops were skipped because partial panoramas do not show them")
+        crops = format_count(result.num_outside, "crop was", "crops were")
+        lines.append(f"  {crops} skipped: not all of the view is in a partial panorama")
     if result.headings_were_zero:
         lines.append("  the headings of all panoramas were exactly 0: those of the crops are unknown")
     if result.num_panoramas and not dry_run:
-        lines.append(f"The dataset has {result.num_photos:,} photos. Next: cosplace validate {folder}")
+        lines.append(f"The dataset has {format_count(result.num_photos, 'photo')}. Next: cosplace validate {folder}")
     return lines

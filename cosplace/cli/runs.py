@@ -1,5 +1,7 @@
 """cosplace runs: the runs of a folder with their main figures."""
 
+import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import print_json, print_result
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
 
 HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5", "epochs", "state", "folder")
 WIDEST = {"kind": 12, "model": 34, "dataset": 26}  # characters
+NARROW_HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5")
+NARROW = {"model": 20, "dataset": 20}
+MINUTES = len("2026-01-31 12:00")
+UNLIMITED = 1 << 16  # columns where the output is not a terminal
 
 
 def run_runs(config: RunsConfig) -> None:
@@ -24,10 +30,28 @@ def run_runs(config: RunsConfig) -> None:
     if not runs:
         print_result(f"There are no runs in {printable(config.folder)}.")
         return
-    rows = [_cells(run) for run in runs]
-    widths = [max(len(row[column]) for row in (HEAD, *rows)) for column in range(len(HEAD))]
-    for row in (HEAD, *rows):
-        print_result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in run_lines(runs, shutil.get_terminal_size(fallback=(UNLIMITED, 0)).columns):
+        print_result(line)
+
+
+def run_lines(runs: "list[RunSummary]", columns: int) -> list[str]:
+    """A table with one line for each run; in a narrow terminal, the folder and the state are on a second line."""
+    lines = _table([HEAD, *(_cells(run) for run in runs)])
+    if max(map(len, lines)) <= columns:
+        return lines
+    lines = _table([NARROW_HEAD, *(_narrow_cells(run) for run in runs)])
+    found = [lines[0]]
+    for run, line in zip(runs, lines[1:], strict=True):
+        *_, epochs, state, folder = _cells(run)
+        notes = [f"epochs {epochs}"] if epochs else []
+        notes += [] if state == "finished" else [state]
+        found += [line, ", ".join([f"  {folder}", *notes])]
+    return found
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def sorted_runs(runs: "list[RunSummary]", order: str) -> "list[RunSummary]":
@@ -59,6 +83,21 @@ def _cells(run: "RunSummary") -> tuple[str, ...]:
         f"{run.state}: {run.reason}" if run.reason else run.state,
         printable(run.folder),
     )
+
+
+def _narrow_cells(run: "RunSummary") -> tuple[str, ...]:
+    from cosplace.report.words import shorten
+
+    time, kind, _, _, recall1, recall5, *_ = _cells(run)
+    model = run.model or run.backbone
+    return (
+        time[:MINUTES], kind, shorten(model, NARROW["model"]), _end(run.dataset, NARROW["dataset"]), recall1, recall5
+    )  # fmt: skip
+
+
+def _end(text: str, length: int) -> str:
+    """The last `length` characters of a text; an ellipsis replaces its start."""
+    return text if len(text) <= length else f"…{text[1 - length :]}"
 
 
 def _record(run: "RunSummary") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from cosplace.cli.console import print_json, print_result
 from cosplace.config.defaults import RADIUS_M
 from cosplace.config.splitting import SplitConfig
+from cosplace.progress import format_count
 
 
 def run_split(config: SplitConfig) -> None:
@@ -27,7 +28,7 @@ def run_split(config: SplitConfig) -> None:
     if former:
         parts = ", ".join(f"{split} {count:,}" for split, count in sorted(former.items()))
         print_result(f"previous splits {'would be' if config.dry_run else 'were'} replaced: {parts}")
-    print_result(f"{config.dataset}: {len(result.splits):,} photos; {result.method}; seed {config.seed}")
+    print_result(f"{config.dataset}: {format_count(len(result.splits), 'photo')}; {result.method}; seed {config.seed}")
     print_result(f"  {', '.join(f'{split} {count:,}' for split, count in result.counts.items() if count)}")
     for reason, count in result.unused.items():
         print_result(f"  in no split: {count:,} {reason}")

@@ -1,19 +1,23 @@
 """cosplace validate."""
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import Bars, print_json, print_result
 from cosplace.config.validate import ValidateConfig
 from cosplace.errors import DatasetError
-from cosplace.report.words import format_count
+from cosplace.progress import format_count
 
 if TYPE_CHECKING:
     from cosplace.retrieval.folder_report import FolderReport
     from cosplace.retrieval.validation import DatasetReport
     from cosplace.training.recommendation import ClassCounts, Recommendation
 
-PRINTED_M = (10, 20, 40)  # meters; --json and --html have more
+PRINTED_M = (10, 20, 40)  # meters, besides the recommended one; --json and --html have more
+
+log = logging.getLogger("cosplace")
 
 
 def run_validate(config: ValidateConfig) -> None:
@@ -44,16 +48,17 @@ def run_validate(config: ValidateConfig) -> None:
             _print_folder(report)
         if result.num_unused:
             print_result(f"photos in no split: {result.num_unused:,}")
-        _print_classes(classes, recommendation)
-        print_result(_number_of_problems(num_errors, len(problems) - num_errors))
+        _print_classes(classes, recommendation.settings if recommendation else {})
+        print_result(_count_text(num_errors, len(problems) - num_errors))
         if recommendation is not None:
             print_result("recommendation:")
-            for line in (*recommendation.reasons, *(f"`{command}`" for command in recommendation.commands)):
+            for line in (*(f"`{command}`" for command in recommendation.commands), *recommendation.reasons):
                 print_result(f"  {line}")
         else:
             print_result(f"recommendation: none. {obstacle}")
-    if config.html is not None and not config.json:
-        print_result(f"page: {config.html}")
+    if config.html is not None:
+        show = log.info if config.json else print_result
+        show(f"page: {config.html}")
     if num_errors:
         errors = ", ".join(sorted({problem.kind for problem in problems if problem.is_error}))
         raise DatasetError(f"{config.folder} has errors: {errors}. Fix or remove these photos.")
@@ -99,20 +104,24 @@ def _print_folder(report: "FolderReport") -> None:
         print_result(f"  {kind}: {problem.count:,} x {problem.kind}{examples}")
 
 
-def _number_of_problems(num_errors: int, num_warnings: int) -> str:
+def _count_text(num_errors: int, num_warnings: int) -> str:
+    """How many kinds of problems there are."""
     if not num_errors and not num_warnings:
-        return "no errors, no warnings"
-    return f"{format_count(num_errors, 'kind')} of errors, {format_count(num_warnings, 'kind')} of warnings"
+        return "no problems found"
+    errors = format_count(num_errors, "kind of error", "kinds of errors") if num_errors else "no errors"
+    return f"{errors}, {format_count(num_warnings, 'kind of warning', 'kinds of warnings')}"
 
 
-def _print_classes(classes: list["ClassCounts"], recommendation: "Recommendation | None") -> None:
+def _print_classes(classes: list["ClassCounts"], recommended: Mapping[str, Any]) -> None:
+    """Print the classes of some settings.  recommended: settings of the recommended command; empty without one."""
     if not classes:
         return
-    chosen = recommendation.settings.get("M") if recommendation is not None else None
     least = list(classes[0].num_at_least)
-    print_result("classes for training, by M (m) and alpha (degrees); 5+: classes with 5 photos or more")
-    titles = "".join(f"{f'{number}+':>9s}" for number in least)
-    print_result(f"  {'M':>4s} {'alpha':>6s} {'classes':>9s}{titles}  median photos")
-    for row in (row for row in classes if row.M in {*PRINTED_M, chosen}):
-        counts = "".join(f"{row.num_at_least[number]:9,d}" for number in least)
-        print_result(f"  {row.M:4d} {row.alpha:6d} {row.num_classes:9,d}{counts} {row.median_images:14g}")
+    chosen = recommended.get("M"), recommended.get("alpha")
+    print_result("classes for training, of cells of M meters and alpha degrees; n+: those with n photos or more")
+    print_result("     M  alpha  classes  photos (median)" + "".join(f"{f'{number}+':>9}" for number in least))
+    for row in classes:
+        if row.M in PRINTED_M or chosen[0] == row.M:
+            counts = "".join(f"{row.num_at_least[number]:9,d}" for number in least)
+            mark = "  recommended" if (row.M, row.alpha) == chosen else ""
+            print_result(f"  {row.M:4d} {row.alpha:6d} {row.num_classes:8,d} {row.median_images:16g}{counts}{mark}")

@@ -19,7 +19,19 @@ from cosplace.config.sections import (
 )
 from cosplace.config.setting import Section, required, section, setting
 
+PART_HELP = (
+    "photos of a dataset to index: all, queries too; or only those of its database/ or gallery/, to measure an index "
+    "with its queries"
+)
 SOURCE_HELP = "label for the source of the photos, stored with them"
+
+
+def part_setting() -> Any:
+    """--part: which photos of a dataset are indexed."""
+    return setting(
+        None, PART_HELP, choices=("all", "database"),
+        default_text="all for photos of your own, also after `cosplace split`; database for other datasets",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,22 +50,13 @@ class IndexSettings(Section):
     )
 
 
-def all_photos_setting() -> Any:
-    """The flag for what `find_photos` lists."""
-    return setting(
-        False,
-        "index all photos of a dataset: by default only its database, test/database after `cosplace split`, since a "
-        "query that is in the index finds itself",
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexBuildConfig(Section):
     """Settings of `cosplace index build`."""
 
     dataset: Path = required(
-        "folder of photos, in any subfolders, or a table of photos; for a dataset, only its database/ or gallery/ is "
-        "used, without queries",
+        "folder of photos, in any subfolders, or a table of photos; for a dataset that came with database/ and "
+        "queries/, only its database/ or gallery/ is used",
         positional=True,
         metavar="DATASET",
     )
@@ -61,6 +64,7 @@ class IndexBuildConfig(Section):
     to: str = required(
         "index to create or continue: a folder, or object storage such as s3://bucket/city", metavar="INDEX"
     )
+    part: str | None = part_setting()
     image_size: int | None = setting(
         None, "resize photos to this number of pixels along the shorter side", at_least=1,
         default_text="the size of each photo",
@@ -85,7 +89,6 @@ class IndexBuildConfig(Section):
         None, "use only the first dimensions of a model written by `cosplace reduce`", at_least=1, default_text="all"
     )
     source: str = setting("", SOURCE_HELP, default_text="their folder")
-    all_photos: bool = all_photos_setting()
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = setting(False, "index the photos even if none of them has a position")
     no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
@@ -105,8 +108,8 @@ class IndexAddConfig(Section):
         positional=True,
         metavar="FOLDER",
     )  # fmt: skip
+    part: str | None = part_setting()
     source: str = setting("", SOURCE_HELP, default_text="their folder")
-    all_photos: bool = all_photos_setting()
     follow_outside: bool = follow_outside_setting()
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()

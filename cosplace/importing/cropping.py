@@ -31,7 +31,7 @@ from cosplace.photos.opening import decode_pixels, read_file
 from cosplace.photos.panoramas import CropView, crops_on_device, fitted_pitch, reduced, reduction, shows
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, read_table
-from cosplace.progress import Progress, no_progress
+from cosplace.progress import Progress, format_count, no_progress
 from cosplace.storage import remove_unfinished, write_atomically, write_text
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ def run_panoramas(
                 progress(TASK, done, max(done, total))
         except StorageError as error:
             collector.finish()
-            raise StorageError(f"{error} {folder} has {result.num_photos:,} photos so far. Then run the same command "
-                               "again to continue.") from error  # fmt: skip
+            so_far = f"{folder} has {format_count(result.num_photos, 'photo')} so far"
+            raise StorageError(f"{error} {so_far}. Then run the same command again to continue.") from error
         except BaseException:
             collector.finish()
             raise

@@ -29,7 +29,7 @@ from cosplace.importing.report import REPORT_NAME, ImportReport
 from cosplace.importing.sources import Source, find_source
 from cosplace.photos.paths import printable
 from cosplace.photos.tables import PhotoRecord
-from cosplace.progress import Progress, no_progress
+from cosplace.progress import Progress, format_count, no_progress
 from cosplace.storage import storage_errors
 
 T = TypeVar("T")
@@ -238,7 +238,7 @@ def _import(plan: Plan, total: int, progress: Progress) -> ImportResult:
             with suppress(StorageError):
                 _publish(report, plan.folder)
         if isinstance(error, StorageError):
-            so_far = f"{printable(plan.folder)} has {placement.num_written:,} photos so far"
+            so_far = f"{printable(plan.folder)} has {format_count(placement.num_written, 'photo')} so far"
             so_far += "; there was no space for a table of the last ones" if placement.has_changed else ""
             raise StorageError(f"{error} {so_far}. Then run the same command again to continue.") from error
         raise

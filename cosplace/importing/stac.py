@@ -29,6 +29,7 @@ from cosplace.importing.tracks import UNKNOWN
 from cosplace.photos.exif import checked_position
 from cosplace.photos.formats import SUFFIXES, suffix_of
 from cosplace.photos.tables import PhotoRecord, known_time
+from cosplace.progress import format_count
 
 JSON_SUFFIXES = (".json", ".geojson")
 PREFERRED_ASSETS = ("hd", "visual", "data", "sd")  # large ones first; thumbnails are not used
@@ -69,7 +70,7 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
     for file, item in items:
         yield from _photo(item, file, source_folders(file, settings), use_headings, seen)
     if path.is_dir() and (num_unnamed := _num_photos(path) - len(seen)) > 0:
-        yield Problem(name=str(path), reason=f"{num_unnamed:,} photos that no item names are left out")
+        yield Problem(name=str(path), reason=f"left out {format_count(num_unnamed, 'photo')} that no item names")
     if not use_headings:
         yield Problem(name=str(path), reason="every view:azimuth is 0, so headings count as unknown", is_left_out=False)
 

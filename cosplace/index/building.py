@@ -64,21 +64,19 @@ def build_index(
     source: str = "",
     batch_size: int = 16,
     num_workers: int = 0,
-    all_photos: bool = False,
     follow_outside: bool = False,
     progress: Progress = no_progress,
     stored: OnStored | None = None,
 ) -> IndexingResult:
     """Build an index of all photos of a folder, or continue one that was stopped.
 
-    dataset_folder: photos in any subfolders, or their list; of a dataset, the photos of its database, unless
-    all_photos is given (`find_photos`).
+    dataset_folder: photos in any subfolders, or their list; of a dataset, the photos of its database (`find_photos`).
     Photos keep the order of an evaluation, so that among equally similar matches both return the same one.
     Raises PhotoIndexError if the index was built with another model or other settings, and what `add_photos` raises.
     """
     photos = dataset_folder
     if not isinstance(photos, ImageList):
-        photos = find_photos(photos, all_photos=all_photos, follow_outside=follow_outside)
+        photos = find_photos(photos, follow_outside=follow_outside)
     if has_index(str(address)):
         index = open_index(address, write=True)
         if settings is not None and index.settings != settings:

@@ -16,9 +16,14 @@ from cosplace.photos.labels import IMPORT_ADVICE, tables_hint
 from cosplace.photos.metadata import metadata_from_name, read_metadata
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
-from cosplace.photos.scanning import database_in, scan_images, subfolders
-from cosplace.photos.table_lists import TablePart, find_part, list_part, num_photos_of, splits_of
+from cosplace.photos.scanning import has_part, part_names, scan_images, subfolders
+from cosplace.photos.table_lists import TablePart, count_photos, find_part, list_part, splits_of
+from cosplace.photos.tables import has_own_splits
+from cosplace.progress import format_count
 
+ALL, DATABASE = PARTS = ("all", "database")  # of a dataset that may be indexed
+DATABASES = ("database", "gallery")
+SPLITS = ("", "test", "images/test")  # where a dataset has its databases
 # Folders of queries as datasets name them: queries, queries_v1, query, 247query_v3, queries_real, night_queries.
 QUERIES = re.compile(
     rb"(?:^|(?<=[/\n]))(?:[a-z0-9]+[_-])?[0-9]*quer(?:y|ies)(?:[_.-][^/\n]*|[0-9]*)(?=/)", re.IGNORECASE
@@ -30,40 +35,55 @@ MAX_NAMES = 3  # of folders that are left out, to report
 log = logging.getLogger("cosplace")
 
 
-def find_photos(folder: str | Path, *, all_photos: bool = False, follow_outside: bool = False) -> ImageList:
+def find_photos(folder: str | Path, *, part: str | None = None, follow_outside: bool = False) -> ImageList:
     """List the photos of a folder or a table that an index of it holds; the folder of the list has no links.
 
-    Of a dataset these are the photos of its database/ or gallery/, alone or in test/ or images/test/.  Elsewhere,
-    folders of queries are left out: if queries were indexed, each would match itself.  A warning says what is left out.
-    all_photos: leave nothing out, as for a dataset of one's own that was split to train and test a model.
+    Of a dataset these are the photos of its database/ or gallery/, alone or in test/ or images/test/.  Of a table that
+    `cosplace split` has divided these are all photos: its queries are photos of the city like any other.  Elsewhere,
+    folders of queries are left out, with a warning: if queries were indexed, each would match itself.
+    part: "all" for all photos, queries too; "database" for those of the database.  What is left out is in the log.
     follow_outside: also use photos that links or a list file point to outside the folder (see `scan_images`).
-    Raises DatasetError for a folder that is missing, has no photos, or has only folders of queries.
+    Raises DatasetError for a folder that is missing, has no photos, or has only folders of queries, or no database.
     """
-    folder = dataset = Path(folder)
-    database = None if all_photos else database_in(folder)
-    if database is not None:
-        folder = database
-        _report_other_folders(database)
-    part = find_part(folder)
-    if part is not None and splits_of(part):
-        inside = () if follow_outside else (os.path.realpath(part.folder), os.path.realpath(dataset))
-        photos = list_part(part if all_photos else _part_without_queries(part), inside)
-        _report_left_out(find_part(dataset), folder, len(photos))
+    dataset = Path(folder)
+    table = find_part(dataset)
+    is_own = table is not None and not table.part and bool(splits_of(table)) and has_own_splits(table.table)
+    names = (f"{split}/{name}" if split else name for split in SPLITS for name in DATABASES)
+    database = next((name for name in names if has_part(dataset, name)), None)
+    if part == DATABASE and database is None:
+        raise DatasetError(f"{dataset} has no database/ or gallery/, alone or in test/. Use `--part {ALL}`.")
+    if part == ALL or (part is None and is_own):
+        photos = scan_images(dataset, dataset=dataset, follow_outside=follow_outside)
+        photos = photos if part == ALL else _without_queries(photos)
+    elif database is not None:
+        photos = scan_images(dataset / database, dataset=dataset, follow_outside=follow_outside)
+        _report_other_folders(dataset / database)
+    elif table is not None and splits_of(table):
+        inside = () if follow_outside else (os.path.realpath(table.folder), os.path.realpath(dataset))
+        photos = list_part(_part_without_queries(table), inside)
     else:
-        photos = scan_images(folder, dataset=dataset, follow_outside=follow_outside)
-        photos = photos if all_photos else _without_queries(photos)
+        photos = _without_queries(scan_images(dataset, dataset=dataset, follow_outside=follow_outside))
+    _report_count(photos, dataset, table, None if part == ALL or (part is None and is_own) else database)
     return replace(photos, folder=photos.folder.resolve())
 
 
-def _report_left_out(whole: TablePart | None, database: Path, num_indexed: int) -> None:
-    """Say how many photos of a table are not indexed."""
-    num_photos = 0 if whole is None else num_photos_of(whole)
-    if whole is not None and num_indexed < num_photos:
-        log.warning(
-            "%s: %s of %s photos are indexed%s. To index all of them, as for your own city, use --all_photos.",
-            printable(whole.table), f"{num_indexed:,}", f"{num_photos:,}",
-            f", those of {printable(database)}" if find_part(database) != whole else "",
+def _report_count(photos: ImageList, dataset: Path, table: TablePart | None, database: str | None) -> None:
+    """Say how many photos of a dataset are indexed.  database: the part that they are; None for all."""
+    num_photos = len(photos) if table is None else count_photos(table)
+    if len(photos) < num_photos:
+        which = f", those of {database}" if database else ""
+        log.info(
+            "indexed: %s of %s of %s%s; `--part %s` indexes the others too",
+            f"{len(photos):,}", format_count(num_photos, "photo"), printable(dataset), which, ALL,
         )  # fmt: skip
+    elif database and (others := [name for name in part_names(dataset) if name != database.partition("/")[0]]):
+        log.info(
+            "indexed: %s of %s, not those next to it (%s); `--part %s` indexes them too",
+            format_count(len(photos), "photo"), printable(dataset / database),
+            ", ".join(map(printable, others[:MAX_NAMES])) + (", ..." if len(others) > MAX_NAMES else ""), ALL,
+        )  # fmt: skip
+    elif table is not None and splits_of(table):
+        log.info("indexed: all %s of %s", format_count(num_photos, "photo"), printable(dataset))
 
 
 def _part_without_queries(part: TablePart) -> TablePart:
@@ -115,7 +135,7 @@ def _without_queries(photos: ImageList) -> ImageList:
         )
     log.warning(
         "%s: left out %s photos in folders of queries (%s): if queries were indexed, each would match itself. To index "
-        "queries, use their own folder, or --all_photos.",
+        "queries, use their own folder.",
         printable(photos.folder), f"{sum(left_out.values()):,}", names,
     )  # fmt: skip
     return replace(photos.subset(kept), skipped=photos.skipped)

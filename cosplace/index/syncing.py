@@ -38,27 +38,26 @@ def sync_folder(
     *,
     allow_many: bool = False,
     dry_run: bool = False,
-    all_photos: bool = False,
+    part: str | None = None,
     follow_outside: bool = False,
     **options: Any,
 ) -> SyncResult:
     """Add the photos of a folder to an index, and remove those below it whose files are gone.
 
     allow_many: remove photos even if the folder is missing or empty, or if more than half of its photos are gone.
-    dry_run: change nothing; encoder may be None.  all_photos, follow_outside: of `find_photos`.
-    options: of `add_photos`.
+    dry_run: change nothing; encoder may be None.  part: see `find_photos`.  options: of `add_photos`.
     Raises DatasetError instead of removing many photos.
     """
     try:
-        photos = find_photos(folder, all_photos=all_photos, follow_outside=follow_outside)
+        photos = find_photos(folder, part=part, follow_outside=follow_outside)
     except DatasetError as error:
         if not allow_many:
             raise DatasetError(
                 f"{error} Nothing was removed.", "use --yes to remove its photos from the index"
             ) from error
         photos = None
-    part = None if photos is None else find_part(Path(folder))
-    folder = folder if part is None else part.folder
+    table = None if photos is None else find_part(Path(folder))
+    folder = folder if table is None else table.folder
     num_known = len(rows_below(index.columns().paths(), folder))
     result, moved = None, frozenset()
     if photos is not None and dry_run:
@@ -66,7 +65,7 @@ def sync_folder(
     elif photos is not None:
         assert encoder is not None
         result = add_photos(index, encoder, photos, **options)
-    gone = _gone(index, folder, moved, None if part is None else _listed(part))
+    gone = _gone(index, folder, moved, None if table is None else _listed(table))
     if num_known and len(gone) > MAX_REMOVED_SHARE * num_known and not allow_many:
         raise DatasetError(
             f"{len(gone):,} of {num_known:,} indexed photos below {folder} no longer exist. Is a drive not mounted? "

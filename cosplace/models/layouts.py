@@ -232,11 +232,10 @@ METHODS = (
 
 # --- other weights ---------------------------------------------------------------------------------------------------
 
-_TO_TRAIN = "from which `cosplace finetune DATASET --model FILE` or `cosplace train --imagenet_weights FILE` can start"
 _FOREIGN = (
     (r"^(blocks|patch_embed|cls_token|storage_tokens)\b", "a vision transformer without an aggregation, as of DINOv2"),
-    (r"^(conv1|layer1)\b", f"torchvision's ResNet, {_TO_TRAIN}"),
-    (r"^features\.", f"torchvision's VGG or EfficientNet, {_TO_TRAIN}"),
+    (r"^(conv1|layer1)\b", "torchvision's ResNet, whose file belongs to --imagenet_weights"),
+    (r"^features\.", "torchvision's VGG or EfficientNet, whose file belongs to --imagenet_weights"),
     (r"^(visual|text_model|vision_model|transformer)\.", "CLIP"),
     (r"adapter", "SelaVPR or another network with adapters"),
     (r"^(backbone\..*|)(encoder|decoder)\.layers?\.", "a transformer with decoder, such as EDTformer"),

@@ -1,6 +1,7 @@
 """Open any model: a name from the zoo, a weights file, or a model from torch.hub."""
 
 import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cosplace.config.names import canonical_backbone
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.downloads import download, weights_folder
 from cosplace.models.hub import is_hub, network_from_hub
+from cosplace.models.imagenet import imagenet_backbone
 from cosplace.models.layouts import network_from_release
 from cosplace.models.model_files import BASE_MODEL, FOLDED_REDUCTION, REDUCTION_PREFIX
 from cosplace.models.network import network_from_state_dict
@@ -159,6 +161,11 @@ def _open_file(path: Path, trust_remote_code: bool, accept_license: bool) -> nn.
             raise CheckpointError("The model card names a reduction, but the file has none. Convert the model again.")
         _check_card(card, "fc_output_dim", getattr(network, "fc_output_dim", None))
     except CheckpointError as error:
+        if (backbone := imagenet_backbone(path)) is not None:
+            raise CheckpointError(
+                f"{path} has ImageNet weights of {backbone}, which is not yet a model for places. Make one from your "
+                f"photos: `{shlex.join(['cosplace', 'finetune', 'DATASET', '--model', str(path)])}`."
+            ) from error
         raise CheckpointError(f"{path}: {error}") from error
     return network.eval()
 

@@ -32,7 +32,7 @@ from cosplace.photos.image_list import (
     list_from_lines,
     sorted_list,
 )
-from cosplace.photos.table_lists import find_part, list_part, parts_in
+from cosplace.photos.table_lists import find_part, list_part, parts_in, splits_of
 
 LIST_SUFFIX = "_images_paths.txt"
 LISTED_FILES_CHECKED = 100
@@ -43,8 +43,6 @@ SYSTEM_FOLDERS = (
     b"#recycle", b"$RECYCLE.BIN", b"@Recycle", b"@Recently-Snapshot", b"@eaDir", b"@tmp", b"RECYCLER",
     b"System Volume Information", b"__MACOSX", b"lost+found",
 )  # fmt: skip
-DATABASES = ("database", "gallery")
-DATABASE_PLACES = ("", "test", "images/test")  # where a dataset has its database
 SPLIT_FOLDERS = (b"train", b"val", b"test", b"database", b"queries", b"gallery", b"query")
 """Folders of a dataset, and with any ending such as queries_v1, that may be links to any other place."""
 
@@ -107,17 +105,29 @@ def is_dataset_part(path: str | Path) -> bool:
     return _is_folder(Path(path)) or find_part(Path(path)) is not None
 
 
-def database_in(dataset: Path) -> Path | None:
-    """The database of a dataset: its folder or split database or gallery, alone or in test or images/test."""
-    places = (dataset / split / name for split in DATABASE_PLACES for name in DATABASES)
-    return next(filter(is_dataset_part, places), None)
-
-
 def subfolders(path: str | Path) -> list[str]:
     """Names of the folders and the parts of a table directly below a path, sorted; without hidden ones."""
     path = Path(path)
     on_disk = [entry.name for entry in path.iterdir() if entry.is_dir()] if _is_folder(path) else []
     return sorted({name for name in [*on_disk, *parts_in(path)] if not name.startswith(".")})
+
+
+def has_part(folder: str | Path, name: str) -> bool:
+    """Whether a dataset has a part, such as test/database, without a user naming it.
+
+    If the dataset has a table with splits, only its splits count: other folders may be left from before it was split.
+    """
+    return find_part(Path(folder) / name) is not None if _has_splits(folder) else is_dataset_part(Path(folder) / name)
+
+
+def part_names(folder: str | Path) -> list[str]:
+    """Names of the parts directly below a dataset or a part of it, sorted, as `has_part` counts them."""
+    return parts_in(Path(folder)) if _has_splits(folder) else subfolders(folder)
+
+
+def _has_splits(folder: str | Path) -> bool:
+    part = find_part(Path(folder))
+    return part is not None and bool(splits_of(part))
 
 
 def _real_folders(*places: str | Path | None) -> tuple[str, ...]:

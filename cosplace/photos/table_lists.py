@@ -18,6 +18,7 @@ from cosplace.errors import DatasetError, one_line
 from cosplace.photos.image_list import FOLLOW_OUTSIDE, ImageList, evenly_spaced
 from cosplace.photos.paths import path_from_text, printable
 from cosplace.photos.tables import TABLE_NAME, arrow_compute, read_table
+from cosplace.progress import format_count
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,16 +124,14 @@ def parts_in(path: Path) -> list[str]:
     return sorted({split[start:].partition("/")[0] for split in splits_of(part)} - {""})
 
 
-def num_photos_of(part: TablePart) -> int:
-    """The number of photos of a part."""
-    if not part.part and not part.without:
-        return _summary(part.table)[0]
-    return len(_rows_of(part, read_table(part.table, ("path", "split"))))
-
-
 def splits_of(part: TablePart) -> list[str]:
     """The splits in a part, sorted; none in a table without splits."""
     return sorted(filter(part.has, _summary(part.table)[1]))
+
+
+def count_photos(part: TablePart) -> int:
+    """The number of photos in a part."""
+    return _summary(part.table)[0] if not part.part else len(_rows_of(part, read_table(part.table, ("path", "split"))))
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -246,7 +245,8 @@ def _sorted_lines(part: TablePart, rows: "pa.Array", paths: "pa.Array") -> tuple
         names = paths.cast(pa.large_binary())
     has_break = pc.match_substring(names, "\n")
     if num_breaks := pc.sum(has_break).as_py():
-        log.warning("%s: skipped %s photos with a line break in their name.", printable(part.table), f"{num_breaks:,}")
+        photos = format_count(num_breaks, "photo")
+        log.warning("%s: skipped %s with a line break in the name.", printable(part.table), photos)
         kept = pc.invert(has_break)
         rows, names = rows.filter(kept), names.filter(kept)
     if pc.any(pc.less(names[1:], names[:-1])).as_py():

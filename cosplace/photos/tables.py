@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TABLE_NAME = "photos.parquet"
 GEOMETRY = "geometry"
+OWN_SPLITS = b"cosplace_split"  # key of the metadata of a table whose splits `cosplace split` made
 UNKNOWN = float("nan")
 TIME_LIMITS_S = (-62_135_596_800.0, 253_402_300_799.0)  # of the years 1 to 9999, which dates can have
 
@@ -139,9 +140,10 @@ def _path(text: str) -> str:
     return os.fspath(path_from_text(text)) if "\\x" in text else text
 
 
-def write_table(path: Path, table: "pa.Table") -> None:
+def write_table(path: Path, table: "pa.Table", *, own_splits: bool | None = None) -> None:
     """Write a table as GeoParquet, sorted by path, beside the final file first.
 
+    own_splits: see `has_own_splits`; None: as in the file that is replaced.
     Raises DatasetError if a path occurs twice.
     """
     import pyarrow.parquet as pq
@@ -159,8 +161,23 @@ def write_table(path: Path, table: "pa.Table") -> None:
             float(value) for value in (longitudes.min(), latitudes.min(), longitudes.max(), latitudes.max())
         ]
     geo = {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: geometry}}
-    table = table.replace_schema_metadata({"geo": json.dumps(geo)})
+    is_own = has_own_splits(path) if own_splits is None else own_splits
+    table = table.replace_schema_metadata({"geo": json.dumps(geo)} | ({OWN_SPLITS: "1"} if is_own else {}))
     write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def has_own_splits(path: Path) -> bool:
+    """Whether `cosplace split` made the splits of a table; those of a published dataset come with the dataset.
+
+    False for a file that is missing or not a table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return OWN_SPLITS in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> "pa.Table":

@@ -13,9 +13,10 @@ from cosplace.assessment.audit import FORMAT, AuditPair
 from cosplace.assessment.run_files import QueryResults
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.photos.paths import path_text, printable
+from cosplace.progress import format_count
 from cosplace.report.render import render, script
 from cosplace.report.thumbnails import Thumbnail, make_thumbnails
-from cosplace.report.words import format_count, format_distance
+from cosplace.report.words import format_distance
 from cosplace.storage import write_text
 
 MAX_PAIRS = 200

@@ -15,7 +15,8 @@ from cosplace.assessment.comparison import (
 )
 from cosplace.assessment.intervals import Estimate
 from cosplace.photos.paths import printable
-from cosplace.report.words import format_count, shorten
+from cosplace.progress import format_count
+from cosplace.report.words import shorten
 
 NAME_LENGTH = 40  # characters of a model's name in a table
 SMALLEST_P = 0.001

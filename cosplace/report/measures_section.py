@@ -7,9 +7,10 @@ from typing import Any
 
 from cosplace.assessment.intervals import Estimate
 from cosplace.assessment.measures import Measures
+from cosplace.progress import format_count
 from cosplace.report.charts import NUM_COLORS
 from cosplace.report.metric_charts import precision_chart, reliability_chart
-from cosplace.report.words import format_count, format_distance
+from cosplace.report.words import format_distance
 
 CLUSTERS = {
     "sequence": "Intervals allow for queries of one sequence being alike.",

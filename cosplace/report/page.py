@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from cosplace.config.methods import MULTI_SIMILARITY
 from cosplace.localization.local_features import has_opencv
-from cosplace.progress import Progress, format_duration, no_progress
+from cosplace.progress import Progress, format_count, format_duration, no_progress
 from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR, OUTCOME_COLORS, QUERY_COLOR
 from cosplace.report.curves import (
     Epoch,
@@ -42,7 +42,7 @@ from cosplace.report.metric_charts import distance_chart, radius_chart
 from cosplace.report.query_data import as_json, num_tiles, open_queries, page_data, page_photos
 from cosplace.report.query_rows import query_row
 from cosplace.report.render import render, script
-from cosplace.report.words import format_count, format_distance
+from cosplace.report.words import format_distance
 from cosplace.retrieval.recall import RADIUS_M
 from cosplace.storage import write_text
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from cosplace import __version__
 from cosplace.photos.paths import writable
-from cosplace.report.words import format_count
+from cosplace.progress import format_count
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -59,11 +59,4 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["count"] = format_count
-    environment.filters["prose"] = _prose
     return environment
-
-
-def _prose(text: str) -> Markup:
-    """A message as HTML: commands, which are between backticks, as code."""
-    parts = (Markup("<code>{}</code>") if number % 2 else Markup("{}") for number in range(text.count("`") + 1))
-    return Markup("").join(form.format(part) for form, part in zip(parts, text.split("`"), strict=True))

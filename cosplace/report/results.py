@@ -30,11 +30,10 @@ from cosplace.config.methods import METHOD_NAMES
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import to_values
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.progress import Progress, no_progress
+from cosplace.progress import Progress, format_count, no_progress
 from cosplace.report.data import RecallRow, Report, expected_matches
 from cosplace.report.page import write_report
 from cosplace.report.prediction_images import save_predictions
-from cosplace.report.words import format_count
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, about_left_out
 from cosplace.storage import write_text

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cosplace.photos.paths import printable
+from cosplace.progress import format_count
 from cosplace.report.charts import Axis, histogram, linear_axis
 from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR
 from cosplace.report.maps import MapImage, on_one_plane, parts_map
 from cosplace.report.page import LegendEntry
 from cosplace.report.render import render
-from cosplace.report.words import format_count
 from cosplace.retrieval.folder_report import Part, num_positives
 from cosplace.retrieval.recall import RADIUS_M
 from cosplace.retrieval.validation import DatasetReport
@@ -46,21 +46,20 @@ def validation_page(
     problems = [problem for report in result.folders for problem in report.problems]
     num_photos = sum(report.num_photos for report in result.folders)
     num_errors = sum(problem.is_error for problem in problems)
+    num_warnings = len(problems) - num_errors
     located = sum(int(part.is_located.sum()) for part in result.parts)
     return render(
         "validation.html",
         title=f"Dataset {printable(str(result.folder))}",
         figures=[
-            (f"{num_photos:,}", "photos"),
+            (f"{num_photos:,}", "photo" if num_photos == 1 else "photos"),
             (f"{100 * located / max(1, num_photos):.4g}%", "with a position"),
-            (f"{num_errors:,}", "kind of errors" if num_errors == 1 else "kinds of errors"),
-            (
-                f"{len(problems) - num_errors:,}",
-                "kind of warnings" if len(problems) - num_errors == 1 else "kinds of warnings",
-            ),
+            *[(f"{num_errors:,}", "kind of error" if num_errors == 1 else "kinds of errors")] * (num_errors > 0),
+            (f"{num_warnings:,}", "kind of warning" if num_warnings == 1 else "kinds of warnings"),
         ],
-        recommendation=recommendation,
-        obstacle=obstacle,
+        commands=recommendation.commands if recommendation else (),
+        reasons=[_with_code(reason) for reason in recommendation.reasons] if recommendation else [],
+        obstacle="" if recommendation else _with_code(obstacle),
         folders=[
             {"name": _part_title(part, result), "report": part.report, "facts": part.report.fact_lines()}
             for part in result.parts
@@ -72,6 +71,13 @@ def validation_page(
         least=list(classes[0].num_at_least) if classes else [],
         chosen=_chosen(recommendation),
     )
+
+
+def _with_code(text: str) -> Markup:
+    """A sentence in which `code` is marked."""
+    parts = text.split("`")
+    pieces = [Markup("<code>{}</code>").format(part) if row % 2 else escape(part) for row, part in enumerate(parts)]
+    return Markup("").join(pieces) if len(parts) % 2 else escape(text)
 
 
 def _part_title(part: Part, result: DatasetReport) -> str:

@@ -8,11 +8,6 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def format_count(count: int, singular: str, plural: str = "") -> str:
-    """Format a count with its noun: 1 epoch, 1,000 queries."""
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
-
-
 def format_distance(distance_m: float) -> str:
     """Format a distance in meters or kilometers, with as many digits as a reader needs."""
     if not math.isfinite(distance_m):

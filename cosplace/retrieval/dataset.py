@@ -26,8 +26,7 @@ from cosplace.photos.names import (
     without_rows,
 )
 from cosplace.photos.paths import printable
-from cosplace.photos.scanning import is_dataset_part, scan_images, subfolders
-from cosplace.photos.table_lists import parts_in
+from cosplace.photos.scanning import has_part, is_dataset_part, part_names, scan_images
 from cosplace.progress import Progress, no_progress
 
 QUERIES_FOLDERS = ("queries_v1", "queries")
@@ -87,10 +86,10 @@ def dataset_lists(
     folder = Path(folder)
     database_folder = next(
         (
-            path
-            for place in usual_places(folder, split)
+            folder / place / name
+            for place in usual_places(split)
             for name in DATABASE_FOLDERS
-            if is_dataset_part(path := place / name)
+            if has_part(folder, f"{place}/{name}" if place else name)
         ),
         None,
     )
@@ -132,13 +131,14 @@ def two_folder_lists(
 def queries_place(folder: Path, queries_folder: str | None = None) -> Path:
     """The folder of queries: a name next to the database, which is in `folder`, or the path of any folder.
 
-    None: queries_v1, else queries, next to the database.  Where a table has splits here, other folders are not meant.
+    None: queries_v1, else queries, next to the database; in a table with splits, only these count.
     Raises DatasetError for a folder that does not exist, and for a relative path that could mean two folders.
     """
     candidates = [queries_folder] if queries_folder else QUERIES_FOLDERS
-    if splits := parts_in(folder):
-        candidates = [name for name in candidates if name in splits] or candidates
-    beside = next((folder / name for name in candidates if is_dataset_part(folder / name)), None)
+    if queries_folder:
+        beside = folder / queries_folder if is_dataset_part(folder / queries_folder) else None
+    else:
+        beside = next((folder / name for name in QUERIES_FOLDERS if has_part(folder, name)), None)
     elsewhere = Path(queries_folder) if queries_folder and is_dataset_part(queries_folder) else None
     if beside is not None and elsewhere is not None and beside.resolve() != elsewhere.resolve():
         raise DatasetError(
@@ -147,7 +147,7 @@ def queries_place(folder: Path, queries_folder: str | None = None) -> Path:
         )
     found = beside or elsewhere
     if found is None:
-        others = [name for name in subfolders(folder) if name not in DATABASE_FOLDERS]
+        others = [name for name in part_names(folder) if name not in DATABASE_FOLDERS]
         hint = [f"Choose one of its subfolders with --queries_folder: {', '.join(others[:8])}."] if others else []
         raise DatasetError(f"{folder} has no subfolder of queries ({' or '.join(candidates)}).", *hint)
     return found
@@ -166,9 +166,9 @@ def _missing(folder: Path) -> DatasetError:
     return DatasetError(f"{folder} {problem}. {advice}", *["If so, use --test_set_folder."] * is_split)
 
 
-def usual_places(folder: Path, split: str) -> list[Path]:
-    """Folders in which a set of a dataset usually is, such as pitts30k/images/test for pitts30k."""
-    return [folder / between / name for between in USUAL_FOLDERS for name in SPLITS[split]]
+def usual_places(split: str) -> list[str]:
+    """Where a set of a dataset usually is, relative to it, such as images/test; "" is the dataset itself."""
+    return ["/".join(filter(None, (between, name))) for between in USUAL_FOLDERS for name in SPLITS[split]]
 
 
 def with_known_positions(lists: RetrievalLists, progress: Progress = no_progress) -> RetrievalDataset:

@@ -17,7 +17,7 @@ from torch import nn
 from cosplace.device import choose_device
 from cosplace.models.encoder import find_dimension
 from cosplace.photos.image_list import evenly_spaced
-from cosplace.progress import Progress, format_bytes, format_duration, no_progress, part_of
+from cosplace.progress import Progress, format_bytes, format_count, format_duration, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import EvaluationSettings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
@@ -58,7 +58,8 @@ def estimate_evaluation(
     memory = peak_memory_bytes(device) + (size if in_memory else 0)
     images_per_second = (len(dataset.database) + len(dataset.queries)) / extraction
     lines = (
-        f"photos: {len(dataset.database):,} database images, {len(dataset.queries):,} queries; "
+        f"photos: {format_count(len(dataset.database), 'database image')}, "
+        f"{format_count(len(dataset.queries), 'query', 'queries')}; "
         f"{images_per_second:,.1f} images/s",
         f"time: {format_duration(extraction + search)}, including {format_duration(search)} for the search",
         f"memory: {format_bytes(memory)} {memory_name(device)}; descriptors need {format_bytes(size)} "

@@ -50,7 +50,7 @@ class FolderReport:
         self.add(kind, (images.name(row) for row in rows), is_error=is_error, count=len(rows))
 
     def fact_lines(self) -> list[str]:
-        """Extent, times, missing headings and sizes of images in a line each."""
+        """Extent, times and sizes of images in a line each."""
         facts, lines = self.facts, []
         if extent := facts.get("extent"):
             corners = ("south", "west", "north", "east")
@@ -60,9 +60,6 @@ class FolderReport:
         if facts.get("first_time"):
             sequences = f"; sequences: {facts['num_sequences']:,}" if facts["num_sequences"] else ""
             lines.append(f"taken: {facts['first_time']} to {facts['last_time']}{sequences}")
-        num_headings = facts.get("num_headings", self.num_photos)
-        if num_headings < self.num_photos:
-            lines.append(f"headings: {f'{num_headings:,} of {self.num_photos:,} photos' if num_headings else 'none'}")
         if facts.get("sizes"):
             sizes = ", ".join(f"{size['width']} x {size['height']} ({size['count']:,})" for size in facts["sizes"])
             lines.append(f"sizes: {sizes}{', ...' if facts['num_sizes'] > len(facts['sizes']) else ''}")

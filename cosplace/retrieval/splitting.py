@@ -117,7 +117,7 @@ def _write_splits(path: Path, table: "pa.Table", splits: np.ndarray) -> None:
     column = pa.array([text or None for text in splits.tolist()], pa.string())
     place = whole.schema.get_field_index("split")
     whole = whole.append_column("split", column) if place < 0 else whole.set_column(place, "split", column)
-    write_table(path, whole)
+    write_table(path, whole, own_splits=True)
 
 
 # --- areas -----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from cosplace.photos.names import (
     optional_fields,
     zones_of,
 )
-from cosplace.photos.scanning import is_dataset_part, scan_images, subfolders
+from cosplace.photos.scanning import has_part, part_names, scan_images
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.capture_times import (
     TableColumns,
@@ -86,14 +86,16 @@ def validate(
     columns = read_columns(folder)
     reader = _Reader(folder=folder, columns=columns, quick=quick, follow_outside=follow_outside, progress=progress)
     parts: list[Part] = []
-    for split in _splits(folder):
+    splits = _splits(folder)
+    has_train = any(split.name == "train" for split in splits)
+    for split in splits:
         place = _database(split)
         if place is None:
-            parts.append(reader.read(split, for_training=split.name == "train"))
+            parts.append(reader.read(split, for_training=split.name == "train", needs_headings=True))
             continue
-        database = reader.read(place, for_training=False)
+        database = reader.read(place, for_training=False, needs_headings=not has_train)
         parts.append(database)
-        names = [name for name in subfolders(split) if name.startswith("quer")]
+        names = [name for name in part_names(split) if name.startswith("quer")]
         for name in names:
             queries = reader.read(split / name, for_training=False)
             _check_queries(database, queries)
@@ -109,7 +111,7 @@ def validate(
 
 def _database(split: Path) -> Path | None:
     """The database of a split; None if there is none."""
-    return next((path for name in DATABASE_FOLDERS if is_dataset_part(path := split / name)), None)
+    return next((split / name for name in DATABASE_FOLDERS if has_part(split, name)), None)
 
 
 def _splits(folder: Path) -> list[Path]:
@@ -117,8 +119,8 @@ def _splits(folder: Path) -> list[Path]:
     if _database(folder) is not None:
         return [folder]
     for between in USUAL_FOLDERS:
-        splits = [folder / between / split for split in ("train", "val", "test")]
-        if found := [split for split in splits if is_dataset_part(split)]:
+        names = ("/".join(filter(None, (between, split))) for split in ("train", "val", "test"))
+        if found := [folder / name for name in names if has_part(folder, name)]:
             return found
     return [folder]
 
@@ -136,8 +138,11 @@ class _Reader:
     follow_outside: bool
     progress: Progress
 
-    def read(self, path: Path, *, for_training: bool) -> Part:
-        """Read and check the photos of one folder."""
+    def read(self, path: Path, *, for_training: bool, needs_headings: bool = False) -> Part:
+        """Read and check the photos of one folder.
+
+        for_training: whether they are those of train/.  needs_headings: report it if none has a heading.
+        """
         images = scan_images(path, dataset=self.folder, follow_outside=self.follow_outside)
         report = FolderReport(
             folder=path,
@@ -149,7 +154,7 @@ class _Reader:
         if contents is not None:
             report.add("cannot be opened", contents.messages, is_error=True, count=len(contents.messages))
         labeled = _with_labels(images, self.progress)
-        fields = _check_fields(report, labeled, for_training=for_training)
+        fields = _check_fields(report, labeled, for_training=for_training, needs_headings=needs_headings)
         if len(labeled) < len(images):
             names = {labeled.name(row) for row in range(len(labeled))}
             rows = np.array([row for row in range(len(images)) if images.name(row) in names], np.int64)
@@ -218,7 +223,7 @@ class _Fields:
         return _Fields(rows=rows, utm=utm, points=spread(self.points, np.nan), headings=spread(self.headings, np.nan))
 
 
-def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool) -> _Fields:
+def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool, needs_headings: bool) -> _Fields:
     """Check the positions and headings of a list."""
     east, north, latitudes, longitudes, headings = optional_fields(
         images, ("utm_east", "utm_north", "latitude", "longitude", "heading")
@@ -243,16 +248,19 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
         report.add_rows(kind, images, contradictions, is_error=True)
     same = _all_equal(utm.east_north[:, 0]) and _all_equal(utm.east_north[:, 1])
     report.add("the same position as all others: counts as missing", (), is_error=False, count=len(images) * same)
-    _check_headings(report, images, headings, for_training=for_training)
+    needs_headings = for_training or (needs_headings and not missing.all())
+    _check_headings(report, images, headings, for_training=for_training, needs_headings=needs_headings)
     headings = np.mod(np.where(np.abs(headings) <= MAX_TURNS_DEG, headings, np.nan), 360)
     return _Fields(rows=None, utm=utm, points=_points(images, utm), headings=headings)
 
 
-def _check_headings(report: FolderReport, images: ImageList, headings: np.ndarray, *, for_training: bool) -> None:
+def _check_headings(
+    report: FolderReport, images: ImageList, headings: np.ndarray, *, for_training: bool, needs_headings: bool
+) -> None:
     """Check headings.  Photos that all lack one can be trained on with --alpha 360, which is a warning."""
     missing = np.isnan(headings)
     if missing.all():
-        if for_training:
+        if needs_headings:
             report.add("no heading, as all photos", (), is_error=False, count=len(images))
         return
     if for_training or not missing.all():

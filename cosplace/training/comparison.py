@@ -49,7 +49,7 @@ class Comparison:
 
     def changes_text(self) -> str:
         """What changed since the start, for a log line."""
-        return f"{self.won} {self.what} won, {self.lost} lost"
+        return f"of {self.num_queries:,} {self.what} compared with the start, {self.won:,} won, {self.lost:,} lost"
 
     def text(self, part: str = "validation") -> str:
         """The result in one sentence.  part: of the dataset, which the queries are from."""

@@ -31,7 +31,7 @@ from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model, weights_path
 from cosplace.models.training_card import training_entries
 from cosplace.photos.loading import choose_loader
-from cosplace.progress import Progress, StopRequest, no_progress, part_of
+from cosplace.progress import Progress, StopRequest, format_count, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate
 from cosplace.storage import write_atomically, write_text
@@ -136,7 +136,8 @@ def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress =
         start = judge(
             start_network, prepared.photos.val, prepared.settings, part_of(progress, "validation of the start")
         )
-        log.info("validation of the start: %s", start.evaluation.recalls_text())
+        queries = _queries_text(start)
+        log.info("validation of the start: %s (%s)", start.evaluation.recalls_text(), queries)
         if not (resumed and (folder / BEST_MODEL).exists()):
             _save(prepared, folder, start_network, judgment=start, epoch="")
         trained: Judgment | None = None
@@ -223,7 +224,8 @@ def _train_trial(run: _Run) -> None:
         _train_epoch(run)
         _validate(run, seconds=time.monotonic() - started, num_iterations=run.state.iteration - first)
     if run.state.epoch < recipe.epochs_num:
-        log.info("stopped after epoch %d: %d epochs without a better model", run.state.epoch, recipe.patience)
+        epochs = format_count(recipe.patience, "epoch")
+        log.info("stopped after epoch %d: %s without a better model", run.state.epoch, epochs)
 
 
 def _train_epoch(run: _Run) -> None:
@@ -342,14 +344,19 @@ def _validate(run: _Run, *, seconds: float, num_iterations: int) -> None:
     }
     run.metrics.write_epoch(row, judgment.evaluation.recalls)
     log.info(
-        "seed %d, epoch %d: loss %.4f, %.1f images/s, validation %s; %s%s",
+        "seed %d, epoch %d: loss %.4f, %.1f images/s, validation %s (%s); %s%s",
         row["seed"], state.epoch + 1, mean_loss, row["images_per_second"], judgment.evaluation.recalls_text(),
-        comparison.changes_text(), " (best so far)" if is_best else "",
+        _queries_text(judgment), comparison.changes_text(), " (best so far)" if is_best else "",
     )  # fmt: skip
     for message, times in state.unreadable.items():
         log.warning("skipped %d times: %s", times, message)
     state.epoch, state.iteration, state.loss_sum, state.unreadable = state.epoch + 1, 0, 0.0, {}
     run.checkpoint()
+
+
+def _queries_text(judgment: Judgment) -> str:
+    """What recalls are measured on."""
+    return format_count(len(judgment.queries), "query", "queries")
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------
@@ -426,10 +433,14 @@ def _test(
 
 def _verdict(prepared: FinetuningPreparation, comparison: Comparison | None, best_epoch: int) -> str:
     if comparison is None:
-        return (
-            f"{len(prepared.places)} places with at least two photos are too few: training needs {FEWEST_PLACES} or "
-            f"more to help, so the start is kept. To train anyway, use --force."
+        places, is_one = len(prepared.places), len(prepared.places) == 1
+        problem = prepared.photos.too_few or (
+            f"{format_count(places, 'place')} with at least two photos {'is' if is_one else 'are'} too few: training "
+            f"needs {FEWEST_PLACES} or more to help"
         )
+        start = "Training would not help: " if prepared.photos.too_few else ""
+        force = " To train anyway, use --force." if places > 1 else ""
+        return f"{start}{problem}, so the start is kept.{force}"
     if best_epoch == START:
         return f"The trained model is not better than its start, so the start is kept. {comparison.text()}"
     return f"The trained model is better than its start. {comparison.text()}"

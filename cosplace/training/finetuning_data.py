@@ -6,6 +6,7 @@ set are never used for a choice.  Legend: I photos.
 
 import hashlib
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from cosplace.photos.names import (
     utm_fields,
     without_rows,
 )
-from cosplace.photos.scanning import is_dataset_part, scan_images
-from cosplace.progress import Progress, no_progress
+from cosplace.photos.scanning import has_part, is_dataset_part, scan_images
+from cosplace.progress import Progress, format_count, no_progress
 from cosplace.retrieval.capture_times import capture_times, read_columns
 from cosplace.retrieval.dataset import USUAL_FOLDERS, RetrievalDataset, open_retrieval_dataset
-from cosplace.retrieval.recall import find_positives
+from cosplace.retrieval.evaluation import check_places
+from cosplace.retrieval.recall import RADIUS_M, find_positives
 from cosplace.retrieval.splitting import Places as SplitPlaces
 from cosplace.retrieval.splitting import plan_splits
 from cosplace.retrieval.two_folders import check_copies
@@ -51,6 +53,7 @@ class FinetuningPhotos:
     headings: np.ndarray | None  # (I,) float64, degrees; None if they are unknown
     val: RetrievalDataset
     test: RetrievalDataset | None
+    too_few: str = ""  # why the photos are too few to choose a model, if they are
 
     def digest(self) -> str:
         """Checksum of the names of all photos that are used for choices."""
@@ -66,12 +69,15 @@ def open_finetuning_photos(
     *,
     follow_outside: bool = False,
     seed: int = 0,
-    start: str = RELEASED,
+    start: str = "",
     progress: Progress = no_progress,
 ) -> FinetuningPhotos:
     """Open a dataset: train/, val/ and test/, as folders or in its table; or photos that are not split.
 
-    seed: of the choice of validation photos, where the dataset has none.  start: the model, for advice.
+    seed: of the choice of validation photos, where the dataset has none.
+    start: the model, for advice; "" for ImageNet weights.
+    A set of a single place measures nothing and is not used.  A validation set with few queries is kept, with the
+    reason why it is not enough, if it cannot be replaced.
     Raises DatasetError if there are no training photos with positions, or too few for a validation set.
     """
     dataset = Path(dataset)
@@ -89,18 +95,30 @@ def open_finetuning_photos(
         open_split(dataset, split, queries_folder, follow_outside=follow_outside, progress=progress)
         for split in ("test", "val")
     )
-    if val is not None and (num := _num_with_positives(val)) < FEWEST_QUERIES:
-        log.warning(
-            "%s: only %d queries have a database photo within 25 m, too few to choose a model. Training photos "
-            "are used instead.",
-            val.folder, num,
-        )  # fmt: skip
-        val = None
-    rows = np.arange(len(images))
-    if val is None:
-        rows, val = _split_off(images, points, dataset, seed=seed, start=start)
-        images, points = images.subset(rows.tolist()), points[rows]
-    return FinetuningPhotos(images=images, points=points, headings=_headings(images), val=val, test=test)
+    num_queries = 0 if val is None else _num_with_positives(val)
+    problem = ""
+    if val is None or num_queries < FEWEST_QUERIES:
+        try:
+            rows, other = _split_off(images, points, dataset, seed=seed, start=start)
+        except DatasetError:
+            if val is None or not num_queries:
+                raise
+            have = "query of its validation set has" if num_queries == 1 else "queries of its validation set have"
+            problem = f"only {num_queries} {have} a database photo within 25 m"
+        else:
+            if val is not None:
+                log.warning(
+                    "%s: only %s with a database photo within 25 m, too few to choose a model.",
+                    val.folder, format_count(num_queries, "query", "queries"),
+                )  # fmt: skip
+            val, images, points = other, images.subset(rows.tolist()), points[rows]
+            log.info(
+                "training photos in separate areas are used for validation: %s, %s",
+                format_count(len(val.database), "database photo"), format_count(len(val.queries), "query", "queries"),
+            )  # fmt: skip
+    return FinetuningPhotos(
+        images=images, points=points, headings=_headings(images), val=val, test=test, too_few=problem
+    )
 
 
 def _training_images(dataset: Path, *, follow_outside: bool, progress: Progress) -> ImageList:
@@ -108,7 +126,7 @@ def _training_images(dataset: Path, *, follow_outside: bool, progress: Progress)
         raise DatasetError(f"{dataset} does not exist. Use a dataset, a folder of photos or a table.")
     folder = find_split(dataset, "train")
     if folder is None:
-        if find_split(dataset, "test") is not None or is_dataset_part(dataset / "database"):
+        if find_split(dataset, "test") is not None or has_part(dataset, "database"):
             raise DatasetError(
                 f"{dataset} has no train/: there are no photos to train on. Add them, or split all photos with "
                 f"`cosplace split {dataset}`."
@@ -119,8 +137,8 @@ def _training_images(dataset: Path, *, follow_outside: bool, progress: Progress)
 
 def find_split(dataset: Path, split: str) -> Path | None:
     """The folder of a split of a dataset, or this part of its table; None if there is none."""
-    candidates = [dataset / between / split for between in USUAL_FOLDERS]
-    return next((folder for folder in candidates if is_dataset_part(folder)), None)
+    names = ("/".join(filter(None, (between, split))) for between in USUAL_FOLDERS)
+    return next((dataset / name for name in names if has_part(dataset, name)), None)
 
 
 def open_split(
@@ -128,11 +146,16 @@ def open_split(
 ) -> RetrievalDataset | None:
     """The validation or test set of a dataset; None if there is none."""
     folder = find_split(dataset, split)
-    if folder is None or not is_dataset_part(folder / "database"):
+    if folder is None or not has_part(folder, "database"):
         return None
-    opened = open_retrieval_dataset(folder, queries_folder, follow_outside=follow_outside, progress=progress)
-    check_copies(opened.database, opened.queries, progress=progress)
-    return opened
+    found = open_retrieval_dataset(folder, queries_folder, follow_outside=follow_outside, progress=progress)
+    try:
+        check_places(found, RADIUS_M)
+    except DatasetError as error:
+        log.warning("%s is not used: %s", folder, error)
+        return None
+    check_copies(found.database, found.queries, refuse=False)
+    return found
 
 
 def _num_with_positives(val: RetrievalDataset) -> int:
@@ -182,20 +205,18 @@ def _split_off(
         query_positions=points[of_queries],
     )
     if (num := _num_with_positives(val)) < FEWEST_QUERIES:
-        raise _too_few(dataset, start, f"only {num} queries would have another photo within 25 m")
-    log.info(
-        "no validation set: %s training photos in separate areas are used for validation (%s database photos, %s "
-        "queries)",
-        f"{len(of_database) + len(of_queries):,}", f"{len(of_database):,}", f"{len(of_queries):,}",
-    )  # fmt: skip
+        found = format_count(num, "query", "queries")
+        raise _too_few(dataset, start, f"only {found} would have another photo within 25 m")
     return train, val
 
 
 def _too_few(dataset: Path, start: str, reason: str) -> DatasetError:
+    model = start or RELEASED
+    command = shlex.join(["cosplace", "index", "build", str(dataset), "--model", model, "--to", "INDEX"])
+    how = "without training" if start else "with a released model, as ImageNet weights know no places"
     return DatasetError(
         f"{dataset} has no validation set, and its training photos are too few to make one: {reason}. Training "
-        f"does not help then: add photos, or index them without training: `cosplace index build {dataset} --model "
-        f"{start} --to INDEX`."
+        f"does not help then: add photos, or index them {how}: `{command}`."
     )
 
 

@@ -16,13 +16,14 @@ from cosplace.models.network import GeoLocalizationNet, network_from_state_dict
 from cosplace.models.training_card import MAX_MATCHES
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.opening import open_image
-from cosplace.progress import Progress, no_progress
+from cosplace.progress import Progress, format_count, no_progress
 from cosplace.retrieval.evaluation import EvaluationSettings
 from cosplace.retrieval.extraction import ExtractionSettings
 from cosplace.retrieval.recall import RECALL_VALUES
 from cosplace.training.data import TrainingData
-from cosplace.training.finetuning_data import RELEASED, FinetuningPhotos, open_finetuning_photos
+from cosplace.training.finetuning_data import FinetuningPhotos, open_finetuning_photos
 from cosplace.training.finetuning_start import IMAGENET, name_imagenet_file, open_start, whiten_head
+from cosplace.training.finetuning_validation import ENOUGH_QUERIES, MOST_PHOTOS
 from cosplace.training.groups import Groups
 from cosplace.training.heading_check import headings_fit
 from cosplace.training.places import Places, Viewpoints, as_groups, form_places
@@ -66,18 +67,28 @@ class FinetuningPreparation:
 
     @property
     def is_worth_training(self) -> bool:
-        """Whether there are enough places, or the user wants to train on few."""
-        return len(self.places) >= FEWEST_PLACES or (self.config.training.force and len(self.places) > 1)
+        """Whether there are enough places and queries, or the user wants to train on few."""
+        is_enough = len(self.places) >= FEWEST_PLACES and not self.photos.too_few
+        return is_enough or (self.config.training.force and len(self.places) > 1)
 
     def describe(self) -> list[str]:
         """What was chosen, in sentences."""
         places, photos = self.places, self.photos
+        num_queries, num_database = len(photos.val.queries), len(photos.val.database)
         lines = [
-            f"{len(photos.images):,} training photos, {len(places.rows):,} of them in {len(places):,} places of "
-            f"{places.radius_m:g} m radius; validation: {len(photos.val.queries):,} queries, "
-            f"{len(photos.val.database):,} database photos",
+            f"{format_count(len(photos.images), 'training photo')}, {len(places.rows):,} of them in "
+            f"{format_count(len(places), 'place')} of {places.radius_m:g} m radius; validation: "
+            f"{format_count(num_queries, 'query', 'queries')}, {format_count(num_database, 'database photo')}",
         ]
-        return [*lines, self.recipe.describe()] if self.is_worth_training else lines
+        if not self.is_worth_training:
+            return lines
+        if num_queries < ENOUGH_QUERIES and num_queries + num_database <= MOST_PHOTOS:
+            lines.append(
+                f"recalls are those of the {format_count(num_queries, 'validation query', 'validation queries')}; as "
+                f"these are few, models are compared on all {num_queries + num_database:,} validation photos: each is "
+                f"a query for the others"
+            )
+        return [*lines, self.recipe.describe()]
 
 
 def prepare_finetuning(config: FinetuneConfig, progress: Progress = no_progress) -> FinetuningPreparation:
@@ -98,7 +109,7 @@ def prepare_finetuning(config: FinetuneConfig, progress: Progress = no_progress)
         config.queries_folder,
         follow_outside=config.follow_outside,
         seed=running.seed,
-        start=RELEASED if config.model == IMAGENET else config.model,
+        start="" if config.model == IMAGENET else config.model,
         progress=progress,
     )
     photo_size = usual_size(photos.images)

@@ -34,6 +34,7 @@ from cosplace.training.finetuning_validation import judge_descriptors
 IMAGENET = "imagenet"
 WHITENING_PHOTOS = 1024
 FLOORS = (1e-3, 1e-2, 1e-1, 1.0)  # of `whitening`: 1e-3 whitens most; 1.0 hardly changes the features
+MEDIUM_FLOOR = 1e-1  # where there are too few validation photos to choose one
 DIMENSIONS = 512  # of the descriptors of a start from ImageNet weights, where the backbone has as many features
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def whiten_head(
     ]
     covariance, mean = torch.cov(of_training.T), of_training.mean(0)
     best_score, best_floor = -1.0, FLOORS[0]
-    for floor in FLOORS:
+    for floor in (MEDIUM_FLOOR,) if photos.too_few else FLOORS:
         weight = whitening(covariance, linear.out_features, floor)
         database, queries = (F.normalize((one - mean) @ weight.T, dim=1).float().numpy() for one in of_val)
         score = judge_descriptors(database, queries, photos.val, settings).score

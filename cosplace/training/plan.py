@@ -6,7 +6,7 @@ from cosplace.config.sections import TrainConfig
 from cosplace.device import is_out_of_memory
 from cosplace.errors import DeviceError
 from cosplace.models.network import GeoLocalizationNet
-from cosplace.progress import format_bytes
+from cosplace.progress import format_bytes, format_count
 from cosplace.training.checkpoint import RunState
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.setup import Preparation
@@ -25,12 +25,14 @@ def describe_plan(prepared: Preparation) -> list[str]:
         epochs = len(range(own_number // num_views, knobs.epochs_num, one.num_used // num_views))
         seen = epochs * knobs.iterations_per_epoch * knobs.batch_size / num_classes
         lines.append(
-            f"{data.title(number)}: {num_classes} classes, {num_images} images; {epochs} epochs, each class "
+            f"{data.title(number)}: {format_count(num_classes, 'class', 'classes')}, "
+            f"{format_count(num_images, 'image')}; {format_count(epochs, 'epoch')}, each class "
             f"seen about {seen:.3g} times"
         )
     num_groups = data.num_used // len(data.groups.views)
     if knobs.epochs_num < num_groups:
-        lines.append(f"{knobs.epochs_num} epochs train only {knobs.epochs_num} of the {num_groups} groups")
+        epochs = format_count(knobs.epochs_num, "epoch trains", "epochs train")
+        lines.append(f"{epochs} only {knobs.epochs_num} of the {num_groups} groups")
     lines += _resized(prepared)
     device_bytes, checkpoint_bytes, _ = expected_bytes(
         config, prepared.state, prepared.dtype, groups_per_epoch=len(data.groups_of_epoch(0))

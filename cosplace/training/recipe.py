@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cosplace.config.finetuning import FinetuneConfig
+from cosplace.progress import format_count
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.finetuning_start import IMAGENET
 from cosplace.training.places import Places
@@ -74,8 +75,9 @@ class Recipe:
         frozen = {"early": "early layers frozen", "late": "all but the last layers frozen", "none": "all layers"}
         return (
             f"{loss}, batches of {self.places_per_batch} places x {self.photos_per_place} photos of "
-            f"{self.image_size} pixels, up to {self.epochs_num} epochs of {self.iterations_per_epoch} iterations, "
-            f"learning rate {self.lr:g}, {frozen[self.freeze]}, {self.num_seeds} seed{'s'[: self.num_seeds - 1]}"
+            f"{self.image_size} pixels, up to {format_count(self.epochs_num, 'epoch')} of "
+            f"{format_count(self.iterations_per_epoch, 'iteration')}, learning rate {self.lr:g}, "
+            f"{frozen[self.freeze]}, {format_count(self.num_seeds, 'seed')}"
         )
 
 

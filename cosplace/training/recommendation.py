@@ -18,9 +18,8 @@ from cosplace.config.values import from_values, loading_workers
 from cosplace.errors import DatasetError, ImageError
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.names import optional_fields, without_rows
-from cosplace.photos.scanning import database_in
 from cosplace.photos.tables import TABLE_NAME
-from cosplace.progress import format_bytes, format_duration
+from cosplace.progress import format_bytes, format_count, format_duration
 from cosplace.retrieval.folder_report import Part
 from cosplace.retrieval.validation import DatasetReport, are_headings_known
 from cosplace.training.advice import ALPHAS, CELLS_M, advice, classes_of, read_coordinates
@@ -117,8 +116,8 @@ def recommend(
     if num_classes < FEW_CLASSES:
         reason = (
             f"Do not train on these photos: the best settings (M {grouping.M} m, alpha {grouping.alpha} degrees) give "
-            f"{num_classes:,} classes, and training needs some hundred. Use a released model; `cosplace zoo list` "
-            f"lists the others."
+            f"{format_count(num_classes, 'class', 'classes')}, and training needs a few hundred. Use a released model; "
+            f"`cosplace zoo list` lists the others."
         )
         return _use_released_model(dataset, num_classes, reason)
     settings, sides = _settings(grouping, counts, sizes, device)
@@ -208,7 +207,7 @@ def training_photos(train: Part) -> tuple[ImageList, bool, list[str]]:
     left_out = ~known if with_headings else unknown
     reasons = []
     if with_headings and (num_without := int((left_out & ~unknown).sum())):
-        reasons.append(f"{num_without:,} photos have no heading: they are left out of this count.")
+        reasons.append(f"{format_count(num_without, 'photo has', 'photos have')} no heading: left out of this count.")
     if left_out.any():
         images = without_rows(images, np.flatnonzero(left_out))
     return images, bool(with_headings), reasons
@@ -228,9 +227,7 @@ def _split_commands(dataset: Path, train: str) -> tuple[str, ...]:
 
 
 def _use_released_model(dataset: Path, num_classes: int, reason: str) -> Recommendation:
-    every = ["--all_photos"] if database_in(dataset) else []
-    words = ["cosplace", "index", "build", str(dataset), *every, "--model", RELEASED_MODEL, "--to", "INDEX"]
-    command = shlex.join(words)
+    command = shlex.join(["cosplace", "index", "build", str(dataset), "--model", RELEASED_MODEL, "--to", "INDEX"])
     return Recommendation(trains=False, commands=(command,), reasons=(reason,), settings={}, num_classes=num_classes)
 
 

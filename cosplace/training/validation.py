@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cosplace.photos.image_list import ImageList, rows_also_in
+from cosplace.progress import format_count
 from cosplace.retrieval.evaluation import Evaluation
 from cosplace.training.best_model import START
 from cosplace.training.data import TrainingData
@@ -26,24 +27,26 @@ def doubts_about(data: TrainingData) -> list[str]:
     """Reasons why the validation set cannot find the best epoch of a run, as sentences; empty for a good one."""
     num_queries, doubts = len(data.val.queries), []
     if num_shared := _num_shared(data.val.queries, data.test.queries):
+        are = "is also a test query" if num_shared == 1 else "are also test queries"
         doubts.append(
-            f"{num_shared} of {num_queries} validation queries are also test queries: the best epoch is chosen on "
-            f"them, so the test recalls are too high. Use other photos with --val_set_folder."
+            f"{num_shared} of {num_queries} validation queries {are}: the best epoch is chosen on them, so the test "
+            f"recalls are too high. Use other photos with --val_set_folder."
         )
     if num_queries < FEW_QUERIES:
+        queries = format_count(num_queries, "query", "queries")
         doubts.append(
-            f"The validation set has only {num_queries} queries: one query is {100 / num_queries:.1f} points of R@1. "
-            f"Differences below {min(100.0, 100 * LEAST_WON / num_queries):.0f} points ({LEAST_WON} queries) may be "
-            f"chance. Use more queries to choose the best epoch."
+            f"The validation set has only {queries}: one query is {100 / num_queries:.1f} points of R@1. Differences "
+            f"below {min(100.0, 100 * LEAST_WON / num_queries):.0f} points ({LEAST_WON} queries) may be chance. Use "
+            f"more queries to choose the best epoch."
         )
     return doubts
 
 
 def _num_shared(val: ImageList, test: ImageList) -> int:
-    """The number of photos of `val` that are in `test`."""
+    """The number of photos of `val` that are in `test`.  Lists of one table have one folder."""
     if val.folder.resolve() != test.folder.resolve():
         return len(rows_also_in(val, test))
-    names = {test.name(row) for row in range(len(test))}  # of one folder or table
+    names = {test.name(row) for row in range(len(test))}
     return sum(val.name(row) in names for row in range(len(val)))
 
 
@@ -97,4 +100,4 @@ def won_and_lost_text(counts: Mapping[str, Any]) -> str:
         return ""
     won, lost = counts["won"], counts["lost"]
     chance = " (may be chance)" if won != lost and can_be_chance(won, lost) else ""
-    return f"compared with the start: {won} queries won, {lost} lost{chance}"
+    return f"compared with the start: {format_count(won, 'query', 'queries')} won, {lost} lost{chance}"

@@ -48,7 +48,7 @@ def test_mistakes_are_one_line_with_exit_code_2(
     table = tmp_path / "table.csv"
     table.write_text("file,x,y\n0.jpg,1,1\n")
     for words, problem in (
-        ((tmp_path / "indoors", "--to", tmp_path / "city"), "1 have no position. Add a table or a track"),
+        ((tmp_path / "indoors", "--to", tmp_path / "city"), "1 has no position. Add a table or a track"),
         ((tmp_path / "none", "--to", tmp_path / "city"), "does not exist"),
         ((phone,), "--to DATASET"),
         ((phone, "--to", tmp_path / "city", "--format", "photo"), "Did you mean photos?"),

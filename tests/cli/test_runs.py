@@ -41,3 +41,24 @@ def test_no_runs_and_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "There are no runs" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal(logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"resume_model": f"/weights/{'m' * 40}.pth", "test_set_folder": "/data/city"}
+    results = {"recalls": {"1": 1.0}, "num_queries": 9, "dataset": {"name": f"{'long' * 8}/test/queries_night"}}
+    make_run(Path("logs/default/2026-01-05_00-00-00"), config, results)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["runs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split()[:4] == ["time", "kind", "model", "dataset"]
+    assert "…" in lines[1] and "test/queries_night" in lines[1]
+    assert lines[2] == "  logs/default/2026-01-05_00-00-00"
+    assert lines[4] == "  logs/default/2026-01-04_00-00-00, epochs 1/3, stopped"
+
+
+def test_a_fine_tuning_shows_what_was_tested(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = {"recalls": {"1": 1.0}, "num_queries": 9, "evaluated_on": "test/queries"}
+    make_run(Path("logs/tuned"), {"recipe": {"epochs_num": 2}, "dataset": "my/city"}, results)
+    assert main(["runs", "logs/tuned", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["dataset"] == "city: test/queries"

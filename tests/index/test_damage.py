@@ -147,7 +147,7 @@ def test_verify_names_what_is_damaged_and_repairs_it(
     assert "thumbnail, source or key of photo 77 has changed" in told.out and path.name in told.out
     assert "--repair" in told.err and told.err.count("\n") == 1
     assert main(["index", "verify", str(address), "--repair"]) == 0
-    assert "1 photos removed" in capsys.readouterr().out
+    assert "1 photo removed" in capsys.readouterr().out
     assert main(["index", "verify", str(address), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_photos"] == 289
     with open_index(address) as index:

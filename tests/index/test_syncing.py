@@ -190,7 +190,7 @@ def test_folders_next_to_a_database_are_reported(tmp_path: Path, caplog: pytest.
     for number, file in enumerate(["database/1.jpg", "queries/2.jpg", "train/3.jpg", ".cache/4.jpg"]):
         photo(tmp_path / file, number)
     find_photos(tmp_path)
-    assert not caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     for number, file in enumerate(["holiday/1.jpg", "my photos/2.jpg"], 5):
         photo(tmp_path / file, number)
     find_photos(tmp_path)
@@ -249,7 +249,7 @@ def test_the_commands(tmp_path: Path, library: Path, capsys: pytest.CaptureFixtu
     assert main(sync) == 2
     assert "--model" in capsys.readouterr().err
     assert main([*sync, "--dry_run"]) == 0
-    assert "1 photos removed" in (out := capsys.readouterr().out) and "Nothing was changed" in out
+    assert "1 photo removed" in (out := capsys.readouterr().out) and "Nothing was changed" in out
     assert main([*sync, "--model", str(tmp_path / "moved.pth")]) == 0
     assert main(sync) == 0  # the new place of the model is recorded
     library.rename(tmp_path / "elsewhere")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cosplace.cli.locate import _find_photos
+from cosplace.config.splitting import SplitConfig
 from cosplace.errors import DatasetError
 from cosplace.index.building import add_photos, build_index
 from cosplace.index.photo_index import PhotoIndex, open_index
@@ -18,9 +19,10 @@ from cosplace.index.sources import find_photos, require_positions
 from cosplace.index.syncing import sync_folder
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.tables import PhotoRecord
+from cosplace.photos.tables import TABLE_NAME, PhotoRecord, from_table, read_table, to_table, write_table
+from cosplace.retrieval.splitting import split_dataset
 from tests.synthetic_dataset import place_image
-from tests.table_samples import GEOD, around, write_exif_photo, write_named_dataset, write_records
+from tests.table_samples import GEOD, around, write_exif_photo, write_records
 
 
 class Colors(nn.Module):
@@ -131,30 +133,70 @@ def test_queries_are_left_out(records: list[PhotoRecord], tmp_path: Path, splits
     assert names(find_photos(folder)) == [records[row].path for row in expected]
 
 
-def test_the_photos_left_out_are_counted_and_can_be_indexed(
-    records: list[PhotoRecord], tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
+def city(folder: Path, records: list[PhotoRecord]) -> Path:
+    """A table like one of a city: 40 places with two photos each, 200 m apart."""
+    rows = [
+        replace(records[0], path=f"photos/{number:03d}.jpg", latitude=45 + (number // 2) * 0.0018, longitude=7.0)
+        for number in range(80)
+    ]
+    return write_records(folder, rows)
+
+
+def test_an_index_of_a_split_table_has_all_photos(
+    records: list[PhotoRecord], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    splits = ["train", "train", "test/queries", *["test/database"] * 5]  # as `cosplace split` writes them
-    folder = write_records(tmp_path / "city", [replace(one, split=s) for one, s in zip(records, splits, strict=True)])
-    assert len(find_photos(folder)) == 5
-    assert f"5 of 8 photos are indexed, those of {folder / 'test/database'}." in caplog.text
-    assert "--all_photos" in caplog.text
+    folder = city(tmp_path / "city", records)
+    split_dataset(SplitConfig(dataset=str(folder), val=0.2, test=0.2))
+    (folder / "database").mkdir()  # left from before: not a part of the table
+    splits = read_table(folder / TABLE_NAME)["split"].to_pylist()
+    num_database = splits.count("test/database")
+    assert 0 < num_database < 80 and "test/queries" in splits
+    with caplog.at_level("INFO", "cosplace"):
+        assert len(find_photos(folder)) == len(find_photos(folder / TABLE_NAME)) == 80
+    assert "indexed: all 80 photos of" in caplog.text
     caplog.clear()
-    assert names(find_photos(folder, all_photos=True)) == [record.path for record in records]
-    assert len(find_photos(folder / "test/database")) == 5  # a part is what the user named
-    assert caplog.text == ""
-    build_index(folder, encoder, tmp_path / "index", all_photos=True)
+    with caplog.at_level("INFO", "cosplace"):
+        assert len(find_photos(folder, part="database")) == num_database
+    assert f"{num_database} of 80 photos of {folder}, those of test/database; `--part all`" in caplog.text
+    table = read_table(folder / TABLE_NAME)
+    write_table(folder / TABLE_NAME, table)  # as an import into this dataset does
+    assert len(find_photos(folder)) == 80
+
+
+def test_queries_that_came_with_a_dataset_are_left_out_unless_all_are_wanted(
+    records: list[PhotoRecord], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = ["train", "test/database", "test/queries", "test/queries"]
+    folder = write_records(tmp_path / "city", [replace(one, split=s) for one, s in zip(records, splits, strict=False)])
+    with caplog.at_level("INFO", "cosplace"):
+        assert names(find_photos(folder)) == [records[1].path]
+    assert "1 of 4 photos of" in caplog.text and "`--part all`" in caplog.text
+    assert len(find_photos(folder, part="all")) == 4
+    assert len(find_photos(write_records(tmp_path / "new", records), part="all")) == len(records)
+    with pytest.raises(DatasetError, match="has no database/"):
+        find_photos(tmp_path / "new", part="database")
+
+
+def test_night_queries_of_a_split_dataset_are_left_out(records: list[PhotoRecord], tmp_path: Path) -> None:
+    folder = city(tmp_path / "city", records)
+    rows = from_table(read_table(folder / TABLE_NAME))
+    night = replace(rows[0], path="night_queries/000.jpg")
+    (folder / "night_queries").mkdir()
+    (folder / night.path).hardlink_to(folder / rows[0].path)
+    write_table(folder / TABLE_NAME, to_table([*rows, night]))
+    split_dataset(SplitConfig(dataset=str(folder), val=0.2, test=0.2))
+    assert len(find_photos(folder)) == 80 and len(find_photos(folder, part="all")) == 81
+
+
+def test_sync_keeps_the_part_that_was_built(records: list[PhotoRecord], tmp_path: Path, encoder: Encoder) -> None:
+    folder = city(tmp_path / "city", records)
+    split_dataset(SplitConfig(dataset=str(folder), val=0.2, test=0.2))
+    build_index(find_photos(folder, part="database"), encoder, tmp_path / "index")
     with open_index(tmp_path / "index", write=True) as index:
-        assert len(index) == 8
-        assert sync_folder(index, encoder, folder).num_removed == 0
-        assert sync_folder(index, encoder, folder, all_photos=True).num_removed == 0
-
-
-def test_all_photos_of_folders_can_be_indexed(tmp_path: Path) -> None:
-    folder = write_named_dataset(tmp_path / "city")
-    everything = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
-    assert names(find_photos(folder, all_photos=True)) == everything
-    assert len(find_photos(folder)) < len(everything)
+        num_photos = len(index)
+        same, more = (sync_folder(index, None, folder, dry_run=True, part=part) for part in ("database", None))
+    assert same.indexing is not None and same.indexing.num_added == 0
+    assert more.indexing is not None and more.indexing.num_added == 80 - num_photos
 
 
 def test_queries_may_be_indexed_by_their_own_name(records: list[PhotoRecord], tmp_path: Path) -> None:

@@ -206,3 +206,11 @@ def test_a_reduction_alone_names_its_network(small, reduced: ReducedNetwork, tmp
     path = tmp_path / "reduction.safetensors"
     write_weights(path, model_tensors(reduction, with_base=False), {"reduction": "truncation", "base_model": ONE})
     assert torch.equal(descriptors_of(open_model(path)), descriptors_of(reduction))
+
+
+def test_imagenet_weights_are_no_model_yet(tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    torch.save(resnet18().state_dict(), tmp_path / "my weights.pth")
+    with pytest.raises(CheckpointError, match=r"ImageNet weights of ResNet18.*`cosplace finetune DATASET --model '"):
+        open_model(tmp_path / "my weights.pth")

@@ -152,6 +152,6 @@ def test_line_breaks_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         replace(one, path=path) for one, path in zip(around(45.0, 7.0, 2, 9), ["a\nb.jpg", "c.jpg"], strict=True)
     ]
     images = scan_images(write_records(tmp_path, records))
-    assert names(images) == ["c.jpg"] and "1 photos with a line break" in caplog.text
+    assert names(images) == ["c.jpg"] and "skipped 1 photo with a line break" in caplog.text
     known = metadata_from_name(images.label(0))
     assert known.latitude == pytest.approx(records[1].latitude, abs=1e-7)

@@ -12,6 +12,7 @@ from PIL import Image
 from pyproj import Proj
 
 from cosplace.config.sections import Grouping
+from cosplace.progress import format_count
 from cosplace.report.data import (
     CORRECT_FIRST,
     CORRECT_LATER,
@@ -25,7 +26,7 @@ from cosplace.report.data import (
 from cosplace.report.maps import fits_one_map, groups_map, on_one_plane
 from cosplace.report.page import report_html, write_report
 from cosplace.report.prediction_images import save_predictions
-from cosplace.report.words import format_count, format_distance
+from cosplace.report.words import format_distance
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
 from cosplace.training.groups import partition

@@ -41,4 +41,31 @@ def test_page_of_photos_without_positions(tmp_path: Path, capsys: pytest.Capture
     assert main(["validate", str(tmp_path / "photos"), "--html", str(tmp_path / "page.html")]) == 2
     text = Page((tmp_path / "page.html").read_text("utf-8")).text()
     assert "No recommendation" in text and "photos: 1 photo" in text
+    assert "The highlighted row" not in (tmp_path / "page.html").read_text("utf-8")
     assert "recommendation: none." in capsys.readouterr().out
+
+
+def test_page_with_a_recommended_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosplace.training.recommendation.FEW_CLASSES", 5)
+    for place in range(40):
+        write_place(tmp_path / "city", place, 0)
+        write_place(tmp_path / "city", place, 1)
+    page = tmp_path / "page.html"
+    main(["validate", str(tmp_path / "city"), "--quick", "--html", str(page), "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert f"page: {page}" in out
+    lines = out.splitlines()
+    first = lines.index("recommendation:") + 1
+    assert lines[first].startswith("  `cosplace")
+    assert max(len(line) for line in lines[: first - 1] if line.startswith(("     M", "classes", "    "))) <= 100
+    (marked,) = [line for line in lines if line.endswith("  recommended")]
+    command = next(line for line in lines if "cosplace train" in line).split()
+    M, alpha = (command[command.index(flag) + 1] for flag in ("--M", "--alpha"))
+    assert marked.split()[:2] == [M, alpha]
+    html = page.read_text("utf-8")
+    assert "The highlighted row" in html and f'class="ours"><th scope="row">{M} m, {alpha}°' in html
+    section = html[html.index('id="recommendation"') : html.index('id="problems"')]
+    assert "`" not in section and "<code>cosplace finetune" in section
+    assert section.index("<pre>") < section.index("<p>")

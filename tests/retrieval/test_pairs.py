@@ -1,8 +1,6 @@
 """Image pairs: compared with plain loops over all photos."""
 
 import itertools
-import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,6 @@ from cosplace.retrieval.pairs import (
     write_pairs,
 )
 from tests.synthetic_dataset import place_image
-from tests.table_samples import around, write_records
 
 
 def photo(east: float, north: float, heading: int | str = 0, name: str = "", timestamp: str = "") -> str:
@@ -185,9 +182,16 @@ def test_pairs_of_a_table(tmp_path: Path) -> None:
     assert read(tmp_path / "pairs.txt") == [[f"photos/{n}.jpg", f"photos/{n + 1}.jpg"] for n in range(3)]
 
 
-def test_photos_without_headings_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    records = around(45.0, 12.0, 6, 20)
-    records[:2] = [replace(one, heading=math.nan) for one in records[:2]]
-    folder = write_records(tmp_path / "city", records)
-    assert main(["pairs", str(folder), "--to", str(tmp_path / "pairs.txt"), "--max_heading_difference", "30"]) == 0
-    assert "the heading of 2 of 6 photos is unknown, so they are paired whatever they show" in caplog.text
+@pytest.mark.parametrize(("difference", "warned"), [("30", True), ("180", False)])
+def test_headings_that_are_unknown_are_reported(
+    tmp_path: Path, difference: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        Image.fromarray(place_image(number, 0, side=16)).save(
+            tmp_path / photo(550_000 + number, 4_180_000, 90 if number else "", name=str(number))
+        )
+    words = ["pairs", str(tmp_path), "--to", str(tmp_path / "pairs.txt"), "--max_heading_difference", difference]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert ": 3 pairs;" in out
+    assert ("1 of 3 photos without a heading: --max_heading_difference 30 does not" in err) == warned

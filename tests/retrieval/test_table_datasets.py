@@ -15,6 +15,7 @@ from cosplace.photos.tables import TABLE_NAME, PhotoRecord
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import evaluate
 from cosplace.retrieval.recall import find_positives
+from cosplace.retrieval.validation import validate
 from tests.table_samples import (
     GEOD,
     around,
@@ -70,15 +71,6 @@ def test_exif_evaluates_like_names(named: Path, tmp_path: Path, caplog: pytest.L
     assert "1 of 13 photos are left out, for example unplaced.jpg" in caplog.text
 
 
-def test_folders_that_are_no_splits_of_the_table_are_not_queries(tmp_path: Path) -> None:
-    # Photos may lie in test/queries_v1 although the table, split anew, has other queries.
-    records = [replace(one, path=f"test/queries_v1/{row}.jpg") for row, one in enumerate(around(45, 12, 12, 100))]
-    splits = ["test/queries", *["test/database"] * 8, "val/queries", "val/database", "train"]
-    folder = write_records(tmp_path, [replace(one, split=s) for one, s in zip(records, splits, strict=True)])
-    dataset = open_retrieval_dataset(folder / "test")
-    assert [dataset.queries.name(row) for row in range(len(dataset.queries))] == ["test/queries_v1/0.jpg"]
-
-
 BORDERS = [(45.0, 12.0), (0.0, 9.0), (-17.0, 180.0), (89.999, 0.0)]
 
 
@@ -132,3 +124,19 @@ def test_other_parts_are_proposed(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="--queries_folder: photos_of_night"):
         open_retrieval_dataset(folder / "test")
     assert len(open_retrieval_dataset(folder / "test", "photos_of_night").queries) == 1
+
+
+def test_folders_left_from_before_a_split_are_not_used(tmp_path: Path) -> None:
+    """The splits of a table decide, unless a folder of queries is named."""
+    names = ["test/database"] * 4 + ["test/queries"] * 2 + ["train"] * 4
+    records = [replace(one, split=split) for one, split in zip(around(45.0, 7.0, 10, 9), names, strict=True)]
+    folder = write_records(tmp_path, records)
+    for left in ("test/queries_v1", "database", "queries", "val/database", "val/queries", "images/test/gallery"):
+        write_exif_photo(folder / left / "left.jpg", records[0], np.zeros((8, 8, 3), np.uint8))
+    for place in (folder, folder / "test", folder / "photos.parquet"):
+        dataset = open_retrieval_dataset(place)
+        assert (len(dataset.database), len(dataset.queries)) == (4, 2)
+    assert len(open_retrieval_dataset(folder / "test", "queries_v1").queries) == 1
+    assert [part.name for part in validate(folder, quick=True).parts] == ["train", "test/database", "test/queries"]
+    with pytest.raises(DatasetError, match="has no subfolder database"):
+        open_retrieval_dataset(folder, split="val")

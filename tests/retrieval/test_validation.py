@@ -98,7 +98,7 @@ def test_a_good_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["validate", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "images/test/queries_v1: 12 photos" in out
-    assert "0 kinds of errors, " in out
+    assert "no errors, " in out
     # The photos of one place differ only in light and noise.
     assert all("near-duplicate of" in line for line in out.splitlines() if "warning: " in line)
     assert main(["validate", str(folder / "images" / "train")]) == 0
@@ -113,6 +113,15 @@ def test_photos_of_two_zones(tmp_path: Path) -> None:
     write_photo(tmp_path / "queries", "@500000.00@4317000.00@@@@@p@@90@.jpg")
     _, queries = validate(tmp_path).folders
     assert problems(queries) == {"no UTM zone, but other photos are in several": (1, True)}
+
+
+@pytest.mark.parametrize("parts", [("",), ("database", "queries")])
+def test_missing_headings_are_reported_where_nothing_is_named_train(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        write_photo(tmp_path / part, GOOD.format(part or "all").replace("@@90@", "@@@"))
+    reports = validate(tmp_path).folders
+    assert problems(reports[0])["no heading, as all photos"] == (1, False)
+    assert all("no heading, as all photos" not in problems(report) for report in reports[1:])
 
 
 def test_a_folder_without_queries(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_the_plan_counts_both_kinds(dataset_folder: Path, tmp_path: Path) -> Non
     prepared = prepare(settings(dataset_folder, num_workers=1))
     plan = "\n".join(describe_plan(prepared))
     assert "group 0 lateral: 6 classes, 24 images; 2 epochs, each class seen about 6.67 times" in plan
-    assert "group 1 frontal: 6 classes, 24 images; 1 epochs" in plan
+    assert "group 1 frontal: 6 classes, 24 images; 1 epoch," in plan
     assert "15 of 4 + 4 images" in estimate_training(prepared, tmp_path / "run").lines[0]
     assert not list(tmp_path.iterdir())
 

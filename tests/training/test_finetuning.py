@@ -18,12 +18,14 @@ from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model
 from cosplace.photos.names import optional_fields
 from cosplace.photos.scanning import scan_images
+from cosplace.photos.tables import TABLE_NAME, PhotoRecord, to_table, write_table
 from cosplace.progress import StopRequest
 from cosplace.report.results import write_finetuning_results
 from cosplace.training.finetuning import FinetuneResult, finetune
 from cosplace.training.finetuning_setup import prepare_finetuning
 from cosplace.training.metrics import read_metrics
 from tests.synthetic_dataset import write_dataset
+from tests.table_samples import write_records
 
 pytest.importorskip("pytorch_metric_learning")
 QUICK = {
@@ -101,6 +103,28 @@ def test_few_places_are_not_trained_on(dataset: Path, start: Path, tmp_path: Pat
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["trained"], results["kept"]) == (False, "start")
     assert results["recalls"] == results["start_recalls"]
+
+
+@pytest.mark.slow
+def test_a_small_dataset_that_is_split_is_indexed_as_a_whole(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = ["train"] * 8 + ["val/database", "val/queries"] * 2 + ["test/database"] * 2 + ["test/queries"]
+    records = [
+        PhotoRecord(path=f"photos/{row}.jpg", latitude=45 + row // 2 / 1000, longitude=7.0, split=split)
+        for row, split in enumerate(splits)
+    ]
+    folder = write_records(tmp_path / "city", records)
+    write_table(folder / TABLE_NAME, to_table(records), own_splits=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["finetune", str(folder), f"--model={start}", "--image_size=32", "--num_workers=0"]) == 0
+    (run_folder,) = (tmp_path / "logs" / "default").iterdir()
+    out, err = capsys.readouterr()
+    assert "test is not used: The 2 database images" in err  # one place measures nothing
+    assert "Training would not help: only 2 queries of its validation set" in out
+    assert f"index build {folder} --model {run_folder.relative_to(tmp_path) / 'best_model.pth'}" in out
+    with open_index(run_folder / "index") as index:
+        assert len(index) == 15
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from cosplace.training.finetuning_start import name_imagenet_file, open_start
 from cosplace.training.places import Viewpoints, form_places
 from cosplace.training.recipe import Recipe, choose_recipe
 
+PIXELS = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
+
 
 def write_photos(folder: Path, places: range, photos: int = 4, heading: str = "0", apart_m: float = 40.0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,8 +31,7 @@ def write_photos(folder: Path, places: range, photos: int = 4, heading: str = "0
                 latitude=37.76689, longitude=-122.43231, pano_id=f"{place}-{photo}",
                 heading=str(90 * photo) if heading == "all" else heading,
             )  # fmt: skip
-            color = (place % 256, 20 * photo, 200 if heading == "1" else 0)  # no two photos have the same content
-            Image.new("RGB", (32, 32), color).save(folder / name, quality=100, subsampling=0)
+            PIXELS.save(folder / name)
     return folder
 
 
@@ -81,13 +82,31 @@ def test_a_validation_set_without_positives_is_replaced(dataset: Path, caplog: p
     assert photos.val.query_positions[:, 0].max() < 560_000
 
 
+def test_a_small_validation_set_is_kept_where_no_other_can_be_made(dataset: Path) -> None:
+    shutil.rmtree(dataset / "val" / "queries")
+    write_photos(dataset / "val" / "queries", range(100, 103), 1, heading="1")
+    shutil.rmtree(dataset / "train")
+    write_photos(dataset / "train", range(3))
+    photos = open_finetuning_photos(dataset)
+    assert photos.too_few == "only 3 queries of its validation set have a database photo within 25 m"
+    assert (len(photos.images), len(photos.val.queries)) == (12, 3)
+
+
+def test_advice_names_the_model_that_was_given(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "my city", range(3))
+    with pytest.raises(DatasetError, match=r"`cosplace index build '.*my city' --model mine.pth --to INDEX`"):
+        open_finetuning_photos(folder, start="mine.pth")
+    with pytest.raises(DatasetError, match="with a released model, as ImageNet weights know no places"):
+        open_finetuning_photos(folder)
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
         (lambda folder: None, "does not exist"),
         (lambda folder: write_photos(folder / "test" / "database", range(3)), "no train/"),
         (lambda folder: write_photos(folder / "database", range(3)), "no train/"),
-        (lambda folder: write_photos(folder, range(3)), "only 1 queries"),
+        (lambda folder: write_photos(folder, range(3)), "only 1 query would"),
         (lambda folder: write_photos(folder, range(300), 1, apart_m=100.0), "show each place only once"),
     ],
 )

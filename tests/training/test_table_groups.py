@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cosplace.config.sections import Grouping
 from cosplace.errors import DatasetError
 from cosplace.photos.names import utm_fields
 from cosplace.photos.scanning import scan_images
+from cosplace.photos.tables import TABLE_NAME, from_table, read_table
 from cosplace.report.maps import fits_one_map
 from cosplace.retrieval.dataset import open_retrieval_dataset
 from cosplace.training.advice import data_warnings
@@ -20,6 +22,7 @@ from cosplace.training.data import open_training_data
 from cosplace.training.group_cache import cached_partition
 from cosplace.training.groups import class_of, partition, training_photos
 from cosplace.training.seen_photos import digest_training_photos
+from cosplace.training.validation import doubts_about
 from tests.synthetic_dataset import place_image, settings
 from tests.table_samples import around, table_of_names, write_exif_photo, write_named_dataset, write_records
 
@@ -151,3 +154,23 @@ def test_train_and_eval_take_tables(
     model = next((tmp_path / "logs" / "1").glob("*/best_model.pth"))
     assert main(["eval", f"--dataset_folder={table}", f"--model={model}", *QUICK[:6]]) == 0
     assert capsys.readouterr().out.splitlines()[0] == outputs[1]
+
+
+def test_shared_queries_of_a_table_are_counted_by_path(table: Path) -> None:
+    data = open_training_data(settings(table))
+    assert data.val.queries.folder == data.test.queries.folder
+    assert not [doubt for doubt in doubts_about(data) if "also test queries" in doubt]
+    same = replace(data, test=data.val)
+    assert any("12 of 12 validation queries are also test queries" in doubt for doubt in doubts_about(same))
+
+
+def test_queries_that_are_in_the_database_too_are_reported(
+    table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = from_table(read_table(table / TABLE_NAME))
+    folder = tmp_path / "copies"
+    shutil.copytree(table, folder)
+    query, image = (next(one for one in records if one.split == f"test/{part}") for part in ("queries", "database"))
+    shutil.copyfile(table / image.path, folder / query.path)
+    open_training_data(settings(folder))
+    assert "1 of 12 queries in" in caplog.text and "is in the database too" in caplog.text

@@ -20,6 +20,11 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 def test_runs_in_order(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def days(*words: str) -> list[str]:
         assert main(["runs", *words, "--json"]) == 0

@@ -74,7 +74,7 @@ def sorted_models(models: "Sequence[ZooModel]", key: str | None) -> "list[ZooMod
     from cosplace.models.speeds import speed_of
 
     def cpu_speed(model: "ZooModel") -> float:
-        speed = speed_of(model, "cpu")
+        speed = speed_of(model)
         return speed.photos_per_s if speed else 0.0
 
     keys: dict[str | None, Callable[[ZooModel], Any]] = {
@@ -99,14 +99,13 @@ def markdown_table(models: "Sequence[ZooModel]") -> str:
             *(title for _, title in COLUMNS),
             "dimension",
             "MB",
-            "photos/s, CPU",
-            "photos/s, GPU",
+            "photos/s",
             "code",
             "weights",
             "training data",
             "commercial use",
         ),
-        ("---", *["---:"] * (len(COLUMNS) + 4), *["---"] * 4),
+        ("---", *["---:"] * (len(COLUMNS) + 3), *["---"] * 4),
     ]
     for model in models:
         if not model.recalls:
@@ -115,9 +114,9 @@ def markdown_table(models: "Sequence[ZooModel]") -> str:
         recalls = [_percent(model.recalls.get(dataset)) for dataset, _ in COLUMNS]
         size = str(round(4 * model.num_parameters / 1e6))
         licenses = (terms.code, terms.weights, terms.data, terms.commercial)
-        speeds = [speed_of(model, device) for device in ("cpu", "cuda")]
-        fast = [f"{speed.photos_per_s:.3g}" if speed else "-" for speed in speeds]
-        rows.append((f"`{model.name}`", *recalls, str(model.fc_output_dim), size, *fast, *licenses))
+        speed = speed_of(model)
+        photos_per_s = f"{speed.photos_per_s:.3g}" if speed else "-"
+        rows.append((f"`{model.name}`", *recalls, str(model.fc_output_dim), size, photos_per_s, *licenses))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -389,7 +389,7 @@ class RuntimeSettings(Section):
     )
     loader: str = setting(
         "auto",
-        "load images in threads or in processes, which need shared memory; auto is threads for a network on the CPU",
+        "load images in threads or in processes, which need shared memory; auto is threads",
         choices=("auto", "threads", "processes"),
     )
     save_dir: str = setting(

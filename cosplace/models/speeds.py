@@ -1,4 +1,4 @@
-"""How fast the released models are.  The measurements are data, in speeds.toml."""
+"""How fast the released models are on one CPU core.  The measurements are data, in speeds.toml."""
 
 import tomllib
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SAME_NETWORK = {"image_merged": "image_gsv"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Speed of a model on one machine, for square photos."""
+    """Speed of a model for square photos, without loading them."""
 
     side: int  # pixels
     photos_per_s: float  # in a batch
@@ -23,17 +23,17 @@ class Speed:
 
 @cache
 def _content() -> dict[str, Any]:
-    return tomllib.loads(DATA.read_text("utf-8"))
+    return tomllib.loads(DATA.read_text("utf-8"))["cpu"]
 
 
-def machine(device: str) -> str:
-    """The machine that was measured.  device: cpu or cuda."""
-    return _content()[device]["machine"]
+def machine() -> str:
+    """The machine that was measured."""
+    return _content()["machine"]
 
 
-def speed_of(model: ZooModel, device: str) -> Speed | None:
-    """Speed of a released model on the machine of this device, cpu or cuda; None if it was not measured."""
-    rows = _content()[device]
+def speed_of(model: ZooModel) -> Speed | None:
+    """Speed of a released model; None if it was not measured."""
+    rows = _content()
     row = rows.get(SAME_NETWORK.get(model.name, model.name)) or rows.get(model.backbone)
     if row is None:
         return None

@@ -11,7 +11,6 @@ from cosplace.report.render import render, script
 from cosplace.storage import write_text
 
 RECALLS = (("pitts30k", "Pitts30k"), ("tokyo247", "Tokyo 24/7"), ("msls_val", "MSLS val"), ("sf_xl_v1", "SF-XL v1"))
-DEVICES = (("cpu", "photos/s, CPU"), ("cuda", "photos/s, GPU"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ COLUMNS = (
     *(Column(title=title, meaning=f"Recall@1 in percent on {title}", falls=True) for _, title in RECALLS),
     Column(title="dimension", meaning="numbers in a descriptor"),
     Column(title="MB", meaning="size of the weights in 32 bits"),
-    *(Column(title=title, falls=True) for _, title in DEVICES),
+    Column(title="photos/s", meaning="on one CPU core, without loading", falls=True),
     Column(title="commercial use", meaning="whether the licenses of code and weights allow it", is_number=False),
     Column(title="code", meaning="license of the code", is_number=False),
     Column(title="weights", meaning="license of the weights", is_number=False),
@@ -58,7 +57,7 @@ def zoo_page(models: Sequence[ZooModel]) -> str:
         columns=COLUMNS,
         rows=[_row(model) for model in models],
         answers=sorted({terms_of(model.name).commercial for model in models}),
-        machines={title.rpartition(" ")[2]: machine(device) for device, title in DEVICES},
+        machine=machine(),
         script=script("zoo.js"),
     )
 
@@ -66,13 +65,13 @@ def zoo_page(models: Sequence[ZooModel]) -> str:
 def _row(model: ZooModel) -> list[Cell]:
     terms = terms_of(model.name)
     recalls = [model.recalls.get(dataset) for dataset, _ in RECALLS]
-    speeds = [speed_of(model, device) for device, _ in DEVICES]
+    speed = speed_of(model)
     return [
         _text(model.name),
         *(_number(recall, "{:.1f}") for recall in recalls),
         _number(model.fc_output_dim, "{:,}"),
         _number(4 * model.num_parameters / 1e6, "{:,.0f}"),
-        *(_number(speed.photos_per_s if speed else None, "{:,.3g}") for speed in speeds),
+        _number(speed.photos_per_s if speed else None, "{:,.3g}"),
         *(_text(text) for text in (terms.commercial, terms.code, terms.weights, terms.data)),
     ]
 

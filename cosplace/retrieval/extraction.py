@@ -389,6 +389,6 @@ def _load_batches(run: _Run, shards: list[range]) -> Generator[LoadedBatch]:
         _BatchLoader(images=run.images, image_size=settings.image_size, crop=settings.crop),
         batches,
         num_workers=settings.num_workers,
-        loader=choose_loader(settings.loader, run.device),
+        loader=choose_loader(settings.loader),
         pin_memory=run.device.type == "cuda",
     )

@@ -196,7 +196,7 @@ def epoch_batches(
         first_iteration=iteration,
         num_iterations=config.training.iterations_per_epoch,
         num_workers=loading_workers(config.running.num_workers),
-        loader=choose_loader(config.running.loader, device),
+        loader=choose_loader(config.running.loader),
         augment_in_loader=augment_on.type == "cpu",
         pin_memory=device.type == "cuda",
     )

@@ -178,7 +178,7 @@ def _batches(prepared: DistillationPreparation) -> Generator[Batch]:
         first_iteration=state.iteration,
         num_iterations=prepared.iterations_per_epoch,
         num_workers=loading_workers(running.num_workers),
-        loader=choose_loader(running.loader, device),
+        loader=choose_loader(running.loader),
         augment_in_loader=device.type == "cpu",
         pin_memory=device.type == "cuda",
     )

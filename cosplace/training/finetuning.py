@@ -280,7 +280,7 @@ def _batches(prepared: FinetuningPreparation, state: FinetuningState) -> Generat
         first_iteration=state.iteration,
         num_iterations=recipe.iterations_per_epoch,
         num_workers=loading_workers(running.num_workers),
-        loader=choose_loader(running.loader, device),
+        loader=choose_loader(running.loader),
         augment_in_loader=device.type == "cpu",
         pin_memory=device.type == "cuda",
     )

@@ -58,7 +58,7 @@ def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainCon
         first_iteration=0,
         num_iterations=-(-WHITENING_IMAGES // batch_size),
         num_workers=loading_workers(config.running.num_workers),
-        loader=choose_loader(config.running.loader, device),
+        loader=choose_loader(config.running.loader),
         augment_in_loader=device.type == "cpu",
     ):
         images = batch.images(items.settings, device).to(memory_format=torch.channels_last)

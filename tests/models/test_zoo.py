@@ -233,7 +233,7 @@ def test_the_list_can_be_sorted(capsys: pytest.CaptureFixture) -> None:
 def test_the_table_of_the_documentation_is_that_of_the_records(capsys: pytest.CaptureFixture) -> None:
     table = run(capsys, "list", "--markdown", "--sort", "recall")[1]
     assert table in (REPOSITORY / "docs" / "zoo.md").read_text(encoding="utf-8")
-    assert "| `megaloc` | 94.1 | 96.5 | - | 95.3 | 8448 | 915 | MIT | MIT |" in table
+    assert "| `megaloc` | 94.1 | 96.5 | - | 95.3 | 8448 | 915 | 1.08 | MIT | MIT |" in table
     assert all(f"| `{name}` |" in table for name in NATIVE_MODELS)
 
 

@@ -23,6 +23,7 @@ class CompressionLoss:
     compression: "Compression"
     bytes_per_photo: int  # of the codes
     bytes_per_photo_exact: int  # of descriptors in float32
+    num_database: int
     rows: Sequence[RecallDifference]  # by n, ascending
 
 
@@ -37,6 +38,7 @@ def measure_loss(exact: "Evaluation", compressed: "Evaluation", clusters: np.nda
         compression=compression,
         bytes_per_photo=bytes_per_code(compression.method, compressed.dimension),
         bytes_per_photo_exact=4 * compressed.dimension,
+        num_database=compressed.num_database,
         rows=[
             recall_difference(n, np.any(hits_exact[:, :n], axis=1), np.any(hits_compressed[:, :n], axis=1), clusters)
             for n in sorted(compressed.recalls)
@@ -58,11 +60,14 @@ def loss_lines(loss: CompressionLoss) -> list[str]:
         for row in loss.rows
     )
     ratio = loss.bytes_per_photo_exact / loss.bytes_per_photo
+    whole = "The shortlist holds the whole database, so this says nothing about larger ones. Use a smaller --shortlist."
+    notes = [whole] if loss.compression.shortlist >= loss.num_database else []
     return [
         f"compressed: {compression_text(loss.compression.method, loss.compression.shortlist)}; "
         f"{loss.bytes_per_photo:,} bytes per photo instead of {loss.bytes_per_photo_exact:,} ({ratio:.1f} times less)",
         f"exact search: {recalls}",
         f"difference of the compressed from the exact search: {differences}",
+        *notes,
     ]
 
 

@@ -1,5 +1,6 @@
 """cosplace eval with two folders: which photos, which flags go together, and answers where nothing can be measured."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cosplace.progress import Progress
     from cosplace.retrieval.dataset import RetrievalDataset
     from cosplace.retrieval.evaluation import EvaluationSettings
+
+log = logging.getLogger("cosplace")
 
 PREDICTIONS, NUM_PREDICTIONS = "preds", 3
 NOT_MEASURED = "nothing was measured: the queries have no positions"
@@ -46,6 +49,8 @@ def check_flags(config: EvalConfig, given: Mapping[str, Any]) -> None:
             f"--image_size has no effect on the query policy {policy}. Omit it, or add --resize_test_imgs to resize "
             f"the database."
         )
+    if not policy and "image_size" in given and not config.testing.resize_test_imgs:
+        log.warning("--image_size has no effect: photos keep their size. Add --resize_test_imgs to resize them.")
     if len(set(views.scales)) < len(views.scales):
         raise ConfigError(f"--scales must be different numbers, got {' '.join(f'{one:g}' for one in views.scales)}.")
     changed = [f"--{name}" for name in ("query_policy", "scales", "flip") if _is_changed(config, name)]

@@ -138,6 +138,14 @@ def plain_text(answer: Answer, num_matches: int = 3) -> str:
         lines.append(f"  {map_url(answer.latitude, answer.longitude)}")
         lines += [f"  {answer.reason}"] if answer.reason else []
     for match in answer.neighbours[:num_matches]:
-        distance = "no position" if match.distance_m is None else f"{match.distance_m:7.1f} m away"
-        lines.append(f"    {match.similarity:.3f}  {distance}  {printable(match.path)}")
+        lines.append(f"    {match.similarity:.3f}  {_where(match, answer)}  {printable(match.path)}")
     return "\n".join(lines)
+
+
+def _where(match: Match, answer: Location) -> str:
+    """Where a match was taken: its distance from the answer, or its position if there is no answer."""
+    if match.latitude is None or match.longitude is None:
+        return "no position"
+    if answer.latitude is None or match.distance_m is None:
+        return f"{match.latitude:.6f}, {match.longitude:.6f}"
+    return f"{match.distance_m:7.1f} m away"

@@ -51,7 +51,8 @@ def find_photos(folder: str | Path, *, part: str | None = None, follow_outside: 
     names = (f"{split}/{name}" if split else name for split in SPLITS for name in DATABASES)
     database = next((name for name in names if has_part(dataset, name)), None)
     if part == DATABASE and database is None:
-        raise DatasetError(f"{dataset} has no database/ or gallery/, alone or in test/. Use `--part {ALL}`.")
+        other = f"{dataset / 'val'}, which has a database" if has_part(dataset, "val/database") else f"`--part {ALL}`"
+        raise DatasetError(f"{dataset} has no database/ or gallery/, alone or in test/. Use {other}.")
     if part == ALL or (part is None and is_own):
         photos = scan_images(dataset, dataset=dataset, follow_outside=follow_outside)
         photos = photos if part == ALL else _without_queries(photos)

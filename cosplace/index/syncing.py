@@ -4,6 +4,7 @@ A drive that is not mounted looks like an empty folder, so removing many photos 
 reads photos, writes the index.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,14 @@ import numpy as np
 from cosplace.errors import DatasetError
 from cosplace.index.building import IndexingResult, add_photos, plan_photos, rows_below
 from cosplace.index.photo_index import PhotoIndex
-from cosplace.index.sources import find_photos
+from cosplace.index.sources import DATABASE, find_photos
 from cosplace.models.encoder import Encoder
-from cosplace.photos.paths import path_from_text, path_text
+from cosplace.photos.image_list import ImageList
+from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.table_lists import TablePart, find_part
 from cosplace.photos.tables import read_table
+
+log = logging.getLogger("cosplace")
 
 MAX_REMOVED_SHARE = 0.5  # of the photos of the index below the folder
 
@@ -72,8 +76,22 @@ def sync_folder(
             f"{'' if dry_run else 'New and moved photos were added, but '}nothing was removed.",
             "use --yes to remove them",
         )
+    if part == DATABASE and photos is not None and table is not None:
+        _report_other_parts(index, folder, photos)
     num_removed = len(gone) if dry_run else index.remove(gone)
     return SyncResult(indexing=result, num_removed=num_removed)
+
+
+def _report_other_parts(index: PhotoIndex, folder: str | Path, database: ImageList) -> None:
+    """Warn about indexed photos of a table that are not in its database, perhaps since it was split anew."""
+    paths = index.columns().paths()
+    wanted = {path_text(os.path.normpath(database.path(row))) for row in range(len(database))}
+    if others := sum(paths[row] not in wanted for row in rows_below(paths, folder)):
+        log.warning(
+            "%s indexed photos of %s are not in its database, such as queries, which find themselves. They are kept: "
+            "build a new index to measure with its queries.",
+            f"{others:,}", printable(folder),
+        )  # fmt: skip
 
 
 def _listed(part: TablePart) -> frozenset[str]:

@@ -181,7 +181,7 @@ def compute_calibration(
     examples, temperature, folds = all_examples(found, _concatenate(parts), correction, rng)
     if unlabeled is not None:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
-        new = photos_of_folder(Path(unlabeled), encoder, NUM_QUERIES, rng, progress)
+        new = photos_of_folder(index, Path(unlabeled), encoder, NUM_QUERIES, rng, progress)
         corrected = examples, temperature, folds
         examples, share = _adjusted(index, encoder, columns, parts[0], new, found[0], corrected, rng)
         about |= {"unlabeled": path_text(unlabeled), "num_unlabeled": len(new.rows), "share_like_training": share}
@@ -266,6 +266,13 @@ def _why_not_adjusted(facts: Mapping[str, Any]) -> str:
         return (
             "--unlabeled needs a model whose card has 50 validation queries with positives or more. Use --queries with "
             "photos that have positions."
+        )
+    if facts.get("correction") == "left out":
+        return "The photos that the model was trained on are left out, so there is nothing to adjust. Omit --unlabeled."
+    if "num_training_photos" not in facts:
+        return (
+            "--unlabeled needs to know the photos that the model was trained on, and this model has no card that lists "
+            "them: keep the best_model.safetensors of the run next to best_model.pth. Or omit --unlabeled."
         )
     return "--unlabeled is only for an index of photos that its model was trained on, and this is none. Omit it."
 

@@ -3,6 +3,7 @@
 Legend: N queries, D dimension.  Side effects: reads photos.
 """
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from cosplace.index.records import Columns
 from cosplace.localization.confidence import NUM_FOLDS
 from cosplace.localization.photo_changes import alter_photo, images_without_place
 from cosplace.models.encoder import Encoder
-from cosplace.photos.metadata import read_metadata
+from cosplace.photos.metadata import photo_key, read_metadata
 from cosplace.photos.opening import decode_image, read_file
 from cosplace.photos.scanning import scan_images
 from cosplace.progress import Progress
@@ -88,25 +89,37 @@ def queries_of_folder(
     )
 
 
-def photos_of_folder(
-    folder: Path, encoder: Encoder, max_photos: int, rng: np.random.Generator, progress: Progress
+def photos_of_folder(  # noqa: PLR0917
+    index: PhotoIndex, folder: Path, encoder: Encoder, max_photos: int, rng: np.random.Generator, progress: Progress
 ) -> Queries:
-    """Photos of a folder that can be read, without positions.  Raises ConfigError if there are too few."""
+    """Photos of a folder that can be read, without positions: each once, and none that is in the index.
+
+    Raises ConfigError if there are too few.
+    """
     images = scan_images(folder)
     chosen = np.sort(rng.permutation(len(images))[:max_photos])
-    descriptors = [np.empty((0, encoder.dimension), np.float32)]
+    descriptors, contents, num_known = [np.empty((0, encoder.dimension), np.float32)], set[bytes](), 0
     for number, row in enumerate(chosen.tolist()):
         progress(TASK, number, len(chosen))
         try:
             path = images.path(row)
-            descriptors.append(encoder.encode(decode_image(read_file(path), path)))
+            raw = read_file(path)
+            content = hashlib.sha256(raw).digest()
+            label = None if images.labels is None else images.label(row)
+            if content in contents or index.find([photo_key(raw, read_metadata(path, raw, label))])[0] >= 0:
+                num_known += 1
+                continue
+            descriptors.append(encoder.encode(decode_image(raw, path)))
+            contents.add(content)
         except ImageError as error:
             log.warning("%s", error)
     found = np.concatenate(descriptors)
+    if num_known:
+        log.warning("%s: %s photos are left out: they are in the index, or copies.", folder, f"{num_known:,}")
     if len(found) < MIN_UNLABELED:
         raise ConfigError(
-            f"{folder} has {len(found)} readable photos, but --unlabeled needs {MIN_UNLABELED}. Use a folder with more "
-            f"photos, or omit --unlabeled."
+            f"{folder} has {len(found)} readable photos that are new, but --unlabeled needs {MIN_UNLABELED}. Use a "
+            f"folder with more photos, or omit --unlabeled."
         )
     return _without_place(found)
 

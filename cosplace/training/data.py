@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from cosplace.config.methods import EIGENPLACES, MULTI_SIMILARITY
 from cosplace.config.sections import DatasetFolders, TrainConfig
 from cosplace.config.values import loading_workers, set_folder
 from cosplace.device import choose_device
+from cosplace.errors import ConfigError
 from cosplace.photos.loading import choose_loader
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
@@ -128,6 +130,12 @@ def open_training_data(config: TrainConfig, progress: Progress = no_progress) ->
 def _training_folders(folders: DatasetFolders) -> list[DatasetFolders]:
     """The folders of the dataset, and those of each of --extra_datasets."""
     extra = [replace(folders, dataset_folder=one, train_set_folder=None) for one in folders.extra_datasets]
+    seen = {Path(set_folder(folders, "train")).resolve()}
+    for one in extra:
+        path = Path(set_folder(one, "train")).resolve()
+        if path in seen:
+            raise ConfigError(f"--extra_datasets: {path} is given twice. Give each dataset once.")
+        seen.add(path)
     return [folders, *extra]
 
 

@@ -27,10 +27,10 @@ from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, EvaluationSettings
 from cosplace.retrieval.extraction import Extraction, ExtractionSettings
-from cosplace.retrieval.recall import RECALL_VALUES, find_positives
+from cosplace.retrieval.recall import RECALL_VALUES
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.checkpoint import RunState, checkpoint_file, read_checkpoint, restore
-from cosplace.training.finetuning_data import FEWEST_QUERIES, find_split, open_split
+from cosplace.training.finetuning_data import FEWEST_QUERIES, find_split, num_with_positives, open_split
 from cosplace.training.finetuning_setup import usual_size
 from cosplace.training.groups import Group, Groups
 from cosplace.training.recipe import choose_image_size
@@ -218,7 +218,7 @@ def open_photos(config: DistillConfig, progress: Progress = no_progress) -> Dist
     images = scan_images(train or root, dataset=root, follow_outside=follow)
     val, test = (_open_set(config, split, images, progress) for split in ("val", "test"))
     if val is not None:
-        num = int((find_positives(val.database_positions, val.query_positions).counts > 0).sum())
+        num = num_with_positives(val)
         if num < FEWEST_QUERIES:
             log.warning(
                 "%s: only %d queries have a database photo within 25 m, too few to choose an epoch. Photos are held "
@@ -243,6 +243,9 @@ def _open_set(config: DistillConfig, split: str, images: ImageList, progress: Pr
         except NoPositionsError as error:
             log.warning("%s is not used: %s", split, error)
             dataset = None
+    if split == "test" and dataset is not None and not num_with_positives(dataset):
+        log.warning("%s is not used: no query has a database photo within 25 m", dataset.folder)
+        return None
     if dataset is not None and (num := len(rows_also_in(dataset.queries, images))):
         log.warning(
             "%d of %d queries of %s are also photos to learn from: their recalls are too high.",

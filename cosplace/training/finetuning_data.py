@@ -95,7 +95,7 @@ def open_finetuning_photos(
         open_split(dataset, split, queries_folder, follow_outside=follow_outside, progress=progress)
         for split in ("test", "val")
     )
-    num_queries = 0 if val is None else _num_with_positives(val)
+    num_queries = 0 if val is None else num_with_positives(val)
     problem = ""
     if val is None or num_queries < FEWEST_QUERIES:
         try:
@@ -158,7 +158,8 @@ def open_split(
     return found
 
 
-def _num_with_positives(val: RetrievalDataset) -> int:
+def num_with_positives(val: RetrievalDataset) -> int:
+    """Number of queries with a database photo within 25 m."""
     return int((find_positives(val.database_positions, val.query_positions).counts > 0).sum())
 
 
@@ -204,7 +205,7 @@ def _split_off(
         database_positions=points[of_database],
         query_positions=points[of_queries],
     )
-    if (num := _num_with_positives(val)) < FEWEST_QUERIES:
+    if (num := num_with_positives(val)) < FEWEST_QUERIES:
         found = format_count(num, "query", "queries")
         raise _too_few(dataset, start, f"only {found} would have another photo within 25 m")
     return train, val

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from cosplace.assessment.provenance import card_of, describe_model
 from cosplace.config.defaults import MAX_FITTED_PHOTOS
 from cosplace.config.distillation import DistillConfig
 from cosplace.config.values import loading_workers
-from cosplace.errors import ConfigError, CosPlaceError, one_line
+from cosplace.errors import ConfigError, CosPlaceError, DatasetError, one_line
 from cosplace.models.encoder import find_dimension
 from cosplace.models.opening import open_model, weights_path
 from cosplace.models.reduction import Reduction, fit
@@ -37,11 +38,12 @@ from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, EvaluationSettings, evaluate_descriptors
 from cosplace.retrieval.extraction import Extraction, ExtractionSettings, extract
-from cosplace.retrieval.shards import Descriptors
+from cosplace.retrieval.shards import META, Descriptors
 from cosplace.storage import cache_folder
 
 CACHE = "teachers"
 SHARD_ROWS = 1024  # a large network on a CPU describes as many photos in some minutes
+LENGTH_TOLERANCE = 0.02  # of unit vectors in 16 bits
 UNKNOWN = "unknown"
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,18 @@ class Teacher:
     def describe(self, images: ImageList, progress: Progress = no_progress) -> Extraction:
         """Descriptors (I, D) of photos: from the cache, or computed and kept there.  Raises what `extract` raises."""
         folder = self.cache / self.key(images)
-        return extract(self.network, images, self.settings, to=folder, progress=progress)
+        try:
+            found = extract(self.network, images, self.settings, to=folder, progress=progress)
+        except DatasetError:
+            if not folder.is_dir() or _is_readable(folder):
+                raise  # it is about the photos
+            found = None
+        if found is None or not _are_units(found):
+            log.warning("%s is damaged: the descriptors of the teacher are computed again", folder)
+            del found
+            shutil.rmtree(folder)
+            found = extract(self.network, images, self.settings, to=folder, progress=progress)
+        return found
 
     def evaluate(
         self, dataset: RetrievalDataset, settings: EvaluationSettings, progress: Progress = no_progress
@@ -98,6 +111,25 @@ class Teacher:
             "teacher_note": "Learned from the outputs of the teacher: check whether the license of the teacher also "
             "covers this model before you publish or sell it.",
         }
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether the record of cached descriptors can be read."""
+    try:
+        json.loads((folder / META).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _are_units(found: Extraction) -> bool:
+    """Whether all descriptors have length 1, as those of a network have; damaged files do not."""
+    for first in range(0, len(found.readable), SHARD_ROWS):
+        rows = np.asarray(found.descriptors[first : first + SHARD_ROWS], np.float32)
+        lengths = np.linalg.norm(rows[found.readable[first : first + SHARD_ROWS]], axis=1)
+        if not (np.abs(lengths - 1) < LENGTH_TOLERANCE).all():  # also False for NaN
+            return False
+    return True
 
 
 def open_teacher(config: DistillConfig, device: torch.device, autocast: torch.dtype | None) -> Teacher:

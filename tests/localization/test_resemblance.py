@@ -1,5 +1,6 @@
 """How many new photos resemble training photos: the share and the mixed examples against plain formulas."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cosplace.localization.confidence import Examples
 from cosplace.localization.queries import Queries, photos_of_folder
 from cosplace.localization.resemblance import mix_examples, share_like_training
 from cosplace.localization.signals import SIGNALS
+from cosplace.photos.metadata import PhotoMetadata, photo_key
 from cosplace.progress import no_progress
 from tests.localization.test_seen_photos import DRAWN, photos_of, promised_and_kept, trained_index, validation
 from tests.places import make_world
@@ -123,7 +125,7 @@ def test_photos_without_positions_are_refused_where_they_do_not_help(tmp_path: P
         with pytest.raises(ConfigError, match="not both"):
             calibrate(opened, unlabeled=tmp_path, queries=tmp_path)
     index = trained_index(tmp_path / "left", world, num_unseen=250, matches=validation())
-    with open_index(index, write=True) as opened, pytest.raises(ConfigError, match="Omit it"):
+    with open_index(index, write=True) as opened, pytest.raises(ConfigError, match="are left out, so"):
         calibrate(opened, unlabeled=tmp_path, num_altered=0)
 
 
@@ -136,15 +138,28 @@ def test_a_folder_needs_enough_photos_that_can_be_read(tmp_path: Path, caplog: p
         def encode(self, photo) -> np.ndarray:
             return np.asarray(photo, np.float32).reshape(-1, 3)[:1]
 
+    indexed: list[str] = []
+
+    class Index:
+        def find(self, keys: list[str]) -> np.ndarray:
+            return np.array([0 if key in indexed else -1 for key in keys])
+
     def read() -> Queries:
-        return photos_of_folder(tmp_path, OfColor(), 2000, np.random.default_rng(0), no_progress)  # type: ignore[arg-type]
+        options = 2000, np.random.default_rng(0), no_progress
+        return photos_of_folder(Index(), tmp_path, OfColor(), *options)  # type: ignore[arg-type]
 
     for number in range(100):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number:03d}.png")
     (tmp_path / "050.png").write_bytes(b"no photo")
-    with pytest.raises(ConfigError, match="has 99 readable photos, but --unlabeled needs 100"):
+    with pytest.raises(ConfigError, match="has 99 readable photos that are new, but --unlabeled needs 100"):
         read()
     Image.new("RGB", (4, 4), (200, 0, 0)).save(tmp_path / "200.png")
     found = read()
     assert sorted(found.descriptors[:, 0]) == [*range(50), *range(51, 100), 200]
+    # Photos of the index and copies say nothing about new photos.
+    shutil.copyfile(tmp_path / "003.png", tmp_path / "copy.png")
+    indexed.append(photo_key((tmp_path / "200.png").read_bytes(), PhotoMetadata()))
+    with pytest.raises(ConfigError, match="has 99 readable photos that are new"):
+        read()
+    assert "2 photos are left out: they are in the index, or copies" in caplog.text
     assert "050.png" in caplog.text and not found.shows_place.any() and set(found.rows) == {-1}

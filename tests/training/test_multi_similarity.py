@@ -1,6 +1,7 @@
 """Training with multi-similarity: the formula of the loss; several datasets as one sum; exact resuming; learning."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,13 @@ def test_the_gradient_of_several_datasets_is_that_of_the_sum_of_their_losses() -
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_a_dataset_that_is_given_twice_is_refused(dataset_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(dataset_folder)
+    for again in (dataset_folder, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="is given twice"):
+            prepare(settings(dataset_folder, extra_datasets=(str(again),)))
+
+
 @pytest.mark.parametrize("method", ["multi_similarity", "cosplace"])
 def test_each_dataset_has_batches_and_losses_of_its_own(dataset_folder: Path, other_folder: Path, method: str) -> None:
     if method == "cosplace":
@@ -242,13 +250,14 @@ def test_kill_minus_nine_at_any_moment_loses_nothing(
 
 
 def test_other_settings_and_photos_are_refused_on_resume(
-    dataset_folder: Path, other_folder: Path, run: tuple[dict, Path]
+    dataset_folder: Path, other_folder: Path, run: tuple[dict, Path], tmp_path: Path
 ) -> None:
     _, folder = run
+    copy = shutil.copytree(other_folder, tmp_path / "copy")
     with pytest.raises(ConfigError, match=r"--photos_per_place 2 contradicts"):
         resumed_config(str(folder), {"method": "multi_similarity", "photos_per_place": 2})
     with pytest.raises(CheckpointError, match="other photos"):
-        prepare(resumed_config(str(folder), {"extra_datasets": (str(other_folder), str(other_folder))}))
+        prepare(resumed_config(str(folder), {"extra_datasets": (str(other_folder), str(copy))}))
 
 
 @pytest.mark.slow
@@ -296,7 +305,11 @@ def test_without_the_package_the_message_says_what_to_install(
 
 
 def test_the_commands(
-    dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset_folder: Path,
+    other_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["groups", str(dataset_folder / "train"), "--method", "multi_similarity"]) == 0
@@ -306,7 +319,7 @@ def test_the_commands(
     assert main(["groups", str(dataset_folder / "train"), "--method", "multi_similarity", "--gsv_csv", "out"]) == 2
     words = [f"--{name}={value}" for name, value in MULTI_SIMILARITY.items() if not isinstance(value, (bool, list))]
     words += ["--recall_values", "1", "2", "--epochs_num=1", "--iterations_per_epoch=2", "--report_matches=0"]
-    assert main(["train", f"--dataset_folder={dataset_folder}", *words, "--extra_datasets", str(dataset_folder)]) == 0
+    assert main(["train", f"--dataset_folder={dataset_folder}", *words, "--extra_datasets", str(other_folder)]) == 0
     (report,) = tmp_path.glob("logs/default/*/report.html")
     text = report.read_text()
     assert "Multi-similarity trained on" in text

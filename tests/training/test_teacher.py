@@ -14,6 +14,7 @@ from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.reduction import fit
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.scanning import scan_images
+from cosplace.retrieval.shards import META
 from cosplace.training.teacher import (
     Targets,
     Teacher,
@@ -96,6 +97,28 @@ def test_photos_that_have_changed_are_described_again(tmp_path: Path, monkeypatc
     write_place(photos, 99, 0, side=32)
     assert teacher.describe(scan_images(photos)).descriptors.shape == (7, 8)
     assert sum(sizes) == 19
+
+
+@pytest.mark.parametrize("part", ["descriptors", "record"])
+def test_a_damaged_cache_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    photos, model = scan_images(write_photos(tmp_path / "photos")), write_network(tmp_path / "a.pth")
+    teacher = teacher_of(model, tmp_path / "cache")
+    sizes = count_photos(teacher, monkeypatch)
+    first = np.array(teacher.describe(photos).descriptors[:])
+    (folder,) = (tmp_path / "cache").iterdir()
+    if part == "record":
+        (folder / META).write_text("{")
+    else:
+        (file,) = folder.glob("descriptors-*.npy")
+        content = bytearray(file.read_bytes())
+        content[-40:-8] = bytes(32)  # of the last descriptor
+        file.write_bytes(content)
+    again = teacher.describe(photos)
+    assert (again.descriptors[:] == first).all()
+    assert sum(sizes) == 12
+    assert "is damaged: the descriptors of the teacher are computed again" in caplog.text
 
 
 def test_a_stopped_description_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,8 +160,8 @@ def test_other_clients_are_served_during_a_flood(sent) -> None:
     with running(max_connections=20) as (server, address), ExitStack() as open_connections:
         for _ in range(60):
             open_connections.enter_context(connect(address, sent))
-        for _ in range(5):
-            assert get(address) == 200
+        for _ in range(5):  # a client may be told to try again: while all places are taken by requests in work
+            wait_until(lambda: get(address) == 200, 5)
         assert len(server.server_state.connections) <= 21
 
 

@@ -39,11 +39,17 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_flipped_bit_in_any_file_gives_right_answers_or_an_error(stored: Path, tmp_path: Path) -> None:
-    """numpy: the nearest of all descriptors, and the numbers that were stored with them."""
+    """Right: what the undamaged index answers, or the nearest of all descriptors where a search compares them all.
+
+    The search index is approximate: the clusters it finds, and so which neighbor it misses, depend on the machine.
+    """
     queries = rows(NUM_QUERIES, 2)
     similarities = queries @ rows(NUM_PHOTOS, 1).T
     similarities[:, 7] = -2  # removed
-    expected = similarities.argmax(axis=1)
+    nearest = similarities.argmax(axis=1)
+    with open_index(stored) as index:
+        undamaged = index.search(queries, 1).ids[:, 0]
+    assert (undamaged == nearest).mean() >= 0.7
     names = sorted(path.relative_to(stored) for path in stored.rglob("*") if path.is_file() and path.stat().st_size)
     rng, num_errors = np.random.default_rng(0), 0
     wrong: list[str] = []
@@ -56,11 +62,11 @@ def test_a_flipped_bit_in_any_file_gives_right_answers_or_an_error(stored: Path,
             (address / name).write_bytes(raw)
             try:
                 with open_index(address) as index:
-                    found = index.search(queries, 1)
-                    photos = [index.photo(int(one)) for one in found.ids[:, 0]]
-                is_right = found.ids[:, 0].tolist() == expected.tolist() and all(
+                    found = index.search(queries, 1).ids[:, 0]
+                    photos = [index.photo(int(n)) for n in found]
+                is_right = bool(((found == undamaged) | (found == nearest)).all()) and all(
                     (photo.path, photo.latitude, photo.longitude) == (f"/photos/{n}.jpg", 10 + n / 1000, 20 + n / 1000)
-                    for n, photo in zip(expected.tolist(), photos, strict=True)
+                    for n, photo in zip(found.tolist(), photos, strict=True)
                 )
                 wrong += [] if is_right else [f"{name}, byte {place}, bit {bit}: wrong answer"]
             except CosPlaceError:

@@ -144,9 +144,17 @@ def test_names_and_opset(network: GeoLocalizationNet, tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.parametrize(
-    "aggregation", ["salad", pytest.param("boq", marks=needs_new_torch), "mixvpr", "conv_ap", "netvlad"]
+    ("aggregation", "precision"),
+    [
+        ("salad", "fp32"),
+        pytest.param("boq", "fp32", marks=needs_new_torch),
+        ("mixvpr", "fp32"),
+        ("conv_ap", "fp32"),
+        ("netvlad", "fp32"),
+        ("salad", "fp16"),
+        ("netvlad", "fp16"),
+    ],
 )
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_each_aggregation(tmp_path: Path, aggregation: str, precision: str) -> None:
     """16 bits in the backbone only: the powers of GeM, and what other aggregations compute, stay in float32."""
     network = GeoLocalizationNet(
@@ -161,8 +169,10 @@ def test_each_aggregation(tmp_path: Path, aggregation: str, precision: str) -> N
 
 
 @slow
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("test_resnet", "fp32"), ("test_vit", "fp32"), ("test_convnext", "fp32"), ("test_vit", "fp16")],
+)
 def test_networks_of_timm(tmp_path: Path, name: str, precision: str) -> None:
     pytest.importorskip("timm", reason="pip install 'cosplace[timm]'")
     network = GeoLocalizationNet(f"timm:{name}", 16, generator=torch.Generator().manual_seed(0)).eval()

@@ -185,7 +185,7 @@ def test_connections_that_are_answered_are_not_dropped() -> None:
         assert get(address) == 200
 
 
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
+def wait_until(condition: Any, seconds: float = 30.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "the condition did not become true in time"

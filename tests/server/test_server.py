@@ -171,7 +171,7 @@ def test_photos_of_several_requests_share_batches(localizer) -> None:
         assert_same(answer, answer_of(localizer, good_photo(number), "photo"))
 
 
-def wait_until(condition, seconds: float = 10.0) -> None:
+def wait_until(condition, seconds: float = 30.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "the condition did not become true in time"
@@ -805,6 +805,9 @@ def test_logs_contain_requests_but_no_photos_or_positions(client, caplog) -> Non
         client.get("/%0afake-line")
         for page in ("/", "/static/app.js", "/static/gone.js", "/docs", "/docs.css", "/health"):
             client.get(page)
+        wait_until(
+            lambda: any("/health" in str(record.__dict__) for record in caplog.records)
+        )  # logged after the answer
     from cosplace.server.middleware import JsonLines
 
     lines = [JsonLines().format(record) for record in caplog.records if record.name == "cosplace.server"]

@@ -30,6 +30,7 @@ that --help answers at once.
     serve       serve
     demo        city, demo
     commands    all commands; from a command line to an exit code
+    completion  completion
     reference   docs/commands.md, from settings
 """
 

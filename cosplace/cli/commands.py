@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from cosplace import __version__
 from cosplace.cli.command import Command
-from cosplace.cli.console import Interruption, end_on_signals, log_to_terminal
+from cosplace.cli.console import Interruption, end_on_signals, log_to_terminal, print_error, set_terminal
 from cosplace.cli.help import help_text
 from cosplace.cli.parser import HelpRequested, about_missing_action, about_unknown_action, flag_names, parse_words
+from cosplace.config.terminal import TERMINAL_FLAGS, take_terminal_settings
 from cosplace.errors import ConfigError, CosPlaceError, advise_only
 from cosplace.progress import StopRequest
 
@@ -216,6 +217,11 @@ COSPLACE = Command(
             summary="Run all steps on a synthetic city in minutes: train, evaluate, build an index and locate photos.",
             function="demo:run_demo",
         ),
+        Command(
+            name="completion",
+            summary="Print a script with which a shell completes commands, flags and their values.",
+            function="completion:run_completion",
+        ),
     ),
 )
 
@@ -229,7 +235,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with end_on_signals():
-            return _run(list(sys.argv[1:] if argv is None else argv), prog, only)
+            shown, words = take_terminal_settings(list(sys.argv[1:] if argv is None else argv))
+            set_terminal(shown)
+            return _run(words, prog, only)
     except CosPlaceError as error:
         return _report(error)
     except StopRequest as stop:
@@ -274,7 +282,7 @@ def _run(words: list[str], prog: str, only: str | None) -> int:
     except HelpRequested:
         print(help_text(command, prog), end="")
         return 0
-    with advise_only(flag_names(command)):
+    with advise_only(flag_names(command) | set(TERMINAL_FLAGS)):
         try:
             with log_to_terminal():
                 command(config, given)
@@ -286,5 +294,5 @@ def _run(words: list[str], prog: str, only: str | None) -> int:
 def _report(error: CosPlaceError) -> int:
     """Print an error in one line; returns the exit code."""
     log.debug("stopped", exc_info=True)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print_error(str(error))
     return EXIT_USER_ERROR

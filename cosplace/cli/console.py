@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+from cosplace.config.terminal import TerminalSettings
 from cosplace.errors import CosPlaceError, one_line
 from cosplace.photos.paths import writable
 from cosplace.progress import Progress, StopRequest
 from cosplace.storage import storage_errors, write_text
 
 LOGS = Path("logs")  # folders of runs
-LINE_SECONDS = 30.0  # at most one progress line in this time where there is no terminal
+LINE_SECONDS = 60.0  # at most one progress line in this time where there is no terminal
 SAME_SIGNAL_S = 1.0  # a signal that is repeated within this time is the same request
 RETRY_S = 0.05  # until a signal that was ignored is sent again
+RED, YELLOW, RESET = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 LINE_SHARE = 0.1  # and at most one line for this share of a task
 
 log = logging.getLogger("cosplace")
@@ -36,12 +38,15 @@ class Bars:
     """Progress on stderr: in a terminal one bar at a time, else, as in a log file, a line now and then."""
 
     def __init__(self) -> None:
-        self.task, self.bar, self.is_terminal = "", None, sys.stderr.isatty()
+        self.task, self.bar = "", None
+        self.is_terminal = sys.stderr.isatty() and _terminal[-1].log_format == "text"
         self.line_time, self.line_done = time.monotonic(), 0
         _BARS.add(self)
 
     def __call__(self, task: str, done: int, total: int, note: str = "", /) -> None:
         """Show that `done` of `total` items are finished; another task starts another bar."""
+        if _terminal[-1].quiet:
+            return
         if self.is_terminal:
             self._draw(task, done, total, note)
         else:
@@ -67,7 +72,10 @@ class Bars:
         if now - self.line_time < LINE_SECONDS or done - self.line_done < LINE_SHARE * total:
             return
         self.line_time, self.line_done = now, done
-        print(f"{_clock()}  {task}: {done:,} of {total:,}{note and f', {note}'}", file=sys.stderr, flush=True)
+        if _terminal[-1].log_format == "json":
+            _print_json_line("progress", task=task, done=done, total=total, **({"note": note} if note else {}))
+        else:
+            print(f"{_clock()}  {task}: {done:,} of {total:,}{note and f', {note}'}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clear the line of the bar."""
@@ -91,7 +99,11 @@ class _TerminalHandler(logging.Handler):
     """Prints log lines on stderr, above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{_clock()}  {one_line(record.getMessage())}"
+        text = one_line(record.getMessage())
+        if _terminal[-1].log_format == "json":
+            _print_json_line(record.levelname.lower(), message=text)
+            return
+        line = f"{_clock()}  {_colored(text, record.levelno)}"
         if any(bars.bar is not None for bars in _BARS):
             from tqdm import tqdm
 
@@ -111,11 +123,44 @@ def _clock() -> str:
     return time.strftime("%H:%M:%S")
 
 
+def _print_json_line(event: str, **details: Any) -> None:
+    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **details}
+    print(json.dumps(_without_surrogates(line)), file=sys.stderr, flush=True)
+
+
+def _colored(text: str, level: int) -> str:
+    """A text in the color of its level, where stderr is a terminal and NO_COLOR is not set."""
+    has_color = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    color = RED if level >= logging.ERROR else YELLOW if level >= logging.WARNING else ""
+    return f"{color}{text}{RESET}" if has_color and color else text
+
+
+def print_error(text: str) -> None:
+    """Print an error on stderr, in one line."""
+    text = one_line(" ".join(text.split()))
+    if _terminal[-1].log_format == "json":
+        _print_json_line("error", message=text)
+    else:
+        print(f"{_colored('error:', logging.ERROR)} {text}", file=sys.stderr)
+
+
+def set_terminal(settings: TerminalSettings) -> None:
+    """Set what commands of this process show while they run."""
+    _terminal[:] = [settings]
+
+
+_terminal = [TerminalSettings()]
+
+
+def _level() -> int:
+    return logging.WARNING if _terminal[-1].quiet else logging.DEBUG if _terminal[-1].verbose else logging.INFO
+
+
 @contextmanager
 def log_to_terminal() -> Generator[None]:
     """Within: log lines of level INFO go to stderr.  Progress bars are cleared at the end, also after an error."""
     log.setLevel(logging.DEBUG)
-    handler = _TerminalHandler(logging.INFO)
+    handler = _TerminalHandler(_level())
     log.addHandler(handler)
     try:
         yield

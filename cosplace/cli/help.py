@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from cosplace.cli.command import Command
 from cosplace.config.setting import Setting
+from cosplace.config.terminal import TerminalSettings
+from cosplace.config.values import all_settings
 
 MIN_WIDTH, MAX_WIDTH = 60, 100  # characters
 INDENT = 26  # of explanations
@@ -42,7 +44,8 @@ def help_text(command: Command, prog: str, width: int | None = None) -> str:
         rows = [(flag_text(one), explanation(one)) for one in group.settings if not one.positional]
         if rows:
             lines += ["", f"{title}:", *_table(rows, width)]
-    general = [("-h, --help", "print this help")]
+    general = [(flag_text(one), explanation(one)) for one in all_settings(TerminalSettings)]
+    general.insert(0, ("-h, --help", "print this help"))
     if prog == "cosplace":
         general.append(("--version", "print the version"))
     lines += ["", "General:", *_table(general, width)]

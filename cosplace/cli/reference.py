@@ -19,6 +19,22 @@ settings in `cosplace/config`: `python -m cosplace.cli.reference > docs/commands
 Flags can be shortened to any unique beginning. `python3 train.py` and `python3 eval.py` are `cosplace train` and
 `cosplace eval`. A mistake on the command line prints one line and exits with code 2; Ctrl+C exits with code 130,
 SIGTERM with code 143. Training saves a checkpoint first; a second signal ends it at once.
+
+All commands also accept:
+
+- `--quiet`: show only warnings and errors, no progress.
+- `--verbose`: show details that otherwise only `debug.log` has.
+- `--log_format json`: log lines, progress and errors on stderr as one JSON object per line (`time`, `event`, `message`;
+  progress has `task`, `done`, `total`). Results still go to stdout as without it.
+
+Progress is a bar in a terminal, and otherwise at most one line per minute. Colors are used only in a terminal, and not
+if `NO_COLOR` is set. To complete commands, flags and their values with the Tab key, write one file:
+
+```
+cosplace completion bash > ~/.local/share/bash-completion/completions/cosplace
+cosplace completion zsh > ~/.zfunc/_cosplace      # a folder of $fpath
+cosplace completion fish > ~/.config/fish/completions/cosplace.fish
+```
 """
 
 

@@ -27,5 +27,7 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     locate      settings of locate
     server      settings of serve
     demo        settings of city, demo
+    completion  settings of completion
     values      settings from flat names and values, and back
+    terminal    settings that every command has: --quiet, --verbose, --log_format
 """

@@ -12,6 +12,7 @@ import cosplace
 from cosplace.cli import main
 from cosplace.cli.commands import COSPLACE
 from cosplace.cli.parser import flag_names, leaf_commands
+from cosplace.config.terminal import TERMINAL_FLAGS
 from cosplace.errors import ConfigError, CosPlaceError, DeviceError, LoadingError, advise_only
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.photos import loading
@@ -51,7 +52,7 @@ def test_an_error_shows_the_remedies_of_the_running_command() -> None:
 
 
 def test_every_flag_in_an_error_is_a_flag_of_some_command() -> None:
-    known = {"help"}.union(*COMMANDS.values())
+    known = {"help", *TERMINAL_FLAGS}.union(*COMMANDS.values())
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise) and node.exc is not None:

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # One thread a process: the tests already keep every core busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test lint check minimum format docs bench bench-gpu bench-index figures clean
+.PHONY: demo test lint check minimum format docs site bench bench-gpu bench-index figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
@@ -31,6 +31,9 @@ format: $(VENV)/.dev
 
 docs: $(VENV)/.dev  ## docs/commands.md
 	$(BIN)/python -m cosplace.cli.reference > docs/commands.md
+
+site: $(VENV)/.dev  ## the documentation as a website, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 figures: $(VENV)/.dev  ## the table of README.md
 	$(BIN)/python benchmarks/demo.py
@@ -63,4 +66,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-minimum .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) site .venv-minimum .pytest_cache .ruff_cache .hypothesis build *.egg-info

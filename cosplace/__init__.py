@@ -17,6 +17,7 @@ Layers, from the ground up; a module imports only from layers listed above its o
     training       the paper: groups, CosFace, augmentation, one step, the loop
     index          a growing, searchable index of photos
     localization   matches -> coordinates with a calibrated confidence
+    planning       what a number of photos needs: disk, memory, machines, hours, cost
     export         ONNX, torch.export, conversion of weight files
     report         HTML pages and charts
     server         REST API and the map

@@ -28,6 +28,7 @@ that --help answers at once.
     distillation  distill
     locate      locate
     serve       serve
+    planning    plan
     demo        city, demo
     commands    all commands; from a command line to an exit code
     completion  completion

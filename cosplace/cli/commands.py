@@ -208,6 +208,12 @@ COSPLACE = Command(
             function="serve:run_serve",
         ),
         Command(
+            name="plan",
+            summary="Estimate what a number of photos needs: disk, memory, machines, hours, cost; each figure with its "
+            "formula or measurement.",
+            function="planning:run_plan",
+        ),
+        Command(
             name="city",
             summary="Render a synthetic city in SF-XL layout: street photos, consistent in 3D, to try all commands.",
             function="demo:run_city",

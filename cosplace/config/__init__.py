@@ -26,6 +26,7 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     index       settings of index build, add, remove, info, compact, calibrate
     locate      settings of locate
     server      settings of serve
+    planning    settings of plan
     demo        settings of city, demo
     completion  settings of completion
     values      settings from flat names and values, and back

@@ -33,9 +33,13 @@ def machine() -> str:
 
 def speed_of(model: ZooModel) -> Speed | None:
     """Speed of a released model; None if it was not measured."""
-    rows = _content()
-    row = rows.get(SAME_NETWORK.get(model.name, model.name)) or rows.get(model.backbone)
-    if row is None:
+    return measured_speed(model.name) or measured_speed(model.backbone)
+
+
+def measured_speed(key: str) -> Speed | None:
+    """Speed of a backbone, or of a model with a network of its own, by name; None if it was not measured."""
+    row = _content().get(SAME_NETWORK.get(key, key))
+    if key == "machine" or row is None:
         return None
     side, photos_per_s, one_photo_ms = row
     return Speed(side=side, photos_per_s=photos_per_s, one_photo_ms=one_photo_ms)

@@ -70,7 +70,7 @@ def test_commands_exist(line: str) -> None:
 
 
 def test_files_of_the_table_exist() -> None:
-    linked = set(re.findall(r"\((?:\.\./)?(deploy/[\w.]+|cosplace/[\w/.]+)\)", PAGE)) | {"deploy/nginx.conf"}
+    linked = set(re.findall(r"`((?:deploy|cosplace)/[\w/.]+\.\w+|deploy/Dockerfile)`", PAGE))
     assert len(linked) >= 6
     assert all((ROOT / path).is_file() for path in linked)
     shown = {path.name for path in (ROOT / "deploy").iterdir()} - {"Dockerfile.dockerignore"}

@@ -2,7 +2,8 @@
 
     python benchmarks/pictures.py logs/demo/<time> demo/city-0 [--to docs/pictures]
 
-Needs the results of `cosplace demo`.  The map with 100,000 photos shows the synthetic positions of the tests.
+Needs the results of `cosplace demo`.  The map with 100,000 photos shows the synthetic positions of the tests.  The
+photos that are compared in full size are those of another synthetic city, with 512 pixels, which is rendered for this.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +21,19 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cosplace.config.index import IndexSettings
+from cosplace.index.building import build_index
+from cosplace.localization.local_features import count_inliers, detect_features
 from cosplace.localization.localizer import Localizer
+from cosplace.models.encoder import load_model
+from cosplace.photos.opening import open_image
 from cosplace.photos.scanning import scan_images
+from synthcity.capture import build_city
+from synthcity.settings import CitySettings
 from tests.web.fake_server import FakeCity, make_app, serving
 
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+SMALL = {"viewport": {"width": 1000, "height": 640}}
 PHONE = {
     "viewport": {"width": 390, "height": 844},
     "has_touch": True,
@@ -42,9 +52,9 @@ FOCUS_FIRST_PHOTO = """() => {
 
 
 @contextmanager
-def serving_index(index: Path) -> Generator[str]:
+def serving_index(index: Path, *flags: str) -> Generator[str]:
     """Serve an index and yield its address."""
-    command = [sys.executable, "-m", "cosplace", "serve", "--index", str(index), "--port", "0"]
+    command = [sys.executable, "-m", "cosplace", "serve", "--index", str(index), "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
@@ -96,6 +106,31 @@ def open_first_photo(page: Any) -> None:
     page.keyboard.press("Enter")
 
 
+def index_large_photos(folder: Path, weights: Path) -> tuple[Path, Path]:
+    """Render and index a small city at 512 pixels.  Returns the index and the query with the most matching points."""
+    build_city(folder, CitySettings(images=12, database_images=240, num_queries=20, image_size=512))
+    queries = scan_images(folder / "test" / "queries_v1")
+    paths = [queries.path(number) for number in range(len(queries))]
+    encoder = load_model(weights, image_size=96, device="cpu")
+    build_index(folder / "test", encoder, folder / "index", settings=IndexSettings(thumbnail_size=640))
+    answers = Localizer(folder / "index", device="cpu", uncalibrated=True, k=1).locate_many(paths)
+
+    def count_points(number: int) -> int:
+        mine, theirs = (
+            detect_features(open_image(path)) for path in (paths[number], answers[number].neighbours[0].path)
+        )
+        return count_inliers(mine, theirs)
+
+    return folder / "index", paths[max(range(len(paths)), key=count_points)]
+
+
+def compare_photos(page: Any) -> None:
+    """Open the comparison, with matching points."""
+    page.keyboard.press("c")
+    page.click("[aria-label='Matching points']")
+    page.wait_for_selector(".points line")
+
+
 def main() -> None:
     """Take all screenshots."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -125,6 +160,12 @@ def main() -> None:
             take_screenshot(browser, address, folder / "map-phone.png", photos=located[:1], context=PHONE)
             take_screenshot(browser, address, folder / "map-empty.png", context=DARK)
             take_screenshot(browser, address, folder / "map-photo.png", prepare=open_first_photo)
+        with tempfile.TemporaryDirectory() as temporary:
+            large, query = index_large_photos(Path(temporary) / "city", arguments.run / "best_model.pth")
+            with serving_index(large, "--uncalibrated") as address:
+                take_screenshot(
+                    browser, address, folder / "map-compare.png", photos=[query], context=SMALL, prepare=compare_photos
+                )
         with serving(make_app(FakeCity(100_000))) as address:
             take_screenshot(browser, address, folder / "map-100000.png")
         browser.close()

@@ -26,6 +26,7 @@ that --help answers at once.
     index       index
     finetuning  finetune
     distillation  distill
+    sidecars    locate --write: the list of changes, the confirmation
     locate      locate
     serve       serve
     planning    plan

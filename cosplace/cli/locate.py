@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cosplace.cli.console import Bars, print_result
+from cosplace.cli.sidecars import undo_sidecars, write_sidecars
 from cosplace.config.defaults import MAX_SPEED_MPS
 from cosplace.config.locate import FilterSettings, LocateConfig, OutputSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError
@@ -31,7 +32,15 @@ Row = tuple["Answer", dict[str, Any] | None]
 
 def run_locate(config: LocateConfig) -> None:
     """Locate photos, and print the answers."""
-    paths = _find_photos(config.photos, is_sequence=config.sequence.sequence, follow_outside=config.follow_outside)
+    paths = _find_photos(
+        config.photos,
+        is_sequence=config.sequence.sequence,
+        is_writing=config.sidecars.write is not None,
+        follow_outside=config.follow_outside,
+    )
+    if config.sidecars.undo:
+        undo_sidecars(paths, config.sidecars)
+        return
     is_list = len(config.photos) > 1 or _is_list(config.photos[0]) or config.sequence.sequence
     where = _search_filter(config.filter)
     if config.rerank:
@@ -72,13 +81,15 @@ def run_locate(config: LocateConfig) -> None:
     unreadable = [answer for answer, _ in rows if isinstance(answer, Unreadable)]
     if len(unreadable) == len(rows):
         raise ImageError(_none_readable([answer.error for answer in unreadable]))
+    if config.sidecars.write is not None:
+        write_sidecars([answer for answer, _ in rows], config.sidecars)
 
 
 def _none_readable(errors: list[str]) -> str:
     return errors[0] if len(errors) == 1 else f"None of the {len(errors)} photos can be read. The first: {errors[0]}"
 
 
-def _find_photos(photos: Sequence[Path], *, is_sequence: bool, follow_outside: bool) -> list[Path]:
+def _find_photos(photos: Sequence[Path], *, is_sequence: bool, is_writing: bool, follow_outside: bool) -> list[Path]:
     """Return all photos, with those of folders.  Raises ConfigError or DatasetError when there is nothing to locate."""
     from cosplace.localization.tracks import is_video
     from cosplace.photos.scanning import scan_images
@@ -93,6 +104,8 @@ def _find_photos(photos: Sequence[Path], *, is_sequence: bool, follow_outside: b
     videos = [path for path in paths if is_video(path)]
     if videos and not (is_sequence and len(paths) == 1):
         raise ConfigError(f"{videos[0]} is a video. Pass it alone, with --sequence.")
+    if videos and is_writing:
+        raise ConfigError(f"{videos[0]} is a video, whose frames have no sidecars. Omit --write.")
     if is_sequence and not any(path.is_file() for path in paths):
         raise DatasetError(f"{paths[0]} does not exist. Use a folder of frames, frames, or a video.")
     return paths

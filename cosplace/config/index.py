@@ -43,8 +43,9 @@ class IndexSettings(Section):
         choices=("float32", "float16"),
     )  # fmt: skip
     thumbnail_size: int = setting(
-        THUMBNAIL_SIZE, "pixels of the longer side of stored thumbnails; 0 stores none", at_least=0
-    )
+        THUMBNAIL_SIZE, "pixels of the longer side of stored thumbnails; 640 to compare photos in full size on the "
+        "map; 0 stores none", at_least=0,
+    )  # fmt: skip
     exact_rows: int = setting(
         EXACT_ROWS, "above this number of photos, use approximate search, whose recall is measured", at_least=1
     )

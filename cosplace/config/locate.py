@@ -100,6 +100,29 @@ class OutputSettings(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarSettings(Section):
+    """Sidecars of photos"""
+
+    write: str | None = setting(
+        None, "store each answer in a sidecar of its photo, marked as an estimate; the list of changes is shown first, "
+        "and nothing is written without confirmation. Photos with a position are left out", choices=("xmp",),
+    )  # fmt: skip
+    dry_run: bool = setting(False, "with --write: show the list of changes, and write nothing")
+    yes: bool = setting(False, "with --write: do not ask for confirmation")
+    undo: bool = setting(
+        False, "with --write: remove the positions that --write has stored; other content of the sidecars stays"
+    )
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        for name in ("dry_run", "yes", "undo"):
+            if getattr(self, name) and self.write is None:
+                raise ConfigError(f"--{name} has an effect only with --write. Add --write xmp, or omit --{name}.")
+        if self.dry_run and self.yes:
+            raise ConfigError("--dry_run and --yes contradict each other. Use only one of them.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LocateConfig(Section):
     """Settings of `cosplace locate`."""
 
@@ -119,9 +142,12 @@ class LocateConfig(Section):
     filter: FilterSettings = section(FilterSettings)
     sequence: SequenceSettings = section(SequenceSettings)
     output: OutputSettings = section(OutputSettings)
+    sidecars: SidecarSettings = section(SidecarSettings)
     device: DeviceSettings = section(DeviceSettings)
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
         if self.rerank and self.sequence.sequence:
             raise ConfigError("--rerank and --sequence cannot be used together. Use only one of them.")
+        if self.sidecars.write is not None and not self.output.is_text:
+            raise ConfigError("--write shows a list of changes as text. Omit --json, --geojson and --csv.")

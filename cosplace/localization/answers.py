@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cosplace.localization.verdicts import headline_of, verdict_of
 from cosplace.photos.paths import csv_line, printable
 
 
@@ -18,9 +19,18 @@ class Match:
     longitude: float | None
     heading: float | None  # degrees clockwise from north
     similarity: float  # cosine
-    distance_m: float | None  # to the estimated position, also if that is below the threshold and not reported
+    distance_m: float | None  # to the answer or the guess; None without one
     accuracy_m: float | None = None  # error of its position; None if it is unknown
     name: str = ""  # the path relative to the photos' root, for clients of a server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guess:
+    """Where a photo may have been taken, if the confidence is too low for an answer."""
+
+    latitude: float
+    longitude: float
+    radius_m: float | None  # as in Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +46,20 @@ class Location:
     reason: str  # why the position is unknown, or a note on the answer; "" otherwise
     neighbours: tuple[Match, ...]  # best first
     calibrated: bool = True  # whether the confidence is a probability, not only the share of votes that agree
+    guess: Guess | None = None  # of an unknown answer; not an answer
+
+    @property
+    def verdict(self) -> str:
+        """found, probable, guess or none: see `cosplace.localization.verdicts`."""
+        has_position = self.latitude is not None
+        return verdict_of(
+            self.confidence, calibrated=self.calibrated, has_position=has_position, has_guess=self.guess is not None
+        )
+
+    @property
+    def headline(self) -> str:
+        """The answer in one line."""
+        return headline_of(self.verdict, self.confidence, self.radius_m, calibrated=self.calibrated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +85,9 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "confidence": round(answer.confidence, 4),
         "calibrated": answer.calibrated,
         "unknown": answer.unknown,
+        "verdict": answer.verdict,
         "reason": answer.reason,
+        "guess": None if answer.guess is None else _guess_as_json(answer.guess),
         "neighbours": [
             {
                 "id": match.id,
@@ -74,6 +100,14 @@ def as_json(answer: Answer) -> dict[str, Any]:
             }
             for match in answer.neighbours
         ],
+    }
+
+
+def _guess_as_json(guess: Guess) -> dict[str, float | None]:
+    return {
+        "latitude": _round(guess.latitude, 7),
+        "longitude": _round(guess.longitude, 7),
+        "radius_m": _round(guess.radius_m, 1),
     }
 
 
@@ -98,7 +132,9 @@ def geojson_text(rows: Sequence[tuple[Answer, dict[str, Any] | None]]) -> str:
     return json.dumps({"type": "FeatureCollection", "features": features}, indent=2, ensure_ascii=False)
 
 
-CSV_COLUMNS = ("photo", "latitude", "longitude", "radius_m", "confidence", "unknown", "reason", "nearest", "similarity")
+CSV_COLUMNS = (
+    "photo", "latitude", "longitude", "radius_m", "confidence", "unknown", "reason", "nearest", "similarity", "verdict",
+)  # fmt: skip
 
 
 def csv_text(answers: Sequence[Answer]) -> str:
@@ -125,27 +161,22 @@ def plain_text(answer: Answer, num_matches: int = 3) -> str:
     """The answer as a few lines of text."""
     if isinstance(answer, Unreadable):
         return f"{printable(answer.photo)}\n  error: {answer.error}"
-    lines = [printable(answer.photo)]
-    if answer.latitude is None or answer.longitude is None:
-        lines.append(f"  unknown ({answer.reason})")
-    else:
-        radius = "" if answer.radius_m is None else f" ± {answer.radius_m:.0f} m"
-        lines.append(
-            f"  {answer.latitude:.6f}, {answer.longitude:.6f}{radius}, "
-            f"{'confidence' if answer.calibrated else 'uncalibrated,'} {answer.confidence:.0%}"
-            f"{'' if answer.calibrated else ' of the votes agree'}"
-        )
-        lines.append(f"  {map_url(answer.latitude, answer.longitude)}")
-        lines += [f"  {answer.reason}"] if answer.reason else []
+    lines = [printable(answer.photo), f"  {answer.headline}"]
+    place = answer if answer.guess is None else answer.guess
+    if place.latitude is not None and place.longitude is not None:
+        radius = "" if place is answer or place.radius_m is None else f", if right within {place.radius_m:.0f} m"
+        lines.append(f"  {place.latitude:.6f}, {place.longitude:.6f}{radius}")
+        lines.append(f"  {map_url(place.latitude, place.longitude)}")
+    lines += [f"  {'unknown: ' if answer.unknown else ''}{answer.reason}"] if answer.reason else []
     for match in answer.neighbours[:num_matches]:
-        lines.append(f"    {match.similarity:.3f}  {_where(match, answer)}  {printable(match.path)}")
+        lines.append(f"    {match.similarity:.3f}  {_where(match)}  {printable(match.path)}")
     return "\n".join(lines)
 
 
-def _where(match: Match, answer: Location) -> str:
-    """Where a match was taken: its distance from the answer, or its position if there is no answer."""
+def _where(match: Match) -> str:
+    """Where a match was taken: its distance from the answer or the guess, else its position."""
     if match.latitude is None or match.longitude is None:
         return "no position"
-    if answer.latitude is None or match.distance_m is None:
+    if match.distance_m is None:
         return f"{match.latitude:.6f}, {match.longitude:.6f}"
     return f"{match.distance_m:7.1f} m away"

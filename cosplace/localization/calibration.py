@@ -37,7 +37,9 @@ from cosplace.localization.leave_one_out import BLOCK_ROWS, find_matches
 from cosplace.localization.localizer import (
     CALIBRATION_RECORD,
     FAILED_RECORD,
+    MIN_PHOTOS,
     NUM_FUSED,
+    exact_rows,
     open_index_encoder,
     read_calibration,
 )
@@ -65,7 +67,6 @@ from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
-MIN_PHOTOS = 100  # with a position: with fewer, the share of correct answers is known to 10 points at best
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
 AREA_M = 100.0  # sides of the squares whose photos share a fold
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
@@ -136,8 +137,7 @@ def compute_calibration(
     _check_arguments(queries, unlabeled, num_queries, num_altered, seed)
     rng = np.random.default_rng([seed, 25])
     columns = index.columns()
-    is_located = np.isfinite(columns.latitudes) & np.isfinite(columns.longitudes)
-    located = np.flatnonzero(is_located & ~(columns.accuracies_m > RADIUS_M))  # others have no exact position
+    located = exact_rows(columns)
     if len(located) < MIN_PHOTOS:
         raise ConfigError(
             f"Calibration needs {MIN_PHOTOS} photos with a position, the index has {len(located)}. Add at least "

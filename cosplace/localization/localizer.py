@@ -18,12 +18,13 @@ from cosplace.errors import CheckpointError, ConfigError, ImageError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, open_index
-from cosplace.index.records import Matches
-from cosplace.localization.answers import Answer, Location, Match, Unreadable
+from cosplace.index.records import Columns, Matches
+from cosplace.localization.answers import Answer, Guess, Location, Match, Unreadable
 from cosplace.localization.confidence import RADIUS_SHARE, Calibration, from_record
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE, Fusion, fuse, radius_with_accuracy, share_within
 from cosplace.localization.sequences import estimate_track
 from cosplace.localization.signals import compute_signals
+from cosplace.localization.verdicts import GUESS_CONFIDENCE, percent_text
 from cosplace.models.encoder import Encoder, model_name
 from cosplace.models.opening import open_model
 from cosplace.models.reduction import first_dimensions
@@ -35,6 +36,7 @@ CALIBRATION_RECORD, FAILED_RECORD = "calibration", "calibration_failed"
 NUM_FUSED = 50  # matches per query; a calibration holds for this number
 BATCH_SIZE = 8
 INTERPOLATED = "not recognized; interpolated between the frames before and after"
+MIN_PHOTOS = 100  # with a position: with fewer, the share of correct answers is known to 10 points at best
 MAX_SIZE_CHANGE = 1.5  # factor by which an index may grow or shrink before it needs a new calibration
 
 
@@ -225,6 +227,10 @@ class Localizer:
         radii_m = np.full(len(names), np.nan) if self.calibration is None else self.calibration.radius_m(confidences)
         radii_m = radius_with_accuracy(radii_m, fusion.accuracies_m, RADIUS_SHARE)
         unknown = np.isnan(fusion.latitudes) | (confidences < self.min_confidence)
+        guesses = [
+            self._guess(fusion, row, float(confidences[row]), radii_m) if unknown[row] else None
+            for row in range(len(names))
+        ]
         return [
             Location(
                 photo=name,
@@ -234,11 +240,23 @@ class Localizer:
                 confidence=float(confidences[row]),
                 unknown=bool(unknown[row]),
                 reason=self._reason(matches, fusion, row, float(confidences[row])),
-                neighbours=_reported_matches(matches, fusion, row, self.k),
+                neighbours=_reported_matches(
+                    matches, fusion, row, self.k, has_place=not unknown[row] or guesses[row] is not None
+                ),
                 calibrated=self.calibration is not None,
+                guess=guesses[row],
             )
             for row, name in enumerate(names)
         ]
+
+    def _guess(self, fusion: Fusion, row: int, confidence: float, radii_m: np.ndarray) -> Guess | None:
+        if np.isnan(fusion.latitudes[row]) or (self.calibration is not None and confidence < GUESS_CONFIDENCE):
+            return None
+        return Guess(
+            latitude=float(fusion.latitudes[row]),
+            longitude=float(fusion.longitudes[row]),
+            radius_m=_none_if_nan(radii_m[row]),
+        )
 
     def _reason(self, matches: Matches, fusion: Fusion, row: int, confidence: float) -> str:
         num_matches = int((matches.ids[row] >= 0).sum())
@@ -250,8 +268,10 @@ class Localizer:
             accuracy_m = fusion.accuracies_m[row]
             why = f"; the positions of its matches have an error of {accuracy_m:.0f} m" if accuracy_m > RADIUS_M else ""
             mark = " (uncalibrated)" if self.calibration is None else ""
-            return f"confidence {confidence:.2f}{mark}, the threshold is {self.min_confidence:.2f}{why}"
-        return "uncalibrated: the confidence is the share of votes that agree" if self.calibration is None else ""
+            return (
+                f"confidence {percent_text(confidence)}{mark}, the threshold is {100 * self.min_confidence:.4g}%{why}"
+            )
+        return f"uncalibrated: {percent_text(confidence)} of the votes agree" if self.calibration is None else ""
 
 
 def _photo_name(photo: Any) -> str:
@@ -259,8 +279,8 @@ def _photo_name(photo: Any) -> str:
     return path_text(path) if path else "photo"
 
 
-def _reported_matches(matches: Matches, fusion: Fusion, row: int, k: int) -> tuple[Match, ...]:
-    """The first k matches of one query."""
+def _reported_matches(matches: Matches, fusion: Fusion, row: int, k: int, *, has_place: bool) -> tuple[Match, ...]:
+    """The first k matches of one query; with distances if there is an answer or a guess to measure them from."""
     return tuple(
         Match(
             id=int(matches.ids[row, rank]),
@@ -270,7 +290,7 @@ def _reported_matches(matches: Matches, fusion: Fusion, row: int, k: int) -> tup
             longitude=_none_if_nan(matches.longitudes[row, rank]),
             heading=_none_if_nan(matches.headings[row, rank]),
             similarity=float(matches.similarities[row, rank]),
-            distance_m=_none_if_nan(fusion.distances_m[row, rank]),
+            distance_m=_none_if_nan(fusion.distances_m[row, rank]) if has_place else None,
             accuracy_m=_none_if_nan(matches.accuracies_m[row, rank]),
         )
         for rank in range(min(k, matches.ids.shape[1]))
@@ -332,9 +352,17 @@ def read_calibration(index: PhotoIndex) -> Calibration | None:
 
 
 def answers_uncalibrated(index: PhotoIndex) -> bool:
-    """Whether an index without calibration answers by default: calibration failed, for example as it is too small."""
+    """Whether an index without calibration answers by default: it is too small to calibrate, or calibration failed."""
+    if len(exact_rows(index.columns())) < MIN_PHOTOS:
+        return True
     failed = index.read_record(FAILED_RECORD)
     return failed is not None and not _has_other_size(index, failed.get("num_photos"))
+
+
+def exact_rows(columns: Columns) -> np.ndarray:
+    """Rows (n,) int64 of the photos whose position is known, with an error of no more than 25 m."""
+    has_position = np.isfinite(columns.latitudes) & np.isfinite(columns.longitudes)
+    return np.flatnonzero(has_position & ~(columns.accuracies_m > RADIUS_M))
 
 
 def needs_recalibration(index: PhotoIndex) -> bool:

@@ -55,6 +55,7 @@ def rerank(index: PhotoIndex, location: Location, photo: Tensor, *, min_confiden
         radius_m=float(radius_m[0]),
         confidence=confidence,
         unknown=False,
+        guess=None,
         reason=f"confirmed by {inliers[best]} local features shared with {compared[best].path}",
         neighbours=tuple(_with_distance(match, latitude, longitude) for match in location.neighbours),
     )

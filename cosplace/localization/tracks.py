@@ -136,7 +136,7 @@ def gpx_text(answers: Sequence[Answer], times_s: Sequence[float] | None = None) 
         name = escape(_xml_characters(answer.photo))
         lines.append(
             f'    <trkpt lat="{answer.latitude:.7f}" lon="{answer.longitude:.7f}">{time}<name>{name}</name>'
-            f"<cmt>confidence {answer.confidence:.3f}</cmt></trkpt>"
+            f"<cmt>{escape(answer.headline)}</cmt></trkpt>"
         )
     lines += ["  </trkseg>"] if in_segment else []
     return "\n".join([*lines, "  </trk>", "</gpx>", ""])

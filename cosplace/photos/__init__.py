@@ -6,6 +6,7 @@ tables          a dataset as one GeoParquet table
 image_list      ImageList: the sorted photos below a folder
 names           '@' file names: position, zone, heading, time
 xmp             properties of an XMP packet
+sidecars        XMP sidecars: add an estimated position, remove it again
 orientation     how a photo is stored: upright, turned or mirrored
 blocks          EXIF blocks and XMP packets in files
 headers         size, EXIF block and XMP packet, before the pixels are decoded

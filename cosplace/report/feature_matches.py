@@ -66,7 +66,7 @@ def _match_pairs(queries: Queries, query: int, images: dict[str, int]) -> dict[s
     for name, image in images.items():
         other = _features(queries.dataset.database, image)
         if other is not None:
-            pairs[name] = _match_pair(features, other)
+            pairs[name] = match_pair(features, other)
     return pairs
 
 
@@ -77,10 +77,10 @@ def _features(images: ImageList, row: int) -> LocalFeatures | None:
         return None
 
 
-def _match_pair(query: LocalFeatures, image: LocalFeatures) -> dict[str, Any]:
+def match_pair(query: LocalFeatures, image: LocalFeatures) -> dict[str, Any]:
     """The number of points that fit one geometry, and x, y in the query, x, y in the image of those to draw.
 
-    Features at the same places, in several directions, are one point.
+    In thousandths of the width and of the height.  Features at the same places, in several directions, are one point.
     """
     inliers = match_features(query, image)
     shares = (inliers + 0.5) / (*query.size, *image.size)  # pixels have their centers at whole numbers

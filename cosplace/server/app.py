@@ -18,6 +18,7 @@ from cosplace.localization.answers import Location, as_json
 from cosplace.localization.localizer import Localizer
 from cosplace.server.batching import DecodingMemory, PhotoQueue
 from cosplace.server.failures import BusyError, ExpiredError, describe_failure
+from cosplace.server.matching import add_matching_route, can_match
 from cosplace.server.metrics import Metrics
 from cosplace.server.middleware import RequestMiddleware
 from cosplace.server.parameters import BBOX_HELP, NEAR_HELP, parse_filter
@@ -79,6 +80,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     app.add_exception_handler(CosPlaceError, _handle_error)
     _add_locate_route(app, queue, reader)
     add_photo_routes(app, served, reader)
+    add_matching_route(app, served, reader)
     _add_status_routes(app, queue, served, metrics)
     _add_page_routes(app)
     return app
@@ -197,6 +199,7 @@ def _add_status_routes(app: FastAPI, queue: PhotoQueue, served: ServedIndex, met
                 "tiles": settings.tiles,
                 "attribution": settings.attribution,
                 "can_write": settings.token is not None,
+                "can_match": can_match(),
                 "count": served.num_photos,
                 "bounds": served.bounds,
                 "model": served.model,

@@ -51,7 +51,7 @@ def _add_read_routes(app: FastAPI, served: ServedIndex) -> None:
     @app.get("/photos/{photo_id}", responses={404: {"description": "no such photo"}})
     async def show_photo(photo_id: PhotoId) -> Response:
         """One photo of the index; its time is in seconds since 1970, UTC."""
-        photo = await asyncio.to_thread(_read_photo, served, photo_id, served.index.photo)
+        photo = await asyncio.to_thread(read_photo, served, photo_id, served.index.photo)
         names = ("id", "latitude", "longitude", "heading", "time", "accuracy_m")
         content = {name: getattr(photo, name) for name in names}
         # The source is the folder that the photo was added from, or another word.
@@ -60,7 +60,7 @@ def _add_read_routes(app: FastAPI, served: ServedIndex) -> None:
     @app.get("/photos/{photo_id}/image", responses={404: {"description": "no such photo, or no thumbnails"}})
     async def show_thumbnail(photo_id: PhotoId) -> Response:
         """The thumbnail of one photo, as JPEG."""
-        jpeg = await asyncio.to_thread(_read_photo, served, photo_id, served.index.thumbnail)
+        jpeg = await asyncio.to_thread(read_photo, served, photo_id, served.index.thumbnail)
         if not jpeg:
             raise HTTPException(404, "This index has no thumbnails.")
         # Ids are never reused, so a thumbnail never changes.
@@ -122,7 +122,7 @@ def _add_write_routes(app: FastAPI, served: ServedIndex, reader: UploadReader) -
         return JSONResponse({"deleted": photo_id})
 
 
-def _read_photo(served: ServedIndex, photo_id: int, read: Callable[[int], Any]) -> Any:
+def read_photo(served: ServedIndex, photo_id: int, read: Callable[[int], Any]) -> Any:
     """Read a photo of the index.  Raises HTTPException 404 if it has none with this id, PhotoIndexError otherwise."""
     try:
         return read(photo_id)

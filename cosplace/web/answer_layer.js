@@ -3,7 +3,7 @@
 import { imageUrl } from "./api.js";
 import { make, photo, wedge } from "./dom.js";
 import { positionNear } from "./positions.js";
-import { hasPosition, headline, isFound } from "./text.js";
+import { hasPosition, headline, isGuess, placeOf } from "./text.js";
 
 const MAX_MATCHES = 12;
 const MIN_RADIUS_M = 20;
@@ -42,9 +42,9 @@ export class AnswerLayer {
     return anchors.map((anchor) => (anchor ? this.at(anchor)[1] : "")).join(" ");
   }
 
-  /** What decides the copy of the world that a result is drawn in: the answer, else the best match with a position. */
+  /** What decides the copy of the world that a result is drawn in: its place, else the best match with a position. */
   anchor(result) {
-    return isFound(result) ? result : result.neighbours?.find(hasPosition);
+    return placeOf(result) ?? result.neighbours?.find(hasPosition);
   }
 
   /** A position in the copy of the world in view. */
@@ -57,7 +57,7 @@ export class AnswerLayer {
     this.drawn = [entries, selected, rank];
     this.drawnAt = this.longitudes(entries);
     for (const entry of entries) {
-      if (entry.result && isFound(entry.result)) this.drawPin(entry, entry === selected);
+      if (entry.result && placeOf(entry.result)) this.drawPin(entry, entry === selected);
     }
     if (selected?.result) this.drawMatches(selected, rank);
   }
@@ -67,10 +67,11 @@ export class AnswerLayer {
   }
 
   drawPin(entry, isSelected) {
-    const pin = make("div", { class: isSelected ? "pin selected" : "pin" }, make("span", {}, entry.letter));
+    const kinds = ["pin", isSelected && "selected", isGuess(entry.result) && "guess"].filter(Boolean).join(" ");
+    const pin = make("div", { class: kinds }, make("span", {}, entry.letter));
     pin.style.setProperty("--color", entry.color);
     const label = `Photo ${entry.letter}: ${headline(entry.result)}`;
-    const marker = L.marker(this.at(entry.result), {
+    const marker = L.marker(this.at(placeOf(entry.result)), {
       icon: L.divIcon({ className: "pin-icon", html: pin, iconSize: [0, 0] }),
       alt: label,
       title: entry.name,
@@ -82,10 +83,12 @@ export class AnswerLayer {
 
   drawMatches(entry, rank) {
     const { result, color } = entry;
-    const found = isFound(result);
-    if (found && Number.isFinite(result.radius_m)) {
-      const style = { color, weight: 2, fillColor: color, fillOpacity: 0.12, interactive: false, className: "radius" };
-      this.add(L.circle(this.at(result), { ...style, radius: result.radius_m }));
+    const place = placeOf(result);
+    if (place && Number.isFinite(place.radius_m)) {
+      // A guess has a dashed circle and a hollow pin.
+      const [dashArray, fillOpacity] = isGuess(result) ? ["7 7", 0.04] : [null, 0.12];
+      const style = { color, weight: 2, fillColor: color, fillOpacity, dashArray, interactive: false };
+      this.add(L.circle(this.at(place), { ...style, radius: place.radius_m, className: "radius" }));
     }
     const matches = result.neighbours ?? [];
     const anchor = this.anchor(result);
@@ -93,14 +96,14 @@ export class AnswerLayer {
     const longitude = this.at(anchor)[1]; // a line to a match is as short as on the ground
     for (const { match, ranks } of groupByPosition(matches)) {
       const isShown = ranks.includes(rank);
-      if (found) {
-        const distance = this.map.distance(position(match), position(result));
-        const isFar = distance > NEAR_RADII * Math.max(MIN_RADIUS_M, result.radius_m ?? 0);
+      if (place) {
+        const distance = this.map.distance(position(match), position(place));
+        const isFar = distance > NEAR_RADII * Math.max(MIN_RADIUS_M, place.radius_m ?? 0);
         const style = isShown
           ? { weight: 3, opacity: 0.95 }
           : { weight: 1.5, opacity: isFar ? 0.25 : 0.6, dashArray: "2 6" };
         const options = { ...style, color, lineCap: "round", interactive: false, className: "line" };
-        this.add(L.polyline([this.at(result), positionNear(match, longitude)], options));
+        this.add(L.polyline([this.at(place), positionNear(match, longitude)], options));
       }
       this.drawMatch(entry, isShown ? matches[rank] : match, ranks, isShown, longitude);
     }
@@ -126,16 +129,16 @@ export class AnswerLayer {
   show(entry, padding, animate) {
     const result = entry?.result;
     if (!result) return;
-    const found = isFound(result);
+    const place = placeOf(result);
     const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES).filter(hasPosition);
-    if (!found && matches.length === 0) return;
-    const center = found ? result : matches[0];
-    const hasRadius = found && Number.isFinite(result.radius_m);
-    const radius = Math.max(MIN_RADIUS_M, hasRadius ? result.radius_m : UNKNOWN_RADIUS_M);
+    if (!place && matches.length === 0) return;
+    const center = place ?? matches[0];
+    const hasRadius = Number.isFinite(place?.radius_m);
+    const radius = Math.max(MIN_RADIUS_M, hasRadius ? place.radius_m : UNKNOWN_RADIUS_M);
     const middle = this.at(center);
     const bounds = L.latLng(middle).toBounds(2.6 * radius);
     for (const match of matches) {
-      if (!found || this.map.distance(position(match), position(center)) <= NEAR_RADII * radius)
+      if (!place || this.map.distance(position(match), position(center)) <= NEAR_RADII * radius)
         bounds.extend(positionNear(match, middle[1]));
     }
     const move = animate ? this.map.flyToBounds : this.map.fitBounds;

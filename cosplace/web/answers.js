@@ -1,5 +1,6 @@
 // The user's photos and their answers: a queue of requests, and the selected photo.  No elements here.
 import { ApiError, locate } from "./api.js";
+import { readAnswers, saveAnswers, smallCopy, toBlob } from "./saved_answers.js";
 import { letter } from "./text.js";
 
 const MAX_REQUESTS = 3; // at the same time
@@ -38,6 +39,42 @@ export class Answers extends EventTarget {
     if (added.length > 0) this.select(added[0]);
     this.startRequests();
     return added;
+  }
+
+  /** Add an answer from a link, without a photo. */
+  addShared(result) {
+    const number = this.numAdded++;
+    const entry = { number, file: null, bbox: null, letter: letter(number), name: "From a link", state: "located" };
+    Object.assign(entry, { url: "", controller: new AbortController(), result, shared: true });
+    this.entries.push(entry);
+    this.assignColors();
+    this.save();
+    return entry;
+  }
+
+  /** Add the answers of this tab from before a reload.  Returns the one that was selected, or null. */
+  restore() {
+    const { selected, entries } = readAnswers();
+    for (const saved of entries) {
+      const file = saved.copy ? toBlob(saved.copy) : null;
+      const url = file ? URL.createObjectURL(file) : "";
+      const entry = { ...saved, letter: letter(saved.number), state: "located", file, url };
+      this.entries.push(Object.assign(entry, { controller: new AbortController() }));
+      this.numAdded = Math.max(this.numAdded, saved.number + 1);
+    }
+    this.assignColors();
+    return this.entries.find(({ number }) => number === selected) ?? null;
+  }
+
+  /** Locate a photo again after an error. */
+  retry(entry) {
+    Object.assign(entry, { state: "waiting", error: "" });
+    this.changed();
+    this.startRequests();
+  }
+
+  save() {
+    saveAnswers(this.entries, this.selected);
   }
 
   /** Give each entry its color in the current theme. */
@@ -79,12 +116,16 @@ export class Answers extends EventTarget {
     entry.busy = "";
     this.changed();
     this.dispatchEvent(new CustomEvent("located", { detail: entry }));
+    if (!entry.result) return;
+    entry.copy = await smallCopy(entry.file);
+    this.save();
   }
 
   select(entry, rank = 0) {
     this.selected = entry;
     this.rank = rank;
     this.changed();
+    this.save();
     this.dispatchEvent(new Event("select"));
   }
 
@@ -103,6 +144,7 @@ export class Answers extends EventTarget {
     this.entries.splice(position, 1);
     if (this.selected === entry) this.select(this.entries[position] ?? this.entries[position - 1] ?? null);
     else this.changed();
+    this.save();
   }
 
   get progress() {

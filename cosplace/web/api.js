@@ -20,7 +20,7 @@ async function send(url, options) {
     return await fetch(url, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("Can't reach the server. Retry.");
+    throw new ApiError("Can't reach the server. Check the connection, then retry.");
   }
 }
 
@@ -40,6 +40,13 @@ export const imageUrl = (id) => `photos/${encodeURIComponent(id)}/image`;
 export function readPoints(bbox, limit, signal) {
   const query = new URLSearchParams({ bbox: bbox.map((value) => value.toFixed(7)).join(","), limit });
   return readJson(`photos?${query}`, { signal });
+}
+
+/** The points of a photo and of an indexed photo that match: {found, chance_below, points: [x, y, x, y, ...]}. */
+export function readMatchingPoints(file, id, signal) {
+  const body = new FormData();
+  body.append("files", file, file.name || "photo");
+  return readJson(`photos/${encodeURIComponent(id)}/matches`, { method: "POST", body, signal });
 }
 
 const wait = (seconds, signal) =>

@@ -1,10 +1,13 @@
 // Start the page: the map, the panel, drag and drop, keyboard shortcuts.
 /* global L */
+import { answerCode, formatAddress, parseAddress, parseAnswer } from "./address.js";
 import { AnswerLayer } from "./answer_layer.js";
 import { Answers } from "./answers.js";
 import { ApiError, readConfig } from "./api.js";
 import { Dots, Grid } from "./canvas_layers.js";
+import { Compare } from "./compare.js";
 import { byId } from "./dom.js";
+import { download, geojson, gpx, sidecar } from "./downloads.js";
 import { IndexPhotos, toBox } from "./index_photos.js";
 import { Panel } from "./panel.js";
 import { boundsNear } from "./positions.js";
@@ -12,6 +15,7 @@ import { explanation, headline, photoCount } from "./text.js";
 
 const MAX_ZOOM = 21;
 const NOTICE_MS = 8000;
+const ADDRESS_DELAY_MS = 250; // browsers limit how often the address may change
 const reducedMotion = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 let noticeTimer = 0;
@@ -25,7 +29,7 @@ function showNotice(text) {
 
 const announce = (text) => (byId("status").textContent = text);
 
-function makeMap(config) {
+function makeMap(config, grid) {
   const map = L.map("map", {
     zoomControl: false,
     attributionControl: false,
@@ -51,10 +55,24 @@ function makeMap(config) {
     pane.style.pointerEvents = "none";
   }
   if (config.tiles) {
-    L.tileLayer(config.tiles, { maxZoom: MAX_ZOOM, maxNativeZoom: 19 }).addTo(map);
+    addTiles(map, config.tiles, grid);
     addCredit(map, config.attribution);
   }
   return map;
+}
+
+/** Map tiles.  While none of them can be loaded, the grid is shown. */
+function addTiles(map, address, grid) {
+  let hasFailed = false;
+  L.tileLayer(address, { maxZoom: MAX_ZOOM, maxNativeZoom: 19 })
+    .on("tileload", () => grid.remove())
+    .on("tileerror", () => {
+      if (hasFailed) return;
+      hasFailed = true;
+      grid.addTo(map);
+      showNotice("The map tiles can't be loaded. A grid is shown instead.");
+    })
+    .addTo(map);
 }
 
 // The attribution is shown as plain text; its markup is parsed but never run.
@@ -116,7 +134,67 @@ function listenForPhotos(answers) {
   });
 }
 
-function listenForKeys({ map, indexPhotos, answers, showAll }) {
+/** Copy a text; where that is not allowed, show it. */
+const copy = (text, what) =>
+  navigator.clipboard
+    ? navigator.clipboard.writeText(text).then(
+        () => announce(`Copied ${what}.`),
+        () => showNotice(text),
+      )
+    : showNotice(text);
+
+function saveFile(kind, entry, entries) {
+  if (kind === "geojson") download("answers.geojson", "application/geo+json", geojson(entries));
+  else if (kind === "gpx") download("answers.gpx", "application/gpx+xml", gpx(entries));
+  else {
+    const name = `${entry.name}.xmp`;
+    download(name, "application/rdf+xml", sidecar(entry.result));
+    showNotice(`Put ${name} next to the photo, unless it already has a sidecar.`);
+  }
+}
+
+/** Keep the address of the page up to date: the view, the open photo of the index, the selected answer. */
+function followAddress({ map, indexPhotos, answers, showAnswer }) {
+  let timer = 0;
+  const view = () => {
+    const { lat, lng } = map.getCenter().wrap();
+    return { latitude: lat, longitude: lng, zoom: map.getZoom() };
+  };
+  const selectedCode = () => (answers.selected?.result ? answerCode(answers.selected.result) : "");
+  const write = () => {
+    const address = formatAddress({ view: view(), photo: indexPhotos.openId, answer: selectedCode() });
+    history.replaceState(null, "", address);
+  };
+  const changed = () => {
+    clearTimeout(timer);
+    timer = setTimeout(write, ADDRESS_DELAY_MS);
+  };
+  /** Show what an address says.  An answer that this page does not have is added, as one from a link. */
+  const open = (address) => {
+    if (address.answer) {
+      const known = answers.entries.find(({ result }) => result && answerCode(result) === address.answer);
+      answers.select(known ?? answers.addShared(parseAnswer(address.answer)));
+      if (!address.view) showAnswer(answers.selected);
+    }
+    if (address.view) map.setView([address.view.latitude, address.view.longitude], address.view.zoom, { animate: false });
+    if (address.photo) indexPhotos.openById(address.photo);
+  };
+  map.on("moveend", changed);
+  answers.addEventListener("change", changed);
+  window.addEventListener("hashchange", () => open(parseAddress(window.location.hash)));
+  return {
+    changed,
+    open,
+    /** A link to an answer, in the current view, with the match that is shown. */
+    linkTo(entry) {
+      const photo = entry.result.neighbours?.[answers.rank]?.id;
+      const hash = formatAddress({ view: view(), photo, answer: answerCode(entry.result) });
+      return new URL(hash, window.location.href).href;
+    },
+  };
+}
+
+function listenForKeys({ map, indexPhotos, answers, showAll, compare }) {
   const help = byId("help");
   byId("open-help").addEventListener("click", () => help.showModal());
   byId("theme").addEventListener("click", () => window.switchTheme());
@@ -126,10 +204,14 @@ function listenForKeys({ map, indexPhotos, answers, showAll }) {
     "?": () => help.showModal(),
     d: () => window.switchTheme(),
     f: showAll,
+    c: () => compare.open(),
     Escape: clear,
   };
+  const { dataset } = document.documentElement;
+  document.addEventListener("pointerdown", () => (dataset.input = "pointer"), true);
+  document.addEventListener("keydown", () => (dataset.input = "keyboard"), true);
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     const action = keys[event.key];
     if (action) {
       event.preventDefault();
@@ -149,16 +231,21 @@ function start(config) {
   if (window.matchMedia("(pointer: coarse)").matches) byId("hint").textContent = "Choose a photo or take one.";
   if (config.count === 0) byId("hint").textContent = "This index has no photos yet, so no photo can be located.";
 
-  const map = makeMap(config);
+  const grid = new Grid({ left: () => padding().paddingTopLeft[0] - 30 });
+  const map = makeMap(config, grid);
   const showAll = () => {
     if (!config.bounds) map.setView([20, 0], 2.5);
     else map.fitBounds(boundsNear(config.bounds, 0), { ...padding(), maxZoom: 19, animate: false });
   };
+  const linked = parseAddress(window.location.hash);
+  let address = null;
   showAll();
-  const grid = config.tiles ? null : new Grid({ left: () => padding().paddingTopLeft[0] - 30 }).addTo(map);
+  if (!config.tiles) grid.addTo(map);
   const dots = new Dots().addTo(map);
-  const indexPhotos = new IndexPhotos(map, dots, byId("card"), { onError: showNotice });
-  indexPhotos.load();
+  const indexPhotos = new IndexPhotos(map, dots, byId("card"), {
+    onError: showNotice,
+    onChange: () => address?.changed(),
+  });
 
   const answers = new Answers({
     maxUploadMb: config.max_upload_mb,
@@ -169,19 +256,27 @@ function start(config) {
     onMatch: (rank) => answers.showMatch(rank),
   });
   const showAnswer = (entry) => answerLayer.show(entry, padding(), !reducedMotion.matches);
+  const compare = new Compare(answers, byId("compare"), { canMatch: config.can_match === true });
   const panel = new Panel(answers, {
     onLocate: showAnswer,
-    onCopy: (text) =>
-      navigator.clipboard?.writeText(text).then(
-        () => announce(`Copied ${text}.`),
-        () => showNotice(text),
-      ),
+    onCopy: (text) => copy(text, text),
+    onShare: (entry) => copy(address.linkTo(entry), "a link to this answer"),
+    onSave: (kind, entry) => saveFile(kind, entry, answers.entries),
+    onCompare: () => compare.open(),
   });
   const redraw = () => {
     panel.draw();
     answerLayer.draw(answers.entries, answers.selected, answers.rank);
+    compare.draw();
   };
   answers.addEventListener("change", redraw);
+  address = followAddress({ map, indexPhotos, answers, showAnswer });
+  const restored = answers.restore();
+  if (restored) answers.select(restored);
+  else if (answers.entries.length > 0) redraw();
+  address.open(linked);
+  if (restored && !linked.view) showAnswer(restored);
+  indexPhotos.load();
   answers.addEventListener("select", () => showAnswer(answers.selected));
   answers.addEventListener("located", ({ detail: entry }) => {
     const inArea = entry.bbox !== null;
@@ -191,16 +286,16 @@ function start(config) {
   });
   window.addEventListener("theme", () => {
     answers.assignColors();
-    grid?.redraw();
+    grid.redraw();
     dots.redraw();
     redraw();
   });
   new ResizeObserver(() => map.invalidateSize({ animate: false, pan: false })).observe(byId("map"));
   listenForPhotos(answers);
-  listenForKeys({ map, indexPhotos, answers, showAll });
+  listenForKeys({ map, indexPhotos, answers, showAll, compare });
   byId("map").dataset.ready = "true";
   // For the browser console and the tests.
-  window.cosplace = { map, dots, answers, indexPhotos };
+  window.cosplace = { map, dots, answers, indexPhotos, compare };
 }
 
 readConfig().then(start, (error) => {

@@ -40,6 +40,9 @@ export const ICONS = {
   copy: "M9 9h10v10H9zM15 9V5H5v10h4",
   locate: "M12 3v4M12 17v4M3 12h4M17 12h4M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8",
   previous: "M14 6l-6 6 6 6",
+  sides: "M4 5h7v14H4zM13 5h7v14h-7z",
+  overlay: "M4 5h16v14H4zM12 3v18M9 12l-2-2M9 12H5M15 12l2-2M15 12h4",
+  points: "M5 7l14 4M5 14l14 4M5 7h.01M19 11h.01M5 14h.01M19 18h.01",
   next: "M10 6l6 6-6 6",
 };
 

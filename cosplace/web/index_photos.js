@@ -11,8 +11,8 @@ const LOAD_DELAY_MS = 150; // after the map has stopped
 const SAME_SPOT_M = 3; // the views of one panorama have the same position, up to rounding
 
 export class IndexPhotos {
-  constructor(map, dots, card, { onError }) {
-    Object.assign(this, { map, dots, card, onError });
+  constructor(map, dots, card, { onError, onChange }) {
+    Object.assign(this, { map, dots, card, onError, onChange });
     this.loaded = null; // the view that the last response covers
     this.marker = null;
     map.on("moveend", () => {
@@ -89,12 +89,28 @@ export class IndexPhotos {
     this.drawMarker(point);
     const wasOpen = !this.card.hidden;
     this.drawCard(point, wasOpen);
+    this.onChange();
     try {
       const record = await readPhoto(point.id, this.reading.signal);
       this.drawCard({ ...point, ...record }, wasOpen);
     } catch (error) {
       this.handleError(error);
     }
+  }
+
+  /** Open a photo by its id, which may be outside the view. */
+  async openById(id) {
+    try {
+      const record = await readPhoto(id, new AbortController().signal);
+      this.open([record], 0);
+    } catch (error) {
+      this.handleError(error);
+    }
+  }
+
+  /** The id of the photo that is open, or null. */
+  get openId() {
+    return this.card.hidden ? null : this.views[this.number].id;
   }
 
   step(by) {
@@ -154,6 +170,7 @@ export class IndexPhotos {
     this.marker?.remove();
     this.card.hidden = true;
     this.card.replaceChildren();
+    this.onChange();
     if (hadFocus) this.map.getContainer().focus({ preventScroll: true });
     return true;
   }

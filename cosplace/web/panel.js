@@ -1,13 +1,17 @@
 // The panel: the list of the user's photos and, below it, the answer for the selected one.
+import { otherMaps } from "./address.js";
 import { imageUrl } from "./api.js";
+import { hasSidecar } from "./downloads.js";
 import { ICONS, byId, icon, make, photo } from "./dom.js";
-import { coordinates, explanation, headline, isCalibrated, isFound, matchInfo, reason, summary } from "./text.js";
+import { coordinates, explanation, headline, isCalibrated, matchInfo, note, placeOf, summary } from "./text.js";
 
 const MAX_MATCHES = 12;
+const NEW_TAB = { target: "_blank", rel: "noopener noreferrer" };
 
 export class Panel {
-  constructor(answers, { onLocate, onCopy }) {
-    Object.assign(this, { answers, onLocate, onCopy });
+  /** onLocate(entry), onCopy(text), onShare(entry), onSave(kind, entry), onCompare(): what the buttons do. */
+  constructor(answers, actions) {
+    Object.assign(this, { answers, actions });
     this.list = byId("answers");
     this.detail = byId("detail");
     this.rows = new Map(); // entry -> its row, so that images are not loaded again
@@ -57,7 +61,7 @@ export class Panel {
     const button = make(
       "button",
       { type: "button", class: "row", onclick: () => this.answers.select(entry) },
-      photo(entry.url, ""),
+      entry.url ? photo(entry.url, "") : make("span", { class: "no-photo" }, icon(ICONS.locate)),
       make("span", { class: "badge", "aria-hidden": "true" }, entry.letter),
       make(
         "span",
@@ -113,16 +117,17 @@ export class Panel {
 
   detailParts(entry) {
     if (!entry) return [];
-    const image = figure(entry.url, "Your photo", entry.name);
+    const image = entry.url ? figure(entry.url, "Your photo", entry.name) : null;
     if (entry.state === "failed") {
       return [
         make("h2", { class: "answer" }, "Couldn't process this photo"),
         make("p", { class: "error" }, entry.error),
+        make("div", { class: "chips" }, chip("Retry", "Send the photo again", () => this.answers.retry(entry))),
         make("div", { class: "pair one" }, image),
       ];
     }
     if (!entry.result) {
-      image.classList.add("locating");
+      image?.classList.add("locating");
       return [make("h2", { class: "answer muted" }, rowText(entry)), make("div", { class: "pair one" }, image)];
     }
     return this.answerParts(entry, image);
@@ -130,42 +135,69 @@ export class Panel {
 
   answerParts(entry, image) {
     const { result } = entry;
-    const found = isFound(result);
+    const place = placeOf(result);
     const inArea = entry.bbox !== null;
     const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES);
+    const more = note(result);
     const parts = [
-      make("h2", { class: found ? "answer" : "answer unknown" }, headline(result, inArea)),
+      make("h2", { class: `answer ${result.verdict}` }, headline(result, inArea)),
+      entry.shared ? make("p", { class: "muted" }, "From a link. It has the answer, but not the photo.") : null,
       make("p", { class: "explanation" }, explanation(result, inArea)),
-      found && isCalibrated(result) ? meter(result.confidence) : null,
-      found && result.reason ? make("p", { class: "muted" }, reason(result)) : null,
-      found ? this.positionPart(entry) : null,
+      place && isCalibrated(result) ? meter(result.confidence) : null,
+      more ? make("p", { class: "muted" }, more) : null,
+      place ? this.positionPart(entry, place) : null,
     ];
     if (matches.length > 0) {
+      const pair = make("div", { class: "pair" }, image, make("figure", { class: "match-photo" }, make("figcaption")));
+      const compare = chip("Compare", "Compare the photos in full size (c)", this.actions.onCompare);
+      compare.classList.add("compare-button");
       parts.push(
-        found ? null : make("h3", {}, "Most similar photos"),
-        make("div", { class: "pair" }, image, make("figure", { class: "match-photo" }, make("figcaption"))),
-        make("p", { class: "muted match-info" }),
-        this.matchStrip(matches, found),
+        place ? null : make("h3", {}, "Most similar photos"),
+        pair,
+        make("div", { class: "match-line" }, make("p", { class: "muted match-info" }), image ? compare : null),
+        this.matchStrip(matches, result),
       );
-    } else parts.push(make("div", { class: "pair one" }, image));
+    } else if (image) parts.push(make("div", { class: "pair one" }, image));
+    if (place) parts.push(...this.nextParts(entry, place));
     return parts.filter(Boolean);
   }
 
-  positionPart(entry) {
-    const text = coordinates(entry.result);
+  /** Links to other maps, and ways to keep the answer. */
+  nextParts(entry, place) {
+    const heading = entry.result.neighbours?.[this.answers.rank]?.heading;
+    const links = otherMaps(place, heading).map(({ name, url }) =>
+      make("a", { class: "chip", href: url, title: `Open ${name} in a new tab`, "data-map": name, ...NEW_TAB }, name),
+    );
+    const { onSave, onShare } = this.actions;
+    const buttons = [
+      chip("Copy link", "Copy a link to this answer", () => onShare(entry)),
+      chip("GeoJSON", "Save all answers as GeoJSON", () => onSave("geojson", entry)),
+      chip("GPX", "Save all answers as GPX", () => onSave("gpx", entry)),
+      hasSidecar(entry.result) && !entry.shared
+        ? chip("XMP", "Save an XMP sidecar for this photo, marked as an estimate", () => onSave("xmp", entry))
+        : null,
+    ];
+    return [
+      make("div", { class: "chips", role: "group", "aria-label": "Other maps" }, ...links),
+      make("div", { class: "chips", role: "group", "aria-label": "Share and save" }, ...buttons),
+    ];
+  }
+
+  positionPart(entry, place) {
+    const text = coordinates(place);
     return make(
       "p",
       { class: "position" },
       make("span", { class: "coordinates" }, text),
-      iconButton("Copy the coordinates", "Copy", ICONS.copy, () => this.onCopy(text)),
-      iconButton("Show the answer on the map", "Show on the map", ICONS.locate, () => this.onLocate(entry)),
+      iconButton("Copy the coordinates", "Copy", ICONS.copy, () => this.actions.onCopy(text)),
+      iconButton("Show the answer on the map", "Show on the map", ICONS.locate, () => this.actions.onLocate(entry)),
     );
   }
 
-  matchStrip(matches, found) {
+  matchStrip(matches, result) {
     const strip = make("ul", { class: "strip", "aria-label": "Most similar photos" });
     matches.forEach((match, rank) => {
-      const info = matchInfo(match, found);
+      const info = matchInfo(match, result);
       const label = `Match ${rank + 1}: ${info}`;
       const button = make(
         "button",
@@ -189,10 +221,12 @@ export class Panel {
       const label = `Match ${rank + 1}`;
       element.replaceChildren(photo(imageUrl(match.id), label), make("figcaption", {}, label));
     }
-    this.detail.querySelector(".match-info").textContent = matchInfo(match, isFound(entry.result));
+    this.detail.querySelector(".match-info").textContent = matchInfo(match, entry.result);
     [...this.detail.querySelectorAll(".strip button")].forEach((button, k) => {
       button.setAttribute("aria-pressed", String(k === rank));
     });
+    const street = this.detail.querySelector('[data-map="Street View"]');
+    if (street) street.href = otherMaps(placeOf(entry.result), match.heading).at(-1).url;
     scrollStripTo(this.detail.querySelector(".strip"), rank);
   }
 }
@@ -211,6 +245,11 @@ function iconButton(label, title, path, onclick) {
   return make("button", { type: "button", class: "icon", "aria-label": label, title, onclick }, icon(path));
 }
 
+/** A small button with a text. */
+function chip(text, title, onclick) {
+  return make("button", { type: "button", class: "chip", title, onclick }, text);
+}
+
 // Not scrollIntoView: it would also scroll the panel.
 function scrollStripTo(strip, rank) {
   const item = strip.children[rank];
@@ -223,6 +262,6 @@ function scrollStripTo(strip, rank) {
 
 function rowText(entry) {
   if (entry.state === "failed") return "Couldn't process this photo";
-  if (entry.result) return summary(entry.result);
+  if (entry.result) return summary(entry.result, entry.bbox !== null);
   return `${entry.busy || (entry.state === "waiting" ? "Waiting" : "Locating")} …`;
 }

@@ -1,8 +1,6 @@
 // Texts of the page: numbers and records in, plain sentences out.  Pure functions.
 
 const DIRECTIONS = ["north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest"];
-const SURE = 0.9; // from this confidence on an answer counts as found
-const PROBABLE = 0.5;
 // Simple fractions for a confidence, in ascending order.
 const FRACTIONS = [
   [1, 10],
@@ -29,11 +27,17 @@ const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 /** Whether a record has a position. */
 export const hasPosition = (record) => isNumber(record?.latitude) && isNumber(record?.longitude);
 
-/** Whether a result has a position that the server is confident of. */
-export const isFound = (result) => !result.unknown && hasPosition(result);
+/** Where a result is drawn: its position, else its guess ({latitude, longitude, radius_m}), else null. */
+export function placeOf(result) {
+  if (hasPosition(result)) return result;
+  return hasPosition(result.guess) ? result.guess : null;
+}
 
-/** Whether the confidence is a probability: without calibration there is no radius. */
-export const isCalibrated = (result) => isNumber(result.radius_m) && isNumber(result.confidence);
+/** Whether a result is only a guess: its position is uncertain, or nobody knows how certain. */
+export const isGuess = (result) => result.verdict === "guess";
+
+/** Whether the confidence is a probability, and not only the share of votes that agree. */
+export const isCalibrated = (result) => result.calibrated !== false && isNumber(result.confidence);
 
 /** 12 -> "12 photos". */
 export const photoCount = (count) => `${numbers.format(count)} ${count === 1 ? "photo" : "photos"}`;
@@ -45,8 +49,8 @@ export function meters(value) {
   return value < 9950 ? `${(value / 1000).toFixed(1)} km` : `${numbers.format(Math.round(value / 1000))} km`;
 }
 
-/** 0.687 -> "68% sure": rounded down and below 100%, so that it never promises too much. */
-const sure = (confidence) => `${Math.min(99, Math.floor(100 * confidence + 1e-9))}% sure`;
+/** 0.687 -> "68%": rounded down and below 100%, so that it never promises too much. */
+export const percent = (confidence) => `${Math.min(99, Math.floor(100 * confidence + 1e-9))}%`;
 
 /** 45 -> "facing northeast"; headings are degrees clockwise from north. */
 export function facing(heading) {
@@ -65,32 +69,45 @@ export function month(time) {
   return new Intl.DateTimeFormat("en", { month: "long", year: "numeric", timeZone: "UTC" }).format(date);
 }
 
-/** The answer in one line.  inArea: only an area of the map was searched. */
+/**
+ * The answer in one line: the words of cosplace/localization/verdicts.py.  inArea: only an area of the map was searched.
+ *
+ * verdict: the server's: "found", "probable", "guess" or "none".
+ */
 export function headline(result, inArea = false) {
-  if (!isFound(result)) {
-    if (!result.neighbours?.length) return inArea ? "No match in this area" : "No match in this index";
-    if (!isNumber(result.confidence) || result.confidence < 0.01) return "No match in this index";
-    return `Not sure. Best guess below, ${Math.round(100 * result.confidence)}%`;
-  }
-  if (!isCalibrated(result)) return "Best match";
-  const { confidence, radius_m: radius } = result;
-  if (confidence >= SURE) return `Found: within ${meters(radius)}, ${sure(confidence)}`;
-  const start = confidence >= PROBABLE ? "Probably here" : "Best guess";
-  return `${start} (${sure(confidence)}). If right, within ${meters(radius)}`;
+  const radius = result.radius_m;
+  if (result.verdict === "none") return inArea ? "No match in this area" : "No match in this index";
+  if (!isCalibrated(result)) return "Best guess, not calibrated";
+  const sure = percent(result.confidence);
+  if (result.verdict === "found") return `Found: ${isNumber(radius) ? `within ${meters(radius)}, ` : ""}${sure} sure`;
+  if (result.verdict === "probable")
+    return `Probably here (${sure} sure)${isNumber(radius) ? `. If right, within ${meters(radius)}` : ""}`;
+  return `Not sure. Best guess, ${sure}`;
 }
 
 /** What the confidence means, or why there is no answer. */
 export function explanation(result, inArea = false) {
-  if (!isFound(result)) {
+  if (result.verdict === "none") {
     if (inArea && !result.neighbours?.length) return "No indexed photos in this area. Search everywhere.";
     return reason(result) || "No indexed photo is similar enough.";
   }
-  if (!isCalibrated(result)) return "This index has not been calibrated, so no confidence is shown.";
   const { confidence } = result;
+  if (!isCalibrated(result)) {
+    const votes = isNumber(confidence) ? ` ${percent(confidence)} of the votes agree.` : "";
+    return `This index is not calibrated, so there is no confidence.${votes}`;
+  }
   if (confidence < 0.1) return "Fewer than 1 in 10 answers like this are right.";
   if (confidence > 0.995) return "More than 99 in 100 answers like this are right.";
   const [count, total] = FRACTIONS.findLast(([count, total]) => count / total <= confidence + 1e-9); // rounded down
   return `About ${count} in ${total} answers like this ${count === 1 ? "is" : "are"} right.`;
+}
+
+/** What else there is to say: why a guess is not an answer, and the server's note on an answer; or "". */
+export function note(result) {
+  if (result.verdict === "none" || (!isCalibrated(result) && !result.unknown)) return ""; // in the explanation
+  const radius = result.guess?.radius_m;
+  const within = result.unknown && isNumber(radius) ? `If right, within ${meters(radius)}.` : "";
+  return [within, reason(result)].filter(Boolean).join(" ");
 }
 
 /** The reason that the server gives for an unknown position, or its note on an answer, as a sentence; or "". */
@@ -101,17 +118,15 @@ export function reason(result) {
   return /[.!?]$/.test(sentence) ? sentence : `${sentence}.`;
 }
 
-/** The answer in a few words, for the list. */
-export function summary(result) {
-  if (!isFound(result)) return "No confident match";
-  return isCalibrated(result) ? `Within ${meters(result.radius_m)}` : "Best match";
-}
+/** The answer in a few words, for the list: the first sentence of a probable answer, else the headline. */
+export const summary = (result, inArea = false) => headline(result, inArea).replace(/\. If right.*/, "");
 
-/** Distance from the answer (if there is one), similarity and heading of a match. */
-export function matchInfo(match, found) {
+/** Distance from the answer or the guess (if there is one), similarity and heading of a match. */
+export function matchInfo(match, result) {
   const parts = [];
+  const from = isGuess(result) ? "guess" : "answer";
   if (!hasPosition(match)) parts.push("no position");
-  else if (found && isNumber(match.distance_m)) parts.push(`${meters(match.distance_m)} from the answer`);
+  else if (placeOf(result) && isNumber(match.distance_m)) parts.push(`${meters(match.distance_m)} from the ${from}`);
   if (isNumber(match.similarity)) parts.push(`similarity ${match.similarity.toFixed(2)}`);
   if (isNumber(match.heading)) parts.push(facing(match.heading));
   return parts.join(" · ");

@@ -81,6 +81,20 @@ def test_building_again_goes_on(tmp_path: Path, encoder: Encoder) -> None:
         build_index(folder, other, tmp_path / "index")
 
 
+def test_an_index_keeps_its_size_of_thumbnails(tmp_path: Path, encoder: Encoder) -> None:
+    pixels = Image.fromarray(place_image(1, 0))
+    for side, settings in ((192, None), (640, IndexSettings(thumbnail_size=640))):
+        folder = tmp_path / f"photos-{side}"
+        folder.mkdir()
+        pixels.resize((800, 600)).save(folder / "a.jpg")
+        build_index(folder, encoder, tmp_path / str(side), settings=settings)
+        pixels.resize((1200, 900)).save(folder / "b.jpg")
+        build_index(folder, encoder, tmp_path / str(side))  # adds the new photo
+        with open_index(tmp_path / str(side)) as index:
+            sizes = [Image.open(io.BytesIO(index.thumbnail(number))).size for number in range(2)]
+        assert sizes == [(side, side * 3 // 4)] * 2
+
+
 def test_photos_are_added_once_by_path_and_by_content(tmp_path: Path, encoder: Encoder) -> None:
     folder = tmp_path / "photos"
     paths = [write_place(folder, place, 0) for place in range(4)]

@@ -246,12 +246,25 @@ def test_an_answer_has_matches(calibrated) -> None:
         away = geodesic_distances_m(match.latitude, match.longitude, answer.latitude, answer.longitude)
         assert match.distance_m == pytest.approx(float(away), abs=0.01)
     assert set(as_json(answer)) == {
-        "photo", "latitude", "longitude", "radius_m", "confidence", "calibrated", "unknown", "reason", "neighbours",
+        "photo", "latitude", "longitude", "radius_m", "confidence", "calibrated", "unknown", "verdict", "reason",
+        "guess", "neighbours",
     }  # fmt: skip
     assert set(as_json(answer)["neighbours"][0]) == {
         "id", "path", "latitude", "longitude", "heading", "similarity", "distance_m",
     }  # fmt: skip
     assert as_json(answer)["neighbours"][0]["heading"] is None
+
+
+def test_without_a_guess_there_is_nothing_to_measure_from(calibrated, monkeypatch) -> None:
+    world, address = calibrated
+    row, _, _ = world.capture(np.array([7]), np.random.default_rng(1), (0.3, 0.3))
+    localizer = Localizer(address, min_confidence=1.0)
+    assert localizer.locate_descriptors(row)[0].neighbours[0].distance_m is not None
+    monkeypatch.setattr("cosplace.localization.localizer.GUESS_CONFIDENCE", 1.0)  # as for a lower confidence
+    answer = localizer.locate_descriptors(row)[0]
+    assert (answer.verdict, answer.guess) == ("none", None)
+    assert {match.distance_m for match in answer.neighbours} == {None}
+    assert "m away" not in plain_text(answer) and "45." in plain_text(answer)
 
 
 def test_an_unknown_answer_has_a_reason_and_no_position(calibrated, tmp_path: Path) -> None:
@@ -260,13 +273,19 @@ def test_an_unknown_answer_has_a_reason_and_no_position(calibrated, tmp_path: Pa
     doubtful = Localizer(address, min_confidence=1.0).locate_descriptors(row)[0]
     assert (
         doubtful.unknown
-        and doubtful.reason.endswith("the threshold is 1.00")
+        and doubtful.reason.endswith("the threshold is 100%")
         and doubtful.latitude is doubtful.radius_m is None
     )
     nowhere = Localizer(address).locate_descriptors(row, where=SearchFilter(near=(0, 0, 10)))[0]
     assert nowhere.unknown and nowhere.reason == "no photo of the index matches the filter" and not nowhere.neighbours
     with create_index(tmp_path / "plain", SPEC) as index:
         index.add(new_photos(np.full(4, np.nan), np.full(4, np.nan)), units(np.ones((4, D)) + np.eye(4, D)))
+    guess = doubtful.guess
+    assert doubtful.verdict == "guess" and guess is not None
+    answer = Localizer(address, min_confidence=0.0).locate_descriptors(row)[0]
+    assert (guess.latitude, guess.longitude, guess.radius_m) == (answer.latitude, answer.longitude, answer.radius_m)
+    assert as_json(doubtful)["guess"] == {name: as_json(answer)[name] for name in ("latitude", "longitude", "radius_m")}
+    assert (nowhere.verdict, nowhere.guess, answer.guess) == ("none", None, None)
     plain = Localizer(tmp_path / "plain", uncalibrated=True).locate_descriptors(row)[0]
     assert plain.unknown and plain.reason == "none of the 4 most similar photos has a position"
     assert len(plain.neighbours) == 4 and plain.neighbours[0].distance_m is None
@@ -295,6 +314,17 @@ def test_an_index_without_calibration_needs_a_flag(tmp_path: Path) -> None:
     row, _, _ = world.capture(np.array([3]), np.random.default_rng(1), (0.1, 0.1))
     answer = Localizer(tmp_path / "index", uncalibrated=True).locate_descriptors(row)[0]
     assert answer.reason.startswith("uncalibrated") and 0.5 < answer.confidence <= 1 and answer.radius_m is None
+    assert (answer.verdict, answer.headline) == ("guess", "Best guess, not calibrated")
+
+
+def test_an_index_too_small_to_calibrate_answers_without_a_flag(tmp_path: Path) -> None:
+    world = make_world(20)
+    with world_index(tmp_path / "index", world, captures=3) as index:
+        assert len(index) == 60 and read_calibration(index) is None
+    row, _, _ = world.capture(np.array([3]), np.random.default_rng(1), (0.1, 0.1))
+    answer = Localizer(tmp_path / "index").locate_descriptors(row)[0]
+    assert not answer.calibrated and answer.latitude is not None and answer.radius_m is None
+    assert answer.headline == "Best guess, not calibrated" and answer.reason.startswith("uncalibrated: ")
 
 
 def test_invalid_arguments_raise(calibrated, tmp_path: Path) -> None:
@@ -381,7 +411,9 @@ def test_formats_of_an_answer(calibrated) -> None:
     assert shapes["features"][1]["geometry"] is None is shapes["features"][2]["geometry"]
     table = csv_text([answer for answer, _ in rows]).splitlines()
     assert table[0] == ",".join(CSV_COLUMNS) and table[1].startswith('"a,b.jpg",45.') and len(table) == 4
-    assert table[3] == "x.jpg,,,,,true,damaged,,"
+    assert table[3] == "x.jpg,,,,,true,damaged,,,"
     text = plain_text(known)
-    assert "https://www.openstreetmap.org/?mlat=45." in text and "confidence" in text and text.count(".jpg") == 4
-    assert re.search(r"unknown \(confidence 0\.\d\d, the threshold is 1\.00\)", plain_text(unknown))
+    assert "https://www.openstreetmap.org/?mlat=45." in text and text.count(".jpg") == 4
+    assert text.splitlines()[1] == f"  {known.headline}"
+    assert re.search(r"  unknown: confidence \d+%, the threshold is 100%", plain_text(unknown))
+    assert unknown.guess is not None and "m away" in plain_text(unknown)

@@ -233,6 +233,7 @@ def test_gpx_is_valid_and_has_a_new_segment_after_an_unknown_frame() -> None:
     point = segments[0][0]
     assert point.attrib == {"lat": "45.0000000", "lon": "7.5000000"}
     assert point.findtext("g:name", None, space) == "a<&>?.jpg"
+    assert point.findtext("g:cmt", None, space) == "Found: 90% sure"
     assert segments[0][1].findtext("g:time", None, space) == "2020-09-13T12:26:40.500Z"
     from_video = ElementTree.fromstring(gpx_text(answers, [0, 1, 2, 3, 4]).encode())
     assert from_video.find(".//g:time", space) is None

@@ -1,7 +1,8 @@
 """A fake server for the tests of the page: the same API with synthetic photos and chosen answers.
 
-The name of an uploaded photo selects its answer: `elsewhere*` is unknown, `broken*` fails, `busy*` gets status 429
-once, all others are located at the position of their number (`here-0.jpg`, `here-1.jpg`, ...).
+The name of an uploaded photo selects its answer: `elsewhere*` has no match, `guess*` is uncertain, `probably*` is
+probable, `plain*` is not calibrated, `broken*` fails, `busy*` gets status 429 once, all others are found at the
+position of their number (`here-0.jpg`, `here-1.jpg`, ...).
 """
 
 import asyncio
@@ -101,10 +102,21 @@ class FakeCity:
             for k, (index, m) in enumerate(zip(near, offsets, strict=True))
         ]
         found = {"photo": name, "latitude": latitude, "longitude": longitude, "radius_m": 12.4, "confidence": 0.934}
-        found |= {"unknown": False, "reason": "", "neighbours": neighbours}
+        found |= {"unknown": False, "calibrated": True, "verdict": "found", "reason": "", "guess": None}
+        found |= {"neighbours": neighbours}
+        guess = {"latitude": latitude, "longitude": longitude, "radius_m": 18.6}
+        nowhere = {"latitude": None, "longitude": None, "radius_m": None, "unknown": True}
         if unknown:
-            found |= {"latitude": None, "longitude": None, "radius_m": None, "confidence": 0.07, "unknown": True}
+            found |= nowhere | {"confidence": 0.004, "verdict": "none"}
             found |= {"reason": "the most similar photos are far apart"}
+        elif name.startswith("guess"):
+            found |= nowhere | {"confidence": 0.249, "verdict": "guess", "guess": guess}
+            found |= {"reason": "confidence 24%, the threshold is 50%"}
+        elif name.startswith("probably"):
+            found |= {"confidence": 0.687, "verdict": "probable"}
+        elif name.startswith("plain"):
+            found |= {"confidence": 0.87, "radius_m": None, "calibrated": False, "verdict": "guess"}
+            found |= {"reason": "uncalibrated: 87% of the votes agree"}
         return found
 
     def find_in_box(self, bbox: list[float], limit: int) -> dict:
@@ -150,7 +162,14 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
     @app.get("/config.json")
     def configuration() -> dict:
         bounds = bounding_box(*city.positions.T) if len(city.positions) else None
-        base = {"tiles": None, "attribution": "", "can_write": False, "count": len(city.positions), "bounds": bounds}
+        base = {
+            "tiles": None,
+            "attribution": "",
+            "can_write": False,
+            "can_match": True,
+            "count": len(city.positions),
+            "bounds": bounds,
+        }
         return base | {"model": "synthetic", "max_upload_mb": 2, "max_files": 16} | config
 
     @app.post("/locate")
@@ -179,6 +198,14 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
     def image(index: int) -> Response:
         raw = city.photos[index % len(city.photos)].read_bytes() if city.photos else make_photo(index)
         return Response(raw, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+
+    @app.post("/photos/{index}/matches")
+    async def matches(index: int, request: Request) -> Response:
+        async with request.form(max_files=1) as form:
+            assert len(form.getlist("files")) == 1
+        points = np.random.default_rng(index).integers(50, 950, (24, 2))
+        rows = np.concatenate([points, np.clip(points + 20, 0, 999)], axis=1)
+        return JSONResponse({"found": 64 if index % 2 == 0 else 9, "chance_below": 30, "points": rows.ravel().tolist()})
 
     return app
 

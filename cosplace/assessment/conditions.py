@@ -1,9 +1,11 @@
 """Under which conditions queries were taken: time of day, season, years, heading, camera, sequence.
 
-Conditions come from the table of a dataset, or from the '@' names and labels of its photos.  Times are UTC.
+Conditions come from the table of a dataset, or from the '@' names and labels of its photos.  Times are UTC; of a clock
+without a time zone, which was taken as UTC, the time of day is unknown.
 Side effects: `find_conditions` reads the table.  Legend: I photos, Q queries, R database images.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +18,7 @@ from cosplace.photos.image_list import ImageList
 from cosplace.photos.names import optional_fields, utm_fields, utm_points
 from cosplace.photos.table_lists import find_part
 from cosplace.photos.tables import read_table
+from cosplace.progress import format_count
 from cosplace.retrieval.capture_times import capture_times, read_columns, table_rows
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.recall import QUERY_CHUNK, Positives
@@ -29,6 +32,7 @@ SEASONS = ("winter", "spring", "summer", "autumn")  # from December, March, June
 TWILIGHT_DEG = -6.0  # elevation of the sun at the end of civil twilight
 YEAR_S = 365.2425 * 86_400
 YEAR_LIMITS, YEAR_NAMES = (1.0, 3.0, 6.0), ("less than 1", "1–3", "3–6", "6 or more")
+log = logging.getLogger("cosplace")
 HEADING_LIMITS, HEADING_NAMES = (30.0, 60.0, 90.0), ("0–30°", "30–60°", "60–90°", "90–180°")
 
 
@@ -54,10 +58,15 @@ def find_conditions(dataset: RetrievalDataset, positives: Positives) -> Conditio
     columns = None if part is None else read_columns(part.table)
     num_queries = len(dataset.queries)
     times = capture_times(dataset.queries, columns)
+    if num_local := int((times.are_local & times.is_exact).sum()):
+        log.info(
+            "%s: the time of day is unknown, because the clock had no time zone. To use it, import the photos with "
+            "--timezone.", format_count(num_local, "query", "queries"),
+        )  # fmt: skip
     first, count = nearest_positives(dataset, positives)
     has_positive = np.flatnonzero(count)
     texts: dict[str, np.ndarray] = {
-        TIME_OF_DAY: _times_of_day(dataset.queries, times.seconds, times.is_exact),
+        TIME_OF_DAY: _times_of_day(dataset.queries, times.seconds, times.is_exact & ~times.are_local),
         SEASON: _seasons(dataset.queries, times.seconds),
         HEADING: _between(_heading_differences(dataset, first, count), HEADING_LIMITS, HEADING_NAMES),
     }

@@ -38,18 +38,16 @@ def run_import(config: ImportConfig) -> None:
 
 def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
     """What an import has done, with advice."""
-    from cosplace.importing.report import REPORT_NAME, report_lines
+    from cosplace.importing.report import REPORT_NAME, report_counts, report_lines
 
     report, folder = result.report, printable(result.folder)
     done = "would be added" if dry_run else "added"
     counts = [f"{format_count(result.num_added, 'photo')} {done}"]
     counts += [f"{result.num_updated:,} updated"] if result.num_updated else []
     counts += [f"{result.num_unchanged:,} unchanged"] if result.num_unchanged else []
-    num_left_out, num_uncertain = sum(report.left_out.values()), sum(report.uncertain.values())
-    counts += [f"{num_left_out:,} left out"] if num_left_out else []
-    counts += [f"{num_uncertain:,} uncertain"] if num_uncertain else []
-    where = "" if dry_run or not (num_left_out or num_uncertain) else f" (see {folder}/{REPORT_NAME})"
-    lines = [f"{folder}: {', '.join(counts)}{where}"]
+    problems = report_counts(report)
+    where = "" if dry_run or not problems else f"; see {folder}/{REPORT_NAME}"
+    lines = [f"{folder}: {', '.join(counts + problems)}{where}"]
     lines += report_lines(report)
     for camera, count in (result.zero_headings or {}).items():
         photos = format_count(count, "photo")

@@ -42,7 +42,8 @@ def run_build(config: IndexBuildConfig) -> None:
     from cosplace.models.encoder import load_model
 
     # Problems with the folder are found before the model is loaded.
-    photos = find_photos(config.dataset, part=config.part, follow_outside=config.follow_outside)
+    part = _part_of_build(config)
+    photos = find_photos(config.dataset, part=part, follow_outside=config.follow_outside)
     if not config.without_positions:
         require_positions(photos, config.dataset)
     encoder = load_model(
@@ -62,6 +63,8 @@ def run_build(config: IndexBuildConfig) -> None:
             photos,
             encoder,
             config.to,
+            dataset=config.dataset,
+            part=part,
             settings=config.storage,
             source=config.source,
             batch_size=config.encoding.infer_batch_size,
@@ -71,6 +74,18 @@ def run_build(config: IndexBuildConfig) -> None:
         bars.close()
         _print_counts(result)
         _finish(config.to, encoder, bars, calibrate=not config.no_calibrate)
+
+
+def _part_of_build(config: IndexBuildConfig) -> str | None:
+    """--part, also of an index that was begun with it."""
+    from cosplace.index.parts import choose_part
+    from cosplace.index.photo_index import open_index
+    from cosplace.index.store import has_index
+
+    if not has_index(config.to):
+        return config.part
+    with open_index(config.to) as index:
+        return choose_part(index, config.dataset, config.part)
 
 
 def _size_note(model: str, photos: "ImageList") -> str:
@@ -107,13 +122,18 @@ def _views(config: IndexBuildConfig) -> "PhotoViews":
 def run_add(config: IndexAddConfig) -> None:
     """Add the photos of a folder to an index."""
     from cosplace.index.building import add_photos
+    from cosplace.index.parts import choose_part, record_part
     from cosplace.index.photo_index import open_index
-    from cosplace.index.sources import find_photos
+    from cosplace.index.sources import find_photos, require_positions
 
-    photos = find_photos(config.photos, part=config.part, follow_outside=config.follow_outside)
     bars = Bars()
     with on_interrupt(CONTINUE):
         with open_index(config.index, write=True, roots=config.root) as index:
+            part = choose_part(index, config.photos, config.part)
+            photos = find_photos(config.photos, part=part, follow_outside=config.follow_outside)
+            if not config.without_positions:
+                require_positions(photos, config.photos)
+            record_part(index, config.photos, photos.folder, part)
             encoder = _open_encoder(index, config)
             result = add_photos(index, encoder, photos, **_encoding_options(config, photos.folder, bars))
             bars.close()
@@ -139,6 +159,7 @@ def run_sync(config: IndexSyncConfig) -> None:
                 allow_many=config.yes,
                 dry_run=config.dry_run,
                 part=config.part,
+                without_positions=config.without_positions,
                 follow_outside=config.follow_outside,
                 **_encoding_options(config, config.photos.resolve(), bars),
             )
@@ -146,7 +167,7 @@ def run_sync(config: IndexSyncConfig) -> None:
         if config.dry_run:
             print_result("Nothing was changed. Without --dry_run:")
         if result.indexing is not None:
-            _print_counts(result.indexing)
+            _print_counts(result.indexing, is_plan=config.dry_run)
         gone = "its file is gone" if result.num_removed == 1 else "their files are gone"
         print_result(f"{format_count(result.num_removed, 'photo')} removed ({gone})")
         if encoder is not None:
@@ -170,27 +191,31 @@ def _encoding_options(config: IndexAddConfig, folder: Path, bars: Bars) -> dict[
     }
 
 
-def _print_counts(result: "IndexingResult") -> None:
-    """Print how many photos were added, and which could not be read."""
+def _print_counts(result: "IndexingResult", *, is_plan: bool = False) -> None:
+    """Print what happened to each of the photos that were given, or would happen; and which could not be read."""
     per_second = result.num_added / max(result.seconds, 1e-9)
-    known = (
-        f", {result.num_known:,} {'was' if result.num_known == 1 else 'were'} already in the index"
-        if result.num_known
-        else ""
-    )
-    known += f" ({result.num_moved} of them at another path)" if result.num_moved else ""
+    parts = [
+        f"{format_count(result.num_added, 'photo')} added"
+        + (f" ({per_second:.1f} per second)" if result.num_added and not is_plan else "")
+    ]
+    if result.num_known:
+        moved = f" ({result.num_moved:,} of them at another path)" if result.num_moved else ""
+        parts.append(f"{format_count(result.num_known, 'was', 'were')} already in the index{moved}")
+    if result.num_copies:
+        parts.append(format_count(result.num_copies, "is a copy of another", "are copies of others"))
+    if result.unreadable:
+        parts.append(f"{len(result.unreadable):,} could not be read")
+    total = f": {format_count(result.num_given, 'photo')} in total" if len(parts) > 1 else ""
     replace = "replaces an older version" if result.num_replaced == 1 else "replace older versions"
-    replaced = f", {result.num_replaced:,} {replace}" if result.num_replaced else ""
-    speed = f" ({per_second:.1f} per second)" if result.num_added else ""
-    print_result(f"{format_count(result.num_added, 'photo')} added{speed}{known}{replaced}")
+    replaced = f"; {result.num_replaced:,} {replace}" if result.num_replaced else ""
+    print_result(", ".join(parts) + total + replaced)
     if result.num_without_position:
         have = "has no position: it can be a match, but not an answer"
         if result.num_without_position > 1:
             have = "have no position: they can be matches, but not answers"
-        print_result(f"{result.num_without_position:,} of them {have}")
+        print_result(f"{result.num_without_position:,} of those added {have}")
     if result.unreadable:
-        were = "was" if len(result.unreadable) == 1 else "were"
-        print_result(f"{format_count(len(result.unreadable), 'photo')} could not be read and {were} not added:")
+        print_result("not added:")
         for line in result.unreadable[:MAX_UNREADABLE_LINES]:
             print_result(f"  {line}")
         if len(result.unreadable) > MAX_UNREADABLE_LINES:
@@ -200,12 +225,12 @@ def _print_counts(result: "IndexingResult") -> None:
 def _finish(address: str, encoder: "Encoder", bars: Bars, *, calibrate: bool) -> None:
     """Prepare the search, calibrate, and print what the index contains."""
     from cosplace.index.photo_index import open_index
-    from cosplace.localization.localizer import needs_recalibration
+    from cosplace.localization.localizer import needs_recalibration, should_calibrate_again
 
     with open_index(address, write=True) as index:
         index.update_search(bars)
         bars.close()
-        if calibrate and len(index):
+        if (calibrate and len(index)) or should_calibrate_again(index):
             try:
                 _calibrate(index, encoder, bars, seed=0)
             except CosPlaceError as error:  # such as an index that is too small
@@ -272,6 +297,8 @@ def calibration_text(about: Mapping[str, Any]) -> str:
         return f"{text}; 100 new photos without positions improve it: `cosplace index calibrate --unlabeled FOLDER`"
     if correction == "none":
         return f"calibrated on its own photos; confidence is too high for new photos, because it contains {seen}"
+    if about.get("training_photos") == "unknown":
+        return "calibrated on its own photos; whether its model was trained on some of them is unknown"
     return "calibrated on its own photos"
 
 
@@ -356,7 +383,12 @@ def run_compact(config: IndexCompactConfig) -> None:
 
 def _why_uncalibrated(info: dict[str, Any]) -> str:
     failed = info["calibration_failed"]
-    return "not calibrated (`cosplace index calibrate`)" if failed is None else f"not calibrated: {failed['reason']}"
+    if failed is None:
+        return "not calibrated (`cosplace index calibrate`)"
+    if failed["num_photos"] == info["count"]:
+        return f"not calibrated: {failed['reason']}"
+    photos = format_count(failed["num_photos"], "photo")
+    return f"not calibrated: with {photos}, calibration failed; `cosplace index calibrate` tries again"
 
 
 def _print_info(info: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def run_locate(config: LocateConfig) -> None:
         device=config.device.device,
         min_confidence=config.confidence.min_confidence,
         precision=config.confidence.precision,
-        k=config.neighbours,
+        k=config.neighbors,
         uncalibrated=config.confidence.uncalibrated,
         trust_remote_code=config.device.trust_remote_code,
         exact=config.exact,

@@ -46,17 +46,15 @@ def run_panoramas(config: PanoramasConfig) -> None:
 
 def summary_lines(result: "CropResult", *, dry_run: bool) -> list[str]:
     """What was done, and what to do next."""
-    from cosplace.importing.report import REPORT_NAME, report_lines
+    from cosplace.importing.report import REPORT_NAME, report_counts, report_lines
 
     folder, report = printable(result.folder), result.report
-    num_left_out, num_uncertain = sum(report.left_out.values()), sum(report.uncertain.values())
-    where = "" if dry_run or not (num_left_out or num_uncertain) else f" (see {folder}/{REPORT_NAME})"
+    problems = report_counts(report)
+    where = "" if dry_run or not problems else f"; see {folder}/{REPORT_NAME}"
     written = f"{format_count(result.num_written, 'crop')} {'would be written' if dry_run else 'written'}"
     existing = f", {result.num_found:,} existed before" if result.num_found else ""
-    lines = [
-        f"{folder}: {written}{existing}, of {format_count(result.num_panoramas, 'panorama')}; "
-        f"{num_left_out:,} left out, {num_uncertain:,} uncertain{where}"
-    ]
+    counts = [f"{written}{existing}, of {format_count(result.num_panoramas, 'panorama')}", *problems]
+    lines = [f"{folder}: {', '.join(counts)}{where}"]
     lines += report_lines(report)
     if result.num_outside:
         crops = format_count(result.num_outside, "crop was", "crops were")

@@ -21,7 +21,7 @@ from cosplace.config.setting import Section, required, section, setting
 
 PART_HELP = (
     "photos of a dataset to index: all, queries too; or only those of its database/ or gallery/, to measure an index "
-    "with its queries"
+    "with its queries; stored with the index"
 )
 SOURCE_HELP = "label for the source of the photos, stored with them"
 
@@ -30,8 +30,14 @@ def part_setting() -> Any:
     """--part: which photos of a dataset are indexed."""
     return setting(
         None, PART_HELP, choices=("all", "database"),
-        default_text="all for photos of your own, also after `cosplace split`; database for other datasets",
+        default_text="as before; at first, database for a dataset that came with one; for photos of your own, also "
+        "after `cosplace split`, all but those in folders named like queries",
     )  # fmt: skip
+
+
+def without_positions_setting() -> bool:
+    """--without_positions: also index a folder in which no photo has a position."""
+    return setting(False, "index the photos even if none of them has a position")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,7 @@ class IndexBuildConfig(Section):
     )
     source: str = setting("", SOURCE_HELP, default_text="their folder")
     follow_outside: bool = follow_outside_setting()
-    without_positions: bool = setting(False, "index the photos even if none of them has a position")
+    without_positions: bool = without_positions_setting()
     no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
     accept_license: bool = accept_license_setting()
     storage: IndexSettings = section(IndexSettings)
@@ -112,6 +118,7 @@ class IndexAddConfig(Section):
     part: str | None = part_setting()
     source: str = setting("", SOURCE_HELP, default_text="their folder")
     follow_outside: bool = follow_outside_setting()
+    without_positions: bool = without_positions_setting()
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()
     encoding: EncodingSettings = section(EncodingSettings)

@@ -132,7 +132,9 @@ class LocateConfig(Section):
     index: str = index_setting()
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()
-    neighbours: int = setting(NUM_MATCHES, "number of matches to report", at_least=1, metavar="K")
+    neighbors: int = setting(
+        NUM_MATCHES, "number of matches to report", at_least=1, metavar="K", aliases=("neighbours",)
+    )
     exact: bool = setting(False, "compare with every photo of the index, even if approximate search is the default")
     rerank: bool = setting(
         False, "check uncertain answers with local features (SIFT); needs OpenCV: pip install 'cosplace[rerank]'"

@@ -19,6 +19,7 @@ row_names         which row of a table belongs to which photo
 table_files       CSV, JSON, Parquet, GeoJSON and GeoPackage as columns of raw values
 columns           which column is what, and its values as numbers and times
 coordinate_systems  positions in coordinate systems and UTM zones as degrees
+position_columns  one table of positions: its columns as values of records
 position_tables   tables give positions to photos by name
 similarity        similarities estimated from positions
 poses             poses of cameras, and where on Earth they are
@@ -37,8 +38,8 @@ layout_prepared   datasets that are divided into folders already
 dataset_layouts   the field's datasets: import, and evaluation where they are
 table_export      a dataset as '@' names, GeoJSON, or a description for mapillary_tools
 sources           the kinds of sources, and which of them a path is
-dataset_table     the table of a dataset while photos are added
 report            import_report.csv, and the summary of an import
+dataset_table     the table of a dataset while photos are added
 panoramas         which images are panoramas, and where their center looks
 cropping          perspective crops of panoramas become a dataset
 placement         where each photo goes in a dataset, and putting it there

@@ -1,40 +1,57 @@
 """The table of a dataset while photos are added to it: no photo twice, every state on disk valid.
 
-A photo is known by its path, its content, its position and its heading.  Rows are kept as Arrow tables, which need
-about 500 bytes for each photo.  Side effects: reads and writes photos.parquet.
+A photo is known by its path, its content, its position and its heading.  Rows are in a temporary database of SQLite,
+which keeps some megabytes in memory, and the rest in a file in the folder for temporary files, without a name.  In
+memory are 16 bytes for each photo: hashes, which tell which photos are new, because each query of the database stops
+the threads that read photos.  Side effects: reads and writes photos.parquet.
 """
 
 import math
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+import sqlite3
+import tempfile
+import weakref
+from array import array
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cosplace.errors import StorageError
+from cosplace.errors import DatasetError, StorageError, one_line
+from cosplace.geo import geodesic_distances_m
 from cosplace.importing.positions import is_known
-from cosplace.photos.paths import path_text
+from cosplace.importing.report import REPORT_NAME
+from cosplace.photos.metadata import SAME_HEADING_DEG, SAME_POSITION_M
+from cosplace.photos.paths import path_text, printable
 from cosplace.photos.tables import (
     COLUMNS,
     INTEGERS,
     TABLE_NAME,
+    TEXTS,
+    UNKNOWN,
     PhotoRecord,
-    arrow_compute,
     from_table,
-    read_table,
+    known_time,
+    read_blocks,
     schema,
-    to_table,
-    write_table,
+    stored_path,
+    table_of_columns,
+    write_sorted,
 )
 from cosplace.storage import lock_file, storage_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_PER_BLOCK = 4096
+ROWS_PER_BLOCK, ROWS_PER_GROUP = 4096, 16_384  # that are read or written at a time
+ROWS_PER_INSERT = 32  # SQLite has at most 999 values in a statement
+CACHE_KB = 8192  # of the database, in memory
+MAX_RECENT = 8192  # hashes in a Python set, before they are sorted in
 LOCK = ".import.lock"
 WRITE_SECONDS = 10.0  # between two writes of the table, at least
 WRITE_SHARE = 0.1  # of the time of an import that may be spent on writing the table
@@ -42,15 +59,53 @@ UNPLACED = "its position is unknown"
 GONE = "no longer exists, so that its row was removed"
 MEASURED = ("exif", "xmp", "name", "table", "")  # sources of headings that write 0 for unknown; computed ones do not
 MIN_ZERO_HEADINGS = 2  # one photo may face north exactly
+NEAR_DEGREES = 1e-6  # of latitude, more than SAME_POSITION_M
+TYPES = {name: "TEXT" if name in TEXTS else "INTEGER" if name in INTEGERS else "REAL" for name in COLUMNS}
+NAMES, NUM_VALUES = ", ".join(COLUMNS), len(COLUMNS) + 1  # of a row
 
 
 @contextmanager
 def locked_dataset(folder: Path) -> Generator[None]:
-    """Within: the folder exists, and no other import writes to it.  Raises StorageError if one does."""
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with lock_file(folder / LOCK, StorageError(f"{folder} is in use by another import. Wait for it to end.")):
-        yield
+    """Within: the folder exists, and no other import writes to it.  Raises StorageError if one does.
+
+    After an error, folders that were made here are removed if there are no photos in them.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with lock_file(folder / LOCK, StorageError(f"{folder} is in use by another import. Wait for it to end.")):
+            yield
+    except BaseException:
+        with suppress(OSError):  # such as a folder that is not empty
+            if made and {path.name for path in folder.iterdir()} <= {LOCK, REPORT_NAME}:
+                for path in folder.iterdir():
+                    path.unlink()
+                for one in made:
+                    one.rmdir()
+        raise
+
+
+class _Hashes:
+    """Hashes of texts, 8 bytes each: a text is not among them for certain, or it may be."""
+
+    def __init__(self) -> None:
+        self._sorted = array("q")  # bisect is faster here than NumPy, which lets other threads run meanwhile
+        self._recent: set[int] = set()
+
+    def add(self, text: str) -> None:
+        """Add the hash of a text."""
+        self._recent.add(hash(text))
+        if len(self._recent) > MAX_RECENT:
+            recent = np.fromiter(self._recent, np.int64, len(self._recent))
+            merged = np.sort(np.concatenate([np.frombuffer(self._sorted, np.int64), recent]), kind="stable")
+            self._sorted, self._recent = array("q", merged.tobytes()), set()
+
+    def may_have(self, text: str) -> bool:
+        """False if a text was not added."""
+        wanted = hash(text)
+        place = bisect_left(self._sorted, wanted)
+        return wanted in self._recent or (place < len(self._sorted) and self._sorted[place] == wanted)
 
 
 class DatasetTable:
@@ -58,65 +113,103 @@ class DatasetTable:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / TABLE_NAME
-        self.blocks: list[pa.Table] = []
-        self.added: list[PhotoRecord] = []
-        self.changed: dict[str, PhotoRecord] = {}  # by path
-        self.rows: dict[str, tuple[int, int, int]] = {}  # of each path: row, digests of checksum and of record
-        self.same_photo: dict[int, str] = {}  # path by the digest of content, position and heading
+        # In the database, paths are text as in the table, unknown numbers are null, and unknown texts are empty.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._database.close)
+        columns = ", ".join(f"{name} {kind}" for name, kind in TYPES.items())
+        for statement in (
+            f"PRAGMA cache_size = -{CACHE_KB}", "PRAGMA journal_mode = MEMORY", "PRAGMA synchronous = OFF",
+            f"CREATE TABLE photos ({columns}, is_missing INTEGER)",  # is_missing: whether its file does not exist
+            "CREATE UNIQUE INDEX by_path ON photos (path)",
+            "CREATE INDEX by_content ON photos (checksum, latitude)",
+        ):  # fmt: skip
+            self._run(statement)
+        self._waiting: list[Any] = []  # values of rows that are not in the database yet
+        self._paths, self._contents = _Hashes(), _Hashes()
         self.num_rows = 0
-        self.missing: dict[str, int] = {}  # `photo_digest` by path, of rows whose files do not exist
         if self.path.exists():
-            table = read_table(self.path)
-            for start in range(0, len(table), ROWS_PER_BLOCK):
-                block = table.slice(start, ROWS_PER_BLOCK)
+            for block in read_blocks(self.path, ROWS_PER_BLOCK):
                 for record in from_table(block):
+                    if self.has(record.path):
+                        problem = f"{self.path}: {record.path} occurs twice. Give each photo its own path."
+                        raise DatasetError(one_line(problem))
                     # A link whose target is missing counts as a file: the target may be on a disk that is not mounted.
-                    if not os.path.lexists(folder / record.path):
-                        self.missing[record.path] = photo_digest(record)
-                    self._remember(record)
-                self.blocks.append(to_table(from_table(block)))
+                    self._insert(record, is_missing=not os.path.lexists(folder / record.path))
         self.num_on_disk = self.num_rows
 
     def __len__(self) -> int:
         return self.num_rows
 
-    def _remember(self, record: PhotoRecord) -> None:
-        self.rows[record.path] = (self.num_rows, hash(record.checksum), _digest(record))
-        if record.path not in self.missing:
-            self.same_photo.setdefault(photo_digest(record), record.path)
+    def _run(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+        """Run a statement.  Raises StorageError if there is no space."""
+        try:
+            return self._database.execute(statement, tuple(values))
+        except sqlite3.OperationalError as error:
+            raise StorageError(
+                f"No space for the rows of {printable(self.path)} in the folder for temporary files "
+                f"({tempfile.gettempdir()}): {error}. Free some space, or set TMPDIR to another folder."
+            ) from error
+
+    def _query(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+        """Run a statement after all rows are in the database."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            row = f"({', '.join('?' * NUM_VALUES)})"
+            num_rows = len(waiting) // NUM_VALUES
+            try:
+                self._run(f"INSERT INTO photos VALUES {', '.join([row] * num_rows)}", waiting)
+            except StorageError:
+                self.num_rows -= num_rows
+                raise
+        return self._run(statement, values)
+
+    def _insert(self, record: PhotoRecord, *, is_missing: bool) -> None:
+        self._waiting += (*_stored(record), is_missing)
+        self._paths.add(record.path)
+        self._contents.add(record.checksum)
         self.num_rows += 1
+        if len(self._waiting) >= ROWS_PER_INSERT * NUM_VALUES:
+            self._query("SELECT 1")
+
+    def _select(self, what: str, path: str) -> tuple[Any, ...] | None:
+        if not self._paths.may_have(path):
+            return None
+        return self._query(f"SELECT {what} FROM photos WHERE path = ?", (path_text(path),)).fetchone()
 
     def has(self, path: str) -> bool:
         """Whether a path is in the table."""
-        return path in self.rows
+        return self._select("1", path) is not None
 
     def has_photo(self, path: str, checksum: str) -> bool:
         """Whether a path is in the table, with the same content."""
-        return path in self.rows and self.rows[path][1] == hash(checksum)
+        return self._select("checksum", path) == (checksum,)
 
     def path_of_same(self, record: PhotoRecord) -> str:
-        """Path of the photo with the same content, position and heading; "" if there is no such photo."""
-        return self.same_photo.get(photo_digest(record), "")
+        """Path of a photo with the same content, position and heading (see `is_same_photo`); "" if there is none."""
+        if not self._contents.may_have(record.checksum):
+            return ""
+        if math.isnan(record.latitude):
+            where, limits = "latitude IS NULL", ()
+        else:
+            where = "latitude BETWEEN ? AND ?"
+            limits = (float(record.latitude) - NEAR_DEGREES, float(record.latitude) + NEAR_DEGREES)
+        found = self._query(
+            f"SELECT {NAMES} FROM photos WHERE checksum = ? AND {where} AND NOT is_missing ORDER BY rowid",
+            (record.checksum, *limits),
+        )
+        return next((one.path for one in map(_record, found) if is_same_photo(record, one)), "")
 
     def add(self, record: PhotoRecord) -> None:
         """Add a photo whose path is not in the table yet."""
-        assert record.path not in self.rows, record.path
-        self._remember(record)
-        self.added.append(record)
-        if len(self.added) >= ROWS_PER_BLOCK:
-            self._seal()
+        self._insert(record, is_missing=False)
 
     def update(self, record: PhotoRecord) -> bool:
         """Replace the known values of a row, whose file is in place, by those of a record; returns whether any has
         changed.
         """
-        if record.path in self.missing:
-            del self.missing[record.path]
-            self.same_photo.setdefault(photo_digest(record), record.path)
-        row, _, digest = self.rows[record.path]
-        if digest == _digest(record):
-            return False
-        present = self.changed.get(record.path) or self._record(row)
+        row = self._select(f"{NAMES}, is_missing", record.path)
+        assert row is not None, record.path
+        present, is_missing = _record(row[:-1]), row[-1]
         known = {
             name: value
             for name, value in _values(record).items()
@@ -125,110 +218,116 @@ class DatasetTable:
         if record.heading_source and math.isnan(record.heading):
             known.pop("heading_source")
         merged = replace(present, **known)
-        self.rows[record.path] = (row, hash(record.checksum), _digest(merged))
-        if _digest(merged) == _digest(present):
-            return False
-        self.same_photo.setdefault(photo_digest(merged), record.path)
-        self.changed[record.path] = merged
-        return True
+        has_changed = _comparable(merged) != _comparable(present)
+        if has_changed:
+            changes = ", ".join(f"{name} = ?" for name in COLUMNS)
+            self._query(f"UPDATE photos SET {changes} WHERE path = ?", (*_stored(merged), path_text(record.path)))
+        if is_missing:
+            self._query("UPDATE photos SET is_missing = 0 WHERE path = ?", (path_text(record.path),))
+        return has_changed
 
-    def _record(self, row: int) -> PhotoRecord:
-        for block in self.blocks:
-            if row < len(block):
-                return from_table(block.slice(row, 1))[0]
-            row -= len(block)
-        return self.added[row]
-
-    def _seal(self) -> None:
-        """Turn the added records into a block."""
-        if self.added:
-            self.blocks.append(to_table(self.added))
-            self.added = []
-
-    def table(self) -> "pa.Table":
-        """All rows, in the order in which they were added."""
-        import pyarrow as pa
-
-        self._seal()
-        if self.changed:
-            blocks = []
-            for block in self.blocks:
-                records = [self.changed.get(record.path, record) for record in from_table(block)]
-                blocks.append(to_table(records))
-            self.blocks, self.changed = blocks, {}
-        return pa.concat_tables(self.blocks) if self.blocks else schema().empty_table()
+    def blocks(self) -> Iterator["pa.Table"]:
+        """All rows, sorted by path."""
+        found = self._query(f"SELECT {NAMES} FROM photos ORDER BY path")
+        while rows := found.fetchmany(ROWS_PER_GROUP):
+            yield table_of_columns(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
 
     def write(self) -> None:
         """Write the table as it is now.  Raises StorageError; the file on disk is then unchanged."""
-        write_table(self.path, self.table())
+        (*bounds,) = self._query(
+            "SELECT min(longitude), min(latitude), max(longitude), max(latitude) FROM photos "
+            "WHERE longitude IS NOT NULL AND latitude IS NOT NULL"
+        ).fetchone()
+        write_sorted(self.path, schema(), self.blocks(), [] if None in bounds else bounds)
+
+    def num_missing(self) -> int:
+        """How many rows have no file."""
+        return self._query("SELECT count(*) FROM photos WHERE is_missing").fetchone()[0]
 
     def remove_missing(self) -> list[str]:
-        """Remove the rows whose files do not exist, and return their paths, sorted; `missing` has those that are kept.
+        """Remove the rows whose files do not exist, and return their paths, sorted; `num_missing` are kept.
 
         If most files are missing, they are probably on a disk that is not there: then only rows of photos that have
-        another path now are removed.  Nothing can be added afterwards.
+        another path now are removed.
         """
-        import pyarrow as pa
-
-        removed = sorted(self.missing)
-        if 2 * len(removed) > self.num_on_disk:
-            removed = [path for path in removed if self.missing[path] in self.same_photo]
-        if removed:
-            table, pc = self.table(), arrow_compute()
-            is_missing = pc.is_in(table["path"], pa.array(map(path_text, removed), pa.string()))
-            self.blocks = [table.filter(pc.invert(is_missing))]
-            self.num_rows -= len(removed)
-            for path in removed:
-                del self.rows[path], self.missing[path]
+        are_few = 2 * self.num_missing() <= self.num_on_disk
+        missing = self._query(f"SELECT {NAMES} FROM photos WHERE is_missing ORDER BY path")
+        removed = [one.path for one in map(_record, missing) if are_few or self.path_of_same(one)]
+        for path in removed:
+            self._query("DELETE FROM photos WHERE path = ?", (path_text(path),))
+        self.num_rows -= len(removed)
         return removed
 
     def clear_zero_headings(self) -> dict[str, int]:
         """Remove headings of cameras that wrote 0 for each photo; returns the number of photos by camera."""
-        import pyarrow as pa
-
-        table = self.table()
-        headings = table["heading"].to_numpy()
-        cameras = np.array(table["camera"].fill_null("").to_pylist(), object)
-        sources = np.array(table["heading_source"].fill_null("").to_pylist(), object)
-        found, is_cleared = {}, np.zeros(len(headings), bool)
-        for camera in sorted(set(cameras[headings == 0])):
-            for source in MEASURED:
-                rows = (cameras == camera) & (sources == source) & ~np.isnan(headings)
-                if rows.sum() >= MIN_ZERO_HEADINGS and (headings[rows] == 0).all():
-                    is_cleared |= rows
-                    found[str(camera)] = found.get(str(camera), 0) + int(rows.sum())
-        if found:
-            for name, values, missing in (
-                ("heading", headings, np.isnan(headings)),
-                ("heading_source", sources, sources == ""),
-            ):
-                field = schema().field(name)
-                column = pa.array(values, field.type, mask=is_cleared | missing)
-                table = table.set_column(COLUMNS.index(name), field, column)
-            self.blocks = [table]
+        are_measured = f"heading_source IN ({', '.join('?' * len(MEASURED))})"
+        groups = self._query(
+            f"SELECT camera, heading_source, count(*) FROM photos WHERE heading IS NOT NULL AND {are_measured} "
+            "GROUP BY camera, heading_source HAVING count(*) >= ? AND min(heading) = 0 AND max(heading) = 0 "
+            "ORDER BY camera",
+            (*MEASURED, MIN_ZERO_HEADINGS),
+        ).fetchall()
+        found: dict[str, int] = {}
+        for camera, source, count in groups:
+            self._query(
+                "UPDATE photos SET heading = NULL, heading_source = '' WHERE camera = ? AND heading_source = ? AND "
+                "heading IS NOT NULL", (camera, source),
+            )  # fmt: skip
+            found[camera] = found.get(camera, 0) + count
         return found
 
+    def summary(self) -> dict[str, int]:
+        """How many rows have a position, a heading, a time."""
+        counts = self._query("SELECT count(latitude), count(heading), count(time) FROM photos").fetchone()
+        return dict(zip(("positions", "headings", "times"), counts, strict=True))
 
-def summary_of(table: "pa.Table") -> dict[str, int]:
-    """How many rows have a position, a heading, a time."""
-    columns = {"positions": "latitude", "headings": "heading", "times": "time"}
-    return {name: len(table) - table[column].null_count for name, column in columns.items()}
+
+def is_same_photo(record: PhotoRecord, known: PhotoRecord) -> bool:
+    """Whether a photo is one that is known, whatever its path.
+
+    Its content must be the same, its position within 1 cm, and its heading, if it has one: the same photo has slightly
+    different numbers in EXIF and in a table.  A heading of 0 may mean unknown.
+    """
+    if record.checksum != known.checksum or math.isnan(record.latitude) != math.isnan(known.latitude):
+        return False
+    here, there = ((one.latitude, one.longitude) for one in (record, known))
+    is_elsewhere = here != there and not math.isnan(record.latitude)
+    if is_elsewhere and not geodesic_distances_m(*here, *there) <= SAME_POSITION_M:
+        return False
+    if math.isnan(record.heading):
+        return True
+    if math.isnan(known.heading):
+        return record.heading == 0
+    return abs((record.heading - known.heading + 180) % 360 - 180) <= SAME_HEADING_DEG
+
+
+_values_of = attrgetter(*COLUMNS)
 
 
 def _values(record: PhotoRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in COLUMNS}
+    return dict(zip(COLUMNS, _values_of(record), strict=True))
 
 
-def _digest(record: PhotoRecord) -> int:
-    """A number for all values of a record, as the table stores them.  Headings of 0 may have been removed."""
+def _stored(record: PhotoRecord) -> list[Any]:
+    """The values of a record as the database has them, which stores nan as null."""
+    values = _values(record) | {"path": path_text(record.path), "time": known_time(record.time)}
+    return [value if name in TEXTS else float(value) if TYPES[name] == "REAL" else int(value)
+            for name, value in values.items()]  # fmt: skip
+
+
+def _record(row: tuple[Any, ...]) -> PhotoRecord:
+    """The record of a row of the database."""
+    values: dict[str, Any] = {
+        name: UNKNOWN if value is None else value for name, value in zip(COLUMNS, row, strict=True)
+    }
+    values["path"] = stored_path(values["path"])
+    return PhotoRecord(**values)
+
+
+def _comparable(record: PhotoRecord) -> list[Any]:
+    """All values, as the table stores them, to compare them.  Headings of 0 may have been removed."""
     values = _values(record)
     values["time"] = record.time if math.isnan(record.time) else round(record.time * 1e6)
     if record.heading == 0:
         values |= {"heading": math.nan, "heading_source": ""}
-    return hash(tuple(value if is_known(value) else None for value in values.values()))
-
-
-def photo_digest(record: PhotoRecord) -> int:
-    """A number for the content, position and heading of a photo: the same photo has it, whatever its path."""
-    values = [round(value, 9) + 0.0 for value in (record.latitude, record.longitude, record.heading or math.nan)]
-    return hash((record.checksum, *(value if is_known(value) else None for value in values)))
+    return [value if is_known(value) else None for value in values.values()]

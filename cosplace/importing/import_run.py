@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from cosplace.config.importing import ImportSettings
 from cosplace.errors import ConfigError, DatasetError, StorageError
-from cosplace.importing.dataset_table import UNPLACED, WRITE_SECONDS, WRITE_SHARE, locked_dataset, summary_of
+from cosplace.importing.dataset_table import UNPLACED, WRITE_SECONDS, WRITE_SHARE, locked_dataset
 from cosplace.importing.placement import ADDED, RESERVED, UNCHANGED, UPDATED, Job, Placement, is_within
 from cosplace.importing.positions import Annotations, PhotoStream, has_position
 from cosplace.importing.reading import find_timezone, read_photo
@@ -244,7 +244,7 @@ def _import(plan: Plan, total: int, progress: Progress) -> ImportResult:
         raise
     if plan.temporary is not None:
         _publish(report, plan.folder)
-    result.num_photos, result.counts = len(table), summary_of(table.table())
+    result.num_photos, result.counts = len(table), table.summary()
     result.num_symbolic_links = placement.num_symbolic_links
     return result
 

@@ -9,19 +9,20 @@ import hashlib
 import os
 import shutil
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
 
 from cosplace.errors import DatasetError, ImageError
-from cosplace.importing.dataset_table import GONE, DatasetTable, photo_digest
+from cosplace.importing.dataset_table import GONE, DatasetTable, is_same_photo
 from cosplace.importing.positions import has_position
 from cosplace.importing.records import FoundPhoto, Problem
 from cosplace.importing.report import REPORT_NAME
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
-from cosplace.photos.tables import TABLE_NAME
+from cosplace.photos.tables import TABLE_NAME, PhotoRecord
 from cosplace.storage import storage_errors
 
 ADDED, UPDATED, UNCHANGED = "added", "updated", "unchanged"
@@ -51,8 +52,8 @@ class Placement:
         self.folder, self.mode, self.temporary = folder, mode, temporary
         self.real_folder = Path(os.path.abspath(folder))  # noqa: PTH100 - keeps the names of links
         self.table = DatasetTable(folder)
-        self.waiting: dict[str, str] = {}  # checksum of each photo that is decided but not recorded, by path
-        self.waiting_photos: dict[int, str] = {}  # their paths, by `photo_digest`
+        self.waiting: dict[str, PhotoRecord] = {}  # photos that are decided but not recorded, by path
+        self.waiting_paths: defaultdict[str, list[str]] = defaultdict(list)  # theirs, by checksum
         self.num_symbolic_links = 0
         self.has_changed = False
         self.num_written = len(self.table)  # photos in the table on disk
@@ -70,7 +71,9 @@ class Placement:
             return Problem(name=str(photo.file), reason=LINE_BREAK)
         for path in [wanted] if stays else _numbered(wanted):
             record = replace(record, path=path)
-            if self.waiting.get(path) == record.checksum:  # the same file twice: the first is recorded first
+            if (
+                path in self.waiting and self.waiting[path].checksum == record.checksum
+            ):  # the same file twice: the first is recorded first
                 return Job(replace(photo, record=record), is_new=False, must_write=False)
             if table.has_photo(path, record.checksum) or (stays and table.has(path)):
                 is_there = stays or self.temporary is None or (self.folder / path).is_file()
@@ -79,7 +82,7 @@ class Placement:
                 return self._job(photo, path, is_new=False, must_write=not is_there)
             if table.has(path) or path in self.waiting:
                 continue
-            same = table.path_of_same(record) or self.waiting_photos.get(photo_digest(photo.record), "")
+            same = table.path_of_same(record) or self._waiting_path(record)
             if same:
                 return self._duplicate(photo, same)
             if stays or not os.path.lexists(self.folder / path):
@@ -90,14 +93,27 @@ class Placement:
 
     def _job(self, photo: FoundPhoto, path: str, *, is_new: bool, must_write: bool) -> Job:
         photo = replace(photo, record=replace(photo.record, path=path))
-        self.waiting[path] = photo.record.checksum
-        self.waiting_photos[photo_digest(photo.record)] = path
+        self._forget(path)
+        self.waiting[path] = photo.record
+        self.waiting_paths[photo.record.checksum].append(path)
         return Job(photo, is_new, must_write)
+
+    def _waiting_path(self, record: PhotoRecord) -> str:
+        """The path of the same photo among those that are decided; "" if there is none."""
+        paths = self.waiting_paths.get(record.checksum, ())
+        return next((path for path in paths if is_same_photo(record, self.waiting[path])), "")
+
+    def _forget(self, path: str) -> None:
+        """A photo is not waiting anymore."""
+        if path in self.waiting:
+            checksum = self.waiting.pop(path).checksum
+            self.waiting_paths[checksum].remove(path)
+            if not self.waiting_paths[checksum]:
+                del self.waiting_paths[checksum]
 
     def cancel(self, job: Job) -> None:
         """Undo the decision for a photo."""
-        self.waiting.pop(job.photo.record.path, None)
-        self.waiting_photos.pop(photo_digest(job.photo.record), None)
+        self._forget(job.photo.record.path)
         self.discard(job.photo)
 
     def _duplicate(self, photo: FoundPhoto, path: str) -> Problem:
@@ -179,8 +195,7 @@ class Placement:
     def record(self, job: Job) -> str:
         """Enter a photo that is in place into the table: ADDED, UPDATED or UNCHANGED."""
         record = job.photo.record
-        self.waiting.pop(record.path, None)
-        self.waiting_photos.pop(photo_digest(job.photo.record), None)
+        self._forget(record.path)
         if job.is_new:
             self.table.add(record)
             outcome = ADDED
@@ -194,9 +209,9 @@ class Placement:
         for path in self.table.remove_missing():
             self.has_changed = True
             yield Problem(name=path, reason=GONE)
-        if self.table.missing:
+        if num_missing := self.table.num_missing():
             reason = (
-                f"lists {len(self.table.missing):,} files that do not exist, which are kept, because most are missing. "
+                f"lists {num_missing:,} files that do not exist, which are kept, because most are missing. "
                 f"Connect their disk; or delete this table, and import all sources again."
             )
             yield Problem(name=str(self.table.path), reason=reason, is_left_out=False)

@@ -27,7 +27,7 @@ from cosplace.photos.metadata import PhotoMetadata, complete, metadata_from_name
 from cosplace.photos.opening import MAX_FILE_BYTES, MAX_PIXELS, decode_pixels, open_with_pillow, read_file
 from cosplace.photos.orientation import read_orientation
 from cosplace.photos.paths import path_text, printable
-from cosplace.photos.tables import PhotoRecord
+from cosplace.photos.tables import ZONE_ASSUMED, ZONE_STATED, PhotoRecord
 from cosplace.storage import storage_errors
 
 JPEG_QUALITY = 95  # of converted HEIC photos
@@ -114,6 +114,9 @@ def _with_metadata(record: PhotoRecord, name: str, raw: bytes, timezone: str) ->
     """A record with the values that it lacks from the name, EXIF and XMP of its photo; and doubts about them."""
     named, tags, doubts = metadata_from_name(name), read_tags(raw), []
     exif = exif_facts(tags)
+    zone = _zone(named, exif, timezone) if math.isnan(record.time) else ""
+    if named.is_local_time and timezone:
+        named = replace(named, time=utc_time(named.time, timezone))
     if math.isnan(record.time) and math.isnan(named.time) and exif.is_local_time:
         if timezone:
             exif = replace(exif, time=utc_time(exif.time, timezone))
@@ -137,9 +140,17 @@ def _with_metadata(record: PhotoRecord, name: str, raw: bytes, timezone: str) ->
         roll=camera.roll,
         field_of_view=camera.field_of_view,
         time=known.time,
+        time_zone=zone,
         camera=camera.camera,
         projection=camera.projection,
     ), doubts
+
+
+def _zone(named: PhotoMetadata, exif: ExifFacts, timezone: str) -> str:
+    """Whether the time zone of a name or of EXIF is stated; "" where there is no time, or a name does not say."""
+    if not math.isnan(named.time):
+        return "" if not named.is_local_time else ZONE_STATED if timezone else ZONE_ASSUMED
+    return "" if math.isnan(exif.time) else ZONE_ASSUMED if exif.is_local_time and not timezone else ZONE_STATED
 
 
 def _of_record(record: PhotoRecord, named: PhotoMetadata) -> PhotoMetadata:

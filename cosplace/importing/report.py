@@ -10,6 +10,7 @@ from typing import TextIO
 
 from cosplace.importing.records import Problem
 from cosplace.photos.paths import csv_line, printable
+from cosplace.progress import format_count
 from cosplace.storage import storage_errors
 
 REPORT_NAME = "import_report.csv"
@@ -53,14 +54,19 @@ class ImportReport:
             self.file = None
 
 
+def report_counts(report: ImportReport) -> list[str]:
+    """How much is left out or uncertain, in words; nothing for 0.  A photo may have several uncertain values."""
+    num_left_out, num_uncertain = sum(report.left_out.values()), sum(report.uncertain.values())
+    counts = [f"{format_count(num_left_out, 'file or row', 'files or rows')} left out"] if num_left_out else []
+    return counts + ([format_count(num_uncertain, "uncertain value")] if num_uncertain else [])
+
+
 def report_lines(report: ImportReport) -> list[str]:
-    """What was left out or is uncertain, and why, in one line each."""
-    outcomes = {"left out": report.left_out, "uncertain": report.uncertain}
-    return [f"  {outcome}: {printable(_reasons(counts))}" for outcome, counts in outcomes.items() if counts]
-
-
-def _reasons(counts: Counter[str]) -> str:
-    """Counts and reasons in one line, the most frequent first."""
-    parts = [f"{reason} ({count:,})" for reason, count in counts.most_common(MAX_KINDS)]
-    more = sum(counts.values()) - sum(count for _, count in counts.most_common(MAX_KINDS))
-    return "; ".join([*parts, f"others ({more:,})"] if more else parts)
+    """How many are left out or uncertain, and why: a line for each reason, the most frequent first."""
+    lines = []
+    for outcome, counts in (("left out", report.left_out), ("uncertain", report.uncertain)):
+        reasons = counts.most_common(MAX_KINDS)
+        lines += [f"  {count:,} {outcome}: {printable(reason)}" for reason, count in reasons]
+        if more := sum(counts.values()) - sum(count for _, count in reasons):
+            lines.append(f"  {more:,} {outcome}: for other reasons")
+    return lines

@@ -25,7 +25,16 @@ from cosplace.photos.names import FIELDS
 from cosplace.photos.paths import path_from_text, path_text
 from cosplace.photos.scanning import scan_images
 from cosplace.photos.table_lists import find_part
-from cosplace.photos.tables import INTEGERS, TEXTS, PhotoRecord, from_table, has_time_of_day, known_time, read_table
+from cosplace.photos.tables import (
+    INTEGERS,
+    TEXTS,
+    ZONE_ASSUMED,
+    PhotoRecord,
+    from_table,
+    has_time_of_day,
+    known_time,
+    read_table,
+)
 from cosplace.progress import Progress, no_progress
 from cosplace.storage import storage_errors, write_atomically
 
@@ -107,7 +116,8 @@ def at_names(folder: Path, records: Sequence[PhotoRecord]) -> list[str]:
     columns = {
         name: np.array([getattr(one, column) for one in records], np.float64) for name, column in NUMBERS.items()
     }
-    fields = PhotoFields(**columns)
+    are_local = np.array([one.time_zone == ZONE_ASSUMED for one in records], bool)
+    fields = PhotoFields(**columns, are_local_times=are_local)
     labels = with_labels(_no_images(folder), fields, None).labels
     assert labels is not None
     names = []
@@ -157,6 +167,7 @@ def feature_of(record: PhotoRecord) -> dict[str, Any]:
             continue
         if name == "time":
             value = "" if math.isnan(known_time(value)) else _time_text(value)
+            value = value.removesuffix("Z") if record.time_zone == ZONE_ASSUMED else value  # which means UTC
         elif name == "path":
             value = path_text(value)
         elif name not in TEXTS and name not in INTEGERS and math.isnan(value):

@@ -20,6 +20,7 @@ from cosplace.importing.records import Entry, FoundPhoto, Problem
 from cosplace.importing.track_files import is_track_file, read_track_file
 from cosplace.importing.tracks import Track, TrackPositions, merge_tracks, positions_at
 from cosplace.photos.paths import printable
+from cosplace.photos.tables import ZONE_STATED
 
 log = logging.getLogger("cosplace")
 
@@ -113,7 +114,11 @@ class TrackAnnotations:
         self, photo: FoundPhoto, found: TrackPositions, row: int, path: Path | None, time: float
     ) -> FoundPhoto:
         record = photo.record
-        values = {"time": time, "sequence": record.sequence or (path.stem if path is not None else "")}
+        values = {
+            "time": time,
+            "time_zone": ZONE_STATED,
+            "sequence": record.sequence or (path.stem if path is not None else ""),
+        }
         heading = track_heading(found.headings[row], self.settings.mount_angle)
         if np.isnan(record.latitude):
             values |= position_values(found, row)

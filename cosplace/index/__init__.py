@@ -16,6 +16,7 @@ snapshot        the photos of one moment, and the search among them
 photo_index     open, search, add, remove, compact
 verification    find and remove damaged parts
 photo_pixels    the pixels of an indexed photo
+parts           which part of each dataset is indexed
 sources         which photos of a folder to index
 building        add photos: describe and store them
 syncing         synchronize an index with a folder

@@ -16,6 +16,8 @@ import numpy as np
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError, PhotoIndexError
 from cosplace.geo import ecef_from_lla
+from cosplace.index.keys import content_of, first_of_each
+from cosplace.index.parts import record_part
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.index.roots import is_below
@@ -23,7 +25,14 @@ from cosplace.index.sources import find_photos
 from cosplace.index.store import has_index
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.metadata import photo_key, read_metadata
+from cosplace.photos.metadata import (
+    SAME_HEADING_DEG,
+    SAME_POSITION_M,
+    PhotoMetadata,
+    former_photo_key,
+    photo_key,
+    read_metadata,
+)
 from cosplace.photos.names import MAX_CONTRADICTION_M, optional_fields
 from cosplace.photos.opening import open_image, read_file
 from cosplace.photos.paths import path_from_text, path_text, printable
@@ -31,8 +40,7 @@ from cosplace.photos.thumbnails import make_thumbnail
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.extraction import ExtractionSettings, extract
 
-TASK = "indexing photos"
-SAME_POSITION_M, SAME_HEADING_DEG = 0.01, 0.01  # labels have millimeters, and an index has headings as float32
+TASK, PLAN_TASK = "indexing photos", "comparing photos"
 PHOTOS_PER_COMMIT = 1024  # photos of one commit are stored together or not at all
 
 log = logging.getLogger(__name__)
@@ -47,7 +55,8 @@ class IndexingResult:
 
     num_given: int
     num_added: int
-    num_known: int  # already in the index
+    num_known: int  # in the index before
+    num_copies: int  # given more than once: the first one was added
     num_moved: int  # of the known ones, at another path than before
     num_replaced: int  # earlier versions of files that had changed
     num_without_position: int  # of the added ones
@@ -60,6 +69,8 @@ def build_index(
     encoder: Encoder,
     address: str | Path,
     *,
+    dataset: str | Path | None = None,
+    part: str | None = None,
     settings: IndexSettings | None = None,
     source: str = "",
     batch_size: int = 16,
@@ -71,12 +82,14 @@ def build_index(
     """Build an index of all photos of a folder, or continue one that was stopped.
 
     dataset_folder: photos in any subfolders, or their list; of a dataset, the photos of its database (`find_photos`).
+    dataset: the folder or table that a list is of.  part: see `find_photos`; stored for `sync_folder`.
     Photos keep the order of an evaluation, so that among equally similar matches both return the same one.
     Raises PhotoIndexError if the index was built with another model or other settings, and what `add_photos` raises.
     """
     photos = dataset_folder
     if not isinstance(photos, ImageList):
-        photos = find_photos(photos, follow_outside=follow_outside)
+        dataset = photos
+        photos = find_photos(dataset, part=part, follow_outside=follow_outside)
     if has_index(str(address)):
         index = open_index(address, write=True)
         if settings is not None and index.settings != settings:
@@ -94,6 +107,7 @@ def build_index(
         )
         index = create_index(address, spec, settings)
     with index:
+        record_part(index, photos.folder if dataset is None else dataset, photos.folder, part)
         return add_photos(
             index,
             encoder,
@@ -169,6 +183,7 @@ def add_photos(
         num_given=len(photos),
         num_added=indexing.num_added,
         num_known=indexing.num_known,
+        num_copies=indexing.num_copies,
         num_moved=indexing.num_moved,
         num_replaced=indexing.num_replaced,
         num_without_position=indexing.num_without_position,
@@ -191,11 +206,13 @@ class _Indexing:
     progress: Progress = no_progress  # of the photos of one commit
     num_added: int = 0
     num_known: int = 0
+    num_copies: int = 0
     num_moved: int = 0
     num_replaced: int = 0
     num_without_position: int = 0
     unreadable: list[str] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)  # ids of photos with a new path
+    added: set[int] = field(default_factory=set)  # ids of new photos
     changed_labels: set[int] = field(default_factory=set)  # rows of photos
     contradictions: list[tuple[str, float]] = field(default_factory=list)  # names, and meters between their positions
 
@@ -255,6 +272,7 @@ class _Indexing:
         return NewPhoto(
             path=self.path_text(row),
             key=photo_key(raw, metadata),
+            former_key=former_photo_key(raw, metadata),
             latitude=metadata.latitude,
             longitude=metadata.longitude,
             heading=metadata.heading,
@@ -270,9 +288,11 @@ class _Indexing:
         """Add some photos of the list in one commit; descriptors are computed only for new ones."""
         self.unreadable += [entry for entry in read if isinstance(entry, str)]
         readable = [(row, entry) for row, entry in zip(rows, read, strict=True) if isinstance(entry, NewPhoto)]
-        found = self.index.find([entry.key for _, entry in readable]).tolist()
+        found = _find(self.index, [entry for _, entry in readable])
         ids = {entry.path: photo_id for photo_id, (_, entry) in zip(found, readable, strict=True) if photo_id >= 0}
-        self.num_known += len(ids)
+        num_copies = sum(photo_id in self.added for photo_id in ids.values())
+        self.num_copies += num_copies
+        self.num_known += len(ids) - num_copies
         self._move([entry for _, entry in readable if entry.path in ids], ids)
         new = [pair for photo_id, pair in zip(found, readable, strict=True) if photo_id < 0]
         descriptors, failures = self._compute_descriptors([row for row, _ in new])
@@ -297,7 +317,7 @@ class _Indexing:
             photo_id = ids[entry.path]
             former = path_of.get(photo_id)
             is_elsewhere = former != entry.path and photo_id not in self.moved and photo_id not in moved
-            if is_elsewhere and (former is None or not (self.holds(former) or _key_of(former) == entry.key)):
+            if is_elsewhere and (former is None or not (self.holds(former) or _is_copy(former, entry.key))):
                 moved[photo_id] = entry
         return moved
 
@@ -306,8 +326,9 @@ class _Indexing:
         result = self.index.add(entries, descriptors)
         for entry, is_new in zip(entries, result.is_new.tolist(), strict=True):
             self.num_added += is_new
-            self.num_known += not is_new  # twice in the list
+            self.num_copies += not is_new
             self.num_without_position += is_new and bool(np.isnan(entry.latitude))
+        self.added.update(result.ids.tolist())
         if self.stored is not None:
             self.stored([entry.path for entry in entries], result.ids)
         return dict(zip((entry.path for entry in entries), result.ids.tolist(), strict=True))
@@ -335,14 +356,17 @@ class _Indexing:
         return np.asarray(result.descriptors), {entry.index: entry.message for entry in result.unreadable}
 
 
-def _key_of(path: str) -> str:
-    """The key of the file at a path; "" if there is none."""
-    found = path_from_text(path)
+def _find(index: PhotoIndex, entries: Sequence[NewPhoto]) -> list[int]:
+    """Id of each photo that the index has; -1 for the others."""
+    return index.find([entry.key for entry in entries], [entry.former_key for entry in entries]).tolist()
+
+
+def _is_copy(path: str, key: str) -> bool:
+    """Whether the file at a path has the content of a key."""
     try:
-        raw = read_file(found)
-    except ImageError:
-        return ""
-    return photo_key(raw, read_metadata(found, raw))
+        return content_of(photo_key(read_file(path_from_text(path)), PhotoMetadata())) == content_of(key)
+    except ImageError:  # there is none
+        return False
 
 
 def _failures(photos: ImageList) -> Iterator[tuple[int, str]]:
@@ -353,31 +377,53 @@ def _failures(photos: ImageList) -> Iterator[tuple[int, str]]:
             yield number, str(error)
 
 
-def plan_photos(index: PhotoIndex, photos: ImageList) -> tuple[IndexingResult, frozenset[int]]:
-    """What `add_photos` would do, and the ids of photos that have moved; new and changed files are read."""
+def plan_photos(
+    index: PhotoIndex, photos: ImageList, num_workers: int = 0, progress: Progress = no_progress
+) -> tuple[IndexingResult, frozenset[int]]:
+    """What `add_photos` would do, and the ids of photos that have moved; new and changed files are read and decoded."""
     started = time.perf_counter()
     plan = _Indexing(index=index, photos=photos, stamps=index.stamps())
     plan.find_changed_labels()
     new_rows = [row for row in range(len(photos)) if not plan.is_unchanged(row)]
-    plan.num_known = len(photos) - len(new_rows)
-    read = [plan.read(row, with_thumbnail=False) for row in new_rows]
-    entries = [entry for entry in read if isinstance(entry, NewPhoto)]
-    found = index.find([entry.key for entry in entries]).tolist()
-    ids = {entry.path: photo_id for photo_id, entry in zip(found, entries, strict=True) if photo_id >= 0}
-    moved = plan.find_moved([entry for entry in entries if entry.path in ids], ids)
-    new = [entry for entry in entries if entry.path not in ids]
-    former = {plan.stamps[entry.path][2] for entry in entries if entry.path in plan.stamps}
+    num_done = len(photos) - len(new_rows)
+    read: list[tuple[NewPhoto | str, str]] = []  # with an error message for a photo that cannot be decoded
+    with ThreadPoolExecutor(max(1, num_workers)) as readers:
+        for one in readers.map(lambda row: _read_and_decode(plan, row), new_rows):
+            read.append(one)
+            progress(PLAN_TASK, num_done + len(read), len(photos))
+    entries = [(entry, error) for entry, error in read if isinstance(entry, NewPhoto)]
+    found = _find(index, [entry for entry, _ in entries])
+    ids = {entry.path: photo_id for photo_id, (entry, _) in zip(found, entries, strict=True) if photo_id >= 0}
+    moved = plan.find_moved([entry for entry, _ in entries if entry.path in ids], ids)
+    # A photo that the index has is not decoded when it is added.
+    failed = [error for entry, error in entries if error and entry.path not in ids]
+    new = [entry for entry, error in entries if not error and entry.path not in ids]
+    firsts = sorted(set(first_of_each([entry.key for entry in new])))
+    placed = [*ids, *(entry.path for entry in new)]
+    former = {plan.stamps[path][2] for path in placed if path in plan.stamps}
     result = IndexingResult(
         num_given=len(photos),
-        num_added=len({entry.key for entry in new}),
-        num_known=plan.num_known + len(ids),
+        num_added=len(firsts),
+        num_known=num_done + len(ids),
+        num_copies=len(new) - len(firsts),
         num_moved=len(moved),
         num_replaced=len(former.difference(ids.values(), moved)),
-        num_without_position=sum(bool(np.isnan(entry.latitude)) for entry in new),
-        unreadable=tuple(entry for entry in read if isinstance(entry, str)),
+        num_without_position=sum(bool(np.isnan(new[first].latitude)) for first in firsts),
+        unreadable=(*(entry for entry, _ in read if isinstance(entry, str)), *failed),
         seconds=time.perf_counter() - started,
     )
     return result, frozenset(moved)
+
+
+def _read_and_decode(plan: _Indexing, row: int) -> tuple[NewPhoto | str, str]:
+    entry = plan.read(row, with_thumbnail=False)
+    if isinstance(entry, str):
+        return entry, ""
+    try:
+        open_image(plan.photos.path(row))
+    except ImageError as error:
+        return entry, str(error)
+    return entry, ""
 
 
 def find_ids(index: PhotoIndex, names: Sequence[str]) -> np.ndarray:

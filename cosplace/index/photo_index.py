@@ -23,7 +23,7 @@ from cosplace.geo import bounding_box, in_box
 from cosplace.index.approximate import build_approximate_index, read_approximate_index
 from cosplace.index.file_checksums import damaged, is_local
 from cosplace.index.filters import SearchFilter
-from cosplace.index.keys import KeyTable
+from cosplace.index.keys import KeyTable, first_of_each
 from cosplace.index.lance import OutdatedError
 from cosplace.index.photo_table import photo_schema
 from cosplace.index.records import AddResult, Columns, Matches, ModelSpec, NewPhoto, Photo, spec_from_record
@@ -343,14 +343,12 @@ class PhotoIndex:
     def _add(self, photos: Sequence[NewPhoto], descriptors: np.ndarray) -> AddResult:
         table = self._key_table()
         keys = [photo.key for photo in photos]
-        ids = table.find(keys)
-        first: dict[str, int] = {}  # of each new key
-        for number in np.flatnonzero(ids < 0).tolist():
-            first.setdefault(keys[number], number)
-        fresh = np.array(sorted(first.values()), np.int64)
+        ids = table.find(keys, [photo.former_key for photo in photos])
+        new = np.flatnonzero(ids < 0)
+        first = new[first_of_each([keys[number] for number in new])]  # the photo itself, or an earlier copy of it
+        fresh = np.unique(first)
         ids[fresh] = self._next_id() + np.arange(len(fresh))
-        for number in np.flatnonzero(ids < 0).tolist():
-            ids[number] = ids[first[keys[number]]]
+        ids[new] = ids[first]
         is_new = np.zeros(len(photos), bool)
         is_new[fresh] = True
         if len(fresh):
@@ -455,10 +453,13 @@ class PhotoIndex:
             self._store.mark_all_checked()
             self._snapshot = None
 
-    def find(self, keys: Sequence[str]) -> np.ndarray:
-        """Id of the photo with each key, (n,) int64; -1 if there is none."""
+    def find(self, keys: Sequence[str], former_keys: Sequence[str] = ()) -> np.ndarray:
+        """Id of the photo with each key, (n,) int64; -1 if there is none.
+
+        former_keys: of the same photos, as earlier versions wrote them; "" for none.
+        """
         with self._guard:
-            return self._key_table().find(list(keys))
+            return self._key_table().find(keys, former_keys)
 
     def stamps(self) -> dict[str, tuple[int, int, int]]:
         """Path -> (bytes, modification time in ns, id) of the photos that come from files."""

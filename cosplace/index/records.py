@@ -151,7 +151,8 @@ class NewPhoto:
     """A photo to add to an index, without its descriptor."""
 
     path: str  # absolute
-    key: str  # equal for identical photos: an index holds each key once
+    key: str  # content, position and heading, see `photo_key`: an index holds each photo once
+    former_key: str = ""  # in indexes of earlier versions
     latitude: float = float("nan")
     longitude: float = float("nan")
     heading: float = float("nan")

@@ -38,9 +38,9 @@ log = logging.getLogger("cosplace")
 def find_photos(folder: str | Path, *, part: str | None = None, follow_outside: bool = False) -> ImageList:
     """List the photos of a folder or a table that an index of it holds; the folder of the list has no links.
 
-    Of a dataset these are the photos of its database/ or gallery/, alone or in test/ or images/test/.  Of a table that
-    `cosplace split` has divided these are all photos: its queries are photos of the city like any other.  Elsewhere,
-    folders of queries are left out, with a warning: if queries were indexed, each would match itself.
+    Of a dataset that came with a database/ or gallery/, alone or in test/ or images/test/, these are the photos there.
+    Of all others, also of a table that `cosplace split` has divided, these are all photos but those in folders named
+    like queries, which are left out with a warning: if queries were indexed, each would match itself.
     part: "all" for all photos, queries too; "database" for those of the database.  What is left out is in the log.
     follow_outside: also use photos that links or a list file point to outside the folder (see `scan_images`).
     Raises DatasetError for a folder that is missing, has no photos, or has only folders of queries, or no database.
@@ -135,9 +135,9 @@ def _without_queries(photos: ImageList) -> ImageList:
             f"{photos.folder} has photos only in folders of queries ({names}). To index queries, use their own folder."
         )
     log.warning(
-        "%s: left out %s photos in folders of queries (%s): if queries were indexed, each would match itself. To index "
-        "queries, use their own folder.",
-        printable(photos.folder), f"{sum(left_out.values()):,}", names,
+        "%s: left out %s in folders of queries (%s): if queries were indexed, each would match itself. To index them, "
+        "too, use `--part %s`.",
+        printable(photos.folder), format_count(sum(left_out.values()), "photo"), names, ALL,
     )  # fmt: skip
     return replace(photos.subset(kept), skipped=photos.skipped)
 

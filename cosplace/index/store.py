@@ -406,14 +406,14 @@ class Store:
         with translated_errors(self.address):
             return int(self.photos.count_rows())
 
-    def keys_of(self, ids: np.ndarray) -> dict[str, int]:
-        """Key -> id of some photos."""
-        found: dict[str, int] = {}
+    def keys_of(self, ids: np.ndarray) -> list[tuple[str, int]]:
+        """Keys and ids of some photos."""
+        found: list[tuple[str, int]] = []
         for at in range(0, len(ids), DELETE_ROWS):
             some = ", ".join(map(str, ids[at : at + DELETE_ROWS].tolist()))
             with translated_errors(self.address):
                 rows = self.photos.search().where(f"id IN ({some})").select(["id", "key"]).to_arrow()
-            found |= zip(rows["key"].to_pylist(), rows["id"].to_pylist(), strict=True)
+            found += zip(rows["key"].to_pylist(), rows["id"].to_pylist(), strict=True)
         return found
 
     def num_fragments(self) -> int:

@@ -14,8 +14,9 @@ import numpy as np
 
 from cosplace.errors import DatasetError
 from cosplace.index.building import IndexingResult, add_photos, plan_photos, rows_below
+from cosplace.index.parts import choose_part, record_part
 from cosplace.index.photo_index import PhotoIndex
-from cosplace.index.sources import DATABASE, find_photos
+from cosplace.index.sources import DATABASE, find_photos, require_positions
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.paths import path_from_text, path_text, printable
@@ -43,15 +44,18 @@ def sync_folder(
     allow_many: bool = False,
     dry_run: bool = False,
     part: str | None = None,
+    without_positions: bool = False,
     follow_outside: bool = False,
     **options: Any,
 ) -> SyncResult:
     """Add the photos of a folder to an index, and remove those below it whose files are gone.
 
     allow_many: remove photos even if the folder is missing or empty, or if more than half of its photos are gone.
-    dry_run: change nothing; encoder may be None.  part: see `find_photos`.  options: of `add_photos`.
+    dry_run: change nothing; encoder may be None.  part: see `find_photos`; by default, as when the folder was indexed.
+    without_positions: accept a folder in which no photo has a position.  options: of `add_photos`.
     Raises DatasetError instead of removing many photos.
     """
+    part = choose_part(index, folder, part)
     try:
         photos = find_photos(folder, part=part, follow_outside=follow_outside)
     except DatasetError as error:
@@ -60,14 +64,19 @@ def sync_folder(
                 f"{error} Nothing was removed.", "use --yes to remove its photos from the index"
             ) from error
         photos = None
+    if photos is not None and not without_positions:
+        require_positions(photos, folder)
     table = None if photos is None else find_part(Path(folder))
+    dataset = folder
     folder = folder if table is None else table.folder
     num_known = len(rows_below(index.columns().paths(), folder))
     result, moved = None, frozenset()
     if photos is not None and dry_run:
-        result, moved = plan_photos(index, photos)
+        plan_options = {name: options[name] for name in ("num_workers", "progress") if name in options}
+        result, moved = plan_photos(index, photos, **plan_options)
     elif photos is not None:
         assert encoder is not None
+        record_part(index, dataset, photos.folder, part)
         result = add_photos(index, encoder, photos, **options)
     gone = _gone(index, folder, moved, None if table is None else _listed(table))
     if num_known and len(gone) > MAX_REMOVED_SHARE * num_known and not allow_many:

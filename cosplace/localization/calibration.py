@@ -61,7 +61,7 @@ from cosplace.localization.seen_photos import (
 from cosplace.localization.signals import compute_signals
 from cosplace.models.encoder import Encoder
 from cosplace.models.training_card import TrainingCard, ValidationMatches, read_training_card
-from cosplace.photos.paths import path_text
+from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.recall import RADIUS_M
@@ -146,7 +146,7 @@ def compute_calibration(
     log.info("calibrating the confidence: photos of %s are located as if they were new", queries or "the index")
     # These keys are stored with the index.
     about: dict[str, Any] = {"num_photos": len(columns), "num_queries": 0, "num_described_anew": 0, "num_non_places": 0}
-    correction: ValidationMatches | None = None
+    correction, new = None, None
     with_images_without_place = queries is not None or num_altered > 0
     if queries is not None:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
@@ -161,6 +161,9 @@ def compute_calibration(
             num_altered = 0  # the similarities are already lowered
         elif unlabeled is not None:
             raise ConfigError(_why_not_adjusted(facts))
+        if unlabeled is not None:  # before the index is searched: they may be too few
+            encoder = open_index_encoder(index, device) if encoder is None else encoder
+            new = _new_photos(index, Path(unlabeled), encoder, seed, progress)
         rows = np.sort(rng.permutation(located)[:num_queries])
         parts = [queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
         if num_altered and len(columns) <= BLOCK_ROWS:  # too few examples are detected before photos are encoded
@@ -179,12 +182,10 @@ def compute_calibration(
         about["num_non_places"] = len(parts[-1].rows)
     found = find_matches(index, columns, _concatenate(parts), progress, num_altered, correction)
     examples, temperature, folds = all_examples(found, _concatenate(parts), correction, rng)
-    if unlabeled is not None:
-        encoder = open_index_encoder(index, device) if encoder is None else encoder
-        new = photos_of_folder(index, Path(unlabeled), encoder, NUM_QUERIES, rng, progress)
+    if encoder is not None and new is not None:
         corrected = examples, temperature, folds
         examples, share = _adjusted(index, encoder, columns, parts[0], new, found[0], corrected, rng)
-        about |= {"unlabeled": path_text(unlabeled), "num_unlabeled": len(new.rows), "share_like_training": share}
+        about |= {"unlabeled": path_text(unlabeled or ""), "num_unlabeled": len(new.rows), "share_like_training": share}
     about |= {
         "num_examples": len(examples.correct),
         "num_right": int(examples.correct.sum()),
@@ -192,6 +193,10 @@ def compute_calibration(
         "seed": seed,
     }
     return fit_calibration(examples, temperature=temperature, agree_m=AGREE_M, about=about)
+
+
+def _new_photos(index: PhotoIndex, folder: Path, encoder: Encoder, seed: int, progress: Progress) -> Queries:
+    return photos_of_folder(index, folder, encoder, NUM_QUERIES, np.random.default_rng([seed, 26]), progress)
 
 
 def _check_arguments(
@@ -222,7 +227,15 @@ def _choose_photos(
     """Rows of the photos to use as queries, the matches to correct them with, and facts to store."""
     card = _training_card(index, encoder)
     if card is None:
-        return located, None, {}
+        model = path_from_text(index.spec.model if encoder is None else encoder.name)
+        if model.suffix.lower() not in (".pth", ".safetensors"):  # a model of the zoo: its training set is published
+            return located, None, {}
+        log.warning(
+            "%s has no model card, so the photos that it was trained on are unknown. If some are in the index, its "
+            "confidence is too high for new photos. If you trained it, keep the .safetensors of the run next to it.",
+            printable(model),
+        )  # fmt: skip
+        return located, None, {"training_photos": "unknown"}
     points = Viewpoints(
         latitudes=columns.latitudes[located],
         longitudes=columns.longitudes[located],

@@ -30,6 +30,7 @@ from cosplace.models.opening import open_model
 from cosplace.models.reduction import first_dimensions
 from cosplace.photos.opening import open_image
 from cosplace.photos.paths import path_text
+from cosplace.progress import format_count
 from cosplace.retrieval.recall import RADIUS_M
 
 CALIBRATION_RECORD, FAILED_RECORD = "calibration", "calibration_failed"
@@ -82,13 +83,13 @@ class Localizer:
         self.device, self.k, self.exact, self.model = device, k, exact, model
         self.trust_remote_code = trust_remote_code
         self.calibration = read_calibration(self.index)
-        calibrate_command = f"Run `cosplace index calibrate {self.index.address}`"
         if self.calibration is None and not uncalibrated and not answers_uncalibrated(self.index):
             raise ConfigError(
-                f"The index {self.index.address} has not been calibrated. {calibrate_command}, or use --uncalibrated."
+                f"The index {self.index.address} has not been calibrated. Run `cosplace index calibrate "
+                f"{self.index.address}`, or use --uncalibrated."
             )
         if self.calibration is None and precision is not None:
-            raise ConfigError(f"--precision needs a calibrated index. {calibrate_command}.")
+            raise ConfigError(f"--precision needs a calibrated index. {_how_to_calibrate(self.index)}")
         self.min_confidence = MIN_CONFIDENCE if min_confidence is None else min_confidence
         if self.calibration is not None and precision is not None:
             self.min_confidence = self.calibration.confidence_threshold(precision)
@@ -359,10 +360,29 @@ def answers_uncalibrated(index: PhotoIndex) -> bool:
     return failed is not None and not _has_other_size(index, failed.get("num_photos"))
 
 
+def _how_to_calibrate(index: PhotoIndex) -> str:
+    """What to do about an index without calibration; to calibrate it is not enough where that has failed."""
+    command = f"`cosplace index calibrate {index.address}`"
+    if not answers_uncalibrated(index):
+        return f"Run {command}."
+    num_photos = len(exact_rows(index.columns()))
+    if num_photos < MIN_PHOTOS:
+        missing = format_count(MIN_PHOTOS - num_photos, "more photo")
+        return f"It has too few photos with an exact position: add {missing}, then run {command}. Or omit --precision."
+    failed = index.read_record(FAILED_RECORD) or {}
+    return f"Its calibration failed: {failed.get('reason', '')} Or omit --precision."
+
+
 def exact_rows(columns: Columns) -> np.ndarray:
     """Rows (n,) int64 of the photos whose position is known, with an error of no more than 25 m."""
     has_position = np.isfinite(columns.latitudes) & np.isfinite(columns.longitudes)
     return np.flatnonzero(has_position & ~(columns.accuracies_m > RADIUS_M))
+
+
+def should_calibrate_again(index: PhotoIndex) -> bool:
+    """Whether an index whose calibration failed has changed since."""
+    failed = index.read_record(FAILED_RECORD)
+    return failed is not None and read_calibration(index) is None and failed.get("num_photos") != len(index)
 
 
 def needs_recalibration(index: PhotoIndex) -> bool:

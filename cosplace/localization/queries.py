@@ -17,10 +17,10 @@ from cosplace.index.records import Columns
 from cosplace.localization.confidence import NUM_FOLDS
 from cosplace.localization.photo_changes import alter_photo, images_without_place
 from cosplace.models.encoder import Encoder
-from cosplace.photos.metadata import photo_key, read_metadata
+from cosplace.photos.metadata import former_photo_key, photo_key, read_metadata
 from cosplace.photos.opening import decode_image, read_file
 from cosplace.photos.scanning import scan_images
-from cosplace.progress import Progress
+from cosplace.progress import Progress, format_count
 from cosplace.retrieval.recall import RADIUS_M
 
 NUM_WITHOUT_PLACE = 60  # images that show no place
@@ -89,14 +89,23 @@ def queries_of_folder(
     )
 
 
+def _too_few(folder: Path, found: str) -> str:
+    return (
+        f"{folder} has {found}, but --unlabeled needs {MIN_UNLABELED}. Use a folder with more photos, or omit "
+        f"--unlabeled."
+    )
+
+
 def photos_of_folder(  # noqa: PLR0917
     index: PhotoIndex, folder: Path, encoder: Encoder, max_photos: int, rng: np.random.Generator, progress: Progress
 ) -> Queries:
     """Photos of a folder that can be read, without positions: each once, and none that is in the index.
 
-    Raises ConfigError if there are too few.
+    Raises ConfigError if there are too few; if the folder has too few, before any is read.
     """
     images = scan_images(folder)
+    if len(images) < MIN_UNLABELED:
+        raise ConfigError(_too_few(folder, format_count(len(images), "photo")))
     chosen = np.sort(rng.permutation(len(images))[:max_photos])
     descriptors, contents, num_known = [np.empty((0, encoder.dimension), np.float32)], set[bytes](), 0
     for number, row in enumerate(chosen.tolist()):
@@ -106,7 +115,9 @@ def photos_of_folder(  # noqa: PLR0917
             raw = read_file(path)
             content = hashlib.sha256(raw).digest()
             label = None if images.labels is None else images.label(row)
-            if content in contents or index.find([photo_key(raw, read_metadata(path, raw, label))])[0] >= 0:
+            metadata = read_metadata(path, raw, label)
+            keys = [photo_key(raw, metadata)], [former_photo_key(raw, metadata)]
+            if content in contents or index.find(*keys)[0] >= 0:
                 num_known += 1
                 continue
             descriptors.append(encoder.encode(decode_image(raw, path)))
@@ -115,12 +126,11 @@ def photos_of_folder(  # noqa: PLR0917
             log.warning("%s", error)
     found = np.concatenate(descriptors)
     if num_known:
-        log.warning("%s: %s photos are left out: they are in the index, or copies.", folder, f"{num_known:,}")
+        left_out = format_count(num_known, "photo is left out: it is", "photos are left out: they are")
+        log.warning("%s: %s in the index, or %s.", folder, left_out, "a copy" if num_known == 1 else "copies")
     if len(found) < MIN_UNLABELED:
-        raise ConfigError(
-            f"{folder} has {len(found)} readable photos that are new, but --unlabeled needs {MIN_UNLABELED}. Use a "
-            f"folder with more photos, or omit --unlabeled."
-        )
+        new = format_count(len(found), "readable photo that is new", "readable photos that are new")
+        raise ConfigError(_too_few(folder, new))
     return _without_place(found)
 
 

@@ -30,11 +30,11 @@ from cosplace.geo import (
 )
 from cosplace.photos.headers import has_all_metadata
 from cosplace.photos.image_list import ImageList, evenly_spaced
-from cosplace.photos.metadata import ACCURACY_NOTE, UTM_LETTERS, PhotoMetadata, metadata_from_exif
+from cosplace.photos.metadata import ACCURACY_NOTE, LOCAL_TIME_NOTE, UTM_LETTERS, PhotoMetadata, metadata_from_exif
 from cosplace.photos.names import optional_fields, without_rows
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
-from cosplace.photos.tables import arrow_compute
+from cosplace.photos.tables import TABLE_NAME, arrow_compute
 from cosplace.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -47,8 +47,16 @@ NUM_SAMPLED = 100  # names that decide whether a list has '@' names
 START_BYTES = 1 << 18  # of a JPEG: they contain its metadata, unless that is very large
 PHOTOS_PER_STEP = 1024
 TASK = "reading positions"
-TABLES = (".csv", ".tsv", ".txt", ".mat", ".json", ".geojson", ".gpkg", ".parquet", ".npy", ".gpx", ".nmea")
-NOT_TABLES = re.compile(r"_images_paths\.txt$|readme|license|requirements", re.IGNORECASE)
+TABLES = (".csv", ".tsv", ".txt", ".json", ".parquet")  # which may have positions, or anything else
+POSITIONS = (".mat", ".geojson", ".gpkg", ".gpx", ".nmea")
+NOT_TABLES = re.compile(r"_images_paths\.txt$|readme|license|requirements|^(?:config|results|metrics)\.", re.IGNORECASE)
+SAYS_POSITIONS = re.compile(
+    rb"(?<![a-z])(?:latitude|longitude|easting|northing|utm\w*|gps\w*|wgs84|coordinates|geometry|"
+    rb"lat(?![a-z])[^\n]{0,200}(?<![a-z])(?:lon|lng|long)|(?:lon|lng|long)(?![a-z])[^\n]{0,200}(?<![a-z])lat)(?![a-z])|"
+    rb"-?\d{1,3}\.\d{4,}[\s,;|]+-?\d{1,3}\.\d{4,}",
+    re.IGNORECASE,
+)  # names of columns, or two numbers like degrees
+HEAD_BYTES = 1 << 16
 MAX_TABLES, MAX_ENTRIES = 3, 200
 
 log = logging.getLogger("cosplace")
@@ -66,6 +74,7 @@ class PhotoFields:
     pitches: np.ndarray  # degrees
     rolls: np.ndarray  # degrees
     altitudes_m: np.ndarray
+    are_local_times: np.ndarray | None = None  # (I,) bool: of clocks without a time zone, which were taken as UTC
 
     @property
     def has_position(self) -> np.ndarray:
@@ -75,7 +84,8 @@ class PhotoFields:
 
     def at(self, rows: np.ndarray) -> "PhotoFields":
         """The fields of some photos."""
-        return PhotoFields(**{name: getattr(self, name)[rows] for name in self.__slots__})
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return PhotoFields(**{name: value[rows] for name, value in values.items() if value is not None})
 
 
 def with_labels(images: ImageList, fields: PhotoFields, center: MapCenter | None) -> ImageList:
@@ -150,7 +160,7 @@ def _label_lines(fields: PhotoFields, center: MapCenter | None) -> "pa.Array":
         "",  # tile
         *(_numbers(values, OTHER_DECIMALS) for values in (headings, fields.pitches, fields.rolls, fields.altitudes_m)),
         _timestamps(fields.times),
-        _accuracy_notes(fields.accuracies_m),
+        _notes(fields),
     ]
     arguments = [pa.scalar(one, pa.large_string()) if isinstance(one, str) else one for one in ("", *columns, "\n")]
     return _one_array(pc.binary_join_element_wise(*arguments, pa.scalar("@", pa.large_string())))
@@ -175,15 +185,22 @@ def _timestamps(times: np.ndarray) -> "pa.Array":
     return pc.utf8_rtrim(pc.utf8_rtrim(texts.cast(pa.large_string()), "0"), ".").fill_null("")
 
 
-def _accuracy_notes(accuracies_m: np.ndarray) -> "pa.Array":
+def _notes(fields: PhotoFields) -> "pa.Array":
+    """The error of each position, and whether its time is that of a clock without a time zone."""
     import pyarrow as pa
 
     pc = arrow_compute()
+    accuracies_m = fields.accuracies_m
     texts = _numbers(np.where(accuracies_m > 0, accuracies_m, np.nan), OTHER_DECIMALS)
     notes = pc.binary_join_element_wise(
         pa.scalar(ACCURACY_NOTE, pa.large_string()), texts, pa.scalar("", pa.large_string())
     )
-    return pc.if_else(pc.equal(texts, ""), pa.scalar("", pa.large_string()), notes)
+    notes = pc.if_else(pc.equal(texts, ""), pa.scalar("", pa.large_string()), notes)
+    if fields.are_local_times is None or not fields.are_local_times.any():
+        return notes
+    empty, local = (pa.scalar(text, pa.large_string()) for text in ("", LOCAL_TIME_NOTE))
+    marks = pc.if_else(pa.array(fields.are_local_times), local, empty)
+    return pc.utf8_trim(pc.binary_join_element_wise(notes, marks, pa.scalar(" ", pa.large_string())), " ")
 
 
 def _one_array(values: Any) -> "pa.Array":
@@ -261,6 +278,7 @@ def _fields_of(photos: list[PhotoMetadata]) -> PhotoFields:
         pitches=unknown,
         rolls=unknown,
         altitudes_m=unknown,
+        are_local_times=np.array([photo.is_local_time for photo in photos], bool),
     )
 
 
@@ -317,10 +335,23 @@ def _tables_beside(dataset: Path, images: ImageList) -> Iterator[Path]:
     seen = set()
     for folder in [*between, *_folders_in(dataset), dataset.parent, *_folders_in(dataset.parent)]:
         for path in _entries(folder):
-            is_table = path.suffix.lower() in TABLES and not NOT_TABLES.search(path.name)
-            if is_table and path not in seen and path.is_file():
+            if path not in seen and path.is_file() and _may_have_positions(path):
                 seen.add(path)
                 yield path
+
+
+def _may_have_positions(path: Path) -> bool:
+    """Whether a file is of a kind that has positions, or is a table whose start or end says so."""
+    suffix = path.suffix.lower()
+    if suffix not in TABLES or path.name == TABLE_NAME or NOT_TABLES.search(path.name):  # the table of another dataset
+        return suffix in POSITIONS
+    try:
+        with path.open("rb") as file:
+            if suffix == ".parquet":  # the names of its columns are at its end
+                file.seek(max(0, path.stat().st_size - HEAD_BYTES))
+            return SAYS_POSITIONS.search(file.read(HEAD_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def _folders_in(folder: Path) -> list[Path]:

@@ -21,7 +21,9 @@ from cosplace.photos.names import BAND_S, MAX_CONTRADICTION_M, split_name
 UTM_LETTERS = "CDEFGHJKLMNPQRSTUVWX"
 ROUNDING_M = 2.0  # names have five decimals of a degree, about 1 m
 NEAR_EQUATOR_DEGREES = 0.01
-ACCURACY_NOTE = "accuracy_m="  # starts the note of a label that has the error of its position, in meters
+ACCURACY_NOTE = "accuracy_m="  # in the note of a label that has the error of its position, in meters
+LOCAL_TIME_NOTE = "local_time"  # in the note of a label whose clock had no time zone, and was taken as UTC
+SAME_POSITION_M, SAME_HEADING_DEG = 0.01, 0.01  # labels have millimeters, and an index has headings as float32
 DEFAULT_YEAR = 2020.0  # of the magnetic declination, for photos without a time
 
 
@@ -34,6 +36,7 @@ class PhotoMetadata:
     accuracy_m: float = UNKNOWN  # error of the position, as the camera estimates it
     heading: float = UNKNOWN  # degrees clockwise from true north, in [0, 360)
     time: float = UNKNOWN  # seconds since 1970 (UTC), with fraction
+    is_local_time: bool = False  # whether the clock had no time zone, and was taken as UTC
     contradiction_m: float = UNKNOWN  # between the UTM position and the latitude and longitude of the name
 
     @property
@@ -71,7 +74,7 @@ def complete(known: PhotoMetadata, exif: ExifFacts) -> PhotoMetadata:
     if not known.has_position:
         found = replace(found, latitude=exif.latitude, longitude=exif.longitude, accuracy_m=exif.accuracy_m)
     if np.isnan(known.time):
-        found = replace(found, time=exif.time)
+        found = replace(found, time=exif.time, is_local_time=exif.is_local_time)
     if np.isnan(known.heading):
         heading = exif.heading
         if exif.is_magnetic:  # unknown without a position
@@ -104,6 +107,7 @@ def metadata_from_name(name: str) -> PhotoMetadata:
         longitude=longitude,
         heading=wrap_heading(_number(fields.get("heading"))),
         time=time_of_timestamp(fields.get("timestamp", "")),
+        is_local_time=LOCAL_TIME_NOTE in fields.get("note", "").split(),
         accuracy_m=_accuracy_of_note(fields.get("note", "")),
         contradiction_m=contradiction_m,
     )
@@ -111,6 +115,7 @@ def metadata_from_name(name: str) -> PhotoMetadata:
 
 def _accuracy_of_note(note: str) -> float:
     """Error of the position in a note such as accuracy_m=4.5; nan in other notes."""
+    note = note.partition(" ")[0]
     return _number(note.removeprefix(ACCURACY_NOTE)) if note.startswith(ACCURACY_NOTE) else UNKNOWN
 
 
@@ -189,7 +194,17 @@ def time_of_timestamp(text: str) -> float:
 
 
 def photo_key(raw: bytes, metadata: PhotoMetadata) -> str:
-    """SHA-256 of a photo's bytes, position and heading, in hexadecimal: the same photo of one place has one key."""
+    """SHA-256 of a photo's bytes in hexadecimal, and its latitude, longitude and heading, separated by commas.
+
+    The same photo may have a slightly different position in a table, in EXIF and in its name: `cosplace.index.keys`
+    compares keys.
+    """
+    place = (metadata.latitude, metadata.longitude, metadata.heading)
+    return ",".join((hashlib.sha256(raw).hexdigest(), *(repr(float(value)) for value in place)))
+
+
+def former_photo_key(raw: bytes, metadata: PhotoMetadata) -> str:
+    """The key in indexes of earlier versions: one SHA-256 of bytes, position and heading."""
     digest = hashlib.sha256(raw)
     digest.update(repr((metadata.latitude, metadata.longitude, metadata.heading)).encode())
     return digest.hexdigest()

@@ -17,7 +17,7 @@ import numpy as np
 from cosplace.errors import DatasetError, one_line
 from cosplace.photos.image_list import FOLLOW_OUTSIDE, ImageList, evenly_spaced
 from cosplace.photos.paths import path_from_text, printable
-from cosplace.photos.tables import TABLE_NAME, arrow_compute, read_table
+from cosplace.photos.tables import TABLE_NAME, ZONE_ASSUMED, arrow_compute, read_table
 from cosplace.progress import format_count
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def list_part(part: TablePart, inside: tuple[str, ...]) -> ImageList:
     """
     from cosplace.photos.labels import choose_map, has_names, list_of_lines, with_labels  # imports pyproj
 
-    table = read_table(part.table, ("path", "split", "time", *NUMBERS.values()))
+    table = read_table(part.table, ("path", "split", "time", "time_zone", *NUMBERS.values()))
     fields = _photo_fields(table)
     center = choose_map(fields)
     without_headings = _are_all_zero(fields.headings)
@@ -189,7 +189,8 @@ def _photo_fields(table: "pa.Table") -> "PhotoFields":
 
     micros = table["time"].cast(pa.int64()).cast(pa.float64(), safe=False).to_numpy()
     columns = {name: np.array(table[column].to_numpy(), np.float64) for name, column in NUMBERS.items()}
-    return PhotoFields(times=np.array(micros, np.float64) / 1e6, **columns)
+    are_local = arrow_compute().equal(table["time_zone"], ZONE_ASSUMED).fill_null(False).to_numpy()
+    return PhotoFields(times=np.array(micros, np.float64) / 1e6, are_local_times=are_local, **columns)
 
 
 def _are_all_zero(headings: np.ndarray) -> bool:

@@ -7,10 +7,11 @@ effects: reads and writes files.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from cosplace.storage import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 TABLE_NAME = "photos.parquet"
 GEOMETRY = "geometry"
@@ -45,6 +47,7 @@ class PhotoRecord:
     # Seconds since 1970 (UTC), with fraction.  00:00:00 is that of a photo of which only the date is known, and on the
     # first day of a month, only the month.
     time: float = UNKNOWN
+    time_zone: str = ""  # assumed: the clock had none, and was taken as UTC; stated; or "" where that is not recorded
     sequence: str = ""  # photos taken one after another: a drive, a video, a track
     camera: str = ""
     projection: str = ""  # "" or perspective, equirectangular, fisheye
@@ -58,7 +61,19 @@ class PhotoRecord:
 
 
 COLUMNS = tuple(field.name for field in fields(PhotoRecord))
-TEXTS = ("path", "heading_source", "sequence", "camera", "projection", "split", "place", "source", "checksum")
+ZONE_ASSUMED, ZONE_STATED = "assumed", "stated"
+TEXTS = (
+    "path",
+    "heading_source",
+    "time_zone",
+    "sequence",
+    "camera",
+    "projection",
+    "split",
+    "place",
+    "source",
+    "checksum",
+)
 INTEGERS = ("width", "height")
 
 
@@ -93,27 +108,33 @@ def has_time_of_day(seconds: float) -> bool:
 
 def to_table(records: Iterable[PhotoRecord]) -> "pa.Table":
     """Records as an Arrow table; unknown values become null."""
+    records = list(records)
+    values = {name: [getattr(record, name) for record in records] for name in COLUMNS}
+    return table_of_columns(values | {"path": [path_text(record.path) for record in records]})
+
+
+def table_of_columns(values: Mapping[str, Sequence[Any]]) -> "pa.Table":
+    """The Arrow table of the values of each column, paths as text; unknown values become null."""
     import pyarrow as pa
 
-    records = list(records)
     types = schema()
     columns = {}
     for name in COLUMNS:
-        values = [getattr(record, name) for record in records]
         if name == "path":
-            columns[name] = pa.array(map(path_text, values), pa.string())
+            columns[name] = pa.array(values[name], pa.string())
         elif name == "time":
-            seconds = np.array(values, np.float64)
+            seconds = np.array(values[name], np.float64)
             known = (seconds >= TIME_LIMITS_S[0]) & (seconds <= TIME_LIMITS_S[1])  # false for nan
             micros = np.where(known, np.round(np.where(known, seconds, 0) * 1e6), 0).astype(np.int64)
             columns[name] = pa.array(micros, pa.int64(), mask=~known).cast(types.field(name).type)
         elif name in TEXTS:
-            columns[name] = pa.array([value or None for value in values], pa.string())
+            columns[name] = pa.array([value or None for value in values[name]], pa.string())
         elif name in INTEGERS:
-            columns[name] = pa.array([value or None for value in values], pa.int32())
+            columns[name] = pa.array([value or None for value in values[name]], pa.int32())
         else:
-            columns[name] = pa.array(np.array(values, np.float64), pa.float64(), from_pandas=True)
-    columns[GEOMETRY] = pa.array(_points(records), pa.binary())
+            columns[name] = pa.array(np.array(values[name], np.float64), pa.float64(), from_pandas=True)
+    positions = np.array([values["longitude"], values["latitude"]], "<f8").T
+    columns[GEOMETRY] = pa.array(_points(positions), pa.binary())
     return pa.table(columns, schema=types)
 
 
@@ -131,12 +152,13 @@ def from_table(table: "pa.Table") -> list[PhotoRecord]:
             empty: Any = "" if name in TEXTS else 0 if name in INTEGERS else UNKNOWN
             values = [empty if value is None else value for value in column.to_pylist()]
         if name == "path":
-            values = [_path(value or "") for value in column.to_pylist()]
+            values = [stored_path(value or "") for value in column.to_pylist()]
         columns[name] = values
     return [PhotoRecord(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
-def _path(text: str) -> str:
+def stored_path(text: str) -> str:
+    """The path of a record that a table has as text."""
     return os.fspath(path_from_text(text)) if "\\x" in text else text
 
 
@@ -146,8 +168,6 @@ def write_table(path: Path, table: "pa.Table", *, own_splits: bool | None = None
     own_splits: see `has_own_splits`; None: as in the file that is replaced.
     Raises DatasetError if a path occurs twice.
     """
-    import pyarrow.parquet as pq
-
     pc = arrow_compute()
     table = table.sort_by("path")
     paths = table["path"].combine_chunks()
@@ -155,15 +175,40 @@ def write_table(path: Path, table: "pa.Table", *, own_splits: bool | None = None
         raise DatasetError(one_line(f"{path}: {paths[twice].as_py()} occurs twice. Give each photo its own path."))
     positions = table.select(["longitude", "latitude"]).drop_null()
     longitudes, latitudes = (positions[name].to_numpy() for name in ("longitude", "latitude"))
-    geometry: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Point"]}
+    bounds: tuple[float, ...] = ()
     if len(longitudes):
-        geometry["bbox"] = [
-            float(value) for value in (longitudes.min(), latitudes.min(), longitudes.max(), latitudes.max())
-        ]
+        bounds = (longitudes.min(), latitudes.min(), longitudes.max(), latitudes.max())
+    write_sorted(path, table.schema, [table], bounds, own_splits=own_splits)
+
+
+def write_sorted(
+    path: Path,
+    types: "pa.Schema",
+    blocks: Iterable["pa.Table"],
+    bounds: Sequence[float],
+    *,
+    own_splits: bool | None = None,
+) -> None:
+    """Write a table that is given in blocks, sorted by path, without a path that occurs twice.
+
+    bounds: of its positions: west, south, east, north in degrees; empty without positions.  own_splits: as for
+    `write_table`.
+    """
+    import pyarrow.parquet as pq
+
+    geometry: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Point"]}
+    if bounds:
+        geometry["bbox"] = [float(value) for value in bounds]
     geo = {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: geometry}}
     is_own = has_own_splits(path) if own_splits is None else own_splits
-    table = table.replace_schema_metadata({"geo": json.dumps(geo)} | ({OWN_SPLITS: "1"} if is_own else {}))
-    write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
+    types = types.with_metadata({"geo": json.dumps(geo)} | ({OWN_SPLITS: "1"} if is_own else {}))
+
+    def write(file: BinaryIO) -> None:
+        with pq.ParquetWriter(file, types, compression="zstd") as writer:
+            for block in blocks:
+                writer.write_table(block)
+
+    write_atomically(path, write)
 
 
 def has_own_splits(path: Path) -> bool:
@@ -185,10 +230,26 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> "pa.Table":
 
     Raises DatasetError for a file that is not a table of photos, or has columns of other types.
     """
+    with _opened(path) as (file, names):
+        table = file.read([name for name in columns if name in names])
+    return _typed(path, table, columns)
+
+
+def read_blocks(path: Path, num_rows: int) -> Iterator["pa.Table"]:
+    """The rows of a table, as `read_table` returns them, in blocks of `num_rows`."""
+    import pyarrow as pa
+
+    with _opened(path) as (file, names):
+        for batch in file.iter_batches(num_rows, columns=[name for name in COLUMNS if name in names]):
+            yield _typed(path, pa.Table.from_batches([batch]), COLUMNS)
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[tuple["pq.ParquetFile", set[str]]]:
+    """A table of photos and the names of its columns.  Raises DatasetError for other files, also within."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = schema()
     try:
         with pq.ParquetFile(path) as file:
             names = set(file.schema_arrow.names)
@@ -196,16 +257,22 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> "pa.Table":
                 raise DatasetError(
                     f"{path} has no column `path`. Convert it with `cosplace import {path} --to DATASET`."
                 )
-            table = file.read([name for name in columns if name in names])
+            yield file, names
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist. Create it with `cosplace import`.") from error
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(one_line(f"{path} cannot be read as Parquet ({error}). Import the photos again.")) from error
-    found = {}
+
+
+def _typed(path: Path, table: "pa.Table", columns: Sequence[str]) -> "pa.Table":
+    """Columns of a table with the types of `schema`; those that it lacks are null."""
+    import pyarrow as pa
+
+    types, found = schema(), {}
     for name in columns:
         kind = types.field(name).type
         try:
-            found[name] = table[name].cast(kind) if name in names else pa.nulls(len(table), kind)
+            found[name] = table[name].cast(kind) if name in table.column_names else pa.nulls(len(table), kind)
         except pa.ArrowException as error:
             raise DatasetError(
                 f"{path}: column `{name}` has type {table[name].type}, not {kind}. Convert it with `cosplace import`."
@@ -213,10 +280,7 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> "pa.Table":
     return pa.table(found)
 
 
-def _points(records: Sequence[PhotoRecord]) -> list[bytes | None]:
-    """Positions as WKB points (little endian, type 1); None where unknown."""
-    points: list[bytes | None] = []
-    for record in records:
-        position = np.array([record.longitude, record.latitude], "<f8")
-        points.append(None if np.isnan(position).any() else b"\x01\x01\x00\x00\x00" + position.tobytes())
-    return points
+def _points(positions: np.ndarray) -> list[bytes | None]:
+    """Longitudes and latitudes (n, 2) as WKB points (little endian, type 1); None where unknown."""
+    points = (None if np.isnan(position).any() else position.tobytes() for position in positions)
+    return [point and b"\x01\x01\x00\x00\x00" + point for point in points]

@@ -17,6 +17,7 @@ THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 DATA_NAMES = {
     "num_photos": "photos in the index",
     "num_training_photos": "of these, training photos of the model",
+    "training_photos": "of these, training photos of the model",
     "correction": "correction for these",
     "num_validation": "validation queries of the model that are also used",
     "unlabeled": "folder of new photos without positions, to which the correction is adjusted",

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.metadata import time_of_timestamp
+from cosplace.photos.metadata import LOCAL_TIME_NOTE, time_of_timestamp
 from cosplace.photos.names import split_name
-from cosplace.photos.tables import TABLE_NAME, UNKNOWN, read_table
+from cosplace.photos.tables import TABLE_NAME, UNKNOWN, ZONE_ASSUMED, read_table
 
 FIRST_TIME = 631_152_000.0  # seconds, 1990: there were hardly any digital cameras before
 DAY_S = 86_400.0  # tolerance for photos in the future: clocks without a time zone
@@ -25,12 +25,15 @@ class CaptureTimes:
     seconds: np.ndarray  # (I,) float64: since 1970 (UTC), nan where unknown
     is_exact: np.ndarray  # (I,) bool: with hours and minutes, not only a date
     sequences: np.ndarray  # (I,) int64: number of the sequence, -1 where unknown
+    are_local: np.ndarray  # (I,) bool: of a clock without a time zone, which was taken as UTC
 
     def of_all(self, rows: np.ndarray, count: int) -> "CaptureTimes":
         """The same for a longer list, of `count` photos, in which these photos have some rows."""
         seconds, is_exact, sequences = np.full(count, np.nan), np.zeros(count, bool), np.full(count, -1)
         seconds[rows], is_exact[rows], sequences[rows] = self.seconds, self.is_exact, self.sequences
-        return CaptureTimes(seconds=seconds, is_exact=is_exact, sequences=sequences)
+        are_local = np.zeros(count, bool)
+        are_local[rows] = self.are_local
+        return CaptureTimes(seconds=seconds, is_exact=is_exact, sequences=sequences, are_local=are_local)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class TableColumns:
     sequences: np.ndarray  # (rows,) int64
     splits: np.ndarray  # (rows,) str objects, "" where empty
     checksums: list[str]
+    are_local: np.ndarray  # (rows,) bool: times of clocks without a time zone
 
 
 def read_columns(dataset: Path) -> TableColumns | None:
@@ -52,7 +56,7 @@ def read_columns(dataset: Path) -> TableColumns | None:
         return None
     import pyarrow as pa
 
-    table = read_table(path, ("path", "time", "sequence", "split", "checksum"))
+    table = read_table(path, ("path", "time", "time_zone", "sequence", "split", "checksum"))
     micros = table["time"].cast(pa.int64()).to_numpy()
     _, sequences = np.unique(np.array([text or "" for text in table["sequence"].to_pylist()]), return_inverse=True)
     is_known = np.array([bool(text) for text in table["sequence"].to_pylist()], bool)
@@ -63,6 +67,7 @@ def read_columns(dataset: Path) -> TableColumns | None:
         sequences=np.where(is_known, sequences, -1),
         splits=np.array([text or "" for text in table["split"].to_pylist()], object),
         checksums=[text or "" for text in table["checksum"].to_pylist()],
+        are_local=np.array([text == ZONE_ASSUMED for text in table["time_zone"].to_pylist()], bool),
     )
 
 
@@ -86,15 +91,18 @@ def capture_times(images: ImageList, columns: TableColumns | None) -> CaptureTim
             seconds=seconds,
             is_exact=seconds % DAY_S != 0,  # midnight: the photo's name or table had only a date
             sequences=np.where(known, columns.sequences[rows], -1),
+            are_local=known & columns.are_local[rows],
         )
     found: dict[str, tuple[float, bool]] = {}
-    texts = [split_name(images.label(row)).get("timestamp", "") for row in range(len(images))]
+    fields = [split_name(images.label(row)) for row in range(len(images))]
+    texts = [one.get("timestamp", "") for one in fields]
     for text in set(texts):
         found[text] = time_of_timestamp(text), sum(character.isdecimal() for character in text) >= EXACT_DIGITS
     return CaptureTimes(
         seconds=np.array([found[text][0] for text in texts], np.float64),
         is_exact=np.array([found[text][1] for text in texts], bool),
         sequences=np.full(len(images), -1),
+        are_local=np.array([LOCAL_TIME_NOTE in one.get("note", "").split() for one in fields], bool),
     )
 
 

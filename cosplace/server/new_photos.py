@@ -12,7 +12,7 @@ from torch import Tensor
 from cosplace.errors import ImageError
 from cosplace.index.records import NewPhoto
 from cosplace.localization.localizer import Localizer
-from cosplace.photos.metadata import photo_key, read_metadata
+from cosplace.photos.metadata import former_photo_key, photo_key, read_metadata
 from cosplace.photos.opening import decode_upload
 from cosplace.photos.thumbnails import make_thumbnail
 from cosplace.server.batching import DecodingMemory, decoding_cost, resize_photo
@@ -53,6 +53,7 @@ def read_new_photo(
         # Phones give many photos the same name, and paths must differ.
         path=f"{SOURCE}:{hashlib.sha256(upload.raw).hexdigest()[:12]}/{upload.name}",
         key=photo_key(upload.raw, metadata),  # the same as for a file in a folder, so no photo is added twice
+        former_key=former_photo_key(upload.raw, metadata),
         latitude=metadata.latitude,
         longitude=metadata.longitude,
         heading=metadata.heading,

@@ -1,5 +1,6 @@
 """Conditions of queries: from tables and names, the sun, and rows with enough queries."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +24,15 @@ from cosplace.assessment.conditions import (
     sun_elevations,
     unknown_conditions,
 )
+from cosplace.config.importing import ImportSettings
 from cosplace.geo import utm_to_latlon
+from cosplace.importing.table_export import export_dataset
 from cosplace.photos.names import format_image_name
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.recall import find_positives
+from tests.importing.photo_samples import import_all, write_photo
+from tests.importing.photo_samples import rows_of as rows_of_dataset
+from tests.photos.exif_blocks import ascii_tag
 from tests.table_samples import around, write_records
 
 
@@ -95,6 +101,40 @@ def test_conditions_of_a_table(tmp_path: Path) -> None:
     assert values[CAMERA] == ["phone"] * 5 + [""] + ["car"] * 6
     assert values[SEQUENCE] == [""] * 3 + ["drive"] * 9
     assert found.sequences.tolist()[:3] == [-1] * 3 and len(set(found.sequences.tolist()[3:])) == 1
+
+
+def test_clocks_without_a_time_zone_have_no_time_of_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Photos of a camera in Tokyo at noon, whose clock shows the local time: as UTC, it would be night there."""
+    noon = {0x9003: ascii_tag("2024:07:01 12:00:00")}
+    for number in range(4):
+        for part in ("database", "queries"):
+            offset = {0x9011: ascii_tag("+09:00")} if number > 1 else {}
+            path = tmp_path / "camera" / "test" / part / f"{part}{number}.jpg"
+            write_photo(path, 35.68 + 0.01 * number, 139.76, taken=noon | offset)
+    with caplog.at_level("INFO", "cosplace"):
+        values = values_of(open_retrieval_dataset(tmp_path / "camera" / "test"))
+    assert values[TIME_OF_DAY] == ["", "", "day", "day"] and values[SEASON] == ["summer"] * 4
+    assert "2 queries: the time of day is unknown" in caplog.text
+    for timezone, expected in (("", "assumed"), ("Asia/Tokyo", "stated")):  # the second import corrects the first
+        import_all(tmp_path / "camera", to=tmp_path / "city", settings=ImportSettings(timezone=timezone))
+        rows = sorted(rows_of_dataset(tmp_path / "city").values(), key=lambda one: one.path)
+        assert [one.time_zone for one in rows] == [expected, expected, "stated", "stated"] * 2
+        table = [replace(one, split="test/queries" if "queries" in one.path else "test/database") for one in rows]
+        write_records(tmp_path / "city", table, with_files=False)
+        found = values_of(open_retrieval_dataset(tmp_path / "city" / "test"))[TIME_OF_DAY]
+        assert found == (["", "", "day", "day"] if expected == "assumed" else ["day"] * 4)
+        export_dataset(tmp_path / "city", tmp_path / f"{expected}.geojson", "geojson")
+        features = json.loads((tmp_path / f"{expected}.geojson").read_text())["features"]
+        assert [one["properties"]["time"].endswith("Z") for one in features] == [
+            record.time_zone != "assumed" for record in rows
+        ]
+        # Names keep it, too, also when they are imported again.
+        names = tmp_path / f"names {expected}"
+        export_dataset(tmp_path / "city", names, "names")
+        assert values_of(open_retrieval_dataset(names / "test"))[TIME_OF_DAY] == found
+        import_all(names, to=tmp_path / f"again {expected}")
+        zones = [one.time_zone for one in rows_of_dataset(tmp_path / f"again {expected}").values()]
+        assert sorted(zones) == (["", "", "", "", *["assumed"] * 4] if expected == "assumed" else [""] * 8)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

@@ -29,13 +29,13 @@ def test_an_import_is_summarized(phone: Path, tmp_path: Path, capsys: pytest.Cap
     city = tmp_path / "city"
     code, out, _ = run(capsys, phone, "--to", city, "--dry_run")
     assert code == 0
-    assert f"{city}: 3 photos would be added, 1 left out" in out
+    assert f"{city}: 3 photos would be added, 1 file or row left out" in out
     assert "photos/phone/0.jpg: 48.000000, 11.500000" in out
     assert not city.exists()
     code, out, _ = run(capsys, phone, "--to", city)
     assert code == 0
-    assert f"{city}: 3 photos added, 1 left out (see {city}/import_report.csv)" in out
-    assert "left out: its position is unknown (1)" in out
+    assert f"{city}: 3 photos added, 1 file or row left out; see {city}/import_report.csv" in out
+    assert "  1 left out: its position is unknown" in out
     assert "headings of Acme Cam 1 were exactly 0 for all 3 photos: they are unknown" in out
     assert "The dataset has 3 photos: 3 with positions, 0 with headings, 0 with times" in out
     assert len(rows_of(city)) == 3

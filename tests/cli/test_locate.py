@@ -120,7 +120,7 @@ def test_priors(city: Path, capsys) -> None:
         (["--after", "2020", "--before", "2019"], "must be earlier than"),
         (["--precision", "0.9999"], "does not reach --precision 0.9999"),
         (["--precision", "0.9", "--min_confidence", "0.9"], "contradict"),
-        (["--neighbours", "0"], "--neighbours must be 1 or more, got 0"),
+        (["--neighbors", "0"], "--neighbors must be 1 or more, got 0"),
         (["--fps", "3"], "--fps has an effect only with --sequence"),
         (["--sequence", "--fps", "0"], "--fps must be above 0, got 0. Use for example 30."),
         (["--sequence", "--max_speed", "nan"], "--max_speed must be above 0, got nan"),

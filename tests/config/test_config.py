@@ -169,7 +169,7 @@ def test_flags_and_functions_share_their_defaults() -> None:
 
     locate = from_values(LocateConfig, {"photos": ["a"], "index": "i"})
     shown = {one.name: one.shown_default for one in all_settings(LocateConfig)}
-    assert locate.neighbours == default(Localizer, "k")
+    assert locate.neighbors == default(Localizer, "k")
     assert shown["max_speed"] == f"{default(Localizer.locate_sequence, 'max_speed_mps'):g}"
     reduce = from_values(ReduceConfig, {"model": "m", "on": "o", "to": "t"})
     assert reduce.reduction.max_photos == default(fit_reduction, "max_photos")

@@ -167,6 +167,14 @@ def test_photos_without_position_are_kept_if_asked_for(phone: Path, tmp_path: Pa
     assert report(tmp_path / "city") == [(str(phone / "z.jpg"), "uncertain", import_run.UNPLACED)]
 
 
+def test_a_failed_import_leaves_no_empty_folders(phone: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()  # a folder of the user stays
+    for folder in (tmp_path / "new" / "city", tmp_path / "mine"):
+        with pytest.raises(DatasetError, match="is outside"):
+            import_all(phone, to=folder, settings=TABLE)
+    assert not (tmp_path / "new").exists() and (tmp_path / "mine").is_dir()
+
+
 def test_a_dry_run_writes_nothing(phone: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     result = import_all(phone, to=tmp_path / "city", dry_run=True)
@@ -329,7 +337,7 @@ def test_without_space_the_dataset_has_the_photos_so_far(
 
 def _full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, *, is_small: bool) -> None:
     """From the third photo on, the disk is full, until space is freed; also after that if it is small."""
-    copy, write, is_full = shutil.copyfile, dataset_table.write_table, []
+    copy, write, is_full = shutil.copyfile, dataset_table.write_sorted, []
 
     def copy_two(source: Path, target: Path) -> None:
         if source.name == "c.jpg":
@@ -338,14 +346,14 @@ def _full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, *, is_small: bool)
             raise OSError(errno.ENOSPC, "No space left on device")
         copy(source, target)
 
-    def write_if_there_is_space(path: Path, table: object) -> None:
+    def write_if_there_is_space(path: Path, *table: object) -> None:
         others = {one.name for one in (folder / import_run.TEMPORARY).iterdir()} - {REPORT_NAME}
         if is_full and (is_small or others):
             raise StorageError(f"No space left while writing {path}.")
-        write(path, table)
+        write(path, *table)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shutil, "copyfile", copy_two)
-    monkeypatch.setattr(dataset_table, "write_table", write_if_there_is_space)
+    monkeypatch.setattr(dataset_table, "write_sorted", write_if_there_is_space)
 
 
 @pytest.mark.parametrize("is_small", [False, True])

@@ -288,7 +288,7 @@ def test_what_is_left_out_is_listed_with_reasons(tmp_path: Path, capsys) -> None
     assert len(crops) == 6
     assert [math.isnan(record.heading) for record in crops if "turned" in record.path] == [True, True]
     output = capsys.readouterr().out
-    assert "5 left out, 2 uncertain" in output
+    assert "5 files or rows left out, 2 uncertain values" in output
 
 
 def test_panoramas_that_are_too_large_are_not_decoded(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cosplace.config.importing import ImportSettings, TableSettings
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.importing.columns import angle, number, time_of
 from cosplace.importing.coordinate_systems import to_degrees
-from cosplace.importing.position_tables import PositionTable, read_position_table
+from cosplace.importing.position_columns import PositionTable, read_position_table
 from cosplace.photos.tables import PhotoRecord
 from tests.importing.photo_samples import import_all, rows_of, write_photo
 

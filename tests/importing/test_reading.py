@@ -101,6 +101,7 @@ def test_time_zones(taken: dict, gps: dict, timezone: str, expected: str, tmp_pa
     assert isinstance(photo, FoundPhoto)
     assert photo.record.time == pytest.approx(datetime.fromisoformat(expected).timestamp())
     assert [entry.reason for entry in entries[:-1] if isinstance(entry, Problem)] == ([] if timezone else [LOCAL_TIME])
+    assert photo.record.time_zone == ("stated" if timezone else "assumed")
 
 
 def test_every_hour_of_a_year_in_a_time_zone(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cosplace.errors import ConfigError, DatasetError
 from cosplace.geo import lla_from_ecef, magnetic_declination
 from cosplace.importing.columns import angle, number, parse_named_columns, time_of
 from cosplace.importing.poses import coordinate_system
-from cosplace.importing.position_tables import PositionTable, read_position_table
+from cosplace.importing.position_columns import PositionTable, read_position_table
 from tests.importing.photo_samples import import_all, rows_of, write_photo
 from tests.photos.exif_blocks import ascii_tag
 

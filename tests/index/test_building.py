@@ -158,7 +158,7 @@ def test_equal_photos_within_one_folder_are_kept_once(tmp_path: Path, encoder: E
     (tmp_path / "photos" / "b").mkdir()
     shutil.copy(first, tmp_path / "photos" / "b" / first.name)
     growth = build_index(tmp_path / "photos", encoder, tmp_path / "index")
-    assert (growth.num_added, growth.num_known) == (1, 1)
+    assert (growth.num_added, growth.num_known, growth.num_copies) == (1, 0, 1)
 
 
 def test_unreadable_photos_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,27 @@ def test_sync_adds_moves_replaces_and_removes(index: PhotoIndex, library: Path, 
     assert paths_of(index) == sorted([*files_of(library), str(outside)])
     again = sync_folder(index, encoder, library)
     assert again.indexing is not None and (again.indexing.num_added, again.num_removed) == (0, 0)
+
+
+def test_a_dry_run_counts_what_the_real_run_counts(index: PhotoIndex, library: Path, encoder: Encoder) -> None:
+    """Copies, photos that cannot be decoded, and a changed file that cannot be decoded anymore."""
+    first = photo(library / "old" / name(100), 100)
+    (library / "new" / "again").mkdir()
+    shutil.copy(first, library / "new" / "again" / first.name)  # a new photo, twice
+    shutil.copy(library / "old" / name(0), library / "new" / "again" / name(0))  # known, twice
+    for path in (library / "old" / name(101), library / "old" / name(3)):
+        path.write_bytes(photo(library.parent / "whole.png", 7).read_bytes()[:60])  # it ends within its pixels
+    (library / "old" / name(102)).touch()
+    planned = sync_folder(index, None, library, dry_run=True)
+    done = sync_folder(index, encoder, library)
+    assert planned.indexing is not None and done.indexing is not None
+    assert planned.num_removed == done.num_removed == 0
+    assert sorted(planned.indexing.unreadable) == sorted(done.indexing.unreadable)
+    without_time = [replace(one.indexing, seconds=0, unreadable=()) for one in (planned, done)]
+    assert without_time[0] == without_time[1]
+    counts = done.indexing
+    assert (counts.num_added, counts.num_known, counts.num_copies, len(counts.unreadable)) == (1, 12, 1, 3)
+    assert counts.num_given == 17 == 1 + 12 + 1 + 3
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "half of it missing"])
@@ -250,6 +272,7 @@ def test_the_commands(tmp_path: Path, library: Path, capsys: pytest.CaptureFixtu
     assert "--model" in capsys.readouterr().err
     assert main([*sync, "--dry_run"]) == 0
     assert "1 photo removed" in (out := capsys.readouterr().out) and "Nothing was changed" in out
+    assert "per second" not in out
     assert main([*sync, "--model", str(tmp_path / "moved.pth")]) == 0
     assert main(sync) == 0  # the new place of the model is recorded
     library.rename(tmp_path / "elsewhere")

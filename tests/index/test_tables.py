@@ -1,6 +1,7 @@
 """Indexes of tables: positions, times and accuracies of the table; queries are left out; a new table is noticed."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,17 @@ import torch
 from torch import nn
 
 from cosplace.cli.locate import _find_photos
+from cosplace.config.importing import ImportSettings
 from cosplace.config.splitting import SplitConfig
 from cosplace.errors import DatasetError
+from cosplace.importing.import_run import run_import
 from cosplace.index.building import add_photos, build_index
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.index.sources import find_photos, require_positions
 from cosplace.index.syncing import sync_folder
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
+from cosplace.photos.metadata import former_photo_key, read_metadata
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, from_table, read_table, to_table, write_table
 from cosplace.retrieval.splitting import split_dataset
 from tests.synthetic_dataset import place_image
@@ -78,6 +82,54 @@ def test_exif_fills_what_the_table_lacks(tmp_path: Path, encoder: Encoder) -> No
         columns = index.columns()
     assert columns.latitudes == pytest.approx([in_exif[0].latitude, 46.0], abs=1e-6)
     assert columns.headings[0] == 123.0 and np.isnan(columns.headings[1])  # 0 was left out as unknown
+
+
+def test_the_same_photo_by_its_table_and_by_exif_is_added_once(tmp_path: Path, encoder: Encoder) -> None:
+    """EXIF has seconds of arc, a label millimeters: the positions differ in their last digits."""
+    camera, city = tmp_path / "camera", tmp_path / "city"
+    taken = around(45.0, 7.0, 6, 200)
+    for number, record in enumerate(taken):
+        write_exif_photo(camera / record.path, record, place_image(number, 0, side=16))
+    run_import([camera], city, ImportSettings())
+    build_index(camera, encoder, tmp_path / "index")
+    with open_index(tmp_path / "index", write=True) as index:
+        before = index.columns()
+        result = add_photos(index, encoder, find_photos(city))
+        assert (result.num_added, result.num_known, result.num_replaced) == (0, 6, 0)
+        shutil.rmtree(camera)
+        planned = sync_folder(index, None, city, dry_run=True)
+        assert planned.indexing is not None and planned.indexing.num_moved == 6
+        assert add_photos(index, encoder, find_photos(city)).num_moved == 6
+        assert index.columns().ids.tolist() == before.ids.tolist()
+
+
+def test_equal_photos_more_than_a_centimeter_apart_are_different(tmp_path: Path, encoder: Encoder) -> None:
+    start = PhotoRecord(path="0.jpg", latitude=45.0, longitude=7.0, heading=359.995)
+    rows = [start]
+    for number, (meters, heading) in enumerate([(0.008, 359.995), (0.0, 0.002), (0.03, 359.995), (0.0, 0.02)], 1):
+        longitude, latitude, _ = GEOD.fwd(7.0, 45.0, 30.0 * number, meters)
+        rows.append(PhotoRecord(path=f"{number}.jpg", latitude=latitude, longitude=longitude, heading=heading))
+    folder = write_records(tmp_path / "city", rows)
+    for row in rows[1:]:
+        (folder / row.path).write_bytes((folder / "0.jpg").read_bytes())
+    result = build_index(folder, encoder, tmp_path / "index")
+    assert (result.num_added, result.num_known, result.num_copies) == (3, 0, 2)
+    with open_index(tmp_path / "index") as index:
+        assert index.columns().names() == ["0.jpg", "3.jpg", "4.jpg"]
+
+
+def test_a_photo_stored_by_an_earlier_version_is_known(index: PhotoIndex, tmp_path: Path, encoder: Encoder) -> None:
+    photos = find_photos(tmp_path / "city")
+    former = []
+    for row in range(len(photos)):
+        raw = photos.path(row).read_bytes()
+        former.append(former_photo_key(raw, read_metadata(photos.path(row), raw, photos.label(row))))
+    index._store.replace_columns(index.columns().ids, {"key": former})
+    index.close()
+    shutil.copytree(tmp_path / "city", tmp_path / "copy")
+    with open_index(tmp_path / "index", write=True) as opened:
+        result = add_photos(opened, encoder, find_photos(tmp_path / "copy"))
+        assert (result.num_added, result.num_known) == (0, 8)
 
 
 def test_sync_notices_a_new_table(

@@ -116,6 +116,18 @@ def test_new_photos_without_positions_adjust_the_correction(
     assert promised == pytest.approx(kept, abs=0.1 if is_new else 0.05)
 
 
+def test_too_few_photos_without_positions_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    index = trained_index(tmp_path / "made", make_world(300), matches=validation())
+    (tmp_path / "new").mkdir()
+    for number in range(12):
+        (tmp_path / "new" / f"{number}.jpg").write_bytes(b"\xff\xd8\xff")
+    with (
+        open_index(index, write=True) as opened,
+        pytest.raises(ConfigError, match="has 12 photos, but --unlabeled needs"),
+    ):
+        calibrate(opened, encoder=Described(), unlabeled=tmp_path / "new", num_altered=0)  # type: ignore[arg-type]
+
+
 def test_photos_without_positions_are_refused_where_they_do_not_help(tmp_path: Path) -> None:
     world = make_world(60)
     index = trained_index(tmp_path / "none", world)
@@ -141,7 +153,7 @@ def test_a_folder_needs_enough_photos_that_can_be_read(tmp_path: Path, caplog: p
     indexed: list[str] = []
 
     class Index:
-        def find(self, keys: list[str]) -> np.ndarray:
+        def find(self, keys: list[str], former_keys: list[str]) -> np.ndarray:
             return np.array([0 if key in indexed else -1 for key in keys])
 
     def read() -> Queries:

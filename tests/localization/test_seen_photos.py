@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from cosplace.cli.index import calibration_text
 from cosplace.errors import ConfigError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import ModelSpec
 from cosplace.localization.calibration import calibrate, compute_calibration
 from cosplace.localization.confidence import as_record, calibration_error, reliability_bins
-from cosplace.localization.localizer import Localizer
+from cosplace.localization.localizer import Localizer, should_calibrate_again
 from cosplace.localization.seen_photos import lower_similarities, unseen_matches
 from cosplace.models.training_card import TrainingCard, ValidationMatches, card_entries
 from cosplace.models.weight_files import write_weights
@@ -247,6 +248,33 @@ def small_index(folder: Path) -> PhotoIndex:
     return index
 
 
+def test_a_small_index_that_grows_but_stays_small_still_answers(tmp_path: Path) -> None:
+    """Calibrating it again would fail again, so nothing must ask for that."""
+    rows, _, _, photos = photos_of(make_world(60), 2, captures=1)
+    with create_index(tmp_path / "index", ModelSpec(model="x", checksum="c", dimension=D)) as index:
+        index.add(photos[:30], rows[:30])
+        with pytest.raises(ConfigError, match="the index has 30"):
+            calibrate(index, num_altered=0)
+        assert not should_calibrate_again(index)
+        index.add(photos[30:], rows[30:])  # twice as large
+        assert should_calibrate_again(index)
+        assert not Localizer(index).locate_descriptors(rows[:1])[0].calibrated
+        with pytest.raises(ConfigError, match="add 40 more photos"):
+            Localizer(index, precision=0.9)
+
+
+def test_a_weights_file_without_its_card_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows, _, _, photos = photos_of(make_world(300), 2)
+    for model, is_reported in ((str(tmp_path / "model.pth"), True), ("resnet18_512", False)):
+        caplog.clear()
+        with create_index(tmp_path / model, ModelSpec(model=model, checksum="c", dimension=D)) as index:
+            index.add(photos, rows)
+            about = calibrate(index, num_altered=0).about
+        assert (about.get("training_photos") == "unknown") == is_reported
+        assert ("has no model card, so the photos that it was trained on are unknown" in caplog.text) == is_reported
+        assert ("is unknown" in calibration_text(about)) == is_reported
+
+
 def test_a_small_index_answers_marked_as_uncalibrated(tmp_path: Path) -> None:
     encoder: Any = NoEncoder()
     with small_index(tmp_path / "index") as index:
@@ -261,7 +289,7 @@ def test_a_small_index_answers_marked_as_uncalibrated(tmp_path: Path) -> None:
     assert len(known) > 30 and not any(answer.calibrated for answer in answers)
     for answer in known:
         assert answer.radius_m is None and answer.reason.startswith("uncalibrated")
-    with pytest.raises(ConfigError, match="--precision needs a calibrated index"):
+    with pytest.raises(ConfigError, match=r"--precision needs a calibrated index.* add 40 more photos, then .*omit"):
         Localizer(tmp_path / "index", precision=0.9)
     # An index that has grown since may be calibrated.
     with open_index(tmp_path / "index", write=True) as index:

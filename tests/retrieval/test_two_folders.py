@@ -166,6 +166,7 @@ def test_queries_outside_a_dataset_with_a_table(city: Path) -> None:
         sequences=np.zeros(0, np.int64),
         splits=np.zeros(0, object),
         checksums=[],
+        are_local=np.zeros(0, bool),
     )
     images = two_folder_lists(city / "database", "plain").queries
     assert table_rows(images, columns).tolist() == [-1, -1, -1]

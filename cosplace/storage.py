@@ -16,12 +16,13 @@ DAY_S = 86_400.0  # writing one file takes less time
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that have no locks
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, owner: str = "") -> None:
     """Call `write` with a temporary file next to `path`, then rename that file to `path`.
 
+    owner: a name that processes on other machines do not have, for a folder that several machines write to.
     After an error, `path` is unchanged.  Raises StorageError if the disk is full or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # see UNFINISHED
+    temporary = path.with_name(f".{path.name}{owner}.{os.getpid()}.part")  # see UNFINISHED
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

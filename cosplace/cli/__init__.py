@@ -12,7 +12,9 @@ that --help answers at once.
     auditing    audit
     seeds       train --seeds
     training    train, groups
+    stores      eval with two stores of descriptors
     evaluating  eval
+    extract     extract
     reproduce   protocols, reproduce
     runs        runs
     importing   import

@@ -43,6 +43,12 @@ COSPLACE = Command(
             function="evaluating:run_eval",
         ),
         Command(
+            name="extract",
+            summary="Compute the descriptors of many photos by any number of processes or machines, in a store that "
+            "eval can search.",
+            function="extract:run_extract",
+        ),
+        Command(
             name="protocols",
             summary="List the published protocols that eval and reproduce can follow: counts, radius, notes.",
             function="reproduce:run_protocols",

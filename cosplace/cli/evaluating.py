@@ -36,7 +36,13 @@ log = logging.getLogger("cosplace")
 
 def run_eval(config: EvalConfig, given: Mapping[str, Any]) -> None:
     """Evaluate a model.  given: the settings of the command line, which the model must agree with."""
-    found, reference = evaluate_run(config, given), config.comparing.compare
+    if config.stores.database_store is not None:
+        from cosplace.cli.stores import evaluate_stored
+
+        found = evaluate_stored(config, given)
+    else:
+        found = evaluate_run(config, given)
+    reference = config.comparing.compare
     if found is not None and config.truth.audit:
         from cosplace.cli.auditing import run_audit
         from cosplace.config.auditing import AuditConfig

@@ -64,7 +64,7 @@ def usage(command: Command, prog: str) -> str:
 def usage_of(one: Setting) -> str:
     """Return a positional argument as usage lines write it."""
     words = f"{one.metavar} [{one.metavar} ...]" if one.is_list else one.metavar
-    return words if one.is_required else f"[{one.metavar} ...]"
+    return words if one.is_required else f"[{one.metavar} ...]" if one.is_list else f"[{one.metavar}]"
 
 
 def flag_text(one: Setting) -> str:

@@ -10,6 +10,7 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     methods     settings of the training methods
     sections    shared sections; settings of train, groups
     evaluation  settings of eval
+    extraction  settings of extract
     finetuning  settings of finetune
     distillation  settings of distill
     reproduce   settings of protocols, reproduce

@@ -17,6 +17,7 @@ from cosplace.config.sections import (
     trust_remote_code_setting,
 )
 from cosplace.config.setting import Section, section, setting
+from cosplace.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +150,33 @@ class CompressionSettings(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDescriptors(Section):
+    """Stored descriptors"""
+
+    database_store: str | None = setting(
+        None,
+        "evaluate descriptors that `cosplace extract` has stored, in place of photos and a model: those of the "
+        "database, a folder or object storage. They are read in blocks, so a store may be larger than memory; with "
+        "`torchrun -m cosplace eval`, each process searches a part. Codes are searched as codes",
+        metavar="STORE",
+    )
+    queries_store: str | None = setting(
+        None, "with --database_store, that of the queries: float32 or float16, of the same model", metavar="STORE"
+    )
+    memory: float | None = setting(
+        None, "with --database_store, memory that each process may use, in GB (2**30 bytes)", parse=float, above=0,
+        metavar="GB", default_text="1 GB for blocks of descriptors, in addition to the lists of photos",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        if (self.database_store is None) != (self.queries_store is None):
+            raise ConfigError("--database_store and --queries_store are used together. Add the other one.")
+        if self.memory is not None and self.database_store is None:
+            raise ConfigError("--memory limits the search of a store. Add --database_store, or omit --memory.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSettings(Section):
     """Comparison"""
 
@@ -190,6 +218,7 @@ class EvalConfig:
     test_size: TestImageSize = section(TestImageSize)
     views: ViewSettings = section(ViewSettings)
     compression: CompressionSettings = section(CompressionSettings)
+    stores: StoredDescriptors = section(StoredDescriptors)
     testing: TestSettings = section(TestSettings)
     comparing: ComparisonSettings = section(ComparisonSettings)
     truth: GroundTruth = section(GroundTruth)

@@ -54,7 +54,7 @@ def choose_loader(name: str) -> str:
 
 def load_ahead(
     load: Callable[[Indices], T],
-    batches: Sequence[Indices],
+    batches: Iterable[Indices],
     *,
     num_workers: int,
     loader: str = "processes",
@@ -62,6 +62,7 @@ def load_ahead(
 ) -> Generator[T]:
     """Yield load(batch) for each batch, in order, loaded by `num_workers` threads or processes.
 
+    batches: taken one by one, each when its loading starts.
     load: a pure function of the indices; for processes it must be picklable and should return tensors or Shareable.
     num_workers: 0 loads each batch in this thread, when it is needed.  pin_memory: into page-locked memory.
     Raises errors of `load`; LoadingError if a process was killed or shared memory is full.  Close it (for example with
@@ -81,7 +82,7 @@ def _pinned(batch: Any, pin_memory: bool) -> Any:
 # --- threads ---------------------------------------------------------------------------------------------------------
 
 
-def _load_in_threads(load: Callable[[Indices], T], batches: Sequence[Indices], num_workers: int) -> Generator[T]:
+def _load_in_threads(load: Callable[[Indices], T], batches: Iterable[Indices], num_workers: int) -> Generator[T]:
     pool = _single_threaded_pool(num_workers)
     waiting: deque[Future[T]] = deque()
     try:
@@ -145,7 +146,7 @@ def _identity(batch: Any) -> Any:
 
 
 def _load_in_processes(
-    load: Callable[[Indices], T], batches: Sequence[Indices], num_workers: int, pin_memory: bool
+    load: Callable[[Indices], T], batches: Iterable[Indices], num_workers: int, pin_memory: bool
 ) -> Generator[T]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores

@@ -59,6 +59,7 @@ def write_evaluation_results(
     scores: Mapping[str, np.ndarray] = MappingProxyType({}),
     verdicts: VerdictFile | None = None,
     exact: Evaluation | None = None,
+    stores: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> Measures:
     """Write the results of `cosplace eval` to its folder, and return its metrics.
@@ -66,6 +67,7 @@ def write_evaluation_results(
     origin: where the numbers come from.  scores: of the first predictions, by name, see `measure`.
     verdicts: of people on pairs of photos; recalls with them are added.
     exact: the same evaluation by exact search, if descriptors were compressed.
+    stores: what is known of the stores that were evaluated, if they were.
     """
     conditions = find_conditions(dataset, evaluation.positives)
     measures = measure(evaluation, dataset, conditions=conditions, scores=scores)
@@ -94,8 +96,9 @@ def write_evaluation_results(
         environment={} if origin is None else origin.summary(),
         num_queries_matched=config.testing.report_matches,
     )
-    more = {} if judged is None else {"verdicts": judged_record(judged)}
+    more: dict[str, Any] = {} if judged is None else {"verdicts": judged_record(judged)}
     more |= {} if exact is None else {"compression": loss_record(measure_loss(exact, evaluation, measures.clusters))}
+    more |= {} if stores is None else {"stores": stores}
     more |= {} if origin is None else origin.record()
     _write_results(folder, report, evaluation, dataset, values, more=more, progress=progress)
     return measures

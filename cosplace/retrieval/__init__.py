@@ -1,16 +1,27 @@
 """Descriptors of datasets, exact search, positives and recall.
 
 dataset             a database with its queries
-shards              descriptors in a folder, memory-mapped
+store_files         files in a folder or on object storage, each written whole or not at all
+shards              descriptors in files of rows, memory-mapped
+shard_claims        which worker computes which shard
+stored_photos       the list of photos that a store has descriptors of
 extraction          photos -> descriptors, in memory or in shards
 baselines           descriptors without a network
 search              k nearest descriptors
 compiled_codes      Hamming distances of binary codes, compiled
 compression         search by compressed descriptors, compared again by full ones
+stored_codes        codes in place of descriptors in a store
+descriptor_store    a store of descriptors: opening, state, checksums
+store_extraction    photos -> a store, by any number of workers at once
+extraction_job      model, photos and settings of `cosplace extract`
+ray_extraction      the same as tasks of a Ray cluster
 pairs               image pairs for hloc and COLMAP
 recall              positives and Recall@N
 query_views         sizes and crops of queries; the search with several crops
 evaluation          extraction, search and recall on one dataset
+rank_group          exchange of arrays between the ranks of torchrun
+store_search        exact search of a store that is larger than memory, by any number of ranks
+store_evaluation    evaluation of two stores
 two_folders         photos of any two folders: neighbors without positions, copies
 reduction_fitting   fit a reduction on photos
 photo_contents      all photos opened once: sizes, checksums, thumbnails

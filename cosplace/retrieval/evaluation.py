@@ -218,13 +218,7 @@ def evaluate_descriptors(
             )
         check_finite(extraction, images, split)
     num_searchable = int(database.readable.sum())
-    recall_values = _possible_recall_values(dataset, settings, num_searchable)
-    left_out = tuple(k for k in settings.recall_values if k not in recall_values)
-    if left_out:
-        _warn_once(f"{dataset.name}: {about_left_out(left_out, num_searchable)}")
-    k = min(max(*settings.recall_values, settings.num_predictions or 1), num_searchable)
-
-    positives = find_positives(dataset.database_positions, dataset.query_positions, settings.positive_dist_threshold)
+    recall_values, k = possible_recalls(dataset, settings, num_searchable)
     predictions, squared_distances = search(
         database,
         crops if len(crops) > 1 else crops[0],
@@ -233,8 +227,44 @@ def evaluate_descriptors(
         device=str(settings.extraction.device),
         compression=settings.compression,
     )
-    meters = distances_m(dataset.query_positions[:, None], dataset.database_positions[predictions])
+    evaluation = evaluate_predictions(
+        predictions,
+        squared_distances,
+        dataset,
+        settings,
+        recall_values=recall_values,
+        unreadable_database=database.unreadable,
+        unreadable_queries=crops[0].unreadable,
+        dimension=database.descriptors.shape[1],
+    )
     seconds_extracting = database.seconds + sum(crop.seconds for crop in crops)
+    return replace(
+        evaluation,
+        seconds=seconds_extracting + time.perf_counter() - started,
+        seconds_extracting=seconds_extracting,
+        seconds_database=database.seconds,
+    )
+
+
+def evaluate_predictions(
+    predictions: np.ndarray,
+    squared_distances: np.ndarray,
+    dataset: RetrievalDataset,
+    settings: EvaluationSettings,
+    *,
+    recall_values: Sequence[int],
+    unreadable_database: tuple[UnreadableImage, ...] = (),
+    unreadable_queries: tuple[UnreadableImage, ...] = (),
+    dimension: int = 0,
+) -> Evaluation:
+    """Evaluate the result of a search: predictions (Q, K) int64 and squared distances (Q, K) float32 of descriptors.
+
+    recall_values: those that the database is large enough for; see `possible_recalls`.
+    """
+    started = time.perf_counter()
+    positives = find_positives(dataset.database_positions, dataset.query_positions, settings.positive_dist_threshold)
+    num_database, num_queries = len(dataset.database_positions), len(dataset.query_positions)
+    meters = distances_m(dataset.query_positions[:, None], dataset.database_positions[predictions])
     return Evaluation(
         name=dataset.name,
         recalls=recall_at(predictions, positives, recall_values),
@@ -245,18 +275,17 @@ def evaluate_descriptors(
         positives=positives,
         positive_dist_threshold=settings.positive_dist_threshold,
         image_size=settings.extraction.image_size,
-        unreadable_database=database.unreadable,
-        unreadable_queries=crops[0].unreadable,
+        unreadable_database=unreadable_database,
+        unreadable_queries=unreadable_queries,
         num_database=num_database,
         num_queries=num_queries,
         num_queries_without_positives=int((positives.counts == 0).sum()),
-        seconds=seconds_extracting + time.perf_counter() - started,
-        seconds_extracting=seconds_extracting,
-        seconds_database=database.seconds,
-        recall_values_left_out=left_out,
+        seconds=time.perf_counter() - started,
+        seconds_extracting=0.0,
+        recall_values_left_out=tuple(k for k in settings.recall_values if k not in recall_values),
         views=views_record(settings),
         compression=settings.compression,
-        dimension=database.descriptors.shape[1],
+        dimension=dimension,
     )
 
 
@@ -313,6 +342,20 @@ def about_left_out(recall_values: Sequence[int], num_searchable: int) -> str:
 def _warn_once(message: str) -> None:
     # Training evaluates the same dataset after each epoch.
     log.warning("%s", message)
+
+
+def possible_recalls(
+    dataset: RetrievalDataset, settings: EvaluationSettings, num_searchable: int
+) -> tuple[tuple[int, ...], int]:
+    """The recall values up to the size of the database, and the number of predictions that are needed.
+
+    Warns about others.  Raises DatasetError if there are none.
+    """
+    recall_values = _possible_recall_values(dataset, settings, num_searchable)
+    left_out = tuple(k for k in settings.recall_values if k not in recall_values)
+    if left_out:
+        _warn_once(f"{dataset.name}: {about_left_out(left_out, num_searchable)}")
+    return recall_values, min(max(*settings.recall_values, settings.num_predictions or 1), num_searchable)
 
 
 def _possible_recall_values(

@@ -5,9 +5,11 @@ Legend: I images, B batch, D descriptor dimension.  Side effects: reads photos, 
 
 import hashlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +126,8 @@ def extract(
     device = choose_device(str(settings.device))
     original = model.to(device)
     network = averaged(optimize_for_inference(original), settings.scales, flip=settings.flip)
-    run = _Run(model=network, images=images, settings=settings, device=device, progress=progress)
-    with _evaluation_mode(original):
+    run = ExtractionRun(model=network, images=images, settings=settings, device=device, progress=progress)
+    with evaluation_mode(original):
         if to is None:
             descriptors, unreadable = _extract_to_memory(run)
         else:
@@ -141,10 +143,10 @@ def extract(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """One call of `extract`."""
+class ExtractionRun:
+    """Photos whose descriptors are computed, and how."""
 
-    model: nn.Module
+    model: nn.Module  # on the device, in evaluation mode
     images: ImageList
     settings: ExtractionSettings
     device: torch.device
@@ -152,7 +154,7 @@ class _Run:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Generator[None]:
+def evaluation_mode(model: nn.Module) -> Generator[None]:
     """Switch to evaluation and inference mode, then give each module its former mode (some may have been frozen)."""
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -164,11 +166,11 @@ def _evaluation_mode(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def _extract_to_memory(run: _Run) -> tuple[np.ndarray, list[UnreadableImage]]:
+def _extract_to_memory(run: ExtractionRun) -> tuple[np.ndarray, list[UnreadableImage]]:
     num_images, shard_rows = len(run.images), run.settings.shard_rows
     shards = [range(first, min(first + shard_rows, num_images)) for first in range(0, num_images, shard_rows)]
     memory, unreadable = np.empty((0, 0)), []
-    for shard, descriptors, failed in _extract_shards(run, shards, dimension=None):
+    for shard, descriptors, failed in extract_shards(run, shards, dimension=None):
         if shard.start == 0:  # the dimension is known only now; a single shard is not copied
             single = len(shard) == num_images
             memory = descriptors if single else np.empty((num_images, descriptors.shape[1]), descriptors.dtype)
@@ -177,12 +179,27 @@ def _extract_to_memory(run: _Run) -> tuple[np.ndarray, list[UnreadableImage]]:
     return memory, unreadable
 
 
-def _extract_to_folder(run: _Run, folder: Path, checksum: str) -> tuple[DescriptorShards, list[UnreadableImage]]:
-    images, settings = run.images, run.settings
-    meta = ShardsMeta(
+def _extract_to_folder(
+    run: ExtractionRun, folder: Path, checksum: str
+) -> tuple[DescriptorShards, list[UnreadableImage]]:
+    settings = run.settings
+    meta = extraction_meta(run.images, settings, checksum)
+    remove_unfinished(folder)
+    finished, dimension = find_finished_shards(folder, meta, complete=not settings.skip_unreadable)
+    missing = [meta.shard(number) for number in range(meta.num_shards) if number not in finished]
+    num_done = len(run.images) - sum(map(len, missing))
+    with closing(extract_shards(run, missing, dimension, num_done)) as extracted:
+        for shard, descriptors, failed in extracted:
+            write_shard(folder, shard.start // settings.shard_rows, meta, rows=descriptors, unreadable=failed)
+    return read_shards(folder)
+
+
+def extraction_meta(images: ImageList, settings: ExtractionSettings, checksum: str) -> ShardsMeta:
+    """What identifies an extraction.  checksum: of the model."""
+    return ShardsMeta(
         count=len(images),
-        photos=hashlib.sha256(np.ascontiguousarray(images.names).data).hexdigest(),
-        file_sizes=_sample_file_sizes(images),
+        photos=photos_digest(images),
+        file_sizes=sample_file_sizes(images),
         model=checksum,
         image_size=None if settings.crop else settings.image_size,
         autocast=None if settings.autocast is None else str(settings.autocast),
@@ -190,39 +207,51 @@ def _extract_to_folder(run: _Run, folder: Path, checksum: str) -> tuple[Descript
         shard_rows=settings.shard_rows,
         views=settings.views,
     )
-    remove_unfinished(folder)
-    finished, dimension = find_finished_shards(folder, meta, complete=not settings.skip_unreadable)
-    missing = [meta.shard(number) for number in range(meta.num_shards) if number not in finished]
-    with closing(_extract_shards(run, missing, dimension)) as extracted:
-        for shard, descriptors, failed in extracted:
-            write_shard(folder, shard.start // settings.shard_rows, meta, rows=descriptors, unreadable=failed)
-    return read_shards(folder)
 
 
-def _sample_file_sizes(images: ImageList) -> tuple[int, ...]:
+def photos_digest(images: ImageList) -> str:
+    """SHA-256 of the relative paths of a list."""
+    return hashlib.sha256(np.ascontiguousarray(images.names).data).hexdigest()
+
+
+def sample_file_sizes(images: ImageList) -> tuple[int, ...]:
     """Sizes in bytes of up to NUM_FILE_SIZES files, evenly spaced over the list; -1 for a missing file."""
     paths = map(images.path, evenly_spaced(images, NUM_FILE_SIZES))
     return tuple(path.stat().st_size if path.is_file() else -1 for path in paths)
 
 
-def _extract_shards(
-    run: _Run, shards: list[range], dimension: int | None
+def extract_shards(
+    run: ExtractionRun, shards: Iterable[range], dimension: int | None, num_done: int = 0
 ) -> Generator[tuple[range, np.ndarray, list[UnreadableImage]]]:
-    """Yield (rows, their descriptors, the photos among them that could not be opened), shard by shard."""
-    num_done = len(run.images) - sum(map(len, shards))
+    """Yield (rows, their descriptors, the photos among them that could not be opened), shard by shard.
+
+    shards: taken one by one, each when the loading of its photos begins; that is before the one before it is finished.
+    The batches of a shard depend only on its photos and the settings.  num_done: photos done before, for the progress.
+    """
     if num_done:
         run.progress(TASK, num_done, len(run.images))
-    # Closed at once, also by an error: the loading processes end here and not when garbage is collected.
-    with closing(_load_batches(run, shards)) as batches:
+    begun: deque[range] = deque()  # shards whose photos are being loaded
+
+    def batches() -> Iterator[range]:
         for shard in shards:
-            descriptors, failed = _extract_shard(run, shard, batches, dimension=dimension, num_done=num_done)
+            begun.append(shard)
+            for first in range(shard.start, shard.stop, run.settings.batch_size):
+                yield range(first, min(first + run.settings.batch_size, shard.stop))
+
+    # Closed at once, also by an error: the loading processes end here and not when garbage is collected.
+    with closing(_load_batches(run, batches())) as loaded:
+        for first in loaded:
+            shard = begun.popleft()
+            descriptors, failed = _extract_shard(
+                run, shard, chain([first], loaded), dimension=dimension, num_done=num_done
+            )
             dimension = descriptors.shape[1]
             num_done += len(shard)
             yield shard, descriptors, failed
 
 
 def _extract_shard(
-    run: _Run, shard: range, batches: "Iterator[LoadedBatch]", *, dimension: int | None, num_done: int
+    run: ExtractionRun, shard: range, batches: "Iterator[LoadedBatch]", *, dimension: int | None, num_done: int
 ) -> tuple[np.ndarray, list[UnreadableImage]]:
     """Compute descriptors (rows, D) of one shard from its share of the loaded batches; zeros for unreadable photos."""
     skip_unreadable = run.settings.skip_unreadable
@@ -256,7 +285,7 @@ def _describe_failures(unreadable: Sequence[UnreadableImage], num_photos: int) -
     return f"Cannot open {count} of {num_photos} photos. The first: {unreadable[0].message}"
 
 
-def _to_stored_dtype(run: _Run, shard: range, descriptors: np.ndarray) -> np.ndarray:
+def _to_stored_dtype(run: ExtractionRun, shard: range, descriptors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # values too large for float16 are reported below
         stored = descriptors.astype(run.settings.stored_dtype, copy=False)
     bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
@@ -284,7 +313,7 @@ def not_finite_text(images: ImageList, rows: np.ndarray) -> str:
 class _ShardDescriptors:
     """Descriptors of one shard, kept on the device until the shard is complete: the CPU never waits for the device."""
 
-    def __init__(self, run: _Run, shard: range, dimension: int | None) -> None:
+    def __init__(self, run: ExtractionRun, shard: range, dimension: int | None) -> None:
         self.run, self.shard = run, shard
         self.batch_size = run.settings.batch_size
         self.pending: dict[torch.Size, list[tuple[list[int], Tensor]]] = {}  # (rows, photos) by the shape of a photo
@@ -377,14 +406,9 @@ class _BatchLoader:
             photos.add(resize_shorter_side(open_image(path), self.image_size, path))
 
 
-def _load_batches(run: _Run, shards: list[range]) -> Generator[LoadedBatch]:
-    """Load all photos of the shards in order; no batch has photos of two shards."""
+def _load_batches(run: ExtractionRun, batches: Iterable[range]) -> Generator[LoadedBatch]:
+    """Load the photos of batches of rows, in order."""
     settings = run.settings
-    batches = [
-        range(first, min(first + settings.batch_size, shard.stop))
-        for shard in shards
-        for first in range(shard.start, shard.stop, settings.batch_size)
-    ]
     return load_ahead(
         _BatchLoader(images=run.images, image_size=settings.image_size, crop=settings.crop),
         batches,

@@ -46,6 +46,23 @@ def nearest(
     Raises DatasetError for fewer than k searchable rows, for shapes that do not match and for values that are not
     finite; ConfigError for k or block_rows below 1.
     """
+    predictions, distances = nearest_in_float64(
+        queries, database, k, device=device, block_rows=block_rows, searchable=searchable, progress=progress
+    )
+    return predictions, distances.astype(np.float32)
+
+
+def nearest_in_float64(
+    queries: Descriptors,
+    database: Descriptors | Sequence[np.ndarray],
+    k: int,
+    *,
+    device: str | torch.device = "cpu",
+    block_rows: int = BLOCK_ROWS,
+    searchable: np.ndarray | None = None,
+    progress: Progress = no_progress,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same as `nearest`, with squared distances (Q, K) float64, by which results of parts can be merged."""
     device = choose_device(str(device))
     if not isinstance(database, np.ndarray | DescriptorShards):
         database = DescriptorShards(database)
@@ -71,7 +88,7 @@ def nearest(
             predictions[unproven], distances[unproven] = nearest_candidates(
                 repeated, database, candidates, k, searchable
             )
-    return predictions, distances.astype(np.float32)
+    return predictions, distances
 
 
 def _check_arguments(

@@ -1,29 +1,40 @@
-"""Descriptors in a folder, in memory-mapped shards.
+"""Descriptors in shards: files of rows, in a folder or on object storage.
 
-    <folder>/meta.json               model, photos and settings of the extraction
-             descriptors-00000.npy   (65536, D) float32 or float16, rows in the order of the list of photos
-             descriptors-00001.npy   ... the last shard is shorter
-             unreadable-00001.json   the photos of that shard that could not be opened, if any
+    <store>/meta.json               model, photos and settings of the extraction
+            descriptors-00000.npy   (shard_rows, W), rows in the order of the list of photos
+            descriptors-00001.npy   ... the last shard is shorter
 
-Each file is written atomically, so a shard that exists is finished.  Legend: I images, D descriptor dimension.
-Side effects: reads and writes that folder.
+Each file is written atomically, so a shard that exists is finished.  After the rows, a shard has a trailer: the photos
+that could not be opened, a digest of the settings, and the SHA-256 of all that.  It is in the same file, so that a
+shard and its checksum change in one step; numpy does not read it.  Older folders have no trailers, and an
+unreadable-00001.json for the photos of a shard that could not be opened.
+
+Legend: I images, D descriptor dimension, W values of a row: D, or the words of 64 bits of a binary code.
+Side effects: reads and writes these files.
 """
 
+import hashlib
+import io
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
 from cosplace.errors import DatasetError
-from cosplace.storage import storage_errors, write_atomically, write_text
+from cosplace.retrieval.store_files import StoreFiles, open_files
 
 SHARD_ROWS = 65_536
 FORMAT_VERSION = 1
 META, SHARD, UNREADABLE = "meta.json", "descriptors-{}.npy", "unreadable-{}.json"
+ARRAY_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "binary": np.uint64}  # by stored type
+MAX_HEADER = 4096  # bytes of a .npy header
+MAGIC = b"COSPLACE"  # the last bytes of a shard with a trailer
+CHECKSUM_BYTES, LENGTH_BYTES = 32, 8
+END_BYTES = CHECKSUM_BYTES + LENGTH_BYTES + len(MAGIC)  # of a trailer, after its JSON
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +91,12 @@ class UnreadableImage:
     message: str
 
 
-# --- the folder ------------------------------------------------------------------------------------------------------
+# --- what is stored --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardsMeta:
-    """What identifies an extraction: a folder is only continued by an extraction for which all of this is equal."""
+    """What identifies an extraction: shards are only continued by an extraction for which all of this is equal."""
 
     format: int = FORMAT_VERSION
     count: int  # I
@@ -94,9 +105,10 @@ class ShardsMeta:
     model: str  # checksum of the model
     image_size: int | None
     autocast: str | None
-    dtype: str
+    dtype: str  # one of ARRAY_TYPES
     shard_rows: int
     views: str = ""  # crop, scales and flip; "" for none, as in folders that were written before
+    version: str = ""  # of the program, if several processes write the shards; "" for any
 
     def shard(self, number: int) -> range:
         """Rows of one shard."""
@@ -108,18 +120,208 @@ class ShardsMeta:
         return -(-self.count // self.shard_rows)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreMeta:
+    """The content of meta.json."""
+
+    extraction: ShardsMeta
+    dimension: int  # D
+    codes: Mapping[str, Any] | None = None  # what int8 and binary codes need, see `stored_codes`
+    about: Mapping[str, Any] = field(default_factory=dict)  # not compared: names for people
+
+    @property
+    def width(self) -> int:
+        """W, the values of a row."""
+        return -(-self.dimension // 64) if self.extraction.dtype == "binary" else self.dimension
+
+    @property
+    def array_type(self) -> np.dtype:
+        """Type of the values of a row."""
+        return np.dtype(ARRAY_TYPES[self.extraction.dtype])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.width * self.array_type.itemsize
+
+    @property
+    def digest(self) -> str:
+        """A text that is the same for shards of the same extraction only."""
+        values = {**asdict(self.extraction), "dimension": self.dimension, "codes": self.codes}
+        values = {name: value for name, value in values.items() if name not in ("file_sizes", "version")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """Shape of the array of one shard."""
+        return len(self.extraction.shard(number)), self.width
+
+    def text(self) -> str:
+        """The content of meta.json."""
+        values = {**asdict(self.extraction), "dimension": self.dimension}
+        values |= {"codes": dict(self.codes)} if self.codes else {}
+        values |= {"about": dict(self.about)} if self.about else {}
+        return json.dumps(values, indent=2)
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return SHARD.format(f"{number:05}")
+
+
+def read_meta(files: StoreFiles) -> StoreMeta | None:
+    """What is stored; None if meta.json is missing.  Raises DatasetError for one that is damaged."""
+    try:
+        values = json.loads(files.read(META))
+        if values["format"] == FORMAT_VERSION:
+            dimension, codes, about = int(values.pop("dimension")), values.pop("codes", None), values.pop("about", {})
+            extraction = ShardsMeta(**values | {"file_sizes": tuple(values["file_sizes"])})
+            if extraction.dtype not in ARRAY_TYPES or extraction.shard_rows < 1:
+                raise ValueError(extraction)
+            return StoreMeta(extraction=extraction, dimension=dimension, codes=codes, about=about)
+        found = f"has format {values['format']} instead of {FORMAT_VERSION}"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = "is damaged"
+    raise DatasetError(f"{_place(files, META)} {found}. Extract the descriptors into another folder.")
+
+
+def require_meta(files: StoreFiles) -> StoreMeta:
+    """What is stored.  Raises DatasetError if meta.json is missing or damaged."""
+    meta = read_meta(files)
+    if meta is None:
+        raise DatasetError(f"{_place(files, META)} is missing. Extract the descriptors into another folder.")
+    return meta
+
+
+def check_same_extraction(files: StoreFiles, before: ShardsMeta, now: ShardsMeta) -> None:
+    """Raise DatasetError, which names the first field that differs, if shards are of another extraction."""
+    for one in fields(ShardsMeta):
+        was, value = getattr(before, one.name), getattr(now, one.name)
+        if was == value or one.name == "file_sizes" or (one.name == "version" and "" in (was, value)):
+            continue
+        raise DatasetError(
+            f"{files.address} has descriptors of another extraction ({one.name} was {was}, now it is {value}). Use "
+            f"another folder, or delete this one."
+        )
+    # Some photos may have been replaced, but not most of them.
+    same = sum(was == size for was, size in zip(before.file_sizes, now.file_sizes, strict=True))
+    if 2 * same < len(now.file_sizes):
+        raise DatasetError(
+            f"{files.address} has descriptors of photos with the same names but other file sizes. Use another folder, "
+            f"or delete this one."
+        )
+
+
+# --- one shard -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """Where the rows of a shard are in its file, and what its trailer says."""
+
+    name: str
+    first_byte: int  # of the rows
+    shape: tuple[int, int]
+    unreadable: tuple[UnreadableImage, ...]
+    checksum: bytes  # SHA-256 of all bytes before it; empty in older folders
+
+
+def write_shard_file(
+    files: StoreFiles, number: int, meta: StoreMeta, *, rows: np.ndarray, unreadable: Sequence[UnreadableImage]
+) -> None:
+    """Write one shard (n, W) with its trailer."""
+    assert rows.shape == meta.shape(number) and rows.dtype == meta.array_type
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
+    record = {"extraction": meta.digest, "unreadable": [asdict(entry) for entry in unreadable]}
+    text = json.dumps(record).encode()
+    content = np.ascontiguousarray(rows)
+    parts: list[bytes | memoryview] = [header.getvalue(), content.view(np.uint8).reshape(-1).data, text]
+    checksum = hashlib.sha256()
+    for part in parts:
+        checksum.update(part)
+    files.write(shard_name(number), [*parts, checksum.digest(), len(text).to_bytes(LENGTH_BYTES, "little"), MAGIC])
+
+
+def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int | None = None) -> ShardFile:
+    """Read the header and the trailer of a shard.  size: bytes of its file, if known.
+
+    Raises DatasetError for one that is missing, truncated or of another extraction.
+    """
+    name, shape = shard_name(number), meta.shape(number)
+    size = files.sizes().get(name) if size is None else size
+    if size is None:
+        raise DatasetError(
+            f"{_place(files, name)} is missing. Run the same extraction again to complete the descriptors."
+        )
+    try:
+        head = io.BytesIO(files.read(name, 0, min(MAX_HEADER, size)))
+        np.lib.format.read_magic(head)
+        found_shape, in_columns, found_type = np.lib.format.read_array_header_1_0(head)
+        first_byte = head.tell()
+        end = first_byte + int(np.prod(found_shape)) * found_type.itemsize
+        if found_shape != shape or found_type != meta.array_type or in_columns:
+            problem = f"has shape {found_shape} and type {found_type}"
+        elif size == end:
+            unreadable = _read_older_unreadable(files, number)
+            return ShardFile(name=name, first_byte=first_byte, shape=shape, unreadable=unreadable, checksum=b"")
+        else:
+            record, checksum = _read_trailer(files, name, end, size)
+            if record["extraction"] == meta.digest:
+                unreadable = tuple(UnreadableImage(**entry) for entry in record["unreadable"])
+                return ShardFile(
+                    name=name, first_byte=first_byte, shape=shape, unreadable=unreadable, checksum=checksum
+                )
+            problem = "is of another extraction"
+    except (ValueError, EOFError, KeyError, TypeError, FileNotFoundError):
+        problem = "is truncated"
+    raise DatasetError(
+        f"{_place(files, name)} {problem}, expected {shape} {meta.extraction.dtype}. Run the extraction again to "
+        f"replace it."
+    )
+
+
+def _read_trailer(files: StoreFiles, name: str, first: int, size: int) -> tuple[dict[str, Any], bytes]:
+    """What a trailer says, and the checksum of what is before it.  Raises ValueError if it is not whole."""
+    if size < first + END_BYTES:
+        raise ValueError(name)
+    trailer = files.read(name, first, size)
+    end = trailer[-END_BYTES:]
+    length = int.from_bytes(end[CHECKSUM_BYTES : CHECKSUM_BYTES + LENGTH_BYTES], "little")
+    if not end.endswith(MAGIC) or first + length + END_BYTES != size:
+        raise ValueError(name)
+    return json.loads(trailer[:length]), end[:CHECKSUM_BYTES]
+
+
+def _read_older_unreadable(files: StoreFiles, number: int) -> tuple[UnreadableImage, ...]:
+    try:
+        entries = json.loads(files.read(UNREADABLE.format(f"{number:05}")))
+    except FileNotFoundError:
+        return ()
+    return tuple(UnreadableImage(**entry) for entry in entries)
+
+
+# --- all shards of a folder ------------------------------------------------------------------------------------------
+
+
 def read_shards(folder: str | Path) -> tuple[DescriptorShards, list[UnreadableImage]]:
     """Open all descriptors in a folder, memory-mapped, and list the photos that could not be opened.
 
-    Raises DatasetError when the folder is incomplete or damaged, or has no descriptors.
+    Raises DatasetError when the folder is incomplete or damaged, has no descriptors, or has codes.
     """
-    folder = Path(folder)
-    meta, dimension = _read_meta(folder)
+    files = open_files(folder)
+    meta, sizes = require_meta(files), files.sizes()
+    if meta.extraction.dtype not in ("float32", "float16"):
+        raise DatasetError(f"{files.address} has {meta.extraction.dtype} codes instead of descriptors.")
     shards, unreadable = [], []
-    for number in range(meta.num_shards):
-        shards.append(_open_shard(folder, number, meta, dimension))
-        if (unreadable_file := _path(folder, UNREADABLE, number)).is_file():
-            unreadable += [UnreadableImage(**entry) for entry in json.loads(unreadable_file.read_bytes())]
+    for number in range(meta.extraction.num_shards):
+        shard = open_shard_file(files, number, meta, sizes.get(shard_name(number), None))
+        path = files.local_path(shard.name)
+        assert path is not None
+        # Copied on write: torch cannot share read-only memory.
+        shards.append(np.memmap(path, meta.array_type, "c", offset=shard.first_byte, shape=shard.shape))
+        unreadable += shard.unreadable
     return DescriptorShards(shards), unreadable
 
 
@@ -129,81 +331,37 @@ def find_finished_shards(folder: Path, meta: ShardsMeta, *, complete: bool) -> t
     complete: leave out shards with photos that could not be opened, as these may have been replaced since.
     Raises DatasetError when the folder has descriptors of another extraction than `meta`.
     """
-    if not (folder / META).exists() and not any(folder.glob(SHARD.format("*"))):
+    files = open_files(folder)
+    sizes = files.sizes()
+    if META not in sizes and not any(Path(name).match(SHARD.format("*")) for name in sizes):
         return frozenset(), None
-    before, dimension = _read_meta(folder)
-    for name, value in asdict(meta).items():
-        if (was := getattr(before, name)) != value and name != "file_sizes":
-            raise DatasetError(
-                f"{folder} has descriptors of another extraction ({name} was {was}, now it is {value}). Use another "
-                f"folder, or delete this one."
-            )
-    # Some photos may have been replaced, but not most of them.
-    if 2 * sum(was == size for was, size in zip(before.file_sizes, meta.file_sizes, strict=True)) < len(
-        meta.file_sizes
-    ):
-        raise DatasetError(
-            f"{folder} has descriptors of photos with the same names but other file sizes. Use another folder, or "
-            f"delete this one."
-        )
+    before = require_meta(files)
+    check_same_extraction(files, before.extraction, meta)
     finished = set()
     for number in range(meta.num_shards):
-        if not _path(folder, SHARD, number).exists() or (complete and _path(folder, UNREADABLE, number).exists()):
+        if shard_name(number) not in sizes:
             continue
         try:
-            _open_shard(folder, number, meta, dimension)
-            finished.add(number)
+            shard = open_shard_file(files, number, before, sizes[shard_name(number)])
         except DatasetError as error:
             log.warning("%s Extracting it again.", error)
-    return frozenset(finished), dimension
+            continue
+        if not (complete and shard.unreadable):
+            finished.add(number)
+    return frozenset(finished), before.dimension
 
 
 def write_shard(
     folder: Path, number: int, meta: ShardsMeta, *, rows: np.ndarray, unreadable: Sequence[UnreadableImage]
 ) -> None:
-    """Write one shard (n, D); its .npy comes last, as it marks the shard as finished."""
-    if not (folder / META).exists():
-        write_text(folder / META, json.dumps({**asdict(meta), "dimension": rows.shape[1]}, indent=2))
-    unreadable_file = _path(folder, UNREADABLE, number)
-    with storage_errors(unreadable_file):
-        unreadable_file.unlink(missing_ok=True)
-    if unreadable:
-        write_text(unreadable_file, json.dumps([asdict(entry) for entry in unreadable], indent=1))
-
-    def write(file: BinaryIO) -> None:  # not np.save: its error does not mention a full disk
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
-        file.write(np.ascontiguousarray(rows).data)
-
-    write_atomically(_path(folder, SHARD, number), write)
+    """Write one shard (n, D) of descriptors, and meta.json before the first one."""
+    files = open_files(folder)
+    stored = StoreMeta(extraction=meta, dimension=rows.shape[1])
+    if not (Path(folder) / META).exists():
+        files.create(META, stored.text().encode())
+    write_shard_file(files, number, stored, rows=rows, unreadable=unreadable)
+    files.remove(UNREADABLE.format(f"{number:05}"))  # of an older folder: the trailer replaces it
 
 
-def _path(folder: Path, kind: str, number: int) -> Path:
-    return folder / kind.format(f"{number:05}")
-
-
-def _read_meta(folder: Path) -> tuple[ShardsMeta, int]:
-    try:
-        values = json.loads((folder / META).read_bytes())
-        if values["format"] == FORMAT_VERSION:
-            dimension = int(values.pop("dimension"))
-            return ShardsMeta(**values | {"file_sizes": tuple(values["file_sizes"])}), dimension
-        found = f"has format {values['format']} instead of {FORMAT_VERSION}"
-    except (FileNotFoundError, NotADirectoryError):
-        found = "is missing"
-    except (ValueError, KeyError, TypeError):
-        found = "is damaged"
-    raise DatasetError(f"{folder / META} {found}. Extract the descriptors into another folder.")
-
-
-def _open_shard(folder: Path, number: int, meta: ShardsMeta, dimension: int) -> np.ndarray:
-    path, shape = _path(folder, SHARD, number), (len(meta.shard(number)), dimension)
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing. Run the same extraction again to complete the descriptors.")
-    try:
-        shard = np.load(path, mmap_mode="c", allow_pickle=False)  # torch cannot share read-only memory
-        if shard.shape == shape and shard.dtype == meta.dtype:
-            return shard
-        found = f"has shape {shard.shape} and type {shard.dtype}"
-    except (ValueError, OSError, EOFError):
-        found = "is truncated"
-    raise DatasetError(f"{path} {found}, expected {shape} {meta.dtype}. Run the extraction again to replace it.")
+def _place(files: StoreFiles, name: str) -> str:
+    return f"{files.address}/{name}"

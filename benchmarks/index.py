@@ -1,12 +1,15 @@
 """The photo index with many photos: build, open, search, filter, add, remove; times, recall, memory, disk.
 
-    python -m benchmarks.index [--rows N] [--folder FOLDER] [--json FILE]
+    python -m benchmarks.index [--rows N] [--dimension D] [--dtype TYPE] [--folder FOLDER] [--json FILE]
+    python -m benchmarks.index --rows 10000000 --dimension 128 --dtype int8
 
 The descriptors are synthetic, and resemble those of a trained network: a common mean of length 0.34, and variances that
 fall as (i + 3)^-1.3, as for a ResNet-18 on SF-XS (its first 10 of 512 directions have half of the variance).  A place
 is one random vector.  Its 10 photos, and the queries, which are not in the index, are that vector with noise of the
 same spectrum.  The cosine of two photos of a place is about 0.7, of two photos of the city about 0.1, and of the most
 similar photo of another place above 0.5.
+
+With --dtype int8, descriptors are rounded to 8 bits per dimension, and the index stores the rounded values as float16.
 """
 
 import argparse
@@ -30,6 +33,7 @@ from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import ModelSpec, NewPhoto
 
 DIMENSION = 512
+DTYPES = {"float32": "float32", "float16": "float16", "int8": "float16"}  # of descriptors, and as they are stored
 PHOTOS_PER_PLACE = 10
 NOISE = 0.62  # of a photo, relative to the spread of places
 MEAN_LENGTH = 0.34
@@ -45,22 +49,25 @@ log = logging.getLogger("cosplace.benchmarks")
 class SyntheticPlaces:
     """Descriptors and positions of photos of synthetic places."""
 
-    def __init__(self, num_places: int) -> None:
-        variances = (np.arange(DIMENSION) + 3.0) ** -1.3
+    def __init__(self, num_places: int, dimension: int = DIMENSION, dtype: str = "float32") -> None:
+        variances = (np.arange(dimension) + 3.0) ** -1.3
+        self.dimension, self.dtype = dimension, dtype
         self.spread = np.sqrt(variances / variances.sum()).astype(np.float32)
-        mean = np.random.default_rng(1).standard_normal(DIMENSION).astype(np.float32)
+        mean = np.random.default_rng(1).standard_normal(dimension).astype(np.float32)
         self.mean = MEAN_LENGTH * mean / np.linalg.norm(mean)
         self.num_places = num_places
 
     def descriptors(self, places: np.ndarray, seed: int) -> np.ndarray:
         """(n, D) float32 unit descriptors of one photo of each place; another seed returns other photos."""
-        rows = np.empty((len(places), DIMENSION), np.float32)
+        rows = np.empty((len(places), self.dimension), np.float32)
         for number in np.unique(places // PLACES_PER_SEED).tolist():
             inside = places // PLACES_PER_SEED == number
-            centers = np.random.default_rng([2, number]).standard_normal((PLACES_PER_SEED, DIMENSION), np.float32)
+            centers = np.random.default_rng([2, number]).standard_normal((PLACES_PER_SEED, self.dimension), np.float32)
             rows[inside] = centers[places[inside] - number * PLACES_PER_SEED]
         rows += NOISE * np.random.default_rng([3, seed]).standard_normal(rows.shape, np.float32)
         rows = rows * self.spread + self.mean
+        if self.dtype == "int8":
+            rows = np.rint(127 * rows / np.abs(rows).max(1, keepdims=True))
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def photos(self, places: np.ndarray, first: int) -> list[NewPhoto]:
@@ -80,18 +87,29 @@ class SyntheticPlaces:
         ]
 
 
-def measure_index(address: Path, num_rows: int, settings: IndexSettings | None = None) -> Figures:
-    """Build an index of `num_rows` synthetic photos at an address, use it, and return times, recalls and sizes."""
-    world = SyntheticPlaces(max(1, num_rows // PHOTOS_PER_PLACE))
-    figures: Figures = {"rows": num_rows, "dimension": DIMENSION}
-    with create_index(
-        address, ModelSpec(model="synthetic", checksum="synthetic", dimension=DIMENSION), settings
-    ) as index:
+def measure_index(
+    address: Path,
+    num_rows: int,
+    settings: IndexSettings | None = None,
+    *,
+    dimension: int = DIMENSION,
+    dtype: str = "float32",
+) -> Figures:
+    """Build an index of `num_rows` synthetic photos at an address, use it, and return times, recalls and sizes.
+
+    dtype: of the descriptors, one of DTYPES.  settings: of the index; by default, those for this type.
+    """
+    world = SyntheticPlaces(max(1, num_rows // PHOTOS_PER_PLACE), dimension, dtype)
+    settings = settings or IndexSettings(stored_dtype=DTYPES[dtype])
+    figures: Figures = {"rows": num_rows, "dimension": dimension, "dtype": dtype, "stored_as": settings.stored_dtype}
+    spec = ModelSpec(model="synthetic", checksum="synthetic", dimension=dimension)
+    with create_index(address, spec, settings) as index:
         figures["add_s"], figures["making_s"] = _fill(index, world, num_rows)
         started = time.perf_counter()
         index.update_search()
         figures["build_search_s"] = time.perf_counter() - started
         log.info("search index built in %.0f s", figures["build_search_s"])
+    figures["build_peak_memory_mb"] = _peak_mb()
     figures["disk_mb"] = sum(file.stat().st_size for file in address.rglob("*") if file.is_file()) / 1e6
     figures |= _search(address, world)
     figures |= _change(address, world, num_rows)
@@ -214,13 +232,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure an index and print the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="photos (default: 1000000)")
+    parser.add_argument("--dimension", type=int, default=DIMENSION, metavar="D", help="(default: 512)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of descriptors (default: float32)")
     parser.add_argument("--folder", type=Path, help="folder for the index (default: a temporary one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args(argv)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="bench-index-"))
     try:
         with log_to_terminal():
-            figures = measure_index(folder / "index", arguments.rows)
+            figures = measure_index(
+                folder / "index", arguments.rows, dimension=arguments.dimension, dtype=arguments.dtype
+            )
         print_result(index_table(figures))
         if arguments.json is not None:
             write_json(arguments.json, figures)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,8 @@ from cosplace.errors import CosPlaceError, DamagedIndexError
 from cosplace.progress import format_count
 
 if TYPE_CHECKING:
-    from cosplace.index.building import IndexingResult
+    from cosplace.index.approximate import BuildSearch
+    from cosplace.index.indexing import AddPhotos, IndexingResult
     from cosplace.index.photo_index import PhotoIndex
     from cosplace.localization.confidence import Calibration
     from cosplace.models.encoder import Encoder
@@ -58,7 +61,7 @@ def run_build(config: IndexBuildConfig) -> None:
     if config.image_size is None and (note := _size_note(config.model, photos)):
         log.info("%s", note)
     bars = Bars()
-    with on_interrupt(CONTINUE):
+    with on_interrupt(CONTINUE), _engine(config) as engine:
         result = build_index(
             photos,
             encoder,
@@ -68,12 +71,43 @@ def run_build(config: IndexBuildConfig) -> None:
             settings=config.storage,
             source=config.source,
             batch_size=config.encoding.infer_batch_size,
-            num_workers=loading_workers(config.encoding.num_workers),
+            num_workers=engine.num_workers,
             progress=bars,
+            add=engine.add,
         )
         bars.close()
         _print_counts(result)
-        _finish(config.to, encoder, bars, calibrate=not config.no_calibrate)
+        _finish(config.to, encoder, bars, calibrate=not config.no_calibrate, build=engine.build)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Engine:
+    """What builds an index; None: this process."""
+
+    num_workers: int  # that load photos, of each process that describes them
+    add: "AddPhotos | None" = None
+    build: "BuildSearch | None" = None
+
+
+@contextmanager
+def _engine(config: IndexBuildConfig) -> Generator[_Engine]:
+    """--engine; within, the cluster is open."""
+    num_workers = config.encoding.num_workers
+    if config.engine == "local":
+        yield _Engine(num_workers=loading_workers(num_workers))
+        return
+    from cosplace.index.cluster import open_cluster
+
+    with open_cluster() as cluster:
+        from cosplace.index.cluster_building import add_photos_on_cluster
+        from cosplace.index.cluster_search import build_on_cluster
+
+        # By default, there is a process for each core.
+        yield _Engine(
+            num_workers=1 if num_workers is None else num_workers,
+            add=partial(add_photos_on_cluster, cluster=cluster),
+            build=partial(build_on_cluster, cluster=cluster),
+        )
 
 
 def _part_of_build(config: IndexBuildConfig) -> str | None:
@@ -222,13 +256,15 @@ def _print_counts(result: "IndexingResult", *, is_plan: bool = False) -> None:
             print_result(f"  ... and {len(result.unreadable) - MAX_UNREADABLE_LINES} more")
 
 
-def _finish(address: str, encoder: "Encoder", bars: Bars, *, calibrate: bool) -> None:
-    """Prepare the search, calibrate, and print what the index contains."""
+def _finish(
+    address: str, encoder: "Encoder", bars: Bars, *, calibrate: bool, build: "BuildSearch | None" = None
+) -> None:
+    """Prepare the search, calibrate, and print what the index contains.  build: builds the search index."""
     from cosplace.index.photo_index import open_index
     from cosplace.localization.localizer import needs_recalibration, should_calibrate_again
 
     with open_index(address, write=True) as index:
-        index.update_search(bars)
+        index.update_search(bars, build=build)
         bars.close()
         if (calibrate and len(index)) or should_calibrate_again(index):
             try:

@@ -99,6 +99,12 @@ class IndexBuildConfig(Section):
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = without_positions_setting()
     no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
+    engine: str = setting(
+        "local",
+        "local builds in this process; ray computes descriptors and builds the search index on a Ray cluster, that of "
+        "the environment variable RAY_ADDRESS, else one on this machine, and needs `pip install 'cosplace[cluster]'`",
+        choices=("local", "ray"),
+    )
     accept_license: bool = accept_license_setting()
     storage: IndexSettings = section(IndexSettings)
     encoding: EncodingSettings = section(EncodingSettings)

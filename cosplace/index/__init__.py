@@ -6,18 +6,26 @@ roots           the folders that the paths of photos are relative to
 records         plain data: the model of an index, its settings, photos, neighbors
 filters         restrict a search to an area or a span of time
 lance           the tables of an address, and the errors of Lance
+conditional_writes  whether an object store keeps two writers apart
+writer_lease    one writer at a time on object storage
+writer_lock     one writer at a time
 photo_table     the columns of the table of photos
 store           two Lance tables in a folder or on object storage
-writer_lock     one writer at a time
+search_index    the approximate search index inside the table of photos
 root_folders    where the roots are now, and paths as stored
-approximate     the approximate search index
+approximate     build the approximate search index, tuned by its measured recall
 keys            which photos an index has
 snapshot        the photos of one moment, and the search among them
-photo_index     open, search, add, remove, compact
+photo_reader    read and search an index
+photo_index     open an index; add, remove, compact
 verification    find and remove damaged parts
 photo_pixels    the pixels of an indexed photo
 parts           which part of each dataset is indexed
 sources         which photos of a folder to index
+indexing        one run that adds photos: which are new, moved or changed
 building        add photos: describe and store them
+cluster         a Ray cluster that describes photos and builds indexes
+cluster_search  build the approximate search index on a cluster
+cluster_building  describe and store photos on a cluster
 syncing         synchronize an index with a folder
 """

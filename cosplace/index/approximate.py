@@ -8,12 +8,14 @@ object storage too.  docs/decisions/0010-approximate-search.md compares the engi
 Legend: I photos, Q queries, K neighbors, D dimension, L partitions.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from cosplace.index.file_checksums import damaged
+from cosplace.index.search_index import build_vector_index, find_nearest, has_vector_index
 from cosplace.index.store import Store
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.search import nearest
@@ -26,6 +28,10 @@ TARGET_RECALLS = (0.99, 0.95)  # of the nearest neighbor, and of the 20 nearest
 PROBED_SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # shares of the partitions to try, until the recall is reached
 MIN_MEASURED, MAX_MEASURED = 150, 300  # photos whose neighbors are searched to measure the recall, 1 % of all
 MEASURED_K = 20
+
+
+BuildSearch = Callable[[Store, int], None]
+"""Builds the search index of a store with a number of partitions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,9 @@ class ApproximateIndex:
     num_measured: int
 
 
-def build_approximate_index(store: Store, progress: Progress = no_progress) -> ApproximateIndex:
+def build_approximate_index(
+    store: Store, progress: Progress = no_progress, build: BuildSearch = build_vector_index
+) -> ApproximateIndex:
     """Build the index over all photos, choose how many partitions a search looks into, and record both.
 
     The recall is measured on photos of the index: the neighbors of a photo other than itself.
@@ -49,7 +57,7 @@ def build_approximate_index(store: Store, progress: Progress = no_progress) -> A
     ids = store.columns().ids
     num_partitions = int(np.clip(len(ids) // ROWS_PER_PARTITION, MIN_PARTITIONS, MAX_PARTITIONS))
     progress(TASK, 0, len(PROBED_SHARES) + 2)
-    store.build_vector_index(num_partitions)
+    build(store, num_partitions)
     progress(TASK, 1, len(PROBED_SHARES) + 2)
 
     num_measured = int(np.clip(len(ids) // 100, MIN_MEASURED, MAX_MEASURED))
@@ -60,7 +68,7 @@ def build_approximate_index(store: Store, progress: Progress = no_progress) -> A
     num_probed, recalls = num_partitions, (1.0, 1.0)
     for step, share in enumerate(PROBED_SHARES, 3):
         num_probed = max(1, round(share * num_partitions))
-        found = [store.search(query, MEASURED_K + 1, num_probed=num_probed)[0] for query in queries]
+        found = [find_nearest(store, query, MEASURED_K + 1, num_probed=num_probed)[0] for query in queries]
         recalls = _recalls([_without_itself([row], [own])[0] for row, own in zip(found, measured, strict=True)], exact)
         progress(TASK, step, len(PROBED_SHARES) + 2)
         if all(recall >= target for recall, target in zip(recalls, TARGET_RECALLS, strict=True)):
@@ -83,7 +91,7 @@ def read_approximate_index(store: Store) -> ApproximateIndex | None:
     """The approximate index of a store; None if there is none."""
     record: dict[str, Any] | None = store.read_record(RECORD)
     try:
-        return ApproximateIndex(**record) if record is not None and store.has_vector_index() else None
+        return ApproximateIndex(**record) if record is not None and has_vector_index(store) else None
     except TypeError as error:
         raise damaged(store.address, f"the record '{RECORD}' cannot be read") from error
 

@@ -1,6 +1,6 @@
 """Lance: open the tables of an address, and say in an error what to do.
 
-Side effects: `connect` sets environment variables that keep Lance from printing.
+Side effects: `connect` sets environment variables that keep Lance from printing, and bound its memory.
 """
 
 import os
@@ -9,19 +9,25 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from cosplace.errors import CosPlaceError, MissingIndexError, PhotoIndexError, StorageError
+from cosplace.errors import CosPlaceError, IndexInUseError, MissingIndexError, PhotoIndexError, StorageError
 from cosplace.index.file_checksums import damaged, is_local
 
+# Of the first request to object storage, so that a store that does not answer is reported within about a minute.
+FIRST_REQUEST = {"timeout": "10s", "client_max_retries": "0"}
+# Bytes that each scan reads ahead, also when files are joined; by default, Lance reads 2 GiB ahead.
+READ_AHEAD_BYTES = 128 * 1024 * 1024
 
-def connect(address: str) -> Any:
-    """Open the tables of an address, a folder or object storage."""
+
+def connect(address: str, *, is_first: bool = False) -> Any:
+    """Open the tables of an address, a folder or object storage.  is_first: do not wait long for an answer."""
     # Otherwise it prints a warning about every new table.
     os.environ.setdefault("LANCEDB_LOG", "error")
     os.environ.setdefault("LANCE_LOG", "error")
+    os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(READ_AHEAD_BYTES))
     # Imported late: it takes a second and starts threads.
     import lancedb
 
-    return lancedb.connect(address)
+    return lancedb.connect(address, storage_options=FIRST_REQUEST if is_first and not is_local(address) else None)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -59,6 +65,10 @@ def _translate(address: str, error: BaseException) -> CosPlaceError:
         return StorageError(
             f"{address}: no space left on the disk, or in the folder for temporary files. Free some space and run the "
             "command again; all photos so far are kept."
+        )
+    if "Incompatible transaction" in text or "ommit conflict" in text:
+        return IndexInUseError(
+            f"{address} was taken over by another writer; photos stored before are kept. Run the command again."
         )
     if "Permission denied" in text or "Read-only" in text:
         return StorageError(f"Cannot write to {address} (permission denied). Choose another address.")

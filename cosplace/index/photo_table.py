@@ -59,6 +59,16 @@ def with_checks(rows: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def photo_rows(schema: Any, rows: dict[str, Any]) -> Any:
+    """Rows of the table, with their checksums.  rows: its columns (n,) without them; descriptor (n, D) as stored."""
+    import pyarrow as pa
+
+    dtype = schema.field("descriptor").type
+    flat = pa.array(np.ascontiguousarray(rows["descriptor"]).reshape(-1), type=dtype.value_type)
+    arrays = {**with_checks(rows), "descriptor": pa.FixedSizeListArray.from_arrays(flat, type=dtype)}
+    return pa.table([pa.array(arrays[name], type=schema.field(name).type) for name in schema.names], schema=schema)
+
+
 def matrix(descriptors: Any) -> np.ndarray:
     """A column of descriptors as (n, D)."""
     width = descriptors.type.list_size

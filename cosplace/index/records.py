@@ -1,7 +1,7 @@
 """Plain data that goes into an index and comes out of it.  Legend: I photos, Q queries, K neighbors, D dimension."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,10 @@ class NewPhoto:
     num_bytes: int = 0  # of its file; 0 without a file
     modified_ns: int = 0  # modification time of its file
     thumbnail: bytes = b""  # JPEG; empty without a thumbnail
+
+    def without_thumbnail(self) -> "NewPhoto":
+        """The same photo, but its thumbnail."""
+        return replace(self, thumbnail=b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

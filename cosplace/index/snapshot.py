@@ -21,6 +21,7 @@ from cosplace.index.approximate import (
 from cosplace.index.filters import SearchFilter
 from cosplace.index.lance import OutdatedError
 from cosplace.index.records import Columns, Matches
+from cosplace.index.search_index import check_search_index, drop_vector_index, find_nearest, prewarm
 from cosplace.index.store import Store
 from cosplace.retrieval.search import nearest
 
@@ -77,7 +78,7 @@ class Snapshot:
         num_candidates = k if condition is None or where is None or where.near is None else NEAR_CANDIDATES * k
         rows, similarities = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
         for number, query in enumerate(queries):
-            ids, found = self.store.search(query, num_candidates, num_probed=num_probed, condition=condition)
+            ids, found = find_nearest(self.store, query, num_candidates, num_probed=num_probed, condition=condition)
             candidates, scores = self._rows_of(ids), found.astype(np.float32) @ query
             if passes is not None:
                 scores, candidates = scores[passes[candidates]], candidates[passes[candidates]]
@@ -138,7 +139,7 @@ def load_snapshot(
     """
 
     def is_search_intact() -> bool:  # not checked for few photos, which are searched without it
-        return store.count() <= settings.exact_rows or store.check_search_index()
+        return store.count() <= settings.exact_rows or check_search_index(store)
 
     with ThreadPoolExecutor(1) as checker:
         checked = checker.submit(is_search_intact)  # while the columns are read
@@ -151,7 +152,7 @@ def load_snapshot(
     if approximate is None and can_write:
         log.info("%s has no search index that can be used, building it", store.address)
         if not is_intact:
-            store.drop_vector_index()
+            drop_vector_index(store)
         approximate = build_approximate_index(store)
         columns = place(store.columns())
     elif approximate is None:
@@ -163,7 +164,7 @@ def load_snapshot(
             store.address,
         )
     else:
-        store.prewarm()
+        prewarm(store)
     return Snapshot(store=store, columns=columns, held=None, approximate=approximate)
 
 

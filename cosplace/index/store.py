@@ -24,7 +24,8 @@ import numpy as np
 
 from cosplace.errors import MissingIndexError, PhotoIndexError, StorageError
 from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descriptor_checks, numbers_checks, rest_checks
-from cosplace.index.file_checksums import FILE_NAME, SEARCH_FOLDER, CheckedFiles, damaged, is_local
+from cosplace.index.conditional_writes import check_conditional_writes
+from cosplace.index.file_checksums import FILE_NAME, CheckedFiles, damaged, is_local
 from cosplace.index.lance import OutdatedError, connect, translated_errors
 from cosplace.index.photo_table import (
     ADDED_COLUMNS,
@@ -32,6 +33,7 @@ from cosplace.index.photo_table import (
     NO_ROOT,
     WITH_DESCRIPTOR,
     matrix,
+    photo_rows,
     with_checks,
 )
 from cosplace.index.records import Columns
@@ -40,9 +42,6 @@ PHOTOS, RECORDS = "photos", "records"
 SPARE_BYTES = 64_000_000  # kept free on the disk, for manifests of Lance
 READ_ROWS = 8192
 DELETE_ROWS = 5000  # ids in one expression
-VECTOR_INDEX = "descriptor_idx"
-CODE_BITS = 4  # per dimension of the codes of the search index
-REFINE = 2  # times k candidates are compared by their full descriptors
 CHECKED_FROM = "checked_from"  # the record of the first id whose photo has checksums
 
 log = logging.getLogger(__name__)
@@ -53,27 +52,29 @@ def has_index(address: str) -> bool:
     if is_local(address) and not (Path(address) / f"{RECORDS}.lance").is_dir():
         return False
     with translated_errors(address):
-        return RECORDS in connect(address).list_tables().tables
+        return RECORDS in connect(address, is_first=True).list_tables().tables
 
 
 class Store:
     """The tables of one address.  A reader stays at the version it opened until `catch_up`."""
 
-    def __init__(self, address: str, *, check: bool = True) -> None:
+    def __init__(self, address: str, *, check: bool = True, former: "Store | None" = None) -> None:
         """Open the newest version.  check: compare the small files and the sizes of others with their checksums.
 
-        Raises MissingIndexError and DamagedIndexError.
+        former: a store of this address, whose connection and memory are used too.  Raises MissingIndexError and
+        DamagedIndexError.
         """
         if not has_index(address):
             problem = "does not exist" if is_local(address) and not Path(address).exists() else "is not a photo index"
             raise MissingIndexError(
                 f"{address} {problem}. Build an index with `cosplace index build DATASET --model MODEL --to {address}`."
             )
-        self.address, self.is_checked, self.files = address, check, CheckedFiles(address, check=check)
+        self.address, self.is_checked = address, check
+        self.files = CheckedFiles(address, check=check) if former is None else former.files
         self.files.check()
         with translated_errors(address):
-            database = connect(address)
-            self.photos, self.records = database.open_table(PHOTOS), database.open_table(RECORDS)
+            self.database = connect(address) if former is None else former.database
+            self.photos, self.records = self.database.open_table(PHOTOS), self.database.open_table(RECORDS)
         self.files.check_versions(self._versions())
         self.checked_from = 0
         self._read_checked_from()
@@ -83,17 +84,30 @@ class Store:
         """Create an empty store.  Raises PhotoIndexError if there is already one."""
         import pyarrow as pa
 
+        if not is_local(address):
+            check_conditional_writes(address)
+        exists = PhotoIndexError(f"{address} already contains an index. Add photos to it, or choose another address.")
         if has_index(address):
-            raise PhotoIndexError(f"{address} already contains an index. Add photos to it, or choose another address.")
+            raise exists
         with translated_errors(address):
             if is_local(address):
                 _make_folder(Path(address))
                 (Path(address) / FILE_NAME).unlink(missing_ok=True)
             database = connect(address)
-            database.create_table(PHOTOS, schema=schema, mode="overwrite")
+            if is_local(address):
+                database.create_table(PHOTOS, schema=schema, mode="overwrite")
+            else:  # another process may create it at the same time
+                photos = database.create_table(PHOTOS, schema=schema, mode="create", exist_ok=True)
+                if photos.schema != schema or photos.count_rows():
+                    raise PhotoIndexError(
+                        f"{address} has a table {PHOTOS}.lance of another index. Delete it, or choose another address."
+                    )
             # Last: its presence means that the index is complete.
             rows = {"key": list(records), "json": [json.dumps(value) for value in records.values()]}
-            database.create_table(RECORDS, pa.table(rows))
+            try:
+                database.create_table(RECORDS, pa.table(rows), mode="create")
+            except ValueError as error:
+                raise (exists if "already exists" in str(error) else error) from error
         store = cls(address)
         store.record_checksums()
         return store
@@ -116,25 +130,29 @@ class Store:
         with translated_errors(self.address):
             self.files.record(self._versions(), again=again)
 
-    def check_search_index(self) -> bool:
-        """Whether the files of the search index are as they were written; without their checksums nobody knows."""
-        return not self.lacks_file_checksums() and self.files.is_search_intact(self.version)
-
     def lacks_file_checksums(self) -> bool:
         """Whether the checksums of the files were deleted: a writer of this version records them."""
         has_checks = "numbers_check" in self.photos.schema.names
         return has_checks and is_local(self.address) and not (Path(self.address) / FILE_NAME).is_file()
 
+    def newest(self) -> "Store":
+        """The newest version, in a store of its own.  Raises MissingIndexError and DamagedIndexError."""
+        self._check_exists()
+        return Store(self.address, check=self.is_checked, former=self)
+
     def catch_up(self) -> None:
         """Read the newest version from now on.  Raises MissingIndexError and DamagedIndexError."""
-        if is_local(self.address) and not (Path(self.address) / f"{RECORDS}.lance").is_dir():
-            raise MissingIndexError(f"{self.address} no longer exists. Restore it, or open another index.")
+        self._check_exists()
         self.files.check()
         with translated_errors(self.address):
             self.photos.checkout_latest()
             self.records.checkout_latest()
         self.files.check_versions(self._versions())
         self._read_checked_from()
+
+    def _check_exists(self) -> None:
+        if is_local(self.address) and not (Path(self.address) / f"{RECORDS}.lance").is_dir():
+            raise MissingIndexError(f"{self.address} no longer exists. Restore it, or open another index.")
 
     def upgrade(self) -> None:
         """Add the columns that an index of an earlier version lacks; its photos do not change."""
@@ -167,7 +185,7 @@ class Store:
         Their paths are as stored, with the root NO_ROOT where they are whole.  Raises DamagedIndexError.
         """
         with translated_errors(self.address):
-            query = self.photos.search().select(self._present(NARROW)).with_row_id(True)
+            query = self.photos.search().select(self.present(NARROW)).with_row_id(True)
             if newer_than is not None:
                 query = query.where(f"id > {newer_than}")
             table = query.to_arrow().sort_by("id").combine_chunks()
@@ -193,7 +211,7 @@ class Store:
             path_checks=checks,
         )
 
-    def _present(self, names: Sequence[str]) -> list[str]:
+    def present(self, names: Sequence[str]) -> list[str]:
         """Those of some columns that the table has; an index of an earlier version lacks some."""
         present = set(self.photos.schema.names)
         return [name for name in names if name in present]
@@ -223,10 +241,10 @@ class Store:
 
     def descriptors(self, newer_than: int | None = None) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """(ids (n,), descriptors (n, D) as stored) of all photos, or of those whose id is larger, in batches."""
-        for batch in self.scan(self._present(WITH_DESCRIPTOR), newer_than=newer_than):
-            yield self._checked_descriptors(batch)
+        for batch in self.scan(self.present(WITH_DESCRIPTOR), newer_than=newer_than):
+            yield self.checked_descriptors(batch)
 
-    def _checked_descriptors(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+    def checked_descriptors(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids (n,) and descriptors (n, D) as stored.  Raises DamagedIndexError."""
         ids, column = table["id"].to_numpy(), table["descriptor"]
         descriptors = matrix(column.combine_chunks() if hasattr(column, "combine_chunks") else column)
@@ -236,7 +254,7 @@ class Store:
 
     def descriptors_at(self, row_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Descriptors (n, D) as stored of some photos, in the order given; ids may repeat."""
-        found, descriptors = self._checked_descriptors(self._take(row_ids, WITH_DESCRIPTOR))
+        found, descriptors = self.checked_descriptors(self._take(row_ids, WITH_DESCRIPTOR))
         order = np.argsort(found)
         places = order[np.minimum(np.searchsorted(found[order], ids), len(order) - 1)]
         if not np.array_equal(found[places], ids):
@@ -249,9 +267,9 @@ class Store:
         for at in range(0, len(ids), DELETE_ROWS):
             some = ", ".join(map(str, ids[at : at + DELETE_ROWS].tolist()))
             with translated_errors(self.address):
-                columns = self._present(WITH_DESCRIPTOR)
+                columns = self.present(WITH_DESCRIPTOR)
                 table = self.photos.search().where(f"id IN ({some})").select(columns).to_arrow()
-            found, matrix = self._checked_descriptors(table)
+            found, matrix = self.checked_descriptors(table)
             rows |= dict(zip(found.tolist(), matrix, strict=True))
         return np.stack([rows[photo_id] for photo_id in ids.tolist()])
 
@@ -267,21 +285,13 @@ class Store:
 
     def _take(self, row_ids: np.ndarray, names: Sequence[str]) -> Any:
         with translated_errors(self.address):
-            return self.photos.take_row_ids(np.unique(row_ids).tolist()).select(self._present(names)).to_arrow()
+            return self.photos.take_row_ids(np.unique(row_ids).tolist()).select(self.present(names)).to_arrow()
 
     def append(self, rows: dict[str, Any], num_bytes: int) -> None:
         """Add photos in one commit; they are stored when this returns.  rows: columns of the schema."""
-        import pyarrow as pa
-
         self._check_disk(num_bytes)
-        schema = self.photos.schema
-        dtype = schema.field("descriptor").type
-        descriptors = np.ascontiguousarray(rows["descriptor"])
-        flat = pa.array(descriptors.reshape(-1), type=dtype.value_type)
-        arrays = {**with_checks(rows), "descriptor": pa.FixedSizeListArray.from_arrays(flat, type=dtype)}
-        table = pa.table([pa.array(arrays[name], type=schema.field(name).type) for name in schema.names], schema=schema)
         with translated_errors(self.address):
-            self.photos.add(table)
+            self.photos.add(photo_rows(self.photos.schema, rows))
         self.record_checksums()
 
     def replace_columns(self, ids: np.ndarray, columns: dict[str, Sequence]) -> None:
@@ -292,7 +302,7 @@ class Store:
         with translated_errors(self.address):
             table = self.photos.search().where(f"id IN ({', '.join(map(str, ids.tolist()))})").to_arrow()
         table = table.select(self.photos.schema.names)
-        found, descriptors = self._checked_descriptors(table)
+        found, descriptors = self.checked_descriptors(table)
         rows: dict[str, Any] = {name: table[name].to_pylist() for name in table.schema.names if name != "descriptor"}
         self._check(
             found, table, "numbers_check", numbers_checks(found, {n: table[n].to_numpy() for n in NUMBER_COLUMNS})
@@ -325,81 +335,17 @@ class Store:
 
         is_only_writer: remove what killed writers left, too; otherwise after a week, as another writer may need it.
         """
+        before, num_files = process_memory_mb(), self.num_fragments()
         with translated_errors(self.address), warnings.catch_warnings():
             # Lance warns that readers of older versions fail; ours retry with the newest one.
             warnings.simplefilter("ignore", UserWarning)
             for table in (self.photos, self.records):
                 table.optimize(cleanup_older_than=timedelta(seconds=forget_older_s), delete_unverified=is_only_writer)
+        log.info(
+            "%s: joined %d files of photos to %d; memory of this process %.0f MB before, %.0f MB after",
+            self.address, num_files, self.num_fragments(), before, process_memory_mb(),
+        )  # fmt: skip
         self.record_checksums()
-
-    # --- search ------------------------------------------------------------------------------------------------------
-
-    def build_vector_index(self, num_partitions: int) -> None:
-        """Build the approximate search index over all photos, replacing the one that is there."""
-        from lancedb.index import IvfFlat, IvfRq
-
-        if self.dimension % 8 == 0:
-            config = IvfRq(distance_type="l2", num_partitions=num_partitions, num_bits=CODE_BITS)
-        else:  # RaBitQ needs a multiple of 8
-            config = IvfFlat(distance_type="l2", num_partitions=num_partitions)
-        with translated_errors(self.address):
-            self.photos.create_index("descriptor", config=config, name=VECTOR_INDEX, replace=True)
-        self.record_checksums()
-
-    def drop_vector_index(self) -> None:
-        """Remove a damaged search index, and its files; readers that use them continue with the newest version."""
-        with translated_errors(self.address):
-            self.photos.drop_index(VECTOR_INDEX)
-            if is_local(self.address):
-                shutil.rmtree(Path(self.address) / f"{PHOTOS}.lance" / SEARCH_FOLDER, ignore_errors=True)
-        self.record_checksums()
-
-    def drop_unchecked_search_index(self) -> None:
-        """Remove the search index if the checksums were deleted: the next commit would record its files as they are."""
-        if self.lacks_file_checksums() and self.has_vector_index():
-            log.warning(
-                "%s: %s is missing, so the search index cannot be checked. It is built again when it is "
-                "next needed.", self.address, FILE_NAME,
-            )  # fmt: skip
-            self.drop_vector_index()
-
-    def has_vector_index(self) -> bool:
-        """Whether there is an approximate search index."""
-        with translated_errors(self.address):
-            return any(index.name == VECTOR_INDEX for index in self.photos.list_indices())
-
-    def prewarm(self) -> None:
-        """Read the search index into memory, so that the first search is as fast as the others."""
-        with translated_errors(self.address):
-            self.photos.prewarm_index(VECTOR_INDEX)
-
-    def search_index_state(self) -> tuple[int, int]:
-        """Number of photos that the search index does not cover yet, and of the parts that updates have left in it."""
-        with translated_errors(self.address):
-            statistics = self.photos.index_stats(VECTOR_INDEX)
-        return (0, 0) if statistics is None else (int(statistics.num_unindexed_rows), int(statistics.num_indices))
-
-    def search(
-        self, query: np.ndarray, k: int, *, num_probed: int | None, condition: str | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (n,) and descriptors (n, D) as stored of the k nearest photos by the search index, at most k.
-
-        Photos that are not in the index yet are compared too.  num_probed: partitions to look into; None: compare all
-        photos, without the index.  condition: SQL that photos must meet; then more partitions are probed until k photos
-        are found.
-        """
-        with translated_errors(self.address):
-            search = self.photos.search(query, vector_column_name="descriptor").distance_type("l2").limit(k)
-            if num_probed is None:
-                search = search.bypass_vector_index()
-            else:
-                search = search.minimum_nprobes(num_probed).maximum_nprobes(0 if condition else num_probed)
-                search = search.refine_factor(REFINE)
-            if condition:
-                search = search.where(condition, prefilter=True)
-            # Without _distance Lance warns.
-            table = search.select([*self._present(WITH_DESCRIPTOR), "_distance"]).to_arrow()
-        return self._checked_descriptors(table)
 
     def count(self) -> int:
         """Number of photos."""
@@ -419,6 +365,10 @@ class Store:
     def num_fragments(self) -> int:
         """Number of files that hold the photos."""
         return int(self.photos.stats()["fragment_stats"]["num_fragments"])
+
+    def num_small_fragments(self) -> int:
+        """Number of files that hold less than 100,000 photos; joining them makes reading faster."""
+        return int(self.photos.stats()["fragment_stats"]["num_small_fragments"])
 
     def num_bytes(self) -> int | None:
         """Bytes on disk, search index included; None on object storage."""
@@ -462,6 +412,15 @@ class Store:
                 f"{self.address} needs {(num_bytes + SPARE_BYTES) / 1e6:.0f} MB for the next photos, but only "
                 f"{free / 1e6:.0f} MB are free. Free some space and run the command again; all photos so far are kept."
             )
+
+
+def process_memory_mb() -> float:
+    """Resident memory of this process; nan where it is not known."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):  # not Linux
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _checked(key: str) -> str:

@@ -30,8 +30,9 @@ from cosplace.index.file_checksums import (
 )
 from cosplace.index.photo_index import open_index
 from cosplace.index.photo_table import matrix
+from cosplace.index.search_index import drop_vector_index, has_vector_index
 from cosplace.index.store import Store, has_index
-from cosplace.index.writer_lock import WriterLock
+from cosplace.index.writer_lock import lock_for_writing
 from cosplace.progress import Progress, no_progress
 
 TASK = "verifying"
@@ -116,13 +117,13 @@ def repair_index(address: str | Path, found: Verification, progress: Progress = 
     address = str(address)
     if not found.can_repair:
         raise DamagedIndexError(f"{address} cannot be repaired. Restore a copy of it, or build it again.")
-    lock = WriterLock(address)
+    lock = lock_for_writing(address)
     try:
         if is_local(address):
             (Path(address) / FILE_NAME).unlink(missing_ok=True)
         store = Store(address, check=False)
-        if store.has_vector_index():
-            store.drop_vector_index()
+        if has_vector_index(store):
+            drop_vector_index(store)
         if found.damaged_ids:
             store.remove(np.array(found.damaged_ids, np.int64))
         store.record_checksums(again=True)

@@ -1,4 +1,4 @@
-"""The right to write a local index: one process at a time.
+"""The right to write an index: one process at a time.  Of a local index, it is a locked file.
 
 Side effects: creates and locks a file, and removes what killed writers left unfinished.
 """
@@ -9,9 +9,11 @@ from pathlib import Path
 
 from cosplace.errors import IndexInUseError, StorageError
 from cosplace.index.file_checksums import is_local
+from cosplace.index.writer_lease import WriterLease
 from cosplace.storage import NO_LOCKS, remove_unfinished
 
 LOCK = ".writer.lock"
+TABLES = ("photos", "records")  # of an index, that the right to write protects
 
 
 class WriterLock:
@@ -20,8 +22,6 @@ class WriterLock:
     def __init__(self, address: str) -> None:
         """Take the lock.  Raises IndexInUseError if another writer holds it."""
         self.file = None
-        if not is_local(address):  # on object storage, writers must be coordinated by the user
-            return
         path = Path(address) / LOCK
         try:
             import fcntl
@@ -55,8 +55,18 @@ class WriterLock:
         """Whether this is the only writer; unknown, and False, where there are no locks."""
         return self.file is not None
 
+    is_lost = False  # the operating system holds the lock until the process ends
+
+    def confirm(self) -> None:
+        """Nothing to check."""
+
     def release(self) -> None:
         """Allow other writers."""
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def lock_for_writing(address: str) -> WriterLock | WriterLease:
+    """Take the right to write an index.  Raises IndexInUseError if another writer has it."""
+    return WriterLock(address) if is_local(address) else WriterLease(address, TABLES)

@@ -65,6 +65,19 @@ def test_build_finds_what_evaluation_finds(tmp_path: Path, encoder: Encoder) -> 
             assert small.format == "JPEG"
 
 
+def test_a_copy_in_a_later_commit_does_not_move_the_photo(tmp_path: Path, encoder: Encoder) -> None:
+    first = write_place(tmp_path / "photos" / "a", 0, 0)
+    for place in range(1, 4):
+        write_place(tmp_path / "photos" / "b", place, 0)
+    (tmp_path / "photos" / "c").mkdir()
+    shutil.copy(first, tmp_path / "photos" / "c" / first.name)
+    build_index(write_dataset(tmp_path / "dataset", num_places=1), encoder, tmp_path / "index")
+    with open_index(tmp_path / "index", write=True) as index:
+        growth = add_photos(index, encoder, scan_images(tmp_path / "photos"), photos_per_commit=2)
+        assert (growth.num_added, growth.num_moved) == (4, 0)
+        assert index.columns().paths()[-4] == str(first)
+
+
 def test_building_again_goes_on(tmp_path: Path, encoder: Encoder) -> None:
     folder = tmp_path / "photos"
     for place in range(5):
@@ -125,7 +138,7 @@ def test_a_photo_that_changes_while_it_is_read_is_read_again(
         return raw
 
     with monkeypatch.context() as patched:
-        patched.setattr("cosplace.index.building.read_file", read_before_a_change)
+        patched.setattr("cosplace.index.indexing.read_file", read_before_a_change)
         assert build_index(folder, encoder, tmp_path / "index").num_added == 3
     growth = build_index(folder, encoder, tmp_path / "index")
     assert (growth.num_added, growth.num_replaced, growth.num_known) == (1, 1, 2)

@@ -3,6 +3,7 @@
 import errno
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.index import index_table, measure_index
+from benchmarks.index import SyntheticPlaces, index_table, measure_index
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, PhotoIndexError, StorageError
 from cosplace.geo import great_circle_distances_m
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import Columns, ModelSpec, NewPhoto
+from cosplace.index.snapshot import load_snapshot
 from cosplace.retrieval.search import nearest
 
 D = 16
@@ -189,6 +191,28 @@ def test_a_reader_sees_what_is_new_after_refresh(tmp_path: Path) -> None:
     writer.close()
     assert reader.thumbnail(22) == b"jpeg-22"
     assert 3 not in reader.columns().ids
+
+
+def test_searches_continue_while_new_photos_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def load_late(*arguments: object, **options: object) -> object:
+        reading.set()
+        assert go_on.wait(30)
+        return load_snapshot(*arguments, **options)  # ty: ignore[invalid-argument-type]
+
+    with filled(tmp_path / "index", 20) as writer, open_index(tmp_path / "index") as reader:
+        assert len(reader.columns()) == 20
+        writer.add(photos(5, first=20), units(5, 4))
+        monkeypatch.setattr("cosplace.index.photo_reader.load_snapshot", load_late)
+        with ThreadPoolExecutor(1) as pool:
+            refreshed = pool.submit(reader.refresh)
+            assert reading.wait(30)
+            found = reader.search(units(5, 4), 1).ids[:, 0]
+            assert (found < 20).all() and reader.thumbnail(19) == b"jpeg-19" and len(reader.descriptors([3])) == 1
+            go_on.set()
+            assert refreshed.result()
+        np.testing.assert_array_equal(reader.search(units(5, 4), 1).ids[:, 0], np.arange(20, 25))
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -397,3 +421,12 @@ def test_the_benchmark_measures_recall_and_size(tmp_path: Path) -> None:
     assert figures["search"]["kind"] == "approximate" and figures["disk_mb"] > 3000 * 512 * 4 / 1e6
     table = index_table(figures)
     assert "| search p50 ms |" in table and "| search index: partitions searched |" in table
+
+
+def test_descriptors_of_the_benchmark_with_8_bits() -> None:
+    places = np.arange(40)
+    exact, rounded = (SyntheticPlaces(40, 32, dtype).descriptors(places, 1) for dtype in ("float32", "int8"))
+    np.testing.assert_allclose(np.linalg.norm(rounded, axis=1), 1, atol=1e-6)
+    steps = rounded / np.abs(rounded).max(1, keepdims=True) * 127
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
+    assert 0 < np.abs(rounded - exact).max() < 1 / 127

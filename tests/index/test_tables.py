@@ -267,5 +267,5 @@ def test_locate_takes_the_photos_of_a_table(records: list[PhotoRecord], tmp_path
     rows = [replace(one, split=s) for one, s in zip(records, ["test/queries", "test/database"], strict=False)]
     folder = write_records(tmp_path / "city", rows)
     for part, expected in (("", rows[:2]), ("photos.parquet", rows[:2]), ("test/queries", rows[:1])):
-        found = _find_photos([folder / part], is_sequence=False, follow_outside=False)
+        found = _find_photos([folder / part], is_sequence=False, is_writing=False, follow_outside=False)
         assert found == [folder / record.path for record in expected]

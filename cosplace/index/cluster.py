@@ -1,0 +1,136 @@
+"""A Ray cluster that describes photos and builds indexes: start one on this machine, or join a running one.
+
+Ray and lance-ray come with `pip install 'cosplace[cluster]'` and are imported only here and in the two modules below.
+Side effects: starts Ray, and ends it.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from cosplace.errors import ConfigError, CosPlaceError, DeviceError
+
+REQUIRED_PACKAGES = ("ray", "lance_ray", "lance")
+SAME_PACKAGES = ("cosplace", "pylance", "lancedb", "torch")  # whose versions must be the same on all machines
+VARIABLE = "RAY_ADDRESS"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A running cluster."""
+
+    num_cpus: int
+    num_gpus: int
+
+    def workers_for(self, *, needs_gpu: bool) -> int:
+        """Number of processes for a task, one per GPU or CPU.  Raises DeviceError if the cluster has none of them."""
+        available = self.num_gpus if needs_gpu else self.num_cpus
+        if not available and needs_gpu:
+            raise DeviceError("The Ray cluster has no GPU. Use --device cpu, or add a machine with a GPU.")
+        if not available:
+            raise DeviceError("The Ray cluster has no CPU for tasks. Add a machine that has.")
+        return available
+
+
+@contextmanager
+def open_cluster() -> Generator[Cluster]:
+    """Join the cluster of the environment variable RAY_ADDRESS, or start one on this machine; then leave or end it.
+
+    RAY_ADDRESS: host:port, or auto for the one that `ray start` has started.  Raises ConfigError if Ray is not
+    installed or has another version than the cluster, and DeviceError if the cluster cannot be reached.
+    """
+    if missing := [name for name in REQUIRED_PACKAGES if find_spec(name) is None]:
+        raise ConfigError(f"--engine ray needs {', '.join(missing)}. Install with: pip install 'cosplace[cluster]'.")
+    address = os.environ.get(VARIABLE) or "local"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # otherwise it prints a warning
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise it sends statistics to its makers
+    os.environ.setdefault("LANCE_LOG", "error")  # Lance prints a warning about each file
+    logging.getLogger("lance_ray").setLevel(logging.ERROR)
+    ray: Any = import_module("ray")
+
+    # On a cluster, the dashboard is the one of its head.
+    options = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise _cannot_join(address, error) from error
+    try:
+        resources = ray.cluster_resources()
+        yield Cluster(num_cpus=int(resources.get("CPU", 0)), num_gpus=int(resources.get("GPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+def _cannot_join(address: str, error: BaseException) -> CosPlaceError:
+    text = " ".join(str(error).split())
+    if "InvalidAuthToken" in f"{text} {error.__cause__}":
+        return ConfigError(
+            f"The Ray cluster at {address} requires its token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file "
+            "~/.ray/auth_token to the token of the cluster."
+        )
+    if "ersion mismatch" in text:
+        return ConfigError(
+            f"The Ray cluster at {address} has other versions than this machine ({text[:200]}). Install the same "
+            "versions of Ray and Python on all machines."
+        )
+    return DeviceError(
+        f"The Ray cluster at {address} cannot be reached ({text[:200].rstrip('. ')}). Check RAY_ADDRESS, or start one "
+        "with `ray start --head`."
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that must be the same on all machines of a cluster."""
+    found = {}
+    for name in SAME_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a clone
+            found[name] = "unknown"
+    return found
+
+
+def check_same_versions(here: dict[str, str]) -> None:
+    """On a machine of the cluster: compare its packages with those of the one that started the run.
+
+    Raises ConfigError.
+    """
+    for name, found in package_versions().items():
+        if found != here[name]:
+            raise ConfigError(
+                f"A machine of the Ray cluster has {name} {found}, this one has {here[name]}. Install the same "
+                "versions on all machines."
+            )
+
+
+def wait_for(read: Callable[[], T]) -> T:
+    """Call `read`, which waits for results of the cluster; its errors are those of the task, or say what to do."""
+    exceptions: Any = import_module("ray.exceptions")
+
+    try:
+        return read()
+    except exceptions.RayTaskError as error:
+        if isinstance(error.cause, CosPlaceError):
+            raise error.cause from None
+        raise
+    except exceptions.RayError as error:
+        text = " ".join(str(error).split())
+        raise DeviceError(
+            f"The Ray cluster has lost a process or its result ({type(error).__name__}: {text[:200].rstrip('. ')}). "
+            "Everything stored so far is kept; run the command again to continue."
+        ) from error
+
+
+def remote(function: Any, **options: Any) -> Any:
+    """A function or class that runs on the cluster.  options: those of ray.remote."""
+    ray: Any = import_module("ray")
+
+    return ray.remote(**options)(function)

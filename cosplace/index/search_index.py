@@ -1,0 +1,100 @@
+"""The approximate search index inside the table of photos: build, read, search and drop it.
+
+Side effects: reads and writes the address of a store.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from cosplace.index.file_checksums import FILE_NAME, SEARCH_FOLDER, is_local
+from cosplace.index.lance import translated_errors
+from cosplace.index.photo_table import WITH_DESCRIPTOR
+from cosplace.index.store import PHOTOS, Store
+
+VECTOR_INDEX = "descriptor_idx"
+CODE_BITS = 4  # per dimension of the codes
+REFINE = 2  # times k candidates are compared by their full descriptors
+
+log = logging.getLogger(__name__)
+
+
+def check_search_index(store: Store) -> bool:
+    """Whether the files of the search index are as they were written; without their checksums nobody knows."""
+    return not store.lacks_file_checksums() and store.files.is_search_intact(store.version)
+
+
+def build_vector_index(store: Store, num_partitions: int) -> None:
+    """Build the approximate search index over all photos, replacing the one that is there."""
+    from lancedb.index import IvfFlat, IvfRq
+
+    if store.dimension % 8 == 0:
+        config = IvfRq(distance_type="l2", num_partitions=num_partitions, num_bits=CODE_BITS)
+    else:  # RaBitQ needs a multiple of 8
+        config = IvfFlat(distance_type="l2", num_partitions=num_partitions)
+    with translated_errors(store.address):
+        store.photos.create_index("descriptor", config=config, name=VECTOR_INDEX, replace=True)
+    store.record_checksums()
+
+
+def drop_vector_index(store: Store) -> None:
+    """Remove a damaged search index, and its files; readers that use them continue with the newest version."""
+    with translated_errors(store.address):
+        store.photos.drop_index(VECTOR_INDEX)
+        if is_local(store.address):
+            shutil.rmtree(Path(store.address) / f"{PHOTOS}.lance" / SEARCH_FOLDER, ignore_errors=True)
+    store.record_checksums()
+
+
+def drop_unchecked_search_index(store: Store) -> None:
+    """Remove the search index if the checksums were deleted: the next commit would record its files as they are."""
+    if store.lacks_file_checksums() and has_vector_index(store):
+        log.warning(
+            "%s: %s is missing, so the search index cannot be checked. It is built again when it is "
+            "next needed.", store.address, FILE_NAME,
+        )  # fmt: skip
+        drop_vector_index(store)
+
+
+def has_vector_index(store: Store) -> bool:
+    """Whether there is an approximate search index."""
+    with translated_errors(store.address):
+        return any(index.name == VECTOR_INDEX for index in store.photos.list_indices())
+
+
+def prewarm(store: Store) -> None:
+    """Read the search index into memory, so that the first search is as fast as the others."""
+    with translated_errors(store.address):
+        store.photos.prewarm_index(VECTOR_INDEX)
+
+
+def search_index_state(store: Store) -> tuple[int, int]:
+    """Number of photos that the search index does not cover yet, and of the parts that updates have left in it."""
+    with translated_errors(store.address):
+        statistics = store.photos.index_stats(VECTOR_INDEX)
+    return (0, 0) if statistics is None else (int(statistics.num_unindexed_rows), int(statistics.num_indices))
+
+
+def find_nearest(
+    store: Store, query: np.ndarray, k: int, *, num_probed: int | None, condition: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (n,) and descriptors (n, D) as stored of the k nearest photos by the search index, at most k.
+
+    Photos that are not in the index yet are compared too.  num_probed: partitions to look into; None: compare all
+    photos, without the index.  condition: SQL that photos must meet; then more partitions are probed until k photos
+    are found.
+    """
+    with translated_errors(store.address):
+        search = store.photos.search(query, vector_column_name="descriptor").distance_type("l2").limit(k)
+        if num_probed is None:
+            search = search.bypass_vector_index()
+        else:
+            search = search.minimum_nprobes(num_probed).maximum_nprobes(0 if condition else num_probed)
+            search = search.refine_factor(REFINE)
+        if condition:
+            search = search.where(condition, prefilter=True)
+        # Without _distance Lance warns.
+        table = search.select([*store.present(WITH_DESCRIPTOR), "_distance"]).to_arrow()
+    return store.checked_descriptors(table)

@@ -122,3 +122,21 @@ def _write_named(folder: Path, place: int, variant: int, side: int) -> None:
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(place_image(place, variant, side)).save(folder / name)
+
+
+def write_table_of_places(folder: Path, num_places: int) -> Path:
+    """Places 110 m apart in a square, with four photos each, taken on four days."""
+    side = int(np.ceil(np.sqrt(num_places)))
+    records = [
+        PhotoRecord(
+            path=f"{place}-{visit}.jpg", latitude=37 + 0.001 * (place // side), longitude=3 + 0.00125 * (place % side),
+            heading=float(37 * place % 360), time=1.7e9 + 86_400 * visit + place,
+        )
+        for place in range(num_places)
+        for visit in range(4)
+    ]  # fmt: skip
+    folder.mkdir()
+    write_table(folder / TABLE_NAME, to_table(records))
+    for record in records:
+        (folder / record.path).write_bytes(b"")
+    return folder

@@ -28,7 +28,7 @@ from cosplace.models.hub import is_hub
 from cosplace.models.model_files import BASE_MODEL
 from cosplace.models.opening import weights_path
 from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256
-from cosplace.models.zoo import HUB_MODELS, find_model
+from cosplace.models.zoo import HUB_MODELS, HubModel, NativeModel, find_model
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.opening import open_image
 from cosplace.retrieval.dataset import RetrievalDataset
@@ -230,6 +230,18 @@ def card_of(path: Path) -> dict[str, str]:
         if card.get("tensors_sha256") == tensors_sha256(read_state_dict(path)):
             return card
     return {}
+
+
+def usual_image_size(model: str) -> int | None:
+    """Shorter side of the photos that suits a model, in pixels; None for photos of any size."""
+    if Path(model).is_file():
+        with suppress(CosPlaceError, ValueError):
+            return int(card_of(weights_path(model)).get("image_size", "")) or None
+        return None
+    with suppress(CosPlaceError):  # a hub: spec that is not in the zoo
+        record = find_model(model)
+        return record.input_size if isinstance(record, NativeModel | HubModel) else None
+    return None
 
 
 # --- code and machine ------------------------------------------------------------------------------------------------

@@ -220,6 +220,27 @@ def model_name(results: Mapping[str, Any], folder: Path) -> str:
     return "/".join(path.parts[-3:-1]) if path.name == "best_model.pth" and len(path.parts) > 1 else path.name
 
 
+def variant_text(results: Mapping[str, Any]) -> str:
+    """How a run searched and which views it described, as in `binary codes alone, five_crops`; "" for the usual ones.
+
+    Runs of one model are told apart by it.
+    """
+    parts = []
+    compression = results.get("compression")
+    if isinstance(compression, Mapping) and isinstance(method := compression.get("method"), str):
+        parts.append(f"{method} codes{' alone' if compression.get('shortlist') == 0 else ''}")
+    policy, size, image_size = (results.get(name) for name in ("query_policy", "query_size", "image_size"))
+    is_usual = policy == ("short_side" if image_size else "native") and size == image_size
+    if isinstance(policy, str) and not is_usual:
+        parts.append(f"{policy} {size}" if isinstance(size, int) and size != image_size else policy)
+    scales = results.get("scales")
+    if isinstance(scales, list) and scales != [1.0]:
+        parts.append(f"scales {' '.join(map(str, scales))}")
+    if results.get("flip") is True:
+        parts.append("flip")
+    return one_line(", ".join(parts))
+
+
 def read_query_results(folder: Path) -> QueryResults:
     """The table of the queries of a run.  Raises ConfigError if the run has none, or it is damaged."""
     path = folder / QUERIES

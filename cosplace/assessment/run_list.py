@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from cosplace.assessment.intervals import Estimate, wilson
-from cosplace.assessment.run_files import CONFIG, MAX_DIGITS, RESULTS, check_version, is_running, model_name, read_json
+from cosplace.assessment.run_files import (
+    CONFIG,
+    MAX_DIGITS,
+    RESULTS,
+    check_version,
+    is_running,
+    model_name,
+    read_json,
+    variant_text,
+)
 from cosplace.errors import ConfigError, one_line
 
 METRICS, LOCK, LAST_CHECKPOINT = "metrics.jsonl", ".lock", "last_checkpoint.pth"  # of a training run
@@ -35,6 +44,7 @@ class RunSummary:
     backbone: str = ""
     dimension: int | None = None
     compression: str = ""  # binary or int8, of an evaluation by compressed descriptors
+    variant: str = ""  # how it searched and which views it described; "" for the usual ones
     dataset: str = ""
     recalls: Mapping[int, float] | None = None  # percent
     recall1: Estimate | None = None
@@ -95,6 +105,7 @@ def summarize(folder: Path) -> RunSummary:
         backbone=backbone,
         dimension=_count(model.get("reduced_to") or model.get("descriptor_dim") or config.get("fc_output_dim")),
         compression=_text(_section(results, "compression").get("method")),
+        variant=variant_text(results),
         dataset=_dataset(config, results),
         recalls=recalls,
         recall1=None if recalls is None or 1 not in recalls else _interval(results, recalls[1]),

@@ -3,6 +3,7 @@
 A user's mistake prints one line and exits with code 2.  Heavy modules are imported by the command that needs them, so
 that --help answers at once.
 
+    second_signal  a second Ctrl+C ends the process
     console     progress bars, log lines, results
     command     one command: name, summary, function, settings
     help        help texts, from settings

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
+from cosplace.cli.second_signal import EXIT_SIGNAL, end_at_second_signal
 from cosplace.config.terminal import TerminalSettings
 from cosplace.errors import CosPlaceError, one_line
 from cosplace.photos.paths import writable
@@ -255,30 +257,42 @@ def _interruption_text(number: int, advice: str) -> str:
 
 
 @contextmanager
-def end_on_signals() -> Generator[None]:
+def end_on_signals(*, owns_process: bool = False) -> Generator[None]:
     """Within: Ctrl+C and SIGTERM raise an Interruption, so that files are not left half-written.
 
     A second signal ends the process at once, unless it follows immediately.  Ignored signals stay ignored.
+    owns_process: whether the process is only this command; it then ends at once while a module is imported.
     """
     signals = _Signals()
+    again: list[int] = []  # signals that are sent again, which are not second ones
 
-    def receive(number: int, _: object) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         if signals.is_first(number):
+            if owns_process and _is_importing(frame):
+                os.write(2, f"{_interruption_text(number, '')}\n".encode())
+                os._exit(EXIT_SIGNAL + number)
             raise Interruption(number)
 
-    def send_again(ignored: Any) -> None:
-        """Python ignores exceptions in finalizers, which may run at any time."""
-        if not issubclass(ignored.exc_type, Interruption):
-            hook(ignored)
-            return
-        number, signals.first = signals.first, 0
-        timer = threading.Timer(RETRY_S, os.kill, (os.getpid(), number))
+    def send_later(number: int) -> None:
+        def send() -> None:
+            again.append(number)
+            os.kill(os.getpid(), number)
+
+        signals.first = 0
+        timer = threading.Timer(RETRY_S, send)
         timer.daemon = True
         timer.start()
 
+    def send_again(ignored: Any) -> None:
+        """Python ignores exceptions in finalizers, which may run at any time."""
+        if issubclass(ignored.exc_type, Interruption):
+            send_later(signals.first)
+        else:
+            hook(ignored)
+
     hook, sys.unraisablehook = sys.unraisablehook, send_again
     try:
-        with _received(receive, only=(signal.default_int_handler, signal.SIG_DFL)):
+        with _received(receive, only=(signal.default_int_handler, signal.SIG_DFL), again=again):
             yield
     except Exception as error:
         if signals.first:  # compiled code may replace an exception by its own
@@ -286,6 +300,15 @@ def end_on_signals() -> Generator[None]:
         raise
     finally:
         sys.unraisablehook = hook
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: an exception would abort compiled ones, such as those of torch."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -307,17 +330,19 @@ def stop_on_signals(progress: Progress, advice: str) -> Generator[Progress]:
     signals = _Signals()
 
     def receive(number: int, _: object) -> None:
-        if signals.is_first(number):
-            how = "press Ctrl+C" if number == signal.SIGINT else "send SIGTERM"
-            # Not with print: the signal may have interrupted a call of it.
-            os.write(2, f"\n{_clock()}  stopping; {how} again to stop at once\n".encode())
+        signals.is_first(number)
+
+    def answer(number: int) -> None:  # at once, also if the main thread is busy
+        how = "press Ctrl+C" if number == signal.SIGINT else "send SIGTERM"
+        # Not with print: the signal may have interrupted a call of it.
+        os.write(2, f"\n{_clock()}  stopping; {how} again to stop at once\n".encode())
 
     def report(task: str, done: int, total: int, note: str = "", /) -> None:
         progress(task, done, total, note)
         if signals.first:
             raise StopRequest(_interruption_text(signals.first, advice), signals.first)
 
-    with _received(receive):
+    with _received(receive, answer=answer):
         yield report
 
 
@@ -339,8 +364,18 @@ class _Signals:
 
 
 @contextmanager
-def _received(receive: Callable[[int, Any], None], only: Sequence[Any] = ()) -> Generator[None]:
-    """Within: SIGINT and SIGTERM call a function, in the main thread.  only: handlers that it replaces; () for any."""
+def _received(
+    receive: Callable[[int, Any], None],
+    *,
+    only: Sequence[Any] = (),
+    answer: Callable[[int], None] = lambda _: None,
+    again: list[int] | None = None,
+) -> Generator[None]:
+    """Within: SIGINT and SIGTERM call a function, in the main thread, and a second one ends the process.
+
+    only: handlers that it replaces; () for any.  answer: called for the first signal, in another thread.
+    again: signals that this process sends to itself again, removed here; they are not second ones.
+    """
     if threading.current_thread() is not threading.main_thread():  # signals reach only that one
         yield
         return
@@ -349,7 +384,15 @@ def _received(receive: Callable[[int, Any], None], only: Sequence[Any] = ()) -> 
     for number in replaced:
         signal.signal(number, receive)
     try:
-        yield
+
+        def is_ours(number: int) -> bool:
+            if again and number in again:
+                again.remove(number)
+                return False
+            return signal.getsignal(number) is receive
+
+        with end_at_second_signal(is_ours, answer, after_s=SAME_SIGNAL_S):
+            yield
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)

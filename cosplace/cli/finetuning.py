@@ -75,7 +75,7 @@ def _index_photos(result: "FinetuneResult") -> None:
             dataset=Path(config.dataset),
             model=str(result.folder / "best_model.pth"),
             to=str(index),
-            image_size=prepared.recipe.image_size,
+            image_size=result.image_size,
             follow_outside=config.follow_outside,
             device=DeviceSettings(device=config.running.device),
         )
@@ -84,6 +84,6 @@ def _index_photos(result: "FinetuneResult") -> None:
 
 
 def _index_command(result: "FinetuneResult", index: str) -> list[str]:
-    dataset, image_size = result.prepared.config.dataset, result.prepared.recipe.image_size
+    size = [] if result.image_size is None else ["--image_size", str(result.image_size)]
     model = str(result.folder / "best_model.pth")
-    return [*program(), "index", "build", dataset, "--model", model, "--image_size", str(image_size), "--to", index]
+    return [*program(), "index", "build", result.prepared.config.dataset, "--model", model, *size, "--to", index]

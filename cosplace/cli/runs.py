@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cosplace.assessment.run_list import RunSummary
 
 HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5", "epochs", "state", "folder")
-WIDEST = {"kind": 12, "model": 34, "dataset": 26}  # characters
+WIDEST = {"kind": 30, "model": 34, "dataset": 26}  # characters
 NARROW_HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5")
 NARROW = {"model": 20, "dataset": 20}
 MINUTES = len("2026-01-31 12:00")
@@ -74,7 +74,7 @@ def _cells(run: "RunSummary") -> tuple[str, ...]:
     epochs = "" if run.epochs_done is None else f"{run.epochs_done}/{'?' if run.epochs is None else run.epochs}"
     return (
         run.time or "unknown",
-        f"{run.kind}, {shorten(run.compression, WIDEST['kind'])}" if run.compression else run.kind,
+        f"{run.kind}, {shorten(run.variant, WIDEST['kind'])}" if run.variant else run.kind,
         shorten(model, WIDEST["model"]),
         shorten(run.dataset, WIDEST["dataset"]),
         "" if run.recall1 is None else run.recall1.text(),
@@ -112,6 +112,7 @@ def _record(run: "RunSummary") -> dict[str, Any]:
         "backbone": run.backbone or None,
         "dimension": run.dimension,
         "compression": run.compression or None,
+        "variant": run.variant or None,
         "dataset": run.dataset or None,
         "recalls": None if run.recalls is None else {str(n): recall for n, recall in run.recalls.items()},
         "recall1_interval": interval,

@@ -22,6 +22,7 @@ from cosplace.cli.console import (
     timestamp,
 )
 from cosplace.cli.seeds import SAME_AGAIN, train_seeds
+from cosplace.config.defaults import RADIUS_M
 from cosplace.config.methods import EIGENPLACES, MULTI_SIMILARITY
 from cosplace.config.sections import DATASET_VARIABLE, Grouping, GroupsConfig, TrainConfig
 from cosplace.config.values import set_folder
@@ -130,6 +131,7 @@ def resume_command(folder: Path, config: TrainConfig) -> str:
 def run_groups(config: GroupsConfig) -> None:
     """Form classes and groups, and print how many there are.  Raises DatasetError if training would refuse them."""
     from cosplace.training.advice import advice, data_warnings
+    from cosplace.training.enough_places import few_places_warning
     from cosplace.training.group_cache import cached_partition
     from cosplace.training.groups import partition, training_photos
 
@@ -144,7 +146,8 @@ def run_groups(config: GroupsConfig) -> None:
     bars.close()
     groups = partition(images, grouping) if config.no_cache else cached_partition(images, grouping)
     counts, hint = groups.counts(), advice(groups, grouping, images)
-    for warning in data_warnings(groups, grouping, images):
+    few = few_places_warning(groups, images, with_headings=grouping.alpha < 360)
+    for warning in (*data_warnings(groups, grouping, images), *filter(None, [few])):
         log.warning("%s", warning)
     if config.json:
         rows = [{"num_classes": num_classes, "num_images": num_images} for num_classes, num_images in counts]
@@ -223,7 +226,8 @@ def _run_view_groups(config: GroupsConfig) -> None:
 
 def _run_places(config: GroupsConfig) -> None:
     """`run_groups` with multi-similarity: the places, of which all are one group."""
-    from cosplace.training.place_sources import check_grouping, check_places, open_places
+    from cosplace.training.enough_places import few_places
+    from cosplace.training.place_sources import check_grouping, check_places, open_places, wide_places
 
     if config.gsv_csv:
         raise ConfigError("--gsv_csv writes classes of --method cosplace. Use only one of them.")
@@ -232,6 +236,10 @@ def _run_places(config: GroupsConfig) -> None:
     places = open_places(config.folder, config.grouping, follow_outside=config.follow_outside, progress=bars)
     bars.close()
     groups = places.groups
+    few = few_places(groups.folder, len(groups.cells), config.grouping.min_images_per_class)
+    for warning in (wide_places(places, RADIUS_M), few):
+        if warning:
+            log.warning("%s", warning)
     if config.json:
         content = {
             "num_places": len(groups.cells),

@@ -47,7 +47,8 @@ def run_validate(config: ValidateConfig) -> None:
         for report in result.folders:
             _print_folder(report)
         if result.num_unused:
-            print_result(f"photos in no split: {result.num_unused:,}")
+            num_photos = result.num_unused + sum(report.num_photos for report in result.folders)
+            print_result(f"in no split: {result.num_unused:,} of {format_count(num_photos, 'photo')}")
         _print_classes(classes, recommendation.settings if recommendation else {})
         print_result(_count_text(num_errors, len(problems) - num_errors))
         if recommendation is not None:

@@ -19,6 +19,8 @@ COLUMNS = (
 )  # of the table of recalls
 USE = ("yes", "unclear", "no")  # commercially, in the order of --sort license
 DATASETS = ("pitts30k", "tokyo247", "sf_xl_v1")  # whose recalls the list shows
+# Columns of the list that only these orders show; the others have theirs in any case.
+SORTED_BY = {"speed": "photos/s (CPU core)", "license": "commercial use", "size": "size, MB"}
 
 
 def run_list(config: ZooListConfig) -> None:
@@ -37,22 +39,25 @@ def run_list(config: ZooListConfig) -> None:
     elif config.markdown:
         print_result(markdown_table(models))
     else:
-        _print_list(models, config.method)
+        _print_list(models, config.method, config.sort)
 
 
-def _print_list(models: "Sequence[ZooModel]", method: str | None) -> None:
+def _print_list(models: "Sequence[ZooModel]", method: str | None, sort: str | None) -> None:
     from cosplace.models.downloads import weights_folder
     from cosplace.models.zoo import HUB_MODELS, NATIVE_MODELS
 
     folder = weights_folder()
+    title = SORTED_BY.get(sort or "", "")
     print_result(
-        "name                          backbone            dimension   R@1 pitts30k   tokyo247   sf_xl_v1   cached"
+        "name                          backbone            dimension   R@1 pitts30k   tokyo247   sf_xl_v1"
+        f"{title and f'   {title}'}   cached"
     )
     for model in models:
         recalls = [_percent(model.recalls.get(dataset)) for dataset in DATASETS]
         cached = "yes" if (folder / model.file_name).is_file() else ""
         row = f"{model.name:28s}  {model.backbone:18s}  {model.fc_output_dim:9d}"
-        print_result(f"{row}   {recalls[0]:>12s}   {recalls[1]:>8s}   {recalls[2]:>8s}   {cached}".rstrip())
+        shown = title and f"   {_sorted_value(model, sort):>{len(title)}s}"
+        print_result(f"{row}   {recalls[0]:>12s}   {recalls[1]:>8s}   {recalls[2]:>8s}{shown}   {cached}".rstrip())
     if method is None:
         print_result(
             "\nmodels from torch.hub, with --trust_remote_code: code of their repositories runs on this machine"
@@ -66,6 +71,29 @@ def _print_list(models: "Sequence[ZooModel]", method: str | None) -> None:
             "`cosplace train --backbone VGG16 --fc_output_dim 32`."
         )
     print_result(f"cache: {folder}")
+
+
+def _sorted_value(model: "ZooModel", sort: str | None) -> str:
+    """The text of a model in the column of SORTED_BY."""
+    from cosplace.assessment.published import terms_of
+
+    values: dict[str | None, Callable[[ZooModel], str]] = {
+        "speed": _photos_per_s,
+        "license": lambda model: terms_of(model.name).commercial,
+        "size": _megabytes,
+    }
+    return values[sort](model)
+
+
+def _photos_per_s(model: "ZooModel") -> str:
+    from cosplace.models.speeds import speed_of
+
+    speed = speed_of(model)
+    return f"{speed.photos_per_s:.3g}" if speed else "-"
+
+
+def _megabytes(model: "ZooModel") -> str:
+    return str(round(4 * model.num_parameters / 1e6))
 
 
 def sorted_models(models: "Sequence[ZooModel]", key: str | None) -> "list[ZooModel]":
@@ -91,7 +119,6 @@ def sorted_models(models: "Sequence[ZooModel]", key: str | None) -> "list[ZooMod
 def markdown_table(models: "Sequence[ZooModel]") -> str:
     """Table of the models with published recalls, for docs/zoo.md."""
     from cosplace.assessment.published import terms_of
-    from cosplace.models.speeds import speed_of
 
     rows = [
         (
@@ -112,11 +139,9 @@ def markdown_table(models: "Sequence[ZooModel]") -> str:
             continue
         terms = terms_of(model.name)
         recalls = [_percent(model.recalls.get(dataset)) for dataset, _ in COLUMNS]
-        size = str(round(4 * model.num_parameters / 1e6))
         licenses = (terms.code, terms.weights, terms.data, terms.commercial)
-        speed = speed_of(model)
-        photos_per_s = f"{speed.photos_per_s:.3g}" if speed else "-"
-        rows.append((f"`{model.name}`", *recalls, str(model.fc_output_dim), size, photos_per_s, *licenses))
+        numbers = (str(model.fc_output_dim), _megabytes(model), _photos_per_s(model))
+        rows.append((f"`{model.name}`", *recalls, *numbers, *licenses))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cosplace.errors import ConfigError, CosPlaceError
+from cosplace.errors import ConfigError, CosPlaceError, one_line
 from cosplace.geo import ecef_from_lla, geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
@@ -61,6 +61,7 @@ from cosplace.localization.seen_photos import (
 from cosplace.localization.signals import compute_signals
 from cosplace.models.encoder import Encoder
 from cosplace.models.training_card import TrainingCard, ValidationMatches, read_training_card
+from cosplace.models.views import how_described
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
 from cosplace.progress import Progress, no_progress
@@ -251,6 +252,12 @@ def _choose_photos(
     if len(unseen) >= MIN_UNSEEN:
         return unseen, None, facts | {"correction": "left out"}
     if card.matches is not None and len(card.matches) >= MIN_UNSEEN // 4:
+        if difference := _difference(card.matches.described, how_described(index.spec.image_size, index.spec.views)):
+            log.warning(
+                "The validation queries of the model were described in another way than the photos of this index (%s), "
+                "so its confidence may be too high or too low. Use `cosplace index calibrate %s --queries FOLDER` with "
+                "other photos.", difference, index.address,
+            )  # fmt: skip
         return seen, card.matches, facts | {"correction": "validation", "num_validation": len(card.matches)}
     log.warning(
         "%d of %d photos of the index were used to train its model, so its confidence is too high for new photos. Use "
@@ -258,6 +265,22 @@ def _choose_photos(
         facts["num_training_photos"], len(located), index.address,
     )  # fmt: skip
     return located, None, facts | {"correction": "none"}
+
+
+def _difference(described: Mapping[str, Any] | None, here: Mapping[str, Any]) -> str:
+    """How the photos of a model card were described, where an index does it in another way; "" for an unknown way."""
+    there = here if described is None else described
+    return one_line(
+        "; ".join(
+            f"{name} {_text(there.get(name))} instead of {_text(value)}"
+            for name, value in here.items()
+            if there.get(name) != value
+        )
+    )
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _training_card(index: PhotoIndex, encoder: Encoder | None) -> TrainingCard | None:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,8 @@ class ValidationMatches:
     similarities: np.ndarray  # (Q, K) float32, cosine, best first
     east_m: np.ndarray  # (Q, K) float32, from the query to the match
     north_m: np.ndarray  # (Q, K) float32
+    # Size and views of the photos, as of `how_described`; None in cards of earlier versions
+    described: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.similarities)
@@ -92,7 +95,8 @@ def _matches_text(matches: ValidationMatches) -> str:
     )
     content = zlib.compress(b"".join(array.tobytes() for array in arrays), 6)
     shape = dict(zip(("queries", "matches"), matches.similarities.shape, strict=True))
-    return json.dumps(shape | {"data": base64.b85encode(content).decode()})
+    described = {} if matches.described is None else {"described": dict(matches.described)}
+    return json.dumps(shape | described | {"data": base64.b85encode(content).decode()})
 
 
 def _matches_from_text(text: str) -> ValidationMatches:
@@ -107,7 +111,11 @@ def _matches_from_text(text: str) -> ValidationMatches:
         offsets = np.frombuffer(raw, OFFSET, 2 * num_values, SIMILARITY.itemsize * num_values).astype(np.float32)
         if not (np.isfinite(offsets).all() and (np.abs(similarities) <= 1.01).all()):
             raise ValueError("numbers out of range")
+        if not isinstance(described := record.get("described"), Mapping | None):
+            raise ValueError("the views of its photos are not a mapping")
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise CheckpointError(f"The validation matches in the model card are damaged ({error}).") from error
     east_m, north_m = offsets.reshape(2, *shape)
-    return ValidationMatches(similarities=similarities.reshape(shape), east_m=east_m, north_m=north_m)
+    return ValidationMatches(
+        similarities=similarities.reshape(shape), east_m=east_m, north_m=north_m, described=described
+    )

@@ -88,6 +88,21 @@ class PhotoViews:
 PLAIN_VIEWS = PhotoViews()
 
 
+def how_described(image_size: int | None, views: PhotoViews = PLAIN_VIEWS) -> dict[str, Any]:
+    """Size and views of the photos that an index or evaluation describes; equal for equal descriptors.
+
+    image_size: shorter side of the photos of the database, in pixels; None for their own size.
+    """
+    usual = NATIVE if image_size is None else SHORT_SIDE
+    return {
+        "image_size": image_size,
+        "query_policy": views.query_policy or usual,
+        "query_size": views.query_size if views.query_policy else image_size,
+        "scales": list(views.scales),
+        "flip": views.flip,
+    }
+
+
 def views_from_record(record: dict[str, Any]) -> PhotoViews:
     """The views that `PhotoViews.record` gave.  Raises ConfigError or TypeError for a damaged record."""
     values = dict(record)

@@ -46,6 +46,9 @@ SYSTEM_FOLDERS = (
 SPLIT_FOLDERS = (b"train", b"val", b"test", b"database", b"queries", b"gallery", b"query")
 """Folders of a dataset, and with any ending such as queries_v1, that may be links to any other place."""
 
+MAX_PART_DEPTH = 3  # levels of a part below the dataset that its user named, as in images/test/database
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".json", ".geojson", ".jsonl", ".ndjson", ".gpkg", ".gpx")
+"""Files with positions of photos, which `cosplace import` reads."""
 VIDEOS, RAW_IMAGES, OUTSIDE = "videos", "raw images", "links that lead outside the folder"
 log = logging.getLogger("cosplace")
 
@@ -69,9 +72,8 @@ def scan_images(folder: str | Path, *, dataset: str | Path | None = None, follow
     """
     folder = Path(folder)
     part = find_part(folder)
-    if part is None and not _is_folder(folder):
-        problem = "is a file, not a folder" if os.path.lexists(folder) else "does not exist"
-        raise DatasetError(f"{folder} {problem}. Use the folder that contains the photos.")
+    if part is None:
+        require_folder(folder)
     if part is not None:
         return list_part(part, () if follow_outside else _real_folders(part.folder, dataset))
     inside = () if follow_outside else _real_folders(folder, dataset)
@@ -103,6 +105,43 @@ def is_dataset_part(path: str | Path) -> bool:
     Raises DatasetError for a table that cannot be read.
     """
     return _is_folder(Path(path)) or find_part(Path(path)) is not None
+
+
+def require_folder(folder: str | Path) -> None:
+    """Raise DatasetError unless a path is a folder, a table of photos, or a part of a table."""
+    if not is_dataset_part(folder):
+        raise missing_folder(Path(folder), "Use the folder that contains the photos.")
+
+
+def missing_folder(folder: Path, advice: str) -> DatasetError:
+    """The error for a path that `is_dataset_part` refuses.  advice: what to do where nothing better is known."""
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file is not None and file.suffix.lower() in TABLE_SUFFIXES:
+        return DatasetError(
+            f"{file} is a table of another format, not a dataset. Import it with its photos first: `cosplace import "
+            f"PHOTOS {file} --to DATASET`."
+        )
+    if os.path.lexists(folder):
+        return DatasetError(f"{folder} is a file, not a folder. {advice}")
+    owner, part = next(
+        (
+            (path, part)
+            for path in list(folder.parents)[:MAX_PART_DEPTH]
+            if (part := find_part(path)) is not None and not part.part
+        ),
+        (folder.parent, None),
+    )
+    if part is None:
+        parent = folder.parent
+        if os.fsencode(folder.name) in SPLIT_FOLDERS and _is_folder(parent):
+            advice += f" To split the photos in {parent}, import them first: `cosplace import {parent} --to DATASET`."
+        return DatasetError(f"{folder} does not exist. {advice}")
+    name, splits, split = folder.relative_to(owner).as_posix(), splits_of(part), f"`cosplace split {owner}`"
+    if not splits:
+        return DatasetError(f"{owner} has no {name}: its table has no splits. Split it first: {split}.")
+    return DatasetError(
+        f"{owner} has no {name}: its photos are in {', '.join(splits)}. Use one of these, or split it again: {split}."
+    )
 
 
 def subfolders(path: str | Path) -> list[str]:

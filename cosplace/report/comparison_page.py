@@ -114,8 +114,6 @@ def _model_facts(results: Any) -> str:
     dimension = model.get("reduced_to") or model.get("descriptor_dim")
     texts = [str(model["backbone"])] if model.get("backbone") else []
     texts += [f"{dimension} dimensions"] if dimension else []
-    compression = results.get("compression")
-    texts += [f"{compression['method']} codes"] if isinstance(compression, dict) and "method" in compression else []
     return printable(", ".join(texts))
 
 

@@ -14,6 +14,7 @@ from cosplace.assessment.comparison import (
     recall_values,
 )
 from cosplace.assessment.intervals import Estimate
+from cosplace.assessment.run_files import variant_text
 from cosplace.photos.paths import printable
 from cosplace.progress import format_count
 from cosplace.report.words import shorten
@@ -29,8 +30,9 @@ MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|!])")
 
 
 def run_label(run: ComparedRun) -> str:
-    """Name of a run's model in one line."""
-    return shorten(printable(run.name), NAME_LENGTH)
+    """Name of a run's model in one line, and how the run differs from the usual evaluation of it."""
+    variant = printable(variant_text(run.results))
+    return shorten(printable(run.name), NAME_LENGTH) + (f" ({shorten(variant, NAME_LENGTH)})" if variant else "")
 
 
 def p_text(p: float) -> str:
@@ -204,6 +206,7 @@ def comparison_record(comparisons: Sequence[Comparison]) -> dict[str, Any]:
             {
                 "letter": run.letter,
                 "model": run.name,
+                "variant": variant_text(run.results) or None,
                 "folder": str(run.folder),
                 "recalls": {str(n): run.recall(n).value for n in ns},
                 "intervals": {str(n): [run.recall(n).low, run.recall(n).high] for n in ns},

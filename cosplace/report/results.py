@@ -35,7 +35,7 @@ from cosplace.report.data import RecallRow, Report, expected_matches
 from cosplace.report.page import write_report
 from cosplace.report.prediction_images import save_predictions
 from cosplace.retrieval.dataset import RetrievalDataset
-from cosplace.retrieval.evaluation import Evaluation, about_left_out
+from cosplace.retrieval.evaluation import Evaluation, about_left_out, about_single_image
 from cosplace.storage import write_text
 from cosplace.training.best_model import BEST_MODEL, START, epoch_text
 from cosplace.training.comparison import Comparison
@@ -333,6 +333,8 @@ def evaluation_summary(evaluation: Evaluation) -> str:
     if missing := evaluation.num_queries_without_positives:
         verbs = "has no positive and counts as a miss" if missing == 1 else "have no positive and count as misses"
         sentences.append(f"{format_count(missing, 'query', 'queries')} {verbs}.")
+    if evaluation.num_database == 1:
+        sentences.append(about_single_image(evaluation.name))
     if evaluation.recall_values_left_out:
         sentences.append(about_left_out(evaluation.recall_values_left_out, evaluation.num_searchable))
     if evaluation.num_unreadable:

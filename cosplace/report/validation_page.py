@@ -24,7 +24,15 @@ from cosplace.training.recommendation import ClassCounts, Recommendation
 PART_COLORS = {"train": OTHER_COLOR, ".": GROUP_COLORS[0]}  # and of the others, in the order of the dataset:
 OTHER_PART_COLORS = (GROUP_COLORS[0], GROUP_COLORS[3], GROUP_COLORS[2], GROUP_COLORS[1], *GROUP_COLORS[4:])
 HEADING_BINS, NUM_BINS, MAX_POSITIVES = 24, 24, 40
-YEAR_S = 365.2425 * 86_400
+MAX_TIME_TICKS = 5
+FIRST_TIME, LAST_TIME = -6e10, 2e11  # seconds since 1970: years 69 to 8307
+_YEAR, _MONTH, _DAY, _CLOCK = slice(0, 4), slice(0, 7), slice(5, 10), slice(11, 16)  # of 2026-01-31T12:00:00
+TIME_STEPS = (
+    *((step, "m", _CLOCK) for step in (1, 5, 15, 30, 60, 120, 180, 360)), (720, "m", slice(5, 16)),
+    *((step, "D", _DAY) for step in (1, 2, 5, 10)), *((step, "M", _MONTH) for step in (1, 3, 6)),
+    *((step, "Y", _YEAR) for step in (1, 2, 5, 10, 20, 50, 100, 500, 1000, 5000)),
+)  # fmt: skip
+"""Distances of ticks of a time axis: number, unit of NumPy, and the part of the text that is shown."""
 COMPASS = ((0, "N"), (90, "E"), (180, "S"), (270, "W"), (360, "N"))
 
 
@@ -53,6 +61,7 @@ def validation_page(
         title=f"Dataset {printable(str(result.folder))}",
         figures=[
             (f"{num_photos:,}", "photo" if num_photos == 1 else "photos"),
+            *[(f"{result.num_unused:,}", "more in no split")] * (result.num_unused > 0),
             (f"{100 * located / max(1, num_photos):.4g}%", "with a position"),
             *[(f"{num_errors:,}", "kind of error" if num_errors == 1 else "kinds of errors")] * (num_errors > 0),
             (f"{num_warnings:,}", "kind of warning" if num_warnings == 1 else "kinds of warnings"),
@@ -103,11 +112,17 @@ def _map(result: DatasetReport) -> dict[str, Any] | None:
     planes = on_one_plane(*(part.points[part.is_located] for part in parts))
     drawn: MapImage = parts_map(planes, colors, [part.is_queries for part in parts])
     legend = [
-        LegendEntry(color=color, shape="disc", text=f"{_part_title(part, result)}: {format_count(len(plane), 'photo')}")
+        LegendEntry(color=color, shape="disc", text=f"{_part_title(part, result)}: {_num_drawn(len(plane), part)}")
         for part, plane, color in zip(parts, planes, colors, strict=True)
     ]
     num_missing = sum(len(part.images) for part in result.parts) - sum(map(len, planes))
     return {"map": drawn, "legend": legend, "num_missing": num_missing}
+
+
+def _num_drawn(number: int, part: Part) -> str:
+    """How many photos of a part the map shows."""
+    whole = format_count(len(part.images), "photo")
+    return whole if number == len(part.images) else f"{number:,} of {whole}"
 
 
 def _colors(parts: Sequence[Part]) -> list[str]:
@@ -141,7 +156,8 @@ def _class_chart(row: ClassCounts) -> tuple[Markup, str] | None:
         description="Number of classes by their number of photos",
     )  # fmt: skip
     more = " The last bar also holds larger classes." if row.sizes.max() > largest else ""
-    return chart, f"Photos per class for M {row.M} m and alpha {row.alpha} degrees.{more}"
+    counts = f"{format_count(int(row.sizes.sum()), 'photo')} in {format_count(len(row.sizes), 'class', 'classes')}"
+    return chart, f"Photos per class for M {row.M} m and alpha {row.alpha} degrees: {counts}.{more}"
 
 
 def _whole_axis(title: str, high: float) -> Axis:
@@ -159,7 +175,7 @@ def _heading_chart(result: DatasetReport) -> tuple[Markup, str] | None:
     x = Axis(title="heading, degrees clockwise from north", low=0, high=360,
              ticks=[(degrees, f"{degrees} {name}") for degrees, name in COMPASS])  # fmt: skip
     chart = histogram(edges, np.histogram(headings, edges)[0], x, "photos", description="Number of photos by heading")
-    text = "Headings."
+    text = f"Headings{_known(len(headings), result)}."
     if len(headings) > 1 and not headings.any():
         text = "Headings: all are exactly 0, which counts as missing."
     return chart, text
@@ -170,19 +186,39 @@ def _time_chart(result: DatasetReport) -> tuple[Markup, str] | None:
     seconds = seconds[~np.isnan(seconds)]
     if len(seconds) < 2 or np.ptp(seconds) == 0:
         return None
-    edges = np.linspace(seconds.min(), seconds.max(), NUM_BINS + 1)
-    marks = np.linspace(seconds.min(), seconds.max(), 5)
-    span = float(np.ptp(seconds))
-    pattern = "%Y" if span > 5 * YEAR_S else "%Y-%m" if span > YEAR_S / 3 else "%b %d" if span > 3 * 86_400 else "%H:%M"
-    ticks = [(float(mark), _time_text(float(mark), pattern)) for mark in marks]
-    x = Axis(title="time taken (UTC)", low=float(edges[0]), high=float(edges[-1]), ticks=ticks)
+    low, high = float(seconds.min()), float(seconds.max())
+    edges = np.linspace(low, high, NUM_BINS + 1)
+    x = Axis(title="time taken (UTC)", low=low, high=high, ticks=time_ticks(low, high))
     chart = histogram(edges, np.histogram(seconds, edges)[0], x, "photos", description="Number of photos by time")
-    return chart, "When the photos were taken."
+    first, last = (_time_text(mark) for mark in (low, high))
+    return chart, f"When the photos were taken: {first} to {last} UTC{_known(len(seconds), result)}."
 
 
-def _time_text(seconds: float, pattern: str) -> str:
+def _known(number: int, result: DatasetReport) -> str:
+    """How many photos a histogram is of, where that is not all."""
+    num_photos = sum(len(part.images) for part in result.parts)
+    return "" if number == num_photos else f", {number:,} of {format_count(num_photos, 'photo')}"
+
+
+def time_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round dates or times within low ... high, in seconds since 1970, with their texts; at most MAX_TIME_TICKS."""
+    if low < FIRST_TIME or high > LAST_TIME:  # of broken clocks
+        return []
+    for step, unit, length in TIME_STEPS:
+        start = np.datetime64(int(low), "s").astype(f"datetime64[{unit}]").astype(np.int64)
+        start -= (start + 1970 * (unit == "Y")) % step
+        marks = np.arange(start, start + step * (MAX_TIME_TICKS + 2), step)
+        times = marks.astype(f"datetime64[{unit}]").astype("datetime64[s]").astype(np.int64)
+        inside = (times >= low) & (times <= high)
+        if inside.sum() <= MAX_TIME_TICKS and times[-1] > high:
+            texts = times.astype("datetime64[s]").astype(str)
+            return [(float(times[row]), texts[row][length]) for row in np.flatnonzero(inside)]
+    return []
+
+
+def _time_text(seconds: float) -> str:
     try:
-        return datetime.fromtimestamp(seconds, UTC).strftime(pattern)
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
     except (OverflowError, OSError, ValueError):  # no calendar has it
         return "?"
 

@@ -26,7 +26,7 @@ from cosplace.photos.names import (
     without_rows,
 )
 from cosplace.photos.paths import printable
-from cosplace.photos.scanning import has_part, is_dataset_part, part_names, scan_images
+from cosplace.photos.scanning import has_part, is_dataset_part, missing_folder, part_names, scan_images
 from cosplace.progress import Progress, no_progress
 
 QUERIES_FOLDERS = ("queries_v1", "queries")
@@ -161,9 +161,10 @@ def _missing(folder: Path) -> DatasetError:
         )
     parent = folder.parent
     is_split = is_dataset_part(parent / "database")
-    advice = f"Did you mean {parent}?" if is_split else "Use the folder that contains database/ and queries/."
-    problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
-    return DatasetError(f"{folder} {problem}. {advice}", *["If so, use --test_set_folder."] * is_split)
+    if not is_split:
+        return missing_folder(folder, "Use the folder that contains database/ and queries/.")
+    problem = "is a file, not a folder" if os.path.lexists(folder) else "does not exist"
+    return DatasetError(f"{folder} {problem}. Did you mean {parent}?", "If so, use --test_set_folder.")
 
 
 def usual_places(split: str) -> list[str]:

@@ -59,7 +59,8 @@ class FolderReport:
             lines.append(f"extent: {extent['width_m']:,.0f} x {extent['height_m']:,.0f} m{where}")
         if facts.get("first_time"):
             sequences = f"; sequences: {facts['num_sequences']:,}" if facts["num_sequences"] else ""
-            lines.append(f"taken: {facts['first_time']} to {facts['last_time']}{sequences}")
+            first, last = (facts[name].replace("T", " ").removesuffix("Z") for name in ("first_time", "last_time"))
+            lines.append(f"taken: {first} to {last} UTC{sequences}")
         if facts.get("sizes"):
             sizes = ", ".join(f"{size['width']} x {size['height']} ({size['count']:,})" for size in facts["sizes"])
             lines.append(f"sizes: {sizes}{', ...' if facts['num_sizes'] > len(facts['sizes']) else ''}")

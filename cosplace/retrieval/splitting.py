@@ -86,12 +86,7 @@ def split_dataset(config: SplitConfig) -> tuple[SplitResult, dict[str, int]]:
     The distances of the result are measured in the table as it was written.
     Raises DatasetError if there is no table, or if a split would be empty.
     """
-    path = Path(config.dataset)
-    path = path if path.suffix == ".parquet" else path / TABLE_NAME
-    if not path.is_file():
-        raise DatasetError(
-            f"{path.parent} has no table {TABLE_NAME}. Create one first: `cosplace import {path.parent} --to DATASET`."
-        )
+    path = table_path(config.dataset)
     table = read_table(path)
     former = Counter(text for text in table["split"].to_pylist() if text)
     result = plan_splits(read_places(table), config)
@@ -103,6 +98,17 @@ def split_dataset(config: SplitConfig) -> tuple[SplitResult, dict[str, int]]:
     else:
         result.distances_m.update(smallest_distances_m(read_places(table).points, result.splits))
     return result, dict(former)
+
+
+def table_path(dataset: str | Path) -> Path:
+    """The table of a dataset.  Raises DatasetError if there is none."""
+    path = Path(dataset)
+    path = path if path.suffix == ".parquet" else path / TABLE_NAME
+    if not path.is_file():
+        raise DatasetError(
+            f"{path.parent} has no table {TABLE_NAME}. Create one first: `cosplace import {path.parent} --to DATASET`."
+        )
+    return path
 
 
 def _write_splits(path: Path, table: "pa.Table", splits: np.ndarray) -> None:

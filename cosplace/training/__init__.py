@@ -12,6 +12,7 @@ gpu_augmentation        augmentation of a batch in two Triton kernels
 augmentation            color jitter and random resized crop (section 4.1)
 batches                 training batches of one group
 places                  extension: places of few photos instead of cells of a grid
+enough_places           are there enough places to train on?
 place_batches           batches of several photos of each of several places
 place_sources           places from tables, GSV-Cities or cells (multi_similarity)
 metric_losses           losses that compare the photos of places

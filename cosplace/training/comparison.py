@@ -47,6 +47,18 @@ class Comparison:
         agrees = self.difference > (self.high - self.low) / 4
         return self.low > 0 or (self.map_low > 0 and agrees)
 
+    def verdict(self, *, is_kept: bool) -> str:
+        """Which model is kept, and why, in one sentence.  is_kept: whether the trained model is."""
+        if is_kept:
+            return "The trained model is better than its start."
+        if self.is_better:  # on photos that are compared with each other
+            reason = "finds a correct match for fewer queries than its start"
+        elif self.difference > 0:
+            reason = "may be better than its start, but the difference can be chance"
+        else:
+            reason = "is not better than its start"
+        return f"The trained model {reason}, so the start is kept."
+
     def changes_text(self) -> str:
         """What changed since the start, for a log line."""
         return f"of {self.num_queries:,} {self.what} compared with the start, {self.won:,} won, {self.lost:,} lost"

@@ -17,15 +17,17 @@ from cosplace.errors import ConfigError
 from cosplace.photos.loading import choose_loader
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
+from cosplace.retrieval.evaluation import check_places as check_database
 from cosplace.retrieval.two_folders import check_copies
 from cosplace.training.advice import check_enough, data_warnings
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch, GroupImages, training_batches
 from cosplace.training.eigenplaces import check_views, views_summary
+from cosplace.training.enough_places import few_places, few_places_warning
 from cosplace.training.group_cache import cached_partition, cached_views
 from cosplace.training.groups import Group, Groups, training_photos
 from cosplace.training.place_batches import PlaceImages, PlaceLocations, spread_places
-from cosplace.training.place_sources import check_places, check_settings, locate, open_places
+from cosplace.training.place_sources import check_places, check_settings, locate, open_places, wide_places
 
 log = logging.getLogger(__name__)
 
@@ -97,19 +99,28 @@ class TrainingData:
         return self.groups_of_epoch(epoch)[0] // len(self.groups.views)
 
     def digest(self) -> str:
-        """Checksum of the classes: equal for two runs that train on the same photos."""
-        parts = hashlib.sha256()
+        """Checksums of the classes and, if they are places, of their photos: equal for two runs on the same photos.
+
+        Places may have no positions, so that classes of equal sizes do not differ.
+        """
+        parts, names = hashlib.sha256(), hashlib.sha256()
         for one in self.sets:
             parts.update(one.groups.cells.tobytes())
             parts.update(one.groups.group_starts.tobytes())
             parts.update(one.groups.class_starts.tobytes())
             if one.groups.zones is not None:
                 parts.update(one.groups.zones.tobytes())
-        return parts.hexdigest()
+            if one.locations is not None:
+                for name in one.groups.image_names():
+                    names.update(name)
+        return f"{parts.hexdigest()} {names.hexdigest()}" if self.locations is not None else parts.hexdigest()
 
 
 def open_training_data(config: TrainConfig, progress: Progress = no_progress) -> TrainingData:
-    """Scan the three sets and form the groups.  Raises DatasetError if anything is missing or too small."""
+    """Scan the three sets and form the groups.
+
+    Raises DatasetError if anything is missing or too small, or if a database is a single image or place.
+    """
     folders = {split: set_folder(config.folders, split) for split in ("train", "val", "test")}
     follow = config.folders.follow_outside
     first, *further = (_open_training_set(config, one, progress) for one in _training_folders(config.folders))
@@ -121,6 +132,7 @@ def open_training_data(config: TrainConfig, progress: Progress = no_progress) ->
     )
     for part in (val, test):  # published datasets have copies, so these are only reported
         check_copies(part.database, part.queries, refuse=False)
+        check_database(part, config.testing.positive_dist_threshold)  # not after days of training
     return TrainingData(
         groups=first.groups, num_used=first.num_used, locations=first.locations, further=tuple(further), val=val,
         test=test,
@@ -155,7 +167,12 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
                 "%s places have fewer than %d photos, which are repeated in a batch", f"{num_small:,}", photos_per_place
             )
         check_places(places.groups, grouping, config.training.batch_size // photos_per_place, photos_per_place)
-        locations = locate(places, config.testing.positive_dist_threshold)
+        if warning := few_places(places.groups.folder, len(places.groups.cells), grouping.min_images_per_class):
+            log.warning("%s", warning)
+        radius_m = config.testing.positive_dist_threshold
+        if warning := wide_places(places, radius_m):
+            log.warning("%s", warning)
+        locations = locate(places, radius_m)
         return TrainingSet(groups=places.groups, num_used=1, locations=locations)
     images = training_photos(folder, grouping, dataset=dataset, follow_outside=follow, progress=progress)
     if config.method.method == EIGENPLACES:
@@ -169,6 +186,8 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
         log.warning("%s", warning)
     if config.method.method != EIGENPLACES:
         check_enough(groups, grouping, images)
+        if warning := few_places_warning(groups, images, with_headings=grouping.alpha < 360):
+            log.warning("%s", warning)
     return TrainingSet(groups=groups, num_used=grouping.groups_num * len(groups.views))
 
 

@@ -86,6 +86,7 @@ class _Run:
     folder: Path
     metrics: MetricsWriter
     progress: Progress
+    digest: str  # of what is learned from
     training_photos: ViewpointDigest | None = None  # for the model card
     checkpoint_time: float = field(default_factory=time.monotonic)
 
@@ -96,7 +97,7 @@ class _Run:
 
     def checkpoint(self) -> None:
         prepared = self.prepared
-        save_checkpoint(self.folder, prepared.state, to_values(prepared.config), prepared.digest())
+        save_checkpoint(self.folder, prepared.state, to_values(prepared.config), self.digest)
         self.checkpoint_time = time.monotonic()
 
     @contextmanager
@@ -124,7 +125,10 @@ def distill(prepared: DistillationPreparation, folder: Path, progress: Progress 
         first_step = state.epoch * prepared.iterations_per_epoch + state.iteration
         with MetricsWriter(folder, first_step) as metrics:
             photos = None if prepared.photos.val is None else _digest_photos(prepared)
-            run = _Run(prepared=prepared, folder=folder, metrics=metrics, progress=progress, training_photos=photos)
+            run = _Run(
+                prepared=prepared, folder=folder, metrics=metrics, progress=progress, digest=prepared.digest(),
+                training_photos=photos,
+            )  # fmt: skip
             if state.is_new:
                 run.checkpoint()
                 _judge_start(run)

@@ -21,7 +21,7 @@ from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, NoPositionsError
 from cosplace.models.network import GeoLocalizationNet, new_network
 from cosplace.models.training_card import MAX_MATCHES
-from cosplace.photos.image_list import ImageList, rows_also_in
+from cosplace.photos.image_list import ImageList, file_sizes_digest, rows_also_in
 from cosplace.photos.scanning import scan_images
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
@@ -104,7 +104,8 @@ class DistillationPreparation:
     def digest(self) -> str:
         """Checksums of what is learned from and of what chooses the best epoch: teacher, photos, rows of these."""
         rows = hashlib.sha256(self.train_rows.tobytes()).hexdigest()
-        return " ".join([*digest_of_inputs(self.teacher, self.photos), rows])
+        teacher, names, sizes = digests_of_inputs(self.teacher, self.photos)
+        return " ".join([teacher, names, rows, sizes])
 
     def describe(self) -> list[str]:
         """What the run will do, in sentences."""
@@ -155,7 +156,8 @@ def prepare_distillation(
     check_dimensions(student.fc_output_dim, teacher.dimension, config.training.cosine_weight)
     settings = _evaluation_settings(config, device, dtype)
     if resumed:  # before hours of computing
-        _check_inputs(checkpoint_file(resumed), digest_of_inputs(teacher, photos))
+        digest, names, sizes = digests_of_inputs(teacher, photos)
+        _check_inputs(checkpoint_file(resumed), [digest, names, "", sizes])
     log.info("descriptors of the teacher %s: %s photos, in %s", teacher.name, f"{len(photos.images):,}", teacher.cache)
     described = teacher.describe(photos.images, part_of(progress, "descriptors of the teacher"))
     train_rows, held_rows = _split_rows(photos, described)
@@ -225,6 +227,12 @@ def open_photos(config: DistillConfig, progress: Progress = no_progress) -> Dist
                 "out instead.", val.folder, num,
             )  # fmt: skip
             val = None
+    elif train is not None:  # of a dataset, not of plain photos
+        problem = "its val/ has no usable database/ and queries/" if "val" in parts else "it has no val/"
+        log.warning(
+            "%s: %s, so the best epoch is chosen by the loss on photos held out, and recalls are not compared during "
+            "training. Use --val_set_folder, or `cosplace split`, for a validation set.", root, problem,
+        )  # fmt: skip
     return DistillationPhotos(images=images, val=val, test=test)
 
 
@@ -369,20 +377,24 @@ def resumed_config(config: DistillConfig, given: Mapping[str, Any]) -> DistillCo
     return from_values(DistillConfig, {**saved, **given, "resume_train": config.training.resume_train})
 
 
-def digest_of_inputs(teacher: Teacher, photos: DistillationPhotos) -> tuple[str, str]:
-    """Checksums of the teacher, and of the names of all photos that are learned from or choose an epoch."""
+def digests_of_inputs(teacher: Teacher, photos: DistillationPhotos) -> tuple[str, str, str]:
+    """Checksums of the teacher; of the names of all photos that are learned from or choose an epoch; of their sizes."""
     names, val = hashlib.sha256(), photos.val
-    for images in (photos.images, *(() if val is None else (val.database, val.queries))):
+    lists = photos.images, *(() if val is None else (val.database, val.queries))
+    for images in lists:
         names.update(images.text(0, int(images.starts[-1])).tobytes())
-    return teacher.checksum, names.hexdigest()
+    return teacher.checksum, names.hexdigest(), file_sizes_digest(*lists)
 
 
 def _check_inputs(file: Path, now: Sequence[str]) -> None:
-    saved = read_checkpoint(file, mapped=True)["data_digest"].split()
-    for what, before, after in zip(
-        ("with another teacher", "on other photos", "on other photos"), saved, now, strict=False
-    ):
-        if before != after:
+    """Raise CheckpointError unless a checkpoint has these digests, see `DistillationPreparation.digest`; "": any."""
+    saved = read_checkpoint(file, mapped=True)["data_digest"].split()  # earlier versions wrote no digest of sizes
+    others = (
+        "with another teacher", "on other photos", "on other photos",
+        "on photos with the same names, but other contents",
+    )  # fmt: skip
+    for what, before, after in zip(others, saved, now, strict=False):
+        if after and before != after:
             raise CheckpointError(f"{file} was trained {what}. Use the same, or start a new run.")
 
 

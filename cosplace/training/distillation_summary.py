@@ -115,6 +115,8 @@ class DistillationResult:
                 f"{teacher.milliseconds:.1f} ms per photo"
             )
         found.append(size)
+        if self.best_epoch == START:
+            found.append(f"warning: {untrained_text(self.prepared)}")
         found.append(
             f"license of the teacher {prepared.teacher.name}: {prepared.teacher.licence}. Check whether it covers the "
             f"student, too."
@@ -162,7 +164,7 @@ def summarize(prepared: DistillationPreparation, folder: Path, progress: Progres
     assert isinstance(model, GeoLocalizationNet)
     best_epoch = prepared.state.best_epoch
     if best_epoch == START:
-        log.warning("No epoch is better than the start, so the best model is the one before training")
+        log.warning("%s", untrained_text(prepared))
     prepared.teacher.network.to(prepared.device)
     val, test = (
         None if dataset is None else _compare(prepared, model, dataset, part_of(progress, what))
@@ -170,10 +172,10 @@ def summarize(prepared: DistillationPreparation, folder: Path, progress: Progres
     )
     images = prepared.photos.images
     student_cost, teacher_cost = (
-        _cost(network, images, settings, prepared)
-        for network, settings in (
-            (model, prepared.settings.extraction),
-            (prepared.teacher.network, prepared.teacher.settings),
+        _cost(network, images, settings, prepared, part_of(progress, f"speed of the {who}"))
+        for who, network, settings in (
+            ("student", model, prepared.settings.extraction),
+            ("teacher", prepared.teacher.network, prepared.teacher.settings),
         )
     )
     return DistillationResult(
@@ -186,6 +188,17 @@ def summarize(prepared: DistillationPreparation, folder: Path, progress: Progres
         student_cost=student_cost,
         teacher_cost=teacher_cost,
         metrics=read_metrics(folder),
+    )
+
+
+def untrained_text(prepared: DistillationPreparation) -> str:
+    """What it means that the best student is the one before training, and what to do."""
+    val, start = prepared.photos.val, prepared.config.training.resume_model
+    measure = "a smaller loss on the photos held out" if val is None else f"a higher R@1 on {val.name}"
+    what = f"unchanged {start}" if start else "an untrained network: do not use it"
+    return (
+        f"no epoch has {measure} than the student before training, so best_model.pth is {what}. Train with another "
+        f"--lr, or with more --epochs_num."
     )
 
 
@@ -206,10 +219,15 @@ def _compare(
 
 
 def _cost(
-    network: nn.Module, images: ImageList, settings: ExtractionSettings, prepared: DistillationPreparation
+    network: nn.Module,
+    images: ImageList,
+    settings: ExtractionSettings,
+    prepared: DistillationPreparation,
+    progress: Progress,
 ) -> Cost:
+    row = int(prepared.train_rows[0])
     try:
-        milliseconds = milliseconds_per_photo(network, images, int(prepared.train_rows[0]), settings, prepared.device)
+        milliseconds = milliseconds_per_photo(network, images, row, settings, device=prepared.device, progress=progress)
     except CosPlaceError as error:  # the photo is gone, or the memory is too small for the batch
         log.warning("The speed was not measured: %s", error)
         milliseconds = None
@@ -222,7 +240,13 @@ def _cost(
 
 
 def milliseconds_per_photo(
-    network: nn.Module, images: ImageList, row: int, settings: ExtractionSettings, device: torch.device
+    network: nn.Module,
+    images: ImageList,
+    row: int,
+    settings: ExtractionSettings,
+    *,
+    device: torch.device,
+    progress: Progress = no_progress,
 ) -> float:
     """Milliseconds of a network for one photo in a batch of copies of it, without loading: in the fastest batch."""
     photo = open_image(images.path(row))
@@ -230,7 +254,8 @@ def milliseconds_per_photo(
         photo = resize_shorter_side(photo, settings.image_size)
     batch, fast, seconds = photo[None].repeat(TIMED_PHOTOS, 1, 1, 1), optimize_for_inference(network.eval()), []
     with torch.inference_mode():
-        for _ in range(1 + TIMED_BATCHES):
+        for number in range(1 + TIMED_BATCHES):
+            progress("batches", number, 1 + TIMED_BATCHES)  # a signal can stop it here
             started = time.perf_counter()
             encode_batch(fast, batch, device=device, autocast=settings.autocast)
             synchronize(device)

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from cosplace.assessment.provenance import usual_image_size
 from cosplace.config.values import loading_workers, to_values
 from cosplace.device import mixed_precision, tuned_convolutions
 from cosplace.errors import CosPlaceError, DeviceError, LoadingError
@@ -38,20 +39,19 @@ from cosplace.storage import write_atomically, write_text
 from cosplace.training.batches import Batch, training_batches
 from cosplace.training.best_model import BEST_MODEL, START, save_best_model
 from cosplace.training.comparison import Comparison
+from cosplace.training.enough_places import too_few_places
 from cosplace.training.finetuning_setup import FinetuningPreparation
 from cosplace.training.finetuning_start import IMAGENET
 from cosplace.training.finetuning_state import (
     TRAINED_MODEL,
     FinetuningState,
     new_state,
-    read_state,
     restore_state,
     save_state,
 )
 from cosplace.training.finetuning_validation import Judgment, compare_evaluations, compare_judgments, judge
 from cosplace.training.metrics import MetricsWriter, read_metrics
 from cosplace.training.place_batches import PlaceImages, schedule_places
-from cosplace.training.recipe import FEWEST_PLACES
 from cosplace.training.run import CONFIG, lock_run
 from cosplace.training.schedules import ITERATION_SEEDS
 from cosplace.training.seen_photos import digest_training_photos, training_card_entries
@@ -83,6 +83,11 @@ class FinetuneResult:
         """Whether the trained model is kept."""
         return self.best_epoch != START
 
+    @property
+    def image_size(self) -> int | None:
+        """Shorter side of the photos that suits `model`; None for photos of any size."""
+        return image_size_of(self.prepared, is_trained=self.is_better)
+
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
@@ -93,6 +98,7 @@ class _Run:
     metrics: MetricsWriter
     progress: Progress
     digest: str
+    sizes: str
     checkpoint_time: float
 
     @property
@@ -106,7 +112,7 @@ class _Run:
         return self.epoch_number * self.prepared.recipe.iterations_per_epoch + self.state.iteration
 
     def checkpoint(self) -> None:
-        save_state(self.folder, self.state, self.prepared.config, self.digest)
+        save_state(self.folder, self.state, self.prepared.config, self.digest, self.sizes)
         self.checkpoint_time = time.monotonic()
 
     @contextmanager
@@ -128,8 +134,6 @@ def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress =
         log.info(line)
     values = to_values(prepared.config) | {"recipe": asdict(prepared.recipe)}
     resumed = prepared.config.training.resume_train
-    if resumed:  # before anything is written
-        read_state(Path(resumed), prepared.config, prepared.photos.digest())
     with lock_run(folder):
         write_text(folder / CONFIG, json.dumps(values, indent=2) + "\n")
         start_network = prepared.network()
@@ -173,17 +177,17 @@ def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress =
 
 @contextmanager
 def _open_run(prepared: FinetuningPreparation, folder: Path, start: Judgment, progress: Progress) -> Generator[_Run]:
-    state, digest = _state_of_trial(prepared, 0), prepared.photos.digest()
+    state, photos = _state_of_trial(prepared, 0), prepared.photos
     resumed = prepared.config.training.resume_train
     if resumed:
-        restore_state(Path(resumed), state, prepared.config, digest)
+        restore_state(Path(resumed), state, prepared.config)
         log.info("resuming at trial %d, epoch %d, iteration %d", state.trial + 1, state.epoch + 1, state.iteration)
     recipe = prepared.recipe
     step = (state.trial * recipe.epochs_num + state.epoch) * recipe.iterations_per_epoch + state.iteration
     with MetricsWriter(folder, first_step=step) as metrics:
         run = _Run(
             prepared=prepared, folder=folder, state=state, start=start, metrics=metrics, progress=progress,
-            digest=digest, checkpoint_time=time.monotonic(),
+            digest=photos.digest(), sizes=photos.sizes(), checkpoint_time=time.monotonic(),
         )  # fmt: skip
         metrics.write_start({"num_queries": len(start.queries)}, start.evaluation.recalls)
         if not resumed:
@@ -393,10 +397,11 @@ def _save(
     recalls = {str(k): round(recall, 2) for k, recall in judgment.evaluation.recalls.items()}
     card = {
         "method": "cosplace",
-        "image_size": str(prepared.recipe.image_size),
         "source": f"cosplace finetune, {epoch or 'the start'}",
         "recalls": json.dumps({"val": recalls}),
     }
+    if size := image_size_of(prepared, is_trained=bool(epoch)):
+        card["image_size"] = str(size)
     model = prepared.config.model
     if epoch:
         photos = digest_training_photos(prepared.data, None if model == IMAGENET else model)
@@ -404,6 +409,15 @@ def _save(
     elif model != IMAGENET:
         card |= training_entries(weights_path(model))
     save_best_model(folder, network, card)
+
+
+def image_size_of(prepared: FinetuningPreparation, *, is_trained: bool) -> int | None:
+    """Shorter side of the photos that suits the trained model, or the start; None for photos of any size.
+
+    A start that is not changed keeps its own; the last layer of ImageNet weights was fitted at the size of the recipe.
+    """
+    model = prepared.config.model
+    return prepared.recipe.image_size if is_trained or model == IMAGENET else usual_image_size(model)
 
 
 def _test(
@@ -433,14 +447,10 @@ def _test(
 
 def _verdict(prepared: FinetuningPreparation, comparison: Comparison | None, best_epoch: int) -> str:
     if comparison is None:
-        places, is_one = len(prepared.places), len(prepared.places) == 1
-        problem = prepared.photos.too_few or (
-            f"{format_count(places, 'place')} with at least two photos {'is' if is_one else 'are'} too few: training "
-            f"needs {FEWEST_PLACES} or more to help"
-        )
+        places = len(prepared.places)
+        problem = prepared.photos.too_few or too_few_places(places)
         start = "Training would not help: " if prepared.photos.too_few else ""
         force = " To train anyway, use --force." if places > 1 else ""
         return f"{start}{problem}, so the start is kept.{force}"
-    if best_epoch == START:
-        return f"The trained model is not better than its start, so the start is kept. {comparison.text()}"
-    return f"The trained model is better than its start. {comparison.text()}"
+    files = f"best_model.pth is the start, {TRAINED_MODEL} the trained model. " if best_epoch == START else ""
+    return f"{comparison.verdict(is_kept=best_epoch != START)} {files}{comparison.text()}"

@@ -14,13 +14,10 @@ import numpy as np
 
 from cosplace.config.splitting import SplitConfig
 from cosplace.errors import DatasetError
-from cosplace.geo import EARTH_RADIUS_M, ecef_from_lla
-from cosplace.photos.image_list import ImageList
+from cosplace.photos.image_list import ImageList, file_sizes_digest
 from cosplace.photos.labels import with_positions
 from cosplace.photos.names import (
     all_positions_unknown,
-    different_zones,
-    earth_positions,
     optional_fields,
     unknown_positions_warning,
     utm_fields,
@@ -28,18 +25,16 @@ from cosplace.photos.names import (
 )
 from cosplace.photos.scanning import has_part, is_dataset_part, scan_images
 from cosplace.progress import Progress, format_count, no_progress
-from cosplace.retrieval.capture_times import capture_times, read_columns
 from cosplace.retrieval.dataset import USUAL_FOLDERS, RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import check_places
 from cosplace.retrieval.recall import RADIUS_M, find_positives
-from cosplace.retrieval.splitting import Places as SplitPlaces
 from cosplace.retrieval.splitting import plan_splits
 from cosplace.retrieval.two_folders import check_copies
+from cosplace.training.enough_places import points_of, split_places, unusable_headings
 
 VAL_SHARE = 0.2  # of the training photos, for a validation set where there is none
 FEWEST_QUERIES = 10  # with a positive: a validation set with fewer can choose nothing
 RELEASED = "cosplace_resnet50_512"  # a model to recommend
-MOST_UNKNOWN = 0.1  # share of photos without a heading, above which no heading is used
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +56,10 @@ class FinetuningPhotos:
         for images in (self.images, self.val.database, self.val.queries):
             parts.update(images.text(0, int(images.starts[-1])).tobytes())
         return parts.hexdigest()
+
+    def sizes(self) -> str:
+        """Checksum of the file sizes of the same photos."""
+        return file_sizes_digest(self.images, self.val.database, self.val.queries)
 
 
 def open_finetuning_photos(
@@ -89,8 +88,7 @@ def open_finetuning_photos(
         unknown = np.flatnonzero(~utm.known)
         log.warning("%s", unknown_positions_warning(images, unknown))
         images = without_rows(images, unknown)
-        utm = utm_fields(images)
-    points = earth_positions(images, utm) if len(different_zones(utm.zones)) > 1 else utm.east_north
+    points = points_of(images)
     test, val = (
         open_split(dataset, split, queries_folder, follow_outside=follow_outside, progress=progress)
         for split in ("test", "val")
@@ -164,17 +162,12 @@ def num_with_positives(val: RetrievalDataset) -> int:
 
 
 def _headings(images: ImageList) -> np.ndarray | None:
-    """Headings (I,) in degrees; None if they are unknown.  All equal, such as 0, means unknown."""
+    """Headings (I,) in degrees; None if they are unknown."""
     headings = optional_fields(images, ("heading",))[0]
-    unknown = np.isnan(headings)
-    if unknown.mean() > MOST_UNKNOWN:
-        reason = "unknown" if unknown.all() else f"unknown for {unknown.sum():,} of {len(headings):,} photos"
-    elif (headings[~unknown] == headings[~unknown][0]).all():
-        reason = f"{headings[~unknown][0]:g} degrees on all photos, which means unknown"
-    else:
-        return headings
-    log.info("headings are not used: %s", reason)
-    return None
+    if reason := unusable_headings(headings):
+        log.info("headings are not used: %s", reason)
+        return None
+    return headings
 
 
 # --- a validation set from training photos ---------------------------------------------------------------------------
@@ -187,8 +180,7 @@ def _split_off(
 
     Photos in a buffer around these areas are in neither.
     """
-    times = capture_times(images, read_columns(dataset))
-    places = SplitPlaces(points=_on_earth(points), seconds=times.seconds, sequences=times.sequences)
+    places = split_places(images, points, dataset)
     config = SplitConfig(dataset=str(dataset), val=VAL_SHARE, test=0.0, query_share=0.3, seed=seed)
     try:
         splits = plan_splits(places, config).splits
@@ -219,11 +211,3 @@ def _too_few(dataset: Path, start: str, reason: str) -> DatasetError:
         f"{dataset} has no validation set, and its training photos are too few to make one: {reason}. Training "
         f"does not help then: add photos, or index them {how}: `{command}`."
     )
-
-
-def _on_earth(points: np.ndarray) -> np.ndarray:
-    """Earth-centered points of positions (I, 2) or (I, 3); east and north are moved to the equator at longitude 0."""
-    if points.shape[1] == 3:
-        return points
-    east, north = np.degrees((points - points.mean(axis=0)) / EARTH_RADIUS_M).T
-    return ecef_from_lla(north, east)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,18 +17,21 @@ from cosplace.models.network import GeoLocalizationNet, network_from_state_dict
 from cosplace.models.training_card import MAX_MATCHES
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.opening import open_image
+from cosplace.photos.scanning import require_folder
 from cosplace.progress import Progress, format_count, no_progress
 from cosplace.retrieval.evaluation import EvaluationSettings
 from cosplace.retrieval.extraction import ExtractionSettings
 from cosplace.retrieval.recall import RECALL_VALUES
 from cosplace.training.data import TrainingData
+from cosplace.training.enough_places import FEWEST_PLACES
 from cosplace.training.finetuning_data import FinetuningPhotos, open_finetuning_photos
 from cosplace.training.finetuning_start import IMAGENET, name_imagenet_file, open_start, whiten_head
+from cosplace.training.finetuning_state import check_photos, read_state
 from cosplace.training.finetuning_validation import ENOUGH_QUERIES, MOST_PHOTOS
 from cosplace.training.groups import Groups
 from cosplace.training.heading_check import headings_fit
 from cosplace.training.places import Places, Viewpoints, as_groups, form_places
-from cosplace.training.recipe import FEWEST_PLACES, Recipe, choose_image_size, choose_recipe
+from cosplace.training.recipe import Recipe, choose_image_size, choose_recipe
 
 SIZE_SAMPLE = 50  # photos that are opened to find the usual size
 
@@ -94,6 +98,10 @@ class FinetuningPreparation:
 def prepare_finetuning(config: FinetuneConfig, progress: Progress = no_progress) -> FinetuningPreparation:
     """Open photos and start, and choose the recipe.  Raises CosPlaceError for anything the user can fix."""
     config = name_imagenet_file(config)
+    resumed = Path(config.training.resume_train) if config.training.resume_train else None
+    if resumed is not None:  # known before the photos are read
+        read_state(resumed, config)
+    require_folder(config.dataset)  # before a download of the start
     running, knobs = config.running, config.start
     device = choose_device(running.device)
     dtype = amp_type(running.use_amp16, running.amp_dtype, device)
@@ -112,6 +120,8 @@ def prepare_finetuning(config: FinetuneConfig, progress: Progress = no_progress)
         start="" if config.model == IMAGENET else config.model,
         progress=progress,
     )
+    if resumed is not None:
+        check_photos(resumed, config, photos.digest(), photos.sizes())
     photo_size = usual_size(photos.images)
     settings = _evaluation_settings(config, photo_size, device, dtype)
     if config.model == IMAGENET:

@@ -107,12 +107,13 @@ def freeze_layers(model: GeoLocalizationNet, freeze: str) -> None:
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def save_state(folder: Path, state: FinetuningState, config: FinetuneConfig, digest: str) -> None:
-    """Write last_checkpoint.pth.  digest: of the photos.  Raises StorageError."""
+def save_state(folder: Path, state: FinetuningState, config: FinetuneConfig, digest: str, sizes: str) -> None:
+    """Write last_checkpoint.pth.  digest, sizes: of the photos.  Raises StorageError."""
     content = {
         "format": FORMAT,
         "config": to_values(config),
         "digest": digest,
+        "sizes": sizes,
         "model": state.model.state_dict(),
         "average": state.average.model.state_dict(),
         "num_updates": state.average.num_updates,
@@ -130,10 +131,10 @@ def require_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{folder} has no {LAST_CHECKPOINT}. Start a new run without --resume_train.")
 
 
-def read_state(folder: Path, config: FinetuneConfig, digest: str) -> dict[str, Any]:
+def read_state(folder: Path, config: FinetuneConfig) -> dict[str, Any]:
     """The content of last_checkpoint.pth.
 
-    Raises CheckpointError if it is missing or damaged, or belongs to other photos or settings.
+    Raises CheckpointError if it is missing or damaged, or belongs to other settings.
     """
     path = folder / LAST_CHECKPOINT
     require_checkpoint(folder)
@@ -152,14 +153,24 @@ def read_state(folder: Path, config: FinetuneConfig, digest: str) -> dict[str, A
                 f"{path} was trained with --{name} {saved}, not {now.get(name)}. Use the same settings, or start "
                 f"a new run."
             )
-    if content["digest"] != digest:
-        raise CheckpointError(f"{path} was trained on other photos. Start a new run.")
     return content
 
 
-def restore_state(folder: Path, state: FinetuningState, config: FinetuneConfig, digest: str) -> None:
+def check_photos(folder: Path, config: FinetuneConfig, digest: str, sizes: str) -> None:
+    """Raise CheckpointError unless last_checkpoint.pth belongs to these photos; and what `read_state` raises."""
+    path, content = folder / LAST_CHECKPOINT, read_state(folder, config)
+    if content["digest"] != digest:
+        raise CheckpointError(f"{path} was trained on other photos. Start a new run.")
+    if content.get("sizes", sizes) != sizes:  # checkpoints of earlier versions have none
+        raise CheckpointError(
+            f"{path} was trained on photos with the same names, but other contents. Restore these photos, or start a "
+            f"new run."
+        )
+
+
+def restore_state(folder: Path, state: FinetuningState, config: FinetuneConfig) -> None:
     """Load last_checkpoint.pth of a folder into a new state.  Raises what `read_state` raises."""
-    path, content = folder / LAST_CHECKPOINT, read_state(folder, config, digest)
+    path, content = folder / LAST_CHECKPOINT, read_state(folder, config)
     try:
         state.model.load_state_dict(content["model"])
         state.average.model.load_state_dict(content["average"])

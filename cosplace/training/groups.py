@@ -165,6 +165,11 @@ class Groups:
         images = np.diff(self.class_starts[self.group_starts])
         return [(int(c), int(i)) for c, i in zip(np.diff(self.group_starts), images, strict=True)]
 
+    def image_names(self) -> Iterator[bytes]:
+        """Relative paths of all images, each followed by a newline, in the order of `image_starts`."""
+        names = self.names.tobytes()
+        return (names[start : names.index(b"\n", start) + 1] for start in self.image_starts.tolist())
+
     def __reduce__(self) -> tuple[Callable, tuple]:
         # A spawned process maps the cache file again and shares its pages.
         if self.opened_from is not None:

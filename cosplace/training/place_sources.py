@@ -25,7 +25,7 @@ from cosplace.photos.names import different_zones, earth_positions, optional_fie
 from cosplace.photos.paths import path_from_text
 from cosplace.photos.table_lists import find_part
 from cosplace.photos.tables import read_table
-from cosplace.progress import Progress, no_progress
+from cosplace.progress import Progress, format_count, no_progress
 from cosplace.training.group_cache import cached_groups, cached_partition
 from cosplace.training.groups import Groups, training_photos
 from cosplace.training.place_batches import PlaceLocations
@@ -43,6 +43,7 @@ class PlaceSet:
     groups: Groups
     images: ImageList  # all photos, also those that are left out
     source: str  # one sentence: where the places come from, and how many photos and places are left out
+    cure: str  # what to do if the photos of a place are far apart
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -98,8 +99,9 @@ def open_places(
     groups = cached_partition(images, grouping)
     heading = "" if grouping.alpha == 360 else f" and ranges of {grouping.alpha} degrees"
     return PlaceSet(
-        groups=groups, images=images, source=_sentence(groups, grouping, f"cells of {grouping.M} m{heading}")
-    )
+        groups=groups, images=images, source=_sentence(groups, grouping, f"cells of {grouping.M} m{heading}"),
+        cure="use a smaller --M",
+    )  # fmt: skip
 
 
 def _place_column(table: Path) -> dict[str, str]:
@@ -121,7 +123,8 @@ def _of_ids(
         notes = f"; {num_problems:,} problems, such as photos that are missing, see `cosplace import`"
     if without := sum(not place for place in places):
         notes += f"; {without:,} photos without a place are left out"
-    return PlaceSet(groups=groups, images=images, source=_sentence(groups, grouping, source) + notes)
+    sentence = _sentence(groups, grouping, source) + notes
+    return PlaceSet(groups=groups, images=images, source=sentence, cure=f"check {source} and the positions")
 
 
 def _sentence(groups: Groups, grouping: Grouping, source: str) -> str:
@@ -163,6 +166,25 @@ def groups_of_ids(images: ImageList, places: Sequence[str], least: int) -> Group
 
 def locate(places: PlaceSet, radius_m: float) -> PlaceLocations:
     """Where the places are: the mean position of the photos of each, and the distance to its farthest photo."""
+    centers, reaches = _extents(places)
+    return PlaceLocations(centers=centers, reaches_m=np.minimum(reaches, radius_m), radius_m=radius_m)
+
+
+def wide_places(places: PlaceSet, radius_m: float) -> str:
+    """Warn of places with photos more than `radius_m` from their center, which hardly show the same; "" without any."""
+    _, reaches = _extents(places)
+    num_wide = int((reaches > radius_m).sum())
+    if not num_wide:
+        return ""
+    return (
+        f"{places.groups.folder}: {num_wide:,} of {format_count(len(reaches), 'place')} "
+        f"{'has' if num_wide == 1 else 'have'} photos more than {radius_m:g} m from the center of the place, up to "
+        f"{reaches.max():,.0f} m. They are trained on as photos of one place: {places.cure}."
+    )
+
+
+def _extents(places: PlaceSet) -> tuple[np.ndarray, np.ndarray]:
+    """Center of each place, (C, 2) or (C, 3), nan without positions; meters from it to the farthest photo, (C,)."""
     groups, images = places.groups, places.images
     points = _points(images)[np.searchsorted(images.starts, groups.image_starts)]
     place = np.repeat(np.arange(len(groups.cells)), np.diff(groups.class_starts))
@@ -173,7 +195,7 @@ def locate(places: PlaceSet, radius_m: float) -> PlaceLocations:
         centers = np.stack([np.bincount(place, axis, minlength=len(count)) / count for axis in points.T], -1)
     reaches = np.zeros(len(count))
     np.maximum.at(reaches, place, np.linalg.norm(points - centers[place], axis=1))
-    return PlaceLocations(centers=centers, reaches_m=np.minimum(reaches, radius_m), radius_m=radius_m)
+    return centers, reaches
 
 
 def _points(images: ImageList) -> np.ndarray:

@@ -11,10 +11,10 @@ import torch
 from cosplace.config.finetuning import FinetuneConfig
 from cosplace.progress import format_count
 from cosplace.training.augmentation import Augmentation
+from cosplace.training.enough_places import FEWEST_PLACES
 from cosplace.training.finetuning_start import IMAGENET
 from cosplace.training.places import Places
 
-FEWEST_PLACES = 100  # training on fewer does not help
 VISITS = 6  # of each place in a whole training
 FEWEST_ITERATIONS = 100
 EPOCHS = 6  # with a validation after each

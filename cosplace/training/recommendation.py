@@ -1,7 +1,9 @@
 """What to do with a set of photos: a command line that trains on them, or the advice to use a released model.
 
-Classes and groups come from the search of `cosplace.training.advice`.  The other settings follow from the number of
-classes, the size of the photos and the device.  A few training steps on random pixels measure the time.
+Whether to train follows from the number of places (`cosplace.training.enough_places`); before a split, from those that
+it leaves for training.  Classes and groups come from the search of `cosplace.training.advice`.  The other settings
+follow from the number of classes, the size of the photos and the device.  A few training steps on random pixels measure
+the time.
 """
 
 import shlex
@@ -14,20 +16,22 @@ from typing import Any
 import numpy as np
 
 from cosplace.config.sections import Grouping, TrainConfig
+from cosplace.config.splitting import SplitConfig
 from cosplace.config.values import from_values, loading_workers
 from cosplace.errors import DatasetError, ImageError
 from cosplace.photos.image_list import ImageList, evenly_spaced
-from cosplace.photos.names import optional_fields, without_rows
+from cosplace.photos.names import earth_positions, optional_fields, utm_fields, without_rows
 from cosplace.photos.tables import TABLE_NAME
 from cosplace.progress import format_bytes, format_count, format_duration
 from cosplace.retrieval.folder_report import Part
+from cosplace.retrieval.splitting import plan_splits
 from cosplace.retrieval.validation import DatasetReport, are_headings_known
 from cosplace.training.advice import ALPHAS, CELLS_M, advice, classes_of, read_coordinates
+from cosplace.training.enough_places import FEWEST_PLACES, count_places_of, split_places, too_few_places
 from cosplace.training.groups import partition
 
 RELEASED_MODEL = "cosplace_resnet50_512"
 FINE_TUNED_PHOTOS = 100_000  # at most; more are worth a training from ImageNet weights
-FEW_CLASSES = 100  # in all groups together; training on fewer did not beat released or ImageNet weights
 TIMES_SEEN = 60  # each class, in the whole run: about as often as in the paper on SF-XL
 NUM_EPOCHS = 8  # at least; each ends with a validation
 MAX_ITERATIONS = 10_000  # per epoch, as in the paper
@@ -63,6 +67,7 @@ class Recommendation:
     settings: dict[str, Any]  # of `cosplace train`; empty if it is not recommended
     num_classes: int = 0  # in the groups that are trained on
     num_images: int = 0
+    num_places: int | None = None  # of the training photos; None if they were not counted
     seconds: float | None = None  # of training and validations; None if it was not measured
     memory_bytes: int | None = None
 
@@ -96,15 +101,31 @@ def recommend(
     sizes: np.ndarray,
     num_evaluated: int,
     device: str = "auto",
+    split_first: bool = False,
     measure: bool = True,
 ) -> Recommendation:
     """Recommend how to train on photos, or not to.
 
     with_headings: whether classes can be formed by heading.  sizes: (n, 2) width and height of photos; may be empty.
     num_evaluated: photos of the validation set, for the time of validations.
+    split_first: whether `cosplace split` comes before the training, which leaves only a part of the photos for it.
     measure: take a few training steps to estimate time and memory.
     Raises DatasetError for a photo without position, or with headings for one without heading.
     """
+    num_before, scope = len(images), "training photos"
+    if split_first:
+        try:
+            images = _left_for_training(dataset, images)
+        except DatasetError as error:
+            return _use_released_model(dataset, f"Do not train on these photos: they cannot be split. {error}")
+        scope = "photos that a split leaves for training"
+    num_places = count_places_of(images, with_headings=with_headings)
+    if num_places is not None and (problem := too_few_places(num_places)):
+        after = f"After a split, about {len(images):,} of {num_before:,} photos are left for training. " * split_first
+        reason = (
+            f"Do not train on these photos. {after}{problem}. Use a released model; `cosplace zoo list` lists them."
+        )
+        return _use_released_model(dataset, reason, num_places)
     current = Grouping() if with_headings else Grouping(alpha=360, L=1)
     groups = partition(images, current)
     hint = advice(groups, current, images)
@@ -112,17 +133,12 @@ def recommend(
     counts = partition(images, grouping).counts()[: grouping.groups_num]
     num_classes, num_images = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     if hint and hint.refused and hint.settings is None:
-        return _use_released_model(dataset, 0, hint.text)
-    if num_classes < FEW_CLASSES:
-        reason = (
-            f"Do not train on these photos: the best settings (M {grouping.M} m, alpha {grouping.alpha} degrees) give "
-            f"{format_count(num_classes, 'class', 'classes')}, and training needs a few hundred. Use a released model; "
-            f"`cosplace zoo list` lists the others."
-        )
-        return _use_released_model(dataset, num_classes, reason)
+        return _use_released_model(dataset, hint.text, num_places)
+    if num_classes < FEWEST_PLACES:
+        return _finetune(dataset, grouping, num_classes, num_places)
     settings, sides = _settings(grouping, counts, sizes, device)
     reasons = [
-        f"{num_images:,} of {len(images):,} photos are in the {num_classes:,} classes of {grouping.groups_num} "
+        f"{num_images:,} of {len(images):,} {scope} are in the {num_classes:,} classes of {grouping.groups_num} "
         f"group{'s' if grouping.groups_num > 1 else ''} (M {grouping.M} m, alpha {grouping.alpha} degrees, at least "
         f"{grouping.min_images_per_class} photos per class).",
         *["Headings are missing: each class has all directions (--alpha 360)."] * (not with_headings),
@@ -147,14 +163,47 @@ def recommend(
         settings=settings,
         num_classes=num_classes,
         num_images=num_images,
+        num_places=num_places,
         seconds=seconds,
         memory_bytes=memory_bytes,
     )
 
 
 def _about_fine_tuning(dataset: Path) -> str:
-    command = shlex.join(["cosplace", "finetune", str(dataset), "--model", RELEASED_MODEL])
+    command = _finetune_command(dataset)
     return f"Or `{command}`: it chooses settings itself, and keeps the released model if training is not better."
+
+
+def _finetune_command(dataset: Path) -> str:
+    return shlex.join(["cosplace", "finetune", str(dataset), "--model", RELEASED_MODEL])
+
+
+def _finetune(dataset: Path, grouping: Grouping, num_classes: int, num_places: int | None) -> Recommendation:
+    """Fine-tuning, for photos of enough places in too few classes of a grid."""
+    places = "" if num_places is None else f" The photos have {num_places:,} places without a grid."
+    reason = (
+        f"The best settings of `cosplace train` (M {grouping.M} m, alpha {grouping.alpha} degrees) give only "
+        f"{format_count(num_classes, 'class', 'classes')} of at least {FEWEST_PLACES}.{places} `cosplace finetune` "
+        f"chooses settings itself, and keeps the released model if training is not better."
+    )
+    return Recommendation(
+        trains=True, commands=(_finetune_command(dataset),), reasons=(reason,), settings={}, num_classes=num_classes,
+        num_places=num_places,
+    )  # fmt: skip
+
+
+def _left_for_training(dataset: Path, images: ImageList) -> ImageList:
+    """The photos that `cosplace split` would leave for training.  Raises DatasetError if it would refuse them."""
+    utm = utm_fields(images)
+    if not utm.known.all():
+        images = without_rows(images, np.flatnonzero(~utm.known))
+        utm = utm_fields(images)
+    try:
+        points = earth_positions(images, utm)
+    except DatasetError:  # names without a zone
+        points = utm.east_north
+    splits = plan_splits(split_places(images, points, dataset), SplitConfig(dataset=str(dataset))).splits
+    return images.subset(np.flatnonzero(splits == "train").tolist())
 
 
 def recommend_for(report: DatasetReport, *, device: str = "auto", measure: bool = True) -> Recommendation:
@@ -169,6 +218,8 @@ def recommend_for(report: DatasetReport, *, device: str = "auto", measure: bool 
         reason = "There are no photos to train on, only a database and queries."
         return Recommendation(trains=False, commands=(shlex.join(words),), reasons=(reason,), settings={})
     images, with_headings, reasons = training_photos(train)
+    sets = {database.name.rpartition("/")[0] for database, _ in report.query_sets()}
+    missing = [split for split in ("val", "test") if split not in sets]
     found = recommend(
         dataset,
         images,
@@ -176,11 +227,10 @@ def recommend_for(report: DatasetReport, *, device: str = "auto", measure: bool 
         sizes=train.contents.sizes[train.contents.opened] if train.contents is not None else np.zeros((0, 2), np.int64),
         num_evaluated=sum(len(part.images) for part in report.parts if part.name.startswith("val/")),
         device=device,
+        split_first=bool(missing),
         measure=measure,
     )
     found = replace(found, commands=tuple(" ".join([command, *follow_outside]) for command in found.commands))
-    sets = {database.name.rpartition("/")[0] for database, _ in report.query_sets()}
-    missing = [split for split in ("val", "test") if split not in sets]
     if found.trains and missing:
         reasons.append(f"There is no {' and no '.join(missing)} set: split the dataset first.")
         commands = _split_commands(dataset, found.commands[0])
@@ -226,9 +276,9 @@ def _split_commands(dataset: Path, train: str) -> tuple[str, ...]:
     )
 
 
-def _use_released_model(dataset: Path, num_classes: int, reason: str) -> Recommendation:
+def _use_released_model(dataset: Path, reason: str, num_places: int | None = None) -> Recommendation:
     command = shlex.join(["cosplace", "index", "build", str(dataset), "--model", RELEASED_MODEL, "--to", "INDEX"])
-    return Recommendation(trains=False, commands=(command,), reasons=(reason,), settings={}, num_classes=num_classes)
+    return Recommendation(trains=False, commands=(command,), reasons=(reason,), settings={}, num_places=num_places)
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:

@@ -99,6 +99,7 @@ def validation_matches(
         similarities=1 - validation.squared_distances[rows, :MAX_MATCHES] / 2,
         east_m=east_m,
         north_m=north_m,
+        described={"image_size": validation.image_size, **validation.views} if validation.views else None,
     )
 
 

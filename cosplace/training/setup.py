@@ -23,7 +23,7 @@ from cosplace.training.data import TrainingData, open_training_data
 from cosplace.training.metric_losses import MultiSimilarity, near_places
 from cosplace.training.original_checkpoint import restore_original
 from cosplace.training.place_batches import PlaceLocations
-from cosplace.training.whitened_start import whiten_start
+from cosplace.training.whitened_start import check_whitening, whiten_start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +49,28 @@ def prepare(
     if config.running.cuda_graphs and (config.running.compile or device.type != "cuda"):
         raise ConfigError("--cuda_graphs needs a GPU from NVIDIA, and no --compile. Train without this flag.")
     dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
+    opened = None
+    if config.extensions.whitened_start and not config.training.resume_train:
+        opened = _open_network(config, given)
+        check_whitening(opened[0])  # before millions of photos are listed
     data = open_training_data(config, progress)
+    model, config = opened or _open_network(config, given)
+    check_nested_dims(config.extensions.nested_dims, model.fc_output_dim)
+    locations = [one.locations for one, _ in data.used]
+    state = new_state(config, data.counts(), model, device, dtype, locations=locations)
+    if config.training.resume_train:
+        _restore_checkpoint(state, data, config, checkpoint_file(config.training.resume_train))
+    elif config.extensions.whitened_start:
+        whiten_start(state.model, data, config, device)
+    return Preparation(config=config, data=data, state=state, device=device, dtype=dtype)
+
+
+def _open_network(config: TrainConfig, given: Mapping[str, Any]) -> tuple[GeoLocalizationNet, TrainConfig]:
+    """The network to train, and the settings with its architecture.  Arguments as for `prepare`."""
     knobs = config.model
     if config.training.resume_train:  # the checkpoint holds all weights
-        model = network_of_checkpoint(knobs, checkpoint_file(config.training.resume_train))
-    elif config.training.resume_model:
+        return network_of_checkpoint(knobs, checkpoint_file(config.training.resume_train)), config
+    if config.training.resume_model:
         model = open_trainable_network(
             config.training.resume_model,
             backbone=given.get("backbone"),
@@ -63,28 +80,19 @@ def prepare(
             train_all_layers=knobs.train_all_layers,
             frozen_layers=knobs.frozen_layers,
         )
-        knobs = dataclasses.replace(knobs, **architecture_of(model))
-        config = dataclasses.replace(config, model=knobs)
-    else:
-        model = new_network(
-            backbone=knobs.backbone,
-            fc_output_dim=knobs.fc_output_dim,
-            train_all_layers=knobs.train_all_layers,
-            imagenet_weights=knobs.imagenet_weights,
-            seed=config.running.seed,
-            aggregation=knobs.aggregation,
-            features_stage=knobs.features_stage,
-            frozen_layers=knobs.frozen_layers,
-            image_size=config.augmenting.image_size,
-        )
-    check_nested_dims(config.extensions.nested_dims, model.fc_output_dim)
-    locations = [one.locations for one, _ in data.used]
-    state = new_state(config, data.counts(), model, device, dtype, locations=locations)
-    if config.training.resume_train:
-        _restore_checkpoint(state, data, config, checkpoint_file(config.training.resume_train))
-    elif config.extensions.whitened_start:
-        whiten_start(state.model, data, config, device)
-    return Preparation(config=config, data=data, state=state, device=device, dtype=dtype)
+        return model, dataclasses.replace(config, model=dataclasses.replace(knobs, **architecture_of(model)))
+    model = new_network(
+        backbone=knobs.backbone,
+        fc_output_dim=knobs.fc_output_dim,
+        train_all_layers=knobs.train_all_layers,
+        imagenet_weights=knobs.imagenet_weights,
+        seed=config.running.seed,
+        aggregation=knobs.aggregation,
+        features_stage=knobs.features_stage,
+        frozen_layers=knobs.frozen_layers,
+        image_size=config.augmenting.image_size,
+    )
+    return model, config
 
 
 def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig, file: Path) -> None:
@@ -97,9 +105,11 @@ def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig
         groups = [data.groups[number] for number in range(data.num_used)]
         restore_original(state, content, groups, config.training.epochs_num, file)
         return
-    if content["data_digest"] != data.digest():
+    saved = content["data_digest"].split()  # earlier versions wrote no checksum of the photos of places
+    if not saved or saved != data.digest().split()[: len(saved)]:
+        folders = ", ".join(str(one.groups.folder) for one in data.sets)
         raise CheckpointError(
-            f"{file} was trained on other photos than those in {data.groups.folder}. Use the same photos, or start a "
+            f"{file} was trained on other photos than those in {folders}. Use the same photos, or start a "
             f"new run from its best_model.pth with --resume_model."
         )
     restore(state, content, file)

@@ -23,16 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cosplace.assessment.provenance import card_of, describe_model
+from cosplace.assessment.provenance import describe_model, usual_image_size
 from cosplace.config.defaults import MAX_FITTED_PHOTOS
 from cosplace.config.distillation import DistillConfig
 from cosplace.config.values import loading_workers
-from cosplace.errors import ConfigError, CosPlaceError, DatasetError, one_line
+from cosplace.errors import ConfigError, DatasetError, one_line
 from cosplace.models.encoder import find_dimension
-from cosplace.models.opening import open_model, weights_path
+from cosplace.models.opening import open_model
 from cosplace.models.reduction import Reduction, fit
 from cosplace.models.weight_files import model_checksum
-from cosplace.models.zoo import HubModel, NativeModel, find_model
 from cosplace.photos.image_list import ImageList
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset
@@ -157,18 +156,6 @@ def open_teacher(config: DistillConfig, device: torch.device, autocast: torch.dt
         settings=settings,
         cache=Path(knobs.teacher_cache) if knobs.teacher_cache else cache_folder(CACHE),
     )
-
-
-def usual_image_size(model: str) -> int | None:
-    """Shorter side of the photos that suits a model, in pixels; None for photos of any size."""
-    if Path(model).is_file():
-        with suppress(CosPlaceError, ValueError):
-            return int(card_of(weights_path(model)).get("image_size", "")) or None
-        return None
-    with suppress(CosPlaceError):  # a hub: spec that is not in the zoo
-        record = find_model(model)
-        return record.input_size if isinstance(record, NativeModel | HubModel) else None
-    return None
 
 
 def licence_of(model: str, network: nn.Module) -> str:

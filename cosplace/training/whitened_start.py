@@ -22,24 +22,33 @@ WHITENING_FLOOR = 1e-3  # fraction of the largest variance; smaller variances ar
 START_SEED = 1 << 32  # larger than any --seed, so that these images are drawn independently of the epochs
 
 
-@torch.no_grad()
-def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainConfig, device: torch.device) -> None:
-    """Set the last layer to a PCA whitening of the features of training images, and the statistics of batch norms.
-
-    Raises ConfigError if there are more descriptor dimensions than features, and for other aggregations than gem.
-    """
+def check_whitening(model: GeoLocalizationNet) -> None:
+    """Raise ConfigError if there are more descriptor dimensions than features, or for aggregations other than gem."""
     if model.aggregation_name != "gem":
         raise ConfigError(
             f"--whitened_start needs --aggregation gem, whose last layer it sets, not {model.aggregation_name}. "
             f"Omit it."
         )
-    aggregation = cast(torch.nn.Sequential, model.aggregation)
-    linear = cast(torch.nn.Linear, aggregation[3])
+    _, linear = _parts(model)
     if linear.out_features > linear.in_features:
         raise ConfigError(
             f"--whitened_start needs at least as many features as dimensions: --fc_output_dim is "
             f"{linear.out_features}, the backbone has {linear.in_features} features. Use a smaller --fc_output_dim."
         )
+
+
+def _parts(model: GeoLocalizationNet) -> tuple[torch.nn.Sequential, torch.nn.Linear]:
+    aggregation = cast(torch.nn.Sequential, model.aggregation)
+    return aggregation, cast(torch.nn.Linear, aggregation[3])
+
+
+@torch.no_grad()
+def whiten_start(model: GeoLocalizationNet, data: TrainingData, config: TrainConfig, device: torch.device) -> None:
+    """Set the last layer to a PCA whitening of the features of training images, and the statistics of batch norms.
+
+    The network must pass `check_whitening`.
+    """
+    aggregation, linear = _parts(model)
     batch_size = config.training.batch_size
     items = GroupImages(
         data.groups[0], seed=config.running.seed + START_SEED, epoch=0, settings=augmentation_settings(config)

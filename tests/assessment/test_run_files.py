@@ -16,6 +16,7 @@ from cosplace.assessment.run_files import (
     query_list,
     read_query_results,
     read_results,
+    variant_text,
     write_query_results,
 )
 from cosplace.errors import ConfigError
@@ -52,6 +53,24 @@ def line_evaluation(dataset: RetrievalDataset, seed: int = 0, unreadable: bool =
         seconds=0.0,
     )
     return evaluate_descriptors(database, extraction, dataset, recall_values=(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, ""),
+        ({"image_size": None, "query_policy": "native", "query_size": None, "scales": [1.0], "flip": False}, ""),
+        ({"image_size": 320, "query_policy": "short_side", "query_size": 320, "scales": [1.0], "flip": False}, ""),
+        ({"image_size": 320, "query_policy": "native", "query_size": None}, "native"),
+        ({"image_size": 320, "query_policy": "short_side", "query_size": 480}, "short_side 480"),
+        ({"compression": {"method": "binary", "shortlist": 100}}, "binary codes"),
+        ({"compression": {"method": "int8", "shortlist": 0}, "scales": [0.7, 1.0], "flip": True},
+         "int8 codes alone, scales 0.7 1.0, flip"),
+        ({"compression": {"method": ["?"]}, "query_policy": 3, "scales": "x", "flip": "yes"}, ""),
+    ],
+)  # fmt: skip
+def test_the_variant_is_what_an_evaluation_changes(values: dict, text: str) -> None:
+    assert variant_text(values) == text
 
 
 def test_every_value_is_read_as_it_was_found(tmp_path: Path) -> None:

@@ -198,11 +198,11 @@ def test_one_photo_that_cannot_be_read_is_its_own_reason(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # logs/ is created there
     (tmp_path / "test").mkdir()
-    for split in ("database", "queries"):
-        path = write_place(tmp_path / "test" / split, 1, 1)
-        path.write_bytes(b"")
+    for place in (1, 9):
+        write_place(tmp_path / "test" / "database", place, 1)
+    write_place(tmp_path / "test" / "queries", 1, 1).write_bytes(b"")
     words = ["--model", str(city / "model.pth"), "--recall_values", "1", "--device=cpu", "--num_workers=0"]
     assert main(["eval", f"--test_set_folder={tmp_path / 'test'}", *words]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(rf"error: {tmp_path}/test/database/\S+ is empty\.", error)
+    assert re.match(rf"error: {tmp_path}/test/queries/\S+ is empty\.", error)
     assert "of 1 " not in error and "--skip_unreadable" in error

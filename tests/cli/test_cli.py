@@ -259,15 +259,16 @@ def test_groups_warn_about_uneven_ranges_of_headings(dataset_folder: Path, capsy
 def test_eval_finds_the_splits_of_a_dataset_and_leaves_out_recalls(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    write_place(tmp_path / "pitts" / "images" / "test" / "database", 1, 0)
+    for place in (1, 9):
+        write_place(tmp_path / "pitts" / "images" / "test" / "database", place, 0)
     write_place(tmp_path / "pitts" / "images" / "test" / "queries", 1, 1)
     assert run("eval", f"--dataset_folder={tmp_path / 'pitts'}", *NETWORK, "--device=cpu", "--num_workers=0")[0] == 0
     out, err = capsys.readouterr()
-    assert "R@1: 100.0\n" in out
-    assert "Recall@5, Recall@10 and Recall@20 are left out: the database has only 1 image." in err
+    assert re.match(r"R@1: (100|0)\.0\n", out)
+    assert "Recall@5, Recall@10 and Recall@20 are left out: the database has only 2 images." in err
     report = next(Path("logs").rglob("report.html"))
-    assert "are left out: the database has only 1 image" in report.read_text()
-    assert json.loads((report.parent / "results.json").read_text())["recalls"] == {"1": 100.0}
+    assert "are left out: the database has only 2 images" in report.read_text()
+    assert json.loads((report.parent / "results.json").read_text())["recalls"].keys() == {"1"}
 
 
 def test_train_then_eval_gives_the_same_recalls(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -8,6 +8,7 @@ import pytest
 from cosplace.assessment.comparison import compare, open_runs
 from cosplace.assessment.compression_loss import loss_lines, measure_loss
 from cosplace.cli import main
+from cosplace.report.comparison_tables import run_label
 from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.evaluation import evaluate_descriptors
 from tests.assessment.comparison_samples import city_dataset, write_run
@@ -44,7 +45,7 @@ def test_eval_reports_both_recalls(
     page = (folder / "report.html").read_text("utf-8")
     assert "exact search" in page and "Search by int8 codes alone." in page
     assert main(["runs", "logs"]) == 0
-    assert " eval, int8  " in capsys.readouterr().out
+    assert " eval, int8 codes alone  " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -104,4 +105,7 @@ def test_comparisons_say_how_runs_were_searched(tmp_path: Path) -> None:
     assert list(compare(a, b).notes) == ["Search: exact in A, binary codes with a shortlist of 100 in B."]
     assert list(compare(b, c).notes) == ["Search: binary codes with a shortlist of 100 in B, binary codes alone in C."]
     assert compare(a, d).notes
+    assert [run_label(run).partition(" (")[2] for run in (a, b, c, d)] == [
+        "", "binary codes)", "binary codes alone)", "",
+    ]  # fmt: skip
     assert not compare(a, e).notes

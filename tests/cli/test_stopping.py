@@ -179,19 +179,22 @@ def test_signals_to_all_processes_at_random_moments_lose_nothing(
 
 
 WAITING = """
-import os, signal, sys, time
+import hashlib, time
 from cosplace.cli.console import stop_on_signals
 with stop_on_signals(lambda *_: None, "advice"):
     print("ready", flush=True)
-    time.sleep(60)
+    {task}
 """
+# The second one computes for minutes without returning to the interpreter, which calls no handlers meanwhile.
+TASKS = ["time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'a', b'b', 1_000_000_000)"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
+def test_a_second_signal_ends_at_once(number: signal.Signals, task: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITING.format(task=task)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == "ready\n"
@@ -203,7 +206,67 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     assert process.poll() is None
     process.send_signal(number)
     process.communicate(timeout=20)
-    assert process.returncode == -number
+    # By the signal; or, if the main thread did not see it, with the exit code of the shell for it.
+    assert process.returncode == (-number if task == TASKS[0] else 128 + number)
+
+
+IMPORTING = """
+import sys
+sys.path.insert(0, {folder!r})
+from cosplace.cli.console import end_on_signals
+with end_on_signals(owns_process=True):
+    import slow
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_ends_an_import_at_once(tmp_path: Path) -> None:
+    """An exception within the import of a compiled module would abort the process."""
+    text = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n    os.abort()\n"
+    (tmp_path / "slow.py").write_text(text)
+    words = [sys.executable, "-c", IMPORTING.format(folder=str(tmp_path))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "Terminated.\n")
+
+
+LEAVING = """
+import atexit, os, signal, sys
+from cosplace.cli import commands
+class Slow:
+    def __del__(self):
+        print("freed", flush=True)
+sys.kept = Slow()
+atexit.register(print, "files are closed")
+commands._run = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(commands.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_a_signal_ended_does_not_free_its_objects() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "files are closed\n")
+
+
+FORKED = """
+import multiprocessing, os, signal, time
+from cosplace.cli.console import end_on_signals
+with end_on_signals():
+    for _ in range(2):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        time.sleep(0.2)
+        os.kill(child.pid, signal.SIGTERM)
+        child.join()
+        time.sleep(1.1)
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_signals_of_forked_processes_are_not_those_of_the_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "done\n"
 
 
 def sends_signals(indices: range) -> int:

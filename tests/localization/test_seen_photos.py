@@ -24,6 +24,7 @@ from cosplace.localization.confidence import as_record, calibration_error, relia
 from cosplace.localization.localizer import Localizer, should_calibrate_again
 from cosplace.localization.seen_photos import lower_similarities, unseen_matches
 from cosplace.models.training_card import TrainingCard, ValidationMatches, card_entries
+from cosplace.models.views import PhotoViews, how_described
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.viewpoints import Viewpoints, digest_of
 from tests.places import D, World, make_world, new_photos, units
@@ -56,6 +57,28 @@ def validation(num_places: int = 250) -> ValidationMatches:
     return ValidationMatches(
         similarities=np.take_along_axis(similarities, best, 1), east_m=offsets_m[..., 0], north_m=offsets_m[..., 1]
     )
+
+
+@pytest.mark.parametrize(
+    ("described", "difference"),
+    [
+        (None, ""),
+        (how_described(None), ""),
+        (
+            how_described(320),
+            "image_size 320 instead of none; query_policy short_side instead of native; query_size 320",
+        ),
+        (how_described(None, PhotoViews(flip=True, scales=(0.7, 1.0))), "scales 0.7 1.0 instead of 1.0; flip True"),
+    ],
+)
+def test_validation_photos_that_were_described_in_another_way_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, described: dict[str, Any] | None, difference: str
+) -> None:
+    matches = replace(validation(), described=described)
+    address = trained_index(tmp_path, make_world(100, seed=1), matches=matches)
+    with open_index(address) as index, caplog.at_level(logging.WARNING):
+        compute_calibration(index, num_altered=0)
+    assert (difference in caplog.text) if difference else ("described in another way" not in caplog.text)
 
 
 def trained_index(folder: Path, world: World, *, num_unseen: int = 0, matches: ValidationMatches | None = None):

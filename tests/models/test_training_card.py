@@ -18,6 +18,7 @@ from cosplace.models.training_card import (
     read_training_card,
     training_entries,
 )
+from cosplace.models.views import how_described
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.viewpoints import ViewpointDigest
 from cosplace.training.best_model import BEST_MODEL, BEST_MODEL_SAFE, save_best_model
@@ -30,7 +31,7 @@ def make_card(num_queries: int = 40, num_matches: int = 7) -> TrainingCard:
         photos=ViewpointDigest(num_photos=3, every=1, hashes=np.array([1, 2, 7], np.uint32)),
         matches=ValidationMatches(
             similarities=np.sort(rng.uniform(0, 1, shape))[:, ::-1], east_m=rng.normal(0, 3000, shape),
-            north_m=rng.normal(0, 3000, shape),
+            north_m=rng.normal(0, 3000, shape), described=how_described(320),
         ),
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ def test_the_best_model_has_the_card_also_as_pth(tmp_path: Path) -> None:
         assert found is not None and found.matches is not None and card.matches is not None
         assert found.photos.hashes.tolist() == [1, 2, 7]
         assert found.matches.similarities == pytest.approx(card.matches.similarities, abs=6e-4)
+        assert found.matches.described == how_described(320)
         assert found.matches.east_m == pytest.approx(card.matches.east_m, abs=0.06)
         assert found.matches.north_m == pytest.approx(card.matches.north_m, abs=0.06)
     # Another model beside the card.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,20 @@ def test_the_list_can_be_sorted(capsys: pytest.CaptureFixture) -> None:
     for key, field in (("dimension", "fc_output_dim"), ("size", "num_parameters"), ("name", "name")):
         values = [record[field] for record in sorted_by(key)]
         assert values == sorted(values)
+
+
+@pytest.mark.parametrize(("key", "title"), [("speed", "photos/s"), ("license", "commercial use"), ("size", "size, MB")])
+def test_the_sorted_list_shows_what_it_is_sorted_by(key: str, title: str, capsys: pytest.CaptureFixture) -> None:
+    header, *rows = run(capsys, "list", "--sort", key)[1].partition("\n\n")[0].splitlines()
+    end = header.index(title) + len(title) + len(" (CPU core)") * (key == "speed")
+    values = [row[:end].split()[-1] for row in rows]
+    order: dict[str, Callable[[str], float]] = {
+        "speed": lambda value: -float(value.replace("-", "0")),
+        "license": ("yes", "unclear", "no").index,
+        "size": float,
+    }
+    assert len(set(values)) > 1
+    assert values == sorted(values, key=order[key])
 
 
 def test_the_table_of_the_documentation_is_that_of_the_records(capsys: pytest.CaptureFixture) -> None:

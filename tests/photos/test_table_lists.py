@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from cosplace.errors import DatasetError, ImageError
+from cosplace.importing.table_files import GEOPACKAGE_SUFFIXES, JSON_SUFFIXES, TEXT_SUFFIXES
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.metadata import metadata_from_name
 from cosplace.photos.names import utm_fields
 from cosplace.photos.scanning import is_dataset_part, scan_images, subfolders
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, to_table, write_table
+from cosplace.retrieval.dataset import open_retrieval_dataset
 from tests.table_samples import around, write_records
 
 SPLITS = ("train", "train", "val/database", "val/queries", "test/database", "test/queries_v1")
@@ -52,8 +54,35 @@ def test_parts_need_no_folders(dataset: Path, records: list[PhotoRecord], part: 
 @pytest.mark.parametrize("part", ["nothing", "test/gallery", "trai", "train/x", "photos/0000.jpg"])
 def test_other_paths_are_no_parts(dataset: Path, part: str) -> None:
     assert not is_dataset_part(dataset / part)
-    with pytest.raises(DatasetError, match=r"does not exist|is a file"):
+    with pytest.raises(DatasetError) as caught:
         scan_images(dataset / part)
+    of_table = (
+        f"{dataset} has no {part}: its photos are in test/database, test/queries_v1, train, val/database, val/que"
+    )
+    assert str(caught.value).startswith(f"{dataset / part} is a file, not a" if part.endswith("jpg") else of_table)
+
+
+def test_missing_splits_and_tables_of_other_formats(tmp_path: Path, records: list[PhotoRecord]) -> None:
+    city = write_records(tmp_path / "city", [replace(one, split="") for one in records])
+    for dataset in (city, city / TABLE_NAME):
+        with pytest.raises(DatasetError) as caught:
+            scan_images(dataset / "train")
+        assert str(caught.value) == (
+            f"{dataset} has no train: its table has no splits. Split it first: `cosplace split {dataset}`."
+        )
+        with pytest.raises(DatasetError, match=r"has no test: its table has no splits\. Split it first"):
+            open_retrieval_dataset(dataset / "test")
+    for suffix in (*TEXT_SUFFIXES, *JSON_SUFFIXES, *GEOPACKAGE_SUFFIXES):
+        table = tmp_path / f"positions{suffix}"
+        table.write_text("path,latitude,longitude\n")
+        for path in (table, table / "train"):
+            with pytest.raises(DatasetError) as caught:
+                scan_images(path)
+            assert str(caught.value).endswith(f"first: `cosplace import PHOTOS {table} --to DATASET`.")
+        with pytest.raises(DatasetError, match="is a table of another format, not a dataset"):
+            open_retrieval_dataset(table / "test")
+    with pytest.raises(DatasetError, match=r"nothing does not exist\. Use the folder that contains the photos"):
+        scan_images(tmp_path / "nothing")
 
 
 def test_relative_paths(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

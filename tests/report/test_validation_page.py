@@ -3,11 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from cosplace.cli import main
+from cosplace.photos.tables import TABLE_NAME, read_table, write_table
+from cosplace.report.validation_page import time_ticks
 from tests.report.report_samples import Page, assert_single_file
 from tests.synthetic_dataset import write_dataset, write_place
+from tests.table_samples import write_table_of_places
 
 
 def test_page_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,10 +53,9 @@ def test_page_of_photos_without_positions(tmp_path: Path, capsys: pytest.Capture
 def test_page_with_a_recommended_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cosplace.training.recommendation.FEW_CLASSES", 5)
-    for place in range(40):
-        write_place(tmp_path / "city", place, 0)
-        write_place(tmp_path / "city", place, 1)
+    for module in ("enough_places", "recommendation"):
+        monkeypatch.setattr(f"cosplace.training.{module}.FEWEST_PLACES", 5)
+    write_table_of_places(tmp_path / "city", 40)
     page = tmp_path / "page.html"
     main(["validate", str(tmp_path / "city"), "--quick", "--html", str(page), "--device", "cpu"])
     out = capsys.readouterr().out
@@ -69,3 +73,51 @@ def test_page_with_a_recommended_command(
     section = html[html.index('id="recommendation"') : html.index('id="problems"')]
     assert "`" not in section and "<code>cosplace finetune" in section
     assert section.index("<pre>") < section.index("<p>")
+
+
+def test_the_page_counts_photos_that_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    city = write_table_of_places(tmp_path / "city", 80)
+    records = read_table(city / TABLE_NAME).to_pylist()
+    for record in records[:7]:
+        record["latitude"] = record["longitude"] = None
+    write_table(city / TABLE_NAME, pa.Table.from_pylist(records, schema=read_table(city / TABLE_NAME).schema))
+    page = tmp_path / "page.html"
+    words = ["validate", str(city), "--quick", "--device", "cpu", "--html", str(page)]
+    assert main(words) == 0
+    text = Page(page.read_text("utf-8")).text()
+    assert "city: 320 photos" in text and "city: 313 of 320 photos" in text  # of the map
+    assert "313 photos in " in text  # classes
+    assert "taken: 2023-11-14 22:13:20 to 2023-11-17 22:14:39 UTC" in text
+    assert "When the photos were taken: 2023-11-14 22:13 to 2023-11-17 22:14 UTC." in text
+    assert main(["split", str(city)]) == 0
+    capsys.readouterr()
+    assert main(words) == 0
+    num_unused = sum(not split for split in read_table(city / TABLE_NAME)["split"].to_pylist())
+    assert num_unused >= 7 and f"in no split: {num_unused} of 320 photos" in capsys.readouterr().out
+    text = " ".join(Page(page.read_text("utf-8")).text().split())
+    assert f"{320 - num_unused} photos {num_unused} more in no split 100% with a position" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "texts"),
+    [
+        ("2019-06-01", "2023-03-01", ["2020", "2021", "2022", "2023"]),
+        ("2012-06-01", "2023-03-01", ["2014", "2016", "2018", "2020", "2022"]),
+        ("1944-06-01", "2043-03-01", ["1960", "1980", "2000", "2020", "2040"]),
+        ("2023-01-15", "2023-04-02", ["2023-02", "2023-03", "2023-04"]),
+        ("2023-01-15T12:00", "2023-01-18T06:00", ["01-16", "01-17", "01-18"]),
+        ("2023-01-15T12:00", "2023-01-15T15:30", ["12:00", "13:00", "14:00", "15:00"]),
+        ("2023-01-15T12:00:00", "2023-01-15T12:00:30", ["12:00"]),
+    ],
+)
+def test_ticks_of_time_are_round(first: str, last: str, texts: list[str]) -> None:
+    low, high = (np.datetime64(text, "s").astype(float) for text in (first, last))
+    ticks = time_ticks(low, high)
+    assert [text for _, text in ticks] == texts
+    for seconds, text in ticks:
+        assert low <= seconds <= high
+        assert text in str(np.datetime64(int(seconds), "s"))
+
+
+def test_times_of_no_calendar_have_no_ticks() -> None:
+    assert time_ticks(0.0, 1e15) == time_ticks(-1e15, 0.0) == []

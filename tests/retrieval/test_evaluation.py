@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cosplace.cli import main
 from cosplace.config.evaluation import EvalConfig
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import from_values
@@ -17,7 +18,7 @@ from cosplace.retrieval.baselines import TinyImage
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import EvaluationSettings, evaluate, evaluate_descriptors, evaluation_settings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
-from tests.synthetic_dataset import write_dataset
+from tests.synthetic_dataset import write_dataset, write_place
 
 KS = (1, 2, 5)
 
@@ -124,6 +125,37 @@ def test_descriptors_kept_in_a_folder_give_the_same(dataset: RetrievalDataset, t
         assert np.array_equal(kept.predictions, plain.predictions)
         assert kept.recalls == plain.recalls
     assert sorted(path.name for path in folder.iterdir()) == ["database", "queries"]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "message"), [(1, "is a single image, so each query has the same"), (2, "are a single place, within")]
+)
+def test_a_database_of_one_place_is_refused(
+    tmp_path: Path,
+    num_images: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single image is only warned of by eval."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(num_images):
+        write_place(tmp_path / "test" / "database", 1, number)
+    write_place(tmp_path / "test" / "queries", 1, 5)
+    words = ["--backbone", "ResNet18_Small", "--imagenet_weights", "none", "--device", "cpu", "--recall_values", "1",
+             "--num_workers", "0"]  # fmt: skip
+    assert main(["eval", "--dataset_folder", str(tmp_path), *words]) == (0 if num_images == 1 else 2)
+    assert message in capsys.readouterr().err
+    if num_images == 1:
+        (report,) = tmp_path.rglob("report.html")
+        assert message in report.read_text("utf-8")
+    whole = write_dataset(tmp_path / "whole")
+    for split in ("train", "val"):
+        (whole / split).rename(tmp_path / split)
+    assert main(["train", "--dataset_folder", str(tmp_path), *words, "--min_images_per_class", "2", "--M", "20",
+                 "--alpha", "180", "--N", "1", "--L", "2", "--groups_num", "1", "--dry_run"]) == 2  # fmt: skip
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: The ") and message in error
 
 
 def test_predictions_are_at_most_the_database(dataset: RetrievalDataset) -> None:

@@ -185,7 +185,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     city = write_city(tmp_path)
     before = (city / TABLE_NAME).read_bytes()
     assert main(["split", str(city), "--dry_run"]) == 0
-    assert "nothing was written" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nothing was written" in out and "Next:" not in out
     assert (city / TABLE_NAME).read_bytes() == before
     assert main(["split", str(city), "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
@@ -193,6 +194,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["split", str(city), "--seed", "1"]) == 0
     out = capsys.readouterr().out
     assert "previous splits were replaced: test/database" in out
+    assert out.splitlines()[-1] == f"Next: cosplace validate {city}"
     assert "smallest distance between train and test (as written): " in out
     assert main(["split", str(city), "--by", "sequence"]) == 2  # each drive is everywhere
     assert "Use another --by, a smaller --buffer_m" in capsys.readouterr().err

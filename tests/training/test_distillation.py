@@ -28,8 +28,8 @@ from cosplace.retrieval.extraction import extract
 from cosplace.training.best_model import BEST_MODEL, BEST_MODEL_SAFE
 from cosplace.training.checkpoint import LAST_CHECKPOINT, read_checkpoint
 from cosplace.training.distillation import distill, learning_rate
-from cosplace.training.distillation_setup import prepare_distillation
-from cosplace.training.distillation_summary import summarize
+from cosplace.training.distillation_setup import open_photos, prepare_distillation
+from cosplace.training.distillation_summary import summarize, untrained_text
 from cosplace.training.metrics import read_metrics
 from cosplace.training.run import lock_run
 from tests.synthetic_dataset import write_dataset, write_place
@@ -239,6 +239,39 @@ def test_a_run_without_val_and_test_measures_no_recall(
     assert open_model(folder / BEST_MODEL).fc_output_dim == 8
 
 
+def test_a_dataset_without_a_validation_set_is_warned_of(
+    dataset: Path, photos: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, without = dataset, tmp_path / "city"
+    for split in ("train", "test"):
+        shutil.copytree(dataset / split, without / split)
+    for folder, text in ((without, "it has no val/"), (whole, ""), (photos, "")):
+        caplog.clear()
+        with caplog.at_level("WARNING", "cosplace"):
+            open_photos(config(folder, teacher))
+        assert (f"{folder}: {text}, so the best epoch is chosen by the loss" in caplog.text) == bool(text)
+        assert text or "best epoch" not in caplog.text
+    (without / "val" / "queries").mkdir(parents=True)
+    with caplog.at_level("WARNING", "cosplace"):
+        open_photos(config(without, teacher))
+    assert "its val/ has no usable database/ and queries/" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_student_that_did_not_learn_is_reported(
+    photos: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher itself as the start: no epoch can be nearer to it."""
+    monkeypatch.chdir(tmp_path)
+    changes = {"fc_output_dim": 16, "resume_model": str(teacher)}
+    assert main(words(photos, teacher, **changes)) == 0
+    out, err = capsys.readouterr()
+    text = "no epoch has a smaller loss on the photos held out than the student before training"
+    assert f"warning: {text}, so best_model.pth is unchanged {teacher}" in out and text in err
+    prepared = prepare_distillation(config(photos, teacher), QUICK)
+    assert f"{text}, so best_model.pth is an untrained network: do not use it." in untrained_text(prepared)
+
+
 class _StopAfter:
     """A progress function that asks to stop once, at the n-th report of training."""
 
@@ -298,6 +331,11 @@ def test_a_run_resumes_only_with_its_own_settings(photos: Path, teacher: Path, t
     shutil.copy(photos / "IMG_0000.jpg", more / "new.jpg")
     with pytest.raises(CheckpointError, match="on other photos"):
         run(more, teacher, folder, resume_train=str(folder))
+    edited = shutil.copytree(photos, tmp_path / "edited")
+    shutil.copy(photos / "IMG_0001.jpg", edited / "IMG_0000.jpg")
+    with pytest.raises(CheckpointError, match="on photos with the same names, but other contents"):
+        run(edited, teacher, folder, resume_train=str(folder))
+    run(shutil.copytree(photos, tmp_path / "moved"), teacher, folder, resume_train=str(folder))  # as they were
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from cosplace.errors import CheckpointError
 from cosplace.index.photo_index import open_index
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model
+from cosplace.models.weight_files import read_card
 from cosplace.photos.names import optional_fields
 from cosplace.photos.scanning import scan_images
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, to_table, write_table
@@ -134,7 +135,9 @@ def test_photos_of_few_places_are_indexed_with_the_start(
     monkeypatch.chdir(tmp_path)
     assert main(["finetune", str(dataset), f"--model={start}", "--image_size=32", "--num_workers=0"]) == 0
     (folder,) = (tmp_path / "logs" / "default").iterdir()
-    assert "too few" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "too few" in out and "--image_size" not in out  # the start is unchanged: it was not trained at this size
+    assert "image_size" not in read_card(folder / "best_model.safetensors")
     with open_index(folder / "index") as index:
         assert len(index) > 0
     photo = next((dataset / "test" / "queries_v1").rglob("*.jpg"))
@@ -196,6 +199,27 @@ def test_a_run_resumes_only_with_its_own_settings(dataset: Path, start: Path, tm
     (tmp_path / "run" / "last_checkpoint.pth").unlink()
     (tmp_path / "run" / "last_checkpoint.pth").write_bytes(before["last_checkpoint.pth"])
     assert files_of(tmp_path / "run") == before
+
+
+@pytest.mark.slow
+def test_a_refused_command_does_not_touch_the_run(
+    dataset: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    own = shutil.copytree(dataset, tmp_path / "own")
+    with pytest.raises(StopRequest):
+        run(own, start, folder, _StopAfter(1))
+    (folder / "info.log").write_text("what the run has done\n")
+    before = files_of(folder)
+    flags = {**QUICK, "resume_train": folder}
+    words = [f"--{name}={value}" for name, value in flags.items() if name != "force"]
+    assert main(["finetune", str(own), f"--model={start}", "--force", *words, "--lr=0.1"]) == 2
+    assert "--lr" in capsys.readouterr().err
+    photo = next((own / "train").rglob("*.jpg"))
+    photo.write_bytes(photo.read_bytes() + b"edited")
+    assert main(["finetune", str(own), f"--model={start}", "--force", *words]) == 2
+    assert "photos with the same names, but other contents" in capsys.readouterr().err
+    assert files_of(folder) == before
 
 
 @pytest.mark.slow

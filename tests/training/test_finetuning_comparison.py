@@ -53,6 +53,19 @@ def test_only_a_clear_gain_is_better(won: int, lost: int, is_better: bool) -> No
     assert compare(*answers(91, both=20, won=won, lost=lost), spread(91)).is_better == is_better
 
 
+@pytest.mark.parametrize(
+    ("won", "lost", "words"),
+    [
+        (4, 2, "may be better than its start, but the difference can be chance"),
+        (7, 7, "is not better than its start"),
+        (20, 3, "finds a correct match for fewer queries than its start"),  # better on photos, worse on queries
+    ],
+)
+def test_the_verdict_says_why_the_start_is_kept(won: int, lost: int, words: str) -> None:
+    found = compare(*answers(91, both=20, won=won, lost=lost), spread(91))
+    assert found.verdict(is_kept=False) == f"The trained model {words}, so the start is kept."
+
+
 def test_queries_of_one_place_are_not_independent() -> None:
     start, trained = answers(100, both=50, won=10, lost=0)
     one_place = spread(100)

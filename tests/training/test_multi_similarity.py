@@ -258,6 +258,14 @@ def test_other_settings_and_photos_are_refused_on_resume(
         resumed_config(str(folder), {"method": "multi_similarity", "photos_per_place": 2})
     with pytest.raises(CheckpointError, match="other photos"):
         prepare(resumed_config(str(folder), {"extra_datasets": (str(other_folder), str(copy))}))
+    if len(read_checkpoint(folder)["classifiers"]) == 2:
+        prepare(resumed_config(str(folder), {"extra_datasets": (str(copy),)}))  # the same photos in another folder
+        photo = next((copy / "train").rglob("*.jpg"))
+        photo.rename(photo.with_name(photo.name.replace(".jpg", "other.jpg")))  # places of the same sizes
+        with pytest.raises(CheckpointError, match=rf"other photos than those in .*train, {copy}"):
+            prepare(resumed_config(str(folder), {"extra_datasets": (str(copy),)}))
+        with pytest.raises(CheckpointError, match="other photos"):
+            prepare(resumed_config(str(folder), {"extra_datasets": ()}))
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from cosplace.training.place_sources import (
     groups_of_ids,
     locate,
     open_places,
+    wide_places,
 )
 from tests.importing.layout_samples import gsv_cities
 from tests.synthetic_dataset import write_dataset
@@ -40,7 +41,7 @@ def places_of(folder: Path, sizes: dict[str, int]) -> PlaceSet:
     order = sorted(range(len(names)), key=names.__getitem__)
     images = image_list(folder, [names[row] for row in order])
     groups = groups_of_ids(images, [ids[row] for row in order], 1)
-    return PlaceSet(groups=groups, images=images, source="")
+    return PlaceSet(groups=groups, images=images, source="", cure="use a smaller --M")
 
 
 def photos_of_place(places: PlaceSet, place: int) -> list[str]:
@@ -52,7 +53,7 @@ def test_places_by_id_keep_their_photos_and_small_ones_are_left_out(tmp_path: Pa
     names = [f"@{500_000 + number}@4180000@10@S@.jpg" for number in range(9)]
     ids = ["b", "a", "", "b", "a", "c", "b", "a", "b"]
     groups = groups_of_ids(image_list(tmp_path, names), ids, 3)
-    places = PlaceSet(groups=groups, images=image_list(tmp_path, names), source="")
+    places = PlaceSet(groups=groups, images=image_list(tmp_path, names), source="", cure="use a smaller --M")
     assert groups.counts() == [(2, 7)]
     assert groups.num_scanned == 9
     for place, wanted in enumerate("ab"):
@@ -70,11 +71,20 @@ def test_locations_are_means_and_reaches_go_to_the_farthest_photo(tmp_path: Path
     assert (locations.are_near(np.array([2, 2, 0]))[0] == [True, True, False]).all()
 
 
+def test_wide_places_are_warned_of(tmp_path: Path) -> None:
+    assert wide_places(places_of(tmp_path, {"a": 3, "b": 15}), 25.0) == ""  # reaches of 3 and 21 m
+    warning = wide_places(places_of(tmp_path, {"a": 3, "b": 5, "far": 40}), 25.0)
+    assert "1 of 3 places has photos more than 25 m from the center of the place, up to 58 m" in warning
+    assert warning.endswith("use a smaller --M.")
+
+
 def test_places_of_several_zones_and_without_positions(tmp_path: Path) -> None:
     names = sorted([name(0, 0, zone=10), name(0, 0, zone=11), name(-500_000, -4_180_000)])
     images = image_list(tmp_path, names)
     ids = ["unknown" if "@0" in one[:2] else one.split("@")[3] for one in names]
-    locations = locate(PlaceSet(groups=groups_of_ids(images, ids, 1), images=images, source=""), 25.0)
+    locations = locate(
+        PlaceSet(groups=groups_of_ids(images, ids, 1), images=images, source="", cure="use a smaller --M"), 25.0
+    )
     assert locations.centers.shape == (3, 3)
     assert np.isnan(locations.centers[2]).all()
     assert np.linalg.norm(locations.centers[0] - locations.centers[1]) > 400_000

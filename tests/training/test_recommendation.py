@@ -8,13 +8,15 @@ import pytest
 
 from cosplace.cli import main
 from cosplace.config.sections import Grouping
+from cosplace.geo import utm_to_latlon
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.photos.names import format_image_name
 from cosplace.photos.scanning import scan_images
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, to_table, write_table
 from cosplace.retrieval.validation import validate
+from cosplace.training.enough_places import FEWEST_PLACES
 from cosplace.training.groups import partition
-from cosplace.training.recommendation import FEW_CLASSES, Recommendation, class_table, recommend, recommend_for
+from cosplace.training.recommendation import Recommendation, class_table, recommend, recommend_for
 from tests.synthetic_dataset import write_dataset, write_place
 
 SIZES = np.tile([[640, 480]], (10, 1))
@@ -47,7 +49,7 @@ def test_settings_give_the_classes_that_are_promised() -> None:
     counts = partition(images, grouping).counts()[: grouping.groups_num]
     assert found.trains and len(counts) == grouping.groups_num
     assert (found.num_classes, found.num_images) == tuple(map(sum, zip(*counts, strict=True)))
-    assert found.num_classes >= FEW_CLASSES
+    assert found.num_classes >= FEWEST_PLACES
     settings = found.settings
     seen = settings["epochs_num"] * settings["iterations_per_epoch"] * settings["batch_size"] / found.num_classes
     assert 60 <= seen <= 70 and settings["epochs_num"] % grouping.groups_num == 0
@@ -86,7 +88,7 @@ def test_class_table_counts_classes() -> None:
 def test_a_dataset_without_splits_is_split_first(tmp_path: Path) -> None:
     records = [
         PhotoRecord(path=f"{place}-{number}.jpg", latitude=40 + place / 2000, longitude=3.0, heading=place % 360)
-        for place in range(120)
+        for place in range(200)
         for number in range(4)
     ]
     write_table(tmp_path / TABLE_NAME, to_table(records))
@@ -95,9 +97,15 @@ def test_a_dataset_without_splits_is_split_first(tmp_path: Path) -> None:
     split, train = recommend_for(validate(tmp_path, quick=True), device="cpu", measure=False).commands
     assert split == f"cosplace split {tmp_path}" and train.startswith(f"cosplace train --dataset_folder {tmp_path} ")
     photos = tmp_path / "photos"
-    for place in range(120):
+    photos.mkdir()
+    for place in range(200):
+        (latitude,), (longitude,) = utm_to_latlon(np.array([550_000.0 + 30 * place]), np.array([4_180_000.0]), 10, "S")
         for number in range(3):
-            write_place(photos, 2 * place, number, side=8)
+            name = format_image_name(
+                utm_east=550_000.0 + 30 * place, utm_north=4_180_000.0, zone=10, letter="S", latitude=latitude,
+                longitude=longitude, pano_id=f"{place}-{number}", heading=place % 360,
+            )  # fmt: skip
+            (photos / name).write_bytes(b"")
     first, second, third = recommend_for(validate(photos, quick=True), device="cpu", measure=False).commands
     assert (first, second) == (f"cosplace import {photos} --to {photos}-split", f"cosplace split {photos}-split")
     assert third.startswith(f"cosplace train --dataset_folder {photos}-split ")

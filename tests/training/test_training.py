@@ -359,3 +359,20 @@ def test_too_little_data_says_what_to_change_and_writes_nothing(dataset_folder: 
 def test_a_loss_that_is_not_finite_stops(dataset_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CosPlaceError, match="smaller --lr"):
         train(prepare(settings(dataset_folder, lr=1e30, iterations_per_epoch=30)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aggregation": "netvlad", "imagenet_weights": "none"}, "--whitened_start needs --aggregation gem"),
+        ({"fc_output_dim": 512, "backbone": "ResNet18_Small"}, "--fc_output_dim is 512, the backbone has 128 features"),
+        ({"resume_model": True}, "--fc_output_dim is 300, the backbone has 128 features"),
+    ],
+)
+def test_what_whitening_needs_is_said_before_the_photos_are_read(tmp_path: Path, changes: dict, message: str) -> None:
+    if "resume_model" in changes:
+        weights = tmp_path / "weights.pth"
+        torch.save(GeoLocalizationNet("ResNet18_Small", 300).state_dict(), weights)
+        changes = {"resume_model": str(weights)}
+    with pytest.raises(ConfigError, match=message):
+        prepare(settings(tmp_path / "missing", whitened_start=True, **changes))

@@ -6,13 +6,16 @@ BIN    := $(VENV)/bin
 # One thread a process: the tests already keep every core busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test lint check minimum format docs site bench bench-gpu bench-index figures clean
+.PHONY: demo test long lint check minimum format docs site bench bench-gpu bench-index figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
 
 test: $(VENV)/.dev
-	$(PYTEST) -n auto --dist loadfile
+	$(PYTEST) -n auto --dist loadfile -m "not long"
+
+long: $(VENV)/.dev  ## the tests that kill processes again and again, or train for long
+	$(PYTEST) -n auto --dist load -m long
 
 lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -20,10 +23,10 @@ lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ty check --quiet
 
 check: lint
-	$(PYTEST) -q -n auto --dist loadfile -m "not slow"
+	$(PYTEST) -q -n auto --dist loadfile -m "not slow and not long"
 
 minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies
-	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n auto --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n auto --dist loadfile -m "not slow and not long"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

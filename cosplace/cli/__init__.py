@@ -13,6 +13,7 @@ that --help answers at once.
     auditing    audit
     seeds       train --seeds
     training    train, groups
+    distributed_training  train, also as one of several processes of torchrun
     stores      eval with two stores of descriptors
     evaluating  eval
     extract     extract

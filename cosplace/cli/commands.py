@@ -26,7 +26,7 @@ COSPLACE = Command(
         Command(
             name="train",
             summary="Train a CosPlace model: form groups, train, validate after each epoch, test the best model.",
-            function="training:run_train",
+            function="distributed_training:run_train",
         ),
         Command(
             name="finetune",

@@ -171,6 +171,12 @@ def log_to_terminal() -> Generator[None]:
         log.removeHandler(handler)
 
 
+def show_only_errors() -> None:
+    """Show no log lines in this process, one of several, but errors."""
+    for handler in log.handlers:
+        handler.setLevel(logging.ERROR)
+
+
 class _LogFile(logging.FileHandler):
     """A log file that a full disk does not turn into pages of tracebacks: the files of results report it."""
 
@@ -248,11 +254,12 @@ class Interruption(KeyboardInterrupt):
     """Ctrl+C or SIGTERM, as an exception.  Its text is for the user."""
 
     def __init__(self, number: int = signal.SIGINT, advice: str = "") -> None:
-        super().__init__(_interruption_text(number, advice))
+        super().__init__(interruption_text(number, advice))
         self.number = number  # of the signal
 
 
-def _interruption_text(number: int, advice: str) -> str:
+def interruption_text(number: int, advice: str) -> str:
+    """What ended a command, and how to continue."""
     return f"{'Interrupted' if number == signal.SIGINT else 'Terminated'}. {advice}".rstrip()
 
 
@@ -269,7 +276,7 @@ def end_on_signals(*, owns_process: bool = False) -> Generator[None]:
     def receive(number: int, frame: FrameType | None) -> None:
         if signals.is_first(number):
             if owns_process and _is_importing(frame):
-                os.write(2, f"{_interruption_text(number, '')}\n".encode())
+                os.write(2, f"{interruption_text(number, '')}\n".encode())
                 os._exit(EXIT_SIGNAL + number)
             raise Interruption(number)
 
@@ -321,11 +328,11 @@ def on_interrupt(advice: str) -> Generator[None]:
 
 
 @contextmanager
-def stop_on_signals(progress: Progress, advice: str) -> Generator[Progress]:
+def stop_on_signals(progress: Progress, advice: str, *, is_silent: bool = False) -> Generator[Progress]:
     """Within: Ctrl+C and SIGTERM stop the task at its next progress report, with a StopRequest that has this advice.
 
     A second signal ends the process at once, unless it follows immediately: `timeout` and others send a signal both to
-    a process and to its group.  Returns the progress function for the task.
+    a process and to its group.  Returns the progress function for the task.  is_silent: do not confirm the signal.
     """
     signals = _Signals()
 
@@ -333,6 +340,8 @@ def stop_on_signals(progress: Progress, advice: str) -> Generator[Progress]:
         signals.is_first(number)
 
     def answer(number: int) -> None:  # at once, also if the main thread is busy
+        if is_silent:
+            return
         how = "press Ctrl+C" if number == signal.SIGINT else "send SIGTERM"
         # Not with print: the signal may have interrupted a call of it.
         os.write(2, f"\n{_clock()}  stopping; {how} again to stop at once\n".encode())
@@ -340,7 +349,7 @@ def stop_on_signals(progress: Progress, advice: str) -> Generator[Progress]:
     def report(task: str, done: int, total: int, note: str = "", /) -> None:
         progress(task, done, total, note)
         if signals.first:
-            raise StopRequest(_interruption_text(signals.first, advice), signals.first)
+            raise StopRequest(interruption_text(signals.first, advice), signals.first)
 
     with _received(receive, answer=answer):
         yield report

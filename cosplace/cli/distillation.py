@@ -20,6 +20,7 @@ from cosplace.cli.console import (
     timestamp,
 )
 from cosplace.config.distillation import DistillConfig
+from cosplace.training.torchrun import require_one_process
 
 RESUME = "--resume_train"
 
@@ -37,6 +38,7 @@ def run_distill(config: DistillConfig, given: Mapping[str, Any]) -> None:
     from cosplace.training.finetuning_state import require_checkpoint
     from cosplace.training.run import lock_run
 
+    require_one_process("distill")
     resumed = Path(config.training.resume_train) if config.training.resume_train else None
     if resumed is not None:
         require_checkpoint(resumed)

@@ -18,6 +18,7 @@ from cosplace.cli.console import (
 )
 from cosplace.config.finetuning import FinetuneConfig
 from cosplace.config.sections import DeviceSettings
+from cosplace.training.torchrun import require_one_process
 
 if TYPE_CHECKING:
     from cosplace.training.finetuning import FinetuneResult
@@ -34,6 +35,7 @@ def run_finetune(config: FinetuneConfig) -> None:
     from cosplace.training.finetuning_state import require_checkpoint
     from cosplace.training.run import lock_run
 
+    require_one_process("finetune")
     resumed = Path(config.training.resume_train) if config.training.resume_train else None
     if resumed is not None:
         require_checkpoint(resumed)

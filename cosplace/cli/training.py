@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,9 @@ from cosplace.config.values import set_folder
 from cosplace.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
+    from cosplace.assessment.measures import Measures
     from cosplace.assessment.provenance import RunInfo
+    from cosplace.training.loop import TrainResult
     from cosplace.training.setup import Preparation
 
 log = logging.getLogger("cosplace")
@@ -59,7 +61,7 @@ def run_train(config: TrainConfig, given: Mapping[str, Any]) -> None:
         _print_estimate(prepare(config, given, Bars()), folder)
         return
     with nullcontext() if folder is None else lock_run(folder):  # before the state is read
-        _train(prepare(config, given, Bars()), folder)
+        train_and_report(prepare(config, given, Bars()), folder)
 
 
 def _print_estimate(prepared: "Preparation", folder: Path | None) -> None:
@@ -82,12 +84,11 @@ def _train_seed(config: TrainConfig, given: Mapping[str, Any], folder: Path) -> 
     with lock_run(folder):
         if (folder / LAST_CHECKPOINT).exists():
             config = resumed_config(str(folder), {name: value for name, value in given.items() if name != "seeds"})
-        _train(prepare(config, given, Bars()), folder, SAME_AGAIN)
+        train_and_report(prepare(config, given, Bars()), folder, SAME_AGAIN)
 
 
-def _train(prepared: "Preparation", folder: Path | None, advice: str = "") -> None:
+def train_and_report(prepared: "Preparation", folder: Path | None, advice: str = "") -> None:
     """Train in a folder, or in a new one.  advice: how to continue; "" for the command that resumes this run."""
-    from cosplace.assessment.records import summary_lines
     from cosplace.report.results import write_training_results
     from cosplace.storage import new_run_folder
     from cosplace.training.checkpoint import LAST_CHECKPOINT
@@ -98,17 +99,25 @@ def _train(prepared: "Preparation", folder: Path | None, advice: str = "") -> No
     advice = advice or f"Resume from {LAST_CHECKPOINT}: `{resume_command(folder, prepared.config)}`"
     with lock_run(folder), log_to_folder(folder), on_interrupt(advice), stop_on_signals(Bars(), advice) as progress:
         log.info("results: %s", folder)
-        run = _training_run(prepared.config)
+        run = training_run(prepared.config)
         result = train(prepared, folder, progress)
         # Signals take effect after this: the run is complete then.
         measures = write_training_results(result, prepared.config, run=run, progress=Bars())
-    radius_m = prepared.config.testing.positive_dist_threshold
+    print_training_result(result, measures, prepared.config)
+
+
+def print_training_result(result: "TrainResult", measures: "Measures", config: TrainConfig) -> None:
+    """Print the recalls of the best model on the test set, and where the report is."""
+    from cosplace.assessment.records import summary_lines
+
+    radius_m = config.testing.positive_dist_threshold
     for line in (result.test.recalls_text(), *summary_lines(measures, radius_m, result.data.test.note)):
         print_result(line)
-    print_result(f"report: {folder / 'report.html'}")
+    print_result(f"report: {result.folder / 'report.html'}")
 
 
-def _training_run(config: TrainConfig) -> "RunInfo":
+def training_run(config: TrainConfig) -> "RunInfo":
+    """How the run was started, for its record."""
     from cosplace.assessment.provenance import RunInfo
     from cosplace.device import amp_type, choose_device
 
@@ -117,9 +126,14 @@ def _training_run(config: TrainConfig) -> "RunInfo":
     return RunInfo(command=command_line(), seed=config.running.seed, device=device, autocast=autocast)
 
 
-def resume_command(folder: Path, config: TrainConfig) -> str:
-    """The command that continues a run, for a shell in the same folder.  The checkpoint has all other settings."""
+def resume_command(folder: Path, config: TrainConfig, launcher: Sequence[str] = ()) -> str:
+    """The command that continues a run, for a shell in the same folder.  The checkpoint has all other settings.
+
+    launcher: the words that start several processes, which replace the interpreter.
+    """
     words = program()
+    if launcher:
+        words = [*launcher, *(words[1:] or ["-m", "cosplace"])]
     words += ["train"] if Path(words[-1]).name != "train.py" else []
     words += ["--resume_train", str(folder)]
     dataset = os.environ.get(DATASET_VARIABLE)

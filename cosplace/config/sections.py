@@ -401,6 +401,23 @@ class RuntimeSettings(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSettings(Section):
+    """Several processes, started by torchrun"""
+
+    process_timeout_minutes: float = setting(
+        30.0,
+        "end all processes if one of them has not answered, or process 0 has not reported progress, for this time",
+        at_least=0.01,
+    )
+    split_classifiers_above: int = setting(
+        250_000_000,
+        "split classifiers with more weights than this (classes x dimension) by classes over the processes, instead of "
+        "keeping each in all of them; the loss is the same",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Settings of `cosplace train`."""
 
@@ -413,6 +430,7 @@ class TrainConfig:
     augmenting: AugmentationSettings = section(AugmentationSettings)
     testing: TestSettings = section(TestSettings)
     running: RuntimeSettings = section(RuntimeSettings)
+    processes: ProcessSettings = section(ProcessSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """The method of the paper (Berton et al., CVPR 2022), from groups to the training loop.
 
+torchrun                the job that torchrun started this process for
+processes               processes that train together: exchange, and end together
 groups                  classes and CosPlace groups (section 3.1)
 eigenplaces             classes of photos that look at one point (EigenPlaces, ICCV 2023)
 group_cache             groups kept in a file
@@ -7,6 +9,7 @@ place_ids               groups and classes in the files of GSV-Cities
 advice                  settings that suit the photos; warnings
 cosface_gradient        gradient of the loss by formula
 cosface                 the CosFace loss (section 3.2)
+split_classifier        a classifier split by classes over processes
 compiled_augmentation   augmentation of one image, compiled
 gpu_augmentation        augmentation of a batch in two Triton kernels
 augmentation            color jitter and random resized crop (section 4.1)
@@ -25,6 +28,9 @@ validation              whether the validation set can choose a model; queries w
 seen_photos             training photos and validation matches, for the model card
 whitened_start          extension: the last layer as a PCA whitening
 setup                   network, classifiers, optimizers
+synced_batch_norm       batch normalization over the parts of several processes
+distributed_network     a network that computes a part of each batch
+distributed_setup       several processes agree on what they train
 plan                    what a run will do and need
 validation_image        a few validation queries with their predictions
 loggers                 TensorBoard, Weights & Biases, MLflow

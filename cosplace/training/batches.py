@@ -32,7 +32,7 @@ class Batch:
     stacks: list[torch.Tensor]  # each (n, 3, H, W) uint8; if augmented, one (B, 3, S, S) float32
     rows: list[torch.Tensor]  # for each stack, (n,) int64: the rows of its images in the batch
     augmented: bool
-    labels: torch.Tensor  # (B,) int64
+    labels: torch.Tensor  # (B,) int64; of the whole batch, also if the images are those of one of several processes
     draws: torch.Tensor  # (B, 12): random parameters of the augmentation, see augmentation.py
     unreadable: tuple[str, ...]  # messages about photos that other photos replaced
 
@@ -158,17 +158,22 @@ class BatchMaker:
     groups: tuple[GroupImages, ...]  # one batch of each, in turn
     batch_size: int
     augment: bool  # already here, on the CPU
+    own: range | None = None  # the images of this process, of each batch; None: all
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         """Make batch number indices[0] // batch_size.  Raises DatasetError if no image of a class can be opened."""
         iteration, turn = divmod(indices[0] // self.batch_size, len(self.groups))
         items, first = self.groups[turn], iteration * self.batch_size
-        batch = items.batch(range(first, first + self.batch_size))
+        own = self.own or range(self.batch_size)
+        batch = items.batch(range(first + own.start, first + own.stop))
+        if self.own is not None:
+            labels = [items.class_of_item(index) for index in range(first, first + self.batch_size)]
+            batch = replace(batch, labels=torch.tensor(labels))
         if not self.augment:
             return batch
         with one_thread():  # the same bits in threads and in processes
             images = batch.images(items.settings, torch.device("cpu"))
-        return replace(batch, stacks=[images], rows=[torch.arange(len(batch.labels))], augmented=True)
+        return replace(batch, stacks=[images], rows=[torch.arange(len(images))], augmented=True)
 
 
 def training_batches(
@@ -180,15 +185,17 @@ def training_batches(
     augment_in_loader: bool,
     loader: str = "processes",
     pin_memory: bool = False,
+    own: range | None = None,
 ) -> Generator[Batch]:
     """Batches of iterations first_iteration to num_iterations - 1 of an epoch, loaded ahead: one of each group in turn.
 
-    loader: threads or processes.  Raises DatasetError if no image of a class can be opened, LoadingError if a loading
-    process is killed.
+    own: the images of each batch to load, if other processes load the rest; the labels are those of all.  loader:
+    threads or processes.  Raises DatasetError if no image of a class can be opened, LoadingError if a loading process
+    is killed.
     """
     first, last = first_iteration * len(groups), num_iterations * len(groups)
     return load_ahead(
-        BatchMaker(groups=groups, batch_size=batch_size, augment=augment_in_loader),
+        BatchMaker(groups=groups, batch_size=batch_size, augment=augment_in_loader, own=own),
         [range(i * batch_size, (i + 1) * batch_size) for i in range(first, last)],
         num_workers=num_workers,
         loader=loader,

@@ -26,6 +26,7 @@ from cosplace.models.network import GeoLocalizationNet
 from cosplace.storage import write_atomically
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.metric_losses import MultiSimilarity
+from cosplace.training.split_classifier import SplitClassifier, own_state, whole_states
 
 FORMAT = "cosplace checkpoint 1"
 LAST_CHECKPOINT = "last_checkpoint.pth"
@@ -68,6 +69,11 @@ class RunState:
     unreadable: dict[str, int] = field(default_factory=dict)  # message -> number of times, in the epoch so far
 
     @property
+    def is_split(self) -> bool:
+        """Whether other processes have parts of the classifiers."""
+        return any(isinstance(one, SplitClassifier) for one in self.classifiers)
+
+    @property
     def is_new(self) -> bool:
         """Whether nothing was trained or validated yet."""
         return self.epoch == self.iteration == 0 and self.start_hits is None
@@ -86,16 +92,24 @@ class RunState:
                     moments[name] = value.to(device, non_blocking=device.type == "cuda")
 
 
-def save_checkpoint(folder: Path, state: RunState, config: Mapping[str, Any], data_digest: str) -> None:
-    """Write last_checkpoint.pth; the previous one stays until the new one is complete.  Raises StorageError."""
+def save_checkpoint(
+    folder: Path, state: RunState, config: Mapping[str, Any], data_digest: str, *, is_writer: bool = True
+) -> None:
+    """Write last_checkpoint.pth; the previous one stays until the new one is complete.  Raises StorageError.
+
+    is_writer: whether this process writes the file; the others only send their parts of split classifiers.
+    """
+    classifiers, classifier_optimizers = whole_states(state.classifiers, state.classifier_optimizers)
+    if not is_writer:
+        return
     content = {
         "format": FORMAT,
         "config": {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
         "data_digest": data_digest,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "classifiers": [classifier.state_dict() for classifier in state.classifiers],
-        "classifier_optimizers": [one.state_dict() if one else None for one in state.classifier_optimizers],
+        "classifiers": classifiers,
+        "classifier_optimizers": classifier_optimizers,
         "scaler": state.scaler.state_dict(),
         "counters": {name: getattr(state, attribute) for name, attribute in COUNTERS.items()},
         "start_hits": state.start_hits,
@@ -138,13 +152,13 @@ def restore(state: RunState, content: Mapping[str, Any], path: Path) -> None:
     try:
         state.model.load_state_dict(content["model"])
         state.optimizer.load_state_dict(content["optimizer"])
-        pairs = [
-            *zip(state.classifiers, content["classifiers"], strict=True),
-            *zip(state.classifier_optimizers, content["classifier_optimizers"], strict=True),
-        ]
-        for target, saved in pairs:
-            if target is not None:
-                target.load_state_dict(saved)
+        for targets, states in (
+            (state.classifiers, content["classifiers"]),
+            (state.classifier_optimizers, content["classifier_optimizers"]),
+        ):
+            for target, saved, classifier in zip(targets, states, state.classifiers, strict=True):
+                if target is not None:
+                    target.load_state_dict(own_state(saved, classifier))
         state.scaler.load_state_dict(content["scaler"])
         for name, attribute in COUNTERS.items():
             setattr(state, attribute, content["counters"][name])

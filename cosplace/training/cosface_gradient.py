@@ -4,6 +4,7 @@
 D descriptor dimension.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,15 +38,8 @@ class _CosFaceLoss(Function):
             input_norms = torch.linalg.vector_norm(inputs, dim=1, keepdim=True)  # (B, 1)
             input_scales = s / input_norms.clamp(min=NORM_EPS)
             scaled = inputs * input_scales  # (B, D)
-            norms, logits = weight.new_empty(len(weight)), weight.new_empty(len(inputs), len(weight))  # (C,), (B, C)
-            rows = _rows(weight)
-            for part, of_norms, of_logits in zip(
-                weight.split(rows), norms.split(rows), logits.split(rows, dim=1), strict=True
-            ):
-                torch.linalg.vector_norm(part, dim=1, out=of_norms)
-                torch.mm(scaled, part.t(), out=of_logits)
+            logits, norms = class_logits(scaled, weight)
             divisors = norms.clamp(min=NORM_EPS)
-            logits.div_(divisors)
 
             index = labels.unsqueeze(1)  # (B, 1)
             right = logits.gather(1, index)
@@ -67,19 +61,44 @@ class _CosFaceLoss(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         weight, slopes, scaled, input_scales, of_inputs, of_classes = ctx.saved_tensors
         with torch.autocast(weight.device.type, enabled=False):
-            by_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # (C, D)
-            by_scaled = torch.zeros_like(scaled)  # (B, D)
-            right, of_classes = scaled * gradient, of_classes * gradient
-            rows = _rows(weight)
-            for start in range(0, len(weight), rows):
-                some = slice(start, start + rows)
-                if ctx.needs_input_grad[0]:
-                    by_scaled.addmm_(slopes[:, some], weight[some])
-                if by_weight is not None:
-                    torch.mm(slopes[:, some].t(), right, out=by_weight[some])
-                    by_weight[some].addcmul_(weight[some], of_classes[some].unsqueeze(1), value=-1)
+            by_scaled, by_weight = gradients_of_product(
+                weight, slopes, of_classes * gradient, scaled * gradient, needs=ctx.needs_input_grad[:2]
+            )
             by_inputs = by_scaled.addcmul_(scaled, of_inputs, value=-1).mul_(input_scales * gradient)
         return (by_inputs if ctx.needs_input_grad[0] else None), by_weight, None, None, None
+
+
+def class_logits(scaled: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of inputs (B, D) and unit class weights, (B, C), and the norms (C,) of the class weights (C, D)."""
+    norms, logits = weight.new_empty(len(weight)), weight.new_empty(len(scaled), len(weight))  # (C,), (B, C)
+    rows = _rows(weight)
+    for part, of_norms, of_logits in zip(weight.split(rows), norms.split(rows), logits.split(rows, dim=1), strict=True):
+        torch.linalg.vector_norm(part, dim=1, out=of_norms)
+        torch.mm(scaled, part.t(), out=of_logits)
+    logits.div_(norms.clamp(min=NORM_EPS))
+    return logits, norms
+
+
+def gradients_of_product(
+    weight: Tensor, slopes: Tensor, of_classes: Tensor, right: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the logits: of the inputs (B, D) except for their norms, and of the class weights (C, D).
+
+    slopes: (B, C), those of the logits over the norms of the classes.  of_classes: (C,), what depends on the norms,
+    over the class weights.  right: (B, D), the inputs times the gradient of the loss.  needs: which of the two are
+    needed; the first one is zero if it is not.
+    """
+    by_weight = torch.empty_like(weight) if needs[1] else None  # (C, D)
+    by_scaled = torch.zeros_like(right)  # (B, D)
+    rows = _rows(weight)
+    for start in range(0, len(weight), rows):
+        some = slice(start, start + rows)
+        if needs[0]:
+            by_scaled.addmm_(slopes[:, some], weight[some])
+        if by_weight is not None:
+            torch.mm(slopes[:, some].t(), right, out=by_weight[some])
+            by_weight[some].addcmul_(weight[some], of_classes[some].unsqueeze(1), value=-1)
+    return by_scaled, by_weight
 
 
 def _rows(weight: Tensor) -> int:

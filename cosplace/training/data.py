@@ -205,11 +205,18 @@ def augmentation_settings(config: TrainConfig) -> Augmentation:
 
 
 def epoch_batches(
-    config: TrainConfig, data: TrainingData, device: torch.device, *, epoch: int, iteration: int = 0
+    config: TrainConfig,
+    data: TrainingData,
+    device: torch.device,
+    *,
+    epoch: int,
+    iteration: int = 0,
+    own: range | None = None,
 ) -> Generator[Batch]:
     """Batches of an epoch from an iteration on, loaded ahead: one of each of its groups, in turn.
 
-    Close the generator to end its workers.
+    own: the images of each batch that this process trains on, one of several; None for all.  Close the generator to
+    end its workers.
     """
     items = [
         _group_images(config, *data.used[number], epoch=epoch, stream=stream)
@@ -226,6 +233,7 @@ def epoch_batches(
         loader=choose_loader(config.running.loader),
         augment_in_loader=augment_on.type == "cpu",
         pin_memory=device.type == "cuda",
+        own=own,
     )
 
 

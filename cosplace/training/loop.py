@@ -69,14 +69,24 @@ def train(prepared: Preparation, folder: Path, progress: Progress = no_progress)
 
     Raises CosPlaceError for anything the user can fix; the last checkpoint is then still there to resume from.
     """
+    result = train_together(prepared, folder, progress)
+    assert result is not None
+    return result
+
+
+def train_together(prepared: Preparation, folder: Path, progress: Progress = no_progress) -> TrainResult | None:
+    """As `train`, also in one of several processes, of which the main one returns the result.
+
+    Raises CosPlaceError for anything the user can fix; the last checkpoint is then still there to resume from.
+    """
     with open_run(prepared, folder, progress) as run:
         if run.state.is_new:
-            judge_start(run)
+            run.on_main(lambda: judge_start(run))
         while run.state.epoch < run.config.training.epochs_num:
             started, first = time.monotonic(), run.state.iteration
             train_epoch(run)
             validate(run, seconds=time.monotonic() - started, num_iterations=run.state.iteration - first)
-        return test_best_model(run)
+        return run.on_main(lambda: test_best_model(run))
 
 
 def judge_start(run: Run) -> None:
@@ -104,7 +114,13 @@ def train_epoch(run: Run) -> None:
         state.move_classifier(group, device)
     steps = [
         TrainingStep.for_group(
-            state, group, forward=run.forward, device=device, dtype=run.dtype, nested_dims=config.extensions.nested_dims
+            state,
+            group,
+            forward=run.forward,
+            device=device,
+            dtype=run.dtype,
+            nested_dims=config.extensions.nested_dims,
+            processes=run.processes,
         )
         for group in groups
     ]
@@ -116,10 +132,12 @@ def train_epoch(run: Run) -> None:
     with (
         tuned_convolutions(device),
         run.checkpoint_on(LoadingError, StopRequest, losses=losses),
-        closing(epoch_batches(config, data, device, epoch=state.epoch, iteration=state.iteration)) as batches,
+        closing(
+            epoch_batches(config, data, device, epoch=state.epoch, iteration=state.iteration, own=run.own_images)
+        ) as batches,
     ):
         on_device = batches_on_device(batches, run.augmentation, device)
-        for parts in zip(*[on_device] * len(groups), strict=True):  # one batch of each group
+        for parts in run.met(zip(*[on_device] * len(groups), strict=True), losses):  # one batch of each group
             step = state.epoch * per_epoch + state.iteration
             for parameters in state.optimizer.param_groups:
                 parameters["lr"] = learning_rate(config, step)
@@ -152,7 +170,18 @@ def validate(run: Run, *, seconds: float, num_iterations: int) -> None:
     """
     config, state = run.config, run.state
     with run.checkpoint_on(DeviceError, StopRequest):
-        validation = _evaluate_on_val(run, f"epoch {state.epoch + 1} validation")
+        validation = run.on_main(lambda: _evaluate_on_val(run, f"epoch {state.epoch + 1} validation"))
+    run.collect_unreadable()
+    batch_size = config.training.batch_size * len(run.data.groups_of_epoch(state.epoch))
+    images_per_second = num_iterations * batch_size / seconds
+    run.on_main(lambda: _keep_epoch(run, validation, seconds, images_per_second))
+    run.next_epoch()
+
+
+def _keep_epoch(run: Run, validation: Evaluation | None, seconds: float, images_per_second: float) -> None:
+    """Record an epoch, and keep its network if it is the best so far."""
+    config, state = run.config, run.state
+    assert validation is not None  # of the main process
     recall1 = validation.recalls[min(validation.recalls)]
     is_best = recall1 > state.best_recall1
     if is_best:
@@ -162,9 +191,7 @@ def validate(run: Run, *, seconds: float, num_iterations: int) -> None:
         card = best_model_card(config, state.epoch, validation.recalls)
         card |= training_card_entries(run.training_photos, validation, run.data.val)
         save_best_model(run.folder, state.model, card)
-    batch_size = config.training.batch_size * len(run.data.groups_of_epoch(state.epoch))
-    images_per_second = num_iterations * batch_size / seconds
-    run.finish_epoch(validation, is_best=is_best, seconds=seconds, images_per_second=images_per_second)
+    run.record_epoch(validation, is_best=is_best, seconds=seconds, images_per_second=images_per_second)
 
 
 def _evaluate_on_val(run: Run, task: str) -> Evaluation:

@@ -98,6 +98,16 @@ class MetricsWriter:
             file.write(json.dumps(row) + "\n")
 
 
+class NoMetrics(MetricsWriter):
+    """Of a process that leaves writing to another one."""
+
+    def __init__(self) -> None:
+        self.loggers = []
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of metrics.jsonl; a last line that is incomplete is left out."""
     path, rows = folder / METRICS, []

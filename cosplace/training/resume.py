@@ -16,7 +16,7 @@ FREE_ON_RESUME = frozenset(
         "dataset_folder", "extra_datasets", "train_set_folder", "val_set_folder", "test_set_folder", "device",
         "num_workers", "save_dir", "checkpoint_minutes", "resume_train", "resume_model", "num_preds_to_save",
         "save_only_wrong_preds", "infer_batch_size", "loader", "compile", "cuda_graphs", "dry_run", "follow_outside",
-        "logger", "report_matches",
+        "logger", "report_matches", "process_timeout_minutes", "split_classifiers_above",
     }
 )  # fmt: skip
 

@@ -4,10 +4,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +25,11 @@ from cosplace.training.best_model import copy_best_model
 from cosplace.training.checkpoint import LAST_CHECKPOINT, RunState, save_checkpoint
 from cosplace.training.cuda_graph import RecordedNetwork
 from cosplace.training.data import TrainingData, augmentation_settings
+from cosplace.training.distributed_setup import check_equal_weights
 from cosplace.training.loggers import peak_memory_mb
-from cosplace.training.metrics import MetricsWriter
+from cosplace.training.metrics import MetricsWriter, NoMetrics
 from cosplace.training.plan import describe_plan
+from cosplace.training.processes import Processes
 from cosplace.training.schedules import learning_rate
 from cosplace.training.setup import Preparation
 from cosplace.training.validation import doubts_about, won_and_lost, won_and_lost_text
@@ -34,6 +37,8 @@ from cosplace.training.validation_image import validation_image
 
 CONFIG, LOCK = "config.json", ".lock"
 LOSSES_PER_EPOCH = 20  # how often the mean loss is recorded
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -52,33 +57,92 @@ class Run:
     dtype: torch.dtype | None  # of mixed precision
     metrics: MetricsWriter
     progress: Progress
+    processes: Processes | None = None  # those that train together; None: this one alone
     training_photos: ViewpointDigest | None = None  # computed when the first best model is saved
     checkpoint_time: float = field(default_factory=time.monotonic)  # of the last checkpoint
 
+    @property
+    def own_images(self) -> range | None:
+        """The images of each batch that this process trains on; None for all."""
+        return None if self.processes is None else self.processes.part(self.config.training.batch_size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process evaluates and writes files."""
+        return self.processes is None or self.processes.is_main
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """The result of `work`, in the main process; see `Processes.on_main`."""
+        return work() if self.processes is None else self.processes.on_main(work)
+
     def checkpoint(self) -> None:
-        """Write last_checkpoint.pth."""
-        save_checkpoint(self.folder, self.state, to_values(self.config), self.data.digest())
+        """Write last_checkpoint.pth.  All processes call it."""
+        self.collect_unreadable()
+        save_checkpoint(self.folder, self.state, to_values(self.config), self.data.digest(), is_writer=self.is_main)
         self.checkpoint_time = time.monotonic()
+
+    def collect_unreadable(self) -> None:
+        """Move the messages about unreadable photos to the main process."""
+        if self.processes is None:
+            return
+        found = self.processes.gather(self.state.unreadable)
+        self.state.unreadable = {}
+        for one in found if self.is_main else ():
+            for message, times in one.items():
+                self.state.unreadable[message] = self.state.unreadable.get(message, 0) + times
 
     @contextmanager
     def checkpoint_on(self, *kinds: type[Exception], losses: "LossRecorder | None" = None) -> Generator[None]:
-        """Write a checkpoint when an error of these kinds is raised, which leaves the state between two iterations."""
+        """Write a checkpoint when an error of these kinds is raised, which leaves the state between two iterations.
+
+        Several processes write one for any error that ends all of them where they meet, between two iterations.
+        """
         try:
             yield
-        except kinds:
-            if losses is not None:
-                losses.save()
-            self.checkpoint()
+        except Exception as error:
+            if isinstance(error, kinds) if self.processes is None else self.processes.ended_together:
+                if losses is not None:
+                    losses.save()
+                self.checkpoint()
             raise
 
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Whether --checkpoint_minutes have passed since the last checkpoint."""
+        return time.monotonic() - self.checkpoint_time >= 60 * self.config.training.checkpoint_minutes
+
     def checkpoint_when_due(self, losses: "LossRecorder") -> None:
-        """Write a checkpoint if --checkpoint_minutes have passed since the last one."""
-        if time.monotonic() - self.checkpoint_time >= 60 * self.config.training.checkpoint_minutes:
+        """Write a checkpoint if it is time for one.  Several processes do so where they meet, see `met`."""
+        if self.processes is None and self.is_checkpoint_due:
             losses.save()
             self.checkpoint()
 
-    def finish_epoch(self, validation: Evaluation, *, is_best: bool, seconds: float, images_per_second: float) -> None:
-        """Record an epoch, move the state to the next one, and write its checkpoint."""
+    def met(self, batches: Iterable[T], losses: "LossRecorder") -> Generator[T]:
+        """Yield what `batches` yields, as long as all processes have the next one and none was asked to stop.
+
+        Between two iterations, they write a checkpoint if it is time for one.  See `Processes.agree`.
+        """
+        if self.processes is None:
+            yield from batches
+            return
+        iterator, is_first = iter(batches), True
+        while True:
+            batch, error = None, None
+            try:
+                batch = next(iterator, None)
+            except Exception as problem:
+                error = problem
+            is_due = not is_first and batch is not None and self.is_checkpoint_due
+            if self.processes.agree(error, is_due=is_due):
+                losses.save()
+                self.checkpoint()
+            if batch is None:
+                return
+            yield batch
+            is_first = False
+
+    def record_epoch(self, validation: Evaluation, *, is_best: bool, seconds: float, images_per_second: float) -> None:
+        """Record an epoch that was trained and validated."""
         state, per_epoch = self.state, self.config.training.iterations_per_epoch
         group, mean_loss = self.data.rank(state.epoch), state.loss_sum / per_epoch
         row = {
@@ -106,6 +170,12 @@ class Run:
             )  # fmt: skip
             for message, times in state.unreadable.items():
                 log.warning("skipped %d times: %s", times, message)
+
+    def next_epoch(self) -> None:
+        """Move the state to the next epoch, and write its checkpoint."""
+        state = self.state
+        if self.processes is not None:
+            check_equal_weights(self.processes, state, self.data.groups_of_epoch(state.epoch))
         state.epoch, state.iteration = state.epoch + 1, 0
         state.loss_sum, state.recent_loss_sum, state.unreadable = 0.0, 0.0, {}
         self.checkpoint()
@@ -159,11 +229,24 @@ class LossRecorder:
 def open_run(prepared: Preparation, folder: Path, progress: Progress) -> Generator[Run]:
     """Start a run in its folder, or continue it: settings, first checkpoint, metrics."""
     config, state = prepared.config, prepared.state
-    for line in describe_plan(prepared):
-        log.info(line)
-    for doubt in doubts_about(prepared.data):
-        log.warning(doubt)
-    with lock_run(folder), _open_metrics(prepared, folder) as metrics:
+    processes = prepared.processes
+    with ExitStack() as opened:
+        metrics: MetricsWriter = NoMetrics()
+        error: Exception | None = None
+        try:
+            if processes is None or processes.is_main:
+                for line in describe_plan(prepared):
+                    log.info(line)
+                for doubt in doubts_about(prepared.data):
+                    log.warning(doubt)
+                opened.enter_context(lock_run(folder))
+                metrics = opened.enter_context(_open_metrics(prepared, folder))
+        except CosPlaceError as problem:
+            error = problem
+        if processes is not None:
+            processes.agree(error)
+        elif error is not None:
+            raise error
         run = Run(
             config=config,
             folder=folder,
@@ -174,8 +257,11 @@ def open_run(prepared: Preparation, folder: Path, progress: Progress) -> Generat
             device=prepared.device,
             dtype=prepared.dtype,
             metrics=metrics,
-            progress=progress,
+            progress=progress if processes is None else processes.reporting(progress),
+            processes=processes,
         )
+        if not config.training.resume_train:
+            run.checkpoint()
         try:
             yield run
         except DeviceError as error:
@@ -183,14 +269,12 @@ def open_run(prepared: Preparation, folder: Path, progress: Progress) -> Generat
 
 
 def _open_metrics(prepared: Preparation, folder: Path) -> MetricsWriter:
-    """Write the files that a new or resumed run needs, and open its metrics."""
+    """Write the files that a new or resumed run needs except for its checkpoint, and open its metrics."""
     config, state = prepared.config, prepared.state
     write_text(folder / CONFIG, json.dumps(to_values(config), indent=2) + "\n")
     if config.training.resume_train:
         log.info("resuming at epoch %d, iteration %d", state.epoch + 1, state.iteration)
         copy_best_model(folder, Path(config.training.resume_train))
-    else:
-        save_checkpoint(folder, state, to_values(config), prepared.data.digest())
     first_step = state.epoch * config.training.iterations_per_epoch + state.iteration
     metrics = MetricsWriter(folder, first_step, config.training.logger)
     metrics.write_settings(to_values(config))

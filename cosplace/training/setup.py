@@ -23,6 +23,8 @@ from cosplace.training.data import TrainingData, open_training_data
 from cosplace.training.metric_losses import MultiSimilarity, near_places
 from cosplace.training.original_checkpoint import restore_original
 from cosplace.training.place_batches import PlaceLocations
+from cosplace.training.processes import Processes
+from cosplace.training.split_classifier import SplitClassifier
 from cosplace.training.whitened_start import check_whitening, whiten_start
 
 
@@ -35,17 +37,22 @@ class Preparation:
     state: RunState
     device: torch.device
     dtype: torch.dtype | None  # of mixed precision
+    processes: Processes | None = None  # those that train together; None: this one alone
 
 
 def prepare(
-    config: TrainConfig, given: Mapping[str, Any] = MappingProxyType({}), progress: Progress = no_progress
+    config: TrainConfig,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    progress: Progress = no_progress,
+    processes: Processes | None = None,
 ) -> Preparation:
     """Open the data and build the network.
 
-    given: the settings that the user gave; weights to start from must not contradict them.
+    given: the settings that the user gave; weights to start from must not contradict them.  processes: those that will
+    train together, after `distributed_setup.join_training`.
     Raises CosPlaceError for anything the user can fix.
     """
-    device = choose_device(config.running.device)
+    device = choose_device(config.running.device) if processes is None else processes.device
     if config.running.cuda_graphs and (config.running.compile or device.type != "cuda"):
         raise ConfigError("--cuda_graphs needs a GPU from NVIDIA, and no --compile. Train without this flag.")
     dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
@@ -57,12 +64,12 @@ def prepare(
     model, config = opened or _open_network(config, given)
     check_nested_dims(config.extensions.nested_dims, model.fc_output_dim)
     locations = [one.locations for one, _ in data.used]
-    state = new_state(config, data.counts(), model, device, dtype, locations=locations)
+    state = new_state(config, data.counts(), model, device, dtype, locations=locations, processes=processes)
     if config.training.resume_train:
         _restore_checkpoint(state, data, config, checkpoint_file(config.training.resume_train))
     elif config.extensions.whitened_start:
         whiten_start(state.model, data, config, device)
-    return Preparation(config=config, data=data, state=state, device=device, dtype=dtype)
+    return Preparation(config=config, data=data, state=state, device=device, dtype=dtype, processes=processes)
 
 
 def _open_network(config: TrainConfig, given: Mapping[str, Any]) -> tuple[GeoLocalizationNet, TrainConfig]:
@@ -96,8 +103,12 @@ def _open_network(config: TrainConfig, given: Mapping[str, Any]) -> tuple[GeoLoc
 
 
 def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig, file: Path) -> None:
-    content = read_checkpoint(file)
+    content = read_checkpoint(file, mapped=state.is_split)
     if is_original(content):
+        if state.is_split:
+            raise CheckpointError(
+                f"{file} was written by the original CosPlace code. Use a larger --split_classifiers_above."
+            )
         if config.method.method != COSPLACE:
             raise CheckpointError(f"{file} was written by the original CosPlace code. Omit --method.")
         if data.further:
@@ -189,11 +200,13 @@ def new_state(
     dtype: torch.dtype | None,
     *,
     locations: Sequence[PlaceLocations | None] = (),
+    processes: Processes | None = None,
 ) -> RunState:
     """State at the start of a run: network, one classifier and optimizer per group, scaler.
 
     counts: number of classes and of images of each group to train on.  locations: of the classes of each group that are
-    places, which have no classifier; none if this is empty.
+    places, which have no classifier; none if this is empty.  processes: those that share classifiers of more weights
+    than --split_classifiers_above.
     """
     knobs = config.training
     model = model.to(device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
@@ -204,9 +217,12 @@ def new_state(
             classifiers.append(MultiSimilarity(near_places(places), needed_by=f"--method {MULTI_SIMILARITY}"))
             continue
         generator = torch.Generator().manual_seed(config.running.seed * 1_000_003 + number)
-        classifiers.append(
-            MarginCosineProduct(model.fc_output_dim, num_classes, s=knobs.scale, m=knobs.margin, generator=generator)
+        whole = MarginCosineProduct(
+            model.fc_output_dim, num_classes, s=knobs.scale, m=knobs.margin, generator=generator
         )
+        is_large = whole.weight.numel() > config.processes.split_classifiers_above
+        can_split = processes is not None and num_classes >= processes.world_size
+        classifiers.append(SplitClassifier(whole, processes) if processes and can_split and is_large else whole)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return RunState(
         model=model,

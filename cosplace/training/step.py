@@ -21,6 +21,7 @@ from cosplace.training.batches import Batch
 from cosplace.training.checkpoint import RunState
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.metric_losses import MultiSimilarity
+from cosplace.training.processes import Processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class TrainingStep:
     device: torch.device
     dtype: torch.dtype | None  # of mixed precision
     nested_dims: tuple[int, ...] = ()  # first dimensions that are trained as descriptors of their own
+    processes: Processes | None = None  # those that train on parts of each batch; None: this one alone
 
     @classmethod
     def for_group(
@@ -45,6 +47,7 @@ class TrainingStep:
         device: torch.device,
         dtype: torch.dtype | None,
         nested_dims: tuple[int, ...] = (),
+        processes: Processes | None = None,
     ) -> Self:
         """Combine the network with the classifier of one group, which must be on the device."""
         return cls(
@@ -55,12 +58,14 @@ class TrainingStep:
             device=device,
             dtype=dtype,
             nested_dims=nested_dims,
+            processes=processes,
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on images (B, 3, S, S) and labels (B,), both on the device; returns the loss () there.
 
-        Raises DeviceError when the device is out of memory.
+        With several processes, the images are the own ones of B, and the labels and the loss those of all.  Raises
+        DeviceError when the device is out of memory.
         """
         return joint_step([self], [(images, labels)])
 
@@ -70,6 +75,8 @@ class TrainingStep:
         with explain_out_of_memory(self.device, images):
             with mixed_precision(self.device, self.dtype):
                 descriptors = self.forward(images)  # (B, D)
+                if self.processes is not None:
+                    descriptors = self.processes.gather_rows(descriptors, len(labels))
                 loss = nested_loss(self.classifier, descriptors, labels, self.nested_dims)
             if classifier_optimizer is None:  # a loss without weights
                 self.scaler.scale(loss).backward()
@@ -103,6 +110,8 @@ def joint_step(steps: Sequence[TrainingStep], batches: Sequence[tuple[Tensor, Te
     network_optimizer.zero_grad()
     losses = [step.train_classifier(images, labels) for step, (images, labels) in zip(steps, batches, strict=True)]
     with explain_out_of_memory(steps[0].device, batches[0][0]):
+        if (processes := steps[0].processes) is not None:
+            processes.sum_gradients(one for group in network_optimizer.param_groups for one in group["params"])
         scaler.step(network_optimizer)
         scaler.update()
     return sum(losses[1:], losses[0])

@@ -172,7 +172,8 @@ def listing(store: Path) -> frozenset[str]:
 
 
 @pytest.mark.slow
-def test_workers_that_are_killed_20_times(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_workers_that_are_killed_again_and_again(model: Path, tmp_path: Path, kills: int) -> None:
     """Three workers, of which a random one is killed at a random moment and replaced; the files are those of one."""
     photos = write_photos_folder(tmp_path / "photos", 200).folder
     command = ["extract", photos, f"--model={model}", *QUICK]
@@ -184,7 +185,7 @@ def test_workers_that_are_killed_20_times(model: Path, tmp_path: Path) -> None:
         return start("-m", "cosplace", *command, "--to=store")
 
     workers = [worker() for _ in range(3)]
-    while num_killed < 20:
+    while num_killed < kills:
         before = listing(Path("store"))
         while listing(Path("store")) == before and any(one.poll() is None for one in workers):
             time.sleep(0.02)  # until a worker has written something since the last one was killed

@@ -50,7 +50,8 @@ TRAIN_KEYS = SHARED_KEYS | {
     "warmup_iterations",
     "brightness", "contrast", "hue", "saturation", "random_resized_crop", "augmentation_device", "compile",
     "cuda_graphs", "seeds", "logger", "nested_dims", "method", "focal_distance", "max_view_error",
-    "panoramas", "heading_offset", "photos_per_place", "extra_datasets",
+    "panoramas", "heading_offset", "photos_per_place", "extra_datasets", "process_timeout_minutes",
+    "split_classifiers_above",
 }  # fmt: skip
 EVAL_KEYS = SHARED_KEYS | {
     "trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder", "protocol", "compare",

@@ -2,7 +2,7 @@
 
     python benchmarks/pictures.py logs/demo/<time> demo/city-0 [--to docs/pictures]
 
-Needs the results of `cosplace demo`.  The map with 100,000 photos shows the synthetic positions of the tests.  The
+Needs the results of `cosplace demo`.  The map of a density shows the synthetic positions of the tests.  The
 photos that are compared in full size are those of another synthetic city, with 512 pixels, which is rendered for this.
 """
 
@@ -106,6 +106,12 @@ def open_first_photo(page: Any) -> None:
     page.keyboard.press("Enter")
 
 
+def open_group(page: Any) -> None:
+    """Show thumbnails of the photos in the middle of the map."""
+    page.mouse.click(800, 500)
+    page.wait_for_selector(".thumbnails")
+
+
 def index_large_photos(folder: Path, weights: Path) -> tuple[Path, Path]:
     """Render and index a small city at 512 pixels.  Returns the index and the query with the most matching points."""
     build_city(folder, CitySettings(images=12, database_images=240, num_queries=20, image_size=512))
@@ -153,7 +159,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        with serving_index(index) as address:
+        shown = ("--name", "Synthetic city", "--samples", str(arguments.city / "test" / "queries_v1"))
+        with serving_index(index, *shown) as address:
             take_screenshot(browser, address, folder / "map-answer.png", photos=located)
             take_screenshot(browser, address, folder / "map-answer-dark.png", photos=located, context=DARK)
             take_screenshot(browser, address, folder / "map-unknown.png", photos=unknown)
@@ -166,8 +173,8 @@ def main() -> None:
                 take_screenshot(
                     browser, address, folder / "map-compare.png", photos=[query], context=SMALL, prepare=compare_photos
                 )
-        with serving(make_app(FakeCity(100_000))) as address:
-            take_screenshot(browser, address, folder / "map-100000.png")
+        with serving(make_app(FakeCity(400_000))) as address:
+            take_screenshot(browser, address, folder / "map-density.png", prepare=open_group)
         browser.close()
 
 

@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
 Each is a CosPlaceError with a one-line message: what is wrong, the value, what to do next.  The command line prints
-that line and exits with code 2; any other exception is a bug and keeps its traceback.
+that line and exits with code 2, or the error's `exit_code`; any other exception is a bug and keeps its traceback.
 """
 
 import re
@@ -33,6 +33,8 @@ class CosPlaceError(Exception):
     remedies: advice that depends on the flags of the running command, such as "use a smaller --batch_size".  Those in
     lower case are alternatives; others are sentences that follow.  See `advise_only`.
     """
+
+    exit_code = 2  # of the command line
 
     def __init__(self, message: object = "", *remedies: str) -> None:
         super().__init__(one_line(str(message)), *map(one_line, remedies))
@@ -99,6 +101,12 @@ class PhotoSizeError(ImageError):
 
 class InputSizeError(ImageError):
     """A photo is too small for a network."""
+
+
+class UnknownLocationError(CosPlaceError):
+    """Photos have no answer, and --fail_unknown says that this is a failure."""
+
+    exit_code = 3
 
 
 class CheckpointError(CosPlaceError):

@@ -329,4 +329,4 @@ def _report(error: CosPlaceError) -> int:
     """Print an error in one line; returns the exit code."""
     log.debug("stopped", exc_info=True)
     print_error(str(error))
-    return EXIT_USER_ERROR
+    return error.exit_code

@@ -5,6 +5,7 @@ from cosplace.cli.serve import serve_index
 from cosplace.config.demo import CityConfig, DemoConfig
 from cosplace.config.values import loading_workers
 
+MAP_NAME = "Synthetic city"
 DEMO_AGAIN = "Run the same command again: it keeps the images of the city, and starts training from the beginning."
 
 
@@ -44,6 +45,8 @@ def run_demo(config: DemoConfig) -> None:
     print_result(f"{table}\n\n{located}\n")
     print_result(f"report: {(folder / 'report.html').resolve()}")
     if config.serve:
-        serve_index(folder / INDEX)
+        from cosplace.server import ServerSettings
+
+        serve_index(folder / INDEX, ServerSettings(name=MAP_NAME, samples=str(city / "test" / "queries_v1")))
     else:
         print_result(f"map:    cosplace serve --index {folder / INDEX}")

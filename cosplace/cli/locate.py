@@ -11,17 +11,16 @@ from cosplace.cli.console import Bars, print_result
 from cosplace.cli.sidecars import undo_sidecars, write_sidecars
 from cosplace.config.defaults import MAX_SPEED_MPS
 from cosplace.config.locate import FilterSettings, LocateConfig, OutputSettings
-from cosplace.errors import ConfigError, DatasetError, ImageError
+from cosplace.errors import ConfigError, DatasetError, ImageError, UnknownLocationError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cosplace.index.filters import SearchFilter
-    from cosplace.localization.answers import Answer, Location
+    from cosplace.localization.answers import Answer
     from cosplace.localization.localizer import Localizer
     from cosplace.photos.metadata import PhotoMetadata
 
-AGREEMENT_M = 25.0  # an answer agrees with EXIF within this distance, its own radius, or the EXIF position error
 VIDEO_FPS = 1.0  # frames of a video to use per second
 MAX_TEXT_MATCHES = 3  # matches of an answer in text
 
@@ -83,6 +82,12 @@ def run_locate(config: LocateConfig) -> None:
         raise ImageError(_none_readable([answer.error for answer in unreadable]))
     if config.sidecars.write is not None:
         write_sidecars([answer for answer, _ in rows], config.sidecars)
+    num_unknown = sum(isinstance(answer, Unreadable) or answer.unknown for answer, _ in rows)
+    if config.fail_unknown and num_unknown:
+        raise UnknownLocationError(
+            f"{num_unknown} of {len(rows)} photos have no answer, because they cannot be read or the confidence is "
+            "below the threshold. Omit --fail_unknown to accept this."
+        )
 
 
 def _none_readable(errors: list[str]) -> str:
@@ -176,6 +181,7 @@ def _locate_photos(
 ) -> Iterator[Row]:
     from cosplace.localization import reranking
     from cosplace.localization.answers import Location, Unreadable
+    from cosplace.localization.exif_positions import compare_with_exif
     from cosplace.localization.localizer import BATCH_SIZE
 
     encoder = localizer.encoder
@@ -189,23 +195,7 @@ def _locate_photos(
             if rerank and isinstance(answer, Location) and photo.pixels is not None:
                 min_confidence = localizer.min_confidence
                 answer = reranking.rerank(localizer.index, answer, photo.pixels, min_confidence=min_confidence)
-            yield answer, _compare_with_exif(answer, photo.exif) if isinstance(answer, Location) else None
-
-
-def _compare_with_exif(answer: "Location", exif: "PhotoMetadata") -> dict[str, Any] | None:
-    """Return the EXIF position of a photo and its distance from the answer; None without a position."""
-    from cosplace.localization.localizer import distance_to_m
-
-    if not exif.has_position:
-        return None
-    found: dict[str, Any] = {"latitude": round(exif.latitude, 7), "longitude": round(exif.longitude, 7)}
-    if not math.isnan(exif.accuracy_m):
-        found["accuracy_m"] = round(exif.accuracy_m, 1)
-    distance_m = distance_to_m(answer, exif.latitude, exif.longitude)
-    if distance_m is not None:
-        agrees = distance_m <= max(AGREEMENT_M, answer.radius_m or 0.0, found.get("accuracy_m", 0.0))
-        found |= {"distance_m": round(distance_m, 1), "agrees": agrees}
-    return found
+            yield answer, compare_with_exif(answer, photo.exif) if isinstance(answer, Location) else None
 
 
 # --- sequences -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import print_result
-from cosplace.config.server import TOKEN_VARIABLE, ServeConfig
+from cosplace.config.server import NO_TILES, TOKEN_VARIABLE, ServeConfig
 from cosplace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def run_serve(config: ServeConfig) -> None:
 
     require_extra()
     options = dataclasses.asdict(config.server)
-    if options["attribution"] and not options["tiles"]:
+    if options["attribution"] and options["tiles"] in (None, NO_TILES):
         raise ConfigError("--attribution has an effect only with --tiles. Add --tiles, or omit --attribution.")
     options["token"] = options["token"] or os.environ.get(TOKEN_VARIABLE) or None
     serve_index(

@@ -139,6 +139,10 @@ class LocateConfig(Section):
     rerank: bool = setting(
         False, "check uncertain answers with local features (SIFT); needs OpenCV: pip install 'cosplace[rerank]'"
     )
+    fail_unknown: bool = setting(
+        False, "exit with code 3 if a photo has no answer, because it cannot be read or its confidence is below the "
+        "threshold; all answers are printed first",
+    )  # fmt: skip
     follow_outside: bool = follow_outside_setting()
     confidence: ConfidenceSettings = section(ConfidenceSettings)
     filter: FilterSettings = section(FilterSettings)

@@ -12,6 +12,7 @@ from cosplace.config.sections import (
 from cosplace.config.setting import Section, section, setting
 
 TOKEN_VARIABLE = "COSPLACE_TOKEN"
+NO_TILES = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +32,18 @@ class ServerOptions(Section):
         (), "additional host names of this server, for example the name of a proxy in front of it", metavar="NAME"
     )
     tiles: str | None = setting(
-        None, "URL of map tiles, with {z}, {x} and {y}; without it the map sends no requests to other servers",
-        metavar="URL",
+        None, "URL of map tiles, with {z}, {x} and {y}. Without it, the map sends no requests to other servers before "
+        "the user clicks the button for OpenStreetMap. `none`: no such button", metavar="URL",
+        default_text="no tiles until the user turns on OpenStreetMap",
     )  # fmt: skip
     attribution: str = setting("", "attribution of the map tiles, shown on the map")
+    name: str | None = setting(
+        None, "name of the area, shown on the map", metavar="NAME", default_text="the name of the index"
+    )  # fmt: skip
+    samples: str | None = setting(
+        None, "folder with photos that the map offers to try, three of them; photos of the index find themselves, so "
+        "use others. `none`: no photos", metavar="FOLDER", default_text="three photos of the index, marked as such",
+    )  # fmt: skip
     max_upload_mb: int = setting(20, "maximum size of one photo, in MB", at_least=1, at_most=2_000)
     max_pixels: int = setting(
         64_000_000, "maximum number of pixels of one photo; larger photos are rejected before decoding", at_least=1,

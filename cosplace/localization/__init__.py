@@ -12,6 +12,7 @@ Files, each importing only files listed above it:
     answers         the record of an answer, as text, JSON, GeoJSON and CSV
     sequences       a track from frames in time order
     localizer       photos in, locations out
+    exif_positions  an answer and the position that the camera stored
     photo_changes   photos in other light and other crops, images that show no place
     seen_photos     corrections for photos that the model was trained on
     resemblance     how many new photos resemble training photos

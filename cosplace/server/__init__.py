@@ -13,8 +13,10 @@ Files, each importing only files listed above it:
     fair_queue     a queue in which requests take turns
     uploads        request bodies read as streams, with limits
     batching       a queue of photos: decoded by threads, located in batches
-    parameters     parse `near`, `bbox` and numbers of a request
-    points         the photos in a box of the map, or clusters of them
+    parameters     parse `near`, `bbox`, dates and numbers of a request
+    points         the photos in a box of the map, clusters of them, or their density
+    sequences      photos of one folder in time order
+    samples        photos that the map offers to try
     static         the files of the map, and the page about the API
     middleware     host names, origins, time limit, log, metrics and headers of every request
     new_photos     convert an upload to a new photo of the index

@@ -7,26 +7,30 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from cosplace import __version__
+from cosplace.config.server import NO_TILES
 from cosplace.errors import CosPlaceError, ImageError
 from cosplace.localization.answers import Location, as_json
+from cosplace.localization.exif_positions import compare_with_exif
 from cosplace.localization.localizer import Localizer
+from cosplace.photos.metadata import metadata_from_exif
 from cosplace.server.batching import DecodingMemory, PhotoQueue
 from cosplace.server.failures import BusyError, ExpiredError, describe_failure
 from cosplace.server.matching import add_matching_route, can_match
 from cosplace.server.metrics import Metrics
 from cosplace.server.middleware import RequestMiddleware
-from cosplace.server.parameters import BBOX_HELP, NEAR_HELP, parse_filter
+from cosplace.server.parameters import AFTER_HELP, BBOX_HELP, BEFORE_HELP, NEAR_HELP, parse_filter
 from cosplace.server.photo_routes import add_photo_routes, public_name
-from cosplace.server.served_index import ServedIndex
-from cosplace.server.settings import ServerSettings
+from cosplace.server.samples import Sample, describe, read_samples
+from cosplace.server.served_index import ServedIndex, index_name
+from cosplace.server.settings import OFFERED_TILES, ServerSettings
 from cosplace.server.static import api_page, api_style_sheet, read_static_files, static_response
-from cosplace.server.uploads import UploadReader, files_body
+from cosplace.server.uploads import Upload, UploadReader, files_body
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"description": "invalid request; `detail` says why"},
@@ -53,6 +57,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     queue = PhotoQueue(localizer, settings, metrics, memory)
     reader = UploadReader(settings)
     served = ServedIndex(localizer, settings, memory)
+    samples = read_samples(settings.samples, localizer.index)
     metrics.set_gauges(
         queued=lambda: queue.num_photos, indexed=lambda: served.num_photos, body_bytes=lambda: reader.num_bytes
     )
@@ -81,7 +86,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     _add_locate_route(app, queue, reader)
     add_photo_routes(app, served, reader)
     add_matching_route(app, served, reader)
-    _add_status_routes(app, queue, served, metrics)
+    _add_status_routes(app, queue, served, metrics, samples)
     _add_page_routes(app)
     return app
 
@@ -111,27 +116,34 @@ def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader) -> 
         request: Request,
         near: Annotated[str | None, Query(description=NEAR_HELP)] = None,
         bbox: Annotated[str | None, Query(description=BBOX_HELP)] = None,
+        after: Annotated[str | None, Query(description=AFTER_HELP)] = None,
+        before: Annotated[str | None, Query(description=BEFORE_HELP)] = None,
     ) -> Response:
         """Find where photos were taken: `results` has a location or an `error` for each, in the order sent."""
         deadline = time.monotonic() + queue.settings.time_limit_s
-        where = parse_filter(near, bbox)
+        where = parse_filter(near, bbox, after, before)
         if queue.is_full():  # checked before the body is read
             raise BusyError("The server is busy; try again in a moment.")
         async with reader.read(request) as form:
             futures = queue.submit(form.uploads, where, deadline)
             outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-        names = [upload.name for upload in form.uploads]
         _count_outcomes(queue.metrics, outcomes)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(errors) == len(outcomes):
             raise _combined_error(errors)
         results = [
-            public_json(outcome)
+            await asyncio.to_thread(_with_exif, outcome, upload)
             if isinstance(outcome, Location)
-            else {"photo": name, "error": describe_failure(outcome).message}
-            for name, outcome in zip(names, outcomes, strict=True)
+            else {"photo": upload.name, "error": describe_failure(outcome).message}
+            for upload, outcome in zip(form.uploads, outcomes, strict=True)
         ]
         return JSONResponse({"results": results})
+
+
+def _with_exif(location: Location, upload: Upload) -> dict[str, Any]:
+    """Return an answer as JSON, with the EXIF position of the photo as `exif`, if it has one."""
+    exif = compare_with_exif(location, metadata_from_exif(upload.raw))
+    return public_json(location) | ({} if exif is None else {"exif": exif})
 
 
 def public_json(location: Location) -> dict[str, Any]:
@@ -167,7 +179,9 @@ def _count_outcomes(metrics: Metrics, outcomes: Sequence[Location | BaseExceptio
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
-def _add_status_routes(app: FastAPI, queue: PhotoQueue, served: ServedIndex, metrics: Metrics) -> None:
+def _add_status_routes(
+    app: FastAPI, queue: PhotoQueue, served: ServedIndex, metrics: Metrics, samples: Sequence[Sample]
+) -> None:
     settings = queue.settings
     started = time.monotonic()
 
@@ -196,17 +210,28 @@ def _add_status_routes(app: FastAPI, queue: PhotoQueue, served: ServedIndex, met
         """Settings for the map."""
         return JSONResponse(
             {
-                "tiles": settings.tiles,
+                "tiles": None if settings.tiles == NO_TILES else settings.tiles,
                 "attribution": settings.attribution,
                 "can_write": settings.token is not None,
                 "can_match": can_match(),
                 "count": served.num_photos,
                 "bounds": served.bounds,
+                "times": served.times,
+                "name": settings.name or index_name(served.index.address),
+                "samples": describe(samples),
+                "offered_tiles": OFFERED_TILES if settings.tiles is None else None,
                 "model": served.model,
                 "max_upload_mb": settings.max_upload_mb,
                 "max_files": settings.max_files,
             }
         )
+
+    @app.get("/samples/{number}", responses={404: {"description": "no such photo"}})
+    async def show_sample(number: Annotated[int, Path(ge=0)]) -> Response:
+        """A photo to try, as JPEG; `samples` of /config.json lists them."""
+        if number >= len(samples):
+            raise HTTPException(404, f"There is no sample {number}.")
+        return Response(samples[number].jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------

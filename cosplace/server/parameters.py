@@ -1,26 +1,53 @@
-"""Parse parameters of a request: `near`, `bbox`, and numbers of a form.  Invalid values raise HTTPException 422."""
+"""Parse parameters of a request: `near`, `bbox`, dates, numbers of a form.  Invalid values raise HTTPException 422."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
 from fastapi import HTTPException
 
+from cosplace.config.locate import DATE_EXAMPLES, parse_date
 from cosplace.errors import ConfigError
 from cosplace.geo import Box
 from cosplace.index.filters import BBOX_FORMAT, NEAR_FORMAT, SearchFilter, parse_bbox, parse_near
 
 NEAR_HELP = f"{NEAR_FORMAT}: search only photos within this distance in meters"
 BBOX_HELP = f"{BBOX_FORMAT} in degrees; west is larger than east across the antimeridian"
+AFTER_HELP = f"only photos taken on or after this date, in UTC unless it has an offset: {DATE_EXAMPLES}"
+BEFORE_HELP = "only photos taken before this date"
 T = TypeVar("T")
 
 
-def parse_filter(near: str | None, bbox: str | None) -> SearchFilter | None:
+def parse_filter(
+    near: str | None, bbox: str | None, after: str | None = None, before: str | None = None
+) -> SearchFilter | None:
     """Return the search filter of a request, None without one."""
-    if near is None and bbox is None:
-        return None
-    return SearchFilter(
-        near=None if near is None else _parse(parse_near, near), bbox=None if bbox is None else parse_box(bbox)
+    first, last = parse_times(after, before)
+    where = SearchFilter(
+        near=None if near is None else _parse(parse_near, near),
+        bbox=None if bbox is None else parse_box(bbox),
+        after=first,
+        before=last,
     )
+    return None if where.is_everywhere else where
+
+
+def parse_times(after: str | None, before: str | None) -> tuple[float | None, float | None]:
+    """Return the first and the last time of a request, both inclusive, in seconds since 1970."""
+    first = None if after is None else _parse_time("after", after)
+    end = None if before is None else _parse_time("before", before)
+    if first is not None and end is not None and first >= end:
+        raise HTTPException(422, f"after must be earlier than before, got {after} and {before}.")
+    return first, None if end is None else math.nextafter(end, -math.inf)  # times have fractions
+
+
+def _parse_time(name: str, text: str) -> float:
+    try:
+        return parse_date(text)
+    except (ValueError, OverflowError):
+        raise HTTPException(
+            422, f"{name} must be a date, got '{text[:40]}'. Use for example {DATE_EXAMPLES}."
+        ) from None
 
 
 def parse_box(bbox: str) -> Box:

@@ -14,15 +14,24 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cosplace.errors import PhotoIndexError
 from cosplace.server.new_photos import FIELDS
-from cosplace.server.parameters import BBOX_HELP, parse_box
+from cosplace.server.parameters import AFTER_HELP, BBOX_HELP, BEFORE_HELP, parse_box, parse_times
 from cosplace.server.points import find_in_box
+from cosplace.server.sequences import lines_in_box, neighbors_of
 from cosplace.server.served_index import ServedIndex
 from cosplace.server.uploads import UploadReader, files_body
 
 MAX_POINTS = 100_000  # per response
 DEFAULT_POINTS = 2_000
+MAX_CELLS = 1_024  # per side of a density
+MAX_SAMPLE = 100
+MAX_STOPS = 20_000  # of lines, about, per response
 MIN_GZIP_BYTES = 20_000  # smaller responses are not compressed
 MAX_PHOTO_ID = 2**63 - 1
+CELLS_HELP = (
+    "above `limit`, return `density` in place of clusters, with at most this many cells per side: `level`, the world "
+    "is 2**level cells wide; `cells`, [x, y, count, x, y, count, ...] from the northwest"
+)
+SAMPLE_HELP = "return at most this many photos, spread evenly, and no clusters"
 ABSOLUTE_PATH = re.compile(r"[/\\]|[A-Za-z]:[/\\]|\w+://")  # the start of one, also of Windows
 
 PhotoId = Annotated[int, Path(ge=0, le=MAX_PHOTO_ID, description="the id in an answer")]
@@ -36,25 +45,56 @@ def add_photo_routes(app: FastAPI, served: ServedIndex, reader: UploadReader) ->
 
 def _add_read_routes(app: FastAPI, served: ServedIndex) -> None:
     @app.get("/photos")
-    async def show_photos(
+    async def show_photos(  # noqa: PLR0917 - parameters of the query
         request: Request,
         bbox: Annotated[str | None, Query(description=BBOX_HELP)] = None,
         limit: Annotated[int, Query(ge=4, description=f"points and clusters, up to {MAX_POINTS}")] = DEFAULT_POINTS,
+        after: Annotated[str | None, Query(description=AFTER_HELP)] = None,
+        before: Annotated[str | None, Query(description=BEFORE_HELP)] = None,
+        cells: Annotated[int | None, Query(ge=8, le=MAX_CELLS, description=CELLS_HELP)] = None,
+        sample: Annotated[int | None, Query(ge=1, le=MAX_SAMPLE, description=SAMPLE_HELP)] = None,
     ) -> Response:
-        """The photos in a box: points, or clusters where there are more than `limit`."""
+        """The photos in a box: points, or clusters (with `cells`: a density) where there are more than `limit`."""
+        box = None if bbox is None else parse_box(bbox)
+        first, last = parse_times(after, before)
+        accepts_gzip = "gzip" in request.headers.get("accept-encoding", "")
+        return await asyncio.to_thread(
+            lambda: _json_response(
+                find_in_box(
+                    served.points,
+                    box,
+                    min(limit, MAX_POINTS),
+                    after=first,
+                    before=last,
+                    cells=cells,
+                    sample=sample,
+                ),
+                accepts_gzip=accepts_gzip,
+            )
+        )
+
+    @app.get("/lines")
+    async def show_lines(
+        request: Request, bbox: Annotated[str | None, Query(description=BBOX_HELP)] = None
+    ) -> Response:
+        """The lines of sequences in a box: each is [longitude, latitude, longitude, latitude, ...]."""
         box = None if bbox is None else parse_box(bbox)
         accepts_gzip = "gzip" in request.headers.get("accept-encoding", "")
         return await asyncio.to_thread(
-            lambda: _json_response(find_in_box(served.points, box, min(limit, MAX_POINTS)), accepts_gzip=accepts_gzip)
+            lambda: _json_response(lines_in_box(served.sequences, box, MAX_STOPS), accepts_gzip=accepts_gzip)
         )
 
     @app.get("/photos/{photo_id}", responses={404: {"description": "no such photo"}})
     async def show_photo(photo_id: PhotoId) -> Response:
-        """One photo of the index; its time is in seconds since 1970, UTC."""
+        """One photo of the index; its time is in seconds since 1970, UTC.
+
+        `previous`, `next`: ids of the photos before and after it, if its folder is a sequence.
+        """
         photo = await asyncio.to_thread(read_photo, served, photo_id, served.index.photo)
         names = ("id", "latitude", "longitude", "heading", "time", "accuracy_m")
         content = {name: getattr(photo, name) for name in names}
         # The source is the folder that the photo was added from, or another word.
+        content["previous"], content["next"] = await asyncio.to_thread(lambda: neighbors_of(served.sequences, photo_id))
         return JSONResponse(content | {"name": public_name(photo.name), "source": last_part(photo.source)})
 
     @app.get("/photos/{photo_id}/image", responses={404: {"description": "no such photo, or no thumbnails"}})

@@ -15,7 +15,8 @@ from cosplace.localization.localizer import Localizer
 from cosplace.server.batching import DecodingMemory, encode_in_batches
 from cosplace.server.failures import BusyError
 from cosplace.server.new_photos import read_new_photo
-from cosplace.server.points import map_points
+from cosplace.server.points import map_points, times_of
+from cosplace.server.sequences import Sequences, find_sequences
 from cosplace.server.settings import ServerSettings
 from cosplace.server.uploads import Upload
 
@@ -25,6 +26,12 @@ LATE_CHECKS, LATE_S = 3, 60.0  # a check is late after this many intervals plus 
 
 log = logging.getLogger("cosplace.server")
 T = TypeVar("T")
+
+
+def index_name(address: str) -> str:
+    """Return the name of an index for visitors: the last part of its address; "" if it is only "index"."""
+    name = address.replace("\\", "/").rstrip("/").rpartition("/")[2].removesuffix(".index")
+    return "" if name == "index" else name
 
 
 class ServedIndex:
@@ -39,7 +46,16 @@ class ServedIndex:
         self.checked_at = time.monotonic()  # the last successful check
         self.is_outdated = False  # the index has changed, and reading the changes failed
         self.reading = threading.Lock()  # so that what was read last is what is shown
+        self._sequences: Sequences | None = None
         self._read_columns()
+
+    @property
+    def sequences(self) -> Sequences:
+        """The sequences of the index, found when they are first used after a change."""
+        with self.reading:
+            if self._sequences is None:
+                self._sequences = find_sequences(self.index.columns())
+            return self._sequences
 
     @property
     def index(self) -> PhotoIndex:
@@ -106,6 +122,8 @@ class ServedIndex:
             columns = self.index.columns()
             self.points = map_points(columns)
             self.bounds = bounding_box(self.points.latitudes, self.points.longitudes)
+            self.times = times_of(self.points)
+            self._sequences = None
             self.num_photos = len(columns)
             self.is_outdated = False
 

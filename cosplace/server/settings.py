@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from cosplace.config.server import ServerOptions
+from cosplace.config.server import NO_TILES, ServerOptions
 from cosplace.errors import ConfigError
 from cosplace.server.hosts import parse_host
 
 MEGABYTE = 1_000_000
 MAX_HEADER_BYTES = 16_384  # of a request; browsers send about 1 kB
 NUM_LARGEST_BODIES = 2  # request bodies of the largest size that may be in memory and temporary files at once
+OFFERED_TILES = {  # loaded only after a click, if the server has no tiles of its own
+    "name": "OpenStreetMap",
+    "url": "https://tile.openstreetmap.org/{z}/{x}/{y}.png",
+    "attribution": "© OpenStreetMap contributors",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,7 @@ class ServerSettings(ServerOptions):
                     f"--allowed_hosts must be host names without a port, got '{name}'. "
                     "Use for example maps.example.org."
                 )
-        if self.tiles is not None:
+        if self.tiles not in (None, NO_TILES):
             tile_origin(self.tiles)
 
     @property

@@ -10,8 +10,9 @@ from typing import Any
 from fastapi import HTTPException, Request, Response
 
 import cosplace
+from cosplace.config.server import NO_TILES
 from cosplace.report.render import render, style_sheet
-from cosplace.server.settings import ServerSettings, tile_origin
+from cosplace.server.settings import OFFERED_TILES, ServerSettings, tile_origin
 
 WEB = Path(cosplace.__file__).parent / "web"
 EXCLUDED_SUFFIXES = (".py", ".pyc", ".map")
@@ -68,8 +69,12 @@ def static_response(file: StaticFile | None, request: Request) -> Response:
 
 
 def security_headers(settings: ServerSettings) -> list[tuple[bytes, bytes]]:
-    """Return headers for every response: the page may load only from this server, and images from the map tiles."""
-    images = "'self' blob: data:" + (f" {tile_origin(settings.tiles)}" if settings.tiles else "")
+    """Return headers for every response: the page may load only from this server, and images from the map tiles.
+
+    Tiles that are only offered are allowed too, but the page requests them only after a click.
+    """
+    tiles = {None: OFFERED_TILES["url"], NO_TILES: ""}.get(settings.tiles, settings.tiles)
+    images = "'self' blob: data:" + (f" {tile_origin(tiles)}" if tiles else "")
     policy = (
         f"default-src 'self'; img-src {images}; style-src 'self'; script-src 'self'; connect-src 'self'; "
         "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -78,8 +83,10 @@ def security_headers(settings: ServerSettings) -> list[tuple[bytes, bytes]]:
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
-        # Tile servers require the origin of the page.  Without tiles there are no outside requests.
-        "Referrer-Policy": "strict-origin-when-cross-origin" if settings.tiles else "no-referrer",
+        # Tile servers require the origin of the page.  Those that are offered get it per image.
+        "Referrer-Policy": "strict-origin-when-cross-origin"
+        if settings.tiles not in (None, NO_TILES)
+        else "no-referrer",
         "Permissions-Policy": "camera=(self), geolocation=(self), microphone=()",
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cross-Origin-Resource-Policy": "same-origin",

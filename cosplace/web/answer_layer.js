@@ -8,21 +8,24 @@ import { hasPosition, headline, isGuess, placeOf } from "./text.js";
 const MAX_MATCHES = 12;
 const MIN_RADIUS_M = 20;
 const UNKNOWN_RADIUS_M = 30; // shown around the first match
+const MATCH_PX = 20; // marks of matches that are closer are one mark
+const PIN_PX = 14;
+const MAX_EXIF_M = 1000; // EXIF positions farther away do not enlarge the view
 const NEAR_RADII = 3; // matches farther away are drawn, but do not enlarge the view
 
 const position = (record) => [record.latitude, record.longitude]; // for distances
 
-/** Group matches by position, as they share one marker: [{ match, ranks }], best first. */
-export function groupByPosition(matches) {
-  const groups = new Map();
-  matches.slice(0, MAX_MATCHES).forEach((match, rank) => {
-    if (!hasPosition(match)) return;
-    const key = `${match.latitude.toFixed(5)} ${match.longitude.toFixed(5)}`;
-    const group = groups.get(key) ?? { match, ranks: [] };
-    group.ranks.push(rank);
-    groups.set(key, group);
+/** Put records whose marks would overlap, within `distance` pixels, into groups.  toPoint: record -> {x, y} or null. */
+export function groupByPixels(records, toPoint, distance) {
+  const groups = [];
+  records.forEach((record, number) => {
+    const point = toPoint(record);
+    if (!point) return;
+    const group = groups.find(({ at }) => Math.hypot(at.x - point.x, at.y - point.y) < distance);
+    if (group) group.numbers.push(number);
+    else groups.push({ at: point, first: record, numbers: [number] });
   });
-  return [...groups.values()];
+  return groups;
 }
 
 export class AnswerLayer {
@@ -30,6 +33,7 @@ export class AnswerLayer {
     Object.assign(this, { map, onSelect, onMatch });
     this.group = L.layerGroup().addTo(map);
     this.drawn = null; // the arguments of the last draw()
+    map.on("zoomend", () => this.drawn && this.draw(...this.drawn)); // other marks overlap now
     // The view may have moved to another copy of the world.
     map.on("moveend", () => {
       if (this.drawn && this.longitudes(this.drawn[0]) !== this.drawnAt) this.draw(...this.drawn);
@@ -56,9 +60,10 @@ export class AnswerLayer {
     this.group.clearLayers();
     this.drawn = [entries, selected, rank];
     this.drawnAt = this.longitudes(entries);
-    for (const entry of entries) {
-      if (entry.result && placeOf(entry.result)) this.drawPin(entry, entry === selected);
-    }
+    const placed = entries.filter(({ result }) => result && placeOf(result));
+    const ordered = [...placed.filter((entry) => entry === selected), ...placed.filter((entry) => entry !== selected)];
+    for (const { numbers } of groupByPixels(ordered, ({ result }) => this.pixel(placeOf(result)), PIN_PX))
+      this.drawPin(numbers.map((number) => ordered[number]), selected);
     if (selected?.result) this.drawMatches(selected, rank);
   }
 
@@ -66,18 +71,27 @@ export class AnswerLayer {
     return layer.addTo(this.group);
   }
 
-  drawPin(entry, isSelected) {
+  /** Where a record is on the screen. */
+  pixel(record) {
+    return this.map.latLngToLayerPoint(this.at(record));
+  }
+
+  /** A pin for entries at one spot; a click selects the next of them. */
+  drawPin(entries, selected) {
+    const [entry] = entries;
+    const isSelected = entry === selected;
+    const others = entries.length > 1 ? `+${entries.length - 1}` : "";
     const kinds = ["pin", isSelected && "selected", isGuess(entry.result) && "guess"].filter(Boolean).join(" ");
-    const pin = make("div", { class: kinds }, make("span", {}, entry.letter));
+    const pin = make("div", { class: kinds }, make("span", {}, entry.letter + others));
     pin.style.setProperty("--color", entry.color);
-    const label = `Photo ${entry.letter}: ${headline(entry.result)}`;
+    const label = entries.map((one) => `Photo ${one.letter}: ${headline(one.result)}`).join("; ");
     const marker = L.marker(this.at(placeOf(entry.result)), {
       icon: L.divIcon({ className: "pin-icon", html: pin, iconSize: [0, 0] }),
       alt: label,
-      title: entry.name,
+      title: entries.map(({ name }) => name).join(", "),
       zIndexOffset: isSelected ? 1000 : 600,
     });
-    this.add(marker.on("click", () => this.onSelect(entry)));
+    this.add(marker.on("click", () => this.onSelect(isSelected && others ? entries[1] : entry)));
     marker.getElement()?.setAttribute("aria-label", label);
   }
 
@@ -90,11 +104,13 @@ export class AnswerLayer {
       const style = { color, weight: 2, fillColor: color, fillOpacity, dashArray, interactive: false };
       this.add(L.circle(this.at(place), { ...style, radius: place.radius_m, className: "radius" }));
     }
-    const matches = result.neighbours ?? [];
+    const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES);
+    if (hasPosition(result.exif)) this.drawExif(entry, place);
     const anchor = this.anchor(result);
     if (!anchor) return;
     const longitude = this.at(anchor)[1]; // a line to a match is as short as on the ground
-    for (const { match, ranks } of groupByPosition(matches)) {
+    const toPoint = (match) => (hasPosition(match) ? this.pixel(match) : null);
+    for (const { first: match, numbers: ranks } of groupByPixels(matches, toPoint, MATCH_PX)) {
       const isShown = ranks.includes(rank);
       if (place) {
         const distance = this.map.distance(position(match), position(place));
@@ -107,6 +123,18 @@ export class AnswerLayer {
       }
       this.drawMatch(entry, isShown ? matches[rank] : match, ranks, isShown, longitude);
     }
+  }
+
+  /** The position in the photo's EXIF data, with a line to the answer. */
+  drawExif({ result: { exif }, color }, place) {
+    const longitude = place ? this.at(place)[1] : this.map.getCenter().lng;
+    const at = positionNear(exif, longitude);
+    const line = { color, weight: 2, opacity: 0.8, dashArray: "1 5", interactive: false, className: "exif-line" };
+    if (place) this.add(L.polyline([this.at(place), at], line));
+    const element = make("div", { class: "exif" }, make("span", {}, "EXIF"));
+    element.style.setProperty("--color", color);
+    const icon = L.divIcon({ className: "match-icon", html: element, iconSize: [0, 0] });
+    this.add(L.marker(at, { icon, interactive: false, keyboard: false, zIndexOffset: 500 }));
   }
 
   drawMatch(entry, match, ranks, isShown, longitude) {
@@ -131,8 +159,8 @@ export class AnswerLayer {
     if (!result) return;
     const place = placeOf(result);
     const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES).filter(hasPosition);
-    if (!place && matches.length === 0) return;
-    const center = place ?? matches[0];
+    const center = place ?? matches[0] ?? (hasPosition(result.exif) ? result.exif : null);
+    if (!center) return;
     const hasRadius = Number.isFinite(place?.radius_m);
     const radius = Math.max(MIN_RADIUS_M, hasRadius ? place.radius_m : UNKNOWN_RADIUS_M);
     const middle = this.at(center);
@@ -141,6 +169,8 @@ export class AnswerLayer {
       if (!place || this.map.distance(position(match), position(center)) <= NEAR_RADII * radius)
         bounds.extend(positionNear(match, middle[1]));
     }
+    if (hasPosition(result.exif) && this.map.distance(position(result.exif), position(center)) <= MAX_EXIF_M)
+      bounds.extend(positionNear(result.exif, middle[1]));
     const move = animate ? this.map.flyToBounds : this.map.fitBounds;
     move.call(this.map, bounds, { ...padding, maxZoom: 20, duration: 0.7 });
   }

@@ -16,9 +16,10 @@ const COLORS = {
  * Fires "change" when an entry or the selection changes, "select" for a new selection, "located" for each answer.
  */
 export class Answers extends EventTarget {
-  constructor({ maxUploadMb, searchBox }) {
+  /** where(): the place and time that photos are searched in, {bbox, after, before}, or null. */
+  constructor({ maxUploadMb, where }) {
     super();
-    Object.assign(this, { maxUploadMb, searchBox });
+    Object.assign(this, { maxUploadMb, where });
     this.entries = [];
     this.selected = null;
     this.rank = 0; // of the match shown with the selected photo
@@ -26,12 +27,13 @@ export class Answers extends EventTarget {
     this.numRequests = 0;
   }
 
-  /** Add photos to the queue and select the first. */
-  add(files) {
-    const bbox = this.searchBox();
+  /** Add photos to the queue and select the first.  isIndexed: they are photos of the index. */
+  add(files, { isIndexed = false } = {}) {
+    const where = this.where();
     const added = [...files].map((file) => {
       const number = this.numAdded++;
-      const entry = { number, file, bbox, letter: letter(number), name: file.name || "Pasted photo", state: "waiting" };
+      const name = file.name || "Pasted photo";
+      const entry = { number, file, where, isIndexed, letter: letter(number), name, state: "waiting" };
       return Object.assign(entry, { url: URL.createObjectURL(file), controller: new AbortController(), result: null });
     });
     this.entries.push(...added);
@@ -44,7 +46,7 @@ export class Answers extends EventTarget {
   /** Add an answer from a link, without a photo. */
   addShared(result) {
     const number = this.numAdded++;
-    const entry = { number, file: null, bbox: null, letter: letter(number), name: "From a link", state: "located" };
+    const entry = { number, file: null, where: null, letter: letter(number), name: "From a link", state: "located" };
     Object.assign(entry, { url: "", controller: new AbortController(), result, shared: true });
     this.entries.push(entry);
     this.assignColors();
@@ -103,7 +105,7 @@ export class Answers extends EventTarget {
         const size = Math.ceil(entry.file.size / MEGABYTE);
         throw new ApiError(`Photo is ${size} MB; the limit is ${this.maxUploadMb} MB.`);
       }
-      entry.result = await locate(entry.file, entry.bbox, entry.controller.signal, (seconds) => {
+      entry.result = await locate(entry.file, entry.where, entry.controller.signal, (seconds) => {
         entry.busy = `The server is busy; trying again in ${Math.ceil(seconds)} s`;
         this.changed();
       });

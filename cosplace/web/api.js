@@ -36,10 +36,43 @@ export const readPhoto = (id, signal) => readJson(`photos/${encodeURIComponent(i
 
 export const imageUrl = (id) => `photos/${encodeURIComponent(id)}/image`;
 
-/** The indexed photos in [west, south, east, north]: points, or clusters where there are more than `limit`. */
-export function readPoints(bbox, limit, signal) {
-  const query = new URLSearchParams({ bbox: bbox.map((value) => value.toFixed(7)).join(","), limit });
+const DENSITY_CELLS = 1024; // along the longer side of a view
+
+/** Parameters of a request for photos: {bbox, after, before}; parts may be missing, null is everywhere. */
+function whereQuery(where) {
+  const query = new URLSearchParams();
+  if (where?.bbox) query.set("bbox", where.bbox.map((value) => value.toFixed(7)).join(","));
+  for (const name of ["after", "before"]) if (where?.[name]) query.set(name, where[name]);
+  return query;
+}
+
+/** The indexed photos of a place and time: points, or their density where there are more than `limit`. */
+export function readPoints(where, limit, signal) {
+  const query = whereQuery(where);
+  query.set("limit", limit);
+  query.set("cells", DENSITY_CELLS);
   return readJson(`photos?${query}`, { signal });
+}
+
+/** Some of the indexed photos of a place and time, spread evenly, and their number: {total, points}. */
+export function readSomePoints(where, count, signal) {
+  const query = whereQuery(where);
+  query.set("sample", count);
+  return readJson(`photos?${query}`, { signal });
+}
+
+/** The lines of the sequences of indexed photos in a box: {total, lines}. */
+export function readLines(bbox, signal) {
+  return readJson(`lines?${whereQuery({ bbox })}`, { signal });
+}
+
+export const sampleUrl = (number) => `samples/${number}`;
+
+/** A photo to try, as a file. */
+export async function readSample(number) {
+  const response = await send(sampleUrl(number));
+  if (!response.ok) throw new ApiError(await errorMessage(response));
+  return new File([await response.blob()], `sample-${number + 1}.jpg`, { type: "image/jpeg" });
 }
 
 /** The points of a photo and of an indexed photo that match: {found, chance_below, points: [x, y, x, y, ...]}. */
@@ -65,10 +98,10 @@ const wait = (seconds, signal) =>
 /**
  * Locate one photo.  While the server is busy, the request is repeated after the time that the server names.
  *
- * bbox: search only in [west, south, east, north]; null: everywhere.  onBusy(seconds): called before each wait.
+ * where: search only the photos of a place and time, {bbox, after, before}; null: all.  onBusy(seconds): called before each wait.
  */
-export async function locate(file, bbox, signal, onBusy) {
-  const url = bbox ? `locate?${new URLSearchParams({ bbox: bbox.join(",") })}` : "locate";
+export async function locate(file, where, signal, onBusy) {
+  const url = where ? `locate?${whereQuery(where)}` : "locate";
   for (let attempt = 1; ; attempt += 1) {
     const body = new FormData();
     body.append("files", file, file.name || "pasted photo");

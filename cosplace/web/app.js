@@ -5,13 +5,17 @@ import { AnswerLayer } from "./answer_layer.js";
 import { Answers } from "./answers.js";
 import { ApiError, readConfig } from "./api.js";
 import { Dots, Grid } from "./canvas_layers.js";
+import { addLocateMeButton, addStreetMapButton, addTiles } from "./controls.js";
 import { Compare } from "./compare.js";
 import { byId } from "./dom.js";
 import { download, geojson, gpx, sidecar } from "./downloads.js";
-import { IndexPhotos, toBox } from "./index_photos.js";
+import { describeIndex, showSamples, watchDates } from "./first_run.js";
+import { toJpeg } from "./formats.js";
+import { IndexPhotos } from "./index_photos.js";
 import { Panel } from "./panel.js";
-import { boundsNear } from "./positions.js";
-import { explanation, headline, photoCount } from "./text.js";
+import { boundsNear, toBox } from "./positions.js";
+import { SequenceLines } from "./sequence_lines.js";
+import { explanation, headline } from "./text.js";
 
 const MAX_ZOOM = 21;
 const NOTICE_MS = 8000;
@@ -29,13 +33,13 @@ function showNotice(text) {
 
 const announce = (text) => (byId("status").textContent = text);
 
-function makeMap(config, grid) {
+function makeMap() {
   const map = L.map("map", {
     zoomControl: false,
     attributionControl: false,
     maxZoom: MAX_ZOOM,
     minZoom: 2,
-    zoomSnap: config.tiles ? 1 : 0.25,
+    zoomSnap: 0.25,
     zoomAnimation: !reducedMotion.matches,
     fadeAnimation: !reducedMotion.matches,
     markerZoomAnimation: !reducedMotion.matches,
@@ -48,40 +52,14 @@ function makeMap(config, grid) {
   L.control.scale({ position: corner, imperial: false, maxWidth: 120 }).addTo(map);
   for (const [name, order] of [
     ["grid", 250],
+    ["lines", 300],
     ["dots", 350],
   ]) {
     const pane = map.createPane(name);
     pane.style.zIndex = order;
     pane.style.pointerEvents = "none";
   }
-  if (config.tiles) {
-    addTiles(map, config.tiles, grid);
-    addCredit(map, config.attribution);
-  }
   return map;
-}
-
-/** Map tiles.  While none of them can be loaded, the grid is shown. */
-function addTiles(map, address, grid) {
-  let hasFailed = false;
-  L.tileLayer(address, { maxZoom: MAX_ZOOM, maxNativeZoom: 19 })
-    .on("tileload", () => grid.remove())
-    .on("tileerror", () => {
-      if (hasFailed) return;
-      hasFailed = true;
-      grid.addTo(map);
-      showNotice("The map tiles can't be loaded. A grid is shown instead.");
-    })
-    .addTo(map);
-}
-
-// The attribution is shown as plain text; its markup is parsed but never run.
-function addCredit(map, attribution) {
-  const text = new DOMParser().parseFromString(attribution ?? "", "text/html").body.textContent.trim();
-  if (!text) return;
-  const control = L.control({ position: "bottomright" });
-  control.onAdd = () => Object.assign(L.DomUtil.create("p", "credit"), { textContent: text });
-  control.addTo(map);
 }
 
 /** Leaflet's padding for the part of the map that the panel covers. */
@@ -94,12 +72,18 @@ function padding() {
 }
 
 function listenForPhotos(answers) {
-  const add = (files) => {
+  const add = async (files) => {
     const images = [...files].filter(
-      (file) => file.type.startsWith("image/") || /\.(jpe?g|png|webp)$/i.test(file.name),
+      (file) => file.type.startsWith("image/") || /\.(jpe?g|png|webp|hei[cf])$/i.test(file.name),
     );
     if (images.length < files.length) showNotice("Only JPEG, PNG or WebP images can be located.");
-    if (images.length > 0) answers.add(images);
+    const readable = await Promise.all(images.map(toJpeg));
+    if (readable.includes(null))
+      showNotice(
+        "This browser can't convert HEIC photos. Save them as JPEG, or on an iPhone select Settings > Camera > Formats > Most Compatible.",
+      );
+    const photos = readable.filter(Boolean);
+    if (photos.length > 0) answers.add(photos);
   };
   for (const [button, input] of [
     ["choose", "files"],
@@ -224,15 +208,13 @@ function listenForKeys({ map, indexPhotos, answers, showAll, compare }) {
 }
 
 function start(config) {
-  byId("count").textContent = `${config.count ? photoCount(config.count) : "No photos"} in this index`;
+  describeIndex(config, window.innerWidth <= 700);
   byId("about").textContent = [config.model && `Model: ${config.model}.`, "Map: Leaflet."]
     .filter(Boolean)
     .join(" ");
-  if (window.matchMedia("(pointer: coarse)").matches) byId("hint").textContent = "Choose a photo or take one.";
-  if (config.count === 0) byId("hint").textContent = "This index has no photos yet, so no photo can be located.";
 
   const grid = new Grid({ left: () => padding().paddingTopLeft[0] - 30 });
-  const map = makeMap(config, grid);
+  const map = makeMap();
   const showAll = () => {
     if (!config.bounds) map.setView([20, 0], 2.5);
     else map.fitBounds(boundsNear(config.bounds, 0), { ...padding(), maxZoom: 19, animate: false });
@@ -240,16 +222,25 @@ function start(config) {
   const linked = parseAddress(window.location.hash);
   let address = null;
   showAll();
-  if (!config.tiles) grid.addTo(map);
+  if (config.tiles) addTiles(map, { url: config.tiles, attribution: config.attribution }, grid, showNotice);
+  else grid.addTo(map);
+  if (config.offered_tiles) addStreetMapButton(map, config.offered_tiles, grid, showNotice);
+  addLocateMeButton(map, showNotice);
+  const lines = new SequenceLines().addTo(map);
   const dots = new Dots().addTo(map);
+  const dates = watchDates(config.times, () => indexPhotos.load());
   const indexPhotos = new IndexPhotos(map, dots, byId("card"), {
+    dates,
     onError: showNotice,
     onChange: () => address?.changed(),
   });
 
   const answers = new Answers({
     maxUploadMb: config.max_upload_mb,
-    searchBox: () => (byId("visible-only").checked ? toBox(map.getBounds()) : null),
+    where: () => {
+      const bbox = byId("visible-only").checked ? toBox(map.getBounds()) : null;
+      return bbox || dates() ? { ...(bbox && { bbox }), ...dates() } : null;
+    },
   });
   const answerLayer = new AnswerLayer(map, {
     onSelect: (entry) => answers.select(entry),
@@ -279,19 +270,25 @@ function start(config) {
   indexPhotos.load();
   answers.addEventListener("select", () => showAnswer(answers.selected));
   answers.addEventListener("located", ({ detail: entry }) => {
-    const inArea = entry.bbox !== null;
-    const text = entry.error ?? `${headline(entry.result, inArea)}. ${explanation(entry.result, inArea)}`;
+    const { result, where } = entry;
+    const text = result ? `${headline(result, where)}. ${explanation(result, where)}` : entry.error;
     announce(`${entry.name}: ${text}`);
     if (entry === answers.selected) showAnswer(entry);
   });
   window.addEventListener("theme", () => {
     answers.assignColors();
     grid.redraw();
+    lines.redraw();
     dots.redraw();
     redraw();
   });
   new ResizeObserver(() => map.invalidateSize({ animate: false, pan: false })).observe(byId("map"));
   listenForPhotos(answers);
+  showSamples(
+    config.samples,
+    (file, isIndexed) => answers.add([file], { isIndexed }),
+    (error) => showNotice(error.message),
+  );
   listenForKeys({ map, indexPhotos, answers, showAll, compare });
   byId("map").dataset.ready = "true";
   // For the browser console and the tests.

@@ -1,13 +1,13 @@
-// Two canvas layers under the markers: a grid of coordinates, and the indexed photos as dots.
+// Two canvas layers under the markers: a grid of coordinates, and the indexed photos as dots or as a density.
 //
 // Based on Leaflet's Renderer, which keeps a canvas in position while the map is dragged and zoomed.
 /* global L */
-import { nearestLongitude, positionNear } from "./positions.js";
 import { degrees } from "./text.js";
 
 const HEADINGS_ZOOM = 19.5; // photos 5 m apart are then 25 px apart
 const MAX_HEADINGS = 4000;
-const CLUSTER_PX = 76; // distance of two clusters on the screen, about
+const MAX_CELLS = 2048; // of a density that are drawn, per side
+const DENSITY_MIN = 60; // opacity of a cell with few photos, of 255
 const WORLD_PX = 256; // width of the world at zoom 0
 
 /** Longitude and latitude in degrees -> Web Mercator coordinates from 0 to 1. */
@@ -21,7 +21,7 @@ const nearest = (x, center) => x - Math.round(x - center);
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-const CanvasLayer = L.Renderer.extend({
+export const CanvasLayer = L.Renderer.extend({
   _initContainer() {
     this._container = L.DomUtil.create("canvas", "canvas-layer");
     this._context = this._container.getContext("2d");
@@ -149,12 +149,15 @@ export const Dots = CanvasLayer.extend({
     if (this._map.getZoom() === this._zoom && !this._bounds.contains(view)) this._update();
   },
 
-  /** points: [{id, latitude, longitude, heading}]; clusters: [{latitude, longitude, count, bbox}]. */
-  setPhotos(points, clusters) {
+  /**
+   * points: [{id, latitude, longitude, heading}].
+   * density: null, or {level, cells}: the world is 2 ** level cells wide; cells is [x, y, count, x, y, count, ...].
+   */
+  setPhotos(points, density) {
     const xs = new Float64Array(points.length);
     const ys = new Float64Array(points.length);
     points.forEach((point, k) => ([xs[k], ys[k]] = mercator(point.longitude, point.latitude)));
-    this.photos = { points, clusters, xs, ys };
+    this.photos = { points, density, xs, ys };
     this.redraw();
   },
 
@@ -184,10 +187,19 @@ export const Dots = CanvasLayer.extend({
     return found.sort((one, other) => one[0] - other[0]).map(([, k]) => k);
   },
 
-  /** The cluster drawn at a position, if any. */
-  clusterAt(latlng) {
-    const at = this._map.latLngToLayerPoint(latlng);
-    return this._clusters().find((cluster) => this._clusterPoint(cluster).distanceTo(at) <= clusterRadius(cluster));
+  /** Whether photos are within `radius` CSS pixels of a position where only their density is drawn. */
+  isDense(latlng, radius) {
+    const density = this.photos?.density;
+    if (!density) return false;
+    const { level, cells } = density;
+    const count = 2 ** level;
+    const [x, y] = mercator(latlng.lng, latlng.lat).map((value) => value * count);
+    const reach = (radius / (WORLD_PX * 2 ** this._map.getZoom())) * count + 0.5;
+    for (let k = 0; k < cells.length; k += 3) {
+      const across = (nearest((cells[k] + 0.5) / count, x / count) - x / count) * count;
+      if (Math.abs(across) <= reach && Math.abs(cells[k + 1] + 0.5 - y) <= reach) return true;
+    }
+    return false;
   },
 
   paint(context, size, ratio) {
@@ -196,7 +208,7 @@ export const Dots = CanvasLayer.extend({
       const visible = this._drawDots(context, size, ratio);
       if (visible.length > 0 && this._map.getZoom() >= HEADINGS_ZOOM && visible.length < MAX_HEADINGS)
         this._drawHeadings(context, visible);
-      this._drawClusters(context);
+      if (this.photos.density) this._drawDensity(context, size);
     }
     this.paintMs = performance.now() - started;
   },
@@ -256,80 +268,32 @@ export const Dots = CanvasLayer.extend({
     context.stroke();
   },
 
-  /** The server's clusters, merged so that they do not overlap at this zoom. */
-  _clusters() {
-    const zoom = this._map.getZoom();
-    if (!this.photos) return [];
-    if (this.photos.mergedAt !== zoom) {
-      this.photos.merged = mergeClusters(this.photos.clusters, CLUSTER_PX / (WORLD_PX * 2 ** zoom));
-      this.photos.mergedAt = zoom;
+  /** The density of the photos: one pixel per cell, drawn at the size of a cell, with soft borders. */
+  _drawDensity(context, size) {
+    const { level, cells } = this.photos.density;
+    const { scale, left, top, center } = this._project();
+    const count = 2 ** level;
+    const side = scale / count; // of a cell, in CSS pixels
+    const [firstColumn, firstRow] = [Math.floor(left / side) - 1, Math.floor(top / side) - 1];
+    const [columns, rows] = [Math.ceil(size.x / side) + 3, Math.ceil(size.y / side) + 3];
+    if (columns > MAX_CELLS || rows > MAX_CELLS) return; // the cells of a closer view, until those of this one arrive
+    const bitmap = document.createElement("canvas");
+    Object.assign(bitmap, { width: columns, height: rows });
+    const pen = bitmap.getContext("2d");
+    const image = pen.createImageData(columns, rows);
+    const pixels = new Uint32Array(image.data.buffer);
+    const base = pixel(color("--density"));
+    let most = 1;
+    for (let k = 2; k < cells.length; k += 3) most = Math.max(most, cells[k]);
+    for (let k = 0; k < cells.length; k += 3) {
+      const column = Math.floor(nearest((cells[k] + 0.5) / count, center) * count) - firstColumn;
+      const row = cells[k + 1] - firstRow;
+      if (column < 0 || row < 0 || column >= columns || row >= rows) continue;
+      const share = Math.log1p(cells[k + 2]) / Math.log1p(most);
+      pixels[row * columns + column] = base | (Math.round(DENSITY_MIN + (255 - DENSITY_MIN) * share) << 24);
     }
-    return this.photos.merged;
-  },
-
-  /** Where a cluster is drawn, in the copy of the world in view. */
-  _clusterPoint(cluster) {
-    return this._map.latLngToLayerPoint(positionNear(cluster, this._map.getCenter().lng));
-  },
-
-  _drawClusters(context) {
-    context.font = "600 12px " + getComputedStyle(document.body).fontFamily;
-    context.textAlign = "center";
-    context.textBaseline = "middle";
-    const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-    for (const cluster of this._clusters()) {
-      const at = this._clusterPoint(cluster).subtract(this._bounds.min);
-      context.beginPath();
-      context.arc(at.x, at.y, clusterRadius(cluster), 0, 2 * Math.PI);
-      context.fillStyle = color("--cluster");
-      context.fill();
-      context.lineWidth = 1.5;
-      context.strokeStyle = color("--cluster-edge");
-      context.stroke();
-      context.fillStyle = color("--cluster-text");
-      context.fillText(compact.format(cluster.count), at.x, at.y + 0.5);
-    }
+    pen.putImageData(image, 0, 0);
+    const [x, y] = [firstColumn * side - left, firstRow * side - top];
+    context.drawImage(bitmap, x, y, columns * side, rows * side);
   },
 });
-
-/**
- * Merge the clusters in each cell of a grid, at the mean position of their photos.  side: in Mercator coordinates.
- *
- * Longitudes are those nearest to the first cluster, so that clusters on both sides of the antimeridian are merged.
- */
-export function mergeClusters(clusters, side) {
-  const cells = new Map();
-  for (const cluster of clusters.map((one) => continued(one, clusters[0].longitude))) {
-    const [x, y] = mercator(cluster.longitude, cluster.latitude);
-    const key = `${Math.floor(x / side)} ${Math.floor(y / side)}`;
-    const cell = cells.get(key);
-    if (!cell) {
-      cells.set(key, { ...cluster });
-      continue;
-    }
-    const count = cell.count + cluster.count;
-    for (const axis of ["latitude", "longitude"]) {
-      cell[axis] = (cell[axis] * cell.count + cluster[axis] * cluster.count) / count;
-    }
-    const [one, other] = [cell.bbox, cluster.bbox];
-    cell.bbox = [
-      Math.min(one[0], other[0]),
-      Math.min(one[1], other[1]),
-      Math.max(one[2], other[2]),
-      Math.max(one[3], other[3]),
-    ];
-    cell.count = count;
-  }
-  return [...cells.values()];
-}
-
-/** A cluster with longitudes that continue beyond 180, nearest to a longitude. */
-function continued(cluster, reference) {
-  const longitude = nearestLongitude(cluster.longitude, reference);
-  const [west, south, east, north] = cluster.bbox;
-  const [left, right] = [west, east].map((side) => nearestLongitude(side, longitude));
-  return { ...cluster, longitude, bbox: [left, south, right, north] };
-}
-
-/** Radius in CSS pixels: 13 for ten photos, 22 for a thousand, 34 for a million. */
-export const clusterRadius = (cluster) => 9 + 4.2 * Math.log10(Math.max(10, cluster.count));

@@ -1,18 +1,25 @@
 // The indexed photos on the map: loaded for the view, and a card for the one that is clicked.
 /* global L */
-import { ApiError, imageUrl, readPhoto, readPoints } from "./api.js";
+import { ApiError, imageUrl, readPhoto, readPoints, readSomePoints } from "./api.js";
 import { ICONS, icon, make, photo, wedge } from "./dom.js";
-import { boundsNear, positionNear } from "./positions.js";
-import { coordinates, facing, fileName, month } from "./text.js";
+import { boundsNear, distanceM, positionNear, toBox } from "./positions.js";
+import { coordinates, facing, fileName, month, photoCount } from "./text.js";
 
 const MAX_POINTS = 100000;
 const MAX_POINTS_PHONE = 20000;
 const LOAD_DELAY_MS = 150; // after the map has stopped
+const NUM_THUMBNAILS = 12; // of photos that are close together
+const CLICK_PX = 16; // photos this near to a click are meant, where only a density is shown
 const SAME_SPOT_M = 3; // the views of one panorama have the same position, up to rounding
 
+/** The number of photos that are drawn one by one; more are drawn as a density. */
+export const maxPoints = (isNarrow) => (isNarrow ? MAX_POINTS_PHONE : MAX_POINTS);
+
 export class IndexPhotos {
-  constructor(map, dots, card, { onError, onChange }) {
-    Object.assign(this, { map, dots, card, onError, onChange });
+  /** dates(): {after, before} of the photos that are shown, or null. */
+  constructor(map, dots, card, { dates, onError, onChange }) {
+    Object.assign(this, { map, dots, card, dates, onError, onChange });
+    card.addEventListener("keydown", (event) => this.handleKey(event));
     this.loaded = null; // the view that the last response covers
     this.marker = null;
     map.on("moveend", () => {
@@ -28,18 +35,19 @@ export class IndexPhotos {
     const view = this.map.getBounds();
     const zoom = this.map.getZoom();
     const { loaded } = this;
-    if (loaded?.bounds.contains(view) && (loaded.complete || loaded.zoom === zoom)) return;
+    const where = { bbox: toBox(view.pad(0.5)), ...this.dates() };
+    const dates = JSON.stringify(this.dates());
+    if (loaded?.dates === dates && loaded.bounds.contains(view) && (loaded.complete || loaded.zoom === zoom)) return;
     this.loading?.abort();
     this.loading = new AbortController();
     const bounds = view.pad(0.5);
-    const limit = this.map.getSize().x < 700 ? MAX_POINTS_PHONE : MAX_POINTS;
+    const limit = maxPoints(this.map.getSize().x < 700);
     try {
-      const response = await readPoints(toBox(bounds), limit, this.loading.signal);
-      const [points, clusters] = [response.points ?? [], response.clusters ?? []];
-      this.loaded = { bounds, zoom, complete: clusters.length === 0 && points.length >= response.total };
-      this.dots.setPhotos(points, clusters);
-      this.map.getContainer().dataset.points = points.length;
-      this.map.getContainer().dataset.clusters = clusters.length;
+      const { points, density = null, total } = await readPoints(where, limit, this.loading.signal);
+      this.loaded = { bounds, zoom, dates, complete: density === null };
+      this.dots.setPhotos(points, density);
+      Object.assign(this.map.getContainer().dataset, { points: points.length, density: density ? total : 0 });
+      if (this.dates() && total === 0) this.onError("No indexed photos from these dates in view.");
     } catch (error) {
       this.handleError(error);
     }
@@ -51,17 +59,56 @@ export class IndexPhotos {
   }
 
   updateCursor(latlng) {
-    const isClickable = this.dots.clusterAt(latlng) || this.dots.near(latlng, 8).length > 0;
-    this.map.getContainer().classList.toggle("clickable", Boolean(isClickable));
+    const isClickable = this.dots.isDense(latlng, CLICK_PX) || this.dots.near(latlng, 8).length > 0;
+    this.map.getContainer().classList.toggle("clickable", isClickable);
   }
 
   handleClick(latlng, event) {
-    const cluster = this.dots.clusterAt(latlng);
-    if (cluster?.bbox) {
-      this.map.fitBounds(boundsNear(cluster.bbox, latlng.lng), { padding: [60, 60], maxZoom: this.map.getZoom() + 4 });
-      return;
+    if (this.dots.isDense(latlng, CLICK_PX)) this.openGroup(latlng);
+    else this.openNear(latlng, event?.pointerType === "touch" ? 22 : 10);
+  }
+
+  /** Show thumbnails of the photos around a position, where they are too many to be drawn one by one. */
+  async openGroup(latlng) {
+    const at = this.map.latLngToContainerPoint(latlng);
+    const corners = [at.subtract([CLICK_PX, CLICK_PX]), at.add([CLICK_PX, CLICK_PX])];
+    const bounds = L.latLngBounds(corners.map((corner) => this.map.containerPointToLatLng(corner)));
+    this.close();
+    this.reading = new AbortController();
+    try {
+      const where = { bbox: toBox(bounds), ...this.dates() };
+      const { total, points } = await readSomePoints(where, NUM_THUMBNAILS, this.reading.signal);
+      if (total > 0) this.drawGroup(total, points, bounds);
+    } catch (error) {
+      this.handleError(error);
     }
-    this.openNear(latlng, event?.pointerType === "touch" ? 22 : 10);
+  }
+
+  drawGroup(total, points, bounds) {
+    const zoomIn = () => {
+      this.close();
+      this.map.fitBounds(bounds, { maxZoom: this.map.getZoom() + 4 });
+    };
+    const items = points.map((point, number) => {
+      const label = `Open photo ${number + 1} of ${points.length}`;
+      const button = make("button", { type: "button", "aria-label": label, onclick: () => this.open([point], 0) });
+      button.append(photo(imageUrl(point.id), ""));
+      return make("li", {}, button);
+    });
+    const shown = points.length < total ? `${points.length} of them, spread evenly` : "";
+    this.card.replaceChildren(
+      make(
+        "div",
+        { class: "info group" },
+        make("p", { class: "title" }, `${photoCount(total)} here`),
+        shown ? make("p", { class: "muted" }, shown) : "",
+        make("ul", { class: "thumbnails" }, ...items),
+        make("button", { type: "button", class: "chip", onclick: zoomIn }, "Zoom in"),
+      ),
+      cardButton("Close photo", ICONS.close, () => this.close(), "icon close"),
+    );
+    this.views = null;
+    this.card.hidden = false;
   }
 
   /** Open the photo nearest to a position, within `radius` pixels.  Where photos are too dense, zoom in first. */
@@ -92,6 +139,7 @@ export class IndexPhotos {
     this.onChange();
     try {
       const record = await readPhoto(point.id, this.reading.signal);
+      this.record = record;
       this.drawCard({ ...point, ...record }, wasOpen);
     } catch (error) {
       this.handleError(error);
@@ -102,15 +150,50 @@ export class IndexPhotos {
   async openById(id) {
     try {
       const record = await readPhoto(id, new AbortController().signal);
-      this.open([record], 0);
+      const views = this.viewsOf(record);
+      this.open(views, views.findIndex((view) => view.id === record.id));
+      return record;
     } catch (error) {
       this.handleError(error);
     }
+    return null;
+  }
+
+  /** The loaded photos at the spot of a record, with itself, by heading. */
+  viewsOf(record) {
+    const points = this.dots.photos?.points ?? [];
+    const views = points.filter((point) => distanceM(point, record) <= SAME_SPOT_M);
+    if (!views.some((view) => view.id === record.id)) return [record];
+    return views.map((view) => (view.id === record.id ? record : view)).sort((one, other) => (one.heading ?? 0) - (other.heading ?? 0));
+  }
+
+  /** Open a photo of the sequence, and keep it in view. */
+  async walk(id) {
+    const record = id === null || id === undefined ? null : await this.openById(id);
+    if (!record) return;
+    const at = positionNear(record, this.map.getCenter().lng);
+    const card = this.card.getBoundingClientRect();
+    // On a phone the card covers the upper part of the map, elsewhere the panel covers the left part.
+    const isNarrow = this.map.getSize().x < 700;
+    const paddingTopLeft = isNarrow ? [60, card.bottom + 40] : [440, 60];
+    this.map.panInside(at, { paddingTopLeft, paddingBottomRight: [isNarrow ? 60 : card.width + 60, 60] });
+  }
+
+  handleKey(event) {
+    const actions = {
+      ArrowLeft: () => this.step(-1),
+      ArrowRight: () => this.step(1),
+      ArrowUp: () => this.walk(this.record?.next),
+      ArrowDown: () => this.walk(this.record?.previous),
+    };
+    if (!(event.key in actions) || !this.views) return;
+    event.preventDefault();
+    actions[event.key]();
   }
 
   /** The id of the photo that is open, or null. */
   get openId() {
-    return this.card.hidden ? null : this.views[this.number].id;
+    return this.card.hidden || !this.views ? null : this.views[this.number].id;
   }
 
   step(by) {
@@ -123,18 +206,25 @@ export class IndexPhotos {
     const oldImage = this.card.querySelector("img");
     const image = oldImage?.getAttribute("src") === url ? oldImage : photo(url, "Indexed photo");
     const focusedRole = document.activeElement?.dataset?.role;
-    const button = (label, path, onclick, kind = "icon") =>
-      make(
-        "button",
-        { type: "button", class: kind, "data-role": label, "aria-label": label, title: label, onclick },
-        icon(path),
-      );
+    const button = cardButton;
     const steps = make(
       "div",
       { class: "steps" },
       button("Previous photo", ICONS.previous, () => this.step(-1)),
       make("span", { class: "muted" }, `View ${this.number + 1} of ${this.views.length} at this spot`),
       button("Next photo", ICONS.next, () => this.step(1)),
+    );
+    const { previous, next } = record;
+    const isSequence = Number.isInteger(previous) || Number.isInteger(next);
+    const walk = (text, id) => make("button", {
+      type: "button", class: "chip", "data-role": text, disabled: !Number.isInteger(id), onclick: () => this.walk(id),
+    }, text);
+    const sequence = make(
+      "div",
+      { class: "steps", role: "group", "aria-label": "Sequence" },
+      walk("← Back", previous),
+      make("span", { class: "muted" }, "Sequence"),
+      walk("Ahead →", next),
     );
     const title = [facing(record.heading), month(record.time)].filter(Boolean).join(" · ");
     this.card.replaceChildren(
@@ -147,6 +237,7 @@ export class IndexPhotos {
         make("p", { class: "muted" }, coordinates(record)),
         make("p", { class: "muted file", title: record.name ?? "" }, fileName(record.name)),
         this.views.length > 1 ? steps : null,
+        isSequence ? sequence : null,
       ),
     );
     this.card.hidden = false;
@@ -178,10 +269,7 @@ export class IndexPhotos {
 
 const position = (record) => [record.latitude, record.longitude];
 
-/** Leaflet's bounds -> [west, south, east, north]; west is larger than east across the antimeridian. */
-export function toBox(bounds) {
-  const [west, east] = [bounds.getWest(), bounds.getEast()];
-  const wrap = (longitude) => ((((longitude + 180) % 360) + 360) % 360) - 180;
-  const sides = east - west >= 360 ? [-180, 180] : [wrap(west), wrap(east)];
-  return [sides[0], Math.max(-90, bounds.getSouth()), sides[1], Math.min(90, bounds.getNorth())];
+function cardButton(label, path, onclick, kind = "icon") {
+  const attributes = { type: "button", class: kind, "data-role": label, "aria-label": label, title: label, onclick };
+  return make("button", attributes, icon(path));
 }

@@ -3,9 +3,10 @@ import { otherMaps } from "./address.js";
 import { imageUrl } from "./api.js";
 import { hasSidecar } from "./downloads.js";
 import { ICONS, byId, icon, make, photo } from "./dom.js";
-import { coordinates, explanation, headline, isCalibrated, matchInfo, note, placeOf, summary } from "./text.js";
+import { coordinates, exifNote, explanation, headline, isCalibrated, matchInfo, note, placeOf, summary } from "./text.js";
 
 const MAX_MATCHES = 12;
+const PART_SEARCHED = "Only a part of the index was searched, so the confidence may be too high.";
 const NEW_TAB = { target: "_blank", rel: "noopener noreferrer" };
 
 export class Panel {
@@ -136,15 +137,17 @@ export class Panel {
   answerParts(entry, image) {
     const { result } = entry;
     const place = placeOf(result);
-    const inArea = entry.bbox !== null;
-    const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES);
-    const more = note(result);
+        const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES);
+    const [more, exif] = [note(result), exifNote(result)];
     const parts = [
-      make("h2", { class: `answer ${result.verdict}` }, headline(result, inArea)),
+      make("h2", { class: `answer ${result.verdict}` }, headline(result, entry.where)),
       entry.shared ? make("p", { class: "muted" }, "From a link. It has the answer, but not the photo.") : null,
-      make("p", { class: "explanation" }, explanation(result, inArea)),
+      make("p", { class: "explanation" }, explanation(result, entry.where)),
       place && isCalibrated(result) ? meter(result.confidence) : null,
       more ? make("p", { class: "muted" }, more) : null,
+      entry.where && place && isCalibrated(result) ? make("p", { class: "muted" }, PART_SEARCHED) : null,
+      entry.isIndexed ? make("p", { class: "muted" }, "This photo is in the index, so it finds itself.") : null,
+      exif ? make("p", { class: "muted exif-note" }, exif) : null,
       place ? this.positionPart(entry, place) : null,
     ];
     if (matches.length > 0) {
@@ -262,6 +265,6 @@ function scrollStripTo(strip, rank) {
 
 function rowText(entry) {
   if (entry.state === "failed") return "Couldn't process this photo";
-  if (entry.result) return summary(entry.result, entry.bbox !== null);
+  if (entry.result) return summary(entry.result, entry.where);
   return `${entry.busy || (entry.state === "waiting" ? "Waiting" : "Locating")} …`;
 }

@@ -24,7 +24,9 @@ export async function smallCopy(file) {
 export function saveAnswers(entries, selected) {
   const kept = entries
     .filter(({ result }) => result)
-    .map(({ number, name, bbox, result, shared, copy }) => ({ number, name, bbox, result, shared, copy: copy ?? "" }));
+    .map(({ number, name, where, isIndexed, result, shared, copy }) => {
+      return { number, name, where, isIndexed, result, shared, copy: copy ?? "" };
+    });
   const content = { selected: selected?.number ?? null, entries: kept };
   for (let numLeft = kept.length; ; numLeft -= 1) {
     try {

@@ -1,4 +1,5 @@
 // Texts of the page: numbers and records in, plain sentences out.  Pure functions.
+import { boxSizeM, distanceM } from "./positions.js";
 
 const DIRECTIONS = ["north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest"];
 // Simple fractions for a confidence, in ascending order.
@@ -69,14 +70,24 @@ export function month(time) {
   return new Intl.DateTimeFormat("en", { month: "long", year: "numeric", timeZone: "UTC" }).format(date);
 }
 
+/** Where photos were searched, {bbox, after, before} or null, as the end of a sentence. */
+function searched(where) {
+  const parts = [where?.bbox && "in this area", (where?.after || where?.before) && "from these dates"].filter(Boolean);
+  return parts.join(" ") || "in this index";
+}
+
+/** Whether nothing was searched: no indexed photo is of this place and time. */
+const isEmpty = (result, where) => Boolean(where) && !result.neighbours?.length;
+
 /**
- * The answer in one line: the words of cosplace/localization/verdicts.py.  inArea: only an area of the map was searched.
+ * The answer in one line: the words of cosplace/localization/verdicts.py.  where: the place and time that was searched.
  *
  * verdict: the server's: "found", "probable", "guess" or "none".
  */
-export function headline(result, inArea = false) {
+export function headline(result, where = null) {
   const radius = result.radius_m;
-  if (result.verdict === "none") return inArea ? "No match in this area" : "No match in this index";
+  if (result.verdict === "none")
+    return `${isEmpty(result, where) ? "No indexed photos" : "No match"} ${searched(where)}`;
   if (!isCalibrated(result)) return "Best guess, not calibrated";
   const sure = percent(result.confidence);
   if (result.verdict === "found") return `Found: ${isNumber(radius) ? `within ${meters(radius)}, ` : ""}${sure} sure`;
@@ -86,9 +97,9 @@ export function headline(result, inArea = false) {
 }
 
 /** What the confidence means, or why there is no answer. */
-export function explanation(result, inArea = false) {
+export function explanation(result, where = null) {
   if (result.verdict === "none") {
-    if (inArea && !result.neighbours?.length) return "No indexed photos in this area. Search everywhere.";
+    if (isEmpty(result, where)) return "Nothing was compared. Search a larger area, or all dates.";
     return reason(result) || "No indexed photo is similar enough.";
   }
   const { confidence } = result;
@@ -119,7 +130,7 @@ export function reason(result) {
 }
 
 /** The answer in a few words, for the list: the first sentence of a probable answer, else the headline. */
-export const summary = (result, inArea = false) => headline(result, inArea).replace(/\. If right.*/, "");
+export const summary = (result, where = null) => headline(result, where).replace(/\. If right.*/, "");
 
 /** Distance from the answer or the guess (if there is one), similarity and heading of a match. */
 export function matchInfo(match, result) {
@@ -130,6 +141,23 @@ export function matchInfo(match, result) {
   if (isNumber(match.similarity)) parts.push(`similarity ${match.similarity.toFixed(2)}`);
   if (isNumber(match.heading)) parts.push(facing(match.heading));
   return parts.join(" · ");
+}
+
+/** Where the camera says that the photo was taken, compared with the answer; or "". */
+export function exifNote(result) {
+  if (!hasPosition(result.exif)) return "";
+  const place = placeOf(result);
+  if (!place) return "The map shows the position in the photo's EXIF data.";
+  const { distance_m: known, agrees } = result.exif;
+  const away = meters(isNumber(known) ? known : distanceM(result.exif, place));
+  const verdict = agrees === true ? ": they agree" : agrees === false ? ": they disagree" : "";
+  return `The position in its EXIF data is ${away} from the ${isGuess(result) ? "guess" : "answer"}${verdict}.`;
+}
+
+/** The size of [west, south, east, north]: "3.2 km × 980 m"; "" for one position. */
+export function extent(bounds) {
+  const [width, height] = boxSizeM(bounds);
+  return width < 1 && height < 1 ? "" : `${meters(width)} × ${meters(height)}`;
 }
 
 /** The last part of a path. */

@@ -77,6 +77,21 @@ def test_nothing_readable_ends_with_2_and_still_prints_each(city: Path, capsys, 
     assert err.count("\n") == 1 and "None of the 2 photos can be read" in err
 
 
+def test_fail_unknown_ends_with_3_after_all_answers(city: Path, capsys, tmp_path: Path) -> None:
+    known, flags = queries(city)[0], ("--index", city / "index", "--json", "--device", "cpu", "--fail_unknown")
+    code, out, err = run(capsys, known, *flags, "--min_confidence", "0")
+    assert (code, err) == (0, "") and json.loads(out)["unknown"] is False
+    for photos, more, count in (
+        ((known,), ("--near", "-33.8,151.2,500"), "1 of 1"),  # no photo of the index is there
+        ((known, tmp_path / "gone.jpg"), ("--min_confidence", "0"), "1 of 2"),
+    ):
+        code, out, err = run(capsys, *photos, *flags, *more)
+        assert code == 3 and len(json.loads(out)) >= len(photos)
+        assert err.count("\n") == 1 and f"{count} photos have no answer" in err
+    assert run(capsys, tmp_path / "gone.jpg", *flags)[0] == 2  # no photo can be read
+    assert run(capsys, known, *flags[:-1], "--near", "-33.8,151.2,500")[0] == 0
+
+
 def test_exif_agrees_or_not(city: Path, capsys, tmp_path: Path) -> None:
     found = Localizer(city / "index", device="cpu", min_confidence=0).locate(queries(city)[0])
     for away, error_m, agrees in ((0.0, None, True), (0.01, None, False), (0.01, 1500.0, True)):

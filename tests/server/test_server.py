@@ -542,7 +542,7 @@ def test_photos_of_the_index_are_shown(client) -> None:
     photo = client.get(f"/photos/{first}").json()
     assert photo == {
         "id": first, "name": "street/0-0.jpg", "latitude": 37.7, "longitude": -122.4, "heading": None, "time": 1.6e9,
-        "accuracy_m": None, "source": "street",
+        "accuracy_m": None, "source": "street", "previous": None, "next": None,
     }  # fmt: skip
     image = client.get(f"/photos/{first}/image")
     assert image.headers["content-type"] == "image/jpeg"

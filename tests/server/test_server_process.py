@@ -59,7 +59,7 @@ def test_a_missing_invalid_or_empty_index(tmp_path, index_folder, capsys) -> Non
     with open_index(index_folder) as index, create_index(tmp_path / "empty", index.spec):
         pass
     assert "no photos" in error_of(capsys, "--index", tmp_path / "empty", "--port", 0, "--uncalibrated")
-    assert "calibrate" in error_of(capsys, "--index", index_folder, "--port", 0)
+    assert "calibrate" in error_of(capsys, "--index", index_folder, "--port", 0, "--precision", 0.9)
 
 
 def test_a_port_in_use_and_an_unknown_host(index_folder, capsys) -> None:

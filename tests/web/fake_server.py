@@ -2,7 +2,8 @@
 
 The name of an uploaded photo selects its answer: `elsewhere*` has no match, `guess*` is uncertain, `probably*` is
 probable, `plain*` is not calibrated, `broken*` fails, `busy*` gets status 429 once, all others are found at the
-position of their number (`here-0.jpg`, `here-1.jpg`, ...).
+position of their number (`here-0.jpg`, `here-1.jpg`, ...).  `*exif*` has a position in EXIF, 30 m from the answer.
+Each camera took its photos on another day from September 6, 2014, and the cameras are a sequence.
 """
 
 import asyncio
@@ -22,7 +23,9 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image, ImageDraw
 
 import cosplace
-from cosplace.geo import bounding_box
+from cosplace.geo import bounding_box, in_box
+from cosplace.server.parameters import parse_box, parse_times
+from cosplace.server.points import MapPoints, find_in_box, times_of, to_mercator_y
 
 WEB = Path(cosplace.__file__).parent / "web"
 POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
@@ -77,6 +80,9 @@ class FakeCity:
     def __init__(self, num_photos: int = 1200, photos: list[Path] | None = None) -> None:
         self.positions, self.headings = make_streets(num_photos)
         self.photos = photos or []
+        self.times = 1_410_000_000.0 + np.arange(num_photos) // 12 * 86_400.0  # a day per camera
+        self.are_sequences = True
+        self.are_lines = False  # one line through all cameras
         self.delay_s = 0.0
         self.requests: list[str] = []
         self.num_busy = 0
@@ -117,31 +123,29 @@ class FakeCity:
         elif name.startswith("plain"):
             found |= {"confidence": 0.87, "radius_m": None, "calibrated": False, "verdict": "guess"}
             found |= {"reason": "uncalibrated: 87% of the votes agree"}
+        if "exif" in name:
+            found["exif"] = {"latitude": latitude + 30 / METERS_PER_DEGREE[0], "longitude": longitude}
+            found["exif"] |= {} if found["unknown"] else {"distance_m": 30.0, "agrees": False}
         return found
 
-    def find_in_box(self, bbox: list[float], limit: int) -> dict:
-        west, south, east, north = bbox
+    def is_empty(self, bbox: str | None, after: str | None, before: str | None) -> bool:
+        """Whether no photo is of a place and time."""
+        first, last = parse_times(after, before)
+        box = None if bbox is None else parse_box(bbox)
+        return find_in_box(self.points, box, 4, after=first, before=last)["total"] == 0
+
+    @property
+    def points(self) -> MapPoints:
+        """The photos as the real server keeps them."""
         latitudes, longitudes = self.positions.T
-        east_of, west_of = longitudes >= west, longitudes <= east
-        between = east_of & west_of if west <= east else east_of | west_of  # or across the antimeridian
-        inside = np.flatnonzero((latitudes >= south) & (latitudes <= north) & between)
-        if len(inside) <= limit:
-            return {"total": len(inside), "points": [self.record(int(index)) for index in inside], "clusters": []}
-        cells = np.stack(
-            [
-                np.floor((latitudes[inside] - south) / (north - south) * 12),
-                np.floor((longitudes[inside] - west) / (east - west) * 12),
-            ]
+        return MapPoints(
+            ids=np.arange(len(latitudes)),
+            latitudes=latitudes,
+            longitudes=longitudes,
+            headings=self.headings.astype(np.float32),
+            times=self.times,
+            mercator_y=to_mercator_y(latitudes),
         )
-        _, members = np.unique(cells, axis=1, return_inverse=True)
-        clusters = []
-        for cell in range(members.max() + 1):
-            positions = self.positions[inside[members.ravel() == cell]]
-            (low_latitude, low_longitude), (high_latitude, high_longitude) = positions.min(0), positions.max(0)
-            latitude, longitude = positions.mean(0)
-            box = [low_longitude, low_latitude, high_longitude, high_latitude]
-            clusters.append({"latitude": latitude, "longitude": longitude, "count": len(positions), "bbox": box})
-        return {"total": len(inside), "points": [], "clusters": clusters}
 
 
 def make_app(city: FakeCity, **config: object) -> FastAPI:
@@ -169,12 +173,18 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
             "can_match": True,
             "count": len(city.positions),
             "bounds": bounds,
+            "times": times_of(city.points),
+            "name": "synthetic city",
+            "samples": [],
+            "offered_tiles": None,
         }
         return base | {"model": "synthetic", "max_upload_mb": 2, "max_files": 16} | config
 
     @app.post("/locate")
     async def locate(request: Request) -> Response:
         async with request.form(max_files=16) as form:
+            query = request.query_params
+            is_empty = city.is_empty(query.get("bbox"), query.get("after"), query.get("before"))
             names = [upload.filename for upload in form.getlist("files")]
         await asyncio.sleep(city.delay_s)
         if names[0].startswith("busy") and not city.num_busy:
@@ -184,15 +194,41 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
             )
         if names[0].startswith("broken"):
             return JSONResponse({"detail": f"{names[0]} is <b>incomplete</b>. Try exporting it again."}, 422)
+        if is_empty:
+            reason = {"reason": "no photo of the index matches the filter", "neighbours": []}
+            return JSONResponse({"results": [city.answer("elsewhere") | reason]})
         return JSONResponse({"results": [city.answer(name) for name in names]})
 
     @app.get("/photos")
-    def photos(bbox: str, limit: int = 2000) -> JSONResponse:
-        return JSONResponse(city.find_in_box([float(value) for value in bbox.split(",")], limit))
+    def photos(
+        bbox: str,
+        limit: int = 2000,
+        after: str | None = None,
+        before: str | None = None,
+        cells: int | None = None,
+        sample: int | None = None,
+    ) -> JSONResponse:
+        first, last = parse_times(after, before)
+        box = parse_box(bbox)
+        found = find_in_box(city.points, box, limit, after=first, before=last, cells=cells, sample=sample)
+        return JSONResponse(found)
+
+    @app.get("/lines")
+    def lines(bbox: str) -> dict:
+        box = parse_box(bbox)
+        inside = in_box(*city.positions.T, box)[::12]
+        line = city.positions[::12][inside, ::-1].ravel().tolist() if city.are_lines else []
+        return {"total": len(line), "lines": [line] if line else []}
+
+    @app.get("/samples/{number}")
+    def sample(number: int) -> Response:
+        return Response(make_photo(number, (640, 480)), media_type="image/jpeg")
 
     @app.get("/photos/{index}")
     def photo(index: int) -> dict:
-        return city.record(index) | {"name": f"street/{index:06d}.jpg", "time": 1_412_000_000.0, "source": "synthetic"}
+        others = {"previous": index - 12 if index >= 12 else None, "next": index + 12}
+        fields = {"name": f"street/{index:06d}.jpg", "time": city.times[index], "source": "synthetic"}
+        return city.record(index) | fields | (others if city.are_sequences else {"previous": None, "next": None})
 
     @app.get("/photos/{index}/image")
     def image(index: int) -> Response:

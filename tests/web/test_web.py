@@ -68,17 +68,9 @@ DRAWN = """() => {
              marks: boxes(".match").map((box) => place(box)[0]) };
 }"""
 TO_BOXES = """async () => {
-    const { toBox } = await import("./static/index_photos.js");
+    const { toBox } = await import("./static/positions.js");
     const views = [[[1, 170], [2, 190]], [[1, -190], [2, -170]], [[1, -200], [2, 200]], [[1, 5], [2, 6]]];
     return views.map((view) => toBox(L.latLngBounds(view)));
-}"""
-LARGEST_CLUSTER = """() => {
-    const { map, dots } = cosplace;
-    const place = (cluster) => map.latLngToContainerPoint([cluster.latitude, cluster.longitude]);
-    const drawn = dots._clusters().map((cluster) => [cluster.count, place(cluster)]);
-    const free = drawn.filter(([, point]) => point.x > 500 && point.x < 1100);
-    const [, point] = free.sort((one, other) => other[0] - one[0])[0];
-    return [point.x, point.y];
 }"""
 
 
@@ -128,7 +120,7 @@ def test_a_dropped_photo_is_answered(browser: Any) -> None:
     city = FakeCity()
     expected = city.answer("here-3.jpg")
     with opened(browser, city) as page:
-        assert page.inner_text("#count") == "1,200 photos in this index"
+        assert page.inner_text("#count") == "synthetic city · 1,200 photos · 213 m × 219 m"
         page.evaluate(DROP, ["here-3.jpg", list(make_photo(3))])
         page.wait_for_selector(".answer >> text=Found: within 12 m, 93% sure")
         assert page.inner_text(".explanation") == "About 9 in 10 answers like this are right."
@@ -306,7 +298,7 @@ def test_the_theme_follows_the_system_until_switched(browser: Any) -> None:
 
 def test_an_empty_index_is_reported(browser: Any) -> None:
     with opened(browser, FakeCity(0)) as page:
-        assert page.inner_text("#count") == "No photos in this index"
+        assert page.inner_text("#count") == "synthetic city · no photos"
         assert "no photos yet" in page.inner_text("#hint")
 
 
@@ -376,17 +368,14 @@ def test_answers_near_the_antimeridian_are_drawn_next_to_their_matches(browser: 
         assert 0 < drawn["pin"][0] < drawn["size"][0]
 
 
-def test_boxes_and_clusters_across_the_antimeridian(browser: Any) -> None:
+def test_boxes_across_the_antimeridian(browser: Any) -> None:
     calls = """async () => {
         const { nearestLongitude, boundsNear } = await import("./static/positions.js");
-        const { mergeClusters } = await import("./static/canvas_layers.js");
-        const at = (longitude, west, east) => ({ latitude: -17, longitude, count: 10, bbox: [west, -18, east, -16] });
         const pairs = [[-179.9, 179.9], [179.9, -179.9], [10, 370], [-170, 0], [0, 725]];
         return {
             longitudes: pairs.map((pair) => nearestLongitude(...pair)),
             bounds: [[179, -1, -179, 1], [-180, -90, 180, 90], [5, 1, 6, 2]].map((box) => boundsNear(box, 0)),
             far: boundsNear([179, -1, -179, 1], -180),
-            merged: mergeClusters([at(179.9, 179.8, 180), at(-179.9, -180, -179.8)], 0.009),
         };
     }"""
     with opened(browser) as page:
@@ -394,9 +383,6 @@ def test_boxes_and_clusters_across_the_antimeridian(browser: Any) -> None:
     assert found["longitudes"] == pytest.approx([180.1, -180.1, 370, -170, 720])
     assert found["bounds"] == [[[-1, 179], [1, 181]], [[-90, -180], [90, 180]], [[1, 5], [2, 6]]]
     assert found["far"] == [[-1, -181], [1, -179]]
-    (merged,) = found["merged"]
-    assert merged["count"] == 20 and merged["longitude"] == pytest.approx(180)
-    assert merged["bbox"] == pytest.approx([179.8, -18, 180.2, -16])
 
 
 def test_tiles_are_requested_from_the_given_address(browser: Any) -> None:
@@ -465,16 +451,6 @@ def test_a_hundred_thousand_points_are_drawn_quickly(browser: Any) -> None:
         assert city.requests.count("GET /photos") == fetched  # all points were loaded at the start
 
 
-def test_a_click_on_a_cluster_zooms_in(browser: Any) -> None:
-    city = FakeCity(130_000)
-    with opened(browser, city) as page:
-        assert int(page.get_attribute("#map", "data-clusters")) > 0
-        before = page.evaluate("() => cosplace.map.getZoom()")
-        page.mouse.click(*page.evaluate(LARGEST_CLUSTER))
-        page.wait_for_selector("#map:not([data-points='0'])")
-        assert page.evaluate("() => cosplace.map.getZoom()") > before
-
-
 def test_the_page_and_the_real_server_agree(browser: Any, tmp_path: Path) -> None:
     from cosplace.localization.local_features import has_opencv
     from cosplace.localization.localizer import Localizer
@@ -520,6 +496,7 @@ def test_the_page_and_the_real_server_agree(browser: Any, tmp_path: Path) -> Non
 
 def test_texts(browser: Any) -> None:
     found = "verdict: 'found', latitude: 1, longitude: 2, radius_m: 9.4"
+    exif, exif_away = "exif: {latitude: 1, longitude: 2}", "exif: {latitude: 1.001, longitude: 2}"
     guess = "verdict: 'guess', unknown: true, guess: {latitude: 1, longitude: 2, radius_m: 9.4}, neighbours: [{}]"
     plain = "verdict: 'guess', calibrated: false, latitude: 1, longitude: 2, radius_m: null"
     none = "verdict: 'none', unknown: true"
@@ -533,8 +510,19 @@ def test_texts(browser: Any) -> None:
         "87% of the votes agree.",
         f"explanation({{{none}}})": "No indexed photo is similar enough.",
         f"explanation({{{none}, reason: 'not sure (needs 0.50)'}})": "Not sure (needs 0.50).",
-        f"explanation({{{none}}}, true)": "No indexed photos in this area. Search everywhere.",
-        f"headline({{{none}}}, true)": "No match in this area",
+        f"explanation({{{none}}}, {{bbox: []}})": "Nothing was compared. Search a larger area, or all dates.",
+        f"headline({{{none}, neighbours: [{{}}]}}, {{bbox: []}})": "No match in this area",
+        f"headline({{{none}}}, {{bbox: []}})": "No indexed photos in this area",
+        f"headline({{{none}}}, {{after: '2019-05-01'}})": "No indexed photos from these dates",
+        f"headline({{{none}}}, {{bbox: [], before: '2019-05-01'}})": "No indexed photos in this area from these dates",
+        f"exifNote({{{found}, exif: {{latitude: 1, longitude: 2, distance_m: 34, agrees: false}}}})": (
+            "The position in its EXIF data is 34 m from the answer: they disagree."
+        ),
+        f"exifNote({{{guess}, {exif_away}}})": "The position in its EXIF data is 111 m from the guess.",
+        f"exifNote({{{none}, {exif}}})": "The map shows the position in the photo's EXIF data.",
+        f"exifNote({{{found}}})": "",
+        "extent([179.99, 0, -179.99, 0.01])": "2.2 km × 1.1 km",
+        "extent([1, 2, 1, 2])": "",
         f"note({{{guess}, confidence: 0.2, reason: 'too low'}})": "If right, within 9 m. Too low.",
         f"note({{{found}, confidence: 0.95, reason: ''}})": "",
         f"note({{{plain}, confidence: 0.87, reason: 'uncalibrated'}})": "",
@@ -593,9 +581,10 @@ def test_texts_have_enough_contrast(theme: str) -> None:
     photo_colors = re.search(rf"{theme}: \[(.*?)\]", (WEB / "answers.js").read_text())
     assert photo_colors is not None
     pairs = [(colors[text], colors[back]) for text in ("text", "muted", "error") for back in ("surface", "raised")]
+    pairs += [(colors["grid-text"], colors["background"])]  # labels on the canvas
     pairs += [(colors["accent-text"], colors["accent"]), (colors["error"], colors["error-surface"])]
     pairs += [(colors["surface"], color) for color in re.findall(r"#\w{6}", photo_colors[1])]  # letters on pins
-    assert len(pairs) == 16
+    assert len(pairs) == 17
     for text, back in pairs:
         dark, light = sorted([luminance(text), luminance(back)])
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, back)

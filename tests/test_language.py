@@ -170,8 +170,8 @@ def test_messages(file: str) -> None:
 @pytest.mark.parametrize(
     "file",
     files(
-        "*.md", "docs/*.md", "docs/decisions/*.md", "examples/**/*.md", "cosplace/web/*.html", "cosplace/web/*.js",
-        "cosplace/report/templates/*",
+        "*.md", "docs/*.md", "docs/decisions/*.md", "docs/tutorials/*.md", "examples/**/*.md",
+        "cosplace/web/*.html", "cosplace/web/*.js", "cosplace/report/templates/*",
     ),
 )  # fmt: skip
 def test_pages(file: str) -> None:

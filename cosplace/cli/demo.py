@@ -17,6 +17,7 @@ def run_city(config: CityConfig) -> None:
     settings = CitySettings(
         images=config.images,
         image_size=config.image_size,
+        database_images=config.database_images,
         num_queries=config.num_queries,
         seed=config.seed,
         num_threads=loading_workers(config.num_workers),

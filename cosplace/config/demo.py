@@ -14,6 +14,7 @@ class CityConfig(Section):
     folder: Path = required("folder to write, with train/, val/ and test/", positional=True, metavar="OUT")
     images: int = setting(20_000, "approximate number of training images")
     image_size: int = setting(96, "width and height of the images, in pixels")
+    database_images: int = setting(3_700, "approximate number of database images in val/ and in test/")
     num_queries: int = setting(300, "number of queries in val/ and in test/")
     seed: int = seed_setting("seed of the city; the same seed gives the same images")
     num_workers: int | None = num_workers_setting("threads that render images; 0 uses one per core")

@@ -1,4 +1,4 @@
-"""The calibration of an index as one HTML page: reliability, precision, and the effect of confidence thresholds."""
+"""The calibration of an index as one HTML page in plain words: how far its answers can be trusted."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from cosplace.report.render import render
 from cosplace.storage import write_text
 
 PAGE = "calibration.html"
+DEFAULT_THRESHOLD = 0.5  # of `--min_confidence`
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 # Names of the entries of `Calibration.about`.
 DATA_NAMES = {
@@ -50,24 +51,42 @@ def write_calibration_page(calibration: Calibration, address: str) -> Path | Non
     return folder / PAGE
 
 
-def calibration_page(calibration: Calibration, name: str) -> str:
-    """Return the page as text.  name: of the index."""
+def calibration_page(calibration: Calibration, name: str, *, style_sheet: str | None = None) -> str:
+    """Return the page as text.
+
+    name: of the index.  style_sheet: its address, for a page that is not a single file.
+    """
     return render(
         "calibration.html",
-        title=f"Calibration report: {name}",
+        title="How far can you trust the answers?",
+        name=name,
+        style_sheet=style_sheet,
         measured_on=_measured_on(calibration),
+        summary=_summary(calibration),
         calibration_error=f"{calibration.calibration_error:.3f}",
         share_elsewhere=f"{100 * calibration.out_of_index_share:g}%",
-        radius_share=f"{100 * RADIUS_SHARE:g}%",
+        radius_share=f"{100 * RADIUS_SHARE:g}",
         reliability_chart=_reliability_chart(calibration),
         precision_chart=_precision_chart(calibration),
-        thresholds=[f"{threshold:g}" for threshold in THRESHOLDS],
         threshold_rows=_threshold_rows(calibration),
         data_used=[
             (DATA_NAMES.get(key, key), CORRECTIONS.get(value, value) if key == "correction" else value)
             for key, value in calibration.about.items()
         ],
     )
+
+
+def _summary(calibration: Calibration) -> dict[str, str]:
+    """The main numbers, of 100 photos or answers each; no number of correct ones without answers."""
+    row = calibration.curve[np.abs(calibration.curve[:, 0] - DEFAULT_THRESHOLD).argmin()]
+    _, precision, _, answered, rejected = (100 * row).tolist()
+    return {
+        "threshold": f"{100 * DEFAULT_THRESHOLD:g}",
+        "answered": f"{answered:.0f}",
+        "correct": f"{precision:.0f}" if answered > 0 else "",
+        "rejected": f"{rejected:.0f}",
+        "error": f"{100 * calibration.calibration_error:.1f}",
+    }
 
 
 def _measured_on(calibration: Calibration) -> str:
@@ -85,7 +104,7 @@ def _reliability_chart(calibration: Calibration) -> Markup:
     dots = Series(xs=100 * confidences, ys=100 * correct, shares=weights / max(1e-12, weights.max()))
     return chart(
         [Series(xs=ends, ys=ends, style="reference"), dots],
-        percent_axis("confidence, %"),
+        percent_axis("stated confidence, %"),
         percent_axis("correct answers, %"),
         description="Percentage of correct answers by confidence",
     )
@@ -98,24 +117,30 @@ def _precision_chart(calibration: Calibration) -> Markup:
     _, precision, _, answered, rejected = 100 * curve.T
     return chart(
         [
-            Series(label="precision", xs=answered, ys=precision, style="strong", markers=False),
+            Series(label="correct", xs=answered, ys=precision, style="strong", markers=False),
             Series(label="rejected", xs=answered, ys=rejected, color=1, markers=False),
         ],
         percent_axis("photos answered, %"),
         percent_axis("share, %"),
-        description="Precision and rejected out-of-index photos by the percentage of photos answered",
+        description="Correct answers and rejected photos of other places by the percentage of photos answered",
     )
 
 
-def _threshold_rows(calibration: Calibration) -> list[tuple[str, str, list[str]]]:
-    """Return (name, note, one cell per threshold) of each row of the table."""
+def _threshold_rows(calibration: Calibration) -> list[dict[str, str]]:
+    """Return one row of the table per threshold; without answers, none can be correct."""
     nearest = [int(np.abs(calibration.curve[:, 0] - threshold).argmin()) for threshold in THRESHOLDS]
-    _, precision, lower_bound, answered, rejected = calibration.curve[nearest].T
     radii_m = calibration.radius_m(np.array(THRESHOLDS))
-    return [
-        ("precision", "", [f"{value:.3f}" for value in precision]),
-        ("precision", "lower bound (90%)", [f"{value:.3f}" for value in lower_bound]),
-        ("photos answered, %", "", [f"{100 * value:.0f}" for value in answered]),
-        ("out-of-index photos rejected", "lower bound (90%)", [f"{value:.3f}" for value in rejected]),
-        ("radius at this threshold, m", "", [f"{value:.1f}" for value in radii_m]),
-    ]
+    rows = []
+    for threshold, radius_m, measured in zip(THRESHOLDS, radii_m, calibration.curve[nearest], strict=True):
+        _, precision, lower_bound, answered, rejected = measured.tolist()
+        rows.append(
+            {
+                "threshold": f"{100 * threshold:g}%",
+                "answered": f"{100 * answered:.0f}%",
+                "correct": f"{100 * precision:.1f}%" if answered > 0 else "–",
+                "correct_bound": f"{100 * lower_bound:.1f}%" if answered > 0 else "",
+                "rejected": f"{100 * rejected:.1f}%",
+                "radius": f"{radius_m:.0f} m",
+            }
+        )
+    return rows

@@ -29,7 +29,13 @@ from cosplace.server.photo_routes import add_photo_routes, public_name
 from cosplace.server.samples import Sample, describe, read_samples
 from cosplace.server.served_index import ServedIndex, index_name
 from cosplace.server.settings import OFFERED_TILES, ServerSettings
-from cosplace.server.static import api_page, api_style_sheet, read_static_files, static_response
+from cosplace.server.static import (
+    api_page,
+    api_style_sheet,
+    public_calibration_page,
+    read_static_files,
+    static_response,
+)
 from cosplace.server.uploads import Upload, UploadReader, files_body
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -87,7 +93,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     add_photo_routes(app, served, reader)
     add_matching_route(app, served, reader)
     _add_status_routes(app, queue, served, metrics, samples)
-    _add_page_routes(app)
+    _add_page_routes(app, localizer)
     return app
 
 
@@ -214,6 +220,7 @@ def _add_status_routes(
                 "attribution": settings.attribution,
                 "can_write": settings.token is not None,
                 "can_match": can_match(),
+                "calibrated": served.localizer.calibration is not None,
                 "count": served.num_photos,
                 "bounds": served.bounds,
                 "times": served.times,
@@ -237,7 +244,7 @@ def _add_status_routes(
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def _add_page_routes(app: FastAPI) -> None:
+def _add_page_routes(app: FastAPI, localizer: Localizer) -> None:
     files, style = read_static_files(), api_style_sheet()
 
     @app.get("/", include_in_schema=False)
@@ -247,6 +254,12 @@ def _add_page_routes(app: FastAPI) -> None:
     @app.get("/static/{name:path}", include_in_schema=False)
     async def show_file(name: str, request: Request) -> Response:
         return static_response(files.get(name), request)
+
+    @app.get("/calibration", include_in_schema=False)
+    async def show_calibration() -> Response:
+        if localizer.calibration is None:
+            raise HTTPException(404, "This index is not calibrated. Run `cosplace index calibrate INDEX`.")
+        return HTMLResponse(public_calibration_page(localizer))
 
     @app.get("/docs", include_in_schema=False)
     async def show_docs(request: Request) -> Response:

@@ -3,7 +3,7 @@
 import hashlib
 import mimetypes
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from fastapi import HTTPException, Request, Response
 
 import cosplace
 from cosplace.config.server import NO_TILES
+from cosplace.localization.localizer import Localizer
+from cosplace.report.calibration_page import calibration_page
 from cosplace.report.render import render, style_sheet
 from cosplace.server.settings import OFFERED_TILES, ServerSettings, tile_origin
 
@@ -150,3 +152,20 @@ def _route(method: str, path: str, operation: Mapping[str, Any]) -> Route:
         description=operation.get("description") or operation.get("summary", ""),
         rows=rows,
     )
+
+
+# --- the page about the confidence -----------------------------------------------------------------------------------
+
+
+def public_calibration_page(localizer: Localizer) -> str:
+    """Return the page about the calibration of an index, without paths of this machine.
+
+    The localizer has a calibration.
+    """
+    assert localizer.calibration is not None
+    names = {
+        key: Path(str(value)).name if key in ("queries", "unlabeled") else value
+        for key, value in localizer.calibration.about.items()
+    }
+    calibration = replace(localizer.calibration, about=names)
+    return calibration_page(calibration, Path(localizer.index.address).name, style_sheet="docs.css")

@@ -209,6 +209,7 @@ function listenForKeys({ map, indexPhotos, answers, showAll, compare }) {
 
 function start(config) {
   describeIndex(config, window.innerWidth <= 700);
+  byId("calibration").hidden = !config.calibrated;
   byId("about").textContent = [config.model && `Model: ${config.model}.`, "Map: Leaflet."]
     .filter(Boolean)
     .join(" ");

@@ -383,6 +383,24 @@ def usual_signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("usual_signals")
+def test_city_renders_the_numbers_of_images_that_are_asked_for(monkeypatch, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("numba", reason="rendering the city needs numba")
+    asked = []
+
+    from synthcity.capture import CitySummary
+
+    def build(folder: Path, settings, _progress) -> CitySummary:
+        asked.append((folder, settings.images, settings.database_images, settings.num_queries))
+        return CitySummary(folder=folder, counts={"train": 1}, num_written=1, num_found=0)
+
+    monkeypatch.setattr("synthcity.capture.build_city", build)
+    city = tmp_path / "town"
+    assert main(["city", str(city), "--images", "24", "--database_images", "36", "--num_queries", "5"]) == 0
+    assert asked == [(city, 24, 36, 5)]
+    assert main(["city", str(city), "--database_images", "0"]) == 2
+    assert "database_images must be a whole number from 1" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]

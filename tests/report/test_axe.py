@@ -4,20 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cosplace.assessment.audit import audit_pairs
 from cosplace.assessment.comparison import compare, open_runs
 from cosplace.assessment.run_files import read_query_results
 from cosplace.cli import main
-from cosplace.localization.confidence import from_record
-from cosplace.localization.signals import SIGNALS
 from cosplace.report.audit_page import write_audit_page
 from cosplace.report.calibration_page import calibration_page
 from cosplace.report.comparison_page import comparison_page
 from tests.assessment.comparison_samples import city_dataset, write_run
 from tests.browsers import axe_violations, open_chromium
+from tests.report.calibration_samples import sample_calibration
 from tests.synthetic_dataset import write_dataset
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
@@ -51,16 +49,7 @@ def write_validation(path: Path) -> None:
 
 
 def write_calibration(path: Path) -> None:
-    thresholds, ones = np.linspace(0, 1, 201), [1.0] * len(SIGNALS)
-    columns = thresholds, 0.5 + thresholds / 2, 0.4 + thresholds / 2, 0.95 - thresholds, thresholds
-    record = {
-        "version": 1, "features": list(SIGNALS), "temperature": 0.1, "agree_m": 25.0, "bias": 0.0,
-        "centre": ones, "scale": ones, "weights": ones, "logits": [-1.0, 1.0], "frequencies": [0.0, 1.0],
-        "radius_confidences": [0.5, 1.0], "radii_m": [20.0, 10.0], "curve": np.transpose(columns).tolist(),
-        "reliability": [[0.1, 0.2, 40.0], [0.9, 0.8, 10.0]], "calibration_error": 0.0123, "share_elsewhere": 0.05,
-        "about": {"num_photos": 376, "num_elsewhere": 94, "seed": 7},
-    }  # fmt: skip
-    path.write_text(calibration_page(from_record(record), "index"), "utf-8")
+    path.write_text(calibration_page(sample_calibration(), "index"), "utf-8")
 
 
 def write_zoo(path: Path) -> None:

@@ -3,30 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from cosplace.localization.confidence import Calibration, from_record
-from cosplace.localization.signals import SIGNALS
+from cosplace.localization.confidence import Calibration
 from cosplace.report.calibration_page import THRESHOLDS, calibration_page, write_calibration_page
+from tests.report.calibration_samples import sample_calibration
 from tests.report.report_samples import Page, assert_single_file
 
 
 @pytest.fixture
 def calibration() -> Calibration:
-    thresholds = np.linspace(0, 1, 201)
-    # threshold, precision, its lower bound, photos answered, out-of-index photos rejected
-    columns = thresholds, 0.5 + thresholds / 2, 0.4 + thresholds / 2, 0.95 - thresholds, thresholds
-    ones = [1.0] * len(SIGNALS)
-    return from_record(
-        {
-            "version": 1, "features": list(SIGNALS), "temperature": 0.1, "agree_m": 25.0, "bias": 0.0,
-            "centre": ones, "scale": ones, "weights": ones, "logits": [-1.0, 1.0], "frequencies": [0.0, 1.0],
-            "radius_confidences": [0.5, 1.0], "radii_m": [20.0, 10.0], "curve": np.transpose(columns).tolist(),
-            "reliability": [[0.1, 0.2, 40.0], [0.9, 0.8, 10.0]], "calibration_error": 0.0123, "share_elsewhere": 0.05,
-            "about": {"num_photos": 376, "num_elsewhere": 94, "seed": 7, "of a later version": "new"},
-        }
-    )  # fmt: skip
+    return sample_calibration(**{"of a later version": "new"})
 
 
 def test_page_shows_the_numbers_of_a_calibration(calibration: Calibration, tmp_path: Path) -> None:
@@ -35,13 +22,43 @@ def test_page_shows_the_numbers_of_a_calibration(calibration: Calibration, tmp_p
     assert_single_file(html)
     page = Page(html)
     text = page.text()
-    assert f"Calibration report: {tmp_path}" in text
+    assert f"Calibration of the index {tmp_path}" in text
     assert "Expected calibration error: 0.012" in text and "5% of all photos" in text
     for words in ("photos in the index 376", "out-of-index tests 94", "seed 7", "of a later version new"):
         assert words in text, words
-    cells = " ".join(f"{value:.3f}" for value in (0.75, 0.9, 0.95, 0.975, 0.995))
-    assert len(THRESHOLDS) == 5 and f"precision {cells}" in text
-    assert "radius at this threshold, m 20.0 14.0 12.0 11.0 10.2" in text
+    # At 0.5: precision 0.5 + 0.25, its lower bound 0.4 + 0.25, answered 0.95 - 0.5, rejected 0.5, radius 20 m.
+    assert "50% 45% 75.0% ≥ 65.0% 50.0% 20 m" in text
+    assert "90% 5% 95.0% ≥ 85.0% 90.0% 12 m" in text
+    assert len(THRESHOLDS) == 5
+
+
+def test_page_begins_with_a_summary_in_plain_words(calibration: Calibration) -> None:
+    text = Page(calibration_page(calibration, "index")).text()
+    summary = text[: text.index("Fewer answers")]
+    for words in (
+        "about 45 get an answer with a confidence of 50% or more",
+        "about 75 are correct",
+        "50 or more get no such answer",
+        "by 1.2 percentage points",
+        "For 90 of 100 correct answers",
+    ):
+        assert words in summary, words
+    for word in ("precision", "calibration error", "threshold", "out-of-index", "fitting"):
+        assert word not in summary, word
+
+
+def test_without_answers_no_answer_is_called_correct(calibration: Calibration) -> None:
+    curve = calibration.curve.copy()
+    curve[curve[:, 0] >= 0.45, 1:4] = (1, 0, 0)  # precision of nothing is stored as 1
+    text = Page(calibration_page(replace(calibration, curve=curve), "index")).text()
+    assert "are correct." not in text.split("To check")[0] and "Of 100 such answers" not in text
+    assert "50% 0% – 50.0% 20 m" in text
+
+
+def test_page_with_a_style_sheet_has_no_inline_styles(calibration: Calibration) -> None:
+    html = calibration_page(calibration, "index", style_sheet="docs.css")
+    assert '<link rel="stylesheet" href="docs.css">' in html
+    assert "<style" not in html and "style=" not in html and "single file" not in html
 
 
 def test_page_says_what_was_located(calibration: Calibration) -> None:
@@ -71,4 +88,4 @@ def test_index_on_object_storage_has_no_page(calibration: Calibration) -> None:
 def test_name_of_the_index_is_escaped(calibration: Calibration) -> None:
     html = calibration_page(calibration, "<script>&")
     assert_single_file(html)
-    assert Page(html).text().count("<script>&") == 2
+    assert Page(html).text().count("<script>&") == 1

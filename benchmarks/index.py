@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from cosplace.cli.console import log_to_terminal, print_result, write_json
-from cosplace.config.index import IndexSettings
+from cosplace.config.index import SEARCH_CODES, IndexSettings
 from cosplace.errors import CosPlaceError
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
@@ -234,14 +234,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="photos (default: 1000000)")
     parser.add_argument("--dimension", type=int, default=DIMENSION, metavar="D", help="(default: 512)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of descriptors (default: float32)")
+    parser.add_argument("--codes", choices=SEARCH_CODES, default="4bit", help="--search_codes (default: 4bit)")
     parser.add_argument("--folder", type=Path, help="folder for the index (default: a temporary one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args(argv)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="bench-index-"))
     try:
         with log_to_terminal():
+            settings = IndexSettings(stored_dtype=DTYPES[arguments.dtype], search_codes=arguments.codes)
             figures = measure_index(
-                folder / "index", arguments.rows, dimension=arguments.dimension, dtype=arguments.dtype
+                folder / "index", arguments.rows, settings, dimension=arguments.dimension, dtype=arguments.dtype
             )
         print_result(index_table(figures))
         if arguments.json is not None:

@@ -454,9 +454,9 @@ def _print_info(info: dict[str, Any]) -> None:
         print_result("  search: exact, every photo is compared")
     else:
         print_result(
-            f"  search: approximate, {search['partitions_searched']} of {search['partitions']} partitions; measured on "
-            f"{search['measured_on']} photos: recall@1 {search['recall_at_1']:.4f}, "
-            f"recall@20 {search['recall_at_20']:.4f}"
+            f"  search: approximate, {search['codes']} codes, {search['partitions_searched']} of "
+            f"{search['partitions']} partitions; measured on {search['measured_on']} photos: recall@1 "
+            f"{search['recall_at_1']:.4f}, recall@20 {search['recall_at_20']:.4f}"
         )
         print_result(
             f"  since then, added: {format_count(search['added_since'], 'photo')}; removed: {search['removed_since']:,}"

@@ -19,6 +19,7 @@ from cosplace.config.sections import (
 )
 from cosplace.config.setting import Section, required, section, setting
 
+SEARCH_CODES = ("4bit", "binary", "int8")
 PART_HELP = (
     "photos of a dataset to index: all, queries too; or only those of its database/ or gallery/, to measure an index "
     "with its queries; stored with the index"
@@ -51,6 +52,10 @@ class IndexSettings(Section):
     thumbnail_size: int = setting(
         THUMBNAIL_SIZE, "pixels of the longer side of stored thumbnails; 640 to compare photos in full size on the "
         "map; 0 stores none", at_least=0,
+    )  # fmt: skip
+    search_codes: str = setting(
+        "4bit", "codes that approximate search compares before full descriptors: 4bit, the fastest; binary, 1 bit per "
+        "dimension for a smaller search index; int8, 8 bits per dimension", choices=SEARCH_CODES,
     )  # fmt: skip
     exact_rows: int = setting(
         EXACT_ROWS, "above this number of photos, use approximate search, whose recall is measured", at_least=1

@@ -36,8 +36,10 @@ def build_on_cluster(store: Store, num_partitions: int, cluster: Cluster) -> Non
 
     num_workers = cluster.workers_for(needs_gpu=False)
     kind: dict[str, Any] = {"index_type": "IVF_FLAT"}
-    if store.dimension % 8 == 0:  # RaBitQ needs a multiple of 8
-        kind = {"index_type": "IVF_RQ", "num_bits": CODE_BITS}
+    if store.search_codes == "int8":
+        kind = {"index_type": "IVF_SQ"}
+    elif store.dimension % 8 == 0:  # RaBitQ needs a multiple of 8
+        kind = {"index_type": "IVF_RQ", "num_bits": CODE_BITS[store.search_codes]}
     with _explained(store, "build the search index"):
         wait_for(
             lambda: lance_ray.create_index(

@@ -45,6 +45,7 @@ class PhotoReader:
         try:
             self.spec = spec_from_record(record["model"])
             self.settings = IndexSettings(**record["settings"])
+            store.search_codes = self.settings.search_codes
             self._created = str(record["created"])
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise damaged(store.address, "its settings cannot be read") from error
@@ -160,6 +161,7 @@ class PhotoReader:
             num_added = int(np.count_nonzero(columns.ids > approximate.last_id))
             search = {
                 "kind": "approximate",
+                "codes": self.settings.search_codes,
                 "partitions": approximate.num_partitions,
                 "partitions_searched": approximate.num_probed,
                 "recall_at_1": approximate.recall_at_1,

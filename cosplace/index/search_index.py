@@ -15,8 +15,8 @@ from cosplace.index.photo_table import WITH_DESCRIPTOR
 from cosplace.index.store import PHOTOS, Store
 
 VECTOR_INDEX = "descriptor_idx"
-CODE_BITS = 4  # per dimension of the codes
-REFINE = 2  # times k candidates are compared by their full descriptors
+CODE_BITS = {"4bit": 4, "binary": 1}  # per dimension of RaBitQ's codes
+REFINE = {"4bit": 2, "binary": 10, "int8": 2}  # times k candidates are compared by their full descriptors
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,14 @@ def check_search_index(store: Store) -> bool:
 
 def build_vector_index(store: Store, num_partitions: int) -> None:
     """Build the approximate search index over all photos, replacing the one that is there."""
-    from lancedb.index import IvfFlat, IvfRq
+    from lancedb.index import IvfFlat, IvfRq, IvfSq
 
-    if store.dimension % 8 == 0:
-        config = IvfRq(distance_type="l2", num_partitions=num_partitions, num_bits=CODE_BITS)
+    config: IvfFlat | IvfRq | IvfSq
+    if store.search_codes == "int8":
+        config = IvfSq(distance_type="l2", num_partitions=num_partitions)
+    elif store.dimension % 8 == 0:
+        bits = CODE_BITS[store.search_codes]
+        config = IvfRq(distance_type="l2", num_partitions=num_partitions, num_bits=bits)
     else:  # RaBitQ needs a multiple of 8
         config = IvfFlat(distance_type="l2", num_partitions=num_partitions)
     with translated_errors(store.address):
@@ -92,7 +96,7 @@ def find_nearest(
             search = search.bypass_vector_index()
         else:
             search = search.minimum_nprobes(num_probed).maximum_nprobes(0 if condition else num_probed)
-            search = search.refine_factor(REFINE)
+            search = search.refine_factor(REFINE[store.search_codes])
         if condition:
             search = search.where(condition, prefilter=True)
         # Without _distance Lance warns.

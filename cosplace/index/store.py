@@ -70,6 +70,7 @@ class Store:
                 f"{address} {problem}. Build an index with `cosplace index build DATASET --model MODEL --to {address}`."
             )
         self.address, self.is_checked = address, check
+        self.search_codes = "4bit" if former is None else former.search_codes  # of IndexSettings, set by `PhotoReader`
         self.files = CheckedFiles(address, check=check) if former is None else former.files
         self.files.check()
         with translated_errors(address):

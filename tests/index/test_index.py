@@ -265,6 +265,38 @@ def test_the_search_index_is_built_once_and_recorded(tmp_path: Path) -> None:
     assert info["partitions"] >= info["partitions_searched"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("codes", "kind", "share"), [("4bit", "IvfRq", 0.5), ("binary", "IvfRq", 0.25), ("int8", "IvfSq", 1)]
+)
+def test_codes_of_approximate_search(tmp_path: Path, codes: str, kind: str, share: float) -> None:
+    queries = units(3000, 1)[:100] + 0.3 * units(100, 2)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    with filled(tmp_path / "index", 3000, exact_rows=100, search_codes=codes) as index:
+        index.update_search()
+        (vectors,) = [one for one in index._store.photos.list_indices() if one.name == "descriptor_idx"]
+        assert vectors.index_type == kind
+        info = index.info()["search"]
+        assert info["codes"] == codes and info["recall_at_1"] >= 0.98 and info["recall_at_20"] >= 0.95
+        found, exact = index.search(queries, 1), index.search(queries, 1, exact=True)
+        same = found.ids == exact.ids
+        assert same.mean() >= 0.95
+        assert np.allclose(found.similarities[same], exact.similarities[same], atol=1e-6)  # of the full descriptors
+    size = sum(
+        path.stat().st_size for path in (tmp_path / "index" / "photos.lance" / "_indices").rglob("*") if path.is_file()
+    )
+    codes_bytes = 3000 * SPEC.dimension * share
+    assert codes_bytes < size < codes_bytes + 40 * 3000 + 400_000
+    with open_index(tmp_path / "index") as index:
+        assert index.info()["search"]["codes"] == codes
+        assert (index.search(queries, 1).ids == found.ids).all()
+
+
+def test_unknown_codes_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--search_codes must be 4bit, binary or int8, got 'pq'"):
+        IndexSettings(search_codes="pq")
+
+
 def test_a_reader_without_search_index_compares_all_photos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     filled(tmp_path / "index", 600, exact_rows=100).close()
     reader = open_index(tmp_path / "index")

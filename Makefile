@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# One thread a process: the tests already keep every core busy.
+# One thread a process, and one process more than there are cores: many tests wait for servers and other processes.
+WORKERS := $(shell echo $$(( $$(nproc) + 1 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: demo test long lint check minimum format docs site bench bench-gpu bench-index figures clean
@@ -12,10 +13,10 @@ demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
 
 test: $(VENV)/.dev
-	$(PYTEST) -n auto --dist loadfile -m "not long"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not long"
 
 long: $(VENV)/.dev  ## the tests that kill processes again and again, or train for long
-	$(PYTEST) -n auto --dist load -m long
+	$(PYTEST) -n $(WORKERS) --dist load -m long
 
 lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -23,10 +24,10 @@ lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ty check --quiet
 
 check: lint
-	$(PYTEST) -q -n auto --dist loadfile -m "not slow and not long"
+	$(PYTEST) -q -n $(WORKERS) --dist loadfile -m "not slow and not long"
 
 minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies
-	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n auto --dist loadfile -m "not slow and not long"
+	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not long"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

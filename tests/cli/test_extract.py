@@ -171,8 +171,8 @@ def listing(store: Path) -> frozenset[str]:
     return frozenset(path.name for path in store.iterdir()) if store.exists() else frozenset()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kills", [3, 20])
 def test_workers_that_are_killed_again_and_again(model: Path, tmp_path: Path, kills: int) -> None:
     """Three workers, of which a random one is killed at a random moment and replaced; the files are those of one."""
     photos = write_photos_folder(tmp_path / "photos", 200).folder
@@ -261,7 +261,7 @@ def test_eval_of_stores_is_eval_of_the_photos(stores: Path, model: Path, capsys:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_ranks_of_torchrun_find_what_one_process_finds(stores: Path, num_ranks: int) -> None:
     database = "codes" if num_ranks == 4 else "database"
     assert main([*evaluation(stores, database), "--save_dir=alone"]) == 0

@@ -89,7 +89,7 @@ def test_nginx_accepts_the_configuration(tmp_path: Path) -> None:
     assert "warn" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_servers_behind_the_proxy_of_which_one_is_killed(tmp_path: Path) -> None:
     index, ports, port = make_index(tmp_path), [free_port(), free_port()], free_port()
     addresses = [f"http://127.0.0.1:{one}" for one in ports]

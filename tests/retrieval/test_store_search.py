@@ -171,7 +171,13 @@ print(json.dumps({"limit": limit, "peak": 1024 * int(status["VmHWM"].split()[0])
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
 @pytest.mark.parametrize(
-    ("dtype", "num_rows"), [("float32", 100_000), ("float16", 160_000), ("int8", 300_000), ("binary", 300_000)]
+    ("dtype", "num_rows"),
+    [
+        ("float32", 100_000),
+        pytest.param("float16", 160_000, marks=pytest.mark.long),
+        pytest.param("int8", 300_000, marks=pytest.mark.long),
+        pytest.param("binary", 300_000, marks=pytest.mark.long),
+    ],
 )
 def test_memory_stays_below_the_limit(tmp_path: Path, dtype: str, num_rows: int) -> None:
     block = unit_rows(2000, 256)

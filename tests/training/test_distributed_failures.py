@@ -192,6 +192,7 @@ def test_a_process_that_hangs_ends_the_run_in_time(dataset_folder: Path, tmp_pat
         assert "--process_timeout_minutes" in line
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(dataset_folder: Path, tmp_path: Path) -> None:
     words = ["-c", SLOWLY, "train", *flags(dataset_folder, report_matches=0, lr=1e-5, epochs_num=2)]
     with Job([words] * 2, tmp_path) as job:

@@ -212,6 +212,7 @@ def test_other_settings_are_refused_on_resume(dataset_folder: Path, whole_run: P
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kill_minus_nine_at_any_moment_loses_nothing(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
     flags = [
         f"--{name}" if value is True else f"--{name}={value}"

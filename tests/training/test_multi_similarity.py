@@ -238,6 +238,7 @@ def test_a_stopped_run_resumes_exactly(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kill_minus_nine_at_any_moment_loses_nothing(
     dataset_folder: Path, run: tuple[dict, Path], tmp_path: Path
 ) -> None:

@@ -401,6 +401,7 @@ def test_city_renders_the_numbers_of_images_that_are_asked_for(monkeypatch, tmp_
     assert "database_images must be a whole number from 1" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]

@@ -52,7 +52,7 @@ def test_an_error_shows_the_remedies_of_the_running_command() -> None:
 
 
 def test_every_flag_in_an_error_is_a_flag_of_some_command() -> None:
-    of_torchrun = {"nproc_per_node", "nnodes", "max_restarts"}
+    of_torchrun = {"nproc_per_node", "nnodes", "max_restarts", "rdzv"}  # --rdzv-id
     known = {"help", *TERMINAL_FLAGS, *of_torchrun}.union(*COMMANDS.values())
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

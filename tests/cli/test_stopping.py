@@ -143,7 +143,7 @@ def test_the_printed_command_has_the_dataset_of_the_environment(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_signals_to_all_processes_at_random_moments_lose_nothing(
     dataset_folder: Path, whole_run: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -269,7 +269,15 @@ def test_the_network_is_not_changed(network: GeoLocalizationNet, tmp_path: Path)
     assert any(parameter.requires_grad for parameter in training.parameters())
 
 
-@pytest.mark.parametrize("backbone", ["VGG16", "ResNet18", "ResNet50", "EfficientNet_B0"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        pytest.param("VGG16", marks=pytest.mark.long),
+        "ResNet18",
+        pytest.param("ResNet50", marks=pytest.mark.long),
+        "EfficientNet_B0",
+    ],
+)
 def test_every_backbone_family(backbone: str, tmp_path: Path) -> None:
     network = with_statistics(GeoLocalizationNet(backbone, 24, generator=torch.Generator().manual_seed(0)))
     written = export_network(network, tmp_path / "model.onnx")

@@ -80,7 +80,13 @@ def test_forms_of_photos(values: str, layout: str) -> None:
 
 @slow
 @pytest.mark.parametrize(
-    ("values", "layout"), [("unit", "NCHW"), ("uint8", "NCHW"), ("unit", "NHWC"), ("normalized", "NHWC")]
+    ("values", "layout"),
+    [
+        pytest.param("unit", "NCHW", marks=pytest.mark.long),
+        ("uint8", "NCHW"),
+        ("unit", "NHWC"),
+        pytest.param("normalized", "NHWC", marks=pytest.mark.long),
+    ],
 )
 def test_files_take_each_form(network: GeoLocalizationNet, tmp_path: Path, values: str, layout: str) -> None:
     settings = ExportSettings(input_values=values, input_layout=layout)
@@ -96,7 +102,7 @@ def test_files_take_each_form(network: GeoLocalizationNet, tmp_path: Path, value
 
 @slow
 @needs_new_torch
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.long)])
 def test_resizing_inside(network: GeoLocalizationNet, tmp_path: Path, precision: str) -> None:
     settings = ExportSettings(input_values="uint8", resize_inside=True, image_size=64, precision=precision)
     written = export_network(network, tmp_path / "model.onnx", settings)
@@ -149,10 +155,10 @@ def test_names_and_opset(network: GeoLocalizationNet, tmp_path: Path) -> None:
         ("salad", "fp32"),
         pytest.param("boq", "fp32", marks=needs_new_torch),
         ("mixvpr", "fp32"),
-        ("conv_ap", "fp32"),
-        ("netvlad", "fp32"),
+        pytest.param("conv_ap", "fp32", marks=pytest.mark.long),
+        pytest.param("netvlad", "fp32", marks=pytest.mark.long),
         ("salad", "fp16"),
-        ("netvlad", "fp16"),
+        pytest.param("netvlad", "fp16", marks=pytest.mark.long),
     ],
 )
 def test_each_aggregation(tmp_path: Path, aggregation: str, precision: str) -> None:
@@ -171,7 +177,12 @@ def test_each_aggregation(tmp_path: Path, aggregation: str, precision: str) -> N
 @slow
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("test_resnet", "fp32"), ("test_vit", "fp32"), ("test_convnext", "fp32"), ("test_vit", "fp16")],
+    [
+        ("test_resnet", "fp32"),
+        ("test_vit", "fp32"),
+        pytest.param("test_convnext", "fp32", marks=pytest.mark.long),
+        pytest.param("test_vit", "fp16", marks=pytest.mark.long),
+    ],
 )
 def test_networks_of_timm(tmp_path: Path, name: str, precision: str) -> None:
     pytest.importorskip("timm", reason="pip install 'cosplace[timm]'")

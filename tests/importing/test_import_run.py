@@ -390,7 +390,7 @@ def test_two_imports_at_a_time_are_refused(phone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["copy", "link"])
+@pytest.mark.parametrize("mode", [pytest.param("copy", marks=pytest.mark.long), "link"])
 def test_a_killed_import_continues(mode: str, tmp_path: Path) -> None:
     """Killed at any time, and started again, an import gives what one without interruption gives."""
     for number in range(3000):

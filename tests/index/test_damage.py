@@ -260,7 +260,7 @@ def damage_at_random(address: Path, rng: random.Random) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["intact", "intact_approximate"])
+@pytest.mark.parametrize("name", [pytest.param("intact", marks=pytest.mark.long), "intact_approximate"])
 def test_random_damage_never_crashes_and_never_answers_wrongly(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -213,6 +213,7 @@ def test_a_store_without_conditional_writes(address: str, store: ObjectStore) ->
     assert not has_index(address)
 
 
+@pytest.mark.long
 def test_a_store_that_fails(address: str, store: ObjectStore) -> None:
     write_index(address).close()
     with open_index(address, write=True) as index:
@@ -239,6 +240,7 @@ def test_a_slow_store(address: str, store: ObjectStore) -> None:
         assert len(index) == 30
 
 
+@pytest.mark.long
 def test_a_store_that_is_down_or_has_no_such_bucket(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PhotoIndexError, match="cannot be reached"):
         open_index("s3://no-such-bucket/city")

@@ -408,6 +408,7 @@ def test_threads_survive_any_error(localizer, monkeypatch, caplog) -> None:
     assert [record.event for record in caplog.records if record.levelname == "ERROR"] == ["bug", "bug"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the open files of a Linux process")
 def test_memory_and_open_files_stay_flat(localizer) -> None:
     def usage() -> tuple[int, int]:

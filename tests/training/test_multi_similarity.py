@@ -269,7 +269,7 @@ def test_other_settings_and_photos_are_refused_on_resume(
             prepare(resumed_config(str(folder), {"extra_datasets": ()}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_the_places_of_a_synthetic_city(tmp_path: Path) -> None:
     city = tmp_path / "city"
     assert main(["city", str(city), "--images", "1500", "--image_size", "64", "--num_queries", "150"]) == 0

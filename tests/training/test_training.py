@@ -129,7 +129,7 @@ def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_written(datase
     [
         {"use_amp16": True, "amp_dtype": "bf16"},
         {"groups_num": 2, "N": 2, "M": 10, "L": 1, "augmentation_device": "cpu"},
-        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"compile": True}, marks=pytest.mark.long),
     ],
 )
 def test_every_mode_resumes_exactly(dataset_folder: Path, tmp_path: Path, mode: dict) -> None:

@@ -166,6 +166,7 @@ def test_a_service_that_fails_gets_no_more_metrics(
 def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosplace.training.loggers.find_spec", lambda _: None)
     for name in ("wandb", "mlflow"):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # of other tests of this process
         with pytest.raises(ConfigError, match=rf"pip install 'cosplace\[{name}\]'"):
             require_logger(name)
     assert "wandb" not in sys.modules and "mlflow" not in sys.modules

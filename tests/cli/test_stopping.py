@@ -142,8 +142,8 @@ def test_the_printed_command_has_the_dataset_of_the_environment(
     set_folder(parse_words(COSPLACE.find_action("train"), words[2:], "cosplace train", COSPLACE)[0].folders, "val")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_to_all_processes_at_random_moments_lose_nothing(
     dataset_folder: Path, whole_run: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("distributed_checks.py")
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(2, id="2 processes"), pytest.param(4, id="4 processes", marks=pytest.mark.slow)],
+    params=[pytest.param(2, id="2 processes"), pytest.param(4, id="4 processes", marks=pytest.mark.long)],
 )
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("checks")

@@ -24,7 +24,7 @@ from tests.training.jobs import LIMIT_S, TRAIN, Job, environment, flags, only_ru
 from tests.training.test_training import assert_same_run
 from tests.unusual_input.samples import needs_posix
 
-pytestmark = [pytest.mark.slow, needs_posix]
+pytestmark = [pytest.mark.long, needs_posix]
 
 CHANGES = {"report_matches": 0, "checkpoint_minutes": 0}  # a checkpoint after each iteration
 SLOWLY = """
@@ -89,7 +89,6 @@ def run_with_checkpoint(folder: Path) -> Path:
     return found.parent
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kills", [2, 20])
 def test_kills_at_random_moments_do_not_change_the_end(
     dataset_folder: Path, undisturbed: tuple[Path, float], tmp_path: Path, kills: int
@@ -125,7 +124,6 @@ def test_kills_at_random_moments_do_not_change_the_end(
         num_runs += 1
 
 
-@pytest.mark.long
 def test_torchrun_restarts_a_run_whose_process_was_killed(
     dataset_folder: Path, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -141,7 +139,6 @@ def test_torchrun_restarts_a_run_whose_process_was_killed(
     assert_same_run(only_run(tmp_path), undisturbed[0])
 
 
-@pytest.mark.long
 def test_the_others_end_when_a_process_is_killed(dataset_folder: Path, tmp_path: Path) -> None:
     """Also without torchrun's signal, as when its machine fails."""
     words = ["-c", SLOWLY, "train", *flags(dataset_folder, **CHANGES)]
@@ -156,7 +153,6 @@ def test_the_others_end_when_a_process_is_killed(dataset_folder: Path, tmp_path:
     assert read_checkpoint(only_run(tmp_path))["counters"]["iteration"] >= 1
 
 
-@pytest.mark.long
 def test_a_process_that_does_not_start_is_named(dataset_folder: Path, tmp_path: Path) -> None:
     words = [*TRAIN, *flags(dataset_folder, process_timeout_minutes=0.05)]
     with Job([words, ["-c", ""]], tmp_path / "in time") as job:
@@ -179,7 +175,6 @@ def wait_until_started(job: Job, rank: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.long
 def test_a_process_that_hangs_ends_the_run_in_time(dataset_folder: Path, tmp_path: Path) -> None:
     words = ["-c", SLOWLY, "train", *flags(dataset_folder, **CHANGES), "--process_timeout_minutes=0.5"]
     with Job([words] * 2, tmp_path) as job:
@@ -192,7 +187,6 @@ def test_a_process_that_hangs_ends_the_run_in_time(dataset_folder: Path, tmp_pat
         assert "--process_timeout_minutes" in line
 
 
-@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(dataset_folder: Path, tmp_path: Path) -> None:
     words = ["-c", SLOWLY, "train", *flags(dataset_folder, report_matches=0, lr=1e-5, epochs_num=2)]
     with Job([words] * 2, tmp_path) as job:

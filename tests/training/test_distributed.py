@@ -17,6 +17,8 @@ from cosplace.training.torchrun import find_run, record_job, torchrun_command, t
 from tests.training.distributed_checks import CHECKS
 from tests.training.jobs import run_job
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("distributed_checks.py")
 
 

@@ -17,6 +17,8 @@ from tests.training.jobs import TRAIN, Job, as_words, flags, only_run, run_job
 from tests.training.test_eigenplaces_training import EIGENPLACES, write_road
 from tests.training.test_training import all_weights, train_until
 
+pytestmark = pytest.mark.slow
+
 # The learning rate of the paper.  A larger one amplifies rounding sooner (docs/distributed-training.md).
 SMALL = {"lr": 1e-5, "epochs_num": 2, "report_matches": 0}
 TOLERANCE = 1e-4  # relative, of the loss of each iteration

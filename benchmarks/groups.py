@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cosplace.training.groups import Groups
 
 M, ALPHA, N, L, MIN_IMAGES = 10, 30, 5, 2, 10  # the paper's, which are the defaults
-SAMPLED_IMAGES = 2_000  # images whose class is checked when there is no plain side
+SAMPLED_IMAGES = 2_000  # images whose class is checked if the plain side is not run
 NUM_GROUPS_READ = 8
 PAGE = 4096
 

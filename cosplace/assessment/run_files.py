@@ -68,7 +68,7 @@ class QueryResults:
     first_correct: np.ndarray  # (Q,) int64, rank of the first correct prediction from 1; 0 if none of K is correct
     num_predictions: int  # K, of which the ranks are known
     has_positive: np.ndarray  # (Q,) bool
-    expected: Sequence[str]  # (Q,) the database image that should be found; "" where there is no positive
+    expected: Sequence[str]  # (Q,) the database image that should be found; "" for a query without positives
     clusters: np.ndarray  # (Q,) int64, queries that are drawn together
     conditions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> (Q,) values; "" if unknown
 

@@ -24,7 +24,7 @@ from cosplace.progress import Progress, StopRequest
 from cosplace.storage import storage_errors, write_text
 
 LOGS = Path("logs")  # folders of runs
-LINE_SECONDS = 60.0  # at most one progress line in this time where there is no terminal
+LINE_SECONDS = 60.0  # without a terminal, at most one progress line in this time
 SAME_SIGNAL_S = 1.0  # a signal that is repeated within this time is the same request
 RETRY_S = 0.05  # until a signal that was ignored is sent again
 RED, YELLOW, RESET = "\x1b[31m", "\x1b[33m", "\x1b[0m"

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import HTTPException, Request
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -116,10 +117,10 @@ class UploadReader:
         parser = _PhotoFormParser(request, body.chunks(), self.settings)
         try:
             parts = await parser.parse()
-        except MultiPartException as error:
-            is_above_limit = "aximum" in error.message
+        except (MultiPartException, FormParserError) as error:  # the second by starlette before 0.44
+            is_above_limit = "aximum" in str(error)
             status = 413 if is_above_limit else 400
-            raise HTTPException(status, f"The form cannot be read: {error.message}") from error
+            raise HTTPException(status, f"The form cannot be read: {error}") from error
         try:
             files = [part for _, part in parts.multi_items() if isinstance(part, UploadFile)]
             fields = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
@@ -135,13 +136,8 @@ class _PhotoFormParser(MultiPartParser):
     """Starlette's parser, with a limit per file.  Files above one megabyte go to unnamed temporary files."""
 
     def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], settings: ServerSettings) -> None:
-        super().__init__(
-            request.headers,
-            stream,
-            max_files=settings.max_files,
-            max_fields=MAX_FIELDS,
-            max_part_size=MAX_FIELD_BYTES,
-        )
+        super().__init__(request.headers, stream, max_files=settings.max_files, max_fields=MAX_FIELDS)
+        self.max_part_size = MAX_FIELD_BYTES  # not an argument before starlette 0.44
         self.settings, self.num_part_bytes = settings, 0
 
     def on_part_begin(self) -> None:

@@ -105,7 +105,8 @@ def test_codes_by_their_definition(
         from cosplace.retrieval.compression import binary_codes, centered_and_rotated
 
         asked = binary_codes(centered_and_rotated(QUERIES, np.array(values["center"], np.float32)))
-        distances = np.bitwise_count(asked[:, None] ^ codes).sum(axis=2).astype(float)
+        differences = (asked[:, None] ^ codes).view(np.uint8)
+        distances = np.unpackbits(differences, axis=2).sum(axis=2).astype(float)
     expected, integers = plain_neighbors(distances, searchable, 20)
     for block_bytes in (1 << 20, 300):
         monkeypatch.setattr(store_search, "BLOCK_BYTES", block_bytes)

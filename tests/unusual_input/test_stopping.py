@@ -210,7 +210,10 @@ def test_compacting_removes_what_a_killed_writer_left_in_the_tables(index: Path)
     """Lance writes files before the version that names them: a killed writer leaves files that no version names."""
     table = index / "photos.lance"
     (search,), (data,) = (table / "_indices").iterdir(), (table / "data").iterdir()
-    abandoned = table / "_indices" / "11111111-2222-4333-8444-555555555555", table / "data" / f"{1 - int(data.name[0])}{data.name[1:]}"
+    abandoned = (
+        table / "_indices" / "11111111-2222-4333-8444-555555555555",
+        table / "data" / f"{1 - int(data.name[0])}{data.name[1:]}",
+    )
     shutil.copytree(search, abandoned[0])
     shutil.copy(data, abandoned[1])
     with open_index(index, write=True) as opened:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cosplace.config.evaluation import EvalConfig
-from cosplace.config.names import similar_names
+from cosplace.config.names import either, similar_names
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.models.zoo import HUB_MODELS, HubModel, NativeModel, find_model
 from cosplace.retrieval.dataset import RetrievalDataset
@@ -94,7 +94,7 @@ def find_protocol(text: str, protocols: Protocols | None = None) -> Protocol:
     if not versions:
         names = sorted({protocol.name for protocol in protocols.values()})
         closest = similar_names(name, names)
-        hint = f"Did you mean {' or '.join(closest)}? " if closest else ""
+        hint = f"Did you mean {either(closest)}? " if closest else ""
         raise ConfigError(f"Unknown protocol '{text}'. {hint}`cosplace protocols` lists all protocols.")
     newest = max(versions, key=lambda protocol: protocol.version)
     found = newest if not version else protocols.get(f"{name}@{version}")

@@ -36,6 +36,8 @@ FORMAT = 1  # of queries.parquet
 STORED = 20  # predictions per query whose paths and distances are stored
 METADATA = b"cosplace"
 CONDITION = "condition: "  # in front of the name of a column
+AGAIN = "Evaluate the model again."
+RUN_EXAMPLE = "Use the folder of a run, such as logs/default/<time>."
 MAX_JSON_BYTES = 1 << 26
 MAX_DIGITS = 10  # of the N of a recall
 MAX_TABLE_BYTES = 1 << 32  # uncompressed
@@ -165,7 +167,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """The content of results.json.  Raises ConfigError if the folder is not a finished run, or the file is damaged."""
     path = folder / RESULTS
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder. Use the folder of a run, such as logs/default/<time>.")
+        raise ConfigError(f"{folder} is not a folder. {RUN_EXAMPLE}")
     if not path.is_file():
         raise ConfigError(f"{folder} has no {RESULTS}: it is not the folder of a finished run.")
     results = read_json(path)
@@ -200,9 +202,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]}).") from error
+        raise ConfigError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]}). {AGAIN}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} is damaged: it is not a JSON object.")
+        raise ConfigError(f"{path} is damaged: it is not a JSON object. {AGAIN}")
     return content
 
 
@@ -244,8 +246,10 @@ def variant_text(results: Mapping[str, Any]) -> str:
 def read_query_results(folder: Path) -> QueryResults:
     """The table of the queries of a run.  Raises ConfigError if the run has none, or it is damaged."""
     path = folder / QUERIES
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder. {RUN_EXAMPLE}")
     if not path.is_file():
-        raise ConfigError(f"{folder} has no {QUERIES}, which a comparison needs. Evaluate the model again.")
+        raise ConfigError(f"{folder} has no {QUERIES}, the answers to its queries. {AGAIN}")
     try:
         return _query_results(path)
     except (

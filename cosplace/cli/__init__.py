@@ -5,6 +5,7 @@ that --help answers at once.
 
     second_signal  a second Ctrl+C ends the process
     console     progress bars, log lines, results
+    text_table  tables in plain text
     command     one command: name, summary, function, settings
     help        help texts, from settings
     parser      settings from the words of a command line; suggestions for misspelled ones

@@ -1,7 +1,7 @@
 """One command: its name, summary, function and settings."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +22,7 @@ class Command:
     function: str = ""
     actions: tuple["Command", ...] = ()
     default_action: str = ""  # the action when none is given
+    topics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # heading in help -> names of actions
 
     @property
     def run(self) -> Callable[..., None]:

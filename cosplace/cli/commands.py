@@ -22,6 +22,15 @@ COSPLACE = Command(
     name="cosplace",
     summary="Visual place recognition with CosPlace (CVPR 2022): train and evaluate models, build an index of photos, "
     "and find where photos were taken. Start with `cosplace demo`.",
+    topics={
+        "Start": ("demo", "city", "completion"),
+        "Your own photos": ("import", "panoramas", "validate", "split", "dataset", "pairs"),
+        "Locate photos": ("index", "locate", "serve"),
+        "Models": ("zoo", "convert", "reduce", "export"),
+        "Train": ("finetune", "train", "distill", "groups"),
+        "Evaluate": ("eval", "reproduce", "protocols", "compare", "audit", "runs"),
+        "Many photos": ("plan", "extract"),
+    },
     actions=(
         Command(
             name="train",

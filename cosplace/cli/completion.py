@@ -16,6 +16,8 @@ from cosplace.config.setting import Setting
 from cosplace.config.terminal import TerminalSettings
 from cosplace.config.values import all_settings
 
+PATHS = ("FOLDER", "FILE", "PATH", "MODEL", "INDEX", "STORE", "DATASET", "RUN", "PHOTO", "PHOTOS", "SOURCE")
+
 
 def run_completion(config: CompletionConfig) -> None:
     """Print the script of a shell."""
@@ -53,7 +55,7 @@ def _add_word(parser: argparse.ArgumentParser, one: Setting) -> None:
     choices = None if one.choices is None else list(one.choices)
     values = "*" if one.positional else "+" if one.is_list else None
     action: Any = parser.add_argument(*names, help=help, choices=choices, nargs=values, metavar=one.metavar)
-    if choices is None and (one.type is Path or one.metavar in ("FOLDER", "FILE", "PATH", "MODEL", "INDEX", "PHOTO")):
+    if choices is None and (one.type is Path or one.metavar in PATHS):
         import shtab
 
         action.complete = shtab.DIRECTORY if one.metavar == "FOLDER" else shtab.FILE

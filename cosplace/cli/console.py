@@ -28,7 +28,6 @@ LINE_SECONDS = 60.0  # without a terminal, at most one progress line in this tim
 SAME_SIGNAL_S = 1.0  # a signal that is repeated within this time is the same request
 RETRY_S = 0.05  # until a signal that was ignored is sent again
 RED, YELLOW, RESET = "\x1b[31m", "\x1b[33m", "\x1b[0m"
-LINE_SHARE = 0.1  # and at most one line for this share of a task
 
 log = logging.getLogger("cosplace")
 
@@ -37,12 +36,13 @@ log = logging.getLogger("cosplace")
 
 
 class Bars:
-    """Progress on stderr: in a terminal one bar at a time, else, as in a log file, a line now and then."""
+    """Progress on stderr: in a terminal one bar at a time, else, as in a log file, a line per minute."""
 
     def __init__(self) -> None:
         self.task, self.bar = "", None
-        self.is_terminal = sys.stderr.isatty() and _terminal[-1].log_format == "text"
-        self.line_time, self.line_done = time.monotonic(), 0
+        is_text = _terminal[-1].log_format == "text"
+        self.is_terminal = is_text and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.line_time = time.monotonic()
         _BARS.add(self)
 
     def __call__(self, task: str, done: int, total: int, note: str = "", /) -> None:
@@ -69,11 +69,9 @@ class Bars:
 
     def _print_line(self, task: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        if task != self.task:
-            self.task, self.line_time, self.line_done = task, now, 0
-        if now - self.line_time < LINE_SECONDS or done - self.line_done < LINE_SHARE * total:
+        if now - self.line_time < LINE_SECONDS:
             return
-        self.line_time, self.line_done = now, done
+        self.line_time = now
         if _terminal[-1].log_format == "json":
             _print_json_line("progress", task=task, done=done, total=total, **({"note": note} if note else {}))
         else:
@@ -276,7 +274,7 @@ def end_on_signals(*, owns_process: bool = False) -> Generator[None]:
     def receive(number: int, frame: FrameType | None) -> None:
         if signals.is_first(number):
             if owns_process and _is_importing(frame):
-                os.write(2, f"{interruption_text(number, '')}\n".encode())
+                os.write(2, f"{interruption_text(number, _ADVICE[-1])}\n".encode())
                 os._exit(EXIT_SIGNAL + number)
             raise Interruption(number)
 
@@ -318,13 +316,19 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
+_ADVICE = [""]  # of the command that runs, and of its parts, the innermost last
+
+
 @contextmanager
 def on_interrupt(advice: str) -> Generator[None]:
     """Within: Ctrl+C and SIGTERM end the command with this advice."""
+    _ADVICE.append(advice)
     try:
         yield
     except KeyboardInterrupt as error:
         raise Interruption(getattr(error, "number", signal.SIGINT), advice) from error
+    finally:
+        _ADVICE.pop()
 
 
 @contextmanager

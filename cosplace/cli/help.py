@@ -32,8 +32,8 @@ def help_text(command: Command, prog: str, width: int | None = None) -> str:
     width = width or help_width()
     lines = [*_fill(f"usage: {usage(command, prog)}", width, indent=7), "", *_fill(command.summary, width)]
     if command.actions:
-        lines += ["", "Commands:" if prog == "cosplace" else "Actions:"]
-        lines += _table(((action.name, action.summary) for action in command.actions), width, indent=14)
+        for heading, actions in _actions_by_topic(command):
+            lines += ["", f"{heading}:", *_table(((one.name, one.summary) for one in actions), width, indent=14)]
         word = "COMMAND" if prog == "cosplace" else "ACTION"
         lines += ["", *_fill(f"`{prog} {word} --help` explains the settings of each.", width)]
     positional = [one for one in command.settings if one.positional]
@@ -50,6 +50,13 @@ def help_text(command: Command, prog: str, width: int | None = None) -> str:
         general.append(("--version", "print the version"))
     lines += ["", "General:", *_table(general, width)]
     return "\n".join([*lines, ""])
+
+
+def _actions_by_topic(command: Command) -> list[tuple[str, list[Command]]]:
+    """The actions of a command under their headings; those without a topic come last."""
+    by_name = {action.name: action for action in command.actions}
+    topics = [(heading, [by_name.pop(name) for name in names]) for heading, names in command.topics.items()]
+    return topics + ([("More" if topics else "Actions", list(by_name.values()))] if by_name else [])
 
 
 def usage(command: Command, prog: str) -> str:

@@ -1,5 +1,6 @@
 """cosplace import."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,10 @@ def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
         known = ", ".join(f"{count:,} with {name}" for name, count in result.counts.items())
         have = "The dataset would have" if dry_run else "The dataset has"
         lines.append(f"{have} {format_count(result.num_photos, 'photo')}: {known}")
-        lines += [] if dry_run else [f"Next: cosplace validate {folder}"]
+        if not dry_run:
+            dataset = shlex.quote(str(folder))
+            lines.append(f"Next: cosplace validate {dataset}")
+            lines.append(f"To locate photos: cosplace index build {dataset} --model MODEL --to INDEX")
     return lines
 
 

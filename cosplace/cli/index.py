@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -78,6 +79,9 @@ def run_build(config: IndexBuildConfig) -> None:
         bars.close()
         _print_counts(result)
         _finish(config.to, encoder, bars, calibrate=not config.no_calibrate, build=engine.build)
+    if result.num_added or result.num_known:
+        index = shlex.quote(config.to)
+        print_result(f"Next: cosplace locate PHOTO --index {index}, or cosplace serve --index {index}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +274,7 @@ def _finish(
             try:
                 _calibrate(index, encoder, bars, seed=0)
             except CosPlaceError as error:  # such as an index that is too small
-                log.warning("The index is complete, but its confidence is not calibrated: %s", error)
+                log.warning("The index is complete, but its confidence is not calibrated. %s", error)
             bars.close()
         elif needs_recalibration(index):
             print_result(
@@ -422,7 +426,7 @@ def _why_uncalibrated(info: dict[str, Any]) -> str:
     if failed is None:
         return "not calibrated (`cosplace index calibrate`)"
     if failed["num_photos"] == info["count"]:
-        return f"not calibrated: {failed['reason']}"
+        return f"not calibrated. {failed['reason']}"
     photos = format_count(failed["num_photos"], "photo")
     return f"not calibrated: with {photos}, calibration failed; `cosplace index calibrate` tries again"
 
@@ -434,9 +438,8 @@ def _print_info(info: dict[str, Any]) -> None:
     size = "at their own size" if model["image_size"] is None else f"resized to {model['image_size']} pixels"
     disk = "" if info["num_bytes"] is None else f", {info['num_bytes'] / 1e6:,.1f} MB on disk"
     print_result(f"{info['address']}: {format_count(info['count'], 'photo')}{disk}")
-    print_result(
-        f"  with position {info['with_position']:,}, heading {info['with_heading']:,}, time {info['with_time']:,}"
-    )
+    known = [f"{info[f'with_{name}']:,} with {name}s" for name in ("position", "heading", "time")]
+    print_result(f"  {', '.join(known)}")
     if info["bounds"] is not None:
         west, south, east, north = info["bounds"]
         print_result(f"  west {west:.5f}, south {south:.5f}, east {east:.5f}, north {north:.5f}")

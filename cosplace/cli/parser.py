@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from cosplace.cli.command import Command
-from cosplace.config.names import similar_names
+from cosplace.config.names import either, similar_names
 from cosplace.config.setting import Setting, parse_path
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
@@ -144,7 +144,11 @@ def _value_parser(one: Setting) -> Any:
 def about_unknown_action(word: str, command: Command, prog: str) -> str:
     """Explain that a command has no such action, with the most similar one, or with all of a few."""
     kind, names = "command" if prog == "cosplace" else "action", [action.name for action in command.actions]
-    similar = similar_names(word, names, count=1, cutoff=0.6)
+    owners = [one.name for one in command.actions if one.find_action(word)]  # `cosplace build`, without index
+    if owners:
+        calls = either([f"`{prog} {owner} {word}`" for owner in owners])
+        return f"Unknown {kind} '{word}'. Did you mean {calls}? See `{prog} --help`."
+    similar = similar_names(word, names, count=1, cutoff=0.65)
     few = f"Choose from {', '.join(names)}. " if len(names) <= MANY_ACTIONS else ""
     hint = f"Did you mean `{similar[0]}`? " if similar else few
     return f"Unknown {kind} '{word}'. {hint}See `{prog} --help`."

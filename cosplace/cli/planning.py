@@ -1,17 +1,24 @@
 """cosplace plan."""
 
 import dataclasses
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import Bars, print_json, print_result
+from cosplace.cli.help import help_width
 from cosplace.config.planning import PlanConfig
 
 if TYPE_CHECKING:
     from cosplace.planning.plan import Plan
     from cosplace.planning.quantities import Figure
 
-TITLE_WIDTH, VALUE_WIDTH = 52, 18  # characters
+INPUTS: Mapping[str, str] = {  # origin of figures that others are computed from -> heading
+    "given": "Given",
+    "default": "Defaults; a flag replaces each",
+    "measured": "Measured; see --measure",
+    "computed": "Intermediate results",
+}
 SMALLEST = 1e-7  # smaller numbers are printed with an exponent
 
 
@@ -44,32 +51,44 @@ def as_json(plan: "Plan") -> dict[str, Any]:
 
 
 def plan_lines(plan: "Plan", *, explain: bool) -> list[str]:
-    """The figures by section, then their inputs, then notes."""
+    """The figures by section, then what they are computed from, by origin, then notes; as wide as help texts."""
     from cosplace.planning.plan import SECTIONS
 
-    figures, lines = plan.sheet.figures, []
-    for title, names in SECTIONS.items():
-        present = [figures[name] for name in names if name in figures]
-        if present:
-            lines += [title, *(line for figure in present for line in _lines_of(plan, figure, explain)), ""]
+    figures = plan.sheet.figures
     answers = {name for names in SECTIONS.values() for name in names}
     inputs = [figure for name, figure in figures.items() if name not in answers]
-    lines += ["Computed from", *(line for figure in inputs for line in _lines_of(plan, figure, explain))]
-    return [*lines, *([""] if plan.notes else []), *(f"note: {note}" for note in plan.notes)]
+    sections = {title: [figures[name] for name in names if name in figures] for title, names in SECTIONS.items()}
+    sections |= {title: [one for one in inputs if one.origin == origin] for origin, title in INPUTS.items()}
+    lines = []
+    for title, members in sections.items():
+        if members:
+            lines += [title, *_section_lines(plan, members, explain), ""]
+    for note in plan.notes:
+        lines += textwrap.wrap(f"note: {note}", help_width(), subsequent_indent=" " * 6)
+    return lines if plan.notes else lines[:-1]
 
 
-def _lines_of(plan: "Plan", figure: "Figure", explain: bool) -> list[str]:
-    origin = f"computed from {', '.join(figure.inputs)}" if figure.origin == "computed" else figure.origin
-    # Long sources are for --explain; a flag is short.
-    detail = f" {figure.detail}" if figure.origin in ("given", "default") else ""
-    value = format_value(figure.value, figure.unit)
-    lines = [f"  {figure.title:{TITLE_WIDTH}s}{value:>{VALUE_WIDTH}s}   {origin}{detail}"]
-    if explain and figure.origin == "computed":
-        lines += [f"      {figure.name} = {figure.detail}"]
-        lines += [f"      {'':{len(figure.name)}s} = {plan.sheet.with_numbers(figure.name)}"]
-    elif explain and figure.origin == "measured":
-        lines.append(f"      {figure.name}: {figure.detail}")
-    return lines
+def _section_lines(plan: "Plan", figures: Sequence["Figure"], explain: bool) -> Iterator[str]:
+    """A line for each figure, aligned; with `explain`, its formula with numbers or its source below."""
+    values = [format_value(figure.value, figure.unit) for figure in figures]
+    title_width, value_width = max(len(figure.title) for figure in figures), max(map(len, values))
+    for figure, value in zip(figures, values, strict=True):
+        flag = f"   {figure.detail}" if figure.origin in ("given", "default") else ""
+        yield f"  {figure.title:{title_width}s}  {value:>{value_width}s}{flag}"
+        if explain and figure.origin == "computed":
+            yield from _explanation(f"{figure.name} = ", figure.detail)
+            yield from _explanation(f"{'':{len(figure.name)}s} = ", plan.sheet.with_numbers(figure.name))
+        elif explain and figure.origin == "measured":
+            yield from _explanation(f"{figure.name}: ", figure.detail)
+
+
+def _explanation(start: str, text: str) -> list[str]:
+    """A formula or a source, below its figure."""
+    indent = " " * 6
+    return textwrap.wrap(
+        text, help_width(), initial_indent=indent + start, subsequent_indent=indent + " " * len(start),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def format_value(value: float, unit: str) -> str:

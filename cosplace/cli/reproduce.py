@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import Bars, print_json, print_result, write_json
+from cosplace.cli.help import help_width
+from cosplace.cli.text_table import text_table
 from cosplace.config.evaluation import EvalConfig
 from cosplace.config.reproduce import ProtocolsConfig, ReproduceConfig
 from cosplace.config.values import from_values
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from cosplace.retrieval.dataset import RetrievalDataset
     from cosplace.retrieval.evaluation import Evaluation
 
+INDENT = " " * 4  # of a note
+
 
 def run_protocols(config: ProtocolsConfig) -> None:
     """Print the protocols."""
@@ -28,12 +33,16 @@ def run_protocols(config: ProtocolsConfig) -> None:
     if config.json:
         print_json([{"id": one.id, **dataclasses.asdict(one), "is_offered": one.is_offered} for one in protocols])
         return
-    print_result("protocol             database   queries   radius      dataset")
+    rows = [("protocol", "database", "queries", "radius", "dataset")]
     for one in protocols:
-        row = f"{one.id:18s}  {_count(one.num_database):>9s}  {_count(one.num_queries):>8s}   {one.radius_text:10s}"
-        print_result(f"{row}  {one.title}{'' if one.is_offered else ' (cannot be used)'}")
-        if one.note:
-            print_result(f"    {one.note}")
+        title = f"{one.title}{'' if one.is_offered else ' (cannot be used)'}"
+        rows.append((one.id, _count(one.num_database), _count(one.num_queries), one.radius_text, title))
+    heading, *lines = text_table(rows, numbers=[1, 2])
+    print_result(heading)
+    for one, line in zip(protocols, lines, strict=True):
+        print_result(line)
+        for note in textwrap.wrap(one.note, help_width(), initial_indent=INDENT, subsequent_indent=INDENT):
+            print_result(note)
 
 
 def _count(count: int | None) -> str:

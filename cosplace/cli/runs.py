@@ -1,10 +1,10 @@
 """cosplace runs: the runs of a folder with their main figures."""
 
 import shutil
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import print_json, print_result
+from cosplace.cli.text_table import text_table
 from cosplace.config.runs import RunsConfig
 from cosplace.photos.paths import printable
 
@@ -36,10 +36,10 @@ def run_runs(config: RunsConfig) -> None:
 
 def run_lines(runs: "list[RunSummary]", columns: int) -> list[str]:
     """A table with one line for each run; in a narrow terminal, the folder and the state are on a second line."""
-    lines = _table([HEAD, *(_cells(run) for run in runs)])
+    lines = text_table([HEAD, *(_cells(run) for run in runs)])
     if max(map(len, lines)) <= columns:
         return lines
-    lines = _table([NARROW_HEAD, *(_narrow_cells(run) for run in runs)])
+    lines = text_table([NARROW_HEAD, *(_narrow_cells(run) for run in runs)])
     found = [lines[0]]
     for run, line in zip(runs, lines[1:], strict=True):
         *_, epochs, state, folder = _cells(run)
@@ -47,11 +47,6 @@ def run_lines(runs: "list[RunSummary]", columns: int) -> list[str]:
         notes += [] if state == "finished" else [state]
         found += [line, ", ".join([f"  {folder}", *notes])]
     return found
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def sorted_runs(runs: "list[RunSummary]", order: str) -> "list[RunSummary]":

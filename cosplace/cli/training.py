@@ -22,6 +22,7 @@ from cosplace.cli.console import (
     timestamp,
 )
 from cosplace.cli.seeds import SAME_AGAIN, train_seeds
+from cosplace.cli.text_table import text_table
 from cosplace.config.defaults import RADIUS_M
 from cosplace.config.methods import EIGENPLACES, MULTI_SIMILARITY
 from cosplace.config.sections import DATASET_VARIABLE, Grouping, GroupsConfig, TrainConfig
@@ -270,8 +271,12 @@ def _run_places(config: GroupsConfig) -> None:
 
 def _print_groups(num_scanned: int, counts: list[tuple[int, int]], grouping: Grouping) -> None:
     num_kept = sum(num_images for _, num_images in counts)
-    print_result(f"{num_scanned} images, {num_kept} in classes with at least {grouping.min_images_per_class} images")
-    print_result("group   classes    images")
+    print_result(
+        f"{num_scanned:,} images, {num_kept:,} in classes with at least {grouping.min_images_per_class} images"
+    )
+    rows = [("group", "classes", "images", "")]
     for number, (num_classes, num_images) in enumerate(counts):
-        unused = "" if number < grouping.groups_num else "   not used (--groups_num)"
-        print_result(f"{number:5d}  {num_classes:8d}  {num_images:8d}{unused}")
+        unused = "" if number < grouping.groups_num else "not used (--groups_num)"
+        rows.append((str(number), f"{num_classes:,}", f"{num_images:,}", unused))
+    for line in text_table(rows, numbers=[0, 1, 2]):
+        print_result(line)

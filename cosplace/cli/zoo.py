@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import on_interrupt, print_json, print_result
+from cosplace.cli.text_table import text_table
 from cosplace.config.models import ZooDownloadConfig, ZooInfoConfig, ZooListConfig, ZooVerifyConfig
 from cosplace.errors import CheckpointError, ConfigError
 
@@ -48,23 +49,22 @@ def _print_list(models: "Sequence[ZooModel]", method: str | None, sort: str | No
 
     folder = weights_folder()
     title = SORTED_BY.get(sort or "", "")
-    print_result(
-        "name                          backbone            dimension   R@1 pitts30k   tokyo247   sf_xl_v1"
-        f"{title and f'   {title}'}   cached"
-    )
+    rows: list[tuple[str, ...]] = [("name", "backbone", "dims", *DATASETS, *([title] if title else []), "cached")]
     for model in models:
         recalls = [_percent(model.recalls.get(dataset)) for dataset in DATASETS]
         cached = "yes" if (folder / model.file_name).is_file() else ""
-        row = f"{model.name:28s}  {model.backbone:18s}  {model.fc_output_dim:9d}"
-        shown = title and f"   {_sorted_value(model, sort):>{len(title)}s}"
-        print_result(f"{row}   {recalls[0]:>12s}   {recalls[1]:>8s}   {recalls[2]:>8s}{shown}   {cached}".rstrip())
+        shown = [_sorted_value(model, sort)] if title else []
+        rows.append((model.name, model.backbone, str(model.fc_output_dim), *recalls, *shown, cached))
+    for line in text_table(rows, numbers=range(2, len(rows[0]) - 1)):
+        print_result(line)
+    print_result(f"\ndims: dimension of the descriptors; {', '.join(DATASETS)}: published R@1, in percent")
     if method is None:
         print_result(
             "\nmodels from torch.hub, with --trust_remote_code: code of their repositories runs on this machine"
         )
-        for hub in HUB_MODELS.values():
-            if hub.name not in NATIVE_MODELS:
-                print_result(f"{hub.name:16s}  {hub.fc_output_dim:9d}   {hub.spec}")
+        hub_models = [hub for hub in HUB_MODELS.values() if hub.name not in NATIVE_MODELS]
+        for line in text_table([(hub.name, str(hub.fc_output_dim), hub.spec) for hub in hub_models], numbers=[1]):
+            print_result(line)
     if method in (None, "cosplace"):
         print_result(
             "\nVGG16 with 32 dimensions is in the CosPlace paper but was never released. Train it with "

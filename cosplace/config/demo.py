@@ -11,7 +11,7 @@ from cosplace.config.setting import Section, required, setting
 class CityConfig(Section):
     """Settings of `cosplace city`."""
 
-    folder: Path = required("folder to write, with train/, val/ and test/", positional=True, metavar="OUT")
+    folder: Path = required("folder to write, with train/, val/ and test/", positional=True, metavar="FOLDER")
     images: int = setting(20_000, "approximate number of training images")
     image_size: int = setting(96, "width and height of the images, in pixels")
     database_images: int = setting(3_700, "approximate number of database images in val/ and in test/")

@@ -9,6 +9,7 @@ from cosplace.config.sections import (
     accept_license_setting,
     follow_outside_setting,
     infer_batch_size_setting,
+    jitter_setting,
     trust_remote_code_setting,
 )
 from cosplace.config.setting import Section, required, section, setting
@@ -59,7 +60,9 @@ class DistillationSettings(Section):
         None, "weights of the student to start from: best_model.pth of a run, or a name from `cosplace zoo list`",
         metavar="MODEL",
     )  # fmt: skip
-    batch_size: int = setting(32, "photos per iteration; the relational loss compares them with each other", at_least=2)
+    batch_size: int = setting(
+        32, "photos per iteration; the relational loss compares them with each other", at_least=2, metavar="N"
+    )
     epochs_num: int = setting(20, "number of epochs, with a validation after each", at_least=1)
     iterations_per_epoch: int | None = setting(
         None, "training steps in one epoch", at_least=1, default_text="one pass over the photos"
@@ -73,7 +76,7 @@ class DistillationSettings(Section):
         10.0, "minutes between two checkpoints (last_checkpoint.pth); there is also one after each epoch", at_least=0
     )
     resume_train: str | None = setting(
-        None, "folder of a stopped run of the same command, to continue it", metavar="FOLDER"
+        None, "folder of a stopped run of the same command, to continue it", metavar="RUN"
     )
 
     def __post_init__(self) -> None:
@@ -86,16 +89,17 @@ class DistillationSettings(Section):
 class ViewAugmentation(Section):
     """Augmentation of the images of the student"""
 
-    brightness: float = setting(0.4, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
-    contrast: float = setting(0.4, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
-    saturation: float = setting(0.4, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
+    brightness: float = jitter_setting(0.4)
+    contrast: float = jitter_setting(0.4)
+    saturation: float = jitter_setting(0.4)
     hue: float = setting(
-        0.1, "color jitter: the shift is drawn from -x to x, as a fraction of the full circle", at_least=0, at_most=0.5
-    )
+        0.1, "color jitter: the shift is drawn from -X to X, as a fraction of the full circle", at_least=0, at_most=0.5,
+        metavar="X",
+    )  # fmt: skip
     random_resized_crop: float = setting(
-        0.2, "random crops keep a fraction of the image area that is drawn from 1 - x to 1; 0 keeps the whole photo, "
+        0.2, "random crops keep a fraction of the image area that is drawn from 1 - X to 1; 0 keeps the whole photo, "
         "and large values show another view than the teacher has seen",
-        at_least=0, at_most=1,
+        at_least=0, at_most=1, metavar="X",
     )  # fmt: skip
 
 

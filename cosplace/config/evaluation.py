@@ -121,7 +121,7 @@ class ViewSettings(Section):
     )  # fmt: skip
     scales: tuple[float, ...] = setting(
         (1.0,), "average the descriptors of copies of each photo, in the database too: their sizes relative to it, for "
-        "example 0.7 1 1.4", at_least=0.1, at_most=4, metavar="NUMBER",
+        "example 0.7 1 1.4", at_least=0.1, at_most=4, metavar="FACTOR",
     )  # fmt: skip
     flip: bool = setting(False, "average the descriptors of each photo and its mirror image, in the database too")
 

@@ -53,11 +53,11 @@ class ExportOptions(Section):
     )  # fmt: skip
     static_shape: tuple[int, ...] = setting(
         (), "fix the shape of the input, for runtimes that need it or are faster with it: batch, height and width",
-        at_least=1, metavar="INT", default_text="any batch, height and width",
+        at_least=1, metavar="N", default_text="any batch, height and width",
     )  # fmt: skip
     opset: int | None = setting(
-        None, "ONNX: version of its operators, for runtimes that do not know the newest", parse=int,
-        at_least=OLDEST_OPSET, metavar="INT", default_text="20, or 18 with torch 2.6",
+        None, "ONNX: version of its operators, for runtimes that do not support the newest", parse=int,
+        at_least=OLDEST_OPSET, metavar="VERSION", default_text="20, or 18 with torch 2.6",
     )  # fmt: skip
     input_name: str = setting(
         "images", "ONNX: what the photos are called in the file, as the program that runs it expects", metavar="NAME"

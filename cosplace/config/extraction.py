@@ -69,7 +69,7 @@ class ExtractConfig(Section):
     )  # fmt: skip
     scales: tuple[float, ...] = setting(
         (1.0,), "average the descriptors of copies of each photo: their sizes relative to it, for example 0.7 1 1.4",
-        at_least=0.1, at_most=4, metavar="NUMBER",
+        at_least=0.1, at_most=4, metavar="FACTOR",
     )  # fmt: skip
     flip: bool = setting(False, "average the descriptors of each photo and its mirror image")
     reduce_to: int | None = setting(
@@ -83,7 +83,9 @@ class ExtractConfig(Section):
         "machine, and needs `pip install 'cosplace[cluster]'`",
         choices=ENGINES,
     )
-    status: bool = setting(False, "print how far the store is, the rate of all workers and the time left; then stop")
+    status: bool = setting(
+        False, "print the progress of the store, the rate of all workers and the time left; then stop"
+    )
     verify: bool = setting(
         False, "compare the shards of a finished or unfinished store with their checksums, and remove damaged ones; "
         "with DATASET and --model, also compute them again",

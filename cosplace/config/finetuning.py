@@ -46,13 +46,13 @@ class FinetuningSettings(Section):
         "many places",
         choices=LOSSES,
     )  # fmt: skip
-    batch_size: int = setting(32, "photos per iteration", at_least=4)
+    batch_size: int = setting(32, "photos per iteration", at_least=4, metavar="N")
     epochs_num: int | None = setting(None, "maximum number of epochs", at_least=1, default_text="6")
     iterations_per_epoch: int | None = setting(
         None, "training steps in one epoch", at_least=1, default_text="enough to use each place once, at least 17"
     )
     lr: float | None = setting(
-        None, "learning rate of the network, for Adam", parse=float, above=0, metavar="NUMBER",
+        None, "learning rate of the network, for Adam", parse=float, above=0,
         default_text="3e-4 from ImageNet weights, else 1e-4",
     )  # fmt: skip
     num_seeds: int | None = setting(
@@ -65,7 +65,7 @@ class FinetuningSettings(Section):
         10.0, "minutes between two checkpoints (last_checkpoint.pth); there is also one after each epoch", at_least=0
     )
     resume_train: str | None = setting(
-        None, "folder of a stopped run of the same command, to continue it", metavar="FOLDER"
+        None, "folder of a stopped run of the same command, to continue it", metavar="RUN"
     )
     force: bool = setting(False, "train even if there are too few places for training to help")
 
@@ -81,7 +81,7 @@ class FinetuneConfig(Section):
     )
     model: str = required(
         "model to start from: a name from `cosplace zoo list`, a weights file, imagenet, or a torchvision state dict",
-        metavar="START",
+        metavar="MODEL",
     )
     queries_folder: str | None = setting(
         None, "name of the folder of queries next to database/", metavar="NAME",

@@ -83,7 +83,7 @@ class IndexBuildConfig(Section):
     )  # fmt: skip
     scales: tuple[float, ...] = setting(
         (1.0,), "average the descriptors of copies of each photo, also of queries: their sizes relative to it, for "
-        "example 0.7 1 1.4", at_least=0.1, at_most=4, metavar="NUMBER",
+        "example 0.7 1 1.4", at_least=0.1, at_most=4, metavar="FACTOR",
     )  # fmt: skip
     flip: bool = setting(False, "average the descriptors of each photo and its mirror image, also of queries")
     query_policy: str | None = setting(
@@ -95,12 +95,12 @@ class IndexBuildConfig(Section):
         default_text="as photos of the index",
     )
     query_size: int | None = setting(
-        None, "size for --query_policy, in pixels", at_least=1, default_text="--image_size"
+        None, "size to which --query_policy resizes photos, in pixels", at_least=1, default_text="--image_size"
     )
     reduce_to: int | None = setting(
         None, "use only the first dimensions of a model written by `cosplace reduce`", at_least=1, default_text="all"
     )
-    source: str = setting("", SOURCE_HELP, default_text="their folder")
+    source: str = setting("", SOURCE_HELP, metavar="LABEL", default_text="their folder")
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = without_positions_setting()
     no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
@@ -124,10 +124,10 @@ class IndexAddConfig(Section):
     photos: Path = required(
         "folder of photos, in any subfolders, or a table of photos; else positions are read from '@' names or EXIF",
         positional=True,
-        metavar="FOLDER",
+        metavar="PHOTOS",
     )  # fmt: skip
     part: str | None = part_setting()
-    source: str = setting("", SOURCE_HELP, default_text="their folder")
+    source: str = setting("", SOURCE_HELP, metavar="LABEL", default_text="their folder")
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = without_positions_setting()
     model: str | None = moved_model_setting()
@@ -143,7 +143,7 @@ class IndexSyncConfig(IndexAddConfig):
     photos: Path = required(
         "folder of photos, in any subfolders, or a table of photos; indexed photos from other folders are kept",
         positional=True,
-        metavar="FOLDER",
+        metavar="PHOTOS",
     )  # fmt: skip
     dry_run: bool = setting(False, "print what would be done, without changing anything")
     yes: bool = setting(
@@ -199,7 +199,7 @@ class IndexCalibrateConfig(Section):
     unlabeled: Path | None = setting(
         None, "if the index contains photos that its model was trained on, adjust the calibration to 100 or more new "
         "photos in a folder; they need no positions, and must be neither in the index nor in the training set",
-        metavar="FOLDER", default_text="the model's validation stands for new photos",
+        metavar="FOLDER", default_text="the model's validation queries take their place",
     )  # fmt: skip
     seed: int = seed_setting("seed for choosing the photos used for calibration")
     model: str | None = moved_model_setting()

@@ -65,7 +65,7 @@ class SequenceSettings(Section):
     )  # fmt: skip
     fps: float | None = setting(
         None, "frame rate of frames in the order of their names; for a video, the number of frames per second to use",
-        above=0, example="30", default_text="EXIF or file times; 1 for a video",
+        above=0, metavar="FRAMES/S", example="30", default_text="EXIF or file times; 1 for a video",
     )  # fmt: skip
     max_speed: float | None = setting(
         None, "maximum speed of the camera, in meters per second", above=0, example="20", metavar="M/S",

@@ -49,6 +49,7 @@ class MethodSettings(Section):
         "eigenplaces: distance of these points from the center of the photos of a cell, in meters. In the ablation of "
         "the paper, 20 has the best mean recall",
         at_least=0,
+        metavar="METERS",
     )
     max_view_error: float = setting(
         30.0,
@@ -56,6 +57,7 @@ class MethodSettings(Section):
         "used; positions where the difference is larger than this, in degrees, are left out",
         at_least=0,
         at_most=180,
+        metavar="DEGREES",
     )
     panoramas: bool = setting(
         False,
@@ -68,6 +70,7 @@ class MethodSettings(Section):
         "SF-XL, whose names have the heading of the leftmost column",
         at_least=-360,
         at_most=360,
+        metavar="DEGREES",
     )
 
     def __post_init__(self) -> None:

@@ -64,10 +64,10 @@ class ConvertConfig(Section):
     """Settings of `cosplace convert`."""
 
     source: str = required(
-        "model to convert: a weights file, or a name from `cosplace zoo list`", positional=True, metavar="FROM"
+        "model to convert: a weights file, or a name from `cosplace zoo list`", positional=True, metavar="MODEL"
     )
     to: Path = required(
-        "file to write: .safetensors, or .pth for the original CosPlace code", positional=True, metavar="TO"
+        "file to write: .safetensors, or .pth for the original CosPlace code", positional=True, metavar="FILE"
     )
     force: bool = setting(False, "replace the file if it exists")
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cosplace.errors import ConfigError
 
@@ -28,6 +28,11 @@ def similar_names(name: str, names: Iterable[str], *, count: int = 3, cutoff: fl
     return [by_plain[plain] for plain in difflib.get_close_matches(_plain(name), by_plain, n=count, cutoff=cutoff)]
 
 
+def either(names: Sequence[str]) -> str:
+    """The names as a choice: "a, b or c"."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def canonical_backbone(name: str) -> str:
     """Return the backbone that `name` spells, in any case, with or without separators.
 
@@ -44,7 +49,7 @@ def canonical_backbone(name: str) -> str:
         if _plain(name) == _plain(backbone):
             return backbone
     similar = similar_names(name, own)
-    hint = f"Did you mean {', '.join(similar)}?" if similar else f"Choose from {', '.join(own)}, timm:NAME."
+    hint = f"Did you mean {either(similar)}?" if similar else f"Choose from {', '.join(own)}, timm:NAME."
     raise ConfigError(f"Unknown backbone '{name}'. {hint}")
 
 

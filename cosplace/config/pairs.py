@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cosplace.config.sections import MODEL_HELP, DeviceSettings, EncodingSettings, follow_outside_setting
 from cosplace.config.setting import Section, required, section, setting
+from cosplace.errors import ConfigError
 
 DATASET_FORMATS = ("names", "geojson", "mapillary")
 NUM_MATCHES, PAIR_RADIUS_M = 20, 25.0
@@ -18,7 +19,9 @@ class PairsConfig(Section):
         "photos to pair: a folder, a table, or a part of one; with --queries_folder, a folder with database/",
         positional=True, metavar="DATASET",
     )  # fmt: skip
-    to: Path = required("file to write, with two names on each line, relative to the common folder of the photos")
+    to: Path = required(
+        "file to write, with two names on each line, relative to the common folder of the photos", metavar="FILE"
+    )
     queries_folder: str | None = setting(
         None, "pair each photo of this folder next to database/ with photos of the database, instead of photos of "
         "DATASET with each other", metavar="NAME",
@@ -29,7 +32,7 @@ class PairsConfig(Section):
     )  # fmt: skip
     max_heading_difference: float = setting(
         90.0, "within the radius, pair only photos whose headings differ by at most this angle, in degrees; photos "
-        "with unknown headings are also paired", at_least=0, at_most=180,
+        "with unknown headings are also paired", at_least=0, at_most=180, metavar="DEGREES",
     )  # fmt: skip
     next_photos: int | None = setting(
         None, "pair each photo with this number of photos that follow it in its folder, by time, or by name if times "
@@ -67,3 +70,8 @@ class DatasetExportConfig(Section):
     )  # fmt: skip
     link: bool = setting(False, "with --format names, link the photos instead of copying them")
     follow_outside: bool = follow_outside_setting()
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        if self.link and self.format != "names":
+            raise ConfigError("--link has an effect only with --format names. Omit --link.")

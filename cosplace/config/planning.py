@@ -16,7 +16,7 @@ MAX_PHOTOS = 1e13
 
 def _speed_setting(help: str) -> Any:
     """A measured constant that a flag may replace."""
-    return setting(None, help, parse=float, above=0, metavar="NUMBER", default_text="measured")
+    return setting(None, help, parse=float, above=0, default_text="measured")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class MachineSettings(Section):
     server_memory_gb: float = setting(128.0, "memory of each machine that serves, in GB", above=0)
     memory_share: float = setting(0.8, "share of the memory of servers to use", above=0, at_most=1)
     utilization: float = setting(
-        0.5, "share of the time of servers to use, so that requests rarely wait", above=0, at_most=1
+        0.5, "share of the time of servers to use, so that requests rarely wait", above=0, at_most=1, metavar="SHARE"
     )
     min_replicas: int = setting(2, "minimum number of servers with the same photos, so that one may fail", at_least=1)
 
@@ -49,14 +49,11 @@ class PriceSettings(Section):
         "price of one machine that computes descriptors and trains, per hour",
         parse=float,
         at_least=0,
-        metavar="NUMBER",
     )
     server_hour_price: float | None = setting(
-        None, "price of one machine that serves queries, per hour", parse=float, at_least=0, metavar="NUMBER"
+        None, "price of one machine that serves queries, per hour", parse=float, at_least=0
     )
-    gb_month_price: float | None = setting(
-        None, "price of storing one GB for a month", parse=float, at_least=0, metavar="NUMBER"
-    )
+    gb_month_price: float | None = setting(None, "price of storing one GB for a month", parse=float, at_least=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +78,7 @@ class SpeedSettings(Section):
     exact_gb_per_s: float | None = _speed_setting("GB of descriptors that one core compares per second in exact search")
     probed_share: float | None = setting(
         None, "share of the partitions of the index that a search reads; `cosplace index info` prints both numbers",
-        parse=float, above=0, at_most=1, metavar="NUMBER", default_text="measured",
+        parse=float, above=0, at_most=1, default_text="measured",
     )  # fmt: skip
 
 
@@ -90,7 +87,7 @@ class PlanConfig(Section):
     """Settings of `cosplace plan`."""
 
     photos: float = required(
-        "number of photos in the index, for example 1e9", at_least=1, at_most=MAX_PHOTOS, metavar="NUMBER",
+        "number of photos in the index, for example 1e9", at_least=1, at_most=MAX_PHOTOS, metavar="N",
         example="1e6",
     )  # fmt: skip
     model: str | None = setting(None, f"model that exists: {MODEL_HELP}", metavar="MODEL", default_text="train one")
@@ -115,9 +112,9 @@ class PlanConfig(Section):
     shard_rows: int = setting(4096, "photos per shard of the descriptor store, as of `cosplace extract`", at_least=1)
     training_images: float | None = setting(
         None, "images to train with, counting repetitions: epochs x iterations x batch size", parse=float, at_least=0,
-        metavar="NUMBER", default_text="16 million, as in the paper; 0 with --model",
+        metavar="N", default_text="16 million, as in the paper; 0 with --model",
     )  # fmt: skip
-    queries_per_second: float = setting(1.0, "photos to locate per second", above=0, at_most=1e9)
+    queries_per_second: float = setting(1.0, "photos to locate per second", above=0, at_most=1e9, metavar="N")
     indexes_per_query: int | None = setting(
         None,
         "if the photos need several indexes: the number of them that each query is sent to, for example 1 when its "

@@ -44,13 +44,13 @@ def accept_license_setting() -> Any:
 
 def infer_batch_size_setting() -> Any:
     """Return the setting --infer_batch_size."""
-    return setting(16, "images per batch when computing descriptors", at_least=1)
+    return setting(16, "images per batch when computing descriptors", at_least=1, metavar="N")
 
 
 def num_workers_setting(help: str = "threads or processes that load images; 0 loads them between batches") -> Any:
     """Return the setting --num_workers; `loading_workers` chooses a number for None."""
     return setting(
-        None, help, parse=int, at_least=0, metavar="INT", default_text="8, or the number of cores if that is less"
+        None, help, parse=int, at_least=0, metavar="N", default_text="8, or the number of cores if that is less"
     )
 
 
@@ -62,6 +62,11 @@ def seed_setting(help: str) -> Any:
 def json_setting(what: str) -> Any:
     """Return the setting --json."""
     return setting(False, f"print {what} as JSON")
+
+
+def jitter_setting(default: float) -> Any:
+    """Return a setting of color jitter: --brightness, --contrast or --saturation."""
+    return setting(default, "color jitter: the factor is drawn from 1 - X to 1 + X", at_least=0, metavar="X")
 
 
 def follow_outside_setting() -> Any:
@@ -116,11 +121,12 @@ class ConfidenceSettings(Section):
 
     min_confidence: float | None = setting(
         None, "minimum confidence of an answer, from 0 to 1; less confident answers are unknown", parse=float,
-        at_least=0, at_most=1, metavar="P", default_text=str(MIN_CONFIDENCE),
+        at_least=0, at_most=1, metavar="CONFIDENCE", default_text=str(MIN_CONFIDENCE),
     )  # fmt: skip
     precision: float | None = setting(
         None, "target precision, such as 0.95, used instead of --min_confidence: the share of answers that are "
-        "correct, and of photos taken outside the area of the index that are unknown", parse=float, metavar="P",
+        "correct, and of photos taken outside the area of the index that are unknown", parse=float, above=0, at_most=1,
+        metavar="SHARE",
     )  # fmt: skip
     uncalibrated: bool = setting(
         False, "accept an index that has not been calibrated; confidence is then only the share of matches that agree"
@@ -178,8 +184,8 @@ class DatasetFolders(Section):
 class Grouping(Section):
     """Classes and groups"""
 
-    M: int = setting(10, "side of the square cell of a class, in meters", at_least=1)
-    alpha: int = setting(30, "range of headings of a class, in degrees", at_least=1, at_most=360)
+    M: int = setting(10, "side of the square cell of a class, in meters", at_least=1, metavar="METERS")
+    alpha: int = setting(30, "range of headings of a class, in degrees", at_least=1, at_most=360, metavar="DEGREES")
     N: int = setting(
         5, "minimum distance between two classes of a group, in cells: there are N x N groups by position", at_least=1
     )
@@ -210,14 +216,14 @@ class Model(Section):
         "timm: stage of the network that gives the features, as timm numbers them: stages of a convolutional network, "
         "blocks of a transformer; -1 is the last, -2 the one before",
         parse=int,
-        metavar="INT",
+        metavar="STAGE",
         default_text="the last",
     )
     aggregation: str = setting(
         "gem",
         f"how the features become a descriptor: {', '.join(AGGREGATIONS)}; gem is that of the paper. The descriptor "
-        "always has --fc_output_dim dimensions: gem, mixvpr and conv_ap (multiples of 4) compute that many, the others "
-        "end with a linear layer if their own number is another one. salad needs more than 64 feature positions, "
+        "always has --fc_output_dim dimensions: gem, mixvpr and conv_ap (multiples of 4) compute this number, the "
+        "others end with a linear layer unless it is their own number. salad needs more than 64 feature positions, "
         "tokens a dinov2 backbone",
         choices=AGGREGATIONS,
         metavar="NAME",
@@ -228,7 +234,7 @@ class Model(Section):
         None,
         "layers that are not trained: a number of stages or blocks, counted from the input, or names of layers "
         "separated by commas, such as stem,stages.0",
-        metavar="INT|NAMES",
+        metavar="N|NAMES",
         default_text="those of the paper; of a timm network all but its last two stages, of a transformer all but its "
         "last four blocks",
     )
@@ -246,7 +252,7 @@ class Model(Section):
 class TrainingSettings(Section):
     """Training"""
 
-    batch_size: int = setting(32, "images per iteration; batch normalization needs at least 2", at_least=2)
+    batch_size: int = setting(32, "images per iteration; batch normalization needs at least 2", at_least=2, metavar="N")
     epochs_num: int = setting(50, "number of epochs; each trains one group, in turn", at_least=1)
     iterations_per_epoch: int = setting(10000, "number of training steps in one epoch, each on one batch", at_least=1)
     lr: float = setting(1e-5, "learning rate of the network, for Adam", at_least=0)
@@ -254,7 +260,7 @@ class TrainingSettings(Section):
     margin: float = setting(0.40, "margin m of the CosFace loss", at_least=0, at_most=1)
     scale: float = setting(30.0, "scale s of the CosFace loss", at_least=1)
     resume_train: str | None = setting(
-        None, "folder of a run, or its last_checkpoint.pth: continue exactly where it stopped", metavar="PATH"
+        None, "folder of a run, or its last_checkpoint.pth: continue exactly where it stopped", metavar="RUN"
     )
     resume_model: str | None = setting(
         None,
@@ -266,13 +272,13 @@ class TrainingSettings(Section):
         "train once with each of two or more seeds, and print the mean and standard deviation of the recalls; the same "
         "command continues if it was stopped",
         at_least=0,
-        metavar="INT",
+        metavar="SEED",
         default_text="one run, with --seed",
     )
     logger: str | None = setting(
         None,
-        "also send settings, metrics and images of a few validation queries to Weights & Biases or MLflow, as their "
-        "own environment variables say; needs `pip install 'cosplace[wandb]'` or `'cosplace[mlflow]'`",
+        "also send settings, metrics and images of a few validation queries to Weights & Biases or MLflow, "
+        "configured by their own environment variables; needs `pip install 'cosplace[wandb]'` or `'cosplace[mlflow]'`",
         choices=("wandb", "mlflow"),
         default_text="only TensorBoard, in the folder of the run",
     )
@@ -293,14 +299,14 @@ class Extensions(Section):
         "also train the first dimensions of the descriptor to be descriptors of their own, for example 32 64 128, so "
         "that one model serves all of these: `eval --reduce_to 64 --reduce_method truncation`, or `cosplace reduce`",
         at_least=1,
-        metavar="INT",
         default_text="only the whole descriptor",
     )
     margin_ramp: float = setting(
         0.0,
-        "fraction of all iterations, from 0 to 1, over which the margin grows from 0 to --margin; 0 keeps it constant",
+        "share of all iterations, from 0 to 1, over which the margin grows from 0 to --margin; 0 keeps it constant",
         at_least=0,
         at_most=1,
+        metavar="SHARE",
     )
     lr_schedule: str = setting(
         "constant", "schedule of the learning rate of the network", choices=("constant", "cosine")
@@ -319,15 +325,17 @@ class AugmentationSettings(Section):
     image_size: int = setting(
         512, "width and height of training images, in pixels; see also --resize_test_imgs", at_least=32
     )
-    brightness: float = setting(0.7, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
-    contrast: float = setting(0.7, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
+    brightness: float = jitter_setting(0.7)
+    contrast: float = jitter_setting(0.7)
     hue: float = setting(
-        0.5, "color jitter: the shift is drawn from -x to x, as a fraction of the full circle", at_least=0, at_most=0.5
-    )
-    saturation: float = setting(0.7, "color jitter: the factor is drawn from 1 - x to 1 + x", at_least=0)
+        0.5, "color jitter: the shift is drawn from -X to X, as a fraction of the full circle", at_least=0, at_most=0.5,
+        metavar="X",
+    )  # fmt: skip
+    saturation: float = jitter_setting(0.7)
     random_resized_crop: float = setting(
-        0.5, "random crops keep a fraction of the image area that is drawn from 1 - x to 1", at_least=0, at_most=1
-    )
+        0.5, "random crops keep a fraction of the image area that is drawn from 1 - X to 1", at_least=0, at_most=1,
+        metavar="X",
+    )  # fmt: skip
     augmentation_device: str = setting(
         "auto",
         "where to augment images: auto is the device of the network, cpu the threads or processes that load them",
@@ -345,7 +353,7 @@ class TestSettings(Section):
     )
     infer_batch_size: int = infer_batch_size_setting()
     positive_dist_threshold: float = setting(
-        RADIUS_M, "a prediction is correct within this distance of its query, in meters", at_least=0
+        RADIUS_M, "a prediction is correct within this distance of its query, in meters", at_least=0, metavar="METERS"
     )
     recall_values: tuple[int, ...] = setting(
         RECALL_VALUES, "the values N of Recall@N, the share of queries with a correct image in the first N", at_least=1,

@@ -26,7 +26,7 @@ class ServerOptions(Section):
     token: str | None = setting(
         None, "bearer token required to add or delete photos. Other users of this machine can read it from the command "
         f"line, so prefer the environment variable {TOKEN_VARIABLE}",
-        default_text="photos cannot be added or deleted",
+        default_text="photos cannot be added or deleted", metavar="TOKEN",
     )  # fmt: skip
     allowed_hosts: tuple[str, ...] = setting(
         (), "additional host names of this server, for example the name of a proxy in front of it", metavar="NAME"

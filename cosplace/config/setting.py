@@ -8,10 +8,17 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
-from cosplace.config.names import similar_names
+from cosplace.config.names import either, similar_names
 from cosplace.errors import ConfigError
 
 T = TypeVar("T")
+
+# The unit of a number, as help writes it, by the last word of the setting's name.
+UNITS = {
+    "m": "METERS", "s": "SECONDS", "ms": "MILLISECONDS", "minutes": "MINUTES", "hours": "HOURS", "kb": "KB", "mb": "MB",
+    "gb": "GB", "size": "PIXELS", "side": "PIXELS", "lr": "RATE", "share": "SHARE", "price": "PRICE", "seed": "SEED",
+    "port": "PORT",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +75,7 @@ class Setting:
             if self.choices is not None and one not in self.choices:
                 similar = similar_names(str(one), self.choices, count=1)
                 hint = f" Did you mean {similar[0]}?" if similar else ""
-                raise ConfigError(f"{self.label} must be {_either(self.choices)}, got '{one}'.{hint}")
+                raise ConfigError(f"{self.label} must be {either(self.choices)}, got '{one}'.{hint}")
             # Written so that NaN fails too.
             inside = (
                 (self.at_least is None or one >= self.at_least)
@@ -163,10 +170,18 @@ def _as_setting(item: dataclasses.Field) -> Setting:
         kind = get_args(kind)[0]
     kind = kind if isinstance(kind, type) else str
     known["parse"] = known["parse"] or (parse_path if kind is Path else kind)
-    if not known["metavar"]:
-        names = {int: "INT", float: "NUMBER"}
-        known["metavar"] = "|".join(known["choices"] or ()) or names.get(kind) or ("TEXT" if kind is str else "PATH")
+    known["metavar"] = known["metavar"] or "|".join(known["choices"] or ()) or _metavar(item.name, kind)
     return Setting(name=item.name, default=item.default, type=kind, is_list=is_list, **known)
+
+
+def _metavar(name: str, kind: type) -> str:
+    """How help writes the value of a setting: its unit, if the name ends with one, else what kind of value it is."""
+    if kind in (int, float):
+        *words, last = name.split("_")
+        if words[-1:] == ["per"] and last == "s":
+            return f"{words[-2]}/S".upper()  # decoded_mb_per_s: MB/S
+        return UNITS.get(last, "N" if kind is int else "NUMBER")
+    return "TEXT" if kind is str else "PATH"
 
 
 def parse_path(text: str) -> Path:
@@ -185,7 +200,3 @@ def _without_none(kind: Any) -> Any:
 
 def _number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def _either(choices: tuple[str, ...]) -> str:
-    return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)

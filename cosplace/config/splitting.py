@@ -22,8 +22,12 @@ class SplitConfig(Section):
         "than all training and database photos; sequence: assign whole sequences, such as drives",
         choices=SPLIT_METHODS,
     )
-    val: float = setting(0.1, "approximate share of the photos for the validation set", at_least=0, at_most=0.9)
-    test: float = setting(0.2, "approximate share of the photos for the test set", at_least=0, at_most=0.9)
+    val: float = setting(
+        0.1, "approximate share of the photos for the validation set", at_least=0, at_most=0.9, metavar="SHARE"
+    )
+    test: float = setting(
+        0.2, "approximate share of the photos for the test set", at_least=0, at_most=0.9, metavar="SHARE"
+    )
     buffer_m: float = setting(
         2 * RADIUS_M,
         "minimum distance between photos of different splits, in meters; photos that are closer are in no split; use "
@@ -31,7 +35,7 @@ class SplitConfig(Section):
         at_least=0,
     )
     block_m: float | None = setting(
-        None, "side of the square areas, in meters", parse=float, above=0, metavar="METERS",
+        None, "side of the square areas, in meters", parse=float, above=0,
         default_text="the largest of 1000, 500, 250, 120 and 60 that gives 30 blocks",
     )  # fmt: skip
     query_share: float = setting(

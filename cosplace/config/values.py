@@ -61,7 +61,7 @@ def from_values(config_class: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(f"Unknown setting '{unknown[0]}'." + (f" Did you mean {similar[0]}?" if similar else ""))
     missing = [one for one in known.values() if one.is_required and one.name not in values]
     if missing:
-        raise ConfigError(f"{missing[0].label} is required: {missing[0].help}.")
+        raise ConfigError(f"{missing[0].label} is required ({missing[0].help}).")
     arguments: dict[str, Any] = {}
     for group in setting_groups(config_class):
         given = {

@@ -18,22 +18,30 @@ BANDS = "CDEFGHJKLMNPQRSTUVWX"  # latitude bands of UTM, 8 degrees each, from 80
 MARGIN_DEG = 1.0  # surveys extend beyond the area of a coordinate system
 
 
-def to_degrees(x: np.ndarray, y: np.ndarray, crs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Latitudes, longitudes (WGS 84), and whether they are in the area of use, of positions in a coordinate system.
+def parse_crs(crs: Any) -> tuple[Any, Any]:
+    """A coordinate system, and the transformer from it to WGS 84, with x first (pyproj).
 
-    x: eastings or longitudes, y: northings or latitudes, whatever the order of the axes.  nan where undefined.
-    Raises ConfigError for what is not a coordinate system of positions on the ground.
+    Raises ConfigError for what is not a coordinate system.
     """
     from pyproj import CRS, Transformer
     from pyproj.exceptions import CRSError, ProjError
 
     try:
         system = CRS.from_user_input(crs)
-        transformer = Transformer.from_crs(system, 4326, always_xy=True)
+        return system, Transformer.from_crs(system, 4326, always_xy=True)
     except (CRSError, ProjError, TypeError, ValueError, AttributeError, KeyError) as error:  # odd metadata of a file
         raise ConfigError(
             f"--crs: {short_name(crs)} is not a known coordinate system. Use a code such as EPSG:25832."
         ) from error
+
+
+def to_degrees(x: np.ndarray, y: np.ndarray, crs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latitudes, longitudes (WGS 84), and whether they are in the area of use, of positions in a coordinate system.
+
+    x: eastings or longitudes, y: northings or latitudes, whatever the order of the axes.  nan where undefined.
+    Raises ConfigError for what is not a coordinate system of positions on the ground.
+    """
+    system, transformer = parse_crs(crs)
     if not (system.is_projected or system.is_geographic):
         raise ConfigError(f"--crs: {short_name(crs)} ({system.name}) has no positions on the ground. Use another code.")
     longitudes, latitudes = compute(transformer.transform, x, y)
@@ -68,7 +76,7 @@ def from_zones(
     """
     if "zone_letter" not in raw and not any(re.search("[A-Za-z]", str(zone)) for zone in raw["zone"]):
         raise DatasetError(
-            f"{path} has UTM zones without letters, so north and south of the equator cannot be told apart. Add a "
+            f"{path} has UTM zones without letters, so north and south of the equator cannot be distinguished. Add a "
             f"column 'letter' with latitude bands (N to X are north). If all rows are in one zone, use --crs, for "
             f"example EPSG:32610 for 10 north or EPSG:32710 for 10 south."
         )

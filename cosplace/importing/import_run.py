@@ -20,8 +20,11 @@ from typing import TypeVar
 
 from cosplace.config.importing import ImportSettings
 from cosplace.errors import ConfigError, DatasetError, StorageError
+from cosplace.importing.columns import parse_named_columns
+from cosplace.importing.coordinate_systems import parse_crs
 from cosplace.importing.dataset_table import UNPLACED, WRITE_SECONDS, WRITE_SHARE, locked_dataset
 from cosplace.importing.placement import ADDED, RESERVED, UNCHANGED, UPDATED, Job, Placement, is_within
+from cosplace.importing.poses import parse_origin
 from cosplace.importing.positions import Annotations, PhotoStream, has_position
 from cosplace.importing.reading import find_timezone, read_photo
 from cosplace.importing.records import Entry, FoundPhoto, Problem
@@ -100,6 +103,17 @@ def _new_entries(folder: Path, entries: Iterable[Entry], *, is_inside: bool) -> 
             yield entry
 
 
+def _check_flags(settings: ImportSettings) -> None:
+    """Raise ConfigError for invalid flags, also for those that no source uses."""
+    if settings.timezone:
+        find_timezone(settings.timezone)
+    if settings.tables.crs:
+        parse_crs(settings.tables.crs)
+    if settings.poses.origin:
+        parse_origin(settings.poses.origin)
+    parse_named_columns(settings.tables.column)
+
+
 def run_import(
     sources: Sequence[Path],
     folder: Path | None,
@@ -116,8 +130,7 @@ def run_import(
     Raises DatasetError or ConfigError for sources that cannot be used, before anything is written, and StorageError if
     the disk is full; the dataset then has the photos imported so far.
     """
-    if settings.timezone:
-        find_timezone(settings.timezone)
+    _check_flags(settings)
     photos, positions = _find_sources(sources, formats, folder)
     folder = folder or _folder_of_photos(photos, positions, settings.mode)
     read = [(source, source.load().read(paths, settings)) for source, paths in positions.items()]

@@ -70,7 +70,7 @@ def _listed_in_table(table: Path, *, follow_outside: bool) -> Iterator[Entry]:
     for start in range(0, len(rows), ROWS_PER_STEP):
         for record in from_table(rows.slice(start, ROWS_PER_STEP)):
             if record.projection not in ("", EQUIRECTANGULAR):
-                yield Problem(name=record.path, reason=f"is not a panorama: its projection is {record.projection}")
+                yield Problem(name=record.path, reason=f"it is not a panorama: its projection is {record.projection}")
                 continue
             try:
                 file = photo_path(table.parent, record.path, inside)
@@ -128,7 +128,7 @@ def _not_a_panorama(record: PhotoRecord, *, is_in_table: bool) -> str:
     size = f"{record.width} x {record.height} pixels, without GPano properties"
     if record.width >= 2 * record.height or (is_in_table and record.projection == EQUIRECTANGULAR):
         return f"it is unknown which part of the sphere it shows: {size}. If it shows 360 degrees, pass --horizon_row."
-    return f"is not a panorama: {size}"
+    return f"it is not a panorama: {size}"
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 from cosplace.config.importing import PoseSettings
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.geo import ecef_from_lla, enu_rotation, lla_from_ecef, lla_height_from_ecef
-from cosplace.importing.coordinate_systems import is_inside
+from cosplace.importing.coordinate_systems import is_inside, parse_crs
 from cosplace.importing.photo_references import number, read_json
 from cosplace.importing.records import Problem
 from cosplace.importing.similarity import Similarity
@@ -121,16 +121,10 @@ def coordinate_system(code: str) -> Georeference:
 
     Raises ConfigError for other codes.
     """
-    from pyproj import CRS, Transformer
-    from pyproj.exceptions import CRSError, ProjError
+    from pyproj import Transformer
 
-    try:
-        system = CRS.from_user_input(code)
-        transformer = Transformer.from_crs(system.to_3d(), 4978, always_xy=True)
-    except (CRSError, ProjError) as error:
-        raise ConfigError(
-            f"--crs: {code[:60]} is not a known coordinate system. Use a code such as EPSG:25832."
-        ) from error
+    system, _ = parse_crs(code)
+    transformer = Transformer.from_crs(system.to_3d(), 4978, always_xy=True)
     units = {axis.unit_name for axis in system.axis_info}
     if not (system.is_projected or system.is_geocentric) or not units <= {"metre", "meter"}:
         raise ConfigError(

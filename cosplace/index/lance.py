@@ -86,7 +86,9 @@ def _translate(address: str, error: BaseException) -> CosPlaceError:
         return damaged(address, "a file cannot be decoded")
     if is_local(address) and "os error" not in text:
         return damaged(address, text[:200].rstrip(". "))
-    return PhotoIndexError(f"Cannot read or write {address}: {text[:200]}")
+    return PhotoIndexError(
+        f"Cannot read or write {address}: {text[:200].rstrip('. ')}. Check the address and its permissions."
+    )
 
 
 REMOTE_PROBLEMS = (

@@ -205,7 +205,9 @@ class PhotoReader:
                 "their original size" if size is None else f"{size} pixels"
                 for size in (self.spec.image_size, image_size)
             )
-            raise PhotoIndexError(f"{self.address} was built from photos at {built}, not at {given}. Set --image_size.")
+            raise PhotoIndexError(
+                f"{self.address} was built from photos at {built}, not at {given}. Use that size, or build a new index."
+            )
         if views != self.spec.views:
             built, given = (one.text() or "none" for one in (self.spec.views, views))
             raise PhotoIndexError(

@@ -168,7 +168,9 @@ def plain_text(answer: Answer, num_matches: int = 3) -> str:
         lines.append(f"  {place.latitude:.6f}, {place.longitude:.6f}{radius}")
         lines.append(f"  {map_url(place.latitude, place.longitude)}")
     lines += [f"  {'unknown: ' if answer.unknown else ''}{answer.reason}"] if answer.reason else []
-    for match in answer.neighbours[:num_matches]:
+    matches = answer.neighbours[:num_matches]
+    lines += ["  matches, with their similarity:"] if matches else []
+    for match in matches:
         lines.append(f"    {match.similarity:.3f}  {_where(match)}  {printable(match.path)}")
     return "\n".join(lines)
 

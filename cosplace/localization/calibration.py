@@ -254,7 +254,7 @@ def _choose_photos(
     if card.matches is not None and len(card.matches) >= MIN_UNSEEN // 4:
         if difference := _difference(card.matches.described, how_described(index.spec.image_size, index.spec.views)):
             log.warning(
-                "The validation queries of the model were described in another way than the photos of this index (%s), "
+                "The validation queries of the model were encoded differently from the photos of this index (%s), "
                 "so its confidence may be too high or too low. Use `cosplace index calibrate %s --queries FOLDER` with "
                 "other photos.", difference, index.address,
             )  # fmt: skip

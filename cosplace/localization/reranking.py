@@ -1,4 +1,4 @@
-"""Check doubtful answers: match local features of the photo and of its matches, and verify their geometry.
+"""Check uncertain answers: match local features of the photo and of its matches, and verify their geometry.
 
 docs/localization.md measures how many points that fit one geometry (inliers) confirm a match.
 """

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosplace.config.names import TIMM, similar_names
+from cosplace.config.names import TIMM, either, similar_names
 from cosplace.errors import CheckpointError, ConfigError, DownloadError
 from cosplace.models.architectures import BATCH_COUNTER, first_difference, tensor_shapes
 from cosplace.models.native import SizePolicy
@@ -208,7 +208,7 @@ def _check_name(timm: ModuleType, name: str) -> None:
         similar = similar_names(name, tags, cutoff=0.0)
     else:
         similar = similar_names(architecture, timm.list_models(), cutoff=0.4)
-    hint = f"Did you mean {', '.join(TIMM + one for one in similar)}?" if similar else "See timm.list_models()."
+    hint = f"Did you mean {either([TIMM + one for one in similar])}?" if similar else "See timm.list_models()."
     raise ConfigError(f"timm {timm.__version__} has no network '{name}'. {hint}")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from cosplace.config.names import BACKBONES, canonical_backbone, similar_names
+from cosplace.config.names import BACKBONES, canonical_backbone, either, similar_names
 from cosplace.errors import ConfigError
 
 RELEASES_VARIABLE = "COSPLACE_RELEASES"  # URL or folder with the released files, used instead of GitHub
@@ -412,7 +412,7 @@ def find_model(name: str) -> ZooModel | HubModel:
                 )
     name = name if len(name) <= 60 else f"{name[:60]}..."
     closest = similar_names(name, list(known_models))
-    hint = f"Did you mean {' or '.join(closest)}? " if closest else ""
+    hint = f"Did you mean {either(closest)}? " if closest else ""
     raise ConfigError(
         f"Unknown model '{name}'. {hint}Use a name from `cosplace zoo list`, the path of a weights file, or "
         f"hub:owner/repo:entry(args)."

@@ -324,7 +324,7 @@ def without_positions_text(images: ImageList) -> str:
 def tables_hint(dataset: Path, images: ImageList) -> str:
     """Name files that may have the positions, in a sentence that starts with a space; empty without any."""
     tables = [printable(path) for path in islice(_tables_beside(dataset, images), MAX_TABLES)]
-    return f" Their positions may be in {', '.join(tables)}." if tables else ""
+    return f" Positions may be in {', '.join(tables)}." if tables else ""
 
 
 def _tables_beside(dataset: Path, images: ImageList) -> Iterator[Path]:

@@ -173,7 +173,7 @@ def read_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
-        raise ImageError(f"Cannot read {path}: {error.strerror}.") from error
+        raise ImageError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
     except ValueError as error:  # a zero byte in the name
         raise ImageError(f"Cannot read {path}: {error}.") from error
     if not raw:

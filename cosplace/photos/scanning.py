@@ -132,6 +132,8 @@ def missing_folder(folder: Path, advice: str) -> DatasetError:
         (folder.parent, None),
     )
     if part is None:
+        if file is not None:
+            return DatasetError(f"{file} is a file, not a folder. {advice}")
         parent = folder.parent
         if os.fsencode(folder.name) in SPLIT_FOLDERS and _is_folder(parent):
             advice += f" To split the photos in {parent}, import them first: `cosplace import {parent} --to DATASET`."

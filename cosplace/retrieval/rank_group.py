@@ -78,7 +78,7 @@ def rank_group(ranks: Ranks, timeout_s: float = TIMEOUT_S) -> Generator[RankGrou
         return
     if "MASTER_ADDR" not in os.environ:
         raise ConfigError(
-            f"This process is 1 of {ranks.world_size}, but they do not know each other. Start them with `torchrun "
+            f"This process is 1 of {ranks.world_size}, but they are not connected. Start them with `torchrun "
             f"--nproc_per_node {ranks.world_size} -m cosplace eval ...`."
         )
     with _rank_errors():

@@ -135,7 +135,9 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a checkpoint. Use another file.") from error
+        raise CheckpointError(
+            f"{path} is truncated or not a checkpoint. Use the last_checkpoint.pth of a run."
+        ) from error
     if not isinstance(content, dict) or not (content.get("format") == FORMAT or is_original(content)):
         hint = " It contains only weights. Start from them with --resume_model." if isinstance(content, dict) else ""
         raise CheckpointError(f"{path} is not a checkpoint of a training run.{hint}")

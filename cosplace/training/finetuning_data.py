@@ -206,7 +206,7 @@ def _split_off(
 def _too_few(dataset: Path, start: str, reason: str) -> DatasetError:
     model = start or RELEASED
     command = shlex.join(["cosplace", "index", "build", str(dataset), "--model", model, "--to", "INDEX"])
-    how = "without training" if start else "with a released model, as ImageNet weights know no places"
+    how = "without training" if start else "with a released model, as ImageNet weights were not trained on places"
     return DatasetError(
         f"{dataset} has no validation set, and its training photos are too few to make one: {reason}. Training "
         f"does not help then: add photos, or index them {how}: `{command}`."

@@ -98,7 +98,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         (["train", "--dataset_folder", "nowhere"], "nowhere/train does not exist"),
         (["eval", "--dataset_folder", "nowhere"], "nowhere/test does not exist"),
         (["groups", "nowhere"], "nowhere does not exist"),
-        (["groups"], "FOLDER is required: training photos"),
+        (["groups"], "FOLDER is required (training photos"),
         (["train", "--backbone", "resnet19"], "Did you mean ResNet18"),
         (["train", "--batch_size", "0", "--dataset_folder", "x"], "--batch_size must be 2 or more, got 0"),
         (["train", "--batch_size", "many"], "--batch_size must be a whole number, got 'many'"),
@@ -110,6 +110,15 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         (["eval", "--recall_values", "0", "--dataset_folder", "x"], "--recall_values must be 1 or more, got 0"),
         (["train", "--resume_train", "gone.pth"], "gone.pth does not exist"),
         (["index", "build", "photos"], "--model is required"),
+        (["groups", f"{__file__}/photos"], f"{__file__} is a file, not a folder"),
+        (["calibrate", "x"], "Unknown command 'calibrate'. Did you mean `cosplace index calibrate`?"),
+        (["verify"], "Did you mean `cosplace zoo verify` or `cosplace index verify`?"),
+        (["audit", "nowhere"], "nowhere is not a folder. Use the folder of a run"),
+        (["import", __file__, "--to", "x", "--crs", "99999999"], "--crs: 99999999 is not a known coordinate system"),
+        (["import", __file__, "--to", "x", "--column", "foo=bar"], "--column must be FIELD=NAME, got 'foo=bar'"),
+        (["import", __file__, "--to", "x", "--origin", "north"], "--origin must be LAT,LON"),
+        (["dataset", "export", "x", "--to", "y", "--format", "geojson", "--link"], "--link has an effect only with"),
+        (["locate", "x.jpg", "--index", "i", "--precision", "3"], "--precision must be above 0 and up to 1, got 3"),
         (
             ["index", "--model", "x"],
             "Choose an action before --model: build, add, sync, remove, info, verify, compact, calibrate",
@@ -360,15 +369,20 @@ def test_a_bar_is_cleared_before_an_error_is_printed(monkeypatch, capsys: pytest
     assert shown.split("\r")[-2].isspace()
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", ["", "dumb"])  # a dumb one cannot clear a line
+def test_without_a_terminal_progress_is_a_line_per_minute(
+    terminal: str, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = iter(range(10_000))
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: bool(terminal))
+    monkeypatch.setenv("TERM", terminal)
     bars = Bars()
     for done in range(1, 1001):  # one item per second
-        bars("encoding", done, 1000, "loss 0.5")
+        bars(f"epoch {done // 30}", done, 10_000, "loss 0.5")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 10
-    assert lines[0].endswith("encoding: 100 of 1,000, loss 0.5")
+    assert len(lines) == 16
+    assert lines[0].endswith("epoch 2: 60 of 10,000, loss 0.5")
 
 
 @pytest.fixture

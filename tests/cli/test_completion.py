@@ -79,3 +79,16 @@ def test_every_command_and_flag_is_in_the_script(
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "tcsh"]) == 2
     assert "SHELL must be bash, zsh or fish, got 'tcsh'" in capsys.readouterr().err
+
+
+def test_paths_are_completed_as_files_or_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    text = capsys.readouterr().out
+    kinds = {
+        "split_pos_0": "files",
+        "index_add_pos_1": "files",
+        "eval___compare": "files",
+        "eval___test_set_folder": "dirs",
+    }
+    for value, kind in kinds.items():
+        assert f"_shtab_cosplace_{value}_COMPGEN=_shtab_compgen_{kind}\n" in text

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cosplace.cli.commands import COSPLACE
 from cosplace.cli.help import explanation, help_text
 from cosplace.cli.parser import leaf_commands
 from cosplace.cli.reference import reference
-from cosplace.config.setting import Setting
+from cosplace.config.setting import Setting, own_settings, setting
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = dict(leaf_commands(COSPLACE))
@@ -53,6 +54,36 @@ def test_help_fits_and_breaks_no_word(prog: str, width: int) -> None:
     for one in COMMANDS[prog].settings:
         assert one.label in flat
         assert " ".join(explanation(one).split()) in flat
+
+
+@pytest.mark.parametrize("one", SETTINGS)
+def test_the_value_of_a_number_is_its_unit(one: Setting) -> None:
+    units = {"in meters": "METERS", "in degrees": "DEGREES", "in milliseconds": "MILLISECONDS", "in seconds": "SECONDS"}
+    for words, unit in units.items():
+        if one.type in (int, float) and words in one.help.replace("in meters per second", ""):
+            assert one.metavar == unit, one.help
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value"),
+    [
+        ("radius_m", float, "METERS"), ("batch_wait_ms", float, "MILLISECONDS"), ("image_size", int, "PIXELS"),
+        ("decoded_mb_per_s", float, "MB/S"), ("images_per_class", int, "N"), ("s", float, "SECONDS"),
+        ("margin", float, "NUMBER"),
+    ],
+)  # fmt: skip
+def test_the_value_of_a_setting_without_metavar(name: str, kind: type, value: str) -> None:
+    settings = make_dataclass("Example", [(name, kind, setting(kind(1), "some number of things"))])
+    assert own_settings(settings)[0].metavar == value
+
+
+def test_help_lists_each_command_under_one_topic() -> None:
+    names = [name for group in COSPLACE.topics.values() for name in group]
+    assert sorted(names) == sorted(action.name for action in COSPLACE.actions)
+    lines = help_text(COSPLACE, "cosplace", 80).splitlines()
+    assert [line for line in lines if line.endswith(":") and not line.startswith(" ")] == [
+        *(f"{topic}:" for topic in COSPLACE.topics), "General:",
+    ]  # fmt: skip
 
 
 def test_help_through_a_pipe_has_80_columns() -> None:

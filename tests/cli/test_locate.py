@@ -190,7 +190,7 @@ def test_a_small_index_answers_by_default(city: Path, capsys, tmp_path: Path) ->
              "--image_size", "48", "--device", "cpu"]  # fmt: skip
     assert main(list(map(str, build))) == 0
     out, err = capsys.readouterr()
-    assert "confidence not calibrated: Calibration needs 100 photos" in out
+    assert "confidence not calibrated. Calibration needs 100 photos" in out
     assert "its confidence is not calibrated" in err
     code, out, _ = run(capsys, photos[0], "--index", tmp_path / "index", "--json", "--min_confidence", "0")
     found = json.loads(out)

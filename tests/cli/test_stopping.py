@@ -213,8 +213,8 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, task: str) -> None
 IMPORTING = """
 import sys
 sys.path.insert(0, {folder!r})
-from cosplace.cli.console import end_on_signals
-with end_on_signals(owns_process=True):
+from cosplace.cli.console import end_on_signals, on_interrupt
+with end_on_signals(owns_process=True), on_interrupt("Run it again."):
     import slow
 """
 
@@ -226,7 +226,7 @@ def test_a_signal_ends_an_import_at_once(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(text)
     words = [sys.executable, "-c", IMPORTING.format(folder=str(tmp_path))]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "Terminated.\n")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "Terminated. Run it again.\n")
 
 
 LEAVING = """

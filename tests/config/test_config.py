@@ -128,7 +128,7 @@ def test_the_type_of_a_setting_follows_from_its_annotation() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "NAME is required: name of the thing"),
+        ({}, "NAME is required (name of the thing)"),
         ({"name": "x", "kind": "stripd"}, "--kind must be plain or striped, got 'stripd'. Did you mean striped?"),
         ({"name": "x", "ratio": 0.0}, "--ratio must be above 0, got 0. Use for example 0.5."),
         ({"name": "x", "ratio": float("nan")}, "--ratio must be above 0, got nan"),

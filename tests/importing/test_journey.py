@@ -49,7 +49,7 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def locate(capsys: pytest.CaptureFixture) -> tuple[float, float]:
     assert main(["index", "build", "mine", "--model=model.pth", "--image_size=64", "--to=index"]) == 0
-    capsys.readouterr()
+    assert "Next: cosplace locate PHOTO --index index" in capsys.readouterr().out
     assert main(["locate", "question.jpg", "--index=index", "--device=cpu", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     best = answer["neighbours"][0]
@@ -61,7 +61,9 @@ def test_from_photos_of_a_phone(at_home: Path, capsys: pytest.CaptureFixture) ->
     for number in range(NUM_PHOTOS):
         phone_photo(Path("Camera Roll") / f"IMG {number:04d}.JPG", number, with_position=True)
     assert main(["import", "Camera Roll", "--to=mine"]) == 0
-    assert f"{NUM_PHOTOS} photos added" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{NUM_PHOTOS} photos added" in out
+    assert "To locate photos: cosplace index build mine --model MODEL --to INDEX" in out
     assert locate(capsys) == pytest.approx((LATITUDE + 5 * STEP, LONGITUDE), abs=1e-6)
 
 

@@ -276,7 +276,7 @@ def test_what_is_left_out_is_listed_with_reasons(tmp_path: Path, capsys) -> None
     (folder / "notes.txt").write_text("tram line 4")
     assert run(folder, "--to", tmp_path / "city", "--crops=2") == 0
     found = {(name, outcome): reason for name, outcome, reason in report(tmp_path / "city")}
-    assert found["photo.jpg", "left out"].startswith("is not a panorama: 160 x 120")
+    assert found["photo.jpg", "left out"].startswith("it is not a panorama: 160 x 120")
     assert "--horizon_row" in found["wide.jpg", "left out"]
     assert found["nowhere.jpg", "left out"] == "its position is unknown"
     assert "damaged" in found["broken.jpg", "left out"]

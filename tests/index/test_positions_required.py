@@ -63,12 +63,12 @@ def test_only_files_that_may_have_positions_are_named(tmp_path: Path) -> None:
         (tmp_path / "city" / name).write_text(text)
     with pytest.raises(DatasetError) as caught:
         require_positions(find_photos(tmp_path / "city"), tmp_path / "city")
-    assert "Their positions may be in" not in str(caught.value)
+    assert "Positions may be in" not in str(caught.value)
     for name, text in {
         "a.csv": "name;Lat;Lng\n", "b.txt": "0.png 45.123456 7.654321\n", "c.json": '[{"GPSLatitude": 45.1}]',
         "d.gpx": "<gpx/>",
     }.items():  # fmt: skip
         (tmp_path / "city" / name).write_text(text)
-        with pytest.raises(DatasetError, match=rf"Their positions may be in \S+/{name}\."):
+        with pytest.raises(DatasetError, match=rf"Positions may be in \S+/{name}\."):
             require_positions(find_photos(tmp_path / "city"), tmp_path / "city")
         (tmp_path / "city" / name).unlink()

@@ -96,7 +96,7 @@ def test_advice_names_the_model_that_was_given(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "my city", range(3))
     with pytest.raises(DatasetError, match=r"`cosplace index build '.*my city' --model mine.pth --to INDEX`"):
         open_finetuning_photos(folder, start="mine.pth")
-    with pytest.raises(DatasetError, match="with a released model, as ImageNet weights know no places"):
+    with pytest.raises(DatasetError, match="with a released model, as ImageNet weights were not trained on places"):
         open_finetuning_photos(folder)
 
 

@@ -108,6 +108,7 @@ def condition_rows(
                     condition=condition,
                     value=name,
                     num_queries=int(which.sum()),
+                    num_clusters=len(np.unique(clusters[which])),
                     recall1=clustered_share(right[which], clusters[which]),
                     median_error_m=median,
                 )

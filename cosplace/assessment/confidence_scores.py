@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from cosplace.assessment.intervals import UNKNOWN, Estimate, bootstrap, clustered_share
+from cosplace.assessment.intervals import UNKNOWN, Estimate, bootstrap, clustered_share, jackknife
 from cosplace.assessment.measures import ScoreMetrics, Transfer
 
 CONFIDENCE = "confidence"  # the name of a score that is a probability
@@ -152,20 +152,21 @@ def score_metrics(
     recall, precision, threshold = precision_recall(scores, right)
     full = recall_at_precision(scores, right, 1.0)
     least = threshold[recall >= full - 1e-12][0] if full > 0 else math.inf
-    values = 100 * average_precision(scores, right), 100 * recall_at_precision(scores, right, 0.95)
 
-    def statistics(weights: np.ndarray) -> np.ndarray:
-        counts = _counts(scores, right, weights)
-        return 100 * np.stack([_average_precisions(*counts), _recalls_at(0.95, *counts, weights.sum(axis=1))])
+    def areas(weights: np.ndarray) -> np.ndarray:
+        return _average_precisions(*_counts(scores, right, weights))
 
-    area, recall_at_95 = bootstrap(statistics, clusters, values, (0.0, 100.0))
+    def recalls_at_95(weights: np.ndarray) -> np.ndarray:
+        return 100 * _recalls_at(0.95, *_counts(scores, right, weights), weights.sum(axis=1))[None]
+
+    (recall_at_95,) = bootstrap(recalls_at_95, clusters, [100 * recall_at_precision(scores, right, 0.95)], (0.0, 100.0))
     bins = reliability_bins(np.where(scores > -np.inf, scores, 0.0), right) if is_probability else np.zeros((0, 3))
     return ScoreMetrics(
         name=name,
         recall=recall,
         precision=precision,
         threshold=threshold,
-        area=area,
+        area=jackknife(areas, clusters, average_precision(scores, right)),
         recall_at_full_precision=clustered_share(right & (scores >= least), clusters),
         recall_at_95_precision=recall_at_95,
         calibration_error=calibration_error(bins),

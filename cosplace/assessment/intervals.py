@@ -2,16 +2,21 @@
 
 Queries taken close together, or in one drive, tend to be right or wrong together, so C clusters count, not Q queries:
 
-* Shares: the interval of Wilson (JASA 1927) with the effective number of queries, Q / design effect (Kish, "Survey
-  Sampling", 1965, section 8.2), and a t quantile; never narrower than the interval of independent queries.
-* Quantiles: the interval of the share below the quantile, as positions in the sorted values (Woodruff, JASA 1952).
+* Shares: the interval of Wilson (JASA 1927) with the effective number of queries.  Few clusters hardly show that
+  number, so each one counts as much as it is probable, see `effective_numbers`: the ends are quantiles of the mixture
+  of the confidence distributions of all numbers (Xie and Singh, International Statistical Review 2013).
+* Quantiles: the interval of the share below the quantile, as positions in the sorted values (Woodruff, JASA 1952); with
+  too few queries to see beyond the quantile, it has no end.
 * Means and paired differences: the sandwich variance of the clusters, where residuals of large clusters are corrected
   (Bell and McCaffrey, Survey Methodology 2002), and t.
 * Degrees of freedom of t: those of Satterthwaite (Biometrics 1946) for the variance of the clusters: C - 1 for clusters
   of equal size, fewer if a few clusters have most of the queries.
+* Average precision: the variance of the delete-a-group jackknife (Kott, Journal of Official Statistics 2001) on the
+  scale of log-odds, with t.  Bootstraps cover too little there (Boyd, Eng and Page, ECML PKDD 2013).
 * Other statistics: the cluster bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3).
 
-Fewer than 10 clusters give wide intervals, one cluster none.  docs/lab.md has the coverage in simulations.
+With fewer than FEW_CLUSTERS clusters, intervals are approximate; with one cluster there is none.  docs/lab.md has the
+coverage in simulations.
 Pure functions.  Legend: Q queries, C clusters.
 """
 
@@ -21,14 +26,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cosplace.assessment.effective_numbers import EffectiveNumbers, effective_numbers, independent
+
 LEVEL = 0.95
 Z = 1.959963984540054  # quantile of the normal distribution at (1 + LEVEL) / 2
 RESAMPLES = 2_000
 MIN_RESAMPLES = 200  # for many queries, whose statistics vary little
 CHUNK = 1 << 20  # numbers in one array in memory at once
 MAX_NUMBERS = 1 << 23  # weights of queries that are drawn for one interval
+MAX_GROUPS = 200  # of clusters, for a jackknife
+BISECTIONS = 40  # of the range of a share
 CELL_M = 50.0  # queries in one cell of this side are one cluster
 MIN_SEQUENCES = 10  # fewer say little about other drives
+FEW_CLUSTERS = 10  # with fewer, coverage depends on what they are like
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +69,15 @@ def wilson(num_successes: int, num: int) -> Estimate:
     """
     if num == 0:
         return UNKNOWN
-    low, high = _share_interval(num_successes / num, num, Z)
+    low, high = _wilson_ends(num_successes / num, num)
     return Estimate(100 * (num_successes / num), 100 * low, 100 * high)
+
+
+def _wilson_ends(share: float, num: float) -> tuple[float, float]:
+    square = Z**2 / num
+    center = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return 0.0 if share == 0 else center - half, 1.0 if share == 1 else center + half
 
 
 # --- clusters --------------------------------------------------------------------------------------------------------
@@ -135,45 +152,41 @@ def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
         return wilson(num_hits, num)
     if len(sizes) == 1:
         return Estimate(100 * (num_hits / num), 0.0, 100.0)
-    low, high = _share_interval(num_hits / num, *_effective(sums, sizes))
+    low, high = _ends(num_hits / num, effective_numbers(sums, sizes))
     return Estimate(100 * (num_hits / num), 100 * low, 100 * high)
 
 
-def _effective(hits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Effective number of queries, and the quantile for them.  hits, sizes: (C,) of each of two or more clusters."""
-    num, effect = float(sizes.sum()), _design_effect(hits, sizes)
-    quantile = _t_quantile(_degrees_of_freedom(sizes, effect))
-    # An estimate below that of independent queries is chance more often than fact.
-    return (num, Z) if effect * quantile**2 < Z**2 else (num / effect, quantile)
+def _ends(share: float, effective: EffectiveNumbers) -> tuple[float, float]:
+    """The ends of the interval of a share.
 
-
-def _design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
-    """How many queries are worth one independent query.  hits, sizes: (C,) of each cluster.
-
-    Half a cluster of hits and half a cluster of misses are added, of the size that a query sees on average.  Without
-    them, the estimate is too small if there are misses in a few clusters only, and unknown if there are none.
+    For a single number of queries they are those of Wilson: where the distance from the share, in standard errors that
+    belong to the end, is Z.
     """
-    num = sizes.sum()
-    added = (sizes**2).sum() / num
-    total = num + added
-    share = (hits.sum() + added / 2) / total
-    squares = ((hits - share * sizes) ** 2 / (1 - sizes / total)).sum()
-    squares += added**2 * (share**2 + (1 - share) ** 2) / 2
-    return float(squares / (total * share * (1 - share)))
+    from scipy.special import ndtr  # takes longer to import than this module
+
+    roots = np.sqrt(effective.numbers)
+
+    def probability_below(end: float) -> float:
+        return float(effective.probabilities @ ndtr((end - share) / math.sqrt(end * (1 - end)) * roots))
+
+    low = 0.0 if share == 0 else _where(probability_below, (1 - LEVEL) / 2, 0.0, share)
+    high = 1.0 if share == 1 else _where(probability_below, (1 + LEVEL) / 2, share, 1.0)
+    return low, high
 
 
-def _share_interval(share: float, num: float, quantile: float) -> tuple[float, float]:
-    """The interval of Wilson for `num` independent trials and a quantile of the distribution of errors."""
-    square = quantile**2 / num
-    center = (share + square / 2) / (1 + square)
-    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
-    return 0.0 if share == 0 else center - half, 1.0 if share == 1 else center + half
+def _where(ascending: Callable[[float], float], value: float, low: float, high: float) -> float:
+    """Where an ascending function has a value, between two numbers."""
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ascending(middle) < value else (low, middle)
+    return (low + high) / 2
 
 
 def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Estimate:
     """The smallest value that at least a share q of the values, in (0, 1), do not exceed.
 
-    values: (Q,) float64; nan, for an unknown value, counts as infinite.
+    values: (Q,) float64, 0 or more; nan, for an unknown value, counts as infinite.  With few queries, all of them may
+    be below the true quantile by chance: then its upper end is infinite.  The lower end is 0 if all may be above it.
     """
     values = np.where(np.isnan(values), np.inf, values)
     if not len(values):
@@ -182,10 +195,17 @@ def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Es
     value = _at_share(ordered, q)
     sums, sizes = _sums(values <= value, clusters)
     if len(sizes) == 1:
-        return Estimate(value, float(ordered[0]), float(ordered[-1]))
-    low, high = _share_interval(q, *((len(values), Z) if sizes.max() == 1 else _effective(sums, sizes)))
+        return Estimate(value, 0.0, math.inf)
+    effective = independent(len(values)) if sizes.max() == 1 else effective_numbers(sums, sizes)
+    low, high = _ends(q, effective)
+    all_below, all_above = (effective.probabilities @ share**effective.numbers for share in (q, 1 - q))
     # Of n values, at least n * low and at most n * high are below the true quantile: it is below the next value.
-    return Estimate(value, _at_share(ordered, low), float(ordered[min(int(len(ordered) * high), len(ordered) - 1)]))
+    after = float(ordered[min(int(len(ordered) * high), len(ordered) - 1)])
+    return Estimate(
+        value,
+        0.0 if all_above > (1 - LEVEL) / 2 else _at_share(ordered, low),
+        math.inf if all_below > (1 - LEVEL) / 2 else after,
+    )
 
 
 def _at_share(ordered: np.ndarray, share: float) -> float:
@@ -207,6 +227,38 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
     quantile = _t_quantile(_degrees_of_freedom(sizes, squares / independent if independent > 0 else 1.0))
     half = quantile * math.sqrt(squares) / float(sizes.sum())
     return Estimate(mean, mean - half, mean + half)
+
+
+def jackknife(statistic: Callable[[np.ndarray], np.ndarray], clusters: np.ndarray, value: float) -> Estimate:
+    """Percentage with the interval of its log-odds, for a smooth statistic in [0, 1] of queries in clusters.
+
+    statistic: weights of the queries (n, Q) int32 -> (n,) values; nan, where it is undefined, is left out.  value: for
+    weights of 1.
+    """
+    groups = np.unique(clusters, return_inverse=True)[1].reshape(-1)
+    num_clusters, num = int(groups.max(initial=-1)) + 1, len(groups)
+    if not math.isfinite(value):
+        return UNKNOWN
+    if num_clusters < 2:
+        return Estimate(100 * value, 0.0, 100.0)
+    groups %= MAX_GROUPS
+    num_groups = min(num_clusters, MAX_GROUPS)
+    per_chunk = max(1, CHUNK // num)
+    without = np.concatenate(
+        [
+            statistic((groups != np.arange(first, min(first + per_chunk, num_groups))[:, None]).astype(np.int32))
+            for first in range(0, num_groups, per_chunk)
+        ]
+    )
+    without = without[~np.isnan(without)]
+    # At 0 or 1 nothing varies: it is as if half a query were wrong or right.
+    inner = min(max(value, 0.5 / num), 1 - 0.5 / num)
+    squares = (num_groups - 1) / num_groups * float(((without - without.mean()) ** 2).sum())
+    error = math.sqrt(max(squares, inner * (1 - inner) / num if inner != value else 0.0))
+    half = _t_quantile(num_clusters - 1) * error / (inner * (1 - inner))
+    odds = inner / (1 - inner)
+    low, high = 1 / (1 + math.exp(min(half, 700.0)) / odds), 1 / (1 + math.exp(-half) / odds)
+    return Estimate(100 * value, 100 * min(low, value), 100 * max(high, value))
 
 
 # --- two runs --------------------------------------------------------------------------------------------------------

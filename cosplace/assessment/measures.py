@@ -52,6 +52,7 @@ class ConditionRow:
     condition: str  # "time of day", "season", "years between", "heading difference", "camera", "sequence"
     value: str  # "night", "1–3 years", …
     num_queries: int
+    num_clusters: int  # that these queries are in; with few, the interval is approximate
     recall1: Estimate  # percent
     median_error_m: float
 

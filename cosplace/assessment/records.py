@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.assessment.intervals import LEVEL, Estimate
+from cosplace.assessment.intervals import FEW_CLUSTERS, LEVEL, Estimate
 from cosplace.assessment.measures import Measures, ScoreMetrics
 
 SCHEMA_VERSION = 1  # of results.json
 RADII_SHOWN = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)  # meters
 CLUSTER_NAMES = {"sequence": "sequences", "place": "cells of 50 m", "query": "queries"}
-FEW_CLUSTERS = 10
 UNKNOWN = Estimate(value=math.nan, low=math.nan, high=math.nan)
 
 
@@ -21,6 +20,7 @@ def intervals_record(measures: Measures) -> dict[str, Any]:
         "level": LEVEL,
         "clustered_by": measures.clustered_by,
         "num_clusters": num_clusters(measures),
+        "approximate": num_clusters(measures) < FEW_CLUSTERS,
         "recalls": {str(n): [_number(one.low), _number(one.high)] for n, one in measures.recalls.items()},
     }
 
@@ -48,6 +48,7 @@ def metrics_record(measures: Measures, note: str = "") -> dict[str, Any]:
         "conditions": [
             {
                 "condition": row.condition, "value": row.value, "num_queries": row.num_queries,
+                "num_clusters": row.num_clusters,
                 "recall1": _record(row.recall1), "median_error_m": None if note else _number(row.median_error_m),
             }
             for row in measures.conditions
@@ -82,16 +83,25 @@ def num_clusters(measures: Measures) -> int:
     return len(np.unique(measures.clusters))
 
 
+def few_clusters_text(count: int, clustered_by: str) -> str:
+    """What to say beside an interval from too few groups of queries; "" for enough.
+
+    >>> few_clusters_text(6, "place")
+    'approximate, from 6 cells of 50 m only'
+    """
+    return f"approximate, from {count:,} {CLUSTER_NAMES[clustered_by]} only" if count < FEW_CLUSTERS else ""
+
+
 def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[str]:
     """Recalls with intervals and the main metrics, on a few lines.
 
     note: what distances are, if they are not meters on the ground; metrics of distances are then left out.
     """
     count, names = num_clusters(measures), CLUSTER_NAMES[measures.clustered_by]
-    few = ", which are few" if count < FEW_CLUSTERS else ""
-    together = "" if measures.clustered_by == "query" else f" (queries are in {count:,} {names}{few})"
+    together = "" if measures.clustered_by == "query" else f" (queries are in {count:,} {names})"
+    few = few_clusters_text(count, measures.clustered_by)
     recalls = ", ".join(f"R@{n} [{one.low:.1f}, {one.high:.1f}]" for n, one in measures.recalls.items())
-    lines = [f"95% intervals: {recalls}{together}"]
+    lines = [f"95% intervals: {recalls}{f' ({few})' if few else together}"]
     if not note:
         median, ninety = measures.error_m[50], measures.error_m[90]
         lines += [

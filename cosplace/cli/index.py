@@ -287,6 +287,7 @@ def run_calibrate(config: IndexCalibrateConfig) -> None:
     """Calibrate the confidence of an index."""
     from cosplace.index.photo_index import open_index
     from cosplace.localization.localizer import open_index_encoder
+    from cosplace.report.calibration_page import overconfidence_text
 
     bars = Bars()
     with open_index(config.index, write=True, roots=config.root) as index:
@@ -299,6 +300,8 @@ def run_calibrate(config: IndexCalibrateConfig) -> None:
         bars.close()
         error = calibration.calibration_error
         print_result(f"{index.address}: {calibration_text(calibration.about)}; expected calibration error {error:.3f}")
+        if text := overconfidence_text(calibration.about):
+            print_result(f"  {text}")
         if page:
             print_result(f"report: {page}")
 
@@ -433,6 +436,7 @@ def _why_uncalibrated(info: dict[str, Any]) -> str:
 
 def _print_info(info: dict[str, Any]) -> None:
     from cosplace.models.views import views_from_record
+    from cosplace.report.calibration_page import overconfidence_text
 
     model, search = info["model"], info["search"]
     size = "at their own size" if model["image_size"] is None else f"resized to {model['image_size']} pixels"
@@ -464,6 +468,7 @@ def _print_info(info: dict[str, Any]) -> None:
         print_result(
             f"  since then, added: {format_count(search['added_since'], 'photo')}; removed: {search['removed_since']:,}"
         )
-    print_result(
-        f"  confidence {calibration_text(info['calibration'] or {}) if info['calibrated'] else _why_uncalibrated(info)}"
-    )
+    about = info["calibration"] or {}
+    print_result(f"  confidence {calibration_text(about) if info['calibrated'] else _why_uncalibrated(info)}")
+    if text := overconfidence_text(about):
+        print_result(f"  {text}")

@@ -14,7 +14,7 @@ Legend: I photos of the index, N queries or examples, K matches.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,9 +182,8 @@ def compute_calibration(
         parts.append(queries_without_place(encoder, rng))
         about["num_non_places"] = len(parts[-1].rows)
     found = find_matches(index, columns, _concatenate(parts), progress, num_altered, correction)
-    examples, temperature, folds = all_examples(found, _concatenate(parts), correction, rng)
+    corrected = examples, temperature, _ = all_examples(found, _concatenate(parts), correction, rng)
     if encoder is not None and new is not None:
-        corrected = examples, temperature, folds
         examples, share = _adjusted(index, encoder, columns, parts[0], new, found[0], corrected, rng)
         about |= {"unlabeled": path_text(unlabeled or ""), "num_unlabeled": len(new.rows), "share_like_training": share}
     about |= {
@@ -193,7 +192,15 @@ def compute_calibration(
         "num_elsewhere": int(examples.out_of_index.sum()),
         "seed": seed,
     }
-    return fit_calibration(examples, temperature=temperature, agree_m=AGREE_M, about=about)
+    measured = _measured_on_new_photos(examples, about)
+    return fit_calibration(measured, temperature=temperature, agree_m=AGREE_M, about=about)
+
+
+def _measured_on_new_photos(examples: Examples, about: Mapping[str, Any]) -> Examples:
+    """The examples; none is measured if there are no new photos with known positions, or not of the kind expected."""
+    if about.get("correction") == "none" or "unlabeled" in about:
+        return replace(examples, measured=np.zeros_like(examples.measured))
+    return examples
 
 
 def _new_photos(index: PhotoIndex, folder: Path, encoder: Encoder, seed: int, progress: Progress) -> Queries:
@@ -316,14 +323,30 @@ def _why_not_adjusted(facts: Mapping[str, Any]) -> str:
 # --- examples --------------------------------------------------------------------------------------------------------
 
 
-def _folds(latitudes: np.ndarray, longitudes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A fold (N,) for each query; the queries in one square on the ground share a fold."""
+def _areas(latitudes: np.ndarray, longitudes: np.ndarray) -> np.ndarray:
+    """The square on the ground (N,) that each query is in; queries without a place have one each."""
     has_place = np.isfinite(latitudes)
     points = np.where(has_place[:, None], ecef_from_lla(latitudes, longitudes), 0.0)
     squares = np.floor(points / AREA_M).astype(np.int64)
     squares[~has_place] = np.arange(3 * int((~has_place).sum())).reshape(-1, 3) - 10**9  # a square each
-    _, areas = np.unique(squares, axis=0, return_inverse=True)
-    areas = areas.ravel()
+    return np.unique(squares, axis=0, return_inverse=True)[1].ravel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the photos of examples are, see `Examples`."""
+
+    areas: np.ndarray  # (N,) int64
+    folds: np.ndarray  # (N,) int64
+    measured: np.ndarray  # (N,) bool
+
+    def take(self, rows: np.ndarray) -> "Placement":
+        """Select photos by number."""
+        return Placement(areas=self.areas[rows], folds=self.folds[rows], measured=self.measured[rows])
+
+
+def _folds(areas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A fold (N,) for each query; the queries of one area share a fold."""
     order = rng.permutation(areas.max() + 1)
     # The largest areas first, each into the smallest fold, so that folds have similar sizes.
     counts, fold_of, sizes = np.bincount(areas), np.zeros(len(order), np.int64), np.zeros(NUM_FOLDS, np.int64)
@@ -338,8 +361,8 @@ def all_examples(
     queries: Queries,
     correction: ValidationMatches | None,
     rng: np.random.Generator,
-) -> tuple[Examples, float, np.ndarray]:
-    """The examples to learn from, the temperature of their votes, and the fold (N,) of each query."""
+) -> tuple[Examples, float, Placement]:
+    """The examples to learn from, the temperature of their votes, and the placement of the queries."""
     as_new, out_of_index = found
     latitudes, longitudes = queries.latitudes, queries.longitudes
     if correction is not None:
@@ -351,18 +374,19 @@ def all_examples(
         out_of_index = _concatenate([out_of_index, unseen.take(slice(width), similarities=nowhere)])
         latitudes = np.concatenate([latitudes, unseen_latitudes])
         longitudes = np.concatenate([longitudes, unseen_longitudes])
-        folds = _folds(latitudes, longitudes, rng)
     else:
-        folds = _folds(latitudes, longitudes, rng)
         temperature = _best_temperature(as_new, latitudes, longitudes, np.isfinite(latitudes) & as_new.in_index)
-    shows_place = np.isfinite(latitudes)
+    shows_place, areas = np.isfinite(latitudes), _areas(latitudes, longitudes)
+    is_measured = np.arange(len(areas)) >= (0 if correction is None else len(queries.rows))
+    placement = Placement(areas=areas, folds=_folds(areas, rng), measured=is_measured)
+    everywhere = np.ones_like(shows_place)
     examples = _concatenate(
         [
-            _examples(as_new, latitudes, longitudes, folds, temperature, shows_place),
-            _examples(out_of_index, latitudes, longitudes, folds, temperature, np.ones_like(shows_place)),
+            _examples(as_new, latitudes, longitudes, placement, temperature, shows_place),
+            _examples(out_of_index, latitudes, longitudes, placement, temperature, everywhere),
         ]
     )
-    return examples, temperature, folds[: len(queries.rows)]
+    return examples, temperature, placement.take(np.arange(len(queries.rows)))
 
 
 def _adjusted(  # noqa: PLR0917
@@ -372,7 +396,7 @@ def _adjusted(  # noqa: PLR0917
     seen: Queries,
     new: Queries,
     lowered: QueryMatches,
-    corrected: tuple[Examples, float, np.ndarray],
+    corrected: tuple[Examples, float, Placement],
     rng: np.random.Generator,
 ) -> tuple[Examples, float]:
     """Examples as new photos suggest, and the share of these that are like training photos.
@@ -381,14 +405,14 @@ def _adjusted(  # noqa: PLR0917
     lowered: their corrected matches (validation matches differ by the layout of their database as well).
     corrected: see `all_examples`.
     """
-    examples, temperature, folds = corrected
+    examples, temperature, placement = corrected
     chosen = np.sort(rng.permutation(seen.rows)[:NUM_ALTERED])
     altered = altered_queries(index, encoder, columns, chosen, rng, no_progress)
     photos = _concatenate([seen, altered, new])
     as_new, _ = find_matches(index, columns, photos, no_progress, 0, None)
-    folds = np.concatenate([folds[: len(seen.rows)], folds[np.searchsorted(seen.rows, altered.rows)]])
-    folds = np.pad(folds, (0, len(new.rows)))
-    as_training = _examples(as_new, photos.latitudes, photos.longitudes, folds, temperature, photos.shows_place)
+    rows = np.concatenate([np.arange(len(seen.rows)), np.searchsorted(seen.rows, altered.rows)])
+    placement = placement.take(np.pad(rows, (0, len(new.rows))))
+    as_training = _examples(as_new, photos.latitudes, photos.longitudes, placement, temperature, photos.shows_place)
     signals, _ = _answers(as_new, photos.latitudes, photos.longitudes, temperature)
     signals = signals[~photos.shows_place & np.isfinite(signals).all(axis=1)]
     as_lowered = _answers(lowered, *np.zeros((2, len(lowered.similarities))), temperature)[0][: len(seen.rows)]
@@ -430,7 +454,7 @@ def _examples(  # noqa: PLR0917
     matches: QueryMatches,
     latitudes: np.ndarray,
     longitudes: np.ndarray,
-    folds: np.ndarray,
+    placement: Placement,
     temperature: float,
     which: np.ndarray,
 ) -> Examples:
@@ -441,6 +465,8 @@ def _examples(  # noqa: PLR0917
         errors_m=errors_m,
         correct=errors_m <= RADIUS_M,
         out_of_index=~matches.in_index,
-        folds=folds,
+        areas=placement.areas,
+        folds=placement.folds,
+        measured=placement.measured,
     )
     return examples.take(which & np.isfinite(matches.similarities[:, 0]))

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from cosplace.assessment.intervals import clustered_mean
 from cosplace.errors import ConfigError
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE
 from cosplace.localization.signals import SIGNALS, SIGNS
@@ -37,7 +38,9 @@ class Examples:
     errors_m: np.ndarray  # (N,) float64, between answer and true position
     correct: np.ndarray  # (N,) bool, within 25 m
     out_of_index: np.ndarray  # (N,) bool, the index had no photo of the place
-    folds: np.ndarray  # (N,) int64; photos of one place share a fold
+    areas: np.ndarray  # (N,) int64; photos of one place share an area
+    folds: np.ndarray  # (N,) int64; photos of one area share a fold
+    measured: np.ndarray  # (N,) bool, of new photos as they are: the rest are training photos, or were corrected
 
     def take(self, rows: np.ndarray) -> "Examples":
         """Select examples by number or by mask."""
@@ -125,6 +128,8 @@ def fit_calibration(
     importance = _importance(examples, out_of_index_share)
     radius_confidences, radii_m = _fit_radii(held_out[examples.correct], examples.errors_m[examples.correct])
     reliability = reliability_bins(held_out, examples.correct, importance)
+    inside = examples.measured & ~examples.out_of_index
+    about = dict(about or {}) | {"overconfidence": overconfidence(held_out[inside], examples.take(inside))}
     return Calibration(
         temperature=temperature,
         agree_m=agree_m,
@@ -140,7 +145,7 @@ def fit_calibration(
         reliability=reliability,
         calibration_error=calibration_error(reliability),
         out_of_index_share=out_of_index_share,
-        about=dict(about or {}),
+        about=about,
     )
 
 
@@ -263,6 +268,18 @@ def reliability_bins(
 def calibration_error(bins: np.ndarray) -> float:
     """Expected calibration error: mean of |confidence - share correct|, weighted by the examples of the bins."""
     return float(np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2]))
+
+
+def overconfidence(confidences: np.ndarray, examples: Examples) -> dict[str, float | int | None]:
+    """Mean confidence minus the share of correct answers, with its 95% interval and the number of areas it is from.
+
+    The interval says how far the difference may be from 0 on other photos like these: answers in one area tend to be
+    right or wrong together.  Null where it is not known, as with fewer than two areas.
+    """
+    found = clustered_mean(confidences - examples.correct, examples.areas)
+    ends = {name: getattr(found, name) for name in ("value", "low", "high")}
+    known = {name: round(end, 4) if np.isfinite(end) else None for name, end in ends.items()}
+    return known | {"num_areas": len(np.unique(examples.areas))}
 
 
 def _threshold_curve(confidences: np.ndarray, examples: Examples, importance: np.ndarray) -> np.ndarray:

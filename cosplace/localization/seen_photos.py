@@ -2,11 +2,11 @@
 
 Such a photo is more similar to the other photos of its place than a new photo would be, and an answer for it is correct
 more often.  The model's card has the matches of validation queries, which are not training photos.  They are used
-twice, each time as half of the examples:
+twice:
 
+* The validation matches are examples, with the rivals of the validation database: two thirds of all examples.
 * The similarities of the photo's positives are lowered to those of the validation, quantile by quantile, so that its
-  rivals are those of this index.
-* The validation matches are examples themselves, with the rivals of the validation database.
+  rivals are those of this index.  Rivals of new photos are more similar than these, so it is one third only.
 
 docs/lab.md compares this with other corrections.  Legend: N queries, K matches, V validation queries.  Pure.
 """
@@ -20,7 +20,7 @@ from cosplace.models.training_card import ValidationMatches
 from cosplace.retrieval.recall import RADIUS_M
 
 MIN_UNSEEN = 200  # photos of the index that suffice for a calibration; of validation queries, a quarter suffices
-REPEATS = 3  # each validation query counts this often, so that half of the examples are from the validation
+REPEATS = 3  # each validation query counts this often
 NUM_QUANTILES = 101
 NUM_BLOCKS = 25  # of consecutive validation queries, which stay together when examples are split into folds
 BLOCK_DEGREES = 0.01  # between the places of these blocks, about 1.1 km
@@ -48,8 +48,8 @@ class QueryMatches:
 
 
 def num_corrected_queries(matches: ValidationMatches) -> int:
-    """How many photos of the index to use in addition to the validation queries."""
-    return max(MIN_UNSEEN, REPEATS * len(matches))
+    """How many photos of the index to use in addition to the validation queries: half as many examples."""
+    return max(MIN_UNSEEN, REPEATS * len(matches) // 2)
 
 
 def lower_similarities(positives: np.ndarray, matches: ValidationMatches) -> np.ndarray:

@@ -1,10 +1,13 @@
 """The calibration of an index as one HTML page in plain words: how far its answers can be trusted."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from cosplace.assessment.intervals import FEW_CLUSTERS
 from cosplace.localization.confidence import RADIUS_SHARE, Calibration
 from cosplace.photos.paths import printable
 from cosplace.report.charts import Series, chart, percent_axis
@@ -64,6 +67,7 @@ def calibration_page(calibration: Calibration, name: str, *, style_sheet: str | 
         measured_on=_measured_on(calibration),
         summary=_summary(calibration),
         calibration_error=f"{calibration.calibration_error:.3f}",
+        overconfidence=overconfidence_text(calibration.about),
         share_elsewhere=f"{100 * calibration.out_of_index_share:g}%",
         radius_share=f"{100 * RADIUS_SHARE:g}",
         reliability_chart=_reliability_chart(calibration),
@@ -72,8 +76,34 @@ def calibration_page(calibration: Calibration, name: str, *, style_sheet: str | 
         data_used=[
             (DATA_NAMES.get(key, key), CORRECTIONS.get(value, value) if key == "correction" else value)
             for key, value in calibration.about.items()
+            if key != "overconfidence"
         ],
     )
+
+
+def overconfidence_text(about: Mapping[str, Any]) -> str:
+    """How far the mean confidence is from the share of correct answers, as far as so few photos show; "" if unknown.
+
+    about: facts stored with the calibration; calibrations of earlier versions lack this one.
+
+    >>> overconfidence_text({"overconfidence": {"value": -0.02, "low": -0.071, "high": 0.031, "num_areas": 25}})
+    'mean confidence on photos of 25 held-out areas: 2.0 points too low (95% interval: 7.1 too low to 3.1 too high)'
+    """
+    found = about.get("overconfidence") or {}
+    if None in (found.get("value"), found.get("low"), found.get("high")):
+        return ""
+    value, low, high = (_too_high(found[name]) for name in ("value", "low", "high"))
+    few = "; approximate, as the areas are few" if found["num_areas"] < FEW_CLUSTERS else ""
+    number, direction = value.split(" ", 1)
+    return (
+        f"mean confidence on photos of {found['num_areas']:,} held-out areas: {number} points {direction} "
+        f"(95% interval: {low} to {high}{few})"
+    )
+
+
+def _too_high(share: float) -> str:
+    """A difference in percentage points: "3.1 too high"."""
+    return f"{100 * abs(share):.1f} too {'low' if share < 0 else 'high'}"
 
 
 def _summary(calibration: Calibration) -> dict[str, str]:

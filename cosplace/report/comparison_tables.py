@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from cosplace.assessment.comparison import (
     NO_DIFFERENCE,
     SIGNIFICANCE,
@@ -13,7 +15,7 @@ from cosplace.assessment.comparison import (
     RecallDifference,
     recall_values,
 )
-from cosplace.assessment.intervals import Estimate
+from cosplace.assessment.intervals import FEW_CLUSTERS, Estimate
 from cosplace.assessment.run_files import variant_text
 from cosplace.photos.paths import printable
 from cosplace.progress import format_count
@@ -54,14 +56,15 @@ def signed(value: float) -> str:
 def facts(runs: Sequence[ComparedRun]) -> list[str]:
     """Sentences about the queries, and how a difference is tested."""
     queries = runs[0].queries
-    num_clusters = len(set(queries.clusters.tolist()))
+    num_clusters = len(np.unique(queries.clusters))
+    few = ", which are few: intervals are approximate" if num_clusters < FEW_CLUSTERS else ""
     lines = [
         f"{printable(queries.dataset)}: {format_count(len(queries.queries.names), 'query', 'queries')}, "
         f"{format_count(queries.queries.num_database, 'database image')}; correct = within "
         f"{queries.queries.radius_m:g} m.",
         f"Intervals: 95%. Queries of one place or sequence tend to be right or wrong together; they are in "
-        f"{format_count(num_clusters, 'group')}. p: McNemar's exact test. A run is called better if the interval of "
-        f"the difference excludes 0 and p is below {SIGNIFICANCE:g}.",
+        f"{format_count(num_clusters, 'group')}{few}. p: McNemar's exact test. A run is called better if the interval "
+        f"of the difference excludes 0 and p is below {SIGNIFICANCE:g}.",
     ]
     num_verdicts = len(runs) - 1
     if num_verdicts > 1:
@@ -197,11 +200,14 @@ def comparison_record(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     runs = all_runs(comparisons)
     ns = recall_values(*runs)
     queries = runs[0].queries
+    num_clusters = len(np.unique(queries.clusters))
     return {
         "dataset": queries.dataset,
         "num_queries": len(queries.queries.names),
         "num_database": queries.queries.num_database,
         "positive_dist_threshold_m": queries.queries.radius_m,
+        "num_clusters": num_clusters,
+        "approximate": num_clusters < FEW_CLUSTERS,
         "runs": [
             {
                 "letter": run.letter,

@@ -6,7 +6,8 @@ from itertools import groupby
 from typing import Any
 
 from cosplace.assessment.intervals import Estimate
-from cosplace.assessment.measures import Measures
+from cosplace.assessment.measures import ConditionRow, Measures
+from cosplace.assessment.records import few_clusters_text, num_clusters
 from cosplace.progress import format_count
 from cosplace.report.charts import NUM_COLORS
 from cosplace.report.metric_charts import precision_chart, reliability_chart
@@ -43,7 +44,13 @@ def distance_texts(estimate: Estimate) -> tuple[str, str]:
 
 def interval_note(measures: Measures) -> str:
     """What the intervals are."""
-    return f"Brackets and bands are 95% intervals. {CLUSTERS.get(measures.clustered_by, '')}".strip()
+    few = few_clusters_text(num_clusters(measures), measures.clustered_by)
+    parts = [
+        "Brackets and bands are 95% intervals.",
+        CLUSTERS[measures.clustered_by],
+        f"They are {few}." if few else "",
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def metric_rows(measures: Measures, radius_m: float) -> list[tuple[str, str, str]]:
@@ -103,14 +110,22 @@ def scores_section(measures: Measures | None) -> Mapping[str, Any] | None:
 
 def condition_groups(measures: Measures | None) -> list[dict[str, Any]]:
     """The rows of each condition: (value, number of queries, Recall@1, its interval, median distance)."""
-    rows = () if measures is None else measures.conditions
+    if measures is None:
+        return []
     return [
         {
             "name": condition,
             "rows": [
-                (row.value, f"{row.num_queries:,}", *percent_texts(row.recall1), format_distance(row.median_error_m))
+                (row.value, f"{row.num_queries:,}", *_recall1_texts(row, measures), format_distance(row.median_error_m))
                 for row in group
             ],
         }
-        for condition, group in groupby(rows, key=lambda row: row.condition)
+        for condition, group in groupby(measures.conditions, key=lambda row: row.condition)
     ]
+
+
+def _recall1_texts(row: ConditionRow, measures: Measures) -> tuple[str, str]:
+    """Recall@1 and its interval; one from few groups of queries says so."""
+    value, interval = percent_texts(row.recall1)
+    few = few_clusters_text(row.num_clusters, measures.clustered_by)
+    return value, f"{interval}; {few}" if interval and few else interval

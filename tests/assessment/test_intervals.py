@@ -2,14 +2,19 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import stdtrit
+from scipy.optimize import brentq
+from scipy.special import betaln, expit, logit, stdtrit
+from scipy.stats import betabinom, norm
 
+from cosplace.assessment import intervals
+from cosplace.assessment.effective_numbers import ADDED, PRIOR_EXPONENT, EffectiveNumbers, effective_numbers
 from cosplace.assessment.intervals import (
     MIN_RESAMPLES,
     RESAMPLES,
@@ -20,11 +25,14 @@ from cosplace.assessment.intervals import (
     clustered_quantile,
     clustered_share,
     clusters_of,
+    jackknife,
     mcnemar,
     paired_difference,
     resampled_weights,
     wilson,
 )
+
+Shares = Callable[[float, float, int, np.random.Generator], np.ndarray]
 
 T_4 = 2.7764451052  # quantile of the t distribution at 0.975, from printed tables
 
@@ -77,39 +85,60 @@ def test_independent_queries_have_the_interval_of_wilson() -> None:
     assert clustered_share(hits, np.arange(50)) == wilson(17, 50)
 
 
-def satterthwaite(sizes: np.ndarray, correlation: float) -> float:
-    """Degrees of freedom of the sum of squared residuals, from the matrix of their covariances."""
-    share = sizes / sizes.sum()
-    residuals = (np.eye(len(sizes)) - np.outer(share, np.ones(len(sizes)))) / np.sqrt(1 - share)[:, None]
-    covariances = residuals @ np.diag(sizes * (1 + (sizes - 1) * correlation)) @ residuals.T
-    return np.trace(covariances) ** 2 / (covariances**2).sum()
+def mixture(correlations: np.ndarray, hits: list[int], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Effective numbers (R,) of queries and their probabilities, with the beta-binomial distribution of scipy."""
+    num, size = sum(sizes), sum(s * s for s in sizes) / sum(sizes)
+    share = (sum(hits) + size / 2) / (num + size)  # with half a cluster of hits and half a cluster of misses
+    total = 1 / correlations - 1
+    a, b = share * total, (1 - share) * total
+    logs = sum(betabinom.logpmf(hit, s, a, b) for hit, s in zip(hits, sizes, strict=True))
+    logs = logs + ADDED * (betaln(size + a, b) + betaln(a, size + b) - 2 * betaln(a, b))  # a cluster of each kind
+    step = np.gradient(np.arcsin(np.sqrt(correlations))) * np.sqrt(correlations * (1 - correlations))
+    weights = np.exp(logs - np.max(logs)) * (1 - correlations) ** PRIOR_EXPONENT * step
+    weights /= weights.sum()
+    effects = 1 + (size - 1) * correlations
+    p = sum(hits) / num
+    observed = sum((hit - p * s) ** 2 / (1 - s / num) for hit, s in zip(hits, sizes, strict=True)) / (num * p * (1 - p))
+    return num / effects / max(1, min(observed, size) / (weights @ effects)), weights
 
 
 @pytest.mark.parametrize("most", [1, 8, 200])
-def test_share_follows_the_design_effect(most: int) -> None:
+def test_share_interval_is_that_of_the_mixture(most: int) -> None:
     rng = np.random.default_rng(0)
     sizes = np.append(rng.integers(1, 9, 29), most)
     clusters = np.repeat(np.arange(30), sizes)
     hits = rng.random(len(clusters)) < rng.random(30)[clusters]
-    num, size = len(clusters), sum(s * s for s in sizes.tolist()) / len(clusters)
-    p = (hits.sum() + size / 2) / (num + size)  # with half a cluster of hits and half a cluster of misses
-    total = 0.5 * (size * (1 - p)) ** 2 + 0.5 * (size * p) ** 2
-    for cluster, s in enumerate(sizes.tolist()):
-        total += (hits[clusters == cluster].sum() - p * s) ** 2 / (1 - s / (num + size))
-    effect = total / ((num + size) * p * (1 - p))
-    degrees = satterthwaite(sizes, min(1.0, (effect - 1) / (size - 1)))
-    n, q, share = num / effect, float(stdtrit(degrees, 0.975)), hits.mean()
-    center = (share + q * q / (2 * n)) / (1 + q * q / n)
-    half = q / (1 + q * q / n) * math.sqrt(share * (1 - share) / n + q * q / (4 * n * n))
+    sums = [int(hits[clusters == cluster].sum()) for cluster in range(30)]
+    angles = (np.arange(1000) + 0.5) / 1000 * math.pi / 2  # many more than are used
+    numbers, weights = mixture(np.sin(angles) ** 2, sums, sizes.tolist())
+    share = hits.mean()
+
+    def excess(end: float, probability: float) -> float:
+        return weights @ norm.cdf((end - share) * np.sqrt(numbers / (end * (1 - end)))) - probability
+
     found = clustered_share(hits, clusters)
-    assert effect > 1 and degrees < 29
-    assert (found.value, *ends(found)) == pytest.approx((100 * share, 100 * (center - half), 100 * (center + half)))
+    low, high = (brentq(excess, 1e-9, 1 - 1e-9, args=(one,)) for one in (0.025, 0.975))
+    assert (found.value, *ends(found)) == pytest.approx((100 * share, 100 * low, 100 * high), abs=0.05)
+
+
+def test_a_single_effective_number_gives_the_interval_of_wilson(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without correlation, whatever the clusters are."""
+    one = EffectiveNumbers(np.array([60.0]), np.array([1.0]))
+    monkeypatch.setattr(intervals, "effective_numbers", lambda hits, sizes: one)
+    for num_hits in (0, 20, 45, 60):
+        hits = np.arange(60) < num_hits
+        assert ends(clustered_share(hits, np.arange(60) // 3)) == pytest.approx(ends(wilson(num_hits, 60)), abs=1e-6)
 
 
 def test_queries_that_differ_within_clusters_are_worth_independent_ones() -> None:
     hits = np.arange(200) % 2 == 0  # half of each cluster: less variance between clusters than by chance
     found, independent = clustered_share(hits, np.arange(200) // 4), wilson(100, 200)
-    assert (found.value, *ends(found)) == pytest.approx((independent.value, *ends(independent)))
+    assert (found.value, *ends(found)) == pytest.approx((independent.value, *ends(independent)), abs=0.5)
+
+
+def test_clusters_that_are_right_or_wrong_as_a_whole_are_worth_one_query_each() -> None:
+    found, clusters = clustered_share(np.arange(4000) % 400 < 300, np.arange(4000) % 400), wilson(300, 400)
+    assert (found.value, *ends(found)) == pytest.approx((clusters.value, *ends(clusters)), abs=0.1)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40))
@@ -118,14 +147,18 @@ def test_share_is_inside_its_interval(rows: list[tuple[bool, int]]) -> None:
     found, independent = clustered_share(hits, clusters), wilson(int(hits.sum()), len(hits))
     assert found.value == 100 * (int(hits.sum()) / len(hits))
     assert 0 <= found.low <= found.value <= found.high <= 100
-    assert found.high - found.low >= independent.high - independent.low - 1e-9
+    assert found.low <= independent.low + 1e-6 and found.high >= independent.high - 1e-6
+    sizes = np.bincount(clusters)
+    if (sizes > 0).sum() > 1:
+        numbers = effective_numbers(np.bincount(clusters, hits)[sizes > 0], sizes[sizes > 0].astype(float)).numbers
+        assert numbers.min() > 0 and numbers.max() <= len(hits) + 1e-9
 
 
 def test_few_clusters_have_wide_intervals() -> None:
     hits = np.ones(100, bool)
     assert ends(clustered_share(hits, np.zeros(100, np.int64))) == (0.0, 100.0)  # one place says nothing of others
     widths = [100 - clustered_share(hits, np.arange(100) % count).low for count in (2, 5, 20, 50)]
-    assert widths == sorted(widths, reverse=True) and widths[0] > 80
+    assert widths == sorted(widths, reverse=True) and widths[0] > 60
 
 
 def test_nothing_is_unknown() -> None:
@@ -149,6 +182,29 @@ def test_mean_of_clusters_of_one_has_the_interval_of_student() -> None:
     assert (found.value, *ends(found)) == pytest.approx((5.0, 5.0 - half, 5.0 + half))
 
 
+def satterthwaite(sizes: np.ndarray, correlation: float) -> float:
+    """Degrees of freedom of the sum of squared residuals, from the matrix of their covariances."""
+    share = sizes / sizes.sum()
+    residuals = (np.eye(len(sizes)) - np.outer(share, np.ones(len(sizes)))) / np.sqrt(1 - share)[:, None]
+    covariances = residuals @ np.diag(sizes * (1 + (sizes - 1) * correlation)) @ residuals.T
+    return np.trace(covariances) ** 2 / (covariances**2).sum()
+
+
+def test_mean_of_unequal_clusters_has_the_degrees_of_freedom_of_satterthwaite() -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.append(rng.integers(1, 9, 29), 200)
+    clusters = np.repeat(np.arange(30), sizes)
+    values = rng.random(30)[clusters] + rng.random(len(clusters))
+    mean, total, independent = values.mean(), 0.0, ((values - values.mean()) ** 2).sum()
+    for cluster, size in enumerate(sizes.tolist()):
+        total += (values[clusters == cluster].sum() - size * mean) ** 2 / (1 - size / len(values))
+    mean_size = (sizes**2).sum() / len(values)
+    degrees = satterthwaite(sizes, min(1.0, (total / independent - 1) / (mean_size - 1)))
+    half = stdtrit(degrees, 0.975) * math.sqrt(total) / len(values)
+    assert degrees < 29
+    assert ends(clustered_mean(values, clusters)) == pytest.approx((mean - half, mean + half))
+
+
 def test_repeated_clusters_say_no_more() -> None:
     values = np.array([1.0, 2.0, 4.0, 7.0, 11.0])
     assert ends(clustered_mean(np.repeat(values, 7), np.repeat(np.arange(5), 7))) == pytest.approx(
@@ -162,7 +218,7 @@ def test_quantile_is_the_smallest_value_that_covers_its_share(values: list[float
     found = clustered_quantile(array, np.arange(len(array)) // 3, q)
     assert found.value == np.quantile(array, q, method="inverted_cdf")
     assert found.low <= found.value <= found.high
-    assert found.low in values and found.high in values
+    assert found.low in (0, *values) and found.high in (math.inf, *values)
 
 
 def test_quantile_interval_is_that_of_its_share() -> None:
@@ -172,9 +228,44 @@ def test_quantile_interval_is_that_of_its_share() -> None:
     assert ends(found) == (math.ceil(2 * share.low) - 1, math.floor(2 * share.high))
 
 
+@pytest.mark.parametrize(("count", "is_known"), [(35, False), (36, True)])
+def test_queries_that_may_all_be_below_the_quantile_have_no_upper_end(count: int, is_known: bool) -> None:
+    """0.9 to the power of 35 is 0.0250315."""
+    values = np.arange(1.0, count + 1)
+    assert math.isfinite(clustered_quantile(values, np.arange(count), 0.9).high) == is_known
+    assert (clustered_quantile(values, np.arange(count), 0.1).low > 0) == is_known
+    assert ends(clustered_quantile(values, np.zeros(count, np.int64), 0.5)) == (0, math.inf)  # one cluster
+
+
 def test_unknown_distances_are_infinite() -> None:
     found = clustered_quantile(np.array([1.0, np.nan, 2.0, np.nan, 3.0, np.nan]), np.arange(6), 0.5)
     assert found.value == 3.0 and math.isinf(found.high)
+
+
+def test_jackknife_of_a_share_is_the_variance_of_its_clusters_on_the_scale_of_log_odds() -> None:
+    """For a mean of clusters of equal size, the jackknife is exactly the variance of their means."""
+    rng = np.random.default_rng(0)
+    hits, clusters = rng.random(240) < np.repeat(rng.random(40), 6), np.repeat(np.arange(40), 6)
+    found = jackknife(lambda weights: weights @ hits / weights.sum(axis=1), clusters, hits.mean())
+    p, error = hits.mean(), hits.reshape(40, 6).mean(axis=1).std(ddof=1) / math.sqrt(40)
+    half = stdtrit(39, 0.975) * error / (p * (1 - p))
+    assert (found.value, *ends(found)) == pytest.approx((100 * p, *(100 * expit(logit(p) + np.array([-half, half])))))
+
+
+def test_jackknife_of_many_clusters_deletes_groups_of_them() -> None:
+    values = np.random.default_rng(0).random(5000)
+    found = jackknife(lambda weights: weights @ values / weights.sum(axis=1), np.arange(5000), values.mean())
+    assert ends(found) == pytest.approx([100 * end for end in ends(clustered_mean(values, np.arange(5000)))], abs=0.15)
+
+
+def test_jackknife_without_variance_or_clusters() -> None:
+    def mean(weights: np.ndarray) -> np.ndarray:
+        return np.ones(len(weights))
+
+    found = jackknife(mean, np.arange(94), 1.0)
+    assert found.value == found.high == 100 and 85 < found.low < 97  # three misses of 94 would be plausible
+    assert ends(jackknife(mean, np.zeros(94, np.int64), 0.7)) == (0, 100)
+    assert math.isnan(jackknife(mean, np.arange(94), math.nan).low)
 
 
 # --- two runs --------------------------------------------------------------------------------------------------------
@@ -251,6 +342,8 @@ def test_bootstrap_of_a_mean_is_that_of_its_variance() -> None:
 def cluster_sizes(kind: str, count: int) -> np.ndarray:
     if kind == "unequal":  # a fifth of the clusters has 10 queries
         return np.where(np.arange(count) < count // 5, 10, 1)
+    if kind == "cells":  # geometric, as photos per place: 1 to 16 queries
+        return np.maximum(1, np.round(-3 * np.log1p(-(np.arange(count) + 0.5) / count))).astype(int)
     if kind == "drives":  # log-normal: from a few queries to more than 100
         ordered = np.sort(np.random.default_rng(0).standard_normal(10_000))
         return np.maximum(1, np.round(12 * np.exp(ordered[(np.arange(count) * 2 + 1) * 5_000 // count]))).astype(int)
@@ -264,34 +357,44 @@ def beta_shares(p: float, correlation: float, size: int, rng: np.random.Generato
     return rng.beta(p * (1 / correlation - 1), (1 - p) * (1 / correlation - 1), size)
 
 
-def share_coverage(kind: str, count: int, correlation: float, p: float, runs: int) -> float:
+def whole_shares(p: float, share: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Probability of a hit in each cluster: a share of the clusters is right or wrong as a whole."""
+    return np.where(rng.random(size) < share, rng.random(size) < p, p)
+
+
+def share_coverage(
+    kind: str, count: int, correlation: float, p: float, runs: int, shares: Shares = beta_shares
+) -> float:
     rng = np.random.default_rng([count, int(100 * p), int(100 * correlation)])
     sizes = cluster_sizes(kind, count)
     clusters = np.repeat(np.arange(count), sizes)
     rank = np.arange(len(clusters)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of a query in its cluster
     covered = 0
     for _ in range(runs):
-        num_hits = rng.binomial(sizes, beta_shares(p, correlation, count, rng))
+        num_hits = rng.binomial(sizes, shares(p, correlation, count, rng))
         found = clustered_share(rank < num_hits[clusters], clusters)
         covered += found.low <= 100 * p <= found.high
     return 100 * covered / runs
 
 
-@pytest.mark.parametrize(("kind", "count", "correlation", "p"), [("5", 20, 0.3, 0.5), ("5", 100, 0.5, 0.8)])
+@pytest.mark.parametrize(("kind", "count", "correlation", "p"), [("5", 20, 0.3, 0.5), ("cells", 100, 0.5, 0.8)])
 def test_shares_are_covered_by_few_clusters(kind: str, count: int, correlation: float, p: float) -> None:
-    assert 93.2 < share_coverage(kind, count, correlation, p, 1500) < 97.8
+    assert 93.2 < share_coverage(kind, count, correlation, p, 800) < 97.8
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.3, 0.5])
-@pytest.mark.parametrize("count", [5, 10, 20, 40, 100])
+@pytest.mark.long
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("count", [5, 10, 20, 40, 100, 200])
 @pytest.mark.parametrize("kind", ["5", "20", "unequal", "drives"])
-def test_shares_are_covered(kind: str, count: int, correlation: float) -> None:
+@pytest.mark.parametrize("shares", [beta_shares, whole_shares])
+def test_shares_are_covered(shares: Shares, kind: str, count: int, correlation: float) -> None:
+    """The table of docs/lab.md: it is lowest for few clusters, and for clusters that are right or wrong as a whole."""
+    lowest = 90 if shares is beta_shares else 85
     for p in (0.3, 0.5, 0.8, 0.95, 0.99):
-        coverage = share_coverage(kind, count, correlation, p, 1000)
-        assert coverage > 94 - 2.4  # 3.2 standard deviations of 1,000 runs: 400 of them, and none is below by chance
-        if count == 100 and correlation >= 0.3 and p <= 0.5 and kind != "drives":  # elsewhere, it may be too high
-            assert coverage < 96.5 + 2.4
+        coverage = share_coverage(kind, count, correlation, p, 1000, shares)
+        assert coverage > lowest - 2.4  # at least 2.5 standard deviations of 1,000 runs
+        if count >= 100 and correlation >= 0.3 and p <= 0.5 and shares is beta_shares:
+            assert abs(coverage - 95.0) < 1 + 2.4  # elsewhere, it may be too high
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Metrics of an evaluation straight from their formulas, with queries that have no positive or no prediction."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -216,3 +217,12 @@ def test_lines(measures: Measures) -> None:
     assert f"near misses (25 to 50 m): {measures.near_misses.text()}%" in text
     assert "precision–recall by confidence" in text
     assert "near misses" not in "\n".join(summary_lines(measures, 25.0, note="positions are frames"))
+
+
+def test_intervals_of_few_clusters_are_marked(measures: Measures) -> None:
+    for count in (9, 10):
+        few = dataclasses.replace(measures, clusters=np.arange(NUM_QUERIES) % count, clustered_by="place")
+        assert intervals_record(few)["approximate"] == (count == 9)
+        first = summary_lines(few, 25.0)[0]
+        text = "approximate, from 9 cells of 50 m only" if count == 9 else "queries are in 10 cells of 50 m"
+        assert first.endswith(f"({text})")

@@ -35,6 +35,7 @@ from cosplace.localization.confidence import (
     from_record,
     lower_bound,
     monotone,
+    overconfidence,
     reliability_bins,
 )
 from cosplace.localization.fusion import fuse
@@ -108,6 +109,7 @@ def synthetic_examples(count: int, seed: int, shift: float = 0.0) -> Examples:
     return Examples(
         signals=signals, correct=correct, errors_m=np.where(correct, rng.exponential(5, count).clip(0, 25), 300.0),
         out_of_index=~correct & (rng.random(count) < 0.3), folds=rng.integers(0, 5, count),
+        areas=np.arange(count), measured=np.ones(count, bool),
     )  # fmt: skip
 
 
@@ -163,6 +165,28 @@ def test_too_few_examples_raise() -> None:
         fit_calibration(replace(examples, folds=np.zeros(100, np.int64)))
 
 
+def test_overconfidence_has_the_interval_of_its_areas() -> None:
+    examples = replace(synthetic_examples(400, 9), areas=np.arange(400) // 20)
+    confidences = np.random.default_rng(0).random(400)
+    means = (confidences - examples.correct).reshape(20, 20).mean(axis=1)  # of areas of equal size
+    half = 2.0930240544 * means.std(ddof=1) / np.sqrt(20)  # quantile of t with 19 degrees of freedom
+    found = overconfidence(confidences, examples)
+    assert found == {
+        "value": pytest.approx(means.mean(), abs=1e-4), "low": pytest.approx(means.mean() - half, abs=1e-4),
+        "high": pytest.approx(means.mean() + half, abs=1e-4), "num_areas": 20,
+    }  # fmt: skip
+    one_area = overconfidence(confidences, replace(examples, areas=np.zeros(400, np.int64)))
+    assert (one_area["low"], one_area["high"], one_area["num_areas"]) == (None, None, 1)
+
+
+def test_overconfidence_is_measured_on_held_out_photos_of_the_index() -> None:
+    examples = synthetic_examples(600, 9)
+    found = fit_calibration(examples).about["overconfidence"]
+    assert found["num_areas"] == (~examples.out_of_index).sum() and found["low"] < found["value"] < found["high"]
+    unknown = fit_calibration(replace(examples, measured=np.zeros(600, bool))).about["overconfidence"]
+    assert unknown == {"value": None, "low": None, "high": None, "num_areas": 0}
+
+
 def test_a_calibration_as_json_and_back() -> None:
     calibration = fit_calibration(synthetic_examples(600, 9), about={"num_photos": 600})
     record = json.loads(json.dumps(as_record(calibration)))
@@ -170,7 +194,7 @@ def test_a_calibration_as_json_and_back() -> None:
     rows = np.random.default_rng(1).standard_normal((50, len(SIGNALS)))
     assert back.confidences(rows) == pytest.approx(calibration.confidences(rows), abs=1e-6)
     assert back.confidence_threshold(0.8) == pytest.approx(calibration.confidence_threshold(0.8))
-    assert record["curve_columns"] == list(CURVE) and record["about"] == {"num_photos": 600}
+    assert record["curve_columns"] == list(CURVE) and record["about"].keys() == {"num_photos", "overconfidence"}
     for key, value in (("version", 0), ("features", ["x"]), ("weights", "?"), ("weights", [1.0]), ("bias", None)):
         with pytest.raises(ConfigError, match="cosplace index calibrate"):
             from_record(record | {key: value})

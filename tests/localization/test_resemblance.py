@@ -62,6 +62,7 @@ def examples(count: int, num_outside: int, first_error_m: float) -> Examples:
     return Examples(
         signals=np.repeat(errors_m[:, None], F, axis=1), errors_m=errors_m, correct=errors_m % 2 == 0,
         out_of_index=np.arange(count) >= count - num_outside, folds=np.arange(count) % 5,
+        areas=np.arange(count), measured=np.ones(count, bool),
     )  # fmt: skip
 
 

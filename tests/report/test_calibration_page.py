@@ -47,6 +47,20 @@ def test_page_begins_with_a_summary_in_plain_words(calibration: Calibration) -> 
         assert word not in summary, word
 
 
+def test_page_says_how_far_so_few_photos_can_tell(calibration: Calibration) -> None:
+    def text(**found: object) -> str:
+        return Page(calibration_page(sample_calibration(overconfidence=found), "index")).text()
+
+    shown = text(value=-0.021, low=-0.07, high=0.03, num_areas=25)
+    sentence = (
+        "Mean confidence on photos of 25 held-out areas: 2.1 points too low (95% interval: 7.0 too low to 3.0 too high)"
+    )
+    assert sentence in shown and "calibrate with such photos, --queries FOLDER" in shown
+    assert "approximate, as the areas are few)" in text(value=0.01, low=-0.2, high=0.22, num_areas=4)
+    assert "held-out areas" not in text(value=None, low=None, high=None, num_areas=0)
+    assert "held-out areas:" not in Page(calibration_page(calibration, "index")).text()  # of an earlier version
+
+
 def test_without_answers_no_answer_is_called_correct(calibration: Calibration) -> None:
     curve = calibration.curve.copy()
     curve[curve[:, 0] >= 0.45, 1:4] = (1, 0, 0)  # precision of nothing is stored as 1

@@ -100,12 +100,11 @@ def _engine(config: IndexBuildConfig) -> Generator[_Engine]:
     if config.engine == "local":
         yield _Engine(num_workers=loading_workers(num_workers))
         return
-    from cosplace.index.cluster import open_cluster
+    from cosplace.index.cluster_building import add_photos_on_cluster
+    from cosplace.index.cluster_search import PACKAGES, build_on_cluster
+    from cosplace.ray_cluster import open_cluster
 
-    with open_cluster() as cluster:
-        from cosplace.index.cluster_building import add_photos_on_cluster
-        from cosplace.index.cluster_search import build_on_cluster
-
+    with open_cluster(PACKAGES) as cluster:
         # By default, there is a process for each core.
         yield _Engine(
             num_workers=1 if num_workers is None else num_workers,

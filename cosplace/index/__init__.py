@@ -24,7 +24,6 @@ parts           which part of each dataset is indexed
 sources         which photos of a folder to index
 indexing        one run that adds photos: which are new, moved or changed
 building        add photos: describe and store them
-cluster         a Ray cluster that describes photos and builds indexes
 cluster_search  build the approximate search index on a cluster
 cluster_building  describe and store photos on a cluster
 syncing         synchronize an index with a folder

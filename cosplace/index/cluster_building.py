@@ -23,7 +23,6 @@ import numpy as np
 
 from cosplace.errors import DatasetError
 from cosplace.index.building import PHOTOS_PER_COMMIT
-from cosplace.index.cluster import Cluster, check_same_versions, package_versions, remote, wait_for
 from cosplace.index.cluster_search import has_many_files, join_files, photos_address
 from cosplace.index.indexing import TASK, Indexing, IndexingResult, OnStored, describe_photos, read_photo
 from cosplace.index.lance import translated_errors
@@ -33,6 +32,7 @@ from cosplace.index.records import AddResult, NewPhoto
 from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.progress import Progress, no_progress
+from cosplace.ray_cluster import Cluster, check_same_versions, package_versions, remote, wait_for
 from cosplace.retrieval.extraction import ExtractionSettings
 
 PHOTOS_PER_FILE = 32_768  # of the table: few files, which fit into memory with their thumbnails

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cosplace.errors import PhotoIndexError
-from cosplace.index.cluster import Cluster, wait_for
 from cosplace.index.file_checksums import is_local
 from cosplace.index.search_index import CODE_BITS, VECTOR_INDEX
 from cosplace.index.store import PHOTOS, Store, process_memory_mb
+from cosplace.ray_cluster import Cluster, wait_for
 
+PACKAGES = ("ray", "lance_ray", "lance")  # that a cluster needs to build an index
 MAX_SEGMENTS = 4  # parts of the index: each search looks into all of them
 MAX_FRAGMENTS = 256  # small files of the table; more are joined
 ROWS_PER_FILE = 1 << 20  # of joined files, as one process joins them

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
@@ -30,9 +31,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from cosplace.errors import DownloadError
+from cosplace.progress import format_duration
 from cosplace.storage import NO_LOCKS, cache_folder, storage_errors, write_text
 
 TIMEOUT_S = 30.0
+STALLED_S = 600.0  # without progress of another process that downloads; it ends earlier by itself unless it hangs
+LOOK_S = 5.0  # between two looks at its progress
 MAX_CONNECTIONS = 4  # per download: a connection that breaks is tried again, an error of the server is not
 CHUNK_BYTES = 1 << 20
 MAX_BYTES = 4 << 30  # several times the largest model for place recognition
@@ -127,7 +131,7 @@ def _one_process(path: Path) -> Generator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             log.info("Another process is downloading %s: waiting for it", path)
-            lock.acquire()
+            _wait_for_lock(lock, path)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
@@ -136,6 +140,30 @@ def _one_process(path: Path) -> Generator[None]:
         yield
     finally:
         lock.release()
+
+
+def _wait_for_lock(lock: FileLock, path: Path) -> None:
+    """Wait for another process, as long as its part of the file changes.  Raises DownloadError if it does not."""
+    seen, seen_time = _part_size(path), time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=LOOK_S)
+            return
+        except Timeout as error:
+            if (size := _part_size(path)) != seen:
+                seen, seen_time = size, time.monotonic()
+            elif time.monotonic() - seen_time > STALLED_S:
+                raise DownloadError(
+                    f"Another process has been downloading {path} for {format_duration(STALLED_S)} without progress. "
+                    f"End it, then run the same command again."
+                ) from error
+
+
+def _part_size(path: Path) -> int:
+    try:
+        return partial_path(path).stat().st_size
+    except OSError:
+        return 0
 
 
 class _TooLargeError(DownloadError):

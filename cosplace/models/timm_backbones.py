@@ -7,8 +7,11 @@ Legend: B batch, C channels, h x w positions.
 """
 
 import inspect
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,11 +22,13 @@ from torch import Tensor, nn
 from cosplace.config.names import TIMM, either, similar_names
 from cosplace.errors import CheckpointError, ConfigError, DownloadError
 from cosplace.models.architectures import BATCH_COUNTER, first_difference, tensor_shapes
+from cosplace.models.downloads import file_sha256
 from cosplace.models.native import SizePolicy
 from cosplace.models.weight_files import read_state_dict
 from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 DOWNLOAD = "timm"  # value of --imagenet_weights
+WEIGHTS_FILES = "model.safetensors", "pytorch_model.bin"  # of repositories of timm
 MISSING = "--backbone timm:NAME needs timm. Install with: pip install 'cosplace[timm]'."
 
 USUAL_MULTIPLE = 32  # pixels: the stride of most convolutional networks
@@ -240,11 +245,37 @@ def _stage_number(model: Any, name: str, stage: int | None) -> int:
 
 
 def _download(timm: ModuleType, name: str) -> Mapping[str, Tensor]:
+    """The weights of a network, from the cache of Hugging Face or downloaded.  Raises DownloadError."""
     advice = f"Check the connection, or pass a file of {name} as --imagenet_weights PATH, or none for random weights."
-    if not timm.models.get_pretrained_cfg(name).has_weights:
+    known = timm.models.get_pretrained_cfg(name)
+    if not known.has_weights:
         raise ConfigError(f"timm has no weights for {name}. Use --imagenet_weights none, or the path of a file.")
+    import_module("huggingface_hub")  # sets its level
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # otherwise it prints a line about each attempt
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+        weights = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # clients of several sites raise types of their own
+        _refuse_damaged(known.hf_hub_id, name)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DownloadError(f"timm cannot download the weights of {name} ({reason}). {advice}") from error
+    _refuse_damaged(known.hf_hub_id, name)
+    return weights
+
+
+def _refuse_damaged(repository: str | None, name: str) -> None:
+    """Remove cached files of a repository that do not have their checksum, which the client does not compare.
+
+    Raises DownloadError if there was one.
+    """
+    if not repository:
+        return
+    hub: Any = import_module("huggingface_hub")  # timm needs it
+    found = [hub.try_to_load_from_cache(repository, file) for file in WEIGHTS_FILES]
+    for path in [Path(one).resolve() for one in found if isinstance(one, str)]:
+        # A large file has its SHA-256 as its name, unless the system has no links.
+        if re.fullmatch("[0-9a-f]{64}", path.name) and (actual := file_sha256(path)) != path.name:
+            path.unlink()
+            raise DownloadError(
+                f"The downloaded weights of {name} are damaged: their sha256 is {actual[:16]}..., not "
+                f"{path.name[:16]}.... They were removed; run the same command again."
+            )

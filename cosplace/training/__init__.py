@@ -1,6 +1,7 @@
 """The method of the paper (Berton et al., CVPR 2022), from groups to the training loop.
 
 torchrun                the job that torchrun started this process for
+meeting                 processes of a job find each other
 processes               processes that train together: exchange, and end together
 groups                  classes and CosPlace groups (section 3.1)
 eigenplaces             classes of photos that look at one point (EigenPlaces, ICCV 2023)
@@ -27,6 +28,7 @@ data                    groups, validation and test set of a run
 validation              whether the validation set can choose a model; queries won and lost
 seen_photos             training photos and validation matches, for the model card
 whitened_start          extension: the last layer as a PCA whitening
+starting_network        the network that a training starts from
 setup                   network, classifiers, optimizers
 synced_batch_norm       batch normalization over the parts of several processes
 distributed_network     a network that computes a part of each batch
@@ -51,6 +53,7 @@ heading_check           do the headings fit the photos?
 recipe                  settings of a fine-tuning, from its photos
 finetuning_state        state of a fine-tuning, saved and resumed exactly
 finetuning_setup        photos, start, places and recipe of a fine-tuning
+finetuning_trial        one trial of a fine-tuning: epochs and validation
 finetuning              fine-tune, and compare with the start
 distillation_losses     losses of a student and its teacher
 teacher                 the teacher of a distillation, and its descriptors on disk

@@ -19,7 +19,7 @@ from cosplace.config.distillation import DistillConfig
 from cosplace.config.values import from_values, loading_workers, to_values
 from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, NoPositionsError
-from cosplace.models.network import GeoLocalizationNet, new_network
+from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.training_card import MAX_MATCHES
 from cosplace.photos.image_list import ImageList, file_sizes_digest, rows_also_in
 from cosplace.photos.scanning import scan_images
@@ -34,7 +34,7 @@ from cosplace.training.finetuning_data import FEWEST_QUERIES, find_split, num_wi
 from cosplace.training.finetuning_setup import usual_size
 from cosplace.training.groups import Group, Groups
 from cosplace.training.recipe import choose_image_size
-from cosplace.training.setup import architecture_of, network_of_checkpoint, open_trainable_network
+from cosplace.training.starting_network import open_network
 from cosplace.training.teacher import Targets, Teacher, check_dimensions, fit_reduction_of_teacher, open_teacher
 
 HELD_OUT_EVERY = 20  # photos, of which one is held out: 5%
@@ -315,30 +315,16 @@ def _evaluation_settings(config: DistillConfig, device: torch.device, dtype: tor
 
 def _open_student(config: DistillConfig, given: Mapping[str, Any]) -> tuple[GeoLocalizationNet, DistillConfig]:
     """The student before training, and the settings with its architecture."""
-    knobs, training = config.model, config.training
-    if training.resume_train:
-        return network_of_checkpoint(knobs, checkpoint_file(training.resume_train)), config
-    if training.resume_model:
-        names = ("backbone", "fc_output_dim", "aggregation", "features_stage")
-        student = open_trainable_network(
-            training.resume_model,
-            **{name: given.get(name) for name in names},
-            train_all_layers=knobs.train_all_layers,
-            frozen_layers=knobs.frozen_layers,
-        )
-        return student, replace(config, model=replace(knobs, **architecture_of(student)))
-    student = new_network(
-        backbone=knobs.backbone,
-        fc_output_dim=knobs.fc_output_dim,
-        train_all_layers=knobs.train_all_layers,
-        imagenet_weights=knobs.imagenet_weights,
+    training = config.training
+    student, knobs = open_network(
+        config.model,
+        given,
+        resume_train=training.resume_train,
+        resume_model=training.resume_model,
         seed=config.running.seed,
-        aggregation=knobs.aggregation,
-        features_stage=knobs.features_stage,
-        frozen_layers=knobs.frozen_layers,
         image_size=training.image_size,
     )
-    return student, config
+    return student, replace(config, model=knobs)
 
 
 def _new_state(

@@ -22,7 +22,6 @@ from cosplace.models.backbones import build_backbone, num_output_channels
 from cosplace.models.hub import is_hub
 from cosplace.models.imagenet import imagenet_backbone
 from cosplace.models.network import GeoLocalizationNet, new_network
-from cosplace.models.opening import open_model, weights_path
 from cosplace.models.reduction import whitening
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.progress import Progress, part_of
@@ -30,6 +29,7 @@ from cosplace.retrieval.evaluation import EvaluationSettings
 from cosplace.retrieval.extraction import extract
 from cosplace.training.finetuning_data import FinetuningPhotos
 from cosplace.training.finetuning_validation import judge_descriptors
+from cosplace.training.starting_network import open_trainable_model
 
 IMAGENET = "imagenet"
 WHITENING_PHOTOS = 1024
@@ -82,11 +82,7 @@ def open_start(
             imagenet_weights=imagenet_weights,
             seed=seed,
         ).eval()
-    weights_path(model)  # raises for models from torch.hub
-    network = open_model(model, backbone=backbone, fc_output_dim=fc_output_dim)
-    if not isinstance(network, GeoLocalizationNet):
-        raise ConfigError(f"{model} has a reduction and cannot be trained. Use the model before its reduction.")
-    return network
+    return open_trainable_model(model, backbone=backbone, fc_output_dim=fc_output_dim)
 
 
 class _Features(nn.Module):

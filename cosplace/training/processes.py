@@ -29,6 +29,7 @@ from torch.autograd.function import Function, once_differentiable
 from cosplace.device import choose_device, is_out_of_memory
 from cosplace.errors import ConfigError, CosPlaceError, DeviceError
 from cosplace.progress import Progress, StopRequest, format_duration, no_progress
+from cosplace.training.meeting import ADVICE, MAX_PAUSE_S, RESTART, LostProcessError, meet
 from cosplace.training.torchrun import Job
 
 if TYPE_CHECKING:
@@ -36,18 +37,15 @@ if TYPE_CHECKING:
 
 BUCKET_NUMBERS = 8 << 20  # gradients that are added up at once, 32 MB
 REPORT_S = 1.0  # at most one sign of life of the main process in this time
-MAX_PAUSE_S = 0.2  # between two looks at whether the main process is done
+CONNECT_S = 120.0  # for processes that have all started, to connect
 GRACE_S = 3.0  # after contact with a process is lost, until the others are asked why
+BUSY_S = 20.0  # the same, while several seem to have ended
 
 T = TypeVar("T")
 
 
 class OtherProcessError(CosPlaceError):
     """Another process has an error, which it reports; all end after the same iteration."""
-
-
-class LostProcessError(CosPlaceError):
-    """Another process ended without a word, hangs, or cannot be reached."""
 
 
 def part(total: int, rank: int, world_size: int) -> range:
@@ -64,12 +62,10 @@ class Processes:
         self.rank, self.world_size, self.device = job.rank, job.world_size, device
         self.timeout_s = timeout_s
         self.ended_together = False  # whether an error ended all between two iterations, so that they can still meet
-        self._store, self._prefix = store, ""
+        self._store = store  # of these processes only, see `meet`
         self._progress: Progress = no_progress
         self._request: StopRequest | None = None  # of this process
         self._waits, self._is_alone, self._beat_time, self._beats = 0, False, 0.0, 0
-        # The store may outlive the processes of a job that is restarted.
-        self._prefix = f"cosplace/{self.broadcast(time.time_ns())}"
 
     def __deepcopy__(self, _: Any) -> Self:
         """Copies of a network belong to the same processes."""
@@ -202,7 +198,7 @@ class Processes:
     def on_main(self, work: Callable[[], T]) -> T | None:
         """In the main process: the result of `work`.  The others wait for it, as long as it reports progress."""
         self._waits += 1
-        key, result, error = f"{self._prefix}/alone/{self._waits}", None, None
+        key, result, error = f"alone/{self._waits}", None, None
         if self.is_main:
             self._is_alone, self._beat_time = True, 0.0
             try:
@@ -245,14 +241,14 @@ class Processes:
             return
         self._beat_time, self._beats = now, self._beats + 1
         with self._contact():
-            self._store.set(f"{self._prefix}/beat", str(self._beats))
-            is_stopped = self._store.check([f"{self._prefix}/stop"])
+            self._store.set("beat", str(self._beats))
+            is_stopped = self._store.check(["stop"])
         if self._request or is_stopped:
             raise self._request or StopRequest()
 
     def _wait_for_main(self, key: str) -> None:
         """Wait until the main process has set a key, as long as it shows life."""
-        beat, seen, seen_time, pause = f"{self._prefix}/beat", b"", time.monotonic(), 0.005
+        beat, seen, seen_time, pause = "beat", b"", time.monotonic(), 0.005
         while True:
             with self._contact():
                 if self._store.check([key]):
@@ -260,12 +256,12 @@ class Processes:
                 found = self._store.get(beat) if self._store.check([beat]) else b""
                 self._note_signals()
                 if self._request:
-                    self._store.set(f"{self._prefix}/stop", "")
+                    self._store.set("stop", "")
             if found != seen:
                 seen, seen_time = found, time.monotonic()
             elif time.monotonic() - seen_time > self.timeout_s:
                 raise LostProcessError(
-                    f"Process 0 has not reported progress for {format_duration(self.timeout_s)}. {_ADVICE}"
+                    f"Process 0 has not reported progress for {format_duration(self.timeout_s)}. {ADVICE}"
                 )
             time.sleep(pause)  # Store.wait would log a warning whenever it is called again
             pause = min(MAX_PAUSE_S, pause * 1.5)
@@ -279,7 +275,7 @@ class Processes:
         try:
             if isinstance(error, LostProcessError):
                 time.sleep(GRACE_S)  # the process that ended may have said why
-            return self._store.add(f"{self._prefix}/reports", 1) == 1
+            return self._store.add("reports", 1) == 1
         except RuntimeError:  # the store ended too
             return True
 
@@ -294,14 +290,21 @@ class Processes:
             raise LostProcessError(self._explain(str(error))) from error
 
     def _explain(self, reason: str) -> str:
+        """Leave the group after contact was lost; returns what to say.  reason: what torch says."""
+        import torch.distributed as dist
+
+        if self.device.type == "cpu" and dist.is_initialized():  # NCCL would wait for the lost process
+            dist.destroy_process_group()  # so that those that wait for this process, not for the lost one, notice too
         is_late = "timed out" in reason.lower() or "timeout" in reason.lower()
         missing: list[int] = []
         try:  # all that can answer say so; the rest have ended or hang
-            self._store.set(f"{self._prefix}/alive/{self.rank}", "")
-            time.sleep(GRACE_S)
-            missing = [
-                rank for rank in range(self.world_size) if not self._store.check([f"{self._prefix}/alive/{rank}"])
-            ]
+            self._store.set(f"alive/{self.rank}", "")
+            started, waited_s = time.monotonic(), 0.0
+            # Most often one has ended; the others may be busy until they notice.
+            while waited_s < GRACE_S or (len(missing) > 1 and waited_s < BUSY_S):
+                time.sleep(MAX_PAUSE_S)
+                waited_s = time.monotonic() - started
+                missing = [rank for rank in range(self.world_size) if not self._store.check([f"alive/{rank}"])]
         except RuntimeError:
             pass
         who = (
@@ -309,12 +312,8 @@ class Processes:
         )
         if is_late:
             have = "have" if missing[1:] else "has"
-            return f"{who} {have} not answered for {format_duration(self.timeout_s)}. {_ADVICE}"
-        return f"{who} ended or cannot be reached. {_RESTART}"
-
-
-_RESTART = "Start the same command again with --resume_train; torchrun does so itself with --max-restarts."
-_ADVICE = f"It hangs, or a task takes longer than --process_timeout_minutes. Check its machine and storage. {_RESTART}"
+            return f"{who} {have} not answered for {format_duration(self.timeout_s)}. {ADVICE}"
+        return f"{who} ended or cannot be reached. {RESTART}"
 
 
 @contextmanager
@@ -331,39 +330,32 @@ def join(job: Job, device_name: str, timeout_s: float) -> Generator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
-        _wait_for_all(store, job, timeout_s)
+        shared, _, _ = next(rendezvous("env://", timeout=timeout))
+        shared.set_timeout(timeout)
+        store = dist.PrefixStore(meet(shared, job.rank, job.world_size, timeout_s), shared)
+        # All are there: to connect takes seconds, unless one has just ended, which the others would wait for.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
             rank=job.rank,
             world_size=job.world_size,
-            timeout=timeout,
+            timeout=min(timeout, timedelta(seconds=CONNECT_S)),
         )
+        if hasattr(dist, "set_timeout"):
+            dist.set_timeout(timeout)
+        else:
+            dist.distributed_c10d._set_pg_timeout(timeout)  # ty: ignore[deprecated] - before torch 2.15
         processes = Processes(job, device, timeout_s, store)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
-            f"The {job.world_size} processes did not meet within {format_duration(timeout_s)}: "
-            f"{str(error).splitlines()[0]}. Check the address that torchrun was given, and the network."
+            f"The {job.world_size} processes cannot reach each other: {str(error).splitlines()[0]}. "
+            f"Check the address that torchrun was given, and the network."
         ) from error
     try:
         yield processes
     finally:
-        dist.destroy_process_group()
-
-
-def _wait_for_all(store: "Store", job: Job, timeout_s: float) -> None:
-    """Wait until all processes have started.  Signals take effect meanwhile; they do not while torch waits."""
-    keys = [f"cosplace/started/{job.num_restarts}/{rank}" for rank in range(job.world_size)]
-    store.set(keys[job.rank], "")
-    end, pause = time.monotonic() + timeout_s, 0.005
-    while not store.check(keys):
-        if time.monotonic() > end:
-            missing = next((rank for rank, key in enumerate(keys) if not store.check([key])), job.rank)
-            raise LostProcessError(f"Process {missing} did not start within {format_duration(timeout_s)}. {_ADVICE}")
-        time.sleep(pause)
-        pause = min(MAX_PAUSE_S, pause * 1.5)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def device_of_process(name: str, job: Job) -> torch.device:

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 
 from cosplace.config.methods import COSPLACE, MULTI_SIMILARITY
-from cosplace.config.sections import Model, TrainConfig
+from cosplace.config.sections import TrainConfig
 from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError
-from cosplace.models.designs import DESIGN_KEY, read_design
-from cosplace.models.network import GeoLocalizationNet, new_network
-from cosplace.models.opening import open_model, weights_path
+from cosplace.models.network import GeoLocalizationNet
 from cosplace.progress import Progress, no_progress
 from cosplace.training.checkpoint import RunState, checkpoint_file, is_original, read_checkpoint, restore
 from cosplace.training.cosface import MarginCosineProduct
@@ -25,6 +23,7 @@ from cosplace.training.original_checkpoint import restore_original
 from cosplace.training.place_batches import PlaceLocations
 from cosplace.training.processes import Processes
 from cosplace.training.split_classifier import SplitClassifier
+from cosplace.training.starting_network import open_network
 from cosplace.training.whitened_start import check_whitening, whiten_start
 
 
@@ -74,32 +73,15 @@ def prepare(
 
 def _open_network(config: TrainConfig, given: Mapping[str, Any]) -> tuple[GeoLocalizationNet, TrainConfig]:
     """The network to train, and the settings with its architecture.  Arguments as for `prepare`."""
-    knobs = config.model
-    if config.training.resume_train:  # the checkpoint holds all weights
-        return network_of_checkpoint(knobs, checkpoint_file(config.training.resume_train)), config
-    if config.training.resume_model:
-        model = open_trainable_network(
-            config.training.resume_model,
-            backbone=given.get("backbone"),
-            fc_output_dim=given.get("fc_output_dim"),
-            aggregation=given.get("aggregation"),
-            features_stage=given.get("features_stage"),
-            train_all_layers=knobs.train_all_layers,
-            frozen_layers=knobs.frozen_layers,
-        )
-        return model, dataclasses.replace(config, model=dataclasses.replace(knobs, **architecture_of(model)))
-    model = new_network(
-        backbone=knobs.backbone,
-        fc_output_dim=knobs.fc_output_dim,
-        train_all_layers=knobs.train_all_layers,
-        imagenet_weights=knobs.imagenet_weights,
+    model, knobs = open_network(
+        config.model,
+        given,
+        resume_train=config.training.resume_train,
+        resume_model=config.training.resume_model,
         seed=config.running.seed,
-        aggregation=knobs.aggregation,
-        features_stage=knobs.features_stage,
-        frozen_layers=knobs.frozen_layers,
         image_size=config.augmenting.image_size,
     )
-    return model, config
+    return model, dataclasses.replace(config, model=knobs)
 
 
 def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig, file: Path) -> None:
@@ -133,63 +115,6 @@ def check_nested_dims(dims: Sequence[int], dimension: int) -> None:
             f"--nested_dims {' '.join(map(str, dims))} must rise and be smaller than --fc_output_dim {dimension}. Use "
             f"for example {' '.join(map(str, (max(1, dimension // 4), max(2, dimension // 2))))}."
         )
-
-
-# --- the network -----------------------------------------------------------------------------------------------------
-
-
-def network_of_checkpoint(knobs: Model, file: Path) -> GeoLocalizationNet:
-    """The network of a run that is resumed, before its weights are loaded."""
-    record = read_checkpoint(file, mapped=True).get("model", {}).get(DESIGN_KEY)
-    return GeoLocalizationNet(
-        knobs.backbone,
-        knobs.fc_output_dim,
-        knobs.train_all_layers,
-        frozen_layers=knobs.frozen_layers,
-        design=None if record is None else read_design(record),
-    )
-
-
-def open_trainable_network(
-    model: str,
-    *,
-    backbone: str | None,
-    fc_output_dim: int | None,
-    aggregation: str | None,
-    features_stage: int | None,
-    train_all_layers: bool,
-    frozen_layers: str | None,
-) -> GeoLocalizationNet:
-    """Open a model to continue training it.
-
-    Raises ConfigError for models that cannot be trained here: those from torch.hub, and those with a reduction.
-    """
-    weights_path(model)  # raises for models from torch.hub
-    network = open_model(
-        model,
-        backbone=backbone,
-        fc_output_dim=fc_output_dim,
-        aggregation=aggregation,
-        features_stage=features_stage,
-    )
-    if not isinstance(network, GeoLocalizationNet):
-        raise ConfigError(f"{model} has a reduction and cannot be trained. Use the model before its reduction.")
-    if train_all_layers or frozen_layers is not None:
-        network.requires_grad_(True)
-        network.freeze(train_all_layers, frozen_layers)
-    return network
-
-
-def architecture_of(network: GeoLocalizationNet) -> dict[str, Any]:
-    """Settings of the architecture of a network: --backbone, --fc_output_dim, --aggregation and --features_stage."""
-    design = network.design
-    stage = None if design is None or design.timm is None else design.timm.stage
-    return {
-        "backbone": network.backbone_name,
-        "fc_output_dim": network.fc_output_dim,
-        "aggregation": network.aggregation_name,
-        "features_stage": stage,
-    }
 
 
 def new_state(

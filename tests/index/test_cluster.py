@@ -23,10 +23,9 @@ from torch import nn
 
 from cosplace.cli import main
 from cosplace.config.index import IndexSettings
-from cosplace.errors import ConfigError, DatasetError, DeviceError
+from cosplace.errors import DatasetError
 from cosplace.index import cluster_building, cluster_search
 from cosplace.index.building import build_index
-from cosplace.index.cluster import REQUIRED_PACKAGES, Cluster, check_same_versions, open_cluster, package_versions
 from cosplace.index.cluster_building import (
     Described,
     DescribePhotos,
@@ -34,19 +33,20 @@ from cosplace.index.cluster_building import (
     store_parts,
     without_thumbnails,
 )
-from cosplace.index.cluster_search import build_on_cluster
+from cosplace.index.cluster_search import PACKAGES, build_on_cluster
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.index.verification import verify_index
 from cosplace.models.encoder import Encoder
 from cosplace.photos.scanning import scan_images
+from cosplace.ray_cluster import Cluster, open_cluster
 from cosplace.retrieval.extraction import ExtractionSettings
 from cosplace.retrieval.search import nearest
 from tests import object_store
 from tests.indexed_city import write_indexed_city
 from tests.synthetic_dataset import write_place
 
-MISSING = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
+MISSING = [name for name in PACKAGES if find_spec(name) is None]
 needs_ray = pytest.mark.skipif(bool(MISSING), reason="Ray is missing: pip install 'cosplace[cluster]'")
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def stripes() -> Encoder:
 def cluster() -> Generator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        with open_cluster() as opened:
+        with open_cluster(PACKAGES) as opened:
             yield opened
 
 
@@ -226,7 +226,7 @@ def test_an_index_on_object_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     photos = write_photos(tmp_path / "photos", 20)
     build_index(photos, stripes(), tmp_path / "alone", settings=IndexSettings(thumbnail_size=16))
     code = (
-        "import sys; from pathlib import Path; from cosplace.index.cluster import open_cluster\n"
+        "import sys; from pathlib import Path; from cosplace.ray_cluster import open_cluster\n"
         "from tests.index.test_cluster import build\n"
         "with open_cluster() as cluster: build(Path(sys.argv[1]), sys.argv[2], cluster)"
     )
@@ -312,27 +312,6 @@ def test_a_cluster_of_another_version(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-@needs_ray
-@pytest.mark.parametrize(
-    ("cause", "message"),
-    [
-        ("timed out", r"^The Ray cluster at 127\.0\.0\.1:1 cannot be reached \(Failed to connect\. Second line\)"),
-        ("RPC error: InvalidAuthToken: missing", r"^The Ray cluster at 127\.0\.0\.1:1 requires its token"),
-    ],
-)
-def test_a_cluster_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, cause: str, message: str) -> None:
-    import ray
-
-    def refuse(**_: Any) -> None:
-        raise ConnectionError("Failed to connect.\nSecond line.") from RuntimeError(cause)
-
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises((ConfigError, DeviceError), match=message) as caught, open_cluster():
-        pass
-    assert "\n" not in str(caught.value)
-
-
 def test_a_machine_without_the_photos(tmp_path: Path) -> None:
     photos = scan_images(write_place(tmp_path / "photos", 0, 0).parent)
     describe = DescribePhotos(
@@ -345,21 +324,8 @@ def test_a_machine_without_the_photos(tmp_path: Path) -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # it comes from another process
 
 
-def test_a_machine_with_other_packages() -> None:
-    check_same_versions(package_versions())
-    with pytest.raises(ConfigError, match=r"has lancedb [\d.]+, this one has 0\.0\.1\. Install the same versions"):
-        check_same_versions(package_versions() | {"lancedb": "0.0.1"})
-
-
-def test_a_cluster_without_the_processors_that_are_needed() -> None:
-    with pytest.raises(DeviceError, match="has no GPU"):
-        Cluster(num_cpus=2, num_gpus=0).workers_for(needs_gpu=True)
-    with pytest.raises(DeviceError, match="has no CPU"):
-        Cluster(num_cpus=0, num_gpus=0).workers_for(needs_gpu=False)
-
-
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("cosplace.index.cluster.REQUIRED_PACKAGES", ("ray_that_is_missing",))
+    monkeypatch.setattr("cosplace.index.cluster_search.PACKAGES", ("ray_that_is_missing",))
     folder = write_indexed_city(tmp_path)
     assert main(command(folder, "--to", str(tmp_path / "new"), "--engine", "ray")) == 2
     last = capsys.readouterr().err.splitlines()[-1]

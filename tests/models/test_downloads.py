@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from cosplace.errors import CosPlaceError, DownloadError, StorageError
+from cosplace.models import downloads
 from cosplace.models.downloads import (
     _SafeRedirects,
     download,
@@ -393,6 +395,31 @@ def test_a_waiting_thread_downloads_when_the_first_one_fails(server: Server, tmp
     second.join()
     assert found[0].read_bytes() == BODY
     assert caplog.text.count("waiting for it") == 1
+
+
+def test_a_download_that_hangs_in_another_process_is_not_waited_for_forever(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "STALLED_S", 0.3)
+    monkeypatch.setattr(downloads, "LOOK_S", 0.05)
+    looks: list[int] = []
+
+    def part_size(_: Path) -> int:
+        """The other process downloads for a while, and then hangs."""
+        looks.append(min(len(looks), 20))
+        return looks[-1]
+
+    monkeypatch.setattr(downloads, "_part_size", part_size)
+    with (
+        FileLock(tmp_path / "weights.pth.lock"),
+        pytest.raises(
+            DownloadError, match=r"Another process has been downloading .+ without progress\. End it"
+        ) as error,
+    ):
+        download(f"{server.address}/weights.pth", tmp_path)
+    one_line(error)
+    assert looks.count(20) > 2
+    assert download(f"{server.address}/weights.pth", tmp_path).read_bytes() == BODY
 
 
 @pytest.mark.parametrize(

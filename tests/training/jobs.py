@@ -47,12 +47,25 @@ def environment() -> dict[str, str]:
     }
 
 
-class Job:
-    """Several Python processes, each with its own words.  As torchrun's agent, this process holds their store."""
+def new_store() -> TCPStore:
+    """A store that this process holds, as torchrun's agent does, on a free port."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
-    def __init__(self, words: Sequence[Sequence[str]], folder: Path, *, name: str = "test", restarts: int = 0) -> None:
+
+class Job:
+    """Several Python processes, each with its own words, and their store, which may be that of an earlier job."""
+
+    def __init__(
+        self,
+        words: Sequence[Sequence[str]],
+        folder: Path,
+        *,
+        name: str = "test",
+        restarts: int = 0,
+        store: TCPStore | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.store = store or new_store()
         self.outputs = [folder / f"process-{rank}.txt" for rank in range(len(words))]
         self.processes: list[subprocess.Popen] = []
         for rank, (own, output) in enumerate(zip(words, self.outputs, strict=True)):

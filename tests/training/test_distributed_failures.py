@@ -20,7 +20,7 @@ from cosplace.training.metrics import read_metrics
 from cosplace.training.resume import resumed_config
 from cosplace.training.setup import prepare
 from tests.synthetic_dataset import settings, write_dataset
-from tests.training.jobs import LIMIT_S, TRAIN, Job, environment, flags, only_run, run_job
+from tests.training.jobs import LIMIT_S, TRAIN, Job, environment, flags, new_store, only_run, run_job
 from tests.training.test_training import assert_same_run
 from tests.unusual_input.samples import needs_posix
 
@@ -93,14 +93,17 @@ def run_with_checkpoint(folder: Path) -> Path:
 def test_kills_at_random_moments_do_not_change_the_end(
     dataset_folder: Path, undisturbed: tuple[Path, float], tmp_path: Path, kills: int
 ) -> None:
-    """As torchrun does, the others get SIGTERM when one process was killed, then SIGKILL, and all are started again."""
+    """As torchrun does, the others get SIGTERM when one process was killed, then SIGKILL, and all are started again.
+
+    They have the same store as before, as with torchrun.
+    """
     expected, duration_s = undisturbed
     words, moments = [*TRAIN, *flags(dataset_folder, **CHANGES)], random.Random(23)
     num_kills = num_runs = 0
     while num_kills < kills:
-        folder, codes, restarts = tmp_path / str(num_runs), [1], 0
+        folder, codes, restarts, store = tmp_path / str(num_runs), [1], 0, new_store()
         while any(codes):
-            with Job([words] * 2, folder, name=f"job {num_runs}", restarts=restarts) as job:
+            with Job([words] * 2, folder, name=f"job {num_runs}", restarts=restarts, store=store) as job:
                 started, killed = time.monotonic(), moments.randrange(2)
                 end = started + moments.uniform(0.05, 0.95) * duration_s
                 while num_kills < kills and time.monotonic() < end and job.processes[killed].poll() is None:
@@ -170,7 +173,7 @@ def wait_until_started(job: Job, rank: int) -> None:
     """Wait until a process waits for the others."""
     stores = (job.store, PrefixStore("/worker/attempt_0", job.store))  # of torch now, and of earlier versions
     limit = time.monotonic() + LIMIT_S
-    while not any(store.check([f"cosplace/started/0/{rank}"]) for store in stores):
+    while not any(store.check([f"cosplace/started/{rank}"]) for store in stores):
         assert time.monotonic() < limit
         time.sleep(0.05)
 

@@ -1,12 +1,12 @@
 """A Ray cluster that describes photos and builds indexes: start one on this machine, or join a running one.
 
-Ray and lance-ray come with `pip install 'cosplace[cluster]'` and are imported only here and in the two modules below.
+Ray comes with `pip install 'cosplace[cluster]'` and is imported only while a cluster is open.
 Side effects: starts Ray, and ends it.
 """
 
 import logging
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from cosplace.errors import ConfigError, CosPlaceError, DeviceError
 
-REQUIRED_PACKAGES = ("ray", "lance_ray", "lance")
 SAME_PACKAGES = ("cosplace", "pylance", "lancedb", "torch")  # whose versions must be the same on all machines
 VARIABLE = "RAY_ADDRESS"
+LOCAL = "local"  # Ray's word for a new cluster on this machine
 
 T = TypeVar("T")
 
@@ -41,15 +41,16 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster() -> Generator[Cluster]:
+def open_cluster(packages: Sequence[str] = ("ray",)) -> Generator[Cluster]:
     """Join the cluster of the environment variable RAY_ADDRESS, or start one on this machine; then leave or end it.
 
-    RAY_ADDRESS: host:port, or auto for the one that `ray start` has started.  Raises ConfigError if Ray is not
-    installed or has another version than the cluster, and DeviceError if the cluster cannot be reached.
+    RAY_ADDRESS: host:port, or auto for the one that `ray start` has started.  packages: those that the work needs.
+    Raises ConfigError if one of them is not installed or Ray has another version than the cluster, and DeviceError if
+    the cluster cannot be reached.
     """
-    if missing := [name for name in REQUIRED_PACKAGES if find_spec(name) is None]:
+    if missing := [name for name in packages if find_spec(name) is None]:
         raise ConfigError(f"--engine ray needs {', '.join(missing)}. Install with: pip install 'cosplace[cluster]'.")
-    address = os.environ.get(VARIABLE) or "local"
+    address = os.environ.get(VARIABLE) or LOCAL
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # otherwise it prints a warning
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise it sends statistics to its makers
     os.environ.setdefault("LANCE_LOG", "error")  # Lance prints a warning about each file
@@ -57,7 +58,7 @@ def open_cluster() -> Generator[Cluster]:
     ray: Any = import_module("ray")
 
     # On a cluster, the dashboard is the one of its head.
-    options = {"include_dashboard": False} if address == "local" else {}
+    options = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -81,9 +82,14 @@ def _cannot_join(address: str, error: BaseException) -> CosPlaceError:
             f"The Ray cluster at {address} has other versions than this machine ({text[:200]}). Install the same "
             "versions of Ray and Python on all machines."
         )
+    reason = text[:200].rstrip(". ")
+    if address == LOCAL:
+        return DeviceError(
+            f"Ray cannot be started on this machine ({reason}). Set {VARIABLE} to use a running cluster."
+        )
     return DeviceError(
-        f"The Ray cluster at {address} cannot be reached ({text[:200].rstrip('. ')}). Check RAY_ADDRESS, or start one "
-        "with `ray start --head`."
+        f"The Ray cluster at {address} cannot be reached ({reason}). Check {VARIABLE}, or start one with "
+        "`ray start --head`."
     )
 
 

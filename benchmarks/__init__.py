@@ -22,6 +22,7 @@ figure divided by cosplace's.  Run it with `python -m benchmarks`.  Each file im
     gpu            training on a GPU: loader, augmentation, step, whole loop
     __main__       the command line
 
-Programs of their own: demo (the table in README.md), index (the photo index), calibration, load_server, pictures.
+Programs of their own: demo (the table in README.md), index (the photo index), calibration, pictures; of the server:
+load_server, serving (with http_clients, plain_server and litserve_server) and server_growth.
 Needs a system that can fork; memory is measured on Linux.
 """

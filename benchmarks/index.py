@@ -104,7 +104,7 @@ def measure_index(
     figures: Figures = {"rows": num_rows, "dimension": dimension, "dtype": dtype, "stored_as": settings.stored_dtype}
     spec = ModelSpec(model="synthetic", checksum="synthetic", dimension=dimension)
     with create_index(address, spec, settings) as index:
-        figures["add_s"], figures["making_s"] = _fill(index, world, num_rows)
+        figures["add_s"], figures["making_s"] = fill_index(index, world, num_rows)
         started = time.perf_counter()
         index.update_search()
         figures["build_search_s"] = time.perf_counter() - started
@@ -117,7 +117,7 @@ def measure_index(
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in figures.items()}
 
 
-def _fill(index: PhotoIndex, world: SyntheticPlaces, num_rows: int) -> tuple[float, float]:
+def fill_index(index: PhotoIndex, world: SyntheticPlaces, num_rows: int) -> tuple[float, float]:
     """Add the photos; returns the seconds spent on adding, and on generating them."""
     adding_s = generating_s = 0.0
     for first in range(0, num_rows, ROWS_PER_ADD):

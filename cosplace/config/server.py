@@ -44,6 +44,10 @@ class ServerOptions(Section):
         None, "folder with photos that the map offers to try, three of them; photos of the index find themselves, so "
         "use others. `none`: no photos", metavar="FOLDER", default_text="three photos of the index, marked as such",
     )  # fmt: skip
+    workers: int = setting(
+        1, "number of processes that answer requests on the port (Linux), each with its own copy of the model and its "
+        "share of the cores, of --max_queue, --max_connections and --decoding_threads", at_least=1, at_most=256,
+    )  # fmt: skip
     max_upload_mb: int = setting(20, "maximum size of one photo, in MB", at_least=1, at_most=2_000)
     max_pixels: int = setting(
         64_000_000, "maximum number of pixels of one photo; larger photos are rejected before decoding", at_least=1,
@@ -59,9 +63,10 @@ class ServerOptions(Section):
         6_000_000, "maximum number of pixels in one batch of the network, after resizing, which limits the memory of a "
         "batch; the default is enough for 16 photos of 512 x 683 pixels", at_least=100_000, at_most=10_000_000_000,
     )  # fmt: skip
-    batch_wait_ms: float = setting(
-        4.0, "maximum time to wait for more photos to fill a batch, in milliseconds", at_least=0, at_most=1_000
-    )
+    batch_wait_ms: float | None = setting(
+        None, "maximum time that a batch waits for more photos, in milliseconds", at_least=0, at_most=1_000,
+        default_text="a tenth of the time that recent batches took",
+    )  # fmt: skip
     max_queue: int = setting(
         128, "maximum number of photos that wait for an answer; a photo that takes more than 128 MB to decode counts "
         "several times. Further requests get status 429", at_least=1, at_most=100_000,
@@ -69,7 +74,9 @@ class ServerOptions(Section):
     time_limit_s: float = setting(
         30.0, "maximum time for one request including its upload, in seconds", at_least=0.1, at_most=3_600
     )
-    decoding_threads: int = setting(2, "number of threads that decode photos", at_least=1, at_most=64)
+    decoding_threads: int | None = setting(
+        None, "number of threads that decode photos", at_least=1, at_most=64, default_text="one per core, at least 2"
+    )
     max_connections: int = setting(
         1_024, "maximum number of open connections, lower if the system allows fewer open files; when it is reached, "
         "the connection that has been idle longest is closed", at_least=1, at_most=100_000,

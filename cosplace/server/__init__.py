@@ -7,9 +7,13 @@
 Files, each importing only files listed above it:
 
     hosts          host names and origins of requests
+    json_lines     log lines as JSON
     settings       address, limits, token
+    sockets        sockets that a server listens on
+    workers        several processes on one port: start them, start them again, stop them
     metrics        Prometheus metrics
     failures       errors as responses: status and message
+    threads        how many threads compute a batch, and how many batches are computed at a time
     fair_queue     a queue in which requests take turns
     uploads        request bodies read as streams, with limits
     batching       a queue of photos: decoded by threads, located in batches

@@ -14,12 +14,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from cosplace import __version__
 from cosplace.config.server import NO_TILES
-from cosplace.errors import CosPlaceError, ImageError
+from cosplace.errors import ConfigError, CosPlaceError, ImageError
 from cosplace.localization.answers import Location, as_json
 from cosplace.localization.exif_positions import compare_with_exif
 from cosplace.localization.localizer import Localizer
 from cosplace.photos.metadata import metadata_from_exif
-from cosplace.server.batching import DecodingMemory, PhotoQueue
+from cosplace.server.batching import PhotoQueue, SharedLimit
 from cosplace.server.failures import BusyError, ExpiredError, describe_failure
 from cosplace.server.matching import add_matching_route, can_match
 from cosplace.server.metrics import Metrics
@@ -37,6 +37,7 @@ from cosplace.server.static import (
     static_response,
 )
 from cosplace.server.uploads import Upload, UploadReader, files_body
+from cosplace.server.workers import Worker
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"description": "invalid request; `detail` says why"},
@@ -52,14 +53,20 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 log = logging.getLogger("cosplace.server")
 
 
-def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(localizer: Localizer, settings: ServerSettings | None = None, worker: Worker | None = None) -> FastAPI:
     """Create the application for an opened index; several can run in one process.
 
     For any ASGI server that supports lifespan: threads start with it, and at its end all accepted photos are finished.
+    worker: this process is one of several.  Raises ConfigError for settings with several workers, as an app is one.
     """
     settings = settings or ServerSettings()
+    if settings.workers > 1:
+        raise ConfigError(
+            f"An application runs in one process, got workers={settings.workers}. Use `cosplace serve --workers "
+            f"{settings.workers}`."
+        )
     metrics = Metrics()
-    memory = DecodingMemory()
+    memory = SharedLimit()
     queue = PhotoQueue(localizer, settings, metrics, memory)
     reader = UploadReader(settings)
     served = ServedIndex(localizer, settings, memory)
@@ -72,9 +79,10 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         queue.start()
         served.start()
-        refreshing = asyncio.create_task(served.refresh_forever())
+        tasks = [asyncio.create_task(work) for work in (served.refresh_forever(), metrics.share_forever())]
         yield
-        refreshing.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.to_thread(queue.close)
         await asyncio.to_thread(served.close)
 
@@ -92,7 +100,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None) -> 
     _add_locate_route(app, queue, reader)
     add_photo_routes(app, served, reader)
     add_matching_route(app, served, reader)
-    _add_status_routes(app, queue, served, metrics, samples)
+    _add_status_routes(app, queue, served, metrics, samples, worker=worker)
     _add_page_routes(app, localizer)
     return app
 
@@ -137,13 +145,18 @@ def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader) -> 
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(errors) == len(outcomes):
             raise _combined_error(errors)
-        results = [
-            await asyncio.to_thread(_with_exif, outcome, upload)
-            if isinstance(outcome, Location)
-            else {"photo": upload.name, "error": describe_failure(outcome).message}
-            for upload, outcome in zip(form.uploads, outcomes, strict=True)
-        ]
-        return JSONResponse({"results": results})
+        return await asyncio.to_thread(_results_response, form.uploads, outcomes)
+
+
+def _results_response(uploads: Sequence[Upload], outcomes: Sequence[Location | BaseException]) -> JSONResponse:
+    """Return the results of one request, in the order sent."""
+    results = [
+        _with_exif(outcome, upload)
+        if isinstance(outcome, Location)
+        else {"photo": upload.name, "error": describe_failure(outcome).message}
+        for upload, outcome in zip(uploads, outcomes, strict=True)
+    ]
+    return JSONResponse({"results": results})
 
 
 def _with_exif(location: Location, upload: Upload) -> dict[str, Any]:
@@ -186,7 +199,13 @@ def _count_outcomes(metrics: Metrics, outcomes: Sequence[Location | BaseExceptio
 
 
 def _add_status_routes(
-    app: FastAPI, queue: PhotoQueue, served: ServedIndex, metrics: Metrics, samples: Sequence[Sample]
+    app: FastAPI,
+    queue: PhotoQueue,
+    served: ServedIndex,
+    metrics: Metrics,
+    samples: Sequence[Sample],
+    *,
+    worker: Worker | None,
 ) -> None:
     settings = queue.settings
     started = time.monotonic()
@@ -195,6 +214,8 @@ def _add_status_routes(
     async def show_health() -> Response:
         """Whether the server is processing photos; `degraded`: it is, but `problems` need attention."""
         is_working, problems = queue.is_working(), served.problems()
+        if worker is not None:
+            problems += worker.problems()
         content = {
             "status": "stopped" if not is_working else "degraded" if problems else "ok",
             "problems": problems,
@@ -204,6 +225,8 @@ def _add_status_routes(
             "version": __version__,
             "uptime_s": round(time.monotonic() - started, 1),
         }
+        if worker is not None:
+            content["worker"] = worker.number
         return JSONResponse(content, 200 if is_working else 503)
 
     @app.get("/metrics")

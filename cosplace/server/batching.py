@@ -1,12 +1,15 @@
-"""Bounded queues of photos: decoded by a few threads, encoded and located in batches by one worker.
+"""Bounded queues of photos: decoded by threads, then encoded and located in batches by other threads.
 
-    submit -> wait -> decode and resize (threads) -> wait -> encode and locate (one thread, batch by batch)
+    submit -> wait -> decode and resize (threads) -> wait -> encode and locate (threads, batch by batch)
 
-One thread uses the network, so photos of all requests share its batches.  Where photos wait, requests take turns.
-Every accepted photo gets a location or an error, even when the server stops.
+Photos of all requests share batches; `cosplace.server.threads` divides the photos in the queue, and the cores, among
+the batches that are computed at a time.  A batch waits for its share of the photos, but not longer than a tenth of the
+time that batches take: clients that have just been answered often send their next photo within it, and a lone photo
+does not wait.  Where photos wait, requests take turns.  Every accepted photo gets a location or an error, even when the
+server stops.
 
 Limits are on what photos cost, not only on their number: on decoded bytes for places in the queue, on bytes for photos
-that are being decoded or wait for the network, and on pixels for a batch.
+that are being decoded or wait for the network, and on pixels for all batches that are computed at a time.
 """
 
 import logging
@@ -32,6 +35,7 @@ from cosplace.server.failures import BusyError, ExpiredError
 from cosplace.server.fair_queue import FairQueue
 from cosplace.server.metrics import Metrics
 from cosplace.server.settings import ServerSettings
+from cosplace.server.threads import cores_of_network, decoders, plan_batch, use_torch_threads
 from cosplace.server.uploads import Upload
 
 MIN_SIDE = 32  # pixels; smaller photos show too little of a place
@@ -41,6 +45,8 @@ PLACE_BYTES = 128_000_000  # to decode a JPEG of 21 megapixels; a larger photo t
 MAX_PIXEL_BYTES = 32  # to decode one pixel of any format
 MAX_DECODING_BYTES = 512_000_000  # of all photos that are decoded at one time, unless one alone is larger
 MAX_WAITING_BYTES = 256_000_000  # of all decoded and resized photos that wait for the network
+WAIT_SHARE = 0.1  # of the time of a batch, to wait for more photos
+PEAK_BATCHES = 2  # the largest number of photos in the queue counts for the time of so many batches
 
 log = logging.getLogger("cosplace.server")
 
@@ -69,23 +75,23 @@ class _QueuedPhoto:
         return True
 
 
-class DecodingMemory:
-    """The memory of photos that are being decoded, shared by all threads that decode."""
+class SharedLimit:
+    """A limit on the sum of what several threads use at a time, such as the memory of photos that are being decoded."""
 
-    def __init__(self, max_bytes: int = MAX_DECODING_BYTES) -> None:
-        self.max_bytes, self.num_bytes, self.changed = max_bytes, 0, threading.Condition()
+    def __init__(self, largest: int = MAX_DECODING_BYTES) -> None:
+        self.largest, self.used, self.changed = largest, 0, threading.Condition()
 
     @contextmanager
-    def reserve(self, num_bytes: int) -> Generator[None]:
-        """Within: a photo may be decoded.  Waits for others; a photo that is larger than the limit is decoded alone."""
+    def reserve(self, amount: int) -> Generator[None]:
+        """Within: the amount may be used.  Waits for others; what is above the limit on its own is used alone."""
         with self.changed:
-            self.changed.wait_for(lambda: not self.num_bytes or self.num_bytes + num_bytes <= self.max_bytes)
-            self.num_bytes += num_bytes
+            self.changed.wait_for(lambda: not self.used or self.used + amount <= self.largest)
+            self.used += amount
         try:
             yield
         finally:
             with self.changed:
-                self.num_bytes -= num_bytes
+                self.used -= amount
                 self.changed.notify_all()
 
 
@@ -93,18 +99,23 @@ class PhotoQueue:
     """The queue of one server.  `start` it, `submit` photos, `close` it; closing finishes all accepted photos."""
 
     def __init__(
-        self, localizer: Localizer, settings: ServerSettings, metrics: Metrics, memory: DecodingMemory | None = None
+        self, localizer: Localizer, settings: ServerSettings, metrics: Metrics, memory: SharedLimit | None = None
     ) -> None:
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
         encoder = localizer.encoder
         self.image_size = encoder.views.size_of_query(encoder.image_size)
-        self.memory = memory or DecodingMemory()
+        self.memory = memory or SharedLimit()
+        self.num_cores = cores_of_network(encoder.device)
+        self.pixels_in_network = SharedLimit(settings.max_batch_pixels)
+        self.num_running = 0  # batches that are being computed
+        self.batch_s = 0.0  # the time of a batch: a mean in which recent ones count more
+        self.peak, self.peak_at = 0, 0.0  # the largest number of photos in the queue lately, and when that was
         # Accepted and not yet answered: photos, and the places that they take.
         self.num_photos, self.num_places, self.lock = 0, 0, threading.Lock()
         self.received: FairQueue[_QueuedPhoto] = FairQueue()  # bounded by num_places
         self.decoded: FairQueue[_QueuedPhoto] = FairQueue(MAX_WAITING_BYTES)  # sizes: bytes
         self.decoders: list[threading.Thread] = []
-        self.worker: threading.Thread | None = None
+        self.networks: list[threading.Thread] = []
         self.closed = True
 
     def start(self) -> None:
@@ -112,10 +123,13 @@ class PhotoQueue:
         # Daemon threads: a photo that takes too long does not keep the process from ending.
         self.decoders = [
             threading.Thread(target=self._run_decoder, name=f"cosplace-decode-{number}", daemon=True)
-            for number in range(self.settings.decoding_threads)
+            for number in range(decoders(self.settings.decoding_threads))
         ]
-        self.worker = threading.Thread(target=self._run_worker, name="cosplace-locate", daemon=True)
-        for thread in [*self.decoders, self.worker]:
+        self.networks = [
+            threading.Thread(target=self._run_network, name=f"cosplace-locate-{number}", daemon=True)
+            for number in range(self.num_cores)
+        ]
+        for thread in [*self.decoders, *self.networks]:
             thread.start()
         self.closed = False
 
@@ -127,13 +141,12 @@ class PhotoQueue:
         for thread in self.decoders:
             thread.join()
         self.decoded.close()  # now all accepted photos are in it
-        if self.worker is not None:
-            self.worker.join()
+        for thread in self.networks:
+            thread.join()
 
     def is_working(self) -> bool:
         """Whether photos are accepted and processed."""
-        threads = [*self.decoders, self.worker]
-        return not self.closed and all(thread is not None and thread.is_alive() for thread in threads)
+        return not self.closed and all(thread.is_alive() for thread in [*self.decoders, *self.networks])
 
     def is_full(self) -> bool:
         """Whether no further photo is accepted now."""
@@ -156,6 +169,8 @@ class PhotoQueue:
                 raise BusyError("The server is busy; try again in a moment.")
             self.num_photos += len(uploads)
             self.num_places += sum(costs)
+            if self.num_photos >= self._photos_lately():
+                self.peak, self.peak_at = self.num_photos, time.monotonic()
         futures = []
         for upload, cost in zip(uploads, costs, strict=True):
             photo = _QueuedPhoto(name=upload.name, raw=upload.raw, request=request, where=where, deadline=deadline)
@@ -191,36 +206,63 @@ class PhotoQueue:
             photo.result.set_exception(error)
             return
         photo.raw, photo.decoded_at = b"", time.perf_counter()
-        self.decoded.put(photo.request, photo, photo.pixels.numel())
+        self.decoded.put(photo.request, photo, _num_bytes(photo))
 
-    # --- the worker --------------------------------------------------------------------------------------------------
+    # --- threads of the network --------------------------------------------------------------------------------------
 
-    def _run_worker(self) -> None:
+    def _run_network(self) -> None:
         while (first := self.decoded.get()) is not None:
             batch = [first]
             try:
-                self._collect(batch)
-                waiting = [photo for photo in batch if not photo.expire()]
-                if waiting:
-                    now = time.perf_counter()
-                    for photo in waiting:
-                        self.metrics.stage_seconds.labels("wait").observe(now - photo.decoded_at)
-                    self.metrics.batch_sizes.observe(len(waiting))
-                    self._answer(waiting)
+                num_threads = self._collect(batch)
+                with self.pixels_in_network.reserve(sum(map(_num_pixels, batch))):
+                    waiting = [photo for photo in batch if not photo.expire()]
+                    if waiting:
+                        self._answer_batch(waiting, num_threads)
             except BaseException as error:  # the thread must survive, and the photos must get an answer
                 for photo in batch:
                     _fail(photo, error, "locating failed")
 
-    def _collect(self, batch: list[_QueuedPhoto]) -> None:
-        """Extend a batch of one photo by those decoded within batch_wait_ms, up to the limits of a batch."""
-        until = time.monotonic() + self.settings.batch_wait_ms / 1_000
-        num_bytes = 3 * self.settings.max_batch_pixels - _num_bytes(batch[0])
-        while len(batch) < self.settings.max_batch and num_bytes > 0:
+    def _collect(self, batch: list[_QueuedPhoto]) -> int:
+        """Extend a batch of one photo, up to its share of the photos in the queue and to the limits of a batch.
+
+        Returns the number of threads to compute the batch with.
+        """
+        plan = plan_batch(self._photos_lately(), self.num_cores, self.num_running)
+        until = time.monotonic() + self._max_wait_s()
+        num_bytes = 3 * self.settings.max_batch_pixels // plan.num_batches - _num_bytes(batch[0])
+        while len(batch) < min(plan.max_photos, self.settings.max_batch) and num_bytes > 0:
             photo = self.decoded.get_up_to(num_bytes, until)
             if photo is None:
-                return
+                break
             batch.append(photo)
             num_bytes -= _num_bytes(photo)
+        return plan.num_threads
+
+    def _photos_lately(self) -> int:
+        """The largest number of photos in the queue within the last batches."""
+        is_recent = time.monotonic() < self.peak_at + PEAK_BATCHES * self.batch_s
+        return max(self.num_photos, self.peak) if is_recent else self.num_photos
+
+    def _max_wait_s(self) -> float:
+        wanted_ms = self.settings.batch_wait_ms
+        return WAIT_SHARE * self.batch_s if wanted_ms is None else wanted_ms / 1_000
+
+    def _answer_batch(self, batch: list[_QueuedPhoto], num_threads: int) -> None:
+        started = time.perf_counter()
+        for photo in batch:
+            self.metrics.stage_seconds.labels("wait").observe(started - photo.decoded_at)
+        self.metrics.batch_sizes.observe(len(batch))
+        if self.num_cores > 1:
+            use_torch_threads(num_threads)
+        with self.lock:
+            self.num_running += 1
+        try:
+            self._answer(batch)
+        finally:
+            with self.lock:
+                self.num_running -= 1
+                self.batch_s += (time.perf_counter() - started - self.batch_s) / 4
 
     def _answer(self, batch: list[_QueuedPhoto]) -> None:
         """Set the result of each photo.  A batch that fails is repeated photo by photo, so one cannot fail others."""
@@ -263,6 +305,10 @@ class PhotoQueue:
 
 def _num_bytes(photo: _QueuedPhoto) -> int:
     return 0 if photo.pixels is None else photo.pixels.numel()
+
+
+def _num_pixels(photo: _QueuedPhoto) -> int:
+    return _num_bytes(photo) // 3
 
 
 def _fail(photo: _QueuedPhoto, error: BaseException, what: str) -> None:

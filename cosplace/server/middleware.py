@@ -4,7 +4,6 @@ Logs contain no photos, names, positions or addresses: only route, status, time 
 """
 
 import asyncio
-import json
 import logging
 import secrets
 import time
@@ -31,24 +30,6 @@ DISCARD_TIMEOUT_S = 2.0
 PAGES = ("/", "/static/{name:path}", "/docs", "/docs.css")
 
 log = logging.getLogger("cosplace.server")
-
-
-class JsonLines(logging.Formatter):
-    """Formats a log record as one line of JSON: time, level, event, and the details of the event."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return a record as one line."""
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": getattr(record, "event", "note"),
-            **getattr(record, "details", {}),
-        }
-        if text := record.getMessage():
-            line["message"] = text
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 class RequestMiddleware:

@@ -20,6 +20,8 @@ from cosplace.localization.localizer import Localizer
 from cosplace.server.app import create_app
 from cosplace.server.connections import BACKLOG, WAITING_LIMIT_S, Connections, GuardedProtocol, usable_connections
 from cosplace.server.settings import MAX_HEADER_BYTES, ServerSettings, is_loopback
+from cosplace.server.sockets import listen_errors, listening_socket
+from cosplace.server.workers import Worker
 
 # A shutdown takes at most the time limit of a request plus this: first responses are sent, then the threads end.
 SHUTDOWN_MARGIN_S = 5
@@ -33,15 +35,16 @@ def serve(
     settings: ServerSettings | None = None,
     *,
     announce: Callable[[str], object] = lambda address: None,
+    worker: Worker | None = None,
 ) -> None:
     """Serve an opened index until SIGTERM or SIGINT; accepted photos are answered before the server stops.
 
-    announce: called with the address once the server accepts connections.
+    announce: called with the address once the server accepts connections.  worker: this process is one of several.
     Raises ConfigError for a port in use, an unknown host, and an empty index without a token.
     """
     settings = settings or ServerSettings()
     # The socket first: loading the model takes seconds, and a port in use should be reported before.
-    with listening_socket(settings.host, settings.port) as listener:
+    with listening_socket(settings.host, settings.port) if worker is None else worker.listener as listener:
         if not is_loopback(settings.host):
             log.warning(
                 "%s is reachable from other machines without encryption. Use a proxy with TLS.",
@@ -54,12 +57,12 @@ def serve(
                 f"The index {localizer.index.address} has no photos. Add photos with `cosplace index add`, or set "
                 "--token to add them through the server."
             )
-        server = make_server(create_app(localizer, settings), settings)
+        server = make_server(create_app(localizer, settings, worker), settings)
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         details = {"host": settings.host, "port": port, "photos": num_photos, "can_write": bool(settings.token)}
         log.info("serving", extra={"event": "start", "details": details})
-        with _listen_errors(settings.host, settings.port):
+        with listen_errors(settings.host, settings.port):
             listener.listen(BACKLOG)
         announce(f"http://{host}:{port}/")
         with _ignored_signals():
@@ -119,36 +122,6 @@ def _end_process() -> None:
     log.error("stopped before all threads had ended", extra={"event": "stop"})
     logging.shutdown()
     os._exit(1)
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a bound socket.  Raises ConfigError for an unknown host or a port in use."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError(
-            f"--host must be an address of this machine, got {host}. Use for example 127.0.0.1."
-        ) from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        with _listen_errors(host, port):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-    except ConfigError:
-        listener.close()
-        raise
-    return listener
-
-
-@contextmanager
-def _listen_errors(host: str, port: int) -> Generator[None]:
-    """Convert an OSError to a ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {host}, port {port} ({error.strerror}). Choose another --port or --host."
-        ) from error
 
 
 @contextmanager

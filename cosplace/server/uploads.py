@@ -175,5 +175,6 @@ class _BodyStream:
 def safe_name(name: str | None) -> str:
     """Return a file's name for messages and the index: the last part of the path, printable, of limited length."""
     last = PurePosixPath((name or "").replace("\\", "/")).name
-    printable = "".join(character if character.isprintable() else " " for character in last)
-    return re.sub(r"\s+", " ", printable).strip(" .")[-MAX_NAME_LENGTH:] or DEFAULT_NAME
+    if not last.isprintable():
+        last = "".join(character if character.isprintable() else " " for character in last)
+    return re.sub(r"\s+", " ", last).strip(" .")[-MAX_NAME_LENGTH:] or DEFAULT_NAME

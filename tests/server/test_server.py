@@ -29,6 +29,7 @@ from cosplace.index.records import NewPhoto
 from cosplace.localization.answers import as_json
 from cosplace.localization.localizer import Localizer
 from cosplace.photos.opening import decode_upload
+from cosplace.server.json_lines import JsonLines
 from tests.server.server_samples import (
     NUM_PLACES,
     SIDE,
@@ -58,6 +59,12 @@ def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def localizer(index_folder: Path) -> Localizer:
     return Localizer(index_folder, device="cpu", uncalibrated=True)
+
+
+@pytest.fixture(autouse=True)
+def _one_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same batches on machines with any number of cores; tests/server/test_batching.py has more cores."""
+    monkeypatch.setattr("cosplace.server.batching.cores_of_network", lambda _: 1)
 
 
 @pytest.fixture
@@ -90,7 +97,7 @@ class InterceptedLocalizer:
         self.index, self.inner = localizer.index, localizer
         self.encoder = self
         self.name, self.image_size = localizer.encoder.name, localizer.encoder.image_size
-        self.views = localizer.encoder.views
+        self.views, self.device = localizer.encoder.views, localizer.encoder.device
         self.batches: list[int] = []
         self.before_encode = before_encode or (lambda photos: None)
 
@@ -809,7 +816,6 @@ def test_logs_contain_requests_but_no_photos_or_positions(client, caplog) -> Non
         # A request is logged after its answer was sent.
         expected = {"/locate", "unknown", "/static/{name:path}", "/health"}
         wait_until(lambda: expected <= {record.__dict__.get("details", {}).get("route") for record in caplog.records})
-    from cosplace.server.middleware import JsonLines
 
     lines = [JsonLines().format(record) for record in caplog.records if record.name == "cosplace.server"]
     parsed = [json.loads(line) for line in lines]

@@ -22,10 +22,10 @@ from cosplace.index.filters import SearchFilter
 from cosplace.index.records import Columns
 from cosplace.localization.localizer import Localizer
 from cosplace.server import ServerSettings
-from cosplace.server.batching import DecodingMemory, split_by_pixels
+from cosplace.server.batching import SharedLimit, split_by_pixels
 from cosplace.server.fair_queue import FairQueue
 from cosplace.server.hosts import Host, is_foreign, is_public, parse_host
-from cosplace.server.middleware import JsonLines
+from cosplace.server.json_lines import JsonLines
 from cosplace.server.parameters import parse_box, parse_filter
 from cosplace.server.photo_routes import public_name
 from cosplace.server.points import MapPoints, find_in_box, map_points
@@ -254,21 +254,21 @@ def test_a_full_queue_holds_up_those_who_add() -> None:
     assert queue.get() == 1
 
 
-def test_decoding_memory_is_shared() -> None:
-    memory, most, lock = DecodingMemory(max_bytes=100), [0], threading.Lock()
+def test_a_limit_is_shared() -> None:
+    memory, most, lock = SharedLimit(100), [0], threading.Lock()
 
     def use(num_bytes: int) -> None:
         with memory.reserve(num_bytes):
             with lock:
-                most[0] = max(most[0], memory.num_bytes)
+                most[0] = max(most[0], memory.used)
             time.sleep(0.01)
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(use, [60, 40, 30, 80, 10, 50, 100, 20] * 2))
     assert most[0] <= 100
     with memory.reserve(1_000):  # alone
-        assert memory.num_bytes == 1_000
-    assert memory.num_bytes == 0
+        assert memory.used == 1_000
+    assert memory.used == 0
 
 
 def test_photos_are_split_by_pixels() -> None:

@@ -1,12 +1,14 @@
-"""Take the screenshots of README.md and docs/map.md in a headless Chromium.
+"""Take the pictures of README.md and docs/map.md in a headless Chromium: screenshots, and an animated one.
 
-    python benchmarks/pictures.py logs/demo/<time> demo/city-0 [--to docs/pictures]
+    python benchmarks/pictures.py logs/demo/<time> [--to docs/pictures]
 
-Needs the results of `cosplace demo`.  The map of a density shows the synthetic positions of the tests.  The
-photos that are compared in full size are those of another synthetic city, with 512 pixels, which is rendered for this.
+Needs the model of a run of `cosplace demo`.  The photos are those of another synthetic city, with 512 pixels, which is
+rendered, indexed and calibrated for this.  The map of a density shows the synthetic positions of the tests.
 """
 
 import argparse
+import base64
+import io
 import re
 import shutil
 import subprocess
@@ -23,6 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cosplace.config.index import IndexSettings
 from cosplace.index.building import build_index
+from cosplace.index.photo_index import open_index
+from cosplace.localization.answers import Location
+from cosplace.localization.calibration import calibrate
 from cosplace.localization.local_features import count_inliers, detect_features
 from cosplace.localization.localizer import Localizer
 from cosplace.models.encoder import load_model
@@ -43,6 +48,20 @@ PHONE = {
 DARK = {"color_scheme": "dark"}
 NAMES = ("corner.jpg", "shop.jpg", "hill.jpg")  # shown instead of the '@' names
 SETTLE_MS = 2000  # until the map has stopped and its photos are loaded
+FLIGHT_FRAMES, FLIGHT_MS = 12, 70  # of the animated picture, from the whole city to the answer
+SEND_FILE = """([kinds, name, content]) => {
+    const data = new DataTransfer();
+    const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
+    data.items.add(new File([bytes], name, { type: "image/jpeg" }));
+    for (const kind of kinds)
+        window.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
+VIEW = "() => { const { lat, lng } = cosplace.map.getCenter(); return [lat, lng, cosplace.map.getZoom()] }"
+SET_VIEW = "([lat, lng, zoom]) => { cosplace.map.setView([lat, lng], zoom, { animate: false }) }"
+SHOW_NEXT_STEPS = """() => {
+    const panel = document.querySelector("#panel");
+    panel.scrollTop = panel.scrollHeight;
+}"""
 FOCUS_FIRST_PHOTO = """() => {
     const { map, dots } = cosplace;
     const { latitude, longitude } = dots.photos.points[0];
@@ -112,22 +131,90 @@ def open_group(page: Any) -> None:
     page.wait_for_selector(".thumbnails")
 
 
-def index_large_photos(folder: Path, weights: Path) -> tuple[Path, Path]:
-    """Render and index a small city at 512 pixels.  Returns the index and the query with the most matching points."""
-    build_city(folder, CitySettings(images=12, database_images=240, num_queries=20, image_size=512))
+class Recording:
+    """Frames of a page, each shown for some time."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.frames: list[Image.Image] = []
+        self.durations_ms: list[int] = []
+
+    def add(self, duration_ms: int) -> None:
+        """Add the page as it is now."""
+        with Image.open(io.BytesIO(self.page.screenshot())) as frame:
+            self.frames.append(frame.convert("RGB"))
+        self.durations_ms.append(duration_ms)
+
+    def save(self, path: Path) -> None:
+        """Write an animated WebP."""
+        first, *others = self.frames
+        first.save(path, save_all=True, append_images=others, duration=self.durations_ms, loop=0, quality=80, method=6)
+        seconds = sum(self.durations_ms) / 1000
+        print(f"{path}  {path.stat().st_size // 1000} kB, {len(self.frames)} frames, {seconds:.1f} s", flush=True)
+
+
+def record_animation(browser: Any, address: str, path: Path, photo: Path) -> None:
+    """Record how a photo is dropped, located and compared, and how a link to the answer is copied."""
+    page = browser.new_context(**SMALL, color_scheme="light", reduced_motion="reduce").new_page()
+    page.context.grant_permissions(["clipboard-write"])
+    page.goto(address)
+    page.wait_for_selector("#map[data-points]")
+    page.wait_for_timeout(SETTLE_MS)
+    recording, held = Recording(page), []
+    page.route("**/locate", lambda route: held.extend([route]))  # until its frame is recorded
+    file = [NAMES[0], base64.b64encode(photo.read_bytes()).decode()]
+    recording.add(1000)
+    page.evaluate(SEND_FILE, [["dragover"], *file])
+    recording.add(700)
+    page.evaluate(SEND_FILE, [["drop"], *file])
+    page.wait_for_selector(".locating")
+    start = page.evaluate(VIEW)
+    recording.add(500)
+    held[0].continue_()
+    page.wait_for_selector("#progress", state="hidden")
+    page.wait_for_timeout(SETTLE_MS)
+    end = page.evaluate(VIEW)
+    for number in range(1, FLIGHT_FRAMES + 1):
+        share = number / FLIGHT_FRAMES
+        share = share * share * (3 - 2 * share)  # slow at both ends
+        page.evaluate(SET_VIEW, [a + share * (b - a) for a, b in zip(start, end, strict=True)])
+        page.wait_for_timeout(200)
+        recording.add(FLIGHT_MS)
+    page.wait_for_timeout(SETTLE_MS)
+    recording.add(1500)
+    page.keyboard.press("c")
+    page.wait_for_timeout(SETTLE_MS)
+    recording.add(900)
+    page.click("[aria-label='Matching points']")
+    page.wait_for_selector(".points line")
+    recording.add(1300)
+    page.keyboard.press("Escape")
+    page.evaluate(SHOW_NEXT_STEPS)
+    page.wait_for_timeout(300)
+    recording.add(600)
+    page.click("text=Copy link")
+    page.wait_for_selector("#notice >> text=Copied")
+    recording.add(1200)
+    recording.save(path)
+    page.context.close()
+
+
+def index_large_photos(folder: Path, weights: Path) -> list[tuple[Path, Location]]:
+    """Render, index and calibrate a small city at 512 pixels.  Returns its queries and their answers."""
+    build_city(folder, CitySettings(images=12, database_images=480, num_queries=40, image_size=512))
     queries = scan_images(folder / "test" / "queries_v1")
     paths = [queries.path(number) for number in range(len(queries))]
     encoder = load_model(weights, image_size=96, device="cpu")
     build_index(folder / "test", encoder, folder / "index", settings=IndexSettings(thumbnail_size=640))
-    answers = Localizer(folder / "index", device="cpu", uncalibrated=True, k=1).locate_many(paths)
+    with open_index(folder / "index", write=True) as index:
+        calibrate(index, encoder=encoder)
+    return list(zip(paths, Localizer(folder / "index", device="cpu").locate_many(paths), strict=True))
 
-    def count_points(number: int) -> int:
-        mine, theirs = (
-            detect_features(open_image(path)) for path in (paths[number], answers[number].neighbours[0].path)
-        )
-        return count_inliers(mine, theirs)
 
-    return folder / "index", paths[max(range(len(paths)), key=count_points)]
+def count_points(photo: Path, answer: Location) -> int:
+    """Count the matching points of a photo and its best match."""
+    mine, theirs = (detect_features(open_image(path)) for path in (photo, answer.neighbours[0].path))
+    return count_inliers(mine, theirs)
 
 
 def compare_photos(page: Any) -> None:
@@ -138,10 +225,9 @@ def compare_photos(page: Any) -> None:
 
 
 def main() -> None:
-    """Take all screenshots."""
+    """Take all pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a run of `cosplace demo`")
-    parser.add_argument("city", type=Path, help="folder of its city")
     parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "docs" / "pictures")
     arguments = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -149,30 +235,30 @@ def main() -> None:
         sys.exit("Chromium is not installed. Install it with  apt-get install chromium.")
     from playwright.sync_api import sync_playwright
 
-    index, folder = arguments.run / "index", arguments.to
-    queries = scan_images(arguments.city / "test" / "queries_v1")
-    paths = [queries.path(number) for number in range(len(queries))]
-    answers = Localizer(index, device="cpu").locate_many(paths)
-    by_confidence = sorted(range(len(paths)), key=lambda number: -answers[number].confidence)
-    located = [paths[number] for number in by_confidence[:: max(1, len(paths) // 12)][:3]]
-    unknown = [path for path, answer in zip(paths, answers, strict=True) if answer.unknown][:1]
+    folder = arguments.to
     folder.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as temporary:
+        city = Path(temporary) / "city"
+        answers = index_large_photos(city, arguments.run / "best_model.pth")
+        found = [(photo, answer) for photo, answer in answers if answer.verdict == "found"]
+        found.sort(key=lambda pair: -count_points(*pair))
+        probable = [photo for photo, answer in answers if answer.verdict == "probable"]
+        least_certain = min(answers, key=lambda pair: pair[1].confidence)[0]
+        best = found[0][0]
+        located = [best, found[1][0], probable[0]]
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        shown = ("--name", "Synthetic city", "--samples", str(arguments.city / "test" / "queries_v1"))
-        with serving_index(index, *shown) as address:
+        shown = ("--name", "Synthetic city", "--samples", str(city / "test" / "queries_v1"))
+        with serving_index(city / "index", *shown) as address:
+            record_animation(browser, address, folder / "map.webp", best)
             take_screenshot(browser, address, folder / "map-answer.png", photos=located)
             take_screenshot(browser, address, folder / "map-answer-dark.png", photos=located, context=DARK)
-            take_screenshot(browser, address, folder / "map-unknown.png", photos=unknown)
+            take_screenshot(browser, address, folder / "map-unknown.png", photos=[least_certain])
             take_screenshot(browser, address, folder / "map-phone.png", photos=located[:1], context=PHONE)
             take_screenshot(browser, address, folder / "map-empty.png", context=DARK)
             take_screenshot(browser, address, folder / "map-photo.png", prepare=open_first_photo)
-        with tempfile.TemporaryDirectory() as temporary:
-            large, query = index_large_photos(Path(temporary) / "city", arguments.run / "best_model.pth")
-            with serving_index(large, "--uncalibrated") as address:
-                take_screenshot(
-                    browser, address, folder / "map-compare.png", photos=[query], context=SMALL, prepare=compare_photos
-                )
+            take_screenshot(
+                browser, address, folder / "map-compare.png", photos=[best], context=SMALL, prepare=compare_photos
+            )
         with serving(make_app(FakeCity(400_000))) as address:
             take_screenshot(browser, address, folder / "map-density.png", prepare=open_group)
         browser.close()

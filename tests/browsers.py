@@ -1,6 +1,8 @@
-"""Chromium and axe-core, for tests of pages."""
+"""Chromium, Firefox and axe-core, for tests of pages."""
 
+import gc
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,6 +14,11 @@ import pytest
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
+FIREFOX = next((path for name in ("firefox-esr", "firefox") if (path := shutil.which(name))), None)
+FIREFOX_SETTINGS = {
+    "ui.prefersReducedMotion": 1,
+    "dom.events.testing.asyncClipboard": True,  # the clipboard without a question to the user
+}
 RUN_AXE = """async () => {
     const { violations } = await axe.run();
     return violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(" ")}`);
@@ -28,6 +35,29 @@ def open_chromium() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@contextmanager
+def open_firefox(log: Path) -> Iterator[Any]:
+    """A headless Firefox with its own protocol, Marionette; the test is skipped where there is none.  log: its output.
+
+    Playwright needs a Firefox of its own.
+    """
+    if FIREFOX is None:
+        pytest.skip("no Firefox on this machine: apt-get install firefox-esr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of that package: of an import, and of sockets that it does not close
+        reason = "marionette_driver is not installed: pip install marionette-driver"
+        api = pytest.importorskip("marionette_driver.marionette", reason=reason)
+        firefox = api.Marionette(bin=FIREFOX, headless=True, port=0, prefs=FIREFOX_SETTINGS, gecko_log=str(log))
+        firefox.start_session()
+    try:
+        yield firefox
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            firefox.cleanup()
+            gc.collect()
 
 
 def axe_violations(page: Any) -> list[str]:

@@ -13,6 +13,7 @@ photo_references  photos that a JSON file names
 mapillary_json    descriptions of mapillary_tools, read and written
 stac              STAC items of Panoramax
 exif_photos       folders of photos with EXIF, XMP or '@' names
+heic              HEIC, the format of iPhones, to JPEG
 reading           one photo: checksum, size, EXIF; HEIC becomes JPEG
 imported_datasets  datasets with a table photos.parquet
 row_names         which row of a table belongs to which photo

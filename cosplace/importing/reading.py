@@ -5,7 +5,6 @@ which is reported.  Side effects: reads files; writes converted photos and video
 """
 
 import hashlib
-import io
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cosplace.errors import ConfigError, DatasetError, ImageError
-from cosplace.importing.packages import optional_module
+from cosplace.importing.heic import jpeg_of_heic
 from cosplace.importing.positions import is_known
 from cosplace.importing.records import Entry, FoundPhoto, Problem
 from cosplace.photos.camera import camera_facts
@@ -24,13 +23,12 @@ from cosplace.photos.exif import ExifFacts, exif_facts, read_tags
 from cosplace.photos.formats import detect_format, other_format, refused_format
 from cosplace.photos.headers import jpeg_header
 from cosplace.photos.metadata import PhotoMetadata, complete, metadata_from_name
-from cosplace.photos.opening import MAX_FILE_BYTES, MAX_PIXELS, decode_pixels, open_with_pillow, read_file
+from cosplace.photos.opening import MAX_PIXELS, decode_pixels, open_with_pillow, read_file
 from cosplace.photos.orientation import read_orientation
 from cosplace.photos.paths import path_text, printable
 from cosplace.photos.tables import ZONE_ASSUMED, ZONE_STATED, PhotoRecord
 from cosplace.storage import storage_errors
 
-JPEG_QUALITY = 95  # of converted HEIC photos
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of complete files
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 HEIC = "HEIC"
@@ -64,7 +62,7 @@ def read_photo(photo: FoundPhoto, temporary: Path | None, mode: str = "copy", ti
         if detect_format(raw) is None:
             if other_format(raw) != HEIC or mode != "copy":
                 return [Problem(name=name, reason=HEIC_LEFT_OUT if other_format(raw) == HEIC else refused_format(raw))]
-            raw = _jpeg_of_heic(raw, photo.file)
+            raw = jpeg_of_heic(raw, str(photo.file))
             path = str(Path(photo.record.path).with_suffix(".jpg"))
             photo = replace(photo, content=raw, converted_from=photo.file, record=replace(photo.record, path=path))
         width, height = _size(raw, photo.file)
@@ -184,28 +182,3 @@ def utc_time(time: float, timezone: str) -> float:
     """Seconds since 1970 (UTC) of a clock that shows `time` as if it were UTC."""
     shown = datetime.fromtimestamp(math.floor(time), UTC).replace(tzinfo=find_timezone(timezone))
     return shown.timestamp() + time % 1
-
-
-# --- HEIC ------------------------------------------------------------------------------------------------------------
-
-
-def _jpeg_of_heic(raw: bytes, file: Path) -> bytes:
-    """A HEIC photo as an upright JPEG with its EXIF block.  Raises ImageError."""
-    pillow_heif = optional_module("pillow_heif", "Reading HEIC")
-    if len(raw) > MAX_FILE_BYTES:
-        raise ImageError(f"{file} is larger than {MAX_FILE_BYTES // 1_000_000} MB.")
-    try:
-        found = pillow_heif.open_heif(raw, convert_hdr_to_8bit=True)
-        if found.size[0] * found.size[1] > MAX_PIXELS:
-            raise ImageError(f"{file} has {found.size[0]} x {found.size[1]} pixels. Resize it.")
-        image = found.to_pillow()  # upright: the decoder turns it, and resets the orientation in its EXIF block
-        options = {name: image.info[name] for name in ("exif", "xmp", "icc_profile") if image.info.get(name)}
-        if "exif" not in options:  # else an orientation in XMP would turn the upright image
-            options["exif"] = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0"
-        target = io.BytesIO()
-        image.convert("RGB").save(target, "JPEG", quality=JPEG_QUALITY, **options)
-    except ImageError:
-        raise
-    except Exception as error:  # the decoder and Pillow raise many kinds of errors on damaged files
-        raise ImageError(f"{file} is damaged ({type(error).__name__}). Export it as JPEG.") from error
-    return target.getvalue()

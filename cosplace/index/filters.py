@@ -1,4 +1,4 @@
-"""Restrict a search to photos near a point, in a box, or in a span of time.  Filters are applied before the search."""
+"""Restrict a search to photos near a point, in a box, in a span of time, or to given photos, before the search."""
 
 import math
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ class SearchFilter:
     bbox: Box | None = None  # west, south, east, north; west > east crosses 180 degrees
     after: float | None = None  # seconds since 1970 (UTC), inclusive
     before: float | None = None  # seconds since 1970 (UTC), inclusive
+    ids: tuple[int, ...] | None = None  # only these photos
 
     def __post_init__(self) -> None:
         given = [*(self.near or ()), *(self.bbox or ()), self.after or 0.0, self.before or 0.0]
@@ -36,7 +37,13 @@ class SearchFilter:
     @property
     def is_everywhere(self) -> bool:
         """Whether there is no condition."""
-        return self.near is None and self.bbox is None and self.after is None and self.before is None
+        conditions = (self.near, self.bbox, self.after, self.before, self.ids)
+        return all(condition is None for condition in conditions)
+
+    @property
+    def is_sql(self) -> bool:
+        """Whether `sql` is the whole filter."""
+        return self.near is None and self.ids is None
 
     def mask(self, columns: Columns) -> np.ndarray:
         """Which photos pass, (I,) bool."""
@@ -49,10 +56,15 @@ class SearchFilter:
             passes &= columns.times >= self.after
         if self.before is not None:
             passes &= columns.times <= self.before
+        if self.ids is not None:
+            passes &= np.isin(columns.ids, np.array(self.ids, np.int64))
         return passes
 
     def sql(self) -> str:
-        """The filter as an SQL condition, which all photos that pass meet; for `near`, the box around the circle."""
+        """The filter as an SQL condition, which all photos that pass meet.
+
+        For `near` it is the box around the circle, for `ids` the range from the first to the last.
+        """
         conditions = []
         if self.bbox is not None:
             conditions.append(_box_sql(self.bbox))
@@ -62,6 +74,8 @@ class SearchFilter:
             conditions.append(f"time >= {self.after!r}")
         if self.before is not None:
             conditions.append(f"time <= {self.before!r}")
+        if self.ids:
+            conditions.append(f"id BETWEEN {min(self.ids)} AND {max(self.ids)}")
         return " AND ".join(conditions) or "true"
 
     def _is_near(self, columns: Columns) -> np.ndarray:

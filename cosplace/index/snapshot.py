@@ -26,7 +26,7 @@ from cosplace.index.store import Store
 from cosplace.retrieval.search import nearest
 
 MAX_GATHERED = 5_000  # photos that pass a filter: up to so many are read and compared exactly
-NEAR_CANDIDATES = 4  # times k photos are searched in the box around a circle
+MORE_CANDIDATES = 4  # times k photos are searched where a condition passes more photos than the filter
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +74,14 @@ class Snapshot:
         """Search with the index of the store; photos added since it was built are compared too."""
         num_probed = None if self.approximate is None else self.approximate.num_probed
         condition = None if where is None or passes is None else where.sql()
-        # A circle is searched as the box around it.
-        num_candidates = k if condition is None or where is None or where.near is None else NEAR_CANDIDATES * k
+        num_candidates = k if condition is None or where is None or where.is_sql else MORE_CANDIDATES * k
         rows, similarities = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
         for number, query in enumerate(queries):
             ids, found = find_nearest(self.store, query, num_candidates, num_probed=num_probed, condition=condition)
             candidates, scores = self._rows_of(ids), found.astype(np.float32) @ query
             if passes is not None:
                 scores, candidates = scores[passes[candidates]], candidates[passes[candidates]]
-                if len(candidates) < k:  # the box holds too few photos of the circle
+                if len(candidates) < k:  # too few of the candidates pass
                     nearest_rows, nearest_scores = self._search_exactly(query[None], k, passes)
                     candidates, scores = nearest_rows[0], nearest_scores[0]
             best = np.lexsort((candidates, -scores))[:k]

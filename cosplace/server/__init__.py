@@ -26,7 +26,9 @@ Files, each importing only files listed above it:
     new_photos     convert an upload to a new photo of the index
     served_index   the index of a server: positions in memory, changes one at a time
     photo_routes   view, add and delete photos of the index
+    single_worker  tasks that run one after the other
     matching       matching points of an upload and a photo of the index
+    conversion     HEIC photos to JPEG
     app            create_app: all routes
     connections    deadlines of connections, and a limit on their number
     process        serve: socket, log, signals

@@ -20,11 +20,12 @@ from cosplace.localization.exif_positions import compare_with_exif
 from cosplace.localization.localizer import Localizer
 from cosplace.photos.metadata import metadata_from_exif
 from cosplace.server.batching import PhotoQueue, SharedLimit
+from cosplace.server.conversion import add_conversion_route, can_convert
 from cosplace.server.failures import BusyError, ExpiredError, describe_failure
 from cosplace.server.matching import add_matching_route, can_match
 from cosplace.server.metrics import Metrics
 from cosplace.server.middleware import RequestMiddleware
-from cosplace.server.parameters import AFTER_HELP, BBOX_HELP, BEFORE_HELP, NEAR_HELP, parse_filter
+from cosplace.server.parameters import AFTER_HELP, BBOX_HELP, BEFORE_HELP, NEAR_HELP, SequenceOf, parse_filter
 from cosplace.server.photo_routes import add_photo_routes, public_name
 from cosplace.server.samples import Sample, describe, read_samples
 from cosplace.server.served_index import ServedIndex, index_name
@@ -97,9 +98,10 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None, wor
     app.add_middleware(RequestMiddleware, settings=settings, metrics=metrics)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(CosPlaceError, _handle_error)
-    _add_locate_route(app, queue, reader)
+    _add_locate_route(app, queue, reader, served)
     add_photo_routes(app, served, reader)
     add_matching_route(app, served, reader)
+    add_conversion_route(app, served, reader)
     _add_status_routes(app, queue, served, metrics, samples, worker=worker)
     _add_page_routes(app, localizer)
     return app
@@ -124,18 +126,20 @@ async def _handle_error(_: Request, error: Exception) -> Response:
 # --- locate ----------------------------------------------------------------------------------------------------------
 
 
-def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader) -> None:
+def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader, served: ServedIndex) -> None:
     @app.post("/locate", openapi_extra=files_body(), responses=ERROR_RESPONSES)
-    async def locate(
+    async def locate(  # noqa: PLR0917 - parameters of the query
         request: Request,
         near: Annotated[str | None, Query(description=NEAR_HELP)] = None,
         bbox: Annotated[str | None, Query(description=BBOX_HELP)] = None,
         after: Annotated[str | None, Query(description=AFTER_HELP)] = None,
         before: Annotated[str | None, Query(description=BEFORE_HELP)] = None,
+        sequence: SequenceOf = None,
     ) -> Response:
         """Find where photos were taken: `results` has a location or an `error` for each, in the order sent."""
         deadline = time.monotonic() + queue.settings.time_limit_s
-        where = parse_filter(near, bbox, after, before)
+        ids = await asyncio.to_thread(served.ids_of_sequence, sequence)
+        where = parse_filter(near, bbox, after, before, None if ids is None else ids.tolist())
         if queue.is_full():  # checked before the body is read
             raise BusyError("The server is busy; try again in a moment.")
         async with reader.read(request) as form:
@@ -243,8 +247,10 @@ def _add_status_routes(
                 "attribution": settings.attribution,
                 "can_write": settings.token is not None,
                 "can_match": can_match(),
+                "can_convert_heic": can_convert(),
                 "calibrated": served.localizer.calibration is not None,
                 "count": served.num_photos,
+                "last_id": served.last_id,
                 "bounds": served.bounds,
                 "times": served.times,
                 "name": settings.name or index_name(served.index.address),
@@ -253,6 +259,7 @@ def _add_status_routes(
                 "model": served.model,
                 "max_upload_mb": settings.max_upload_mb,
                 "max_files": settings.max_files,
+                "time_limit_s": settings.time_limit_s,
             }
         )
 

@@ -1,7 +1,5 @@
 """Matching points of an upload and a photo of the index, for the map: one pair at a time, as each takes a core."""
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -12,9 +10,9 @@ from cosplace.localization.local_features import MIN_INLIERS, detect_features, h
 from cosplace.photos.opening import decode_upload
 from cosplace.report.feature_matches import match_pair
 from cosplace.server.batching import decoding_cost
-from cosplace.server.failures import BusyError
 from cosplace.server.photo_routes import PhotoId, read_photo
 from cosplace.server.served_index import ServedIndex
+from cosplace.server.single_worker import SingleWorker
 from cosplace.server.uploads import Upload, UploadReader, files_body
 
 MAX_WAITING_PAIRS = 8
@@ -29,8 +27,7 @@ def add_matching_route(app: FastAPI, served: ServedIndex, reader: UploadReader) 
     """Add POST /photos/{id}/matches, if OpenCV is installed."""
     if not can_match():
         return
-    pool = ThreadPoolExecutor(1, thread_name_prefix="cosplace-match")  # its thread starts with the first pair
-    waiting = 0
+    worker = SingleWorker("cosplace-match", MAX_WAITING_PAIRS)
 
     @app.post(
         "/photos/{photo_id}/matches",
@@ -49,18 +46,8 @@ def add_matching_route(app: FastAPI, served: ServedIndex, reader: UploadReader) 
         Returns `found`, their number; `points`: x and y in the photo, x and y in the indexed photo, of up to 40 of
         them, in thousandths of the width and height; `chance_below`: fewer points are also found by chance.
         """
-        nonlocal waiting
-        if waiting >= MAX_WAITING_PAIRS:  # checked before the body is read
-            raise BusyError("The server is busy; try again in a moment.")
-        waiting += 1
-        try:
-            async with reader.read(request) as form:
-                if len(form.uploads) != 1:
-                    raise HTTPException(422, f"Send one photo, got {len(form.uploads)}.")
-                pair = pool.submit(_match, served, photo_id, form.uploads[0])
-                return JSONResponse(await asyncio.wrap_future(pair))
-        finally:
-            waiting -= 1
+        async with worker.place(), reader.read(request) as form:
+            return JSONResponse(await worker.run(_match, served, photo_id, form.only_upload()))
 
 
 def _match(served: ServedIndex, photo_id: int, upload: Upload) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Parse parameters of a request: `near`, `bbox`, dates, numbers of a form.  Invalid values raise HTTPException 422."""
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Annotated, TypeVar
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Query
 
 from cosplace.config.locate import DATE_EXAMPLES, parse_date
 from cosplace.errors import ConfigError
@@ -15,19 +15,27 @@ NEAR_HELP = f"{NEAR_FORMAT}: search only photos within this distance in meters"
 BBOX_HELP = f"{BBOX_FORMAT} in degrees; west is larger than east across the antimeridian"
 AFTER_HELP = f"only photos taken on or after this date, in UTC unless it has an offset: {DATE_EXAMPLES}"
 BEFORE_HELP = "only photos taken before this date"
+SEQUENCE_HELP = "only the photos of the sequence that the photo with this id is in"
+MAX_PHOTO_ID = 2**63 - 1
+SequenceOf = Annotated[int | None, Query(ge=0, le=MAX_PHOTO_ID, description=SEQUENCE_HELP)]
 T = TypeVar("T")
 
 
 def parse_filter(
-    near: str | None, bbox: str | None, after: str | None = None, before: str | None = None
+    near: str | None,
+    bbox: str | None,
+    after: str | None = None,
+    before: str | None = None,
+    ids: Iterable[int] | None = None,
 ) -> SearchFilter | None:
-    """Return the search filter of a request, None without one."""
+    """Return the search filter of a request, None without one.  ids: the photos of a sequence."""
     first, last = parse_times(after, before)
     where = SearchFilter(
         near=None if near is None else _parse(parse_near, near),
         bbox=None if bbox is None else parse_box(bbox),
         after=first,
         before=last,
+        ids=None if ids is None else tuple(ids),
     )
     return None if where.is_everywhere else where
 

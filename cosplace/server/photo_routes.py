@@ -14,7 +14,15 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cosplace.errors import PhotoIndexError
 from cosplace.server.new_photos import FIELDS
-from cosplace.server.parameters import AFTER_HELP, BBOX_HELP, BEFORE_HELP, parse_box, parse_times
+from cosplace.server.parameters import (
+    AFTER_HELP,
+    BBOX_HELP,
+    BEFORE_HELP,
+    MAX_PHOTO_ID,
+    SequenceOf,
+    parse_box,
+    parse_times,
+)
 from cosplace.server.points import find_in_box
 from cosplace.server.sequences import lines_in_box, neighbors_of
 from cosplace.server.served_index import ServedIndex
@@ -26,7 +34,6 @@ MAX_CELLS = 1_024  # per side of a density
 MAX_SAMPLE = 100
 MAX_STOPS = 20_000  # of lines, about, per response
 MIN_GZIP_BYTES = 20_000  # smaller responses are not compressed
-MAX_PHOTO_ID = 2**63 - 1
 CELLS_HELP = (
     "above `limit`, return `density` in place of clusters, with at most this many cells per side: `level`, the world "
     "is 2**level cells wide; `cells`, [x, y, count, x, y, count, ...] from the northwest"
@@ -51,6 +58,7 @@ def _add_read_routes(app: FastAPI, served: ServedIndex) -> None:
         limit: Annotated[int, Query(ge=4, description=f"points and clusters, up to {MAX_POINTS}")] = DEFAULT_POINTS,
         after: Annotated[str | None, Query(description=AFTER_HELP)] = None,
         before: Annotated[str | None, Query(description=BEFORE_HELP)] = None,
+        sequence: SequenceOf = None,
         cells: Annotated[int | None, Query(ge=8, le=MAX_CELLS, description=CELLS_HELP)] = None,
         sample: Annotated[int | None, Query(ge=1, le=MAX_SAMPLE, description=SAMPLE_HELP)] = None,
     ) -> Response:
@@ -66,6 +74,7 @@ def _add_read_routes(app: FastAPI, served: ServedIndex) -> None:
                     min(limit, MAX_POINTS),
                     after=first,
                     before=last,
+                    ids=served.ids_of_sequence(sequence),
                     cells=cells,
                     sample=sample,
                 ),

@@ -67,13 +67,14 @@ def find_in_box(
     *,
     after: float | None = None,
     before: float | None = None,
+    ids: np.ndarray | None = None,
     cells: int | None = None,
     sample: int | None = None,
 ) -> dict[str, Any]:
     """Return {"total", "points", "clusters"} of a box; None: of the world.
 
     limit: points and clusters together, at least 4: around a corner of the grid there are 4 cells of any size.
-    after, before: only photos of these times, in seconds since 1970, inclusive.
+    after, before: only photos of these times, in seconds since 1970, inclusive.  ids: only these photos.
     cells: above the limit, return "density" in place of clusters, with at most about this many cells per side.
     sample: return at most this many of the photos, spread evenly over their ids, and neither clusters nor a density.
     """
@@ -87,6 +88,8 @@ def find_in_box(
         inside &= points.times >= after
     if before is not None:
         inside &= points.times <= before
+    if ids is not None:
+        inside &= np.isin(points.ids, ids)
     rows = np.flatnonzero(inside)
     if sample is not None and len(rows) > sample:
         chosen = rows[np.linspace(0, len(rows) - 1, sample).astype(np.int64)]

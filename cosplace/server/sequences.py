@@ -71,16 +71,29 @@ def find_sequences(columns: Columns) -> Sequences:
 
 def neighbors_of(sequences: Sequences, photo_id: int) -> tuple[int | None, int | None]:
     """Return the previous and the next photo of a sequence, with the most similar heading; None without one."""
-    place = int(np.searchsorted(sequences.ids, photo_id, sorter=sequences.by_id))
-    if place == len(sequences.ids) or sequences.ids[sequences.by_id[place]] != photo_id:
+    row = _row_of(sequences, photo_id)
+    if row is None:
         return None, None
-    row = int(sequences.by_id[place])
-    stop = int(np.searchsorted(sequences.starts, row, side="right")) - 1
+    stop = _stop_of(sequences, row)
     heading = float(sequences.headings[row])
     has_previous = stop > 0 and sequences.is_linked[stop - 1]
     return (
         _nearest_view(sequences, stop - 1, heading) if has_previous else None,
         _nearest_view(sequences, stop + 1, heading) if sequences.is_linked[stop] else None,
+    )
+
+
+def photos_of_sequence(sequences: Sequences, photo_id: int) -> np.ndarray:
+    """Return the ids (n,) int64 of all photos of the sequence that a photo is in, in their order; none without one."""
+    row = _row_of(sequences, photo_id)
+    if row is None:
+        return np.zeros(0, np.int64)
+    stop, is_linked = _stop_of(sequences, row), sequences.is_linked
+    ends = np.flatnonzero(~is_linked)  # the last stop of each sequence
+    number = int(np.searchsorted(ends, stop))
+    first, last = (int(ends[number - 1]) + 1 if number else 0), int(ends[number])
+    return (
+        sequences.ids[sequences.starts[first] : sequences.starts[last + 1]] if last > first else np.zeros(0, np.int64)
     )
 
 
@@ -103,6 +116,18 @@ def lines_in_box(sequences: Sequences, box: Box | None, limit: int) -> dict[str,
         positions = np.stack([sequences.longitudes[stops], sequences.latitudes[stops]], 1)
         lines.append(positions.round(6).ravel().tolist())
     return {"total": total, "lines": lines}
+
+
+def _row_of(sequences: Sequences, photo_id: int) -> int | None:
+    """The place of a photo in `ids`, None if it has no time or no position."""
+    place = int(np.searchsorted(sequences.ids, photo_id, sorter=sequences.by_id))
+    if place == len(sequences.ids) or sequences.ids[sequences.by_id[place]] != photo_id:
+        return None
+    return int(sequences.by_id[place])
+
+
+def _stop_of(sequences: Sequences, row: int) -> int:
+    return int(np.searchsorted(sequences.starts, row, side="right")) - 1
 
 
 def _nearest_view(sequences: Sequences, stop: int, heading: float) -> int:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
+from fastapi import HTTPException
+
 from cosplace.errors import ImageError
 from cosplace.geo import bounding_box
 from cosplace.index.photo_index import PhotoIndex, open_index
@@ -16,7 +19,7 @@ from cosplace.server.batching import SharedLimit, encode_in_batches
 from cosplace.server.failures import BusyError
 from cosplace.server.new_photos import read_new_photo
 from cosplace.server.points import map_points, times_of
-from cosplace.server.sequences import Sequences, find_sequences
+from cosplace.server.sequences import Sequences, find_sequences, photos_of_sequence
 from cosplace.server.settings import ServerSettings
 from cosplace.server.uploads import Upload
 
@@ -56,6 +59,15 @@ class ServedIndex:
             if self._sequences is None:
                 self._sequences = find_sequences(self.index.columns())
             return self._sequences
+
+    def ids_of_sequence(self, photo_id: int | None) -> np.ndarray | None:
+        """Return the ids (n,) int64 of the sequence that a photo is in; None for None.  Raises HTTPException 422."""
+        if photo_id is None:
+            return None
+        ids = photos_of_sequence(self.sequences, photo_id)
+        if not len(ids):
+            raise HTTPException(422, f"Photo {photo_id} is not part of a sequence.")
+        return ids
 
     @property
     def index(self) -> PhotoIndex:
@@ -125,6 +137,8 @@ class ServedIndex:
             self.times = times_of(self.points)
             self._sequences = None
             self.num_photos = len(columns)
+            # Ids are never reused: with the number of photos, it tells whether photos were added or removed.
+            self.last_id = int(columns.ids.max()) if len(columns) else None
             self.is_outdated = False
 
     # --- changes by this server --------------------------------------------------------------------------------------

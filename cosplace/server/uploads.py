@@ -52,6 +52,12 @@ class Form:
     uploads: tuple[Upload, ...]
     fields: dict[str, str]
 
+    def only_upload(self) -> Upload:
+        """Return the only photo.  Raises HTTPException 422 if there are several."""
+        if len(self.uploads) != 1:
+            raise HTTPException(422, f"Send one photo, got {len(self.uploads)}.")
+        return self.uploads[0]
+
 
 class UploadReader:
     """Reads the bodies of all requests of one app, with a limit on their total size."""

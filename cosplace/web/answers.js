@@ -16,10 +16,10 @@ const COLORS = {
  * Fires "change" when an entry or the selection changes, "select" for a new selection, "located" for each answer.
  */
 export class Answers extends EventTarget {
-  /** where(): the place and time that photos are searched in, {bbox, after, before}, or null. */
-  constructor({ maxUploadMb, where }) {
+  /** limitS: seconds to wait for an answer.  where(): the place and time that photos are searched in, {bbox, after, before}, or null. */
+  constructor({ maxUploadMb, limitS, where }) {
     super();
-    Object.assign(this, { maxUploadMb, where });
+    Object.assign(this, { maxUploadMb, limitS, where });
     this.entries = [];
     this.selected = null;
     this.rank = 0; // of the match shown with the selected photo
@@ -103,16 +103,19 @@ export class Answers extends EventTarget {
     try {
       if (this.maxUploadMb && entry.file.size > this.maxUploadMb * MEGABYTE) {
         const size = Math.ceil(entry.file.size / MEGABYTE);
-        throw new ApiError(`Photo is ${size} MB; the limit is ${this.maxUploadMb} MB.`);
+        throw new ApiError(`The photo has ${size} MB, and the limit is ${this.maxUploadMb} MB. Choose a smaller copy.`, 413);
       }
-      entry.result = await locate(entry.file, entry.where, entry.controller.signal, (seconds) => {
+      const onBusy = (seconds) => {
         entry.busy = `The server is busy; trying again in ${Math.ceil(seconds)} s`;
         this.changed();
-      });
+      };
+      const { signal } = entry.controller;
+      entry.result = await locate(entry.file, entry.where, { signal, limitS: this.limitS, onBusy });
       entry.state = "located";
     } catch (error) {
       if (error.name === "AbortError") return; // the entry was removed
       entry.state = "failed";
+      entry.canRetry = error.canRetry ?? true;
       entry.error = error instanceof ApiError ? error.message : `The answer cannot be read: ${error.message}`;
     }
     entry.busy = "";

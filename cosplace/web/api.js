@@ -2,31 +2,49 @@
 
 const TOO_MANY_REQUESTS = 429;
 const MAX_ATTEMPTS = 8;
+const READ_LIMIT_S = 60; // for everything that is not the search for a photo
+const REFUSED = [400, 413, 415, 422]; // the same request would fail again
+const MISSING = 404;
 
-/** An error with a message for the user, in most cases the server's own. */
-export class ApiError extends Error {}
+/** An error with a message for the user, in most cases the server's own.  status: of the response, 0 without one. */
+export class ApiError extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
 
-async function errorMessage(response) {
-  const body = await response.json().catch(() => null);
-  const detail = body?.detail ?? body?.error;
-  if (typeof detail === "string" && detail) return detail;
-  // FastAPI returns a list with an entry per invalid parameter.
-  if (Array.isArray(detail)) return detail.map((entry) => entry?.msg ?? String(entry)).join("; ");
-  return `The server returned status ${response.status} ${response.statusText}`.trim() + ".";
+  /** Whether the same request may succeed later. */
+  get canRetry() {
+    return !REFUSED.includes(this.status);
+  }
+
+  get isMissing() {
+    return this.status === MISSING;
+  }
 }
 
-async function send(url, options) {
+async function failure(response) {
+  const body = await response.json().catch(() => null);
+  const detail = body?.detail ?? body?.error;
+  if (typeof detail === "string" && detail) return new ApiError(detail, response.status);
+  const status = `The server returned status ${response.status} ${response.statusText}`.trim();
+  return new ApiError(`${status}. Retry in a moment.`, response.status);
+}
+
+async function send(url, { signal, limitS = READ_LIMIT_S, ...options } = {}) {
+  const signals = [AbortSignal.timeout(1000 * limitS), signal].filter(Boolean);
   try {
-    return await fetch(url, options);
+    return await fetch(url, { ...options, signal: AbortSignal.any(signals) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (error.name === "TimeoutError") throw new ApiError(`No answer within ${limitS} s. The server may be busy; retry in a moment.`);
     throw new ApiError("Can't reach the server. Check the connection, then retry.");
   }
 }
 
 async function readJson(url, options) {
   const response = await send(url, options);
-  if (!response.ok) throw new ApiError(await errorMessage(response));
+  if (!response.ok) throw await failure(response);
   return response.json();
 }
 
@@ -38,11 +56,11 @@ export const imageUrl = (id) => `photos/${encodeURIComponent(id)}/image`;
 
 const DENSITY_CELLS = 1024; // along the longer side of a view
 
-/** Parameters of a request for photos: {bbox, after, before}; parts may be missing, null is everywhere. */
+/** Parameters of a request for photos: {bbox, after, before, sequence}; parts may be missing, null is everywhere. */
 function whereQuery(where) {
   const query = new URLSearchParams();
   if (where?.bbox) query.set("bbox", where.bbox.map((value) => value.toFixed(7)).join(","));
-  for (const name of ["after", "before"]) if (where?.[name]) query.set(name, where[name]);
+  for (const name of ["after", "before", "sequence"]) if (where?.[name] !== undefined) query.set(name, where[name]);
   return query;
 }
 
@@ -71,7 +89,7 @@ export const sampleUrl = (number) => `samples/${number}`;
 /** A photo to try, as a file. */
 export async function readSample(number) {
   const response = await send(sampleUrl(number));
-  if (!response.ok) throw new ApiError(await errorMessage(response));
+  if (!response.ok) throw await failure(response);
   return new File([await response.blob()], `sample-${number + 1}.jpg`, { type: "image/jpeg" });
 }
 
@@ -80,6 +98,15 @@ export function readMatchingPoints(file, id, signal) {
   const body = new FormData();
   body.append("files", file, file.name || "photo");
   return readJson(`photos/${encodeURIComponent(id)}/matches`, { method: "POST", body, signal });
+}
+
+/** A HEIC photo as a JPEG file with its EXIF data, converted by the server. */
+export async function convertHeic(file) {
+  const body = new FormData();
+  body.append("files", file, file.name);
+  const response = await send("jpeg", { method: "POST", body });
+  if (!response.ok) throw await failure(response);
+  return response.blob();
 }
 
 const wait = (seconds, signal) =>
@@ -98,24 +125,25 @@ const wait = (seconds, signal) =>
 /**
  * Locate one photo.  While the server is busy, the request is repeated after the time that the server names.
  *
- * where: search only the photos of a place and time, {bbox, after, before}; null: all.  onBusy(seconds): called before each wait.
+ * where: search only some photos, {bbox, after, before, sequence}; null: all.  limitS: seconds to wait for an answer.
+ * onBusy(seconds): called before each wait.
  */
-export async function locate(file, where, signal, onBusy) {
+export async function locate(file, where, { signal, limitS, onBusy }) {
   const url = where ? `locate?${whereQuery(where)}` : "locate";
   for (let attempt = 1; ; attempt += 1) {
     const body = new FormData();
     body.append("files", file, file.name || "pasted photo");
-    const response = await send(url, { method: "POST", body, signal });
+    const response = await send(url, { method: "POST", body, signal, limitS });
     if (response.status === TOO_MANY_REQUESTS && attempt < MAX_ATTEMPTS) {
       const seconds = Math.min(30, Math.max(1, Number(response.headers.get("Retry-After")) || attempt));
       onBusy(seconds);
       await wait(seconds, signal);
       continue;
     }
-    if (!response.ok) throw new ApiError(await errorMessage(response));
+    if (!response.ok) throw await failure(response);
     const result = (await response.json()).results?.[0];
     if (!result) throw new ApiError("The server returned no answer for this photo.");
-    if (result.error) throw new ApiError(String(result.error));
+    if (result.error) throw new ApiError(String(result.error), REFUSED[0]);
     return result;
   }
 }

@@ -7,28 +7,39 @@ import { ApiError, readConfig } from "./api.js";
 import { Dots, Grid } from "./canvas_layers.js";
 import { addLocateMeButton, addStreetMapButton, addTiles } from "./controls.js";
 import { Compare } from "./compare.js";
-import { byId } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { download, geojson, gpx, sidecar } from "./downloads.js";
-import { describeIndex, showSamples, watchDates } from "./first_run.js";
+import { Filters } from "./filters.js";
+import { describeIndex, showSamples } from "./first_run.js";
 import { toJpeg } from "./formats.js";
+import { watchIndex } from "./index_changes.js";
 import { IndexPhotos } from "./index_photos.js";
 import { Panel } from "./panel.js";
-import { boundsNear, toBox } from "./positions.js";
+import { boundsNear } from "./positions.js";
 import { SequenceLines } from "./sequence_lines.js";
+import { watchSheet } from "./sheet.js";
 import { explanation, headline } from "./text.js";
 
 const MAX_ZOOM = 21;
 const NOTICE_MS = 8000;
+const EXTRA_S = 10; // that the page waits for an answer, longer than the server takes at most
 const ADDRESS_DELAY_MS = 250; // browsers limit how often the address may change
 const reducedMotion = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 let noticeTimer = 0;
-function showNotice(text) {
+/** Show a text for a few seconds; with something to retry, until the user does. */
+function showNotice(text, retry = null) {
   const element = byId("notice");
-  element.textContent = text;
+  const hide = () => (element.hidden = true);
+  const act = () => {
+    hide();
+    retry();
+  };
+  const button = retry && make("button", { type: "button", class: "chip", onclick: act }, "Retry");
+  element.replaceChildren(...[make("span", {}, text), button].filter(Boolean));
   element.hidden = false;
   clearTimeout(noticeTimer);
-  noticeTimer = setTimeout(() => (element.hidden = true), NOTICE_MS);
+  if (!retry) noticeTimer = setTimeout(hide, NOTICE_MS);
 }
 
 const announce = (text) => (byId("status").textContent = text);
@@ -54,6 +65,7 @@ function makeMap() {
     ["grid", 250],
     ["lines", 300],
     ["dots", 350],
+    ["labels", 360],
   ]) {
     const pane = map.createPane(name);
     pane.style.zIndex = order;
@@ -71,16 +83,26 @@ function padding() {
   return { paddingTopLeft: [(isBeside ? panel.right - map.left : 0) + 30, 50], paddingBottomRight: [50, 40 + covered] };
 }
 
-function listenForPhotos(answers) {
+function listenForPhotos(answers, { onServer }) {
+  const convert = async (file) => {
+    try {
+      return await toJpeg(file, { onServer });
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      showNotice(error.message);
+      return undefined;
+    }
+  };
   const add = async (files) => {
     const images = [...files].filter(
       (file) => file.type.startsWith("image/") || /\.(jpe?g|png|webp|hei[cf])$/i.test(file.name),
     );
-    if (images.length < files.length) showNotice("Only JPEG, PNG or WebP images can be located.");
-    const readable = await Promise.all(images.map(toJpeg));
+    const other = [...files].find((file) => !images.includes(file));
+    if (other) showNotice(`${other.name} is not a photo. Choose JPEG, PNG, WebP or HEIC images.`);
+    const readable = await Promise.all(images.map(convert));
     if (readable.includes(null))
       showNotice(
-        "This browser can't convert HEIC photos. Save them as JPEG, or on an iPhone select Settings > Camera > Formats > Most Compatible.",
+        "Neither this browser nor the server can convert HEIC photos. Save them as JPEG, or on an iPhone select Settings > Camera > Formats > Most Compatible.",
       );
     const photos = readable.filter(Boolean);
     if (photos.length > 0) answers.add(photos);
@@ -122,7 +144,7 @@ function listenForPhotos(answers) {
 const copy = (text, what) =>
   navigator.clipboard
     ? navigator.clipboard.writeText(text).then(
-        () => announce(`Copied ${what}.`),
+        () => showNotice(`Copied ${what}.`),
         () => showNotice(text),
       )
     : showNotice(text);
@@ -178,7 +200,7 @@ function followAddress({ map, indexPhotos, answers, showAnswer }) {
   };
 }
 
-function listenForKeys({ map, indexPhotos, answers, showAll, compare }) {
+function listenForKeys({ map, indexPhotos, answers, showAll, compare, openMatch }) {
   const help = byId("help");
   byId("open-help").addEventListener("click", () => help.showModal());
   byId("theme").addEventListener("click", () => window.switchTheme());
@@ -189,6 +211,7 @@ function listenForKeys({ map, indexPhotos, answers, showAll, compare }) {
     d: () => window.switchTheme(),
     f: showAll,
     c: () => compare.open(),
+    o: openMatch,
     Escape: clear,
   };
   const { dataset } = document.documentElement;
@@ -216,9 +239,10 @@ function start(config) {
 
   const grid = new Grid({ left: () => padding().paddingTopLeft[0] - 30 });
   const map = makeMap();
+  let { bounds } = config;
   const showAll = () => {
-    if (!config.bounds) map.setView([20, 0], 2.5);
-    else map.fitBounds(boundsNear(config.bounds, 0), { ...padding(), maxZoom: 19, animate: false });
+    if (!bounds) map.setView([20, 0], 2.5);
+    else map.fitBounds(boundsNear(bounds, 0), { ...padding(), maxZoom: 19, animate: false });
   };
   const linked = parseAddress(window.location.hash);
   let address = null;
@@ -229,19 +253,27 @@ function start(config) {
   addLocateMeButton(map, showNotice);
   const lines = new SequenceLines().addTo(map);
   const dots = new Dots().addTo(map);
-  const dates = watchDates(config.times, () => indexPhotos.load());
+  const filters = new Filters(map, config.times, () => indexPhotos.load());
   const indexPhotos = new IndexPhotos(map, dots, byId("card"), {
-    dates,
+    filters,
     onError: showNotice,
+    onMissing: () => checkIndex(),
     onChange: () => address?.changed(),
+  });
+
+  const checkIndex = watchIndex(config, (now, sentence) => {
+    describeIndex(now, window.innerWidth <= 700);
+    bounds = now.bounds;
+    if (now.times) filters.setTimes(now.times);
+    indexPhotos.reload();
+    lines.reload();
+    showNotice(sentence);
   });
 
   const answers = new Answers({
     maxUploadMb: config.max_upload_mb,
-    where: () => {
-      const bbox = byId("visible-only").checked ? toBox(map.getBounds()) : null;
-      return bbox || dates() ? { ...(bbox && { bbox }), ...dates() } : null;
-    },
+    limitS: (config.time_limit_s ?? 30) + EXTRA_S,
+    where: () => filters.search(),
   });
   const answerLayer = new AnswerLayer(map, {
     onSelect: (entry) => answers.select(entry),
@@ -249,12 +281,17 @@ function start(config) {
   });
   const showAnswer = (entry) => answerLayer.show(entry, padding(), !reducedMotion.matches);
   const compare = new Compare(answers, byId("compare"), { canMatch: config.can_match === true });
+  const openMatch = () => {
+    const match = answers.selected?.result?.neighbours?.[answers.rank];
+    if (match) indexPhotos.openMatch(match.id);
+  };
   const panel = new Panel(answers, {
     onLocate: showAnswer,
     onCopy: (text) => copy(text, text),
     onShare: (entry) => copy(address.linkTo(entry), "a link to this answer"),
     onSave: (kind, entry) => saveFile(kind, entry, answers.entries),
     onCompare: () => compare.open(),
+    onOpenMatch: openMatch,
   });
   const redraw = () => {
     panel.draw();
@@ -284,19 +321,21 @@ function start(config) {
     redraw();
   });
   new ResizeObserver(() => map.invalidateSize({ animate: false, pan: false })).observe(byId("map"));
-  listenForPhotos(answers);
+  listenForPhotos(answers, { onServer: config.can_convert_heic === true });
+  watchSheet();
   showSamples(
     config.samples,
     (file, isIndexed) => answers.add([file], { isIndexed }),
     (error) => showNotice(error.message),
   );
-  listenForKeys({ map, indexPhotos, answers, showAll, compare });
+  listenForKeys({ map, indexPhotos, answers, showAll, compare, openMatch });
   byId("map").dataset.ready = "true";
   // For the browser console and the tests.
-  window.cosplace = { map, dots, answers, indexPhotos, compare };
+  window.cosplace = { map, dots, answers, indexPhotos, compare, filters, checkIndex };
 }
 
 readConfig().then(start, (error) => {
   byId("count").textContent = "";
-  showNotice(error instanceof ApiError ? error.message : `The page cannot start: ${error.message}`);
+  const text = error instanceof ApiError ? error.message : `The page cannot start: ${error.message}`;
+  showNotice(text, () => window.location.reload());
 });

@@ -1,4 +1,4 @@
-// Two canvas layers under the markers: a grid of coordinates, and the indexed photos as dots or as a density.
+// Canvas layers under the markers: a grid of coordinates, its labels, and the indexed photos as dots or as a density.
 //
 // Based on Leaflet's Renderer, which keeps a canvas in position while the map is dragged and zoomed.
 /* global L */
@@ -55,39 +55,83 @@ export const CanvasLayer = L.Renderer.extend({
 const GRID_PX = 100; // distance of two lines, at least
 const CONTROLS_PX = 130; // height of the zoom buttons and the scale, lower right
 
-/** Lines of latitude and longitude at round degrees, with labels.  `left()`: pixels covered by the panel. */
-export const Grid = CanvasLayer.extend({
-  options: { padding: 0, pane: "grid", left: () => 0 },
+/** The lines of latitude and longitude at round degrees in view: {longitudes: [[degrees, x]], latitudes, decimals}. */
+function gridLines(map, size) {
+  const bounds = map.getBounds();
+  const [step, decimals] = roundStep((GRID_PX * (bounds.getEast() - bounds.getWest())) / size.x);
+  const lines = (from, to, position) => {
+    const found = [];
+    for (let k = Math.ceil(from / step); k * step <= to; k += 1)
+      found.push([k * step, Math.round(position(k * step)) + 0.5]);
+    return found;
+  };
+  const across = (longitude) => map.latLngToContainerPoint([bounds.getSouth(), longitude]).x;
+  const down = (latitude) => map.latLngToContainerPoint([latitude, bounds.getWest()]).y;
+  return {
+    longitudes: lines(bounds.getWest(), bounds.getEast(), across),
+    latitudes: lines(bounds.getSouth(), bounds.getNorth(), down),
+    decimals,
+  };
+}
+
+/** A layer of the size of the view, drawn again while it moves. */
+const ViewLayer = CanvasLayer.extend({
   getEvents() {
     return { ...CanvasLayer.prototype.getEvents.call(this), move: this._update };
   },
+});
+
+/** Labels of the grid, above the dots, with an edge in the color of the background. */
+const GridLabels = ViewLayer.extend({
+  options: { padding: 0, pane: "labels", left: () => 0 },
   paint(context, size) {
-    const map = this._map;
-    const bounds = map.getBounds();
-    const [step, decimals] = roundStep((GRID_PX * (bounds.getEast() - bounds.getWest())) / size.x);
-    context.strokeStyle = color("--grid");
-    context.fillStyle = color("--grid-text");
-    context.lineWidth = 1;
-    context.font = "11px " + getComputedStyle(document.body).fontFamily;
+    const { longitudes, latitudes, decimals } = gridLines(this._map, size);
     const left = this.options.left();
-    const lines = (from, to, position, line) => {
-      for (let k = Math.ceil(from / step); k * step <= to; k += 1) line(k * step, Math.round(position(k * step)) + 0.5);
+    context.strokeStyle = color("--background");
+    context.fillStyle = color("--grid-text");
+    context.lineWidth = 4;
+    context.lineJoin = "round";
+    context.font = "11px " + getComputedStyle(document.body).fontFamily;
+    const label = (text, x, y) => {
+      context.strokeText(text, x, y);
+      context.fillText(text, x, y);
     };
+    for (const [value, x] of longitudes) if (x > left) label(degrees(value, "longitude", decimals), x + 6, 16);
+    for (const [value, y] of latitudes) {
+      const text = degrees(value, "latitude", decimals);
+      if (y > 40 && y < size.y - CONTROLS_PX) label(text, size.x - 6 - context.measureText(text).width, y - 5);
+    }
+  },
+});
+
+/** Lines of latitude and longitude at round degrees, with labels.  `left()`: pixels covered by the panel. */
+export const Grid = ViewLayer.extend({
+  options: { padding: 0, pane: "grid", left: () => 0 },
+  onAdd(map) {
+    ViewLayer.prototype.onAdd.call(this, map);
+    this.labels = new GridLabels({ left: this.options.left }).addTo(map);
+  },
+  onRemove(map) {
+    this.labels.remove();
+    ViewLayer.prototype.onRemove.call(this, map);
+  },
+  redraw() {
+    ViewLayer.prototype.redraw.call(this);
+    if (this._map) this.labels.redraw();
+  },
+  paint(context, size) {
+    const { longitudes, latitudes } = gridLines(this._map, size);
+    context.strokeStyle = color("--grid");
+    context.lineWidth = 1;
     context.beginPath();
-    const across = (longitude) => map.latLngToContainerPoint([bounds.getSouth(), longitude]).x;
-    const down = (latitude) => map.latLngToContainerPoint([latitude, bounds.getWest()]).y;
-    lines(bounds.getWest(), bounds.getEast(), across, (value, x) => {
+    for (const [, x] of longitudes) {
       context.moveTo(x, 0);
       context.lineTo(x, size.y);
-      if (x > left) context.fillText(degrees(value, "longitude", decimals), x + 6, 16);
-    });
-    lines(bounds.getSouth(), bounds.getNorth(), down, (value, y) => {
+    }
+    for (const [, y] of latitudes) {
       context.moveTo(0, y);
       context.lineTo(size.x, y);
-      const text = degrees(value, "latitude", decimals);
-      if (y > 40 && y < size.y - CONTROLS_PX)
-        context.fillText(text, size.x - 6 - context.measureText(text).width, y - 5);
-    });
+    }
     context.stroke();
   },
 });

@@ -1,12 +1,10 @@
-// What the page shows before the first photo: the name and size of the area, sample photos, the dates to search.
+// What the page shows before the first photo: the name and size of the area, and sample photos.
 import { readSample, sampleUrl } from "./api.js";
 import { byId, make, photo } from "./dom.js";
 import { maxPoints } from "./index_photos.js";
 import { extent, photoCount } from "./text.js";
 
-const DAY_MS = 86400000;
 const isTouch = () => window.matchMedia("(pointer: coarse)").matches;
-const day = (milliseconds) => new Date(milliseconds).toISOString().slice(0, 10);
 
 /** "my-city · 2,834 photos · 3.2 km × 2.9 km", and what the dots are. */
 export function describeIndex({ count, bounds, name }, isNarrow) {
@@ -40,27 +38,4 @@ export function showSamples(samples, onPick, onError) {
   });
   byId("sample-list").replaceChildren(...items);
   byId("samples").hidden = false;
-}
-
-/** Two dates that restrict the search and the dots.  Returns a function for {after, before}, null without dates. */
-export function watchDates(times, onChange) {
-  const [first, last] = ["date-first", "date-last"].map(byId);
-  if (times) {
-    for (const input of [first, last]) Object.assign(input, { min: day(times[0] * 1000), max: day(times[1] * 1000) });
-    byId("dates").hidden = false;
-  }
-  const check = () => {
-    const isWrong = first.value && last.value && first.value > last.value;
-    last.setCustomValidity(isWrong ? "The last date is before the first." : "");
-    if (isWrong) last.reportValidity();
-    else onChange();
-  };
-  for (const input of [first, last]) input.addEventListener("change", check);
-  return () => {
-    if (!first.value && !last.value) return null;
-    const dates = {};
-    if (first.value) dates.after = first.value;
-    if (last.value) dates.before = day(Date.parse(last.value) + DAY_MS); // the last day is included
-    return dates;
-  };
 }

@@ -10,15 +10,19 @@ const MAX_POINTS_PHONE = 20000;
 const LOAD_DELAY_MS = 150; // after the map has stopped
 const NUM_THUMBNAILS = 12; // of photos that are close together
 const CLICK_PX = 16; // photos this near to a click are meant, where only a density is shown
+const MAX_TOLD_APART = 60; // photos under the pointer, at several spots: more are shown as a group
 const SAME_SPOT_M = 3; // the views of one panorama have the same position, up to rounding
 
 /** The number of photos that are drawn one by one; more are drawn as a density. */
 export const maxPoints = (isNarrow) => (isNarrow ? MAX_POINTS_PHONE : MAX_POINTS);
 
 export class IndexPhotos {
-  /** dates(): {after, before} of the photos that are shown, or null. */
-  constructor(map, dots, card, { dates, onError, onChange }) {
-    Object.assign(this, { map, dots, card, dates, onError, onChange });
+  /**
+   * filters: what the photos that are shown are restricted to.  onError(text, retry): retry may be null.
+   * onMissing(): a photo is no longer in the index.
+   */
+  constructor(map, dots, card, { filters, onError, onMissing, onChange }) {
+    Object.assign(this, { map, dots, card, filters, onError, onMissing, onChange });
     card.addEventListener("keydown", (event) => this.handleKey(event));
     this.loaded = null; // the view that the last response covers
     this.marker = null;
@@ -35,27 +39,40 @@ export class IndexPhotos {
     const view = this.map.getBounds();
     const zoom = this.map.getZoom();
     const { loaded } = this;
-    const where = { bbox: toBox(view.pad(0.5)), ...this.dates() };
-    const dates = JSON.stringify(this.dates());
-    if (loaded?.dates === dates && loaded.bounds.contains(view) && (loaded.complete || loaded.zoom === zoom)) return;
+    const restriction = this.filters.dots();
+    const where = { bbox: toBox(view.pad(0.5)), ...restriction };
+    const key = JSON.stringify(restriction);
+    if (loaded?.key === key && loaded.bounds.contains(view) && (loaded.complete || loaded.zoom === zoom)) return;
     this.loading?.abort();
     this.loading = new AbortController();
     const bounds = view.pad(0.5);
     const limit = maxPoints(this.map.getSize().x < 700);
     try {
       const { points, density = null, total } = await readPoints(where, limit, this.loading.signal);
-      this.loaded = { bounds, zoom, dates, complete: density === null };
+      this.loaded = { bounds, zoom, key, complete: density === null };
       this.dots.setPhotos(points, density);
       Object.assign(this.map.getContainer().dataset, { points: points.length, density: density ? total : 0 });
-      if (this.dates() && total === 0) this.onError("No indexed photos from these dates in view.");
+      if (restriction && total === 0) this.onError("No photos in view meet the filter.");
     } catch (error) {
-      this.handleError(error);
+      this.handleError(error, () => this.load());
     }
   }
 
-  handleError(error) {
-    if (error instanceof ApiError) this.onError(error.message);
-    else if (error.name !== "AbortError") throw error;
+  /** Load the photos of the view again, after a change of the index. */
+  reload() {
+    this.loaded = null;
+    return this.load();
+  }
+
+  /** Show an error.  retry: what the user may want to do again. */
+  handleError(error, retry = null) {
+    if (!(error instanceof ApiError)) {
+      if (error.name !== "AbortError") throw error;
+    } else if (error.isMissing) {
+      this.close();
+      this.onError("This photo is no longer in the index.");
+      this.onMissing();
+    } else this.onError(error.message, error.canRetry ? retry : null);
   }
 
   updateCursor(latlng) {
@@ -68,19 +85,19 @@ export class IndexPhotos {
     else this.openNear(latlng, event?.pointerType === "touch" ? 22 : 10);
   }
 
-  /** Show thumbnails of the photos around a position, where they are too many to be drawn one by one. */
-  async openGroup(latlng) {
+  /** Show thumbnails of the photos within `radius` pixels of a position, where they are too many to tell apart. */
+  async openGroup(latlng, radius = CLICK_PX) {
     const at = this.map.latLngToContainerPoint(latlng);
-    const corners = [at.subtract([CLICK_PX, CLICK_PX]), at.add([CLICK_PX, CLICK_PX])];
+    const corners = [at.subtract([radius, radius]), at.add([radius, radius])];
     const bounds = L.latLngBounds(corners.map((corner) => this.map.containerPointToLatLng(corner)));
     this.close();
     this.reading = new AbortController();
     try {
-      const where = { bbox: toBox(bounds), ...this.dates() };
+      const where = { bbox: toBox(bounds), ...this.filters.dots() };
       const { total, points } = await readSomePoints(where, NUM_THUMBNAILS, this.reading.signal);
       if (total > 0) this.drawGroup(total, points, bounds);
     } catch (error) {
-      this.handleError(error);
+      this.handleError(error, () => this.openGroup(latlng, radius));
     }
   }
 
@@ -111,14 +128,14 @@ export class IndexPhotos {
     this.card.hidden = false;
   }
 
-  /** Open the photo nearest to a position, within `radius` pixels.  Where photos are too dense, zoom in first. */
+  /** Open the photo nearest to a position, within `radius` pixels; where there are too many, thumbnails of some. */
   openNear(latlng, radius) {
     const found = this.dots.near(latlng, radius).map((k) => this.dots.photos.points[k]);
     if (found.length === 0) return false;
     const distance = (point) => this.map.distance(position(point), position(found[0]));
     const spread = Math.max(...found.map(distance));
-    if (found.length > 60 && spread > 2 * SAME_SPOT_M && this.map.getZoom() < this.map.getMaxZoom() - 1) {
-      this.map.setView(latlng, Math.min(this.map.getMaxZoom() - 1, this.map.getZoom() + 3));
+    if (found.length > MAX_TOLD_APART && spread > 2 * SAME_SPOT_M && this.map.getZoom() < this.map.getMaxZoom() - 1) {
+      this.openGroup(latlng, radius);
       return true;
     }
     const views = found.filter((point) => distance(point) <= SAME_SPOT_M);
@@ -142,7 +159,7 @@ export class IndexPhotos {
       this.record = record;
       this.drawCard({ ...point, ...record }, wasOpen);
     } catch (error) {
-      this.handleError(error);
+      this.handleError(error, () => this.open(views, number));
     }
   }
 
@@ -154,7 +171,7 @@ export class IndexPhotos {
       this.open(views, views.findIndex((view) => view.id === record.id));
       return record;
     } catch (error) {
-      this.handleError(error);
+      this.handleError(error, () => this.openById(id));
     }
     return null;
   }
@@ -165,6 +182,12 @@ export class IndexPhotos {
     const views = points.filter((point) => distanceM(point, record) <= SAME_SPOT_M);
     if (!views.some((view) => view.id === record.id)) return [record];
     return views.map((view) => (view.id === record.id ? record : view)).sort((one, other) => (one.heading ?? 0) - (other.heading ?? 0));
+  }
+
+  /** Open a match of an answer, with the focus on its card: arrow keys then walk along its sequence. */
+  async openMatch(id) {
+    await this.walk(id);
+    if (this.openId === id) this.card.focus({ preventScroll: true });
   }
 
   /** Open a photo of the sequence, and keep it in view. */
@@ -223,7 +246,7 @@ export class IndexPhotos {
       "div",
       { class: "steps", role: "group", "aria-label": "Sequence" },
       walk("← Back", previous),
-      make("span", { class: "muted" }, "Sequence"),
+      this.sequenceButton(record),
       walk("Ahead →", next),
     );
     const title = [facing(record.heading), month(record.time)].filter(Boolean).join(" · ");
@@ -242,6 +265,18 @@ export class IndexPhotos {
     );
     this.card.hidden = false;
     if (wasOpen && focusedRole) this.card.querySelector(`[data-role="${focusedRole}"]`)?.focus();
+  }
+
+  /** A button that shows and searches only the sequence of a photo, or all sequences again. */
+  sequenceButton(record) {
+    const isOn = this.filters.sequenceOf !== null;
+    const text = isOn ? "All sequences" : "Only this sequence";
+    const onclick = () => {
+      this.filters.setSequence(isOn ? null : record);
+      this.drawCard(record, true);
+    };
+    const title = isOn ? "Show and search all photos again" : "Show and search only the photos of this sequence";
+    return make("button", { type: "button", class: "chip", title, "data-role": "sequence filter", onclick }, text);
   }
 
   /** A ring at the photo's position, with a wedge for its heading. */

@@ -10,7 +10,7 @@ const PART_SEARCHED = "Only a part of the index was searched, so the confidence 
 const NEW_TAB = { target: "_blank", rel: "noopener noreferrer" };
 
 export class Panel {
-  /** onLocate(entry), onCopy(text), onShare(entry), onSave(kind, entry), onCompare(): what the buttons do. */
+  /** onLocate(entry), onCopy(text), onShare(entry), onSave(kind, entry), onCompare(), onOpenMatch(): of the buttons. */
   constructor(answers, actions) {
     Object.assign(this, { answers, actions });
     this.list = byId("answers");
@@ -123,7 +123,9 @@ export class Panel {
       return [
         make("h2", { class: "answer" }, "Couldn't process this photo"),
         make("p", { class: "error" }, entry.error),
-        make("div", { class: "chips" }, chip("Retry", "Send the photo again", () => this.answers.retry(entry))),
+        make("div", { class: "chips" }, entry.canRetry
+          ? chip("Retry", "Send the photo again", () => this.answers.retry(entry))
+          : chip("Choose another photo", "Choose another photo (/)", () => byId("files").click())),
         make("div", { class: "pair one" }, image),
       ];
     }
@@ -137,7 +139,7 @@ export class Panel {
   answerParts(entry, image) {
     const { result } = entry;
     const place = placeOf(result);
-        const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES);
+    const matches = (result.neighbours ?? []).slice(0, MAX_MATCHES);
     const [more, exif] = [note(result), exifNote(result)];
     const parts = [
       make("h2", { class: `answer ${result.verdict}` }, headline(result, entry.where)),
@@ -153,11 +155,11 @@ export class Panel {
     if (matches.length > 0) {
       const pair = make("div", { class: "pair" }, image, make("figure", { class: "match-photo" }, make("figcaption")));
       const compare = chip("Compare", "Compare the photos in full size (c)", this.actions.onCompare);
-      compare.classList.add("compare-button");
+      const openMatch = chip("Open", "Open the match on the map, to walk along its sequence (o)", this.actions.onOpenMatch);
       parts.push(
         place ? null : make("h3", {}, "Most similar photos"),
         pair,
-        make("div", { class: "match-line" }, make("p", { class: "muted match-info" }), image ? compare : null),
+        make("div", { class: "match-line" }, make("p", { class: "muted match-info" }), openMatch, image ? compare : null),
         this.matchStrip(matches, result),
       );
     } else if (image) parts.push(make("div", { class: "pair one" }, image));

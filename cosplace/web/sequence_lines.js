@@ -22,6 +22,13 @@ export const SequenceLines = CanvasLayer.extend({
     this.load();
   },
 
+  /** Load the lines again, after a change of the index. */
+  reload() {
+    this.loaded = null;
+    this._map.off("moveend", this.loadSoon, this).on("moveend", this.loadSoon, this);
+    return this.load();
+  },
+
   loadSoon() {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.load(), LOAD_DELAY_MS);

@@ -70,11 +70,15 @@ export function month(time) {
   return new Intl.DateTimeFormat("en", { month: "long", year: "numeric", timeZone: "UTC" }).format(date);
 }
 
-/** Where photos were searched, {bbox, after, before} or null, as the end of a sentence. */
-function searched(where) {
-  const parts = [where?.bbox && "in this area", (where?.after || where?.before) && "from these dates"].filter(Boolean);
-  return parts.join(" ") || "in this index";
+/** The texts, one for each of sequence, area and dates, of those that a search, {bbox, after, before, sequence}, has. */
+function ofFilters(where, sequence, area, dates) {
+  const hasDates = where?.after || where?.before;
+  return [where?.sequence !== undefined && sequence, where?.bbox && area, hasDates && dates].filter(Boolean);
 }
+
+/** Where photos were searched, as the end of a sentence; where: null for everywhere. */
+const searched = (where) =>
+  ofFilters(where, "in this sequence", "in this area", "from these dates").join(" ") || "in this index";
 
 /** Whether nothing was searched: no indexed photo is of this place and time. */
 const isEmpty = (result, where) => Boolean(where) && !result.neighbours?.length;
@@ -99,7 +103,8 @@ export function headline(result, where = null) {
 /** What the confidence means, or why there is no answer. */
 export function explanation(result, where = null) {
   if (result.verdict === "none") {
-    if (isEmpty(result, where)) return "Nothing was compared. Search a larger area, or all dates.";
+    if (isEmpty(result, where))
+      return `Nothing was compared. Search ${ofFilters(where, "all sequences", "a larger area", "all dates").join(", or ")}.`;
     return reason(result) || "No indexed photo is similar enough.";
   }
   const { confidence } = result;

@@ -129,6 +129,13 @@ def test_filters_are_exact(index: PhotoIndex, exact: bool) -> None:
     if index.settings.stored_dtype == "float32":
         assert (found.ids == rows).mean() > (0.999 if exact else 0.98)  # float16 may turn near ties around
     assert passes[found.ids].all()
+    ids = tuple(range(5, 600, 7))  # not all between the first and the last of them
+    rows, _ = nearest(queries, stored, 10, searchable=np.isin(np.arange(600), ids))
+    found = index.search(queries, 10, where=SearchFilter(ids=ids), exact=exact)
+    assert np.isin(found.ids, ids).all()
+    if index.settings.stored_dtype == "float32":
+        assert (found.ids == rows).mean() > (0.999 if exact else 0.98)
+    assert (index.search(queries, 10, where=SearchFilter(ids=()), exact=exact).ids == -1).all()
 
 
 def test_a_photo_is_added_once(tmp_path: Path) -> None:
@@ -390,6 +397,7 @@ def test_the_sql_condition_is_met_by_all_photos_that_pass(data: st.DataObject) -
                 SearchFilter(near=(latitude, longitude, data.draw(st.floats(0, 1e6)))),
                 SearchFilter(bbox=(data.draw(LONGITUDES), south, data.draw(LONGITUDES), north)),
                 SearchFilter(after=10.0, before=20.0),
+                SearchFilter(ids=tuple(data.draw(st.sets(st.integers(0, 7))))),
             ]
         )
     )

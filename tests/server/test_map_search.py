@@ -1,6 +1,7 @@
 """What the map asks the server for: density, dates, sample photos, sequences, EXIF positions."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from cosplace.index.records import Columns
 from cosplace.localization.localizer import Localizer
 from cosplace.server.points import find_in_box, map_points, times_of
 from cosplace.server.samples import SIDE, read_samples
-from cosplace.server.sequences import find_sequences, lines_in_box, neighbors_of
+from cosplace.server.sequences import Sequences, find_sequences, lines_in_box, neighbors_of, photos_of_sequence
 from cosplace.server.served_index import index_name
 from cosplace.server.settings import OFFERED_TILES, ServerSettings
 from cosplace.server.static import security_headers
@@ -102,6 +103,9 @@ def test_sequences_are_photos_of_a_folder_in_time_order() -> None:
     assert {photo_id: neighbors_of(sequences, photo_id) for photo_id in expected} == expected
     turned = make_columns([(*row[:2], 175.0 if number == 6 else row[2], *row[3:]) for number, row in enumerate(rows)])
     assert neighbors_of(find_sequences(turned), 60) == (0, None)
+    found = {photo_id: photos_of_sequence(sequences, photo_id).tolist() for photo_id in (*expected, 7)}
+    one, other = [10, 20, 30, 40, 0, 60], [80, 100]
+    assert found == {k: one if k in one else other if k in other else [] for k in found}
 
 
 def test_the_view_with_the_most_similar_heading_follows() -> None:
@@ -174,6 +178,31 @@ def test_dates_and_exif_of_an_upload(localizer: Localizer) -> None:
         assert "exif" not in plain
         record = client.get("/photos/0").json()
         assert (record["previous"], record["next"]) == (None, None)  # its time is shared by all places
+
+
+def test_a_sequence_restricts_the_search_and_the_map(localizer: Localizer, monkeypatch) -> None:
+    def find(columns: Columns) -> Sequences:
+        places = columns.ids // 3  # the first five were passed at walking speed, the others at one time
+        times = np.where(places < 5, 1e9 + 20 * places, 2e9)
+        return find_sequences(replace(columns, times=times, latitudes=37.7 + 0.0005 * places))
+
+    monkeypatch.setattr("cosplace.server.served_index.find_sequences", find)
+    with client_of(localizer) as client:
+        record = client.get("/photos/6").json()
+        assert (record["previous"], record["next"]) == (3, 9)
+        found = client.get("/photos", params={"sequence": 6}).json()
+        assert [point["id"] for point in found["points"]] == list(range(15))
+        west_of_it = {"sequence": 6, "bbox": "-123,37,-122.5,38"}
+        assert client.get("/photos", params=west_of_it).json()["total"] == 0
+        answer = client.post("/locate", content=good_photo(8), params={"sequence": 6}).json()["results"][0]
+        assert answer["neighbours"] and {row["id"] for row in answer["neighbours"]} <= set(range(15))
+        assert client.post("/locate", content=good_photo(8)).json()["results"][0]["neighbours"][0]["id"] >= 15
+        for response in (
+            client.get("/photos", params={"sequence": 60}),
+            client.post("/locate", content=good_photo(8), params={"sequence": 60}),
+        ):
+            assert response.status_code == 422
+            assert response.json()["detail"] == "Photo 60 is not part of a sequence."
 
 
 def test_the_name_of_an_index_is_the_last_part_of_its_address() -> None:

@@ -3,7 +3,8 @@
 The name of an uploaded photo selects its answer: `elsewhere*` has no match, `guess*` is uncertain, `probably*` is
 probable, `plain*` is not calibrated, `broken*` fails, `busy*` gets status 429 once, all others are found at the
 position of their number (`here-0.jpg`, `here-1.jpg`, ...).  `*exif*` has a position in EXIF, 30 m from the answer.
-Each camera took its photos on another day from September 6, 2014, and the cameras are a sequence.
+Each camera took its photos on another day from September 6, 2014.  One can walk from each camera to the next; ten
+cameras are a sequence.
 """
 
 import asyncio
@@ -11,9 +12,10 @@ import io
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -26,9 +28,12 @@ import cosplace
 from cosplace.geo import bounding_box, in_box
 from cosplace.server.parameters import parse_box, parse_times
 from cosplace.server.points import MapPoints, find_in_box, times_of, to_mercator_y
+from cosplace.server.settings import ServerSettings
+from cosplace.server.static import security_headers
 
 WEB = Path(cosplace.__file__).parent / "web"
-POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
+HEADERS = {name.decode(): value.decode() for name, value in security_headers(ServerSettings())}
+SEQUENCE = 120  # photos
 LATITUDE, LONGITUDE = 37.76, -122.43
 METERS_PER_DEGREE = np.array([111_132.0, 111_320.0 * np.cos(np.radians(LATITUDE))])
 
@@ -128,11 +133,16 @@ class FakeCity:
             found["exif"] |= {} if found["unknown"] else {"distance_m": 30.0, "agrees": False}
         return found
 
-    def is_empty(self, bbox: str | None, after: str | None, before: str | None) -> bool:
-        """Whether no photo is of a place and time."""
-        first, last = parse_times(after, before)
-        box = None if bbox is None else parse_box(bbox)
-        return find_in_box(self.points, box, 4, after=first, before=last)["total"] == 0
+    def find(self, query: Mapping[str, str], **options: int | None) -> dict:
+        """The photos of a place, a time and a sequence."""
+        first, last = parse_times(query.get("after"), query.get("before"))
+        ids = None
+        if "sequence" in query:
+            number = int(query["sequence"]) // SEQUENCE
+            ids = np.arange(number * SEQUENCE, (number + 1) * SEQUENCE)
+        box = parse_box(query["bbox"]) if "bbox" in query else None
+        limit = int(query.get("limit", 2000))
+        return find_in_box(self.points, box, limit, after=first, before=last, ids=ids, **options)
 
     @property
     def points(self) -> MapPoints:
@@ -156,7 +166,7 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
     async def record_request(request: Request, call_next):
         city.requests.append(f"{request.method} {request.url.path}")
         response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
+        response.headers.update(HEADERS)
         return response
 
     @app.get("/")
@@ -171,20 +181,21 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
             "attribution": "",
             "can_write": False,
             "can_match": True,
+            "can_convert_heic": False,
             "count": len(city.positions),
+            "last_id": len(city.positions) - 1,
             "bounds": bounds,
             "times": times_of(city.points),
             "name": "synthetic city",
             "samples": [],
             "offered_tiles": None,
         }
-        return base | {"model": "synthetic", "max_upload_mb": 2, "max_files": 16} | config
+        return base | {"model": "synthetic", "max_upload_mb": 2, "max_files": 16, "time_limit_s": 30} | config
 
     @app.post("/locate")
     async def locate(request: Request) -> Response:
         async with request.form(max_files=16) as form:
-            query = request.query_params
-            is_empty = city.is_empty(query.get("bbox"), query.get("after"), query.get("before"))
+            is_empty = city.find(request.query_params)["total"] == 0
             names = [upload.filename for upload in form.getlist("files")]
         await asyncio.sleep(city.delay_s)
         if names[0].startswith("busy") and not city.num_busy:
@@ -200,18 +211,8 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
         return JSONResponse({"results": [city.answer(name) for name in names]})
 
     @app.get("/photos")
-    def photos(
-        bbox: str,
-        limit: int = 2000,
-        after: str | None = None,
-        before: str | None = None,
-        cells: int | None = None,
-        sample: int | None = None,
-    ) -> JSONResponse:
-        first, last = parse_times(after, before)
-        box = parse_box(bbox)
-        found = find_in_box(city.points, box, limit, after=first, before=last, cells=cells, sample=sample)
-        return JSONResponse(found)
+    def photos(request: Request, cells: int | None = None, sample: int | None = None) -> JSONResponse:
+        return JSONResponse(city.find(request.query_params, cells=cells, sample=sample))
 
     @app.get("/lines")
     def lines(bbox: str) -> dict:
@@ -225,7 +226,9 @@ def make_app(city: FakeCity, **config: object) -> FastAPI:
         return Response(make_photo(number, (640, 480)), media_type="image/jpeg")
 
     @app.get("/photos/{index}")
-    def photo(index: int) -> dict:
+    def photo(index: int) -> Any:
+        if index >= len(city.positions):
+            return JSONResponse({"detail": f"There is no photo {index}."}, 404)
         others = {"previous": index - 12 if index >= 12 else None, "next": index + 12}
         fields = {"name": f"street/{index:06d}.jpg", "time": city.times[index], "source": "synthetic"}
         return city.record(index) | fields | (others if city.are_sequences else {"previous": None, "next": None})

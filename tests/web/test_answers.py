@@ -132,14 +132,14 @@ def test_a_link_shows_the_answer_to_others(browser: Any) -> None:
         locate(page, "here-1.jpg")
         page.wait_for_timeout(300)
         page.click("text=Copy link")
-        page.wait_for_selector("#status >> text=Copied a link to this answer.", state="attached")
+        page.wait_for_selector("#notice >> text=Copied a link to this answer.")
         link = page.evaluate("() => navigator.clipboard.readText()")
         best = city.answer("here-1.jpg")["neighbours"][0]["id"]
         assert re.search(
             rf"#map=[\d.]+/37\.7\d+/-122\.4\d+&photo={best}&answer=37\.7\d+,-122\.4\d+,12\.4,0\.9340,found$", link
         )
         page.click("[aria-label='Copy the coordinates']")
-        page.wait_for_selector("#status >> text=Copied 37.", state="attached")
+        page.wait_for_selector("#notice >> text=Copied 37.")
         place = page.inner_text(".coordinates")
         assert page.evaluate("() => navigator.clipboard.readText()") == place
         # Another browser has neither the photo nor its answer.
@@ -200,16 +200,6 @@ def test_a_reload_keeps_the_answers_of_this_tab(browser: Any) -> None:
         page.reload()
         page.wait_for_selector("#map[data-points]")
         assert page.locator("#answers .badge").all_inner_texts() == ["B", "C"]
-
-
-def test_a_photo_is_sent_again_after_an_error(browser: Any) -> None:
-    with opened(browser) as page:
-        page.route("**/locate", lambda route: route.abort())
-        locate(page, "here-1.jpg")
-        assert "Check the connection, then retry." in page.inner_text(".error")
-        page.unroute("**/locate")
-        page.click(".chip >> text=Retry")
-        page.wait_for_selector(".answer >> text=Found: within 12 m")
 
 
 def save(page: Any, name: str) -> tuple[str, str]:

@@ -68,18 +68,6 @@ def test_samples_of_a_folder_are_not_marked(browser: Any) -> None:
         assert "finds itself" not in page.inner_text("#detail")
 
 
-def test_heic_photos_are_explained(browser: Any) -> None:
-    city = FakeCity()
-    with opened(browser, city) as page:
-        heic = {"name": "IMG_1.HEIC", "mimeType": "image/heic", "buffer": b"\0\0\0\x18ftypheic"}
-        photo = {"name": "here-1.jpg", "mimeType": "image/jpeg", "buffer": make_photo(1)}
-        page.set_input_files("#files", [heic, photo])
-        page.wait_for_selector("#notice >> text=This browser can't convert HEIC photos. Save them as JPEG")
-        page.wait_for_selector(".answer >> text=Found")  # the other photo is located
-        assert page.locator("#answers li").count() == 1
-    assert city.requests.count("POST /locate") == 1
-
-
 # --- search ----------------------------------------------------------------------------------------------------------
 
 
@@ -105,14 +93,36 @@ def test_dates_restrict_the_search_and_the_dots(browser: Any) -> None:
         assert axe_violations(page) == []
         set_dates(page, "2013-01-01", "2013-12-31")
         page.wait_for_selector("#map[data-points='0']")
-        page.wait_for_selector("#notice >> text=No indexed photos from these dates in view.")
+        page.wait_for_selector("#notice >> text=No photos in view meet the filter.")
         locate(page, "here-1.jpg")
         assert page.inner_text(".answer") == "No indexed photos from these dates"  # not "no match"
-        assert page.inner_text(".explanation") == "Nothing was compared. Search a larger area, or all dates."
+        assert page.inner_text(".explanation") == "Nothing was compared. Search all dates."
         set_dates(page, "2014-09-09", "2014-09-07")
         assert page.evaluate("() => document.querySelector('#date-last').validity.customError")
         set_dates(page, "", "")
         page.wait_for_selector("#map:not([data-points='0'])")
+
+
+@pytest.mark.parametrize("view", ["light", "phone"])
+def test_a_sequence_restricts_the_search_and_the_dots(browser: Any, view: str) -> None:
+    city = FakeCity()
+    with opened(browser, city, **VIEWS[view]) as page:
+        urls = []
+        page.on("request", lambda request: urls.append(request.url.split("?")[-1]) if "/locate" in request.url else 0)
+        page.evaluate("() => cosplace.indexPhotos.openById(130)")
+        page.click("text=Only this sequence")
+        page.wait_for_selector("#map[data-points='120']")  # of 10 cameras
+        assert page.inner_text("#sequence-filter") == "Only the sequence of 000130.jpg"
+        assert page.evaluate("() => document.activeElement.innerText") == "All sequences"
+        assert axe_violations(page) == []
+        locate(page, "here-1.jpg")
+        assert urls == ["sequence=130"]
+        assert "Only a part of the index was searched" in page.inner_text("#detail")
+        page.click("#sequence-filter-remove")
+        page.wait_for_selector("#map:not([data-points='120'])")
+        assert page.is_hidden("#sequence-filter")
+        locate(page, "here-2.jpg")
+        assert "?" not in urls[1]
 
 
 def test_an_empty_area_is_named(browser: Any) -> None:
@@ -190,6 +200,23 @@ def test_many_photos_are_drawn_as_a_density(browser: Any, shift: float) -> None:
         page.wait_for_selector(".thumbnails")
         page.click("[aria-label='Open photo 1 of 12']")
         page.wait_for_selector("#card >> text=Facing")
+
+
+def test_from_an_answer_along_a_sequence(browser: Any) -> None:
+    city = FakeCity()
+    best = city.answer("here-1.jpg")["neighbours"][0]["id"]
+    with opened(browser, city) as page:
+        locate(page, "here-1.jpg")
+        page.keyboard.press("o")
+        for key, photo in (("ArrowUp", best + 12), ("ArrowDown", best), ("ArrowUp", best + 12)):
+            page.wait_for_function("() => document.activeElement.id === 'card' && cosplace.indexPhotos.record")
+            page.wait_for_timeout(200)
+            page.keyboard.press(key)
+            page.wait_for_selector(f"#card img[src='photos/{photo}/image']")
+        page.keyboard.press("Escape")
+        page.click(".match-line >> text=Open")
+        page.wait_for_selector(f"#card img[src='photos/{best}/image']")
+        assert page.inner_text(".answer").startswith("Found")  # the answer stays
 
 
 def test_walking_along_a_sequence(browser: Any) -> None:

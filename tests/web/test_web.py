@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.browsers import open_chromium
 from tests.web.fake_server import WEB, FakeCity, make_app, make_photo, serving
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 NAMESPACES = (
     "http://www.w3.org/2000/svg",
     "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
@@ -76,13 +73,8 @@ TO_BOXES = """async () => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with open_chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 @contextmanager
@@ -161,34 +153,6 @@ def test_a_photo_without_match_has_no_pin_and_no_radius(browser: Any) -> None:
         assert page.locator("path.radius, .pin").count() == 0
         assert page.locator(".match").count() > 0
         assert "from the answer" not in page.inner_text(".match-info")
-
-
-def test_errors_are_shown_as_plain_text(browser: Any) -> None:
-    city = FakeCity()
-    with opened(browser, city) as page:
-        locate(page, "broken <img src=x>.jpg")
-        assert page.inner_text(".error") == "broken <img src=x>.jpg is <b>incomplete</b>. Try exporting it again."
-        assert page.locator(".error b").count() == 0
-        page.set_input_files("#files", [{"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(2_500_000)}])
-        page.wait_for_selector(".error >> text=Photo is 3 MB; the limit is 2 MB.")
-        page.set_input_files("#files", [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"notes"}])
-        page.wait_for_selector("#notice >> text=Only JPEG, PNG or WebP images can be located.")
-    assert city.requests.count("POST /locate") == 1
-
-
-def test_a_busy_server_is_tried_again(browser: Any) -> None:
-    city = FakeCity()
-    with opened(browser, city) as page:
-        locate(page, "busy-1.jpg")
-        assert page.inner_text(".answer") == "Found: within 12 m, 93% sure"
-    assert city.requests.count("POST /locate") == 2
-
-
-def test_an_unreachable_server_is_reported(browser: Any) -> None:
-    with opened(browser) as page:
-        page.route("**/locate", lambda route: route.abort())
-        locate(page, "here-1.jpg")
-        assert page.inner_text(".error") == "Can't reach the server. Check the connection, then retry."
 
 
 def test_several_photos_have_their_own_pins_and_colors(browser: Any) -> None:
@@ -510,9 +474,13 @@ def test_texts(browser: Any) -> None:
         "87% of the votes agree.",
         f"explanation({{{none}}})": "No indexed photo is similar enough.",
         f"explanation({{{none}, reason: 'not sure (needs 0.50)'}})": "Not sure (needs 0.50).",
-        f"explanation({{{none}}}, {{bbox: []}})": "Nothing was compared. Search a larger area, or all dates.",
+        f"explanation({{{none}}}, {{bbox: []}})": "Nothing was compared. Search a larger area.",
+        f"explanation({{{none}}}, {{bbox: [], after: '2019', sequence: 0}})": (
+            "Nothing was compared. Search all sequences, or a larger area, or all dates."
+        ),
         f"headline({{{none}, neighbours: [{{}}]}}, {{bbox: []}})": "No match in this area",
         f"headline({{{none}}}, {{bbox: []}})": "No indexed photos in this area",
+        f"headline({{{none}, neighbours: [{{}}]}}, {{sequence: 0}})": "No match in this sequence",
         f"headline({{{none}}}, {{after: '2019-05-01'}})": "No indexed photos from these dates",
         f"headline({{{none}}}, {{bbox: [], before: '2019-05-01'}})": "No indexed photos in this area from these dates",
         f"exifNote({{{found}, exif: {{latitude: 1, longitude: 2, distance_m: 34, agrees: false}}}})": (

@@ -1,0 +1,223 @@
+"""The main parts of the map in Firefox: verdicts, comparing, links, filters, the keyboard, no errors in the console."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.browsers import open_firefox
+from tests.web.fake_server import FakeCity, make_app, make_photo, serving
+from tests.web.test_answers import ALL, HEADLINES
+
+pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
+
+TIMEOUT_S = 30.0
+KEYS = {"ArrowRight": "\ue014", "ArrowDown": "\ue015", "End": "\ue010", "Delete": "\ue017", "Escape": "\ue00c"}
+# Scripts run in the page itself.  As they may not wait, the test asks again.
+ADD_PHOTOS = """
+    const [photos] = arguments;
+    const data = new DataTransfer();
+    for (const [name, bytes] of photos) data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/jpeg" }));
+    for (const kind of ["dragover", "drop"])
+        window.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+"""
+IS_DONE = """
+    const states = [...document.querySelectorAll("#answers li")].map((row) => row.dataset.state);
+    return states.length === arguments[0] && states.every((state) => state === "located" || state === "failed");
+"""
+TEXTS = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText.trim())"
+CLIPBOARD = """
+    window.copied = null;
+    navigator.clipboard.readText().then((text) => (window.copied = text));
+"""
+# Errors of scripts and violations of the Content Security Policy, from the console of the browser.
+CONSOLE = """
+    const errors = Services.console.getMessageArray().filter((one) => one instanceof Ci.nsIScriptError);
+    Services.console.reset();
+    const found = errors.filter(({ category }) => category === "content javascript" || category.startsWith("CSP"));
+    return found.map(({ category, errorMessage }) => `${category}: ${errorMessage}`);
+"""
+
+
+class Page:
+    """The map in a tab of Firefox."""
+
+    def __init__(self, firefox: Any, address: str) -> None:
+        self.firefox, self.address = firefox, address
+
+    def open(self, url: str) -> None:
+        """Open an address, and wait until the photos of the index are loaded."""
+        self.firefox.navigate(url)
+        self.wait_for("return document.querySelector('#map[data-ready][data-points]') !== null")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Run a script in the page and return its value."""
+        return self.firefox.execute_script(script, script_args=arguments, sandbox=None)
+
+    def wait_for(self, script: str, *arguments: Any) -> Any:
+        """Run a script until its value is true, and return it."""
+        until = time.monotonic() + TIMEOUT_S
+        while not (value := self.run(script, *arguments)):
+            assert time.monotonic() < until, script
+            time.sleep(0.05)
+        return value
+
+    def texts(self, selector: str) -> list[str]:
+        """The texts of all elements."""
+        return self.run(TEXTS, selector)
+
+    def text(self, selector: str) -> str:
+        """The text of the only element."""
+        (text,) = self.texts(selector)
+        return text
+
+    def wait_for_text(self, selector: str, text: str) -> None:
+        """Wait until an element contains a text."""
+        self.wait_for("return document.querySelector(arguments[0])?.innerText.includes(arguments[1])", selector, text)
+
+    def click(self, selector: str) -> None:
+        """Click an element with the mouse."""
+        self.firefox.find_element("css selector", selector).click()
+
+    def press(self, *keys: str) -> None:
+        """Press keys one after the other."""
+        for code in (KEYS.get(key, key) for key in keys):
+            self.firefox.actions.sequence("key", "keyboard").key_down(code).key_up(code).perform()
+
+    def locate(self, *names: str) -> None:
+        """Drop photos on the page and wait for their answers."""
+        count = self.run("return document.querySelectorAll('#answers li').length")
+        self.run(ADD_PHOTOS, [[name, list(make_photo(k, (64, 48)))] for k, name in enumerate(names)])
+        self.wait_for(IS_DONE, count + len(names))
+
+    def errors(self) -> list[str]:
+        """Errors in the console since the last call."""
+        with self.firefox.using_context("chrome"):
+            return self.firefox.execute_script(CONSOLE)
+
+
+@pytest.fixture(scope="module")
+def firefox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with open_firefox(tmp_path_factory.mktemp("firefox") / "log.txt") as browser:
+        browser.set_window_rect(width=1280, height=900)
+        yield browser
+
+
+@contextmanager
+def opened(firefox: Any, city: FakeCity | None = None) -> Iterator[Page]:
+    """Open the page on a fake server, with the headers of the real one.  Afterwards: no error in the console."""
+    with serving(make_app(city or FakeCity())) as address:
+        page = Page(firefox, address)
+        page.errors()
+        page.open(address)
+        yield page
+        assert page.errors() == []
+        firefox.navigate("about:blank")
+
+
+def test_each_verdict_has_its_headline_and_its_marks(firefox: Any) -> None:
+    with opened(firefox) as page:
+        page.locate(*ALL)
+        assert page.texts("#answers .summary") == [text.split(". If")[0] for text in HEADLINES]
+        marks = []
+        for number, text in enumerate(HEADLINES, start=1):
+            page.click(f"#answers li:nth-child({number}) .row")
+            assert page.text(".answer") == text
+            circle = "const circle = document.querySelector('path.radius');"
+            marks.append(page.run(f"{circle} return circle ? circle.getAttribute('stroke-dasharray') ?? 'solid' : ''"))
+        assert marks == ["solid", "solid", "7 7", "", "", ""]
+        style = "return getComputedStyle(document.querySelector('.pin.guess')).borderTopStyle"
+        assert page.run(style) == "dashed"
+
+
+def test_photos_are_compared_large_with_their_matching_points(firefox: Any) -> None:
+    with opened(firefox) as page:
+        page.locate("here-1.jpg")
+        page.press("c")
+        assert page.text("#compare-title") == "Match 1 of 8"
+        page.press("ArrowRight")
+        assert page.text("#compare-title") == "Match 2 of 8"
+        page.wait_for("return [...document.querySelectorAll('.stage img')].every((one) => one.naturalWidth > 0)")
+        images = "return [...document.querySelectorAll('.stage img')]"
+        assert min(page.run(f"{images}.map((one) => one.getBoundingClientRect().width)")) > 500
+        assert page.run(f"{images}.map((one) => getComputedStyle(one).objectFit)") == ["contain", "contain"]
+        page.click("[aria-label='Matching points']")
+        page.wait_for_text(".compare header", "matching points")
+        assert page.run("return document.querySelectorAll('.points circle').length") == 48
+        page.press("Escape")
+        assert page.run("return document.querySelector('#compare').open") is False
+
+
+def test_a_link_shows_the_answer_to_others(firefox: Any) -> None:
+    with opened(firefox) as page:
+        page.locate("here-1.jpg")
+        page.click("[title='Copy a link to this answer']")
+        page.wait_for_text("#notice", "Copied a link to this answer.")
+        page.run(CLIPBOARD)
+        link = page.wait_for("return window.copied")
+        assert link.startswith(page.address) and link.endswith(",found")
+        place = page.text(".coordinates")
+        tab = firefox.current_window_handle
+        firefox.switch_to_window(firefox.open(type="tab", focus=True)["handle"])
+        page.open(link)  # this tab has neither the photo nor its answer
+        page.wait_for("return document.querySelector('#card img') !== null")
+        assert page.text(".answer") == HEADLINES[0] and page.text(".coordinates") == place
+        assert "It has the answer, but not the photo." in page.text("#detail")
+        firefox.close()
+        firefox.switch_to_window(tab)
+
+
+def test_dates_and_the_visible_area_restrict_the_search(firefox: Any) -> None:
+    set_dates = """
+        document.querySelector("#dates").open = true;
+        ["date-first", "date-last"].forEach((id, k) => {
+            const input = document.getElementById(id);
+            input.value = arguments[k];
+            input.dispatchEvent(new Event("change"));
+        });
+    """
+    with opened(firefox) as page:
+        page.run(set_dates, "2014-09-07", "2014-09-08")
+        page.wait_for("return document.querySelector('#map').dataset.points === '24'")
+        page.locate("here-0.jpg")
+        assert "Only a part of the index was searched" in page.text("#detail")
+        page.run(set_dates, "", "")
+        page.click("#visible-only")
+        page.run("cosplace.map.setView([0, 179.9999], 17, { animate: false })")
+        page.locate("here-1.jpg")
+        assert page.text(".answer") == "No indexed photos in this area"
+
+
+def test_everything_works_from_the_keyboard(firefox: Any) -> None:
+    with opened(firefox) as page:
+        page.locate("here-1.jpg", "elsewhere.jpg", "here-2.jpg")
+        page.run("document.querySelector('#answers [aria-current]').focus()")
+        page.press("ArrowDown")
+        assert page.text(".answer") == "No match in this index"
+        page.press("End", "ArrowRight")
+        pressed = "return document.querySelector('.strip li:nth-child(2) button').getAttribute('aria-pressed')"
+        assert page.text(".pin.selected") == "C" and page.run(pressed) == "true"
+        page.press("Delete")
+        assert len(page.texts("#answers li")) == 2
+        page.press("Escape", "?")
+        assert page.run("return document.querySelector('#help').open && document.querySelector('#detail').hidden")
+        page.press("Escape")
+        theme = page.run("return document.documentElement.dataset.theme")
+        page.press("d")
+        assert page.run("return document.documentElement.dataset.theme") != theme
+
+
+def test_errors_in_the_console_are_found(firefox: Any) -> None:
+    """The check of all other tests."""
+    script = """
+        document.body.append(Object.assign(document.createElement("script"), { textContent: "1" }));
+        setTimeout(() => { throw new Error("an error"); }, 0);
+        setTimeout(() => document.body.dataset.done = "", 0);
+    """
+    with opened(firefox) as page:
+        page.run(script)
+        page.wait_for("return 'done' in document.body.dataset")
+        blocked, thrown = sorted(page.errors())
+        assert "script-src 'self'" in blocked and thrown == "content javascript: Error: an error"

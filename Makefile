@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 WORKERS := $(shell echo $$(( $$(nproc) + 1 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test long lint check minimum format docs site bench bench-gpu bench-index figures clean
+.PHONY: demo test long lint check minimum format docs site bench bench-user bench-gpu bench-index figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
@@ -45,6 +45,9 @@ figures: $(VENV)/.dev  ## the table of README.md
 ARGS ?= --growth
 bench: $(VENV)/.dev  ## e.g. make bench ARGS="--quick --json FILE"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-user: $(VENV)/.dev  ## eval compared with scripts that users write instead, e.g. make bench-user ARGS=--quick
+	$(BIN)/python -m benchmarks.user $(filter-out --growth,$(ARGS))
 
 bench-gpu: $(VENV)/.dev  ## needs a CUDA device
 	$(BIN)/python -m benchmarks --gpu

@@ -18,11 +18,13 @@ figure divided by cosplace's.  Run it with `python -m benchmarks`.  Each file im
     training       training step, GeM, CosFace
     retrieval      extraction, exact search
     recall         positives of queries, and recalls
+    report         metrics and report of an evaluation
     stages         the list of all stages
     gpu            training on a GPU: loader, augmentation, step, whole loop
     __main__       the command line
 
-Programs of their own: demo (the table in README.md), index (the photo index), calibration, pictures; of the server:
-load_server, serving (with http_clients, plain_server and litserve_server) and server_growth.
+Programs of their own: demo (the table in README.md), index (the photo index), calibration, pictures; user (`cosplace
+eval` and scripts that users write instead); of the server: load_server, serving (with http_clients, plain_server and
+litserve_server) and server_growth.
 Needs a system that can fork; memory is measured on Linux.
 """

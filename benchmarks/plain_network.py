@@ -41,6 +41,7 @@ class PlainNetwork(nn.Module):
 
     def __init__(self, dimension: int, backbone: str = "ResNet18") -> None:
         super().__init__()
+        self.dimension = dimension
         resnet: Any = get_model(backbone.lower(), weights=None)
         self.backbone = nn.Sequential(*list(resnet.children())[:-2])
         for layer in list(self.backbone.children())[:NUM_FROZEN]:

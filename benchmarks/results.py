@@ -111,12 +111,12 @@ def table(report: Report) -> str:
     """The report as aligned text."""
     parts = []
     if report.rows:
-        parts.append(_aligned([HEADS, *map(_cells, report.rows)]))
+        parts.append(aligned([HEADS, *map(_cells, report.rows)]))
         parts.append(
             "seconds: CPU, medians.  cpu, wall, memory: plain divided by ours, medians over turns.  Results are equal."
         )
     if report.growth:
-        parts.append(_aligned([GROWTH_HEADS, *map(_growth_cells, report.growth)]))
+        parts.append(aligned([GROWTH_HEADS, *map(_growth_cells, report.growth)]))
         parts.append(f"time ^, memory ^: exponent of the growth with size.  Up to {MAX_EXPONENT} counts as linear.")
     parts += [f"left out: {stage}: {reason}" for stage, reason in report.left_out.items()]
     return "\n".join(parts)
@@ -166,7 +166,8 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -1,6 +1,6 @@
 """The list of all stages, in the order of the table: from file names to recalls."""
 
-from benchmarks import groups, loading, panoramas, photos, recall, retrieval, startup, training
+from benchmarks import groups, loading, panoramas, photos, recall, report, retrieval, startup, training
 from benchmarks.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
@@ -12,4 +12,5 @@ STAGES: tuple[Stage, ...] = (
     *training.STAGES,
     *retrieval.STAGES,
     *recall.STAGES,
+    *report.STAGES,
 )

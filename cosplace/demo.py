@@ -24,7 +24,7 @@ from cosplace.photos.names import format_image_name
 from cosplace.progress import Progress, format_count, part_of
 from cosplace.report.calibration_page import write_calibration_page
 from cosplace.report.data import RecallRow
-from cosplace.report.results import write_training_results
+from cosplace.report.training_results import write_training_results
 from cosplace.retrieval.baselines import TinyImage
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate

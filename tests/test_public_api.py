@@ -42,6 +42,10 @@ def test_unknown_names_are_refused() -> None:
         ("import cosplace", ("torch", "numpy", "lancedb")),
         ("import cosplace; cosplace.scan_images", ("torch", "lancedb", "numba")),
         ("import cosplace; cosplace.partition", ("torch", "lancedb", "numba")),
+        (
+            "import cosplace.report.results, cosplace.localization.database_confidence",  # the last imports of eval
+            ("torchvision", "torch._dynamo", "tensorboard", "lancedb", "cv2"),
+        ),
     ],
 )
 def test_names_import_only_what_they_use(code: str, absent: tuple[str, ...]) -> None:

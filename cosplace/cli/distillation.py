@@ -30,7 +30,7 @@ log = logging.getLogger("cosplace")
 def run_distill(config: DistillConfig, given: Mapping[str, Any]) -> None:
     """Train a student, and print what it keeps of its teacher.  given: the settings of the command line."""
     from cosplace.assessment.provenance import RunInfo
-    from cosplace.report.results import write_distillation_results
+    from cosplace.report.training_results import write_distillation_results
     from cosplace.storage import new_run_folder
     from cosplace.training.distillation import distill
     from cosplace.training.distillation_setup import prepare_distillation

@@ -88,7 +88,7 @@ def _train_together(config: TrainConfig, given: Mapping[str, Any], job: Job) -> 
 
 def _train(prepared: "Preparation", processes: "Processes", folder: Path, job: Job, bars: Progress) -> None:
     """Train in a folder, which the main process has locked, write the results, and print them."""
-    from cosplace.report.results import write_training_results
+    from cosplace.report.training_results import write_training_results
     from cosplace.training.checkpoint import LAST_CHECKPOINT
     from cosplace.training.loop import train_together
 

@@ -28,7 +28,7 @@ log = logging.getLogger("cosplace")
 
 def run_finetune(config: FinetuneConfig) -> None:
     """Fine-tune a model, and print whether it is better than its start."""
-    from cosplace.report.results import write_finetuning_results
+    from cosplace.report.training_results import write_finetuning_results
     from cosplace.storage import new_run_folder
     from cosplace.training.finetuning import finetune
     from cosplace.training.finetuning_setup import prepare_finetuning

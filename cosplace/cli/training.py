@@ -90,7 +90,7 @@ def _train_seed(config: TrainConfig, given: Mapping[str, Any], folder: Path) -> 
 
 def train_and_report(prepared: "Preparation", folder: Path | None, advice: str = "") -> None:
     """Train in a folder, or in a new one.  advice: how to continue; "" for the command that resumes this run."""
-    from cosplace.report.results import write_training_results
+    from cosplace.report.training_results import write_training_results
     from cosplace.storage import new_run_folder
     from cosplace.training.checkpoint import LAST_CHECKPOINT
     from cosplace.training.loop import train

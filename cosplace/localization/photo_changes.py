@@ -1,11 +1,13 @@
-"""Photos as another camera would have taken them, and images that show no place: queries for calibration."""
+"""Photos as another camera would have taken them, and images that show no place: queries for calibration.
+
+torchvision is imported when it is needed: that takes longer than the import of torch, and `eval` needs no such photo.
+"""
 
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 MIN_CROP = 0.6  # share of the area
 MAX_LOG_RATIO = 0.1  # change of width / height, as a logarithm
@@ -16,6 +18,8 @@ IMAGE_SIDE = 256  # pixels
 
 def alter_photo(photo: Tensor, rng: np.random.Generator) -> Tensor:
     """A photo (3, H, W) uint8 in other light and another crop, of the same size."""
+    from torchvision.transforms.v2 import functional
+
     height, width = photo.shape[1:]
     scale, ratio = math.sqrt(rng.uniform(MIN_CROP, 1)), math.exp(rng.uniform(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     crop = max(1, min(height, round(height * scale * ratio))), max(1, min(width, round(width * scale / ratio)))
@@ -31,6 +35,8 @@ def alter_photo(photo: Tensor, rng: np.random.Generator) -> Tensor:
 
 def images_without_place(count: int, rng: np.random.Generator, side: int = IMAGE_SIDE) -> list[Tensor]:
     """Images (3, side, side) uint8, in turn: black, one color, a gradient, fine noise, coarse noise."""
+    from torchvision.transforms.v2 import functional
+
     images = []
     down = np.linspace(0, 1, side)[:, None, None]
     for number in range(count):

@@ -23,5 +23,6 @@ audit_page          wrong answers that look right, to judge
 validation_page     the check of a dataset
 calibration_page    the calibration of an index
 zoo_page            the released models, to sort and filter
-results             results.json, images and report of a run
+results             results.json, images and report of an evaluation
+training_results    the same of a training, with what was trained
 """

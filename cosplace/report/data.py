@@ -33,6 +33,15 @@ class RecallRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedMatches:
+    """For each query, the database image that it should have found first."""
+
+    images: np.ndarray  # (Q,) int64; -1 for a query without positives
+    distances_m: np.ndarray  # (Q,) float64; nan without one
+    heading_differences_deg: np.ndarray  # (Q,) float64 in [0, 180]; nan if a heading is unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything that the page can show.  A section without data is left out."""
 
@@ -47,6 +56,7 @@ class Report:
     groups_used: int = 0  # groups 0 … groups_used - 1 were trained on
     dataset: RetrievalDataset | None = None
     evaluation: Evaluation | None = None  # of `dataset`
+    expected: ExpectedMatches | None = None  # of `evaluation`, if they are known
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)  # command, versions, times; may be nested
     num_queries_shown: int = 12  # at once
@@ -69,15 +79,6 @@ def outcome_names(num_predictions: int) -> tuple[str, str, str]:
 def similarities(evaluation: Evaluation) -> np.ndarray:
     """Cosine similarities of queries and predictions, (Q, K) float64, for descriptors of length 1; -inf without one."""
     return 1 - evaluation.squared_distances.astype(np.float64) / 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedMatches:
-    """For each query, the database image that it should have found first."""
-
-    images: np.ndarray  # (Q,) int64; -1 for a query without positives
-    distances_m: np.ndarray  # (Q,) float64; nan without one
-    heading_differences_deg: np.ndarray  # (Q,) float64 in [0, 180]; nan if a heading is unknown
 
 
 def expected_matches(dataset: RetrievalDataset, evaluation: Evaluation) -> ExpectedMatches:

@@ -262,7 +262,7 @@ def _list_of_queries(report: Report, progress: Progress) -> Mapping[str, Any] | 
     dataset, evaluation = report.dataset, report.evaluation
     if dataset is None or evaluation is None or report.num_queries_shown < 1 or not len(evaluation.predictions):
         return None
-    queries = open_queries(dataset, evaluation, report.num_predictions_shown, report.conditions)
+    queries = open_queries(dataset, evaluation, report.num_predictions_shown, report.conditions, report.expected)
     photos, num_left_out = page_photos(queries)
     first = queries.order[: report.num_queries_shown].tolist()
     rows = [query_row(queries, photos, query) for query in first]

@@ -69,9 +69,13 @@ def num_tiles(queries: Queries) -> int:
 
 
 def open_queries(
-    dataset: RetrievalDataset, evaluation: Evaluation, num_shown: int, conditions: Mapping[str, Sequence[str]]
+    dataset: RetrievalDataset,
+    evaluation: Evaluation,
+    num_shown: int,
+    conditions: Mapping[str, Sequence[str]],
+    expected: ExpectedMatches | None = None,
 ) -> Queries:
-    """Prepare the queries of an evaluation.  conditions: name -> value of each query."""
+    """Prepare the queries of an evaluation.  conditions: name -> value of each query; expected: if they are known."""
     hits = evaluation.hits
     outcome, similarity = outcomes(hits), similarities(evaluation)
     num_queries, num_predictions = hits.shape
@@ -82,7 +86,7 @@ def open_queries(
         outcome=outcome,
         hits=hits,
         similarities=similarity,
-        expected=expected_matches(dataset, evaluation),
+        expected=expected or expected_matches(dataset, evaluation),
         order=query_order(outcome, similarity[:, 0]),
         conditions=conditions,
         num_shown=num_shown,

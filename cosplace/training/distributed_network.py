@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from cosplace.errors import ConfigError
 from cosplace.models.network import GeoLocalizationNet
@@ -99,6 +98,8 @@ def distribute(network: GeoLocalizationNet, processes: Processes, batch_size: in
 
 def _random_kind(layer: nn.Module) -> str | None:
     """What a layer draws a random number for, "image" or "number"; None if it does not, or is not known."""
+    from torchvision.ops import StochasticDepth
+
     if type(layer).__name__ in BY_IMAGE or (isinstance(layer, StochasticDepth) and layer.mode == "row"):
         return "image"
     return "number" if type(layer) is nn.Dropout and layer.p > 0 else None

@@ -2,11 +2,11 @@
 
 import platform
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
 import cosplace
 from cosplace.config.sections import TrainConfig
@@ -85,7 +85,7 @@ def _facts(prepared: Preparation) -> dict[str, Any]:
         "weights of the classifiers": _classifier_checksum(state),
         "cosplace": cosplace.__version__,
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),  # without its import, which takes longer than that of torch
         "numpy": np.__version__,
         "Python": ".".join(platform.python_version_tuple()[:2]),
     }

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from cosplace.localization.local_features import LocalFeatures, count_inliers, detect_features, match_features
+from cosplace.localization.local_features import (
+    MAX_RATIO,
+    LocalFeatures,
+    count_inliers,
+    detect_features,
+    distinct_matches,
+    match_features,
+)
 
 cv2 = pytest.importorskip("cv2")
 
@@ -50,3 +57,16 @@ def test_points_without_a_geometry_are_no_error(monkeypatch: pytest.MonkeyPatch)
     points = np.random.default_rng(3).uniform(0, 480, (20, 2))
     monkeypatch.setattr(cv2, "findFundamentalMat", fail)
     assert match_features(features_at(points), features_at(points)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("others", [2, 40])
+def test_distinct_matches_are_those_of_opencv(others: int) -> None:
+    random = np.random.default_rng(others)
+    b = np.sqrt(random.dirichlet(np.full(128, 0.2), others)).astype(np.float32)
+    near = b[random.integers(0, others, 30)] + random.normal(0, 0.02, (30, 128)).astype(np.float32)
+    a = np.concatenate([b[:2], near, np.zeros((1, 128), np.float32), random.random((20, 128), np.float32)])
+    pairs = [two[0] for two in cv2.BFMatcher().knnMatch(a, b, k=2) if two[0].distance < MAX_RATIO * two[1].distance]
+    rows, nearest = distinct_matches(a, b)
+    assert rows.tolist() == [pair.queryIdx for pair in pairs]
+    assert nearest.tolist() == [pair.trainIdx for pair in pairs]
+    assert len(rows) > 20

@@ -71,7 +71,12 @@ def ask(address: str) -> tuple[int, int, str]:
 
 def workers_of(address: str) -> dict[int, int]:
     """Process ids of the workers, by their numbers; of 40 connections, one in 2^39 times all go to the same of two."""
-    return {number: pid for number, pid, _ in (ask(address) for _ in range(40))}
+    workers = {}
+    for _ in range(40):
+        with suppress(ConnectionResetError):  # it was waiting for a worker that was killed
+            number, pid, _ = ask(address)
+            workers[number] = pid
+    return workers
 
 
 @linux

@@ -21,7 +21,7 @@ from cosplace.photos.names import optional_fields
 from cosplace.photos.scanning import scan_images
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, to_table, write_table
 from cosplace.progress import StopRequest
-from cosplace.report.results import write_finetuning_results
+from cosplace.report.training_results import write_finetuning_results
 from cosplace.training.finetuning import FinetuneResult, finetune
 from cosplace.training.finetuning_setup import prepare_finetuning
 from cosplace.training.metrics import read_metrics

@@ -12,7 +12,7 @@ from cosplace.assessment.provenance import RunInfo
 from cosplace.models.downloads import file_sha256
 from cosplace.models.network import new_network
 from cosplace.models.weight_files import read_card
-from cosplace.report.results import write_training_results
+from cosplace.report.training_results import write_training_results
 from cosplace.retrieval.evaluation import evaluate, evaluation_settings
 from cosplace.training.best_model import BEST_MODEL, BEST_MODEL_SAFE, START
 from cosplace.training.checkpoint import LAST_CHECKPOINT, read_checkpoint

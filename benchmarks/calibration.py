@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cosplace.engines.encoder import Encoder, load_model
 from cosplace.index.building import build_index
 from cosplace.index.photo_index import open_index
 from cosplace.localization.calibration import calibrate
 from cosplace.localization.confidence import calibration_error, reliability_bins
 from cosplace.localization.localizer import Localizer, distance_to_m
-from cosplace.models.encoder import Encoder, load_model
 from cosplace.photos.metadata import read_metadata
 from cosplace.photos.scanning import scan_images
 from cosplace.retrieval.recall import RADIUS_M

@@ -24,13 +24,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cosplace.config.index import IndexSettings
+from cosplace.engines.encoder import load_model
 from cosplace.index.building import build_index
 from cosplace.index.photo_index import open_index
 from cosplace.localization.answers import Location
 from cosplace.localization.calibration import calibrate
 from cosplace.localization.local_features import count_inliers, detect_features
 from cosplace.localization.localizer import Localizer
-from cosplace.models.encoder import load_model
 from cosplace.photos.opening import open_image
 from cosplace.photos.scanning import scan_images
 from synthcity.capture import build_city

@@ -64,8 +64,7 @@ def _prepare_plain_extraction(file: Path) -> Work:
 def _prepare_extraction(autocast: str | None, file: Path) -> Work:
     import torch
 
-    from cosplace.models.encoder import encode_batch
-    from cosplace.models.inference import optimize_for_inference
+    from cosplace.models.inference import encode_batch, optimize_for_inference
     from cosplace.models.network import GeoLocalizationNet
 
     stored, device = torch.load(file), torch.device("cpu")

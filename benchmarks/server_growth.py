@@ -20,9 +20,9 @@ from benchmarks.index import DIMENSION, PHOTOS_PER_PLACE, SyntheticPlaces, fill_
 from benchmarks.results import exponent
 from benchmarks.serving import command_of, free_port, running
 from cosplace.config.index import IndexSettings
+from cosplace.engines.encoder import load_model
 from cosplace.index.photo_index import create_index
 from cosplace.index.records import ModelSpec
-from cosplace.models.encoder import load_model
 
 SIZES = (1_000, 10_000, 100_000)
 FIGURES = ("start_cpu_s", "start_mb", "answer_cpu_ms", "p50_ms", "memory_mb")

@@ -13,7 +13,8 @@ Layers, from the ground up; a module imports only from layers listed above its o
     config         every option once: default, unit, help
     photos         file names, lists, decoding, batches of photos
     importing      photos from anywhere become a dataset
-    models         networks, weights, released models, photos to descriptors
+    models         networks, weights, released models
+    engines        programs that run a network, photos to descriptors
     retrieval      extraction, exact search, positives and recall, evaluation
     assessment     intervals, metrics, protocols and comparison of evaluations
     training       the paper: groups, CosFace, augmentation, one step, the loop
@@ -33,9 +34,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cosplace.engines.encoder import load_model
     from cosplace.index.photo_index import open_index
     from cosplace.localization.localizer import Localizer
-    from cosplace.models.encoder import load_model
     from cosplace.models.network import GeoLocalizationNet
     from cosplace.photos.scanning import scan_images
     from cosplace.retrieval.evaluation import evaluate
@@ -68,7 +69,7 @@ _MODULES = {
     "MarginCosineProduct": "training.cosface",
     "evaluate": "retrieval.evaluation",
     "find_positives": "retrieval.recall",
-    "load_model": "models.encoder",
+    "load_model": "engines.encoder",
     "nearest": "retrieval.search",
     "open_index": "index.photo_index",
     "partition": "training.groups",

@@ -11,12 +11,12 @@ import numpy as np
 
 from cosplace.config.sections import Grouping, TrainConfig
 from cosplace.config.values import from_values
+from cosplace.engines.encoder import load_model
 from cosplace.index.building import build_index
 from cosplace.index.photo_index import open_index
 from cosplace.localization.answers import Location, plain_text
 from cosplace.localization.calibration import calibrate
 from cosplace.localization.localizer import Localizer, distance_to_m
-from cosplace.models.encoder import load_model
 from cosplace.models.network import new_network
 from cosplace.photos.image_list import image_list
 from cosplace.photos.metadata import metadata_from_name

@@ -113,6 +113,10 @@ class CheckpointError(CosPlaceError):
     """A weights file, a checkpoint or a cache is truncated, of another program or of another architecture."""
 
 
+class ExportError(CosPlaceError):
+    """A model cannot be exported, or the result differs too much from it; no file was written."""
+
+
 class DownloadError(CosPlaceError):
     """Weights could not be downloaded."""
 

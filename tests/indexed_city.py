@@ -5,10 +5,10 @@ from unittest.mock import patch
 
 import torch
 
+from cosplace.engines.encoder import load_model
 from cosplace.index.photo_index import create_index
 from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.localization.calibration import calibrate
-from cosplace.models.encoder import load_model
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.photos.scanning import scan_images
 from tests.synthetic_dataset import write_dataset

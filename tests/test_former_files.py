@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from cosplace.cli import main
+from cosplace.engines.encoder import load_model
 from cosplace.index.building import add_photos, find_photos
 from cosplace.index.photo_index import open_index
 from cosplace.localization.localizer import Localizer
-from cosplace.models.encoder import load_model
 from cosplace.training.metrics import read_metrics
 
 DATA = Path(__file__).parent / "data" / "former"

@@ -22,6 +22,8 @@ from torch import nn
 import cosplace
 from cosplace.assessment.published import terms_of
 from cosplace.assessment.records import SCHEMA_VERSION
+from cosplace.engines.kinds import find_kind
+from cosplace.engines.machine import processor_name
 from cosplace.errors import CosPlaceError, one_line
 from cosplace.models.downloads import file_sha256
 from cosplace.models.hub import is_hub
@@ -50,6 +52,7 @@ class RunInfo:
     seed: int
     device: torch.device
     autocast: torch.dtype | None = None  # of mixed precision
+    engine: str = "torch"  # that computed the descriptors, see `engines.kinds`
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -260,9 +263,17 @@ def describe_environment(run: RunInfo) -> dict[str, Any]:
         "device": str(run.device),
         "device_name": device_name(run.device),
         "threads": torch.get_num_threads(),
-        "precision": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(run.autocast, "fp32"),  # type: ignore[arg-type]
+        "engine": run.engine,
+        "precision": _precision(run),
         "seed": run.seed,
     }
+
+
+def _precision(run: RunInfo) -> str:
+    """The numbers that the network computed with: fp32, fp16, bf16 or int8."""
+    if run.autocast is None:
+        return find_kind(run.engine).numbers
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}[run.autocast]
 
 
 def _version(library: str) -> str | None:
@@ -276,11 +287,7 @@ def device_name(device: torch.device) -> str:
     """Name of the GPU or processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return processor_name()
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

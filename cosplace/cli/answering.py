@@ -14,6 +14,7 @@ from cosplace.errors import ConfigError, NoPositionsError
 if TYPE_CHECKING:
     from torch import nn
 
+    from cosplace.engines.engine import Engine
     from cosplace.importing.dataset_layouts import RetrievalLists
     from cosplace.progress import Progress
     from cosplace.retrieval.dataset import RetrievalDataset
@@ -151,7 +152,7 @@ def open_test_photos(config: EvalConfig, progress: "Progress") -> "RetrievalData
 
 def answer_run(
     folder: Path,
-    model: "nn.Module",
+    model: "nn.Module | Engine",
     photos: UnlabeledPhotos,
     settings: "EvaluationSettings",
     *,

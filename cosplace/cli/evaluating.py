@@ -18,6 +18,7 @@ from cosplace.cli.console import (
 )
 from cosplace.config.evaluation import EvalConfig
 from cosplace.config.values import set_folder, to_values
+from cosplace.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
     from cosplace.assessment.protocols import Protocol, Protocols
     from cosplace.assessment.provenance import RunInfo
     from cosplace.cli.answering import UnlabeledPhotos
+    from cosplace.engines.engine import Engine
+    from cosplace.photos.image_list import ImageList
     from cosplace.progress import Progress
     from cosplace.retrieval.dataset import RetrievalDataset
     from cosplace.retrieval.evaluation import Evaluation, EvaluationSettings
+
+MAX_INT8_LOSS = 0.3  # percentage points of any recall, compared with PyTorch
 
 log = logging.getLogger("cosplace")
 
@@ -99,7 +104,12 @@ def evaluate_run(
         network = reduce_for_evaluation(model, config, progress=bars)
         source, radius_m = config.weights.resume_model, settings.positive_dist_threshold
         model_record = describe_model(source, network, reduced_to=config.weights.reduce_to)
-        evaluation, scores, exact = _evaluate_with_scores(network, dataset, settings, bars)
+        engine = _engine_for(network, dataset.database, config, settings, bars)
+        evaluation, scores, exact = _evaluate_with_scores(engine or network, dataset, settings, bars)
+        if engine is not None:
+            run = dataclasses.replace(run, engine=engine.kind.name)
+        if engine is not None and engine.kind.is_int8:
+            _check_recall(network, dataset, settings, evaluation, engine=engine.kind.name, progress=bars)
         log.info("%s: %s", dataset.name, evaluation.recalls_text())
         is_custom = protocol is None and has_usual_views(config)
         similar = matching_protocol(dataset, radius_m, source, evaluation.image_size, protocols) if is_custom else None
@@ -221,13 +231,20 @@ def _answer(
         bars = Bars()
         network = reduce_for_evaluation(model, config, progress=bars)
         record = describe_model(config.weights.resume_model, network, reduced_to=config.weights.reduce_to)
+        engine = _engine_for(network, photos.lists.database, config, settings, bars)
         answer_run(
-            folder, network, photos, settings, num_predictions=num_predictions, model_record=record, progress=bars
+            folder,
+            engine or network,
+            photos,
+            settings,
+            num_predictions=num_predictions,
+            model_record=record,
+            progress=bars,
         )
 
 
 def _evaluate_with_scores(
-    network: "nn.Module", dataset: "RetrievalDataset", settings: "EvaluationSettings", progress: "Progress"
+    network: "nn.Module | Engine", dataset: "RetrievalDataset", settings: "EvaluationSettings", progress: "Progress"
 ) -> "tuple[Evaluation, dict[str, np.ndarray], Evaluation | None]":
     """Evaluate, with the confidence of each answer where the database is enough to calibrate it.
 
@@ -245,6 +262,54 @@ def _evaluate_with_scores(
             return evaluation, {}, exact
     confidence = database_confidence(database, evaluation, dataset)
     return evaluation, {} if confidence is None else {CONFIDENCE: confidence}, exact
+
+
+def _engine_for(
+    network: "nn.Module", photos: "ImageList", config: EvalConfig, settings: "EvaluationSettings", progress: "Progress"
+) -> "Engine | None":
+    """--engine; None for PyTorch, as the settings say."""
+    if config.weights.engine == "torch":
+        return None
+    if config.running.use_amp16:
+        raise ConfigError(f"--use_amp16 needs --engine torch, not {config.weights.engine}. Omit one of them.")
+    from cosplace.engines.opening import open_engine
+
+    extraction = settings.extraction
+    return open_engine(
+        config.weights.engine,
+        network,
+        image_size=extraction.image_size,
+        device=config.running.device,
+        scales=extraction.scales,
+        flip=extraction.flip,
+        photos=photos,
+        batch_size=extraction.batch_size,
+        progress=progress,
+    )
+
+
+def _check_recall(
+    network: "nn.Module",
+    dataset: "RetrievalDataset",
+    settings: "EvaluationSettings",
+    found: "Evaluation",
+    *,
+    engine: str,
+    progress: "Progress",
+) -> None:
+    """Evaluate with PyTorch too, and report what an int8 engine loses.  Raises ConfigError if that is too much."""
+    from cosplace.retrieval.evaluation import evaluate
+
+    # The folder of descriptors has those of the engine.
+    exact = evaluate(network, dataset, dataclasses.replace(settings, descriptors_folder=None), progress=progress)
+    loss = max(exact.recalls[k] - found.recalls[k] for k in exact.recalls)
+    log.info("PyTorch: %s; the engine %s loses %.1f points at most", exact.recalls_text(), engine, max(loss, 0))
+    allowed = max(MAX_INT8_LOSS, 100 / len(dataset.queries) + 1e-9)  # one query is always allowed
+    if not loss <= allowed:
+        raise ConfigError(
+            f"--engine {engine} loses {loss:.1f} points of recall on {dataset.name}, more than {allowed:.1f}. Use "
+            f"another engine, such as --engine auto."
+        )
 
 
 def _network_to_evaluate(config: EvalConfig, given: Mapping[str, Any]) -> "nn.Module":

@@ -75,7 +75,7 @@ def _extract(config: ExtractConfig, ranks: Ranks) -> None:
 
 def _values(config: ExtractConfig) -> dict[str, Any]:
     """The settings for a task of a cluster: paths as seen from any folder, and workers as for one core."""
-    from cosplace.models.encoder import model_name
+    from cosplace.engines.encoder import model_name
 
     assert config.dataset is not None and config.model is not None
     store = config.to if "://" in config.to else str(Path(config.to).resolve())
@@ -87,7 +87,7 @@ def _values(config: ExtractConfig) -> dict[str, Any]:
 def _about(config: ExtractConfig, model: "nn.Module") -> dict[str, Any]:
     """What meta.json says for people, and what results.json will say of the model."""
     from cosplace.assessment.provenance import describe_model
-    from cosplace.models.encoder import model_name
+    from cosplace.engines.encoder import model_name
 
     assert config.model is not None
     record = describe_model(config.model, model, reduced_to=config.reduce_to)

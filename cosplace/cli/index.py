@@ -25,11 +25,11 @@ from cosplace.errors import CosPlaceError, DamagedIndexError
 from cosplace.progress import format_count
 
 if TYPE_CHECKING:
+    from cosplace.engines.encoder import Encoder
     from cosplace.index.approximate import BuildSearch
     from cosplace.index.indexing import AddPhotos, IndexingResult
     from cosplace.index.photo_index import PhotoIndex
     from cosplace.localization.confidence import Calibration
-    from cosplace.models.encoder import Encoder
     from cosplace.models.views import PhotoViews
     from cosplace.photos.image_list import ImageList
 
@@ -41,9 +41,9 @@ log = logging.getLogger("cosplace")
 
 def run_build(config: IndexBuildConfig) -> None:
     """Build an index of the photos of a folder, and calibrate it."""
+    from cosplace.engines.encoder import load_model
     from cosplace.index.building import build_index
     from cosplace.index.sources import find_photos, require_positions
-    from cosplace.models.encoder import load_model
 
     # Problems with the folder are found before the model is loaded.
     part = _part_of_build(config)
@@ -58,11 +58,13 @@ def run_build(config: IndexBuildConfig) -> None:
         trust_remote_code=config.device.trust_remote_code,
         views=_views(config),
         accept_license=config.accept_license,
+        engine="torch" if config.engine == "ray" else config.engine,
+        photos=photos,
     )
     if config.image_size is None and (note := _size_note(config.model, photos)):
         log.info("%s", note)
     bars = Bars()
-    with on_interrupt(CONTINUE), _engine(config) as engine:
+    with on_interrupt(CONTINUE), _builder(config) as builder:
         result = build_index(
             photos,
             encoder,
@@ -72,20 +74,20 @@ def run_build(config: IndexBuildConfig) -> None:
             settings=config.storage,
             source=config.source,
             batch_size=config.encoding.infer_batch_size,
-            num_workers=engine.num_workers,
+            num_workers=builder.num_workers,
             progress=bars,
-            add=engine.add,
+            add=builder.add,
         )
         bars.close()
         _print_counts(result)
-        _finish(config.to, encoder, bars, calibrate=not config.no_calibrate, build=engine.build)
+        _finish(config.to, encoder, bars, calibrate=not config.no_calibrate, build=builder.build)
     if result.num_added or result.num_known:
         index = shlex.quote(config.to)
         print_result(f"Next: cosplace locate PHOTO --index {index}, or cosplace serve --index {index}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Engine:
+class _Builder:
     """What builds an index; None: this process."""
 
     num_workers: int  # that load photos, of each process that describes them
@@ -94,11 +96,11 @@ class _Engine:
 
 
 @contextmanager
-def _engine(config: IndexBuildConfig) -> Generator[_Engine]:
-    """--engine; within, the cluster is open."""
+def _builder(config: IndexBuildConfig) -> Generator[_Builder]:
+    """With --engine ray, the cluster is open within."""
     num_workers = config.encoding.num_workers
-    if config.engine == "local":
-        yield _Engine(num_workers=loading_workers(num_workers))
+    if config.engine != "ray":
+        yield _Builder(num_workers=loading_workers(num_workers))
         return
     from cosplace.index.cluster_building import add_photos_on_cluster
     from cosplace.index.cluster_search import PACKAGES, build_on_cluster
@@ -106,7 +108,7 @@ def _engine(config: IndexBuildConfig) -> Generator[_Engine]:
 
     with open_cluster(PACKAGES) as cluster:
         # By default, there is a process for each core.
-        yield _Engine(
+        yield _Builder(
             num_workers=1 if num_workers is None else num_workers,
             add=partial(add_photos_on_cluster, cluster=cluster),
             build=partial(build_on_cluster, cluster=cluster),
@@ -215,7 +217,13 @@ def _open_encoder(index: "PhotoIndex", config: IndexAddConfig) -> "Encoder":
     from cosplace.localization.localizer import open_index_encoder
 
     device = config.device
-    return open_index_encoder(index, device.device, trust_remote_code=device.trust_remote_code, model=config.model)
+    return open_index_encoder(
+        index,
+        device.device,
+        trust_remote_code=device.trust_remote_code,
+        model=config.model,
+        engine=config.engine,
+    )
 
 
 def _encoding_options(config: IndexAddConfig, folder: Path, bars: Bars) -> dict[str, Any]:
@@ -291,7 +299,11 @@ def run_calibrate(config: IndexCalibrateConfig) -> None:
     bars = Bars()
     with open_index(config.index, write=True, roots=config.root) as index:
         encoder = open_index_encoder(
-            index, config.device.device, trust_remote_code=config.device.trust_remote_code, model=config.model
+            index,
+            config.device.device,
+            trust_remote_code=config.device.trust_remote_code,
+            model=config.model,
+            engine=config.engine,
         )
         calibration, page = _calibrate(
             index, encoder, bars, seed=config.seed, queries=config.queries, unlabeled=config.unlabeled

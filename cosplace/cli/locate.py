@@ -61,6 +61,7 @@ def run_locate(config: LocateConfig) -> None:
         exact=config.exact,
         model=config.model,
         roots=config.root,
+        engine=config.engine,
     )
     if config.sequence.sequence:
         rows: list[Row] = [(answer, None) for answer in _locate_sequence(localizer, paths, where, config)]

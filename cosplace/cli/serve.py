@@ -40,6 +40,7 @@ def run_serve(config: ServeConfig) -> None:
         "trust_remote_code": config.device.trust_remote_code,
         "model": config.model,
         "roots": config.root,
+        "engine": config.engine,
     }
     if settings.workers == 1:
         serve_index(config.index, settings, **localizer_options)

@@ -14,6 +14,7 @@ from cosplace.config.sections import (
     RuntimeSettings,
     TestSettings,
     accept_license_setting,
+    engine_setting,
     trust_remote_code_setting,
 )
 from cosplace.config.setting import Section, section, setting
@@ -80,6 +81,7 @@ class Weights(Section):
         "folder that stores the descriptors of database and queries; an interrupted evaluation continues from it",
         metavar="FOLDER",
     )
+    engine: str = engine_setting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

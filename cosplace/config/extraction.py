@@ -8,6 +8,7 @@ from cosplace.config.sections import (
     DeviceSettings,
     EncodingSettings,
     accept_license_setting,
+    cluster_engine_setting,
     follow_outside_setting,
     json_setting,
 )
@@ -15,7 +16,6 @@ from cosplace.config.setting import Section, required, section, setting
 from cosplace.errors import ConfigError
 
 DTYPES = ("float32", "float16", "int8", "binary")
-ENGINES = ("local", "ray")
 STORE_SHARD_ROWS = 4096  # also enough photos to keep a worker busy
 
 
@@ -76,12 +76,10 @@ class ExtractConfig(Section):
         None, "use only the first dimensions of a model written by `cosplace reduce`", at_least=1, default_text="all"
     )
     use_amp16: bool = setting(False, "16-bit mixed precision: fp16 on CUDA, bf16 on CPUs that support it")
-    engine: str = setting(
-        "local",
-        "local computes in this process, which may be one of many: of torchrun, of a Slurm array, or started by hand; "
-        "ray runs one task per shard on a Ray cluster, that of the environment variable RAY_ADDRESS, else one on this "
-        "machine, and needs `pip install 'cosplace[cluster]'`",
-        choices=ENGINES,
+    engine: str = cluster_engine_setting(
+        "runs one task per shard on a Ray cluster, that of the environment variable RAY_ADDRESS, else one on this "
+        "machine, with torch, and needs `pip install 'cosplace[cluster]'`. All others compute in this process, which "
+        "may be one of many: of torchrun, of a Slurm array, or started by hand"
     )
     status: bool = setting(
         False, "print the progress of the store, the rate of all workers and the time left; then stop"
@@ -107,6 +105,8 @@ class ExtractConfig(Section):
             raise ConfigError("--json prints the result of --status or --verify. Add one of them, or omit --json.")
         if self.json and self.verify and self.dataset is not None:
             raise ConfigError("--json prints the result of --verify alone. Omit DATASET, or omit --json.")
+        if self.use_amp16 and self.engine not in ("torch", "ray"):
+            raise ConfigError(f"--use_amp16 needs --engine torch, not {self.engine}. Omit one of them.")
         if self.queries_folder is not None and self.part != "queries":
             raise ConfigError("--queries_folder is for --part queries. Add it, or omit --queries_folder.")
         if len(set(self.scales)) < len(self.scales):

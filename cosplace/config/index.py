@@ -10,7 +10,9 @@ from cosplace.config.sections import (
     DeviceSettings,
     EncodingSettings,
     accept_license_setting,
+    cluster_engine_setting,
     follow_outside_setting,
+    index_engine_setting,
     index_setting,
     json_setting,
     moved_model_setting,
@@ -104,11 +106,9 @@ class IndexBuildConfig(Section):
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = without_positions_setting()
     no_calibrate: bool = setting(False, "do not calibrate confidence; `cosplace index calibrate` can do it later")
-    engine: str = setting(
-        "local",
-        "local builds in this process; ray computes descriptors and builds the search index on a Ray cluster, that of "
-        "the environment variable RAY_ADDRESS, else one on this machine, and needs `pip install 'cosplace[cluster]'`",
-        choices=("local", "ray"),
+    engine: str = cluster_engine_setting(
+        "computes descriptors and builds the search index on a Ray cluster, that of the environment variable "
+        "RAY_ADDRESS, else one on this machine, with torch, and needs `pip install 'cosplace[cluster]'`"
     )
     accept_license: bool = accept_license_setting()
     storage: IndexSettings = section(IndexSettings)
@@ -132,6 +132,7 @@ class IndexAddConfig(Section):
     without_positions: bool = without_positions_setting()
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()
+    engine: str | None = index_engine_setting()
     encoding: EncodingSettings = section(EncodingSettings)
     device: DeviceSettings = section(DeviceSettings)
 
@@ -204,4 +205,5 @@ class IndexCalibrateConfig(Section):
     seed: int = seed_setting("seed for choosing the photos used for calibration")
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()
+    engine: str | None = index_engine_setting()
     device: DeviceSettings = section(DeviceSettings)

@@ -9,6 +9,7 @@ from cosplace.config.sections import (
     ConfidenceSettings,
     DeviceSettings,
     follow_outside_setting,
+    index_engine_setting,
     index_setting,
     moved_model_setting,
     root_setting,
@@ -132,6 +133,7 @@ class LocateConfig(Section):
     index: str = index_setting()
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()
+    engine: str | None = index_engine_setting()
     neighbors: int = setting(
         NUM_MATCHES, "number of matches to report", at_least=1, metavar="K", aliases=("neighbours",)
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from cosplace.config.defaults import MIN_CONFIDENCE, RADIUS_M, RECALL_VALUES, REPORT_MATCHES
 from cosplace.config.methods import MethodSettings
-from cosplace.config.names import AGGREGATIONS, BACKBONES, canonical_backbone, parse_device
+from cosplace.config.names import AGGREGATIONS, BACKBONES, ENGINES, canonical_backbone, parse_device
 from cosplace.config.setting import Section, required, section, setting
 from cosplace.errors import ConfigError
 
@@ -26,6 +26,33 @@ def device_setting() -> Any:
     return setting(
         "auto", "where to compute: auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
         parse=parse_device, metavar="DEVICE",
+    )  # fmt: skip
+
+
+ENGINE_HELP = (
+    "program that runs the network: torch, the reference, and torch_bf16; onnx, onnx_int8 (ONNX Runtime) and openvino, "
+    "openvino_bf16, openvino_int8 (OpenVINO) run an exported file on the CPU, which is often faster and needs `pip "
+    "install 'cosplace[export]'` or `'cosplace[openvino]'`; auto measures those that are installed on your photos, "
+    "takes the fastest whose descriptors agree with those of torch (cosine similarity of at least 0.9999), and "
+    "remembers it. int8 is never chosen: its descriptors cannot be compared with those of other engines"
+)
+
+
+def engine_setting() -> Any:
+    """Return the setting --engine."""
+    return setting("torch", ENGINE_HELP, choices=("auto", *ENGINES), metavar="ENGINE")
+
+
+def cluster_engine_setting(ray_help: str) -> Any:
+    """Return the setting --engine of commands that can also use a Ray cluster.  ray_help: what ray does."""
+    return setting("torch", f"{ENGINE_HELP}; ray {ray_help}", choices=("auto", *ENGINES, "ray"), metavar="ENGINE")
+
+
+def index_engine_setting() -> Any:
+    """Return the setting --engine of commands that use an index."""
+    return setting(
+        None, ENGINE_HELP, choices=("auto", *ENGINES), metavar="ENGINE",
+        default_text="torch, or the int8 engine that the index was built with",
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cosplace.config.sections import (
     ConfidenceSettings,
     DeviceSettings,
+    index_engine_setting,
     index_setting,
     moved_model_setting,
     root_setting,
@@ -94,6 +95,7 @@ class ServeConfig(Section):
     index: str = index_setting()
     model: str | None = moved_model_setting()
     root: tuple[str, ...] = root_setting()
+    engine: str | None = index_engine_setting()
     confidence: ConfidenceSettings = section(ConfidenceSettings)
     server: ServerOptions = section(ServerOptions)
     device: DeviceSettings = section(DeviceSettings)

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from cosplace import __version__
-from cosplace.errors import ConfigError
-from cosplace.export.deployable import (
+from cosplace.engines.comparison import synthetic_photos
+from cosplace.engines.deployable import (
     DeployableNetwork,
     ResizingNetwork,
     check_exportable,
     find_smallest_side,
     summarize_error,
 )
-from cosplace.export.onnx_format import add_metadata, opset_of, write_onnx
+from cosplace.engines.onnx_format import add_metadata, opset_of, write_onnx
+from cosplace.engines.quantization import quantize, select_photos
+from cosplace.errors import ConfigError, ExportError
 from cosplace.export.parity import write_parity
-from cosplace.export.quantization import quantize, select_photos
 from cosplace.export.runtime import UINT8_INPUT, open_exported
-from cosplace.export.settings import ExportError, ExportSettings, check_extra, check_target
+from cosplace.export.settings import ExportSettings, check_extra, check_target
 from cosplace.export.torch_program import write_program
 from cosplace.export.verification import (
     NUM_PHOTOS,
@@ -37,9 +38,8 @@ from cosplace.export.verification import (
     measure_latency_ms,
     merge_by_size,
     resized_batches,
-    synthetic_photos,
 )
-from cosplace.models.encoder import find_dimension
+from cosplace.models.inference import find_dimension
 from cosplace.models.opening import open_model, weights_path
 from cosplace.models.reduction import ReducedNetwork, unreduced
 from cosplace.photos.image_list import ImageList

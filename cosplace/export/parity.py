@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cosplace.errors import CheckpointError
-from cosplace.export.input_format import InputFormat
+from cosplace.engines.comparison import synthetic_photos
+from cosplace.engines.input_format import InputFormat
+from cosplace.errors import CheckpointError, ExportError
 from cosplace.export.runtime import open_exported
-from cosplace.export.settings import ExportError
-from cosplace.export.verification import synthetic_photos
 from cosplace.photos.normalization import normalize
 from cosplace.photos.resizing import resize
 from cosplace.storage import write_atomically

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cosplace.config.export import FORMATS
+from cosplace.engines.engine import INPUT, OUTPUT
+from cosplace.engines.input_format import InputFormat
 from cosplace.errors import CheckpointError, ConfigError
-from cosplace.export.input_format import InputFormat
-from cosplace.export.onnx_format import INPUT, OUTPUT
 from cosplace.export.settings import check_extra, format_of
 from cosplace.export.torch_program import read_program
 

@@ -7,15 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cosplace.config.export import FORMATS, MAX_DIFFERENCES, MAX_RECALL_LOSSES, ExportOptions
-from cosplace.errors import ConfigError, CosPlaceError, StorageError
-from cosplace.export.input_format import InputFormat
+from cosplace.engines.input_format import InputFormat
+from cosplace.errors import ConfigError, StorageError
 
 NAME = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)  # of an input or output
 EXTRA = ("onnx", "onnxscript", "onnxruntime")  # packages that ONNX needs in addition
-
-
-class ExportError(CosPlaceError):
-    """A model cannot be exported, or the result differs too much from it; no file was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

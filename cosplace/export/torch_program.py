@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from cosplace.engines.deployable import DeployableNetwork, suppress_messages, trace
 from cosplace.errors import CheckpointError
-from cosplace.export.deployable import DeployableNetwork, suppress_messages, trace
 
 METADATA_FILE = "cosplace.json"  # inside the .pt2 file
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cosplace.export.settings import ExportError
+from cosplace.errors import ExportError
 from cosplace.models.inference import optimize_for_inference
 from cosplace.photos.normalization import normalize
 from cosplace.photos.resizing import resize
@@ -26,7 +26,6 @@ from cosplace.retrieval.recall import RECALL_VALUES
 SIZES = ((1, 224, 224), (2, 227, 301), (3, 97, 131), (1, 480, 640), (2, 333, 251))
 """(B, H, W) that every file is checked with: usual and unusual sizes, wide and tall, one photo and several."""
 NUM_PHOTOS = 16
-SYNTHETIC_SIDE = 512  # pixels
 NUM_TIMED_RUNS = 9  # of each network
 NUM_WARMUP_RUNS = 2
 MAX_TIMING_S = 5.0  # after this time, two timed runs are enough
@@ -127,19 +126,6 @@ class Comparison:
 
 
 # --- photos ----------------------------------------------------------------------------------------------------------
-
-
-def synthetic_photos(count: int, seed: int = 0) -> list[Tensor]:
-    """Photos (3, 512, 512) uint8 for models without a folder of photos: blurred colors with details of all scales."""
-    generator = torch.Generator().manual_seed(seed)
-    photos = []
-    for _ in range(count):
-        photo = torch.zeros(1, 3, SYNTHETIC_SIDE, SYNTHETIC_SIDE)
-        for side in (4, 16, 64, 256):
-            layer = torch.randn(1, 3, side, side, generator=generator)
-            photo += functional.interpolate(layer, (SYNTHETIC_SIDE, SYNTHETIC_SIDE), mode="bicubic") * (4 / side) ** 0.5
-        photos.append((127 + 60 * photo[0]).clamp(0, 255).byte())
-    return photos
 
 
 def resized_batches(photos: Sequence[Tensor], sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cosplace.config.index import IndexSettings
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError, DatasetError, ImageError, PhotoIndexError
 from cosplace.index.indexing import TASK, AddPhotos, Indexing, IndexingResult, OnStored, find_known
 from cosplace.index.keys import first_of_each
@@ -21,7 +22,6 @@ from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.index.roots import is_below
 from cosplace.index.sources import find_photos
 from cosplace.index.store import has_index
-from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.opening import open_image
 from cosplace.photos.paths import path_from_text, path_text
@@ -76,6 +76,8 @@ def build_index(
             dimension=encoder.dimension,
             image_size=encoder.image_size,
             views=encoder.views,
+            engine=encoder.engine.kind.name,
+            engine_file=encoder.engine_file,
         )
         index = create_index(address, spec, settings)
     with index:
@@ -113,7 +115,7 @@ def add_photos(
     """
     if photos_per_commit < 1:
         raise ConfigError(f"photos_per_commit must be at least 1, got {photos_per_commit}.")
-    index.check_model(encoder.name, encoder.checksum, encoder.image_size, encoder.views)
+    index.check_encoder(encoder)
     index.add_root(photos.folder)
     extraction = ExtractionSettings(
         image_size=encoder.image_size,

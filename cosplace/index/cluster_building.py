@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError
 from cosplace.index.building import PHOTOS_PER_COMMIT
 from cosplace.index.cluster_search import has_many_files, join_files, photos_address
@@ -29,7 +30,6 @@ from cosplace.index.lance import translated_errors
 from cosplace.index.photo_index import PhotoIndex, check_descriptors
 from cosplace.index.photo_table import photo_rows
 from cosplace.index.records import AddResult, NewPhoto
-from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.progress import Progress, no_progress
 from cosplace.ray_cluster import Cluster, check_same_versions, package_versions, remote, wait_for
@@ -112,7 +112,7 @@ def add_photos_on_cluster(
     num_workers: threads or processes that load photos, of each process that describes them.  Raises PhotoIndexError for
     an index of another model, and ConfigError if a machine of the cluster has other versions.
     """
-    index.check_model(encoder.name, encoder.checksum, encoder.image_size, encoder.views)
+    index.check_encoder(encoder)
     index.add_root(photos.folder)
     extraction = ExtractionSettings(
         image_size=encoder.image_size,
@@ -143,7 +143,7 @@ def add_photos_on_cluster(
     parts = [rows[at : at + photos_per_part] for at in range(0, len(rows), photos_per_part)]
     store_parts(
         index, cluster, describe, [len(part) for part in parts], lambda place: photos.subset(parts[place]),
-        accept=accept, needs_gpu=encoder.device.type == "cuda",
+        accept=accept, needs_gpu=encoder.device.startswith("cuda"),
         progress=lambda done: progress(TASK, num_known + done, len(photos)),
     )  # fmt: skip
     if has_many_files(index.store):

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import ImageError
 from cosplace.geo import ecef_from_lla
 from cosplace.index.keys import content_of
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import AddResult, NewPhoto
-from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.metadata import (
     SAME_HEADING_DEG,
@@ -280,7 +280,7 @@ def describe_photos(
         return empty, {}
     chosen = photos.subset(rows)
     try:
-        result = extract(encoder.network, chosen, extraction, progress=progress)
+        result = extract(encoder.engine, chosen, extraction, progress=progress)
     except ImageError:  # none of them can be opened
         return empty, dict(_failures(chosen))
     return np.asarray(result.descriptors), {entry.index: entry.message for entry in result.unreadable}

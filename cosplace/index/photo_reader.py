@@ -8,7 +8,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from cosplace.index.root_folders import RootFolders
 from cosplace.index.snapshot import Snapshot, load_snapshot
 from cosplace.index.store import Store
 from cosplace.models.views import PLAIN_VIEWS, PhotoViews
+
+if TYPE_CHECKING:
+    from cosplace.engines.encoder import Encoder
 
 FORMAT_VERSION = 2  # 1: without roots, position errors and checksums; a writer adds them
 SPEC = "spec"  # the key of the record that describes the index
@@ -193,8 +196,20 @@ class PhotoReader:
             "num_bytes": self._store.num_bytes(),
         }
 
-    def check_model(self, name: str, checksum: str, image_size: int | None, views: PhotoViews = PLAIN_VIEWS) -> None:
-        """Raise PhotoIndexError unless the index was built with this model, image size and views."""
+    def check_model(
+        self,
+        name: str,
+        checksum: str,
+        image_size: int | None,
+        views: PhotoViews = PLAIN_VIEWS,
+        *,
+        engine: str = "torch",
+        engine_file: str = "",
+    ) -> None:
+        """Raise PhotoIndexError unless the index was built with this model, image size and views.
+
+        engine, engine_file: an engine and, for int8, the SHA-256 of its file, whose descriptors must agree.
+        """
         if checksum != self.spec.checksum:
             raise PhotoIndexError(
                 f"{self.address} was built with the model {self.spec.model} (checksum {self.spec.checksum[:12]}), not "
@@ -214,6 +229,24 @@ class PhotoReader:
                 f"{self.address} was built with other --scales, --flip or --query_policy ({built}), not with {given}. "
                 f"Use the same ones, or build a new index."
             )
+
+        self.spec.choose_engine(engine, self.address)
+        if engine_file != self.spec.engine_file:
+            raise PhotoIndexError(
+                f"{self.address} was built with another file of {engine} ({self.spec.engine_file[:12]}, not "
+                f"{engine_file[:12]}), calibrated on other photos. Omit --engine to use it, or build a new index."
+            )
+
+    def check_encoder(self, encoder: "Encoder") -> None:
+        """Raise PhotoIndexError unless the descriptors of an encoder agree with those of the index."""
+        self.check_model(
+            encoder.name or "the model",
+            encoder.checksum,
+            encoder.image_size,
+            encoder.views,
+            engine=encoder.engine.kind.name,
+            engine_file=encoder.engine_file,
+        )
 
     def read_record(self, key: str) -> dict[str, Any] | None:
         """Record stored under a key (letters, digits, - and _); None if there is none."""

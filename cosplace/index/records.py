@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.errors import DamagedIndexError
+from cosplace.errors import DamagedIndexError, PhotoIndexError
 from cosplace.index.checksums import path_check
 from cosplace.index.roots import join_path
 from cosplace.models.views import PLAIN_VIEWS, PhotoViews, views_from_record
@@ -21,12 +21,32 @@ class ModelSpec:
     dimension: int
     image_size: int | None = None  # pixels of the shorter side after resizing; None: photos are not resized
     views: PhotoViews = PLAIN_VIEWS
+    engine: str = "torch"  # that computed the first descriptors, see `engines.kinds`; those of all but int8 agree
+    engine_file: str = ""  # SHA-256 of the file of an int8 engine, whose descriptors agree with no others
+
+    def choose_engine(self, engine: str | None, address: str) -> str:
+        """The engine for photos of an index: the given one, else torch, or the int8 engine of the index.
+
+        Raises PhotoIndexError if its descriptors would not agree with those of the index.
+        """
+        built = self.engine if self.engine_file else None
+        if engine is None:
+            return built or "torch"
+        if engine != built and (built or engine.endswith("int8")):
+            advice = f"Use --engine {built}" if built else f"Omit --engine {engine}"
+            raise PhotoIndexError(
+                f"{address} was built with the engine {self.engine}, whose descriptors cannot be compared with those "
+                f"of {engine}. {advice}, or build a new index."
+            )
+        return engine
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        plain = {"model": self.model, "checksum": self.checksum, "dimension": self.dimension}
+        plain: dict[str, Any] = {"model": self.model, "checksum": self.checksum, "dimension": self.dimension}
         views = self.views.record()
-        return plain | {"image_size": self.image_size} | ({"views": views} if views else {})
+        plain |= {"image_size": self.image_size} | ({"views": views} if views else {})
+        plain |= {"engine": self.engine} if self.engine != "torch" else {}
+        return plain | ({"engine_file": self.engine_file} if self.engine_file else {})
 
 
 def spec_from_record(record: dict[str, Any]) -> ModelSpec:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError
 from cosplace.index.building import IndexingResult, add_photos, plan_photos, rows_below
 from cosplace.index.parts import choose_part, record_part
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.sources import DATABASE, find_photos, require_positions
-from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.table_lists import TablePart, find_part

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError, CosPlaceError, one_line
 from cosplace.geo import ecef_from_lla, geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex
@@ -59,7 +60,6 @@ from cosplace.localization.seen_photos import (
     unseen_matches,
 )
 from cosplace.localization.signals import compute_signals
-from cosplace.models.encoder import Encoder
 from cosplace.models.training_card import TrainingCard, ValidationMatches, read_training_card
 from cosplace.models.views import how_described
 from cosplace.photos.paths import path_from_text, path_text, printable

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from cosplace.config.defaults import MAX_SPEED_MPS, MIN_CONFIDENCE, NUM_MATCHES
+from cosplace.engines.cached import open_cached_engine
+from cosplace.engines.encoder import Encoder, encoder_of
 from cosplace.errors import CheckpointError, ConfigError, ImageError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.filters import SearchFilter
@@ -25,7 +27,6 @@ from cosplace.localization.fusion import AGREE_M, TEMPERATURE, Fusion, fuse, rad
 from cosplace.localization.sequences import estimate_track
 from cosplace.localization.signals import compute_signals
 from cosplace.localization.verdicts import GUESS_CONFIDENCE, percent_text
-from cosplace.models.encoder import Encoder, model_name
 from cosplace.models.opening import open_model
 from cosplace.models.reduction import first_dimensions
 from cosplace.photos.opening import open_image
@@ -51,6 +52,7 @@ class Localizer:
     share of votes that agree.  An index that is too small to calibrate is always accepted.
     exact: compare with all photos, also in a large index.
     model, roots: where the model and the photos of the index are now, if they have moved (see `open_index`).
+    engine: the program that runs the model, as in `load_model`; None for torch, or the int8 engine of the index.
     encoder: the model, if the caller has loaded it.  trust_remote_code: allow the code of a model from torch.hub.
 
     Raises ConfigError for an index without calibration and for a precision out of reach, PhotoIndexError for a model
@@ -72,6 +74,7 @@ class Localizer:
         trust_remote_code: bool = False,
         model: str | None = None,
         roots: Sequence[str] = (),
+        engine: str | None = None,
     ) -> None:
         if min_confidence is not None and precision is not None:
             raise ConfigError("--min_confidence and --precision contradict each other. Use only one of them.")
@@ -81,7 +84,7 @@ class Localizer:
             raise ConfigError(f"k must be 1 or more, got {k}.")
         self.index = index if isinstance(index, PhotoIndex) else open_index(str(index), roots=roots)
         self.device, self.k, self.exact, self.model = device, k, exact, model
-        self.trust_remote_code = trust_remote_code
+        self.trust_remote_code, self.engine = trust_remote_code, engine
         self.calibration = read_calibration(self.index)
         if self.calibration is None and not uncalibrated and not answers_uncalibrated(self.index):
             raise ConfigError(
@@ -94,7 +97,7 @@ class Localizer:
         if self.calibration is not None and precision is not None:
             self.min_confidence = self.calibration.confidence_threshold(precision)
         if encoder is not None:
-            self.index.check_model(encoder.name or "the model", encoder.checksum, encoder.image_size, encoder.views)
+            self.index.check_encoder(encoder)
         self._encoder = encoder
 
     @property
@@ -102,7 +105,11 @@ class Localizer:
         """The model of the index, loaded on first use."""
         if self._encoder is None:
             self._encoder = open_index_encoder(
-                self.index, self.device, trust_remote_code=self.trust_remote_code, model=self.model
+                self.index,
+                self.device,
+                trust_remote_code=self.trust_remote_code,
+                model=self.model,
+                engine=self.engine,
             )
         return self._encoder
 
@@ -325,13 +332,34 @@ def encode_photos(encoder: Encoder, photos: Sequence[Any]) -> tuple[np.ndarray, 
 
 
 def open_index_encoder(
-    index: PhotoIndex, device: str = "auto", *, trust_remote_code: bool = False, model: str | None = None
+    index: PhotoIndex,
+    device: str = "auto",
+    *,
+    trust_remote_code: bool = False,
+    model: str | None = None,
+    engine: str | None = None,
 ) -> Encoder:
     """Open the model of an index.  model: its name or path now, if it has moved; an open writer records it.
 
-    Raises the errors of `open_model`, and PhotoIndexError if the model has changed.
+    engine: the program that runs it, as in `load_model`; None for torch, or the int8 engine of the index.  An exported
+    file that is in the cache is opened without the model, and without torch.
+    Raises the errors of `open_model` and `open_engine`, and PhotoIndexError if the model has changed, or for an engine
+    whose descriptors do not agree with those of the index.
     """
     spec, source = index.spec, index.spec.model if model is None else model
+    name = spec.choose_engine(engine, index.address)
+    if model is None:
+        cached = open_cached_engine(
+            name,
+            spec.checksum,
+            image_size=spec.image_size,
+            scales=spec.views.scales,
+            flip=spec.views.flip,
+            file_sha256=spec.engine_file,
+            device=device,
+        )
+        if cached is not None:
+            return Encoder(cached, name=source, image_size=spec.image_size, views=spec.views)
     if model is None and Path(source).is_absolute() and not Path(source).exists():
         raise CheckpointError(
             f"The model of {index.address} no longer exists at {source}.", "use --model with its new path"
@@ -339,8 +367,16 @@ def open_index_encoder(
     network = open_model(source, trust_remote_code=trust_remote_code)
     if getattr(network, "fc_output_dim", 0) > spec.dimension:  # the index has only its first dimensions
         network = first_dimensions(network, spec.dimension)
-    encoder = Encoder(network, name=model_name(source), image_size=spec.image_size, device=device, views=spec.views)
-    index.check_model(encoder.name, encoder.checksum, encoder.image_size, encoder.views)
+    encoder = encoder_of(
+        network,
+        source,
+        image_size=spec.image_size,
+        device=device,
+        views=spec.views,
+        engine=name,
+        file_sha256=spec.engine_file,
+    )
+    index.check_encoder(encoder)
     if model is not None and index.can_write:
         index.set_model(encoder.name)
     return encoder

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError, ImageError
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.photo_pixels import photo_pixels
 from cosplace.index.records import Columns
 from cosplace.localization.confidence import NUM_FOLDS
 from cosplace.localization.photo_changes import alter_photo, images_without_place
-from cosplace.models.encoder import Encoder
 from cosplace.photos.metadata import former_photo_key, photo_key, read_metadata
 from cosplace.photos.opening import decode_image, read_file
 from cosplace.photos.scanning import scan_images

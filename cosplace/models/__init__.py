@@ -20,7 +20,7 @@ timm_backbones      networks of timm as backbones
 designs             networks other than those of the paper, recorded in their weights
 layouts             released weights of other projects become networks
 network             GeoLocalizationNet: backbone and aggregation
-inference           a copy of a network that runs faster
+inference           descriptors of a batch, and copies of networks that run faster
 averaging           descriptors averaged over scales and the mirror image
 reduction           fewer dimensions: PCA, whitening, truncation
 model_files         tensors and model card of a model in a file
@@ -31,5 +31,4 @@ opening             open any model: a zoo name, a file, a torch.hub entry point
 cache               check the downloaded models
 inputs              photos of any kind as tensors
 views               copies, sizes and crops of photos
-encoder             photos to descriptors
 """

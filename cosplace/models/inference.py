@@ -1,4 +1,7 @@
-"""Copies of networks that extract faster."""
+"""Descriptors of a batch of photos, and copies of networks that compute them faster.
+
+Legend: B batch, D descriptor dimension.
+"""
 
 from copy import deepcopy
 from itertools import pairwise
@@ -6,11 +9,60 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from cosplace.device import is_out_of_memory, mixed_precision
+from cosplace.errors import ConfigError, DeviceError
 from cosplace.models.native import NativeNetwork
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.resnet import BasicBlock, Bottleneck
+from cosplace.photos.normalization import normalize
 
+PROBE_SIZE = 224  # pixels, both sides of the image that is used to find the dimension of an unknown network
 MAGNITUDE_BITS = 0x7FFF  # all bits of a 16-bit number except its sign
+
+
+def find_dimension(network: nn.Module, device: torch.device) -> int:
+    """Descriptor dimension of a network: its `fc_output_dim`, else that of the descriptor of a gray image."""
+    known = getattr(network, "fc_output_dim", None)
+    if isinstance(known, int):
+        return known
+    gray = torch.full((1, 3, PROBE_SIZE, PROBE_SIZE), 127, dtype=torch.uint8)
+    with torch.inference_mode():
+        return encode_batch(network, gray, device=device).shape[1]
+
+
+def encode_batch(
+    model: nn.Module, photos: Tensor, *, device: torch.device, autocast: torch.dtype | None = None
+) -> Tensor:
+    """Compute descriptors (B, D) float32 of photos (B, 3, H, W) uint8 of one size.
+
+    model: on `device` and in evaluation mode.  autocast: 16-bit type of mixed precision, None for fp32.
+    Raises DeviceError when memory runs out, ConfigError when the model does not return descriptors.
+    """
+    # Convolutions on CPU are a fifth faster with channels last, and 16-bit ones on CUDA accept no other layout.
+    layout = torch.channels_last if device.type == "cpu" or autocast is not None else torch.contiguous_format
+    try:
+        normalized = normalize(photos.to(device, non_blocking=True).contiguous(memory_format=layout))
+        with mixed_precision(device, autocast):
+            descriptors = model(normalized)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise DeviceError(
+                f"Not enough memory on {device} for a batch of {len(photos)} photos of {photos.shape[3]} x "
+                f"{photos.shape[2]} pixels.",
+                "use a smaller --infer_batch_size",
+                "use a smaller --max_batch",
+                "use a smaller --image_size",
+                "resize photos with --resize_test_imgs",
+                "use another --device",
+            ) from error
+        raise
+    if not isinstance(descriptors, Tensor) or descriptors.ndim != 2 or len(descriptors) != len(photos):
+        kind = tuple(descriptors.shape) if isinstance(descriptors, Tensor) else type(descriptors).__name__
+        raise ConfigError(f"The model returns {kind} for {len(photos)} photos. It must return (B, D), one row each.")
+    return descriptors.float()
+
+
+# --- faster copies ---------------------------------------------------------------------------------------------------
 
 
 def optimize_for_inference(network: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from cosplace.config.names import BACKBONES
 from cosplace.config.planning import PlanConfig, SpeedSettings
 from cosplace.errors import ConfigError
-from cosplace.models.encoder import find_dimension
+from cosplace.models.inference import find_dimension
 from cosplace.models.opening import open_model
 from cosplace.models.reduction import unreduced
 from cosplace.models.speeds import Speed, machine, measured_speed

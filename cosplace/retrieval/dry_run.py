@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cosplace.device import choose_device
-from cosplace.models.encoder import find_dimension
+from cosplace.models.inference import find_dimension
 from cosplace.photos.image_list import evenly_spaced
 from cosplace.progress import Progress, format_bytes, format_count, format_duration, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset

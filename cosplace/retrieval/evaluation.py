@@ -20,9 +20,10 @@ from cosplace.config.evaluation import CompressionSettings, EvalConfig, ViewSett
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import loading_workers
 from cosplace.device import amp_type
+from cosplace.engines.encoder import Encoder
+from cosplace.engines.engine import Engine
 from cosplace.errors import DatasetError
 from cosplace.geo import distances_m
-from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.compression import Compression
@@ -122,7 +123,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module | Encoder,
+    model: nn.Module | Engine | Encoder,
     dataset: RetrievalDataset | str | Path,
     settings: EvaluationSettings | None = None,
     *,
@@ -131,8 +132,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on a dataset.
 
-    model: a network (B, 3, H, W) ImageNet-normalized photos -> (B, D); or an Encoder, whose image size and device are
-    then the defaults.  dataset: a dataset, or the folder that holds database/ and queries/.
+    model: a network (B, 3, H, W) ImageNet-normalized photos -> (B, D); an engine; or an Encoder, whose image size and
+    device are then the defaults.  dataset: a dataset, or the folder that holds database/ and queries/.
     options: fields of EvaluationSettings and ExtractionSettings by name, in place of those in `settings`.
     With skip_unreadable, photos that cannot be opened are left out of the database, and are misses as queries.
     With descriptors_folder, an interrupted evaluation continues with the descriptors that are finished.
@@ -142,7 +143,7 @@ def evaluate(
     """
     if isinstance(model, Encoder):
         extraction = ExtractionSettings(image_size=model.image_size, device=model.device)
-        settings, model = settings or EvaluationSettings(extraction=extraction), model.network
+        settings, model = settings or EvaluationSettings(extraction=extraction), model.engine
     settings = _with_options(settings or EvaluationSettings(), options)
     if isinstance(dataset, str | Path):
         dataset = open_retrieval_dataset(dataset)
@@ -150,7 +151,11 @@ def evaluate(
 
 
 def extract_dataset(
-    model: nn.Module, dataset: RetrievalDataset, settings: EvaluationSettings, *, progress: Progress = no_progress
+    model: nn.Module | Engine,
+    dataset: RetrievalDataset,
+    settings: EvaluationSettings,
+    *,
+    progress: Progress = no_progress,
 ) -> tuple[Extraction, Views]:
     """Descriptors of database and queries.
 
@@ -165,7 +170,7 @@ def extract_dataset(
 
 
 def extract_lists(
-    model: nn.Module,
+    model: nn.Module | Engine,
     database: ImageList,
     queries: ImageList,
     settings: EvaluationSettings,

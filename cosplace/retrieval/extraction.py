@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from cosplace.device import choose_device
+from cosplace.engines.engine import Engine
+from cosplace.engines.torch_engine import TorchEngine, describe_tensors
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, ImageError
-from cosplace.models.averaging import MAX_SCALES, averaged
-from cosplace.models.encoder import encode_batch
-from cosplace.models.inference import optimize_for_inference
-from cosplace.models.weight_files import model_checksum
+from cosplace.models.averaging import MAX_SCALES
 from cosplace.photos.batch_memory import MemoryPool, PhotoStacks
 from cosplace.photos.crops import Crop, crop_photo
 from cosplace.photos.image_list import ImageList, evenly_spaced
@@ -99,7 +98,7 @@ class Extraction:
 
 
 def extract(
-    model: nn.Module,
+    model: nn.Module | Engine,
     images: ImageList,
     settings: ExtractionSettings | None = None,
     *,
@@ -109,7 +108,8 @@ def extract(
 ) -> Extraction:
     """Compute the descriptors of all photos, by a model (B, 3, H, W) ImageNet-normalized photos -> (B, D).
 
-    Photos may have different sizes.  The model moves to the device and runs in evaluation mode; afterwards each of its
+    model: a network, which PyTorch runs; or an engine, with its own device, scales and flip.
+    Photos may have different sizes.  A network moves to the device and runs in evaluation mode; afterwards each of its
     modules gets its former mode back.
     to: a folder for the descriptors, which are then memory-mapped; an interrupted extraction continues after its last
     finished shard.  None keeps them in memory, as one array (I, D).
@@ -123,15 +123,12 @@ def extract(
     settings = replace(settings or ExtractionSettings(), **options)
     if not len(images):
         raise DatasetError("The list of photos is empty. Add photos to the folder.")
-    device = choose_device(str(settings.device))
-    original = model.to(device)
-    network = averaged(optimize_for_inference(original), settings.scales, flip=settings.flip)
-    run = ExtractionRun(model=network, images=images, settings=settings, device=device, progress=progress)
-    with evaluation_mode(original):
+    with running_engine(model, settings) as engine:
+        run = ExtractionRun(engine=engine, images=images, settings=settings, progress=progress)
         if to is None:
             descriptors, unreadable = _extract_to_memory(run)
         else:
-            descriptors, unreadable = _extract_to_folder(run, Path(to), model_checksum(original))
+            descriptors, unreadable = _extract_to_folder(run, Path(to))
     readable = np.ones(len(images), bool)
     readable[[image.index for image in unreadable]] = False
     return Extraction(
@@ -146,11 +143,26 @@ def extract(
 class ExtractionRun:
     """Photos whose descriptors are computed, and how."""
 
-    model: nn.Module  # on the device, in evaluation mode
+    engine: Engine
     images: ImageList
     settings: ExtractionSettings
-    device: torch.device
     progress: Progress
+
+    @property
+    def device(self) -> torch.device:
+        """Where the descriptors are computed."""
+        return self.engine.device if isinstance(self.engine, TorchEngine) else torch.device("cpu")
+
+
+@contextmanager
+def running_engine(model: nn.Module | Engine, settings: ExtractionSettings) -> Generator[Engine]:
+    """Within: an engine that describes photos with a model; the engine itself, if one is given."""
+    if not isinstance(model, nn.Module):
+        yield model
+        return
+    device = choose_device(str(settings.device))
+    with evaluation_mode(model):
+        yield TorchEngine(model, device=device, scales=settings.scales, flip=settings.flip, autocast=settings.autocast)
 
 
 @contextmanager
@@ -179,11 +191,9 @@ def _extract_to_memory(run: ExtractionRun) -> tuple[np.ndarray, list[UnreadableI
     return memory, unreadable
 
 
-def _extract_to_folder(
-    run: ExtractionRun, folder: Path, checksum: str
-) -> tuple[DescriptorShards, list[UnreadableImage]]:
+def _extract_to_folder(run: ExtractionRun, folder: Path) -> tuple[DescriptorShards, list[UnreadableImage]]:
     settings = run.settings
-    meta = extraction_meta(run.images, settings, checksum)
+    meta = extraction_meta(run.images, settings, run.engine.checksum, int8_text(run.engine))
     remove_unfinished(folder)
     finished, dimension = find_finished_shards(folder, meta, complete=not settings.skip_unreadable)
     missing = [meta.shard(number) for number in range(meta.num_shards) if number not in finished]
@@ -194,8 +204,10 @@ def _extract_to_folder(
     return read_shards(folder)
 
 
-def extraction_meta(images: ImageList, settings: ExtractionSettings, checksum: str) -> ShardsMeta:
-    """What identifies an extraction.  checksum: of the model."""
+def extraction_meta(
+    images: ImageList, settings: ExtractionSettings, checksum: str, int8_engine: str = ""
+) -> ShardsMeta:
+    """What identifies an extraction.  checksum: of the model.  int8_engine: see `int8_text`."""
     return ShardsMeta(
         count=len(images),
         photos=photos_digest(images),
@@ -206,7 +218,13 @@ def extraction_meta(images: ImageList, settings: ExtractionSettings, checksum: s
         dtype=settings.stored_dtype,
         shard_rows=settings.shard_rows,
         views=settings.views,
+        engine=int8_engine,
     )
+
+
+def int8_text(engine: Engine) -> str:
+    """An int8 engine and its file as text; "" for the other engines, whose descriptors agree."""
+    return f"{engine.kind.name} {engine.file_sha256}" if engine.kind.is_int8 else ""
 
 
 def photos_digest(images: ImageList) -> str:
@@ -347,7 +365,7 @@ class _ShardDescriptors:
         photos = stacks[0][1] if len(stacks) == 1 else torch.cat([photos for _, photos in stacks])
         size = batch_size_for(*shape[-2:], self.batch_size)
         for batch, batch_rows in zip(photos.split(size), rows.split(size), strict=True):
-            encoded = encode_batch(run.model, batch, device=run.device, autocast=run.settings.autocast)
+            encoded = describe_tensors(run.engine, batch)
             if self.descriptors is None:
                 self.descriptors = self._zeros(encoded.shape[1])
             self.descriptors[batch_rows.to(run.device)] = encoded

@@ -12,6 +12,8 @@ from torch import nn
 from cosplace.config.extraction import ExtractConfig
 from cosplace.config.values import loading_workers
 from cosplace.device import amp_type, choose_device
+from cosplace.engines.engine import Engine
+from cosplace.engines.opening import open_engine
 from cosplace.models.opening import open_model
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.scanning import scan_images
@@ -28,13 +30,14 @@ class ExtractionJob:
 
     config: ExtractConfig
     model: nn.Module
+    engine: Engine | None  # that runs the model; None: PyTorch, as the settings say
     images: ImageList
     settings: ExtractionSettings
 
     def run(self, ranks: Ranks = ALONE, progress: Progress = no_progress, **options: Any) -> int:
         """Compute shards; returns the number of photos.  options: those of `extract_to_store`."""
         return extract_to_store(
-            self.model,
+            self.engine or self.model,
             self.images,
             self.config.to,
             self.settings,
@@ -57,7 +60,7 @@ def list_photos(config: ExtractConfig) -> ImageList:
 def open_job(config: ExtractConfig, images: ImageList | None = None, device: str | None = None) -> ExtractionJob:
     """Open the model.  images: None lists them; device: in place of --device.
 
-    Raises what `list_photos` and `open_model` raise, and DeviceError.
+    Raises what `list_photos`, `open_model` and `open_engine` raise, and DeviceError.
     """
     assert config.model is not None
     images = list_photos(config) if images is None else images
@@ -78,7 +81,19 @@ def open_job(config: ExtractConfig, images: ImageList | None = None, device: str
         autocast=amp_type(config.use_amp16, "auto", chosen),
         shard_rows=config.storage.shard_rows,
     )
-    return ExtractionJob(config=config, model=model, images=images, settings=settings)
+    engine = None
+    if config.engine not in ("torch", "ray"):
+        engine = open_engine(
+            config.engine,
+            model,
+            image_size=config.image_size,
+            device=device or config.device.device,
+            scales=config.scales,
+            flip=config.flip,
+            photos=images,
+            batch_size=settings.batch_size,
+        )
+    return ExtractionJob(config=config, model=model, engine=engine, images=images, settings=settings)
 
 
 def shard_numbers(num_photos: int, shard_rows: int) -> Sequence[int]:

@@ -15,7 +15,7 @@ from cosplace.config.sections import DATASET_VARIABLE
 from cosplace.config.values import set_folder
 from cosplace.device import choose_device
 from cosplace.errors import ConfigError
-from cosplace.models.encoder import find_dimension
+from cosplace.models.inference import find_dimension
 from cosplace.models.reduction import (
     ReducedNetwork,
     Reduction,

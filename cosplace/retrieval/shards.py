@@ -109,6 +109,7 @@ class ShardsMeta:
     shard_rows: int
     views: str = ""  # crop, scales and flip; "" for none, as in folders that were written before
     version: str = ""  # of the program, if several processes write the shards; "" for any
+    engine: str = ""  # int8 engine and the SHA-256 of its file; "" for all others, whose descriptors agree
 
     def shard(self, number: int) -> range:
         """Rows of one shard."""
@@ -148,7 +149,8 @@ class StoreMeta:
     def digest(self) -> str:
         """A text that is the same for shards of the same extraction only."""
         values = {**asdict(self.extraction), "dimension": self.dimension, "codes": self.codes}
-        values = {name: value for name, value in values.items() if name not in ("file_sizes", "version")}
+        left_out = ("file_sizes", "version", *([] if self.extraction.engine else ["engine"]))
+        values = {name: value for name, value in values.items() if name not in left_out}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def shape(self, number: int) -> tuple[int, int]:
@@ -200,6 +202,8 @@ def check_same_extraction(files: StoreFiles, before: ShardsMeta, now: ShardsMeta
         was, value = getattr(before, one.name), getattr(now, one.name)
         if was == value or one.name == "file_sizes" or (one.name == "version" and "" in (was, value)):
             continue
+        if one.name == "engine":
+            was, value = (text.partition(" ")[0] or "engines without int8" for text in (was, value))
         raise DatasetError(
             f"{files.address} has descriptors of another extraction ({one.name} was {was}, now it is {value}). Use "
             f"another folder, or delete this one."

@@ -20,12 +20,8 @@ import numpy as np
 from torch import nn
 
 import cosplace
-from cosplace.device import choose_device
+from cosplace.engines.engine import Engine
 from cosplace.errors import DatasetError, ImageError
-from cosplace.models.averaging import averaged
-from cosplace.models.encoder import find_dimension
-from cosplace.models.inference import optimize_for_inference
-from cosplace.models.weight_files import model_checksum
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.progress import Progress, format_count, no_progress
 from cosplace.ranks import ALONE, Ranks
@@ -34,9 +30,10 @@ from cosplace.retrieval.extraction import (
     TASK,
     ExtractionRun,
     ExtractionSettings,
-    evaluation_mode,
     extract_shards,
     extraction_meta,
+    int8_text,
+    running_engine,
     sample_file_sizes,
 )
 from cosplace.retrieval.shard_claims import PHOTOS_CLAIM, RENEW_S, STALE_S, ShardClaims, claim_name
@@ -61,7 +58,7 @@ log = logging.getLogger("cosplace")
 
 
 def extract_to_store(
-    model: nn.Module,
+    model: nn.Module | Engine,
     images: ImageList,
     address: str | Path,
     settings: ExtractionSettings,
@@ -89,17 +86,16 @@ def extract_to_store(
     if not len(images):
         raise DatasetError("The list of photos is empty. Add photos to the folder.")
     settings = replace(settings, skip_unreadable=True, stored_dtype="float32" if is_code(dtype) else dtype)
-    device = choose_device(str(settings.device))
-    original = model.to(device)
-    network = averaged(optimize_for_inference(original), settings.scales, flip=settings.flip)
     files = open_files(address)
     files.remove_unfinished()
-    with evaluation_mode(original):
-        run = ExtractionRun(model=network, images=images, settings=settings, device=device, progress=no_progress)
+    with running_engine(model, settings) as engine:
+        run = ExtractionRun(engine=engine, images=images, settings=settings, progress=no_progress)
         extraction = replace(
-            extraction_meta(images, settings, model_checksum(original)), dtype=dtype, version=cosplace.__version__
+            extraction_meta(images, settings, engine.checksum, int8_text(engine)),
+            dtype=dtype,
+            version=cosplace.__version__,
         )
-        meta = _open_meta(files, run, extraction, original, about or {})
+        meta = _open_meta(files, run, extraction, about or {})
         claims = ShardClaims(files, stale_s, renew_s)
         worker = _Worker(files, meta, extraction, run, claims, ranks=ranks, only=only, progress=progress)
         try:
@@ -109,18 +105,16 @@ def extract_to_store(
     return worker.num_done
 
 
-def _open_meta(
-    files: StoreFiles, run: ExtractionRun, extraction: ShardsMeta, original: nn.Module, about: Mapping[str, Any]
-) -> StoreMeta:
+def _open_meta(files: StoreFiles, run: ExtractionRun, extraction: ShardsMeta, about: Mapping[str, Any]) -> StoreMeta:
     """What the store holds: that of its first worker, or of this one.  Raises DatasetError if this one differs."""
     stored = read_meta(files)
     if stored is None:
         if any(name.startswith("descriptors-") for name in files.sizes()):
             require_meta(files)  # raises
-        dimension, codes = find_dimension(original, run.device), None
+        dimension, codes = run.engine.dimension, None
         if is_code(extraction.dtype):
             codes = fit_codes(extraction.dtype, _sample(run))
-        about = {**about, "batch_size": run.settings.batch_size}
+        about = {**about, "batch_size": run.settings.batch_size, "engine": run.engine.kind.name}
         stored = StoreMeta(extraction=extraction, dimension=dimension, codes=codes, about=about)
         files.create(META, stored.text().encode())
         stored = require_meta(files)  # another worker may have been faster

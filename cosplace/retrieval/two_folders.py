@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from cosplace.engines.engine import Engine
 from cosplace.errors import DatasetError, ImageError
 from cosplace.importing.dataset_layouts import RetrievalLists
 from cosplace.photos.image_list import ImageList
@@ -126,7 +127,10 @@ class Neighbors:
 
 
 def find_neighbors(
-    model: nn.Module, lists: RetrievalLists, settings: EvaluationSettings, progress: Progress = no_progress
+    model: nn.Module | Engine,
+    lists: RetrievalLists,
+    settings: EvaluationSettings,
+    progress: Progress = no_progress,
 ) -> Neighbors:
     """Search the queries of two lists in the database.
 

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import CosPlaceError, ImageError, PhotoSizeError
 from cosplace.index.filters import SearchFilter
 from cosplace.localization.answers import Location
 from cosplace.localization.localizer import Localizer
-from cosplace.models.encoder import Encoder
 from cosplace.photos.opening import decode_upload, decoded_bytes
 from cosplace.photos.resizing import resize, resized_shape
 from cosplace.server.failures import BusyError, ExpiredError

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from cosplace.errors import CosPlaceError
-from cosplace.models.encoder import encode_batch
-from cosplace.models.inference import optimize_for_inference
+from cosplace.models.inference import encode_batch, optimize_for_inference
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model
 from cosplace.models.reduction import num_parameters

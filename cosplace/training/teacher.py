@@ -28,7 +28,7 @@ from cosplace.config.defaults import MAX_FITTED_PHOTOS
 from cosplace.config.distillation import DistillConfig
 from cosplace.config.values import loading_workers
 from cosplace.errors import ConfigError, DatasetError, one_line
-from cosplace.models.encoder import find_dimension
+from cosplace.models.inference import find_dimension
 from cosplace.models.opening import open_model
 from cosplace.models.reduction import Reduction, fit
 from cosplace.models.weight_files import model_checksum

@@ -167,7 +167,7 @@ def test_failures_of_shared_code_advise_only_flags_of_the_command(command: str) 
             raise RuntimeError("DataLoader worker (pid 1) is killed")
 
     def overflows() -> None:
-        from cosplace.models.encoder import encode_batch
+        from cosplace.models.inference import encode_batch
 
         class Full(torch.nn.Module):
             def forward(self, _: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ TRAIN_KEYS = SHARED_KEYS | {
 EVAL_KEYS = SHARED_KEYS | {
     "trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder", "protocol", "compare",
     "database_folder", "no_labels", "query_policy", "scales", "flip", "audit", "verdicts", "accept_license", "compress",
-    "shortlist", "database_store", "queries_store", "memory",
+    "shortlist", "database_store", "queries_store", "memory", "engine",
 }  # fmt: skip
 
 

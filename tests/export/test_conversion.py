@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cosplace.cli import main
+from cosplace.engines.encoder import load_model
 from cosplace.errors import CheckpointError, ConfigError, DatasetError
 from cosplace.export import conversion
 from cosplace.export.conversion import convert_model, reduce_model
 from cosplace.models.downloads import weights_folder
-from cosplace.models.encoder import load_model
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model
 from cosplace.models.reduction import ReducedNetwork

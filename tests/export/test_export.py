@@ -14,15 +14,15 @@ from torch import nn
 
 import cosplace
 from cosplace.cli import main
-from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError
+from cosplace.engines.deployable import find_smallest_side
+from cosplace.engines.encoder import Encoder
+from cosplace.engines.onnx_format import _name_axes
+from cosplace.errors import CheckpointError, ConfigError, CosPlaceError, DatasetError, ExportError
 from cosplace.export import settings as settings_module
-from cosplace.export.deployable import find_smallest_side
 from cosplace.export.exporter import ExportReport, export_model, export_network
-from cosplace.export.onnx_format import _name_axes
 from cosplace.export.runtime import open_exported
-from cosplace.export.settings import ExportError, ExportSettings
+from cosplace.export.settings import ExportSettings
 from cosplace.export.verification import Comparison, Difference
-from cosplace.models.encoder import Encoder
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.reduction import ReducedNetwork, Reduction
 from cosplace.models.weight_files import write_weights
@@ -323,7 +323,7 @@ def test_a_file_with_other_weights_fails_the_check(
 
 
 def _deployable(network: nn.Module, **options: bool) -> nn.Module:
-    from cosplace.export.deployable import DeployableNetwork
+    from cosplace.engines.deployable import DeployableNetwork
 
     return DeployableNetwork(network, **options)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from cosplace.cli import main
-from cosplace.errors import CheckpointError, ConfigError
+from cosplace.engines.input_format import InputFormat
+from cosplace.errors import CheckpointError, ConfigError, ExportError
 from cosplace.export.exporter import export_network
-from cosplace.export.input_format import InputFormat
 from cosplace.export.parity import COSINE, LARGEST, check_parity, parity_path
 from cosplace.export.runtime import open_exported
-from cosplace.export.settings import ExportError, ExportSettings
+from cosplace.export.settings import ExportSettings
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.normalization import normalize

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from cosplace.engines.deployable import DeployableNetwork, find_smallest_side, trace
+from cosplace.engines.input_format import InputFormat
 from cosplace.errors import ConfigError
-from cosplace.export.deployable import DeployableNetwork, find_smallest_side, trace
 from cosplace.export.exporter import export_model
-from cosplace.export.input_format import InputFormat
 from cosplace.export.runtime import open_exported
 from cosplace.export.settings import ExportSettings
 from cosplace.models.layouts import network_from_release

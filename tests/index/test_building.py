@@ -18,10 +18,10 @@ from torch import nn
 
 from cosplace.cli import main
 from cosplace.config.index import IndexSettings
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError, PhotoIndexError
 from cosplace.index.building import add_photos, build_index, find_ids, find_photos
 from cosplace.index.photo_index import open_index
-from cosplace.models.encoder import Encoder
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.views import PhotoViews
 from cosplace.photos.names import utm_fields
@@ -219,7 +219,7 @@ def test_photos_are_named_by_id_path_or_folder(tmp_path: Path, encoder: Encoder)
 
 ADDING = """
 import sys
-from cosplace.models.encoder import Encoder
+from cosplace.engines.encoder import Encoder
 from cosplace.models.views import PhotoViews
 from cosplace.index.building import add_photos, find_photos
 from cosplace.index.photo_index import open_index

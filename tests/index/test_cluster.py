@@ -23,6 +23,7 @@ from torch import nn
 
 from cosplace.cli import main
 from cosplace.config.index import IndexSettings
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError
 from cosplace.index import cluster_building, cluster_search
 from cosplace.index.building import build_index
@@ -37,7 +38,6 @@ from cosplace.index.cluster_search import PACKAGES, build_on_cluster
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.index.verification import verify_index
-from cosplace.models.encoder import Encoder
 from cosplace.photos.scanning import scan_images
 from cosplace.ray_cluster import Cluster, open_cluster
 from cosplace.retrieval.extraction import ExtractionSettings

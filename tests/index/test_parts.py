@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from cosplace.config.splitting import SplitConfig
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError
 from cosplace.index.building import add_photos, build_index
 from cosplace.index.parts import choose_part, record_part
 from cosplace.index.photo_index import open_index
 from cosplace.index.sources import find_photos
 from cosplace.index.syncing import SyncResult, sync_folder
-from cosplace.models.encoder import Encoder
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, from_table, read_table, to_table, write_table
 from cosplace.retrieval.splitting import split_dataset
 from tests.table_samples import around, write_records

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import nn
 
 from cosplace.cli import main
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError
 from cosplace.index.building import add_photos, build_index, find_ids
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.index.sources import find_photos, require_positions
 from cosplace.index.syncing import sync_folder
 from cosplace.index.verification import verify_index
-from cosplace.models.encoder import Encoder
 from cosplace.models.network import GeoLocalizationNet
 
 

@@ -14,13 +14,13 @@ from torch import nn
 from cosplace.cli.locate import _find_photos
 from cosplace.config.importing import ImportSettings
 from cosplace.config.splitting import SplitConfig
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError
 from cosplace.importing.import_run import run_import
 from cosplace.index.building import add_photos, build_index
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.index.sources import find_photos, require_positions
 from cosplace.index.syncing import sync_folder
-from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.metadata import former_photo_key, read_metadata
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, from_table, read_table, to_table, write_table

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cosplace.engines.encoder import load_model
 from cosplace.errors import PhotoIndexError
 from cosplace.index.photo_index import open_index
 from cosplace.localization.answers import Location, Match
 from cosplace.localization.localizer import Localizer, needs_recalibration
 from cosplace.localization.photo_changes import alter_photo, images_without_place
 from cosplace.localization.reranking import CONFIRMED_CONFIDENCE, rerank
-from cosplace.models.encoder import load_model
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.photos.opening import open_image
 from cosplace.retrieval.dataset import open_retrieval_dataset

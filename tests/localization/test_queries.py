@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from cosplace.engines.encoder import Encoder
 from cosplace.localization import queries
 from cosplace.localization.queries import queries_of_folder
-from cosplace.models.encoder import Encoder
 from cosplace.photos.metadata import PhotoMetadata, read_metadata
 from cosplace.progress import no_progress
 from tests.synthetic_dataset import write_place

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cosplace
+from cosplace.engines.encoder import Encoder, load_model
 from cosplace.errors import CheckpointError, ConfigError, ImageError
-from cosplace.models.encoder import Encoder, load_model
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.reduction import ReducedNetwork, fit
 from cosplace.models.weight_files import write_weights

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cosplace.cli import main
+from cosplace.engines.encoder import load_model
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.cache import verify_cache
 from cosplace.models.downloads import weights_folder
-from cosplace.models.encoder import load_model
 from cosplace.models.inference import optimize_for_inference
 from cosplace.models.layouts import METHODS, Method, _build, find_method, network_from_release, ours
 from cosplace.models.native import NativeNetwork

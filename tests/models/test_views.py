@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError
 from cosplace.models.averaging import averaged
-from cosplace.models.encoder import Encoder
 from cosplace.models.views import PLAIN_VIEWS, PhotoViews, views_from_record
 from cosplace.photos.scanning import scan_images
 from cosplace.retrieval.extraction import ExtractionSettings, extract

@@ -11,8 +11,8 @@ from cosplace.cli import main
 from cosplace.config.evaluation import EvalConfig
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import from_values
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError, DatasetError, ImageError
-from cosplace.models.encoder import Encoder
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.retrieval.baselines import TinyImage
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset

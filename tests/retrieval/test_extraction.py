@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from cosplace.errors import CheckpointError, ConfigError, DatasetError, DeviceError, ImageError, StorageError
-from cosplace.models.encoder import encode_batch
+from cosplace.models.inference import encode_batch
 from cosplace.models.weight_files import model_checksum
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.scanning import scan_images

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from cosplace.config.index import IndexSettings
+from cosplace.engines.encoder import load_model
 from cosplace.index.photo_index import create_index
 from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.localization.localizer import Localizer
-from cosplace.models.encoder import load_model
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.server import ServerSettings, create_app
 from cosplace.server.process import listening_socket, make_server

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from cosplace.errors import ConfigError, InputSizeError
-from cosplace.export.input_format import InputFormat
-from cosplace.export.settings import ExportError
+from cosplace.engines.input_format import InputFormat
+from cosplace.errors import ConfigError, ExportError, InputSizeError
 from cosplace.models.inference import optimize_for_inference
 from cosplace.models.native import NativeNetwork
 from cosplace.models.network import GeoLocalizationNet

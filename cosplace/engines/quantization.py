@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.errors import DatasetError, ImageError
-from cosplace.export.deployable import summarize_error, suppress_messages
-from cosplace.export.input_format import InputFormat
-from cosplace.export.onnx_format import INPUT, nodes_from, save_onnx
-from cosplace.export.settings import ExportError
+from cosplace.engines.deployable import summarize_error, suppress_messages
+from cosplace.engines.engine import INPUT
+from cosplace.engines.input_format import InputFormat
+from cosplace.engines.onnx_format import nodes_from, save_onnx
+from cosplace.errors import DatasetError, ExportError, ImageError
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.normalization import normalize
 from cosplace.photos.opening import open_image

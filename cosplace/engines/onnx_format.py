@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from cosplace.export.deployable import DeployableNetwork, summarize_error, suppress_messages, trace
-from cosplace.export.settings import ExportError
+from cosplace.engines.deployable import DeployableNetwork, summarize_error, suppress_messages, trace
+from cosplace.engines.engine import INPUT, OUTPUT
+from cosplace.errors import ExportError
 
-INPUT, OUTPUT = "images", "descriptors"
 MAX_FILE_BYTES = 2_000_000_000  # larger models need a second file for the weights, because of protobuf
 
 
@@ -48,6 +48,7 @@ def write_onnx(
         raise ExportError(
             f"PyTorch cannot write the network as ONNX ({summarize_error(error)}). Use another version of torch."
         ) from error
+    _equalize_ranks(model)
     _remove_debug_metadata(model)
     found = _opset(model)
     if opset not in (None, found):
@@ -97,6 +98,32 @@ def nodes_from(model: Any, operators: Iterable[str]) -> list[str]:
     nodes, operators = list(model.graph.node), set(operators)
     first = next((number for number, node in enumerate(nodes) if node.op_type in operators), len(nodes))
     return [node.name for node in nodes[first:]]
+
+
+def _equalize_ranks(model: Any) -> None:
+    """Give the matrix before a stack of matrices in a product their number of axes, which changes no result.
+
+    Products of inputs with different ranks are valid ONNX, but OpenVINO 2026.4 cannot compile them for any size.
+    """
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
+    ranks |= {value.name: len(value.dims) for value in graph.initializer}
+    nodes = list(model.graph.node)
+    for place in reversed(range(len(nodes))):  # so that what is inserted does not move the places to come
+        node = nodes[place]
+        if node.op_type != "MatMul":
+            continue
+        first, second = (ranks.get(name, 0) for name in node.input)
+        if 2 <= first < second:
+            added = f"{node.output[0]}_axes"
+            axes = onnx.helper.make_tensor(added, onnx.TensorProto.INT64, [second - first], range(second - first))
+            model.graph.initializer.append(axes)
+            unsqueezed = f"{node.output[0]}_first"
+            unsqueeze = onnx.helper.make_node("Unsqueeze", [node.input[0], added], [unsqueezed], unsqueezed)
+            node.input[0] = unsqueezed
+            model.graph.node.insert(place, unsqueeze)
 
 
 def _remove_debug_metadata(model: Any) -> None:

@@ -10,25 +10,22 @@ D descriptor dimension.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from cosplace.device import choose_device, is_out_of_memory, mixed_precision
-from cosplace.errors import CheckpointError, ConfigError, DeviceError
-from cosplace.models.averaging import averaged
-from cosplace.models.inference import optimize_for_inference
+from cosplace.engines.engine import Engine, is_engine
+from cosplace.errors import CheckpointError, ConfigError
 from cosplace.models.inputs import named_photos
-from cosplace.models.opening import open_model
 from cosplace.models.views import PLAIN_VIEWS, PhotoViews
-from cosplace.models.weight_files import model_checksum
-from cosplace.photos.normalization import normalize
+from cosplace.photos.image_list import ImageList
 from cosplace.photos.resizing import batch_size_for
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 BATCHES_IN_MEMORY = 4  # photos are read this many batches at a time, then batched by size
-PROBE_SIZE = 224  # pixels, both sides of the image that is used to find the dimension of an unknown network
 
 
 def load_model(
@@ -40,6 +37,8 @@ def load_model(
     trust_remote_code: bool = False,
     views: PhotoViews = PLAIN_VIEWS,
     accept_license: bool = False,
+    engine: str = "torch",
+    photos: ImageList | None = None,
 ) -> "Encoder":
     """Load a model that computes descriptors of photos.
 
@@ -48,11 +47,43 @@ def load_model(
     photo.  device: auto, cpu, cuda, cuda:N or mps.  reduce_to: keep only the first `reduce_to` dimensions of a model
     written by `cosplace reduce`.  views: copies whose descriptors are averaged, and the size of queries.
     accept_license: accept the license of weights that need it, see `cosplace zoo info`.
+    engine: the program that runs the network: torch, torch_bf16, onnx, onnx_int8, openvino, openvino_bf16,
+    openvino_int8, or auto, the fastest whose descriptors agree with those of torch.  photos: photos of yours, on which
+    engines are compared, and int8 is calibrated.
 
-    Raises ConfigError, CheckpointError, DownloadError or DeviceError.
+    Raises ConfigError, CheckpointError, DownloadError, DeviceError or ExportError.
     """
+    from cosplace.models.opening import open_model
+
     network = open_model(model, reduce_to=reduce_to, trust_remote_code=trust_remote_code, accept_license=accept_license)
-    return Encoder(network, name=model_name(model), image_size=image_size, device=device, views=views)
+    return encoder_of(network, model, image_size=image_size, device=device, views=views, engine=engine, photos=photos)
+
+
+def encoder_of(
+    network: "nn.Module",
+    model: str | Path,
+    *,
+    image_size: int | None = None,
+    device: str = "auto",
+    views: PhotoViews = PLAIN_VIEWS,
+    engine: str = "torch",
+    file_sha256: str = "",
+    photos: ImageList | None = None,
+) -> "Encoder":
+    """The encoder of a network that is open.  model: what it was opened from.  file_sha256: see `open_engine`."""
+    from cosplace.engines.opening import open_engine
+
+    opened = open_engine(
+        engine,
+        network,
+        image_size=image_size,
+        device=device,
+        scales=views.scales,
+        flip=views.flip,
+        photos=photos,
+        file_sha256=file_sha256,
+    )
+    return Encoder(opened, name=model_name(model), image_size=image_size, views=views)
 
 
 def model_name(model: str | Path) -> str:
@@ -64,30 +95,52 @@ def model_name(model: str | Path) -> str:
 class Encoder:
     """Photos in, unit descriptors out.
 
-    name: the model given to `load_model`, files as absolute paths; network: (B, 3, H, W) ImageNet-normalized -> (B, D),
-    in evaluation mode; dimension: D; image_size: pixels of the shorter side, None for each photo's own; views: copies
-    whose descriptors are averaged, and the sizes and crops of queries; device; checksum: SHA-256 of the structure and
-    the tensors of the model.  May be called from several threads.
+    model: a network (B, 3, H, W) ImageNet-normalized -> (B, D), which PyTorch then runs, or an engine (`engines`).
+    name: the model given to `load_model`, files as absolute paths; image_size: pixels of the shorter side, None for
+    each photo's own; views: copies whose descriptors are averaged, and the sizes and crops of queries; device: of a
+    network; checksum: SHA-256 of the structure and the tensors of the model; dimension: D.
+    May be called from several threads.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        model: "nn.Module | Engine",
         *,
         name: str = "",
         image_size: int | None = None,
-        device: str | torch.device = "auto",
+        device: "str | torch.device" = "auto",
         views: PhotoViews = PLAIN_VIEWS,
     ) -> None:
         if image_size is not None and image_size < 1:
             raise ConfigError(f"image_size must be at least 1, got {image_size}. Use for example 512.")
         self.name, self.image_size, self.views = name, image_size, views
-        self.device = choose_device(str(device))
-        network = network.to(self.device).eval()
-        self.checksum = model_checksum(network)
-        self.network = averaged(network, views.scales, flip=views.flip)
-        self._fast_network = averaged(optimize_for_inference(network), views.scales, flip=views.flip)
-        self.dimension = find_dimension(network, self.device)
+        if is_engine(model):
+            self.engine = cast(Engine, model)
+        else:
+            from cosplace.device import choose_device
+            from cosplace.engines.torch_engine import TorchEngine
+
+            network, chosen = cast("nn.Module", model), choose_device(str(device))
+            self.engine = TorchEngine(network, device=chosen, scales=views.scales, flip=views.flip)
+        self.checksum, self.dimension = self.engine.checksum, self.engine.dimension
+
+    @property
+    def device(self) -> str:
+        """Where the engine computes: cpu, cuda, cuda:N or mps."""
+        return str(getattr(self.engine, "device", "cpu"))
+
+    @property
+    def engine_file(self) -> str:
+        """SHA-256 of the file of an int8 engine; "" for the other engines, whose descriptors agree."""
+        return self.engine.file_sha256 if self.engine.kind.is_int8 else ""
+
+    @property
+    def network(self) -> "nn.Module":
+        """The network that PyTorch runs, with its views.  Raises ConfigError for an engine without torch."""
+        network = getattr(self.engine, "network", None)
+        if network is None:
+            raise ConfigError(f"The engine {self.engine.kind.name} has no network in PyTorch. Use --engine torch.")
+        return network
 
     def encode(self, photos: Any, *, batch_size: int = 16, database: bool = False) -> np.ndarray:
         """Compute unit descriptors (N, D) float32 of one photo or of many, in their order.
@@ -103,7 +156,7 @@ class Encoder:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}. Use for example 16.")
         descriptors: list[np.ndarray] = []
-        waiting: list[Tensor] = []
+        waiting: list[Any] = []  # photos (3, H, W): arrays or tensors
         views = PLAIN_VIEWS if database else self.views
         for photo, name in named_photos(photos):
             waiting += views.crops_of_query(photo, self.image_size, name)
@@ -118,64 +171,20 @@ class Encoder:
         means = found.reshape(-1, views.num_crops, self.dimension).mean(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
 
-    def _encode_by_size(self, photos: list[Tensor], batch_size: int) -> np.ndarray:
+    def _encode_by_size(self, photos: list[Any], batch_size: int) -> np.ndarray:
         """Descriptors (n, D) of photos (3, H, W); photos of one size and type share batches."""
-        descriptors = np.empty((len(photos), self.dimension), np.float32)
-        rows_by_size: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
-        for row, photo in enumerate(photos):
+        arrays = [np.asarray(photo) for photo in photos]
+        descriptors = np.empty((len(arrays), self.dimension), np.float32)
+        rows_by_size: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
+        for row, photo in enumerate(arrays):
             rows_by_size.setdefault((photo.shape, photo.dtype), []).append(row)
         for (shape, _), rows in rows_by_size.items():
             size = batch_size_for(*shape[-2:], batch_size)
             for start in range(0, len(rows), size):
-                batch_rows = rows[start : start + size]
-                with torch.inference_mode():
-                    batch = torch.stack([photos[row] for row in batch_rows])
-                    found = encode_batch(self._fast_network, batch, device=self.device)
-                    descriptors[batch_rows] = found.cpu().numpy()
+                batch = rows[start : start + size]
+                descriptors[batch] = self.engine.describe(np.stack([arrays[row] for row in batch]))
         if not np.isfinite(descriptors).all():
             raise CheckpointError(
                 f"{self.name or 'The model'} computes descriptors that are not finite: its weights are damaged."
             )
         return descriptors
-
-
-def find_dimension(network: nn.Module, device: torch.device) -> int:
-    """Descriptor dimension of a network: its `fc_output_dim`, else that of the descriptor of a gray image."""
-    known = getattr(network, "fc_output_dim", None)
-    if isinstance(known, int):
-        return known
-    gray = torch.full((1, 3, PROBE_SIZE, PROBE_SIZE), 127, dtype=torch.uint8)
-    with torch.inference_mode():
-        return encode_batch(network, gray, device=device).shape[1]
-
-
-def encode_batch(
-    model: nn.Module, photos: Tensor, *, device: torch.device, autocast: torch.dtype | None = None
-) -> Tensor:
-    """Compute descriptors (B, D) float32 of photos (B, 3, H, W) uint8 of one size.
-
-    model: on `device` and in evaluation mode.  autocast: 16-bit type of mixed precision, None for fp32.
-    Raises DeviceError when memory runs out, ConfigError when the model does not return descriptors.
-    """
-    # Convolutions on CPU are a fifth faster with channels last, and 16-bit ones on CUDA accept no other layout.
-    layout = torch.channels_last if device.type == "cpu" or autocast is not None else torch.contiguous_format
-    try:
-        normalized = normalize(photos.to(device, non_blocking=True).contiguous(memory_format=layout))
-        with mixed_precision(device, autocast):
-            descriptors = model(normalized)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise DeviceError(
-                f"Not enough memory on {device} for a batch of {len(photos)} photos of {photos.shape[3]} x "
-                f"{photos.shape[2]} pixels.",
-                "use a smaller --infer_batch_size",
-                "use a smaller --max_batch",
-                "use a smaller --image_size",
-                "resize photos with --resize_test_imgs",
-                "use another --device",
-            ) from error
-        raise
-    if not isinstance(descriptors, Tensor) or descriptors.ndim != 2 or len(descriptors) != len(photos):
-        kind = tuple(descriptors.shape) if isinstance(descriptors, Tensor) else type(descriptors).__name__
-        raise ConfigError(f"The model returns {kind} for {len(photos)} photos. It must return (B, D), one row each.")
-    return descriptors.float()

@@ -1,0 +1,153 @@
+"""What an engine is: photos in, unit descriptors out; and the engines that run an exported file, without torch.
+
+Legend: B photos of one size, D descriptor dimension.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from cosplace.engines.kinds import ONNX_RUNTIME, EngineKind
+from cosplace.engines.views import averaged_views
+from cosplace.errors import CheckpointError, DeviceError
+
+INPUT, OUTPUT = "images", "descriptors"  # of an exported file
+NO_MEMORY = ("alloc", "memory")  # words in the errors of the programs when memory runs out
+Session = Callable[[np.ndarray], np.ndarray]
+"""Runs a file: its input (B, 3, H, W) -> descriptors (B, D) float32."""
+
+
+class Engine(Protocol):
+    """Computes descriptors.  May be called from several threads."""
+
+    kind: EngineKind
+    file_sha256: str  # of the file that it runs; "" without a file
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def checksum(self) -> str:
+        """Checksum of the model, see `models.weight_files.model_checksum`."""
+        ...
+
+    def describe(self, photos: np.ndarray) -> np.ndarray:
+        """Unit descriptors (B, D) float32 of photos (B, 3, H, W) uint8."""
+        ...
+
+
+def is_engine(value: object) -> bool:
+    """Whether a value is an engine."""
+    return isinstance(getattr(value, "kind", None), EngineKind)
+
+
+class FileEngine:
+    """An engine that runs an exported file on the CPU.
+
+    values: what the file takes, uint8 pixels or floats from 0 to 1 ("unit").  scales, flip: descriptors are averaged
+    over copies of each photo with these scales, and over mirror images.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        kind: EngineKind,
+        *,
+        checksum: str,
+        dimension: int,
+        file_sha256: str,
+        values: str = "uint8",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> None:
+        self.kind, self.checksum, self.dimension, self.file_sha256 = kind, checksum, dimension, file_sha256
+        self.session, self.values, self.scales, self.flip = session, values, tuple(scales), flip
+
+    def describe(self, photos: np.ndarray) -> np.ndarray:
+        """Unit descriptors (B, D) float32 of photos (B, 3, H, W): uint8, or floats in [0, 1].
+
+        Floats are rounded to uint8 if the file takes pixels.
+        Raises DeviceError when memory runs out, CheckpointError if the file does not take the photos.
+        """
+        images = _as_values(np.ascontiguousarray(photos), self.values)
+        try:
+            if self.scales == (1.0,) and not self.flip:
+                return self.session(images)
+            return averaged_views(self.session, images, self.scales, flip=self.flip)
+        except Exception as error:  # each program raises types of its own
+            count, _, height, width = photos.shape
+            if any(word in str(error).lower() for word in NO_MEMORY):
+                raise DeviceError(
+                    f"Not enough memory for a batch of {count} photos of {width} x {height} pixels.",
+                    "use a smaller --infer_batch_size",
+                    "use a smaller --max_batch",
+                    "use a smaller --image_size",
+                ) from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise CheckpointError(
+                f"The engine {self.kind.name} cannot compute descriptors of photos of {width} x {height} pixels "
+                f"({lines[0][:200]}). Use larger photos, or --engine torch."
+            ) from error
+
+
+def _as_values(photos: np.ndarray, values: str) -> np.ndarray:
+    is_uint8 = photos.dtype == np.uint8
+    if values == "uint8":
+        return photos if is_uint8 else np.rint(255 * photos).astype(np.uint8)
+    return photos.astype(np.float32) / np.float32(255) if is_uint8 else photos.astype(np.float32)
+
+
+def open_session(kind: EngineKind, path: Path, num_threads: int | None = None) -> Session:
+    """Open an ONNX file in the program of an engine.
+
+    num_threads: that compute; None for as many as torch has, if it is loaded, else the program's default.
+    Raises CheckpointError for a file that is damaged or that the program cannot run.
+    """
+    kind.require()
+    if num_threads is None:
+        torch: Any = sys.modules.get("torch")
+        num_threads = 0 if torch is None else torch.get_num_threads()
+    open_file = _open_in_onnx_runtime if kind.program == ONNX_RUNTIME else _open_in_openvino
+    try:
+        return open_file(kind, path, num_threads)
+    except Exception as error:  # the parsers raise types of their own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{kind.program} cannot open {path} ({lines[0][:200]}). Remove the file, then try again, or use --engine "
+            f"torch."
+        ) from error
+
+
+def _open_in_onnx_runtime(kind: EngineKind, path: Path, num_threads: int) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: np.asarray(session.run([OUTPUT], {INPUT: images})[0])
+
+
+def _open_in_openvino(kind: EngineKind, path: Path, num_threads: int) -> Session:
+    # Importing OpenVINO sends usage data over the network, unless this package of its is missing.
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    openvino: Any = import_module("openvino")  # of an extra that the type checker may lack
+    numbers = {"bf16": "bf16", "int8": "f32", "fp32": "f32"}[kind.numbers]  # for int8: of the layers with floats
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": numbers}
+    if num_threads:
+        options["INFERENCE_NUM_THREADS"] = num_threads
+    model: Any = openvino.Core().compile_model(str(path), "CPU", options)
+    lock = Lock()  # a compiled model answers one call at a time
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with lock:
+            return np.array(model(images)[0])  # a copy: the next call overwrites the result
+
+    return run

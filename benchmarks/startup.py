@@ -1,6 +1,10 @@
-"""Scanning a folder of photos, and the start of the command line."""
+"""Scanning a folder of photos, and whole commands from their start: --help, and locating one photo.
+
+The growth of `locate` is that of its index, whose rows are synthetic.
+"""
 
 import glob
+import json
 import os
 import subprocess
 import sys
@@ -77,6 +81,64 @@ def _compare_help(_: None, text: str) -> str | None:
     return None if "train" in text and "eval" in text else f"--help does not list the commands: {text[:100]!r}"
 
 
+# --- locating one photo ----------------------------------------------------------------------------------------------
+
+IMPORT_TORCH = "import torch; print(torch.get_num_threads() > 0)"  # what a plain program of one's own starts with
+
+
+def _make_index(folder: Path, size: int, _: Options) -> list[str]:
+    """The words of a command that locates a photo in an index of `size` photos."""
+    import torch
+    from PIL import Image
+
+    from benchmarks.index import PHOTOS_PER_PLACE, ROWS_PER_ADD, SyntheticPlaces
+    from cosplace.engines.encoder import load_model
+    from cosplace.index.photo_index import create_index
+    from cosplace.index.records import ModelSpec
+    from cosplace.models.network import GeoLocalizationNet
+
+    network = GeoLocalizationNet("ResNet18", 512, generator=torch.Generator().manual_seed(0))
+    torch.save(network.state_dict(), folder / "model.pth")
+    model = load_model(folder / "model.pth", image_size=224, device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (15, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((640, 480)).save(folder / "photo.jpg")
+    world = SyntheticPlaces(max(1, size // PHOTOS_PER_PLACE))
+    spec = ModelSpec(model=model.name, checksum=model.checksum, dimension=model.dimension, image_size=224)
+    with create_index(folder / "index", spec) as index:
+        for first in range(0, size, ROWS_PER_ADD):
+            rows = np.arange(first, min(first + ROWS_PER_ADD, size))
+            places = np.minimum(rows // PHOTOS_PER_PLACE, world.num_places - 1)
+            index.add(world.photos(places, first), world.descriptors(places, 100 + first))
+        index.update_search()
+    options = ["--index", str(folder / "index"), "--uncalibrated", "--json", "--device", "cpu"]
+    return ["-m", "cosplace", "locate", str(folder / "photo.jpg"), *options]
+
+
+def _prepare_locate(words: list[str]) -> Work:
+    return _program(words)
+
+
+def _prepare_torch(_: list[str]) -> Work:
+    return _program(["-c", IMPORT_TORCH])
+
+
+def _program(words: list[str]) -> Work:
+    """Runs Python once before, so that files are in the cache of the system."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def work() -> str:
+        command = [sys.executable, *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    work()
+    return work
+
+
+def _compare_locate(torch_is_there: str, text: str) -> str | None:
+    answer = json.loads(text)
+    return None if torch_is_there.strip() == "True" and answer["neighbours"] else f"no neighbors: {text[:100]!r}"
+
+
 STAGES = (
     Stage(
         name="scan",
@@ -102,6 +164,20 @@ STAGES = (
         full_size=1,
         quick_size=1,
         targets={"most_cpu_s": 0.2},
+        memory=None,
+    ),
+    Stage(
+        name="locate",
+        title="cosplace locate, one photo, beside `import torch` alone",
+        unit="photos in the index",
+        make_inputs=_make_index,
+        plain=Side(prepare=_prepare_torch),
+        ours=Side(prepare=_prepare_locate),
+        compare=_compare_locate,
+        full_size=1_000,
+        quick_size=1_000,
+        targets={"cpu_ratio": 0.6, "wall_ratio": 0.6},
+        growth_sizes=(1_000, 10_000, 100_000),
         memory=None,
     ),
 )

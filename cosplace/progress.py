@@ -1,6 +1,9 @@
-"""Progress of long tasks; counts, sizes and durations in words."""
+"""Progress of long tasks, and where their time went; counts, sizes and durations in words."""
 
 import math
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -31,6 +34,26 @@ def part_of(progress: Progress, task: str, start: int = 0, total: int | None = N
         progress(task, start + done, part_total if total is None else total, note)
 
     return report
+
+
+class Stopwatch:
+    """Seconds that one thread spends on each part of a task."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}  # by part, in the order in which the parts first ended
+
+    @contextmanager
+    def of(self, part: str) -> Generator[None]:
+        """Within: the time counts for a part."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(part, time.perf_counter() - started)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Add seconds to a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
 def format_count(count: int, singular: str, plural: str = "") -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cosplace.progress import format_bytes, format_count, format_duration, no_progress, part_of
+from cosplace.progress import Stopwatch, format_bytes, format_count, format_duration, no_progress, part_of
 
 
 def test_a_part_is_reported_as_progress_of_the_whole() -> None:
@@ -37,3 +37,14 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 @pytest.mark.parametrize(("count", "words"), [(1, "1 MB"), (3 << 20, "3 MB"), (3 << 29, "1.5 GB")])
 def test_bytes_in_words(count: int, words: str) -> None:
     assert format_bytes(count) == words
+
+
+def test_the_time_of_parts_is_added_up_also_when_they_fail() -> None:
+    watch = Stopwatch()
+    watch.add("reading", 2.0)
+    with pytest.raises(ValueError, match="damaged"), watch.of("network"):
+        raise ValueError("damaged")
+    with watch.of("reading"):
+        pass
+    assert list(watch.seconds) == ["reading", "network"]
+    assert watch.seconds["reading"] >= 2.0 and watch.seconds["network"] >= 0.0

@@ -135,6 +135,13 @@ def _colored(text: str, level: int) -> str:
     return f"{color}{text}{RESET}" if has_color and color else text
 
 
+def print_times(seconds: Mapping[str, float]) -> None:
+    """Print where the time went, in seconds by part; with --log_format json also as an event on stderr."""
+    if _terminal[-1].log_format == "json":
+        _print_json_line("time", seconds={part: round(value, 1) for part, value in seconds.items()})
+    print_result("time: " + ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items()))
+
+
 def print_error(text: str) -> None:
     """Print an error on stderr, in one line."""
     text = one_line(" ".join(text.split()))

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosplace.cli.console import Bars, on_interrupt, print_json, print_result
+from cosplace.cli.console import Bars, on_interrupt, print_json, print_result, print_times
 from cosplace.config.index import (
     IndexAddConfig,
     IndexBuildConfig,
@@ -22,7 +22,7 @@ from cosplace.config.index import (
 )
 from cosplace.config.values import loading_workers
 from cosplace.errors import CosPlaceError, DamagedIndexError
-from cosplace.progress import format_count
+from cosplace.progress import Stopwatch, format_count
 
 if TYPE_CHECKING:
     from cosplace.engines.encoder import Encoder
@@ -41,7 +41,6 @@ log = logging.getLogger("cosplace")
 
 def run_build(config: IndexBuildConfig) -> None:
     """Build an index of the photos of a folder, and calibrate it."""
-    from cosplace.engines.encoder import load_model
     from cosplace.index.building import build_index
     from cosplace.index.sources import find_photos, require_positions
 
@@ -50,17 +49,9 @@ def run_build(config: IndexBuildConfig) -> None:
     photos = find_photos(config.dataset, part=part, follow_outside=config.follow_outside)
     if not config.without_positions:
         require_positions(photos, config.dataset)
-    encoder = load_model(
-        config.model,
-        image_size=config.image_size,
-        device=config.device.device,
-        reduce_to=config.reduce_to,
-        trust_remote_code=config.device.trust_remote_code,
-        views=_views(config),
-        accept_license=config.accept_license,
-        engine="torch" if config.engine == "ray" else config.engine,
-        photos=photos,
-    )
+    watch = Stopwatch()
+    with watch.of("loading the model"):
+        encoder = _load_model(config, photos)
     if config.image_size is None and (note := _size_note(config.model, photos)):
         log.info("%s", note)
     bars = Bars()
@@ -80,10 +71,29 @@ def run_build(config: IndexBuildConfig) -> None:
         )
         bars.close()
         _print_counts(result)
-        _finish(config.to, encoder, bars, calibrate=not config.no_calibrate, build=builder.build)
+        for name, seconds in result.spent.items():
+            watch.add(name, seconds)
+        _finish(config.to, encoder, bars, watch, calibrate=not config.no_calibrate, build=builder.build)
+        print_times(watch.seconds)
     if result.num_added or result.num_known:
         index = shlex.quote(config.to)
         print_result(f"Next: cosplace locate PHOTO --index {index}, or cosplace serve --index {index}")
+
+
+def _load_model(config: IndexBuildConfig, photos: "ImageList") -> "Encoder":
+    from cosplace.engines.encoder import load_model
+
+    return load_model(
+        config.model,
+        image_size=config.image_size,
+        device=config.device.device,
+        reduce_to=config.reduce_to,
+        trust_remote_code=config.device.trust_remote_code,
+        views=_views(config),
+        accept_license=config.accept_license,
+        engine="torch" if config.engine == "ray" else config.engine,
+        photos=photos,
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,18 +278,30 @@ def _print_counts(result: "IndexingResult", *, is_plan: bool = False) -> None:
 
 
 def _finish(
-    address: str, encoder: "Encoder", bars: Bars, *, calibrate: bool, build: "BuildSearch | None" = None
+    address: str,
+    encoder: "Encoder",
+    bars: Bars,
+    watch: Stopwatch | None = None,
+    *,
+    calibrate: bool,
+    build: "BuildSearch | None" = None,
 ) -> None:
-    """Prepare the search, calibrate, and print what the index contains.  build: builds the search index."""
+    """Prepare the search, calibrate, and print what the index contains.
+
+    watch: gets the time of it.  build: builds the search index.
+    """
     from cosplace.index.photo_index import open_index
     from cosplace.localization.localizer import needs_recalibration, should_calibrate_again
 
+    watch = watch or Stopwatch()
     with open_index(address, write=True) as index:
-        index.update_search(bars, build=build)
+        with watch.of("writing"):
+            index.update_search(bars, build=build)
         bars.close()
         if (calibrate and len(index)) or should_calibrate_again(index):
             try:
-                _calibrate(index, encoder, bars, seed=0)
+                with watch.of("calibration"):
+                    _calibrate(index, encoder, bars, seed=0)
             except CosPlaceError as error:  # such as an index that is too small
                 log.warning("The index is complete, but its confidence is not calibrated. %s", error)
             bars.close()

@@ -14,10 +14,10 @@ from cosplace.config.locate import FilterSettings, LocateConfig, OutputSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError, UnknownLocationError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
 
     from cosplace.index.filters import SearchFilter
-    from cosplace.localization.answers import Answer
+    from cosplace.localization.answers import Answer, Location
     from cosplace.localization.localizer import Localizer
     from cosplace.photos.metadata import PhotoMetadata
 
@@ -151,7 +151,7 @@ class OpenedPhoto:
     """A photo whose file was read and decoded once."""
 
     name: str
-    pixels: "Tensor | None"  # (3, H, W) uint8; None if it cannot be read
+    pixels: "np.ndarray | None"  # (H, W, 3) uint8; None if it cannot be read
     exif: "PhotoMetadata"
     error: str = ""
 
@@ -162,16 +162,16 @@ def open_photo(path: Path, image_size: int | None) -> OpenedPhoto:
     image_size: pixels of the shorter side after resizing, for the error of a photo that is too long and narrow.
     """
     from cosplace.photos.metadata import PhotoMetadata, metadata_from_exif
-    from cosplace.photos.opening import decode_image, read_file
+    from cosplace.photos.opening import decode_pixels, read_file
     from cosplace.photos.paths import path_text
     from cosplace.photos.resizing import resized_shape
 
     name = path_text(path)
     try:
         raw = read_file(path)
-        pixels = decode_image(raw, path)
+        pixels = decode_pixels(raw, path)
         if image_size is not None:
-            resized_shape(*pixels.shape[1:], image_size, path)
+            resized_shape(*pixels.shape[:2], image_size, path)
         return OpenedPhoto(name=name, pixels=pixels, exif=metadata_from_exif(raw))
     except ImageError as error:
         return OpenedPhoto(name=name, pixels=None, exif=PhotoMetadata(), error=str(error))
@@ -180,7 +180,6 @@ def open_photo(path: Path, image_size: int | None) -> OpenedPhoto:
 def _locate_photos(
     localizer: "Localizer", paths: list[Path], where: "SearchFilter | None", *, rerank: bool
 ) -> Iterator[Row]:
-    from cosplace.localization import reranking
     from cosplace.localization.answers import Location, Unreadable
     from cosplace.localization.exif_positions import compare_with_exif
     from cosplace.localization.localizer import BATCH_SIZE
@@ -194,9 +193,17 @@ def _locate_photos(
         for photo in photos:
             answer: Answer = Unreadable(photo=photo.name, error=photo.error) if photo.pixels is None else next(located)
             if rerank and isinstance(answer, Location) and photo.pixels is not None:
-                min_confidence = localizer.min_confidence
-                answer = reranking.rerank(localizer.index, answer, photo.pixels, min_confidence=min_confidence)
+                answer = _rerank(localizer, answer, photo.pixels)
             yield answer, compare_with_exif(answer, photo.exif) if isinstance(answer, Location) else None
+
+
+def _rerank(localizer: "Localizer", location: "Location", pixels: "np.ndarray") -> "Location":
+    import torch
+
+    from cosplace.localization.reranking import rerank
+
+    photo = torch.from_numpy(pixels).permute(2, 0, 1)
+    return rerank(localizer.index, location, photo, min_confidence=localizer.min_confidence)
 
 
 # --- sequences -------------------------------------------------------------------------------------------------------

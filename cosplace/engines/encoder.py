@@ -9,6 +9,7 @@ The descriptors are those that `cosplace eval` computes for the same photo and s
 D descriptor dimension.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from cosplace.engines.engine import Engine, is_engine
 from cosplace.errors import CheckpointError, ConfigError
-from cosplace.models.inputs import named_photos
+from cosplace.models.inputs import named_photos, named_pixels
 from cosplace.models.views import PLAIN_VIEWS, PhotoViews
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.resizing import batch_size_for
@@ -158,7 +159,9 @@ class Encoder:
         descriptors: list[np.ndarray] = []
         waiting: list[Any] = []  # photos (3, H, W): arrays or tensors
         views = PLAIN_VIEWS if database else self.views
-        for photo, name in named_photos(photos):
+        # Torch resizes tensors, and without it Pillow resizes arrays.
+        named: Iterator[Any] = named_pixels(photos) if self.engine.kind.needs_file else named_photos(photos)
+        for photo, name in named:
             waiting += views.crops_of_query(photo, self.image_size, name)
             if len(waiting) >= BATCHES_IN_MEMORY * batch_size:
                 descriptors.append(self._encode_by_size(waiting, batch_size))

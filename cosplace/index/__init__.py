@@ -10,6 +10,7 @@ conditional_writes  whether an object store keeps two writers apart
 writer_lease    one writer at a time on object storage
 writer_lock     one writer at a time
 photo_table     the columns of the table of photos
+reader_copy     a copy of a small index in one file, opened without Lance
 store           two Lance tables in a folder or on object storage
 search_index    the approximate search index inside the table of photos
 root_folders    where the roots are now, and paths as stored

@@ -18,7 +18,6 @@ from cosplace.index.file_checksums import damaged
 from cosplace.index.search_index import build_vector_index, find_nearest, has_vector_index
 from cosplace.index.store import Store
 from cosplace.progress import Progress, no_progress
-from cosplace.retrieval.search import nearest
 
 RECORD = "search"  # the key of the record that describes the index
 TASK = "building the search index"
@@ -104,6 +103,8 @@ def search_exactly(
     The result is that of an evaluation: exact L2 distance, ties go to the lower id.  searchable_ids: ascending ids of
     the photos that may be found.  Rows of queries with fewer than k photos end with id -1.
     """
+    from cosplace.retrieval.search import nearest
+
     num_queries, dimension = queries.shape
     best_ids = np.full((num_queries, k), -1, np.int64)
     best_squared = np.full((num_queries, k), np.inf)

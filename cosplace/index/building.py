@@ -5,8 +5,9 @@ A run that was stopped continues where it stopped.  Legend: n photos.  Side effe
 
 import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from cosplace.config.index import IndexSettings
 from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError, DatasetError, ImageError, PhotoIndexError
-from cosplace.index.indexing import TASK, AddPhotos, Indexing, IndexingResult, OnStored, find_known
+from cosplace.index.indexing import DECODING, TASK, AddPhotos, Indexing, IndexingResult, OnStored, find_known
 from cosplace.index.keys import first_of_each
 from cosplace.index.parts import record_part
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
@@ -30,6 +31,7 @@ from cosplace.retrieval.extraction import ExtractionSettings
 
 PLAN_TASK = "comparing photos"
 PHOTOS_PER_COMMIT = 1024  # photos of one commit are stored together or not at all
+FIRST_COMMIT = 64  # photos
 
 log = logging.getLogger(__name__)
 
@@ -138,13 +140,34 @@ def add_photos(
     if num_done:
         progress(TASK, num_done, len(photos))
     with ThreadPoolExecutor(max(1, num_workers)) as readers:
-        for start in range(0, len(new_rows), photos_per_commit):
-            rows = new_rows[start : start + photos_per_commit]
+        for rows, reading in _read_ahead(readers, indexing.read, _commits(new_rows, photos_per_commit)):
+            with indexing.watch.of(DECODING):
+                read = [one.result() for one in reading]
             indexing.progress = part_of(progress, TASK, num_done, len(photos))
-            indexing.add(rows, list(readers.map(indexing.read, rows)))
+            indexing.add(rows, read)
             num_done += len(rows)
             progress(TASK, num_done, len(photos))
     return indexing.result()
+
+
+def _commits(rows: Sequence[int], photos_per_commit: int) -> Iterator[Sequence[int]]:
+    """The photos of each commit: few at first, which are read before any is described, then twice as many each time."""
+    start, size = 0, min(FIRST_COMMIT, photos_per_commit)
+    while start < len(rows):
+        yield rows[start : start + size]
+        start, size = start + size, min(2 * size, photos_per_commit)
+
+
+def _read_ahead(
+    readers: ThreadPoolExecutor, read: Callable[[int], NewPhoto | str], commits: Iterable[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], list[Future[NewPhoto | str]]]]:
+    """Each commit with what is read of its photos; the next one is read meanwhile."""
+    begun: deque[tuple[Sequence[int], list[Future[NewPhoto | str]]]] = deque()
+    for rows in commits:
+        begun.append((rows, [readers.submit(read, row) for row in rows]))
+        if len(begun) > 1:
+            yield begun.popleft()
+    yield from begun
 
 
 def plan_photos(

@@ -77,14 +77,18 @@ class DescribePhotos:
             read = list(readers.map(lambda row: read_photo(photos, row, self.source, self.thumbnail_size), rows))
         found: list[NewPhoto | str] = [photo for photo, _ in read]
         readable = [row for row in rows if isinstance(found[row], NewPhoto)]
-        descriptors, failures = describe_photos(self.encoder, photos, readable, self.extraction)
+        described = describe_photos(self.encoder, photos, readable, self.extraction)
+        failures = described.failures
         for number, message in failures.items():
             found[readable[number]] = message
         kept = np.array([number for number in range(len(readable)) if number not in failures], np.int64)
         contradictions = [(photos.path(row).name, meters) for row, (_, meters) in enumerate(read) if meters is not None]
         photos_found, thumbnails = without_thumbnails(found)
         return Described(
-            photos=photos_found, contradictions=contradictions, descriptors=descriptors[kept], thumbnails=thumbnails
+            photos=photos_found,
+            contradictions=contradictions,
+            descriptors=described.descriptors[kept],
+            thumbnails=thumbnails,
         )
 
 

@@ -11,8 +11,10 @@ files by `cosplace index verify`.  Side effects: reads the files of the index, w
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ FILE_NAME = "checksums.json"
 FORMAT = 1
 SKIPPED_FOLDERS = ("_transactions",)  # of concurrent commits; readers never open them
 SEARCH_FOLDER, DATA_FOLDER, VERSIONS_FOLDER = "_indices", "data", "_versions"
+MANIFEST_DIGITS = 20  # of names of versions that count down from 2^64 - 1; others are the version itself
+
+log = logging.getLogger(__name__)
 
 
 def is_local(address: str) -> bool:
@@ -63,6 +68,9 @@ def record_checksums(address: str, versions: dict[str, int], former: FileChecksu
     for path in sorted(_files(Path(address), versions)):
         name, size = path.relative_to(address).as_posix(), path.stat().st_size
         files[name] = known[name] if name in known and known[name][0] == size else (size, file_checksum(path))
+    copy = Path(address) / reader_copy_name(versions)
+    if copy.is_file():  # unlike the files of Lance, it may be written again
+        files[copy.name] = copy.stat().st_size, file_checksum(copy)
     content = {"format": FORMAT, "versions": versions, "files": files}
     write_text(Path(address) / FILE_NAME, json.dumps({"checksum": _checksum_of(content), "content": content}))
     return FileChecksums(versions=versions, files=files)
@@ -91,6 +99,11 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def content_checksum(raw: bytes) -> str:
+    """Checksum of the content of a file."""
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
 def is_of_photos(name: str) -> bool:
     """Whether a file holds photos."""
     return name.startswith(f"photos.lance/{DATA_FOLDER}/")
@@ -99,6 +112,26 @@ def is_of_photos(name: str) -> bool:
 def is_of_search(name: str) -> bool:
     """Whether a file belongs to the search index, which is derived from the photos."""
     return f"/{SEARCH_FOLDER}/" in name
+
+
+def is_derived(name: str) -> bool:
+    """Whether a file can be made again from others: of the search index, or a copy for readers."""
+    return is_of_search(name) or fnmatch(name, reader_copy_name(dict.fromkeys(("photos", "records"), "*")))
+
+
+def reader_copy_name(versions: Mapping[str, int | str]) -> str:
+    """Name of the copy of some versions of the tables, see `cosplace.index.reader_copy`."""
+    return f"reader-{versions['photos']}-{versions['records']}.safetensors"
+
+
+def newest_version(address: str, table: str) -> int | None:
+    """The newest version of a table of a local index; None if there is none."""
+    found = []
+    for path in (Path(address) / f"{table}.lance" / VERSIONS_FOLDER).glob("*.manifest"):
+        if path.stem.isdecimal():
+            number = int(path.stem)
+            found.append(2**64 - 1 - number if len(path.stem) == MANIFEST_DIGITS else number)
+    return max(found, default=None)
 
 
 def damaged(address: str, problem: str) -> DamagedIndexError:
@@ -113,7 +146,8 @@ def _checksum_of(content: dict[str, Any]) -> str:
 def _files(address: Path, versions: dict[str, int]) -> Iterable[Path]:
     for table, version in versions.items():
         folder = address / f"{table}.lance"
-        manifests = (f"{version}.manifest", f"{2**64 - 1 - version:020}.manifest")  # both names that Lance uses
+        # Both names that Lance uses.
+        manifests = (f"{version}.manifest", f"{2**64 - 1 - version:0{MANIFEST_DIGITS}}.manifest")
         for path in folder.rglob("*"):
             kind = path.relative_to(folder).parts[0]
             if path.is_file() and kind not in SKIPPED_FOLDERS and (kind != VERSIONS_FOLDER or path.name in manifests):
@@ -144,7 +178,7 @@ class CheckedFiles:
         self.versions = {} if checksums is None else checksums.versions
         if checksums is None:
             return
-        new = [name for name in checksums.files if name not in self._found_intact and not is_of_search(name)]
+        new = [name for name in checksums.files if name not in self._found_intact and not is_derived(name)]
         large = [name for name in new if is_of_photos(name)]
         small = [name for name in new if not is_of_photos(name)]
         changed = find_changes(self.address, checksums, large, only_sizes=True)
@@ -158,6 +192,24 @@ class CheckedFiles:
         for table, version in self.versions.items():
             if versions[table] < version:
                 raise damaged(self.address, f"the newest version of {table}.lance is missing")
+
+    def read_intact(self, name: str) -> bytes | None:
+        """The content of a derived file; None if it or another file is missing, or if it has changed."""
+        checksums = read_checksums(self.address) if self.is_checked else None
+        if checksums is None or name not in checksums.files:
+            return None
+        if not all((Path(self.address) / other).is_file() for other in checksums.files):
+            return None  # a writer is at work, or the index is damaged
+        try:
+            raw = (Path(self.address) / name).read_bytes()
+        except OSError:  # a writer has removed it
+            return None
+        if (len(raw), content_checksum(raw)) != checksums.files[name]:
+            log.warning(
+                "%s/%s is damaged and not used. Run `cosplace index compact %s`.", self.address, name, self.address
+            )
+            return None
+        return raw
 
     def is_search_intact(self, version: int) -> bool:
         """Whether the files of the search index are as they were written; they are derived from the photos.

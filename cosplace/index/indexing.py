@@ -30,10 +30,11 @@ from cosplace.photos.names import MAX_CONTRADICTION_M, optional_fields
 from cosplace.photos.opening import open_image, read_file
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.thumbnails import make_thumbnail
-from cosplace.progress import Progress, no_progress
-from cosplace.retrieval.extraction import ExtractionSettings, extract
+from cosplace.progress import Progress, Stopwatch, no_progress
+from cosplace.retrieval.extraction import NETWORK, ExtractionSettings, extract
 
 TASK = "indexing photos"
+DECODING, WRITING = "decoding", "writing"  # parts of the time, beside NETWORK
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class IndexingResult:
     num_without_position: int  # of the added ones
     unreadable: tuple[str, ...]  # one message per photo
     seconds: float
+    spent: dict[str, float] = field(default_factory=dict)  # seconds by part: DECODING, NETWORK, WRITING
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +85,7 @@ class Indexing:
     contradictions: list[tuple[str, float]] = field(default_factory=list)  # names, and meters between their positions
     first_new_id: int = 0  # ids from here on are of photos that this run has added
     started: float = field(default_factory=time.perf_counter)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def find_new_rows(self) -> list[int]:
         """The photos that the index does not have as they are now; the others are counted as known."""
@@ -111,6 +114,7 @@ class Indexing:
             num_without_position=self.num_without_position,
             unreadable=tuple(self.unreadable),
             seconds=time.perf_counter() - self.started,
+            spent=self.watch.seconds,
         )
 
     def is_unchanged(self, row: int) -> bool:
@@ -159,16 +163,21 @@ class Indexing:
     def add(self, rows: Sequence[int], read: Sequence[NewPhoto | str]) -> None:
         """Add some photos of the list in one commit; descriptors are computed only for new ones."""
         readable = [row for row, entry in zip(rows, read, strict=True) if isinstance(entry, NewPhoto)]
-        ids, new, entries = self.take_known(read)
+        with self.watch.of(WRITING):
+            ids, new, entries = self.take_known(read)
         assert self.encoder is not None and self.extraction is not None
         chosen = [readable[number] for number in new]
-        descriptors, failures = describe_photos(self.encoder, self.photos, chosen, self.extraction, self.progress)
-        self.unreadable += [failures[number] for number in sorted(failures)]
-        kept = [number for number in range(len(new)) if number not in failures]
-        if kept:
-            added = [entries[number] for number in kept]
-            ids |= self.count_added(added, self.index.add(added, descriptors[kept]))
-        self.remove_former(ids)
+        with self.watch.of(DECODING):
+            described = describe_photos(self.encoder, self.photos, chosen, self.extraction, self.progress)
+        self.watch.add(DECODING, -described.network_seconds)  # the rest of that time, photos are waited for
+        self.watch.add(NETWORK, described.network_seconds)
+        self.unreadable += [described.failures[number] for number in sorted(described.failures)]
+        kept = [number for number in range(len(new)) if number not in described.failures]
+        with self.watch.of(WRITING):
+            if kept:
+                added = [entries[number] for number in kept]
+                ids |= self.count_added(added, self.index.add(added, described.descriptors[kept]))
+            self.remove_former(ids)
 
     def take_known(self, read: Sequence[NewPhoto | str]) -> tuple[dict[str, int], list[int], list[NewPhoto]]:
         """Update the paths of photos that the index has, and count those that cannot be read.
@@ -267,23 +276,36 @@ def read_photo(photos: ImageList, row: int, source: str, thumbnail_size: int) ->
     return photo, metadata.contradiction_m if metadata.contradicts_itself else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhotoDescriptors:
+    """Descriptors of n photos, and those that could not be opened."""
+
+    descriptors: np.ndarray  # (n, D)
+    failures: dict[int, str]  # number of a photo -> error message
+    network_seconds: float = 0.0
+
+
 def describe_photos(
     encoder: Encoder,
     photos: ImageList,
     rows: Sequence[int],
     extraction: ExtractionSettings,
     progress: Progress = no_progress,
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Descriptors (n, D) of some photos, and number -> error message of those that cannot be opened."""
+) -> PhotoDescriptors:
+    """Describe some photos of a list."""
     empty = np.empty((0, encoder.dimension), np.float32)
     if not len(rows):
-        return empty, {}
+        return PhotoDescriptors(descriptors=empty, failures={})
     chosen = photos.subset(rows)
     try:
         result = extract(encoder.engine, chosen, extraction, progress=progress)
     except ImageError:  # none of them can be opened
-        return empty, dict(_failures(chosen))
-    return np.asarray(result.descriptors), {entry.index: entry.message for entry in result.unreadable}
+        return PhotoDescriptors(descriptors=empty, failures=dict(_failures(chosen)))
+    return PhotoDescriptors(
+        descriptors=np.asarray(result.descriptors),
+        failures={entry.index: entry.message for entry in result.unreadable},
+        network_seconds=result.network_seconds,
+    )
 
 
 def find_known(index: PhotoIndex, entries: Sequence[NewPhoto]) -> list[int]:

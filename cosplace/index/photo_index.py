@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from cosplace.config.index import IndexSettings
-from cosplace.errors import ConfigError, PhotoIndexError
+from cosplace.errors import ConfigError, CosPlaceError, PhotoIndexError
 from cosplace.index.approximate import BuildSearch, build_approximate_index, read_approximate_index
 from cosplace.index.file_checksums import is_local
 from cosplace.index.keys import KeyTable, first_of_each
 from cosplace.index.lance import translated_errors
 from cosplace.index.photo_reader import FORMAT_VERSION, SPEC, PhotoReader, check_shape
 from cosplace.index.photo_table import photo_schema
+from cosplace.index.reader_copy import MAX_COPY_BYTES, remove_reader_copies
 from cosplace.index.records import AddResult, ModelSpec, NewPhoto
 from cosplace.index.search_index import (
     build_vector_index,
@@ -80,11 +81,11 @@ def open_index(address: str | Path, *, write: bool = False, roots: Sequence[str]
     roots: new places of folders of photos, NEW or OLD=NEW; a writer records them.  Raises MissingIndexError if there
     is no index, DamagedIndexError if its files have changed, and IndexInUseError if another writer has it open.
     """
-    store = Store(str(address))
+    store = Store(str(address), with_copy=not write)
     lock = lock_for_writing(str(address)) if write else None
     try:
-        store.catch_up()
         if lock is not None:
+            store.catch_up()
             lock.confirm()
         return PhotoIndex(store, lock, roots)
     except BaseException:
@@ -101,14 +102,32 @@ class PhotoIndex(PhotoReader):
         self._lock = lock
         self._keys: KeyTable | None = None
         if lock is not None:
+            if is_local(self.address):
+                remove_reader_copies(self.address)  # written again by `close`
             self._upgrade()
             self._roots.record_moves()
 
     def close(self) -> None:
         """Allow other writers; the index can still be searched."""
-        if self._lock is not None:
+        if self._lock is None:
+            return
+        try:
+            self._write_copy()
+        finally:
             self._lock.release()
             self._lock = None
+
+    def _write_copy(self) -> None:
+        """Write the copy for readers of a small local index; without it, they read the tables."""
+        row_bytes = self.spec.dimension * np.dtype(self.settings.stored_dtype).itemsize
+        max_rows = min(self.settings.exact_rows, MAX_COPY_BYTES // row_bytes)
+        if not is_local(self.address) or not self.can_write:
+            return
+        try:
+            if self._store.count() <= max_rows:
+                self._store.write_copy()
+        except CosPlaceError as error:  # such as a full disk
+            log.debug("%s: no copy for readers: %s", self.address, error)
 
     @property
     def can_write(self) -> bool:

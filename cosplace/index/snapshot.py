@@ -23,8 +23,9 @@ from cosplace.index.lance import OutdatedError
 from cosplace.index.records import Columns, Matches
 from cosplace.index.search_index import check_search_index, drop_vector_index, find_nearest, prewarm
 from cosplace.index.store import Store
-from cosplace.retrieval.search import nearest
+from cosplace.retrieval.exact_distances import nearest_of_few
 
+FEW_QUERIES = 8  # up to so many, the search needs no torch
 MAX_GATHERED = 5_000  # photos that pass a filter: up to so many are read and compared exactly
 MORE_CANDIDATES = 4  # times k photos are searched where a condition passes more photos than the filter
 
@@ -48,7 +49,7 @@ class Snapshot:
         if num_found == 0:
             rows, similarities = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
         elif self.held is not None:
-            rows = nearest(queries, self.held, num_found, searchable=passes)[0]
+            rows = _nearest(queries, self.held, num_found, passes)
             similarities = np.einsum("qkd,qd->qk", self.held[rows].astype(np.float32), queries)
         elif exact:
             rows, similarities = self._search_exactly(queries, num_found, passes)
@@ -65,7 +66,7 @@ class Snapshot:
     def _search_gathered(self, queries: np.ndarray, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compare the queries with some photos, read for this search."""
         descriptors = self.store.descriptors_at(self.columns.row_ids[rows], self.columns.ids[rows])
-        places = nearest(queries, descriptors, k)[0]
+        places = _nearest(queries, descriptors, k, None)
         return rows[places], np.einsum("qkd,qd->qk", descriptors[places].astype(np.float32), queries)
 
     def _search_approximately(
@@ -122,6 +123,15 @@ class Snapshot:
             names=_texts(rows, columns.names),
             paths=_texts(rows, columns.paths),
         )
+
+
+def _nearest(queries: np.ndarray, database: np.ndarray, k: int, searchable: np.ndarray | None) -> np.ndarray:
+    """Rows (Q, K) of the k nearest descriptors of a database in memory."""
+    if len(queries) <= FEW_QUERIES:
+        return nearest_of_few(queries, database, k, searchable)[0]
+    from cosplace.retrieval.search import nearest
+
+    return nearest(queries, database, k, searchable=searchable)[0]
 
 
 def _texts(rows: np.ndarray, read: Callable[[list[int]], list[str]]) -> tuple[tuple[str, ...], ...]:

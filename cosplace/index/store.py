@@ -3,6 +3,7 @@
     <address>/photos.lance     one row per photo: position, time, path, descriptor, thumbnail; search index
               records.lance    facts about the index: key -> JSON
               checksums.json   checksums of all files (local addresses)
+              reader-….safetensors   copy of a small index, read without Lance (local addresses)
               .writer.lock     held by the one writer (local addresses)
 
 Every append or removal is one commit of Lance: after a kill the table holds all photos of a commit or none of them.
@@ -17,6 +18,7 @@ import shutil
 import warnings
 from collections.abc import Generator, Sequence
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from cosplace.index.photo_table import (
     photo_rows,
     with_checks,
 )
+from cosplace.index.reader_copy import ReaderCopy, find_reader_copy, write_reader_copy
 from cosplace.index.records import Columns
 
 PHOTOS, RECORDS = "photos", "records"
@@ -58,27 +61,58 @@ def has_index(address: str) -> bool:
 class Store:
     """The tables of one address.  A reader stays at the version it opened until `catch_up`."""
 
-    def __init__(self, address: str, *, check: bool = True, former: "Store | None" = None) -> None:
+    def __init__(
+        self, address: str, *, check: bool = True, with_copy: bool = False, former: "Store | None" = None
+    ) -> None:
         """Open the newest version.  check: compare the small files and the sizes of others with their checksums.
 
+        with_copy: read the copy of a small index if there is one; the tables are opened when they are needed.
         former: a store of this address, whose connection and memory are used too.  Raises MissingIndexError and
         DamagedIndexError.
         """
-        if not has_index(address):
+        self.address, self.is_checked = address, check
+        self.search_codes = "4bit" if former is None else former.search_codes  # of IndexSettings, set by `PhotoReader`
+        self.files = CheckedFiles(address, check=check) if former is None else former.files
+        if former is not None and "database" in vars(former):
+            self.database = former.database
+        self.copy = find_reader_copy(self.files) if with_copy and former is None else None
+        if self.copy is None and not has_index(address):
             problem = "does not exist" if is_local(address) and not Path(address).exists() else "is not a photo index"
             raise MissingIndexError(
                 f"{address} {problem}. Build an index with `cosplace index build DATASET --model MODEL --to {address}`."
             )
-        self.address, self.is_checked = address, check
-        self.search_codes = "4bit" if former is None else former.search_codes  # of IndexSettings, set by `PhotoReader`
-        self.files = CheckedFiles(address, check=check) if former is None else former.files
         self.files.check()
-        with translated_errors(address):
-            self.database = connect(address) if former is None else former.database
-            self.photos, self.records = self.database.open_table(PHOTOS), self.database.open_table(RECORDS)
         self.files.check_versions(self._versions())
         self.checked_from = 0
         self._read_checked_from()
+
+    @cached_property
+    def database(self) -> Any:
+        """The connection to the tables."""
+        with translated_errors(self.address):
+            return connect(self.address)
+
+    @cached_property
+    def photos(self) -> Any:
+        """The table of photos."""
+        return self._open(PHOTOS)
+
+    @cached_property
+    def records(self) -> Any:
+        """The table of records."""
+        return self._open(RECORDS)
+
+    def _open(self, name: str) -> Any:
+        """Open the newest version of a table, or that of the copy."""
+        with translated_errors(self.address):
+            table = self.database.open_table(name)
+            if self.copy is None or table.version == self.copy.versions[name]:
+                return table
+            try:
+                table.checkout(self.copy.versions[name])
+            except (RuntimeError, ValueError, OSError) as error:  # a writer has removed that version
+                raise OutdatedError(f"The photos of {self.address} have changed. Read the index again.") from error
+            return table
 
     @classmethod
     def create(cls, address: str, schema: Any, records: dict[str, dict[str, Any]]) -> "Store":
@@ -116,14 +150,18 @@ class Store:
     @property
     def version(self) -> int:
         """Version of the photo table that is read."""
-        return self.photos.version
+        return self.photos.version if self.copy is None else self.copy.versions[PHOTOS]
 
     @property
     def dimension(self) -> int:
         """D, the dimension of the descriptors."""
+        if self.copy is not None:
+            return self.copy.descriptors.shape[1]
         return int(self.photos.schema.field("descriptor").type.list_size)
 
     def _versions(self) -> dict[str, int]:
+        if self.copy is not None:
+            return self.copy.versions
         return {PHOTOS: int(self.photos.version), RECORDS: int(self.records.version)}
 
     def record_checksums(self, *, again: bool = False) -> None:
@@ -145,6 +183,7 @@ class Store:
         """Read the newest version from now on.  Raises MissingIndexError and DamagedIndexError."""
         self._check_exists()
         self.files.check()
+        self.copy = None
         with translated_errors(self.address):
             self.photos.checkout_latest()
             self.records.checkout_latest()
@@ -174,7 +213,7 @@ class Store:
         self._read_checked_from()
 
     def _read_checked_from(self) -> None:
-        has_checks = "numbers_check" in self.photos.schema.names
+        has_checks = self.copy is not None or "numbers_check" in self.photos.schema.names
         record = self.read_record(CHECKED_FROM) if has_checks else None
         self.checked_from = np.iinfo(np.int64).max if not has_checks else 0 if record is None else int(record["id"])
 
@@ -185,6 +224,8 @@ class Store:
 
         Their paths are as stored, with the root NO_ROOT where they are whole.  Raises DamagedIndexError.
         """
+        if self.copy is not None and newer_than is None:
+            return self.copy.columns
         with translated_errors(self.address):
             query = self.photos.search().select(self.present(NARROW)).with_row_id(True)
             if newer_than is not None:
@@ -242,6 +283,9 @@ class Store:
 
     def descriptors(self, newer_than: int | None = None) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """(ids (n,), descriptors (n, D) as stored) of all photos, or of those whose id is larger, in batches."""
+        if self.copy is not None and newer_than is None:
+            yield self.copy.columns.ids, self.copy.descriptors
+            return
         for batch in self.scan(self.present(WITH_DESCRIPTOR), newer_than=newer_than):
             yield self.checked_descriptors(batch)
 
@@ -350,6 +394,8 @@ class Store:
 
     def count(self) -> int:
         """Number of photos."""
+        if self.copy is not None:
+            return len(self.copy.columns)
         with translated_errors(self.address):
             return int(self.photos.count_rows())
 
@@ -378,21 +424,44 @@ class Store:
         files = [Path(folder) / name for folder, _, names in os.walk(self.address) for name in names]
         return sum(file.stat().st_size for file in files if file.is_file())
 
+    def write_copy(self) -> None:
+        """Write the copy for readers, unless an earlier version stored some of the photos."""
+        if self.checked_from:
+            return
+        columns = self.columns()
+        descriptors = np.empty(
+            (len(columns), self.dimension), self.photos.schema.field("descriptor").type.value_type.to_pandas_dtype()
+        )
+        for ids, rows in self.descriptors():
+            descriptors[np.searchsorted(columns.ids, ids)] = rows
+        with translated_errors(self.address):
+            rows = self.records.search().select(["key", "json"]).to_arrow()
+        records = dict(zip(rows["key"].to_pylist(), rows["json"].to_pylist(), strict=True))
+        copy = ReaderCopy(versions=self._versions(), columns=columns, descriptors=descriptors, records=records)
+        write_reader_copy(self.address, copy)
+        self.record_checksums()
+
     # --- records -----------------------------------------------------------------------------------------------------
 
     def read_record(self, key: str) -> dict[str, Any] | None:
         """The record of a key; None if there is none."""
-        with translated_errors(self.address):
-            rows = self.records.search().where(f"key = '{_checked(key)}'").select(["json"]).to_arrow()
-        if not len(rows):
+        text = self._record_text(_checked(key))
+        if text is None:
             return None
         try:
-            record = json.loads(rows["json"][0].as_py())
+            record = json.loads(text)
         except ValueError as error:
             raise damaged(self.address, f"the record '{key}' cannot be read") from error
         if not isinstance(record, dict):
             raise damaged(self.address, f"the record '{key}' cannot be read")
         return record
+
+    def _record_text(self, key: str) -> str | None:
+        if self.copy is not None:
+            return self.copy.records.get(key)
+        with translated_errors(self.address):
+            rows = self.records.search().where(f"key = '{key}'").select(["json"]).to_arrow()
+        return rows["json"][0].as_py() if len(rows) else None
 
     def write_record(self, key: str, value: dict[str, Any]) -> None:
         """Set the record of a key, in one commit."""

@@ -23,13 +23,14 @@ from cosplace.index.file_checksums import (
     FILE_NAME,
     FileChecksums,
     find_changes,
+    is_derived,
     is_local,
     is_of_photos,
-    is_of_search,
     read_checksums,
 )
 from cosplace.index.photo_index import open_index
 from cosplace.index.photo_table import matrix
+from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.search_index import drop_vector_index, has_vector_index
 from cosplace.index.store import Store, has_index
 from cosplace.index.writer_lock import lock_for_writing
@@ -97,8 +98,8 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
     progress(TASK, len(names) + 1, len(names) + 1)
     # A changed data file without a damaged photo: the change is in photos without checksums, or in no photo.
     is_bounded = bool(ids) or not num_unchecked
-    broken = [name for name in [*changed, *missing] if not (is_of_search(name) or (is_of_photos(name) and is_bounded))]
-    lost = [name for name in missing if not is_of_search(name)]
+    broken = [name for name in [*changed, *missing] if not (is_derived(name) or (is_of_photos(name) and is_bounded))]
+    lost = [name for name in missing if not is_derived(name)]
     return Verification(
         num_photos=num_photos,
         num_unchecked=num_unchecked,
@@ -120,6 +121,7 @@ def repair_index(address: str | Path, found: Verification, progress: Progress = 
     lock = lock_for_writing(address)
     try:
         if is_local(address):
+            remove_reader_copies(address)  # their checksums would be recorded as they are
             (Path(address) / FILE_NAME).unlink(missing_ok=True)
         store = Store(address, check=False)
         if has_vector_index(store):

@@ -27,9 +27,7 @@ from cosplace.localization.fusion import AGREE_M, TEMPERATURE, Fusion, fuse, rad
 from cosplace.localization.sequences import estimate_track
 from cosplace.localization.signals import compute_signals
 from cosplace.localization.verdicts import GUESS_CONFIDENCE, percent_text
-from cosplace.models.opening import open_model
-from cosplace.models.reduction import first_dimensions
-from cosplace.photos.opening import open_image
+from cosplace.photos.opening import open_pixels
 from cosplace.photos.paths import path_text
 from cosplace.progress import format_count
 from cosplace.retrieval.recall import RADIUS_M
@@ -70,7 +68,7 @@ class Localizer:
         k: int = NUM_MATCHES,
         uncalibrated: bool = False,
         exact: bool = False,
-        encoder: Encoder | None = None,
+        encoder: "Encoder | None" = None,
         trust_remote_code: bool = False,
         model: str | None = None,
         roots: Sequence[str] = (),
@@ -316,7 +314,7 @@ def encode_photos(encoder: Encoder, photos: Sequence[Any]) -> tuple[np.ndarray, 
     errors: dict[int, str] = {}
     for place, photo in enumerate(photos):
         try:
-            opened.append(open_image(photo) if isinstance(photo, str | Path) else photo)
+            opened.append(open_pixels(photo) if isinstance(photo, str | Path) else photo)
         except ImageError as error:
             errors[place] = str(error)
     try:
@@ -364,6 +362,9 @@ def open_index_encoder(
         raise CheckpointError(
             f"The model of {index.address} no longer exists at {source}.", "use --model with its new path"
         )
+    from cosplace.models.opening import open_model
+    from cosplace.models.reduction import first_dimensions
+
     network = open_model(source, trust_remote_code=trust_remote_code)
     if getattr(network, "fc_output_dim", 0) > spec.dimension:  # the index has only its first dimensions
         network = first_dimensions(network, spec.dimension)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosplace.photos.resizing import resized_shape
+
 MIN_CROP = 0.6  # share of the area
 MAX_LOG_RATIO = 0.1  # change of width / height, as a logarithm
 LIGHT = ((-0.6, 0.5), (-0.5, 0.4), (-0.6, 0.4), (-0.5, 0.5))  # logarithms of brightness, contrast, saturation, gamma
@@ -16,15 +18,20 @@ HUE = 0.03  # in turns
 IMAGE_SIDE = 256  # pixels
 
 
-def alter_photo(photo: Tensor, rng: np.random.Generator) -> Tensor:
-    """A photo (3, H, W) uint8 in other light and another crop, of the same size."""
+def alter_photo(photo: Tensor, rng: np.random.Generator, size: int | None = None) -> Tensor:
+    """A photo (3, H, W) uint8 in other light and another crop.
+
+    size: its shorter side afterwards, in pixels, so that the light of fewer pixels has to change; None: of the same
+    size.  Raises PhotoSizeError for a photo that is too long and narrow for that.
+    """
     from torchvision.transforms.v2 import functional
 
     height, width = photo.shape[1:]
+    shape = (height, width) if size is None else resized_shape(height, width, size)
     scale, ratio = math.sqrt(rng.uniform(MIN_CROP, 1)), math.exp(rng.uniform(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     crop = max(1, min(height, round(height * scale * ratio))), max(1, min(width, round(width * scale / ratio)))
     top, left = (int(rng.integers(0, full - part + 1)) for full, part in zip((height, width), crop, strict=True))
-    photo = functional.resized_crop(photo, top, left, *crop, [height, width], antialias=True)
+    photo = functional.resized_crop(photo, top, left, *crop, list(shape), antialias=True)
     brightness, contrast, saturation, gamma = (math.exp(rng.uniform(*limits)) for limits in LIGHT)
     photo = functional.adjust_brightness(photo, brightness)
     photo = functional.adjust_contrast(photo, contrast)

@@ -5,11 +5,15 @@ Legend: N queries, D dimension.  Side effects: reads photos.
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
+from cosplace.config.values import loading_workers
 from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError, ImageError
 from cosplace.index.photo_index import PhotoIndex
@@ -17,6 +21,7 @@ from cosplace.index.photo_pixels import photo_pixels
 from cosplace.index.records import Columns
 from cosplace.localization.confidence import NUM_FOLDS
 from cosplace.localization.photo_changes import alter_photo, images_without_place
+from cosplace.photos.loading import load_ahead
 from cosplace.photos.metadata import former_photo_key, photo_key, read_metadata
 from cosplace.photos.opening import decode_image, read_file
 from cosplace.photos.scanning import scan_images
@@ -25,6 +30,7 @@ from cosplace.retrieval.recall import RADIUS_M
 
 NUM_WITHOUT_PLACE = 60  # images that show no place
 TASK = "calibrating"
+BATCH_SIZE = 16  # photos that are loaded and described together
 MIN_UNLABELED = 100  # photos without positions; with fewer, they say too little about others
 
 log = logging.getLogger(__name__)
@@ -142,14 +148,29 @@ def altered_queries(  # noqa: PLR0917
     rng: np.random.Generator,
     progress: Progress,
 ) -> Queries:
-    """Photos in other light and another crop; photos without a file or a thumbnail are left out."""
+    """Photos in other light and another crop; photos without a file or a thumbnail are left out.
+
+    Threads open and alter the next photos while the network describes some.
+    """
+    size, seed = encoder.views.size_of_query(encoder.image_size), int(rng.integers(2**63))
+    paths = dict(zip(rows.tolist(), columns.paths(rows), strict=True))
+
+    def load(batch: Sequence[int]) -> dict[int, Tensor]:
+        """Altered photos by row; each depends on its row alone, so they may be loaded in any order."""
+        opened = ((row, photo_pixels(index, int(columns.ids[row]), paths[row])) for row in batch)
+        return {
+            row: alter_photo(pixels, np.random.default_rng([seed, row]), size)
+            for row, pixels in opened
+            if pixels is not None
+        }
+
     kept, descriptors = [], [np.empty((0, index.spec.dimension), np.float32)]
-    for number, row in enumerate(rows.tolist()):
-        pixels = photo_pixels(index, int(columns.ids[row]), columns.paths([row])[0])
-        if pixels is not None:
-            kept.append(row)
-            descriptors.append(encoder.encode(alter_photo(pixels, rng)))
-        progress(TASK, number + 1, len(rows) + len(columns))
+    batches = [rows[at : at + BATCH_SIZE].tolist() for at in range(0, len(rows), BATCH_SIZE)]
+    with closing(load_ahead(load, batches, num_workers=loading_workers(None), loader="threads")) as loaded:
+        for number, photos in enumerate(loaded):
+            kept += photos
+            descriptors.append(encoder.encode(list(photos.values()), batch_size=BATCH_SIZE))
+            progress(TASK, min(len(rows), (number + 1) * BATCH_SIZE), len(rows) + len(columns))
     return queries_of_index(columns, np.array(kept, np.int64), np.concatenate(descriptors))
 
 

@@ -3,8 +3,9 @@
 Legend: B batch, D descriptor dimension.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -74,13 +75,31 @@ def optimize_for_inference(network: nn.Module) -> nn.Module:
     """
     if not any(isinstance(module, GeoLocalizationNet | NativeNetwork) for module in network.modules()):
         return network
-    copied = deepcopy(network).requires_grad_(False)
+    originals = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+    copied = deepcopy(network, dict(originals))  # modules only: most tensors are replaced
     for parent, convolution, norm in _convolutions_with_norms(copied):
         _fold(parent.get_submodule(convolution), parent.get_submodule(norm))
         setattr(parent, norm, nn.Identity())
     for parent, pool in _pools_after_relu(copied):
         setattr(parent, pool, _PoolAfterReLU(kernel_size=3, stride=2, padding=1))
-    return copied.eval().to(memory_format=torch.channels_last)
+    _copy_tensors(copied, originals)
+    return copied.eval()
+
+
+def _copy_tensors(network: nn.Module, originals: Mapping[int, Tensor]) -> None:
+    """Replace those tensors of a network that are among some, by id, by copies that need no gradient."""
+    copies: dict[int, Tensor] = {}
+    for module in network.modules():
+        parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+        buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+        for name, tensor in [*parameters, *buffers]:
+            if id(tensor) in originals and id(tensor) not in copies:
+                layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+                copy = tensor.detach().clone(memory_format=layout)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+            if id(tensor) in copies:
+                setattr(module, name, copies[id(tensor)])
 
 
 def _convolutions_with_norms(network: nn.Module) -> list[tuple[nn.Module, str, str]]:
@@ -120,7 +139,8 @@ def _fold(convolution: nn.Module, norm: nn.Module) -> None:
     scale = gain / (variance + norm.eps).sqrt()  # (C,)
     bias = 0 if convolution.bias is None else convolution.bias.detach().cpu().double()
     folded = weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)
-    convolution.weight = nn.Parameter(folded.to(weight), requires_grad=False)
+    folded = folded.to(weight).contiguous(memory_format=torch.channels_last)
+    convolution.weight = nn.Parameter(folded, requires_grad=False)
     convolution.bias = nn.Parameter((shift + (bias - mean) * scale).to(weight), requires_grad=False)
 
 

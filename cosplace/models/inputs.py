@@ -1,24 +1,29 @@
-"""Photos of any kind as tensors: paths, PIL images, arrays, tensors and batches of them."""
+"""Photos of any kind as tensors or arrays: paths, PIL images, arrays, tensors and batches of them.
 
+Torch is imported only for tensors, so that an engine that runs without torch starts fast.
+"""
+
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from cosplace.errors import ImageError
 from cosplace.photos.modes import to_rgb
-from cosplace.photos.opening import MAX_PIXELS, damaged_photo, open_image
+from cosplace.photos.opening import MAX_PIXELS, damaged_photo, open_pixels
 from cosplace.photos.resizing import resize_shorter_side
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ACCEPTED = "a path, a PIL image, an array or a tensor"
 
 
-def photo_tensors(photos: Any, image_size: int | None = None) -> Iterator[Tensor]:
+def photo_tensors(photos: Any, image_size: int | None = None) -> "Iterator[Tensor]":
     """Yield one photo or many as tensors (3, H, W), uint8 or float32 in [0, 1], one after another.
 
     photos: as for `Encoder.encode`.  image_size: pixels of the shorter side after resizing; None does not resize.
@@ -28,39 +33,59 @@ def photo_tensors(photos: Any, image_size: int | None = None) -> Iterator[Tensor
         yield resize_shorter_side(photo, image_size, name)
 
 
-def named_photos(photos: Any) -> Iterator[tuple[Tensor, str | Path]]:
+def named_photos(photos: Any) -> "Iterator[tuple[Tensor, str | Path]]":
     """Each photo as a tensor (3, H, W), and its name for error messages."""
-    if isinstance(photos, np.ndarray | Tensor) and photos.ndim == 4:
+    for photo, name in named_pixels(photos):
+        if isinstance(photo, np.ndarray):
+            import torch
+
+            yield torch.from_numpy(photo), name
+        else:
+            yield photo, name
+
+
+def named_pixels(photos: Any) -> "Iterator[tuple[Tensor | np.ndarray, str | Path]]":
+    """Each photo as it is opened without torch, an array (3, H, W) uint8, but tensors as tensors; and its name."""
+    if _is_array(photos) and photos.ndim == 4:
         for number, photo in enumerate(photos):
-            yield _photo_tensor(photo, f"photo {number}"), f"photo {number}"
-    elif isinstance(photos, np.ndarray | Tensor | str | Path | Image.Image):
-        yield _photo_tensor(photos, "the photo"), photos if isinstance(photos, str | Path) else "the photo"
+            yield _pixels(photo, f"photo {number}"), f"photo {number}"
+    elif _is_array(photos) or isinstance(photos, str | Path | Image.Image):
+        yield _pixels(photos, "the photo"), photos if isinstance(photos, str | Path) else "the photo"
     elif isinstance(photos, Iterable) and not isinstance(photos, bytes | bytearray):
         for number, photo in enumerate(photos):
-            if isinstance(photo, np.ndarray | Tensor) and photo.ndim == 4:
+            if _is_array(photo) and photo.ndim == 4:
                 for place, one in enumerate(photo):
                     name = f"photo {place} of batch {number}"
-                    yield _photo_tensor(one, name), name
+                    yield _pixels(one, name), name
             else:
                 name = photo if isinstance(photo, str | Path) else f"photo {number}"
-                yield _photo_tensor(photo, str(name)), name
+                yield _pixels(photo, str(name)), name
     else:
         raise ImageError(f"A {type(photos).__name__} is not a photo. Use {ACCEPTED}.")
 
 
-def _photo_tensor(photo: Any, name: str) -> Tensor:
+def _is_array(value: Any) -> "TypeGuard[np.ndarray | Tensor]":
+    return isinstance(value, np.ndarray) or _is_tensor(value)
+
+
+def _is_tensor(value: Any) -> "TypeGuard[Tensor]":
+    torch = sys.modules.get("torch")  # without it, there are no tensors
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _pixels(photo: Any, name: str) -> "Tensor | np.ndarray":
     if isinstance(photo, str | Path):
-        return open_image(photo)
+        return open_pixels(photo).transpose(2, 0, 1)
     if isinstance(photo, Image.Image):
         return _from_pil(photo, name)
     if isinstance(photo, np.ndarray):
         return _from_array(photo, name)
-    if isinstance(photo, Tensor):
+    if _is_tensor(photo):
         return _from_tensor(photo, name)
     raise ImageError(f"{name} is a {type(photo).__name__}. Use {ACCEPTED}.")
 
 
-def _from_pil(image: Image.Image, name: str) -> Tensor:
+def _from_pil(image: Image.Image, name: str) -> np.ndarray:
     name = getattr(image, "filename", "") or name
     if not 0 < image.width * image.height <= MAX_PIXELS:
         raise ImageError(
@@ -71,10 +96,10 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
             pixels = to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
         raise damaged_photo(name, error) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return pixels.transpose(2, 0, 1)
 
 
-def _from_array(pixels: np.ndarray, name: str) -> Tensor:
+def _from_array(pixels: np.ndarray, name: str) -> np.ndarray:
     shape = pixels.shape
     if pixels.dtype != np.uint8:
         raise ImageError(f"{name} is an array of {pixels.dtype}. Use uint8, or a float tensor (3, H, W) in [0, 1].")
@@ -83,10 +108,12 @@ def _from_array(pixels: np.ndarray, name: str) -> Tensor:
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
         raise ImageError(f"{name} is an array of shape {shape}. Use (H, W), (H, W, 3) or (H, W, 4) uint8.")
     channels = pixels[..., :3] if pixels.shape[2] > 1 else np.repeat(pixels, 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(channels)).permute(2, 0, 1)
+    return np.ascontiguousarray(channels).transpose(2, 0, 1)
 
 
-def _from_tensor(pixels: Tensor, name: str) -> Tensor:
+def _from_tensor(pixels: "Tensor", name: str) -> "Tensor":
+    import torch
+
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.numel():
         raise ImageError(f"{name} is a tensor of shape {tuple(pixels.shape)}. Use (3, H, W) or (1, H, W).")
     pixels = pixels.detach().cpu()

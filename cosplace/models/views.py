@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from cosplace.errors import ConfigError
 from cosplace.photos.crops import CENTER, CORNERS, FIVE_CROPS, NATIVE, SHORT_SIDE, SQUARE, WHOLE, Crop, crop_photo
-from cosplace.photos.resizing import resize_shorter_side
+from cosplace.photos.resizing import Pixels, resize_shorter_side
 
 MIN_SCALE, MAX_SCALE = 0.1, 4
 ONE_DESCRIPTOR = (NATIVE, SHORT_SIDE, SQUARE, FIVE_CROPS)
@@ -47,8 +45,8 @@ class PhotoViews:
         """How many crops of a query are described."""
         return 5 if self.query_policy == FIVE_CROPS else 1
 
-    def crops_of_query(self, photo: Tensor, image_size: int | None, name: str | Path) -> list[Tensor]:
-        """What is described of a query (3, H, W): `num_crops` tensors (3, h, w).
+    def crops_of_query(self, photo: Pixels, image_size: int | None, name: str | Path) -> list[Pixels]:
+        """What is described of a query (3, H, W): `num_crops` tensors or arrays (3, h, w).
 
         image_size: of the photos of the database.  name: for the PhotoSizeError of a photo that is too long and narrow.
         """

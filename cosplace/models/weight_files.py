@@ -252,12 +252,19 @@ def _check_tensors(state_dict: Mapping[str, Tensor], path: Path, size: int) -> N
             raise CheckpointError(
                 f"{path}: '{key}' is a tensor {kind}. Use weights of dense real numbers, such as float32."
             )
-        # Some operators do not support 8-bit floats.
-        if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
+        if value.is_floating_point() and not _is_finite(value):
             raise CheckpointError(
                 f"{path}: '{key}' has values that are not finite, so training diverged or the file is damaged. Use an "
                 f"earlier model or another copy."
             )
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all of some floating-point numbers are finite."""
+    # A sum with a number that is not finite is not finite either.  It takes a fifth of the time, but may overflow.
+    if values.itemsize >= 4 and bool(torch.isfinite(values.sum())):
+        return True
+    return bool(torch.isfinite(values.float() if values.itemsize == 1 else values).all())  # 8 bits: few operators
 
 
 def _unwrap(content: object) -> object:

@@ -7,9 +7,7 @@ size of the crop, and the crop is taken from the center or a corner.
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from cosplace.photos.resizing import check_resized, resize
+from cosplace.photos.resizing import Pixels, check_resized, resize
 
 CENTER = "center"
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -27,7 +25,7 @@ class Crop:
     place: str = CENTER  # or one of CORNERS, or WHOLE
 
 
-def crop_photo(photo: Tensor, crop: Crop, name: str | Path = "the photo") -> Tensor:
+def crop_photo(photo: Pixels, crop: Crop, name: str | Path = "the photo") -> Pixels:
     """Cut (3, crop.height, crop.width) out of a photo (3, H, W).
 
     name: for the PhotoSizeError of a photo that is too long and narrow.

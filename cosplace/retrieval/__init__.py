@@ -7,6 +7,7 @@ shard_claims        which worker computes which shard
 stored_photos       the list of photos that a store has descriptors of
 extraction          photos -> descriptors, in memory or in shards
 baselines           descriptors without a network
+exact_distances     exact distances of candidates; the nearest of few queries, without torch
 search              k nearest descriptors
 compiled_codes      Hamming distances of binary codes, compiled
 compression         search by compressed descriptors, compared again by full ones

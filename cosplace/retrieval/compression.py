@@ -25,7 +25,7 @@ import torch
 from scipy import fft
 
 from cosplace.errors import ConfigError, DatasetError
-from cosplace.retrieval.search import nearest_candidates
+from cosplace.retrieval.exact_distances import nearest_candidates
 from cosplace.retrieval.shards import Descriptors
 
 BINARY, INT8 = "binary", "int8"

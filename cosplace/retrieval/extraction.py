@@ -28,7 +28,7 @@ from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.loading import choose_loader, load_ahead
 from cosplace.photos.opening import open_image
 from cosplace.photos.resizing import batch_size_for, resize_shorter_side
-from cosplace.progress import Progress, no_progress
+from cosplace.progress import Progress, Stopwatch, no_progress
 from cosplace.retrieval.shards import (
     SHARD_ROWS,
     Descriptors,
@@ -43,6 +43,7 @@ from cosplace.storage import remove_unfinished
 
 NUM_FILE_SIZES = 64  # file sizes kept with descriptors, to detect copies of the photos at another resolution
 NUM_NAMED = 3  # photos whose names are in an error
+NETWORK = "network"  # the part of the time that is spent in the network
 TASK = "extracting descriptors"  # the name of the task in progress reports
 MAX_PENDING_BATCHES = 4  # photos of rare sizes that wait until a batch is full, in batches
 
@@ -92,6 +93,7 @@ class Extraction:
     readable: np.ndarray  # (I,) bool
     unreadable: tuple[UnreadableImage, ...]
     seconds: float
+    network_seconds: float = 0.0  # of them, in the network; on a GPU, which computes beside the CPU, only the waiting
 
 
 # --- extraction ------------------------------------------------------------------------------------------------------
@@ -136,6 +138,7 @@ def extract(
         readable=readable,
         unreadable=tuple(unreadable),
         seconds=time.perf_counter() - started,
+        network_seconds=run.watch.seconds.get(NETWORK, 0.0),
     )
 
 
@@ -147,6 +150,7 @@ class ExtractionRun:
     images: ImageList
     settings: ExtractionSettings
     progress: Progress
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def device(self) -> torch.device:
@@ -351,7 +355,8 @@ class _ShardDescriptors:
         for shape in list(self.pending):
             self._encode(shape)
         assert self.descriptors is not None
-        return self.descriptors.cpu().numpy()
+        with self.run.watch.of(NETWORK):
+            return self.descriptors.cpu().numpy()
 
     def _zeros(self, dimension: int) -> Tensor:
         return torch.zeros(len(self.shard), dimension, device=self.run.device)
@@ -365,7 +370,8 @@ class _ShardDescriptors:
         photos = stacks[0][1] if len(stacks) == 1 else torch.cat([photos for _, photos in stacks])
         size = batch_size_for(*shape[-2:], self.batch_size)
         for batch, batch_rows in zip(photos.split(size), rows.split(size), strict=True):
-            encoded = describe_tensors(run.engine, batch)
+            with run.watch.of(NETWORK):
+                encoded = describe_tensors(run.engine, batch)
             if self.descriptors is None:
                 self.descriptors = self._zeros(encoded.shape[1])
             self.descriptors[batch_rows.to(run.device)] = encoded

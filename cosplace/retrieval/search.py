@@ -16,11 +16,11 @@ from torch import Tensor
 from cosplace.device import choose_device
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.progress import Progress, no_progress
+from cosplace.retrieval.exact_distances import nearest_candidates
 from cosplace.retrieval.shards import Descriptors, DescriptorShards
 
 BLOCK_ROWS = 32_768
 QUERY_ROWS = 1024  # with BLOCK_ROWS: 128 MB of scores
-EXACT_BYTES = 64_000_000  # of differences at once, when distances are computed again
 EXTRA_CANDIDATES = 32
 LARGEST_NORM = 1e36  # squared; products of larger descriptors may overflow float32
 STRIP = 32  # columns represented by their minimum, see _smallest
@@ -251,27 +251,3 @@ def _smallest(scores: Tensor, count: int, slack: Tensor | None) -> tuple[Tensor,
     columns = torch.cat([columns, tail], 1)
     values, positions = scores.gather(1, columns).topk(count, largest=False, sorted=False)
     return values, columns.gather(1, positions)
-
-
-# --- exact distances -------------------------------------------------------------------------------------------------
-
-
-def nearest_candidates(
-    queries: Descriptors, database: Descriptors, candidates: np.ndarray, k: int, searchable: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k nearest candidates of each query (Q, K) int64 and their squared distances (Q, K) float64.
-
-    candidates: (Q, n) int64, n >= k, each row at most once per query.  Distances are exact; lower rows first on ties.
-    """
-    candidates = np.sort(candidates, axis=1)  # a stable sort by distance then keeps lower rows first on ties
-    distances = np.empty(candidates.shape)
-    step = max(1, EXACT_BYTES // (8 * candidates.shape[1] * queries.shape[1]))
-    for first in range(0, len(candidates), step):
-        chunk = slice(first, first + step)
-        rows = database[candidates[chunk].ravel()].reshape(*candidates[chunk].shape, -1)
-        differences = rows.astype(np.float64) - queries[chunk][:, None].astype(np.float64)
-        distances[chunk] = np.einsum("qkd,qkd->qk", differences, differences)
-    if searchable is not None:
-        distances[~searchable[candidates]] = np.inf
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(candidates, order, 1), np.take_along_axis(distances, order, 1)

@@ -23,8 +23,9 @@ from cosplace.progress import Progress, no_progress
 from cosplace.ranks import ALONE, Ranks
 from cosplace.retrieval.compression import QUERY_ROWS as CODE_QUERY_ROWS
 from cosplace.retrieval.descriptor_store import DescriptorStore
+from cosplace.retrieval.exact_distances import EXACT_BYTES
 from cosplace.retrieval.rank_group import RankGroup
-from cosplace.retrieval.search import BLOCK_ROWS, EXACT_BYTES, EXTRA_CANDIDATES, QUERY_ROWS, nearest_in_float64
+from cosplace.retrieval.search import BLOCK_ROWS, EXTRA_CANDIDATES, QUERY_ROWS, nearest_in_float64
 from cosplace.retrieval.stored_codes import codes_of, is_code
 
 BLOCK_BYTES = 1 << 29  # of rows that are in memory without a limit

@@ -309,11 +309,14 @@ def test_generated_names_are_sorted_and_distinct(tmp_path: Path) -> None:
 
 TINY = {
     "groups": 6_000, "groups-5m": 6_000, "groups-41m": 6_000, "open-groups": 6_000, "scan": 1_100, "help": 1,
-    "decode": 2, "panoramas": 2, "augment": 2, "load-processes": 32, "load-threads": 32, "train": 2, "train-bf16": 2,
-    "gem": 2, "cosface": 50, "extract": 2, "extract-bf16": 2, "search": 1_000, "search-fp16": 1_000, "recall": 60,
-    "recall-count": 60, "report": 40,
+    "locate": 100, "decode": 2, "panoramas": 2, "augment": 2, "load-processes": 32, "load-threads": 32, "train": 2,
+    "train-bf16": 2, "gem": 2, "cosface": 50, "extract": 2, "extract-bf16": 2, "search": 1_000, "search-fp16": 1_000,
+    "recall": 60, "recall-count": 60, "report": 40,
 }  # fmt: skip
-SLOW = {"load-processes", "load-threads", "train", "train-bf16", "extract", "extract-bf16", "groups-5m", "groups-41m"}
+SLOW = {
+    "locate", "load-processes", "load-threads", "train", "train-bf16", "extract", "extract-bf16", "groups-5m",
+    "groups-41m",
+}  # fmt: skip
 
 
 @pytest.mark.slow

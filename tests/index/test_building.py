@@ -4,10 +4,12 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from cosplace.cli import main
 from cosplace.config.index import IndexSettings
 from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError, PhotoIndexError
+from cosplace.index import building
 from cosplace.index.building import add_photos, build_index, find_ids, find_photos
 from cosplace.index.photo_index import open_index
 from cosplace.models.network import GeoLocalizationNet
@@ -92,6 +95,32 @@ def test_building_again_goes_on(tmp_path: Path, encoder: Encoder) -> None:
     other = Encoder(Stripes(), name="stripes", image_size=48, device="cpu")
     with pytest.raises(PhotoIndexError, match="32 pixels, not at 48"):
         build_index(folder, other, tmp_path / "index")
+
+
+def test_the_next_commit_is_read_while_one_is_described() -> None:
+    commits, begun = list(building._commits(range(300), 128)), []
+    assert [len(rows) for rows in commits] == [64, 128, 108] and [row for rows in commits for row in rows] == [
+        *range(300)
+    ]
+    assert [len(rows) for rows in building._commits(range(9), 4)] == [4, 4, 1] and not list(building._commits([], 4))
+
+    def read(row: int) -> str:
+        begun.append(row)
+        return f"photo {row}"
+
+    with ThreadPoolExecutor(1) as readers:
+        for number, (rows, reading) in enumerate(building._read_ahead(readers, read, commits)):
+            assert [one.result() for one in reading] == [f"photo {row}" for row in rows]
+            if number + 1 < len(commits):  # also the next one is read, without anyone asking for it
+                readers.submit(int).result()
+                assert begun == [*range(commits[number + 1][-1] + 1)]
+
+
+def test_where_the_time_went(tmp_path: Path, encoder: Encoder) -> None:
+    dataset_folder = write_dataset(tmp_path / "dataset", num_places=4)
+    result = build_index(dataset_folder, encoder, tmp_path / "index")
+    assert set(result.spent) == {"decoding", "network", "writing"} and min(result.spent.values()) > 0
+    assert sum(result.spent.values()) <= result.seconds
 
 
 def test_an_index_keeps_its_size_of_thumbnails(tmp_path: Path, encoder: Encoder) -> None:
@@ -221,6 +250,7 @@ ADDING = """
 import sys
 from cosplace.engines.encoder import Encoder
 from cosplace.models.views import PhotoViews
+from cosplace.index import building
 from cosplace.index.building import add_photos, find_photos
 from cosplace.index.photo_index import open_index
 from tests.index.test_building import Stripes
@@ -289,7 +319,8 @@ def test_the_commands_from_build_to_compact(tmp_path: Path, weights: Path, capsy
     build = ["index", "build", str(dataset_folder), "--model", str(weights), "--to", address, "--image_size", "32"]
     device = ["--device", "cpu", "--num_workers", "0"]
     assert main([*build, *device, "--no_calibrate"]) == 0
-    assert "24 photos added" in capsys.readouterr().out
+    assert "24 photos added" in (out := capsys.readouterr().out)
+    assert re.search(r"\ntime: loading the model .* s, decoding .* s, network .* s\n$", out)
     queries = str(dataset_folder / "test" / "queries_v1")
     assert main(["index", "add", address, queries, *device]) == 0
     assert "12 photos added" in capsys.readouterr().out

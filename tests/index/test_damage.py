@@ -22,7 +22,9 @@ from cosplace.errors import (
 )
 from cosplace.index.checksums import descriptor_checks, numbers_checks, path_check
 from cosplace.index.lance import OutdatedError, translated_errors
-from cosplace.index.photo_index import create_index, open_index
+from cosplace.index.photo_index import PhotoIndex, create_index, open_index
+from cosplace.index.reader_copy import remove_reader_copies
+from cosplace.index.store import Store
 from cosplace.index.verification import repair_index, verify_index
 from tests.index.index_samples import SPEC, D, some_photos, unit_rows, write_index
 
@@ -102,6 +104,7 @@ def test_damage_is_one_line(intact: Path, tmp_path: Path, damage: Callable[[Path
 @pytest.mark.parametrize("column", ["descriptor", "latitude", "path", "thumbnail"])
 def test_changed_bytes_of_a_photo_are_noticed_when_it_is_read(intact: Path, tmp_path: Path, column: str) -> None:
     address = shutil.copytree(intact, tmp_path / "index")
+    remove_reader_copies(str(address))  # otherwise the tables are not read
     looked_for = {
         "descriptor": unit_rows(300, 1)[250].tobytes(), "latitude": np.float64(10.25).tobytes(),
         "path": b"250.jpg", "thumbnail": b"jpeg-250",
@@ -292,7 +295,7 @@ def test_a_panic_of_lance_is_damage(intact: Path, monkeypatch: pytest.MonkeyPatc
     class RustPanic(BaseException):
         pass
 
-    with open_index(intact) as index:
+    with PhotoIndex(Store(str(intact)), None) as index:
 
         def fail(*_: object) -> None:
             raise RustPanic("rust future panicked")

@@ -134,7 +134,7 @@ def test_a_dry_run_counts_what_the_real_run_counts(index: PhotoIndex, library: P
     assert planned.indexing is not None and done.indexing is not None
     assert planned.num_removed == done.num_removed == 0
     assert sorted(planned.indexing.unreadable) == sorted(done.indexing.unreadable)
-    without_time = [replace(one.indexing, seconds=0, unreadable=()) for one in (planned, done)]
+    without_time = [replace(one.indexing, seconds=0, spent={}, unreadable=()) for one in (planned, done)]
     assert without_time[0] == without_time[1]
     counts = done.indexing
     assert (counts.num_added, counts.num_known, counts.num_copies, len(counts.unreadable)) == (1, 12, 1, 3)

@@ -1,10 +1,12 @@
 """Resizing equals that of torchvision."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from cosplace.errors import PhotoSizeError
@@ -33,6 +35,39 @@ def test_resizing_the_shorter_side_equals_torchvision(
             assert torch.equal(found, expected)
 
 
+@given(
+    height=st.integers(1, 90), width=st.integers(1, 90), size=st.tuples(sides, sides), seed=st.integers(0, 9),
+    kind=st.sampled_from(["noise", "steps", "gradient"]),
+)  # fmt: skip
+def test_arrays_become_what_tensors_become_within_one_gray_level(
+    height: int, width: int, size: tuple[int, int], seed: int, kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = {
+        "noise": lambda: rng.integers(0, 256, (height, width, 3)),
+        "steps": lambda: 255 * rng.integers(0, 2, (height, width, 3)),
+        "gradient": lambda: np.add.outer(np.arange(height), np.arange(width))[..., None] + rng.integers(0, 60, 3),
+    }[kind]()
+    photo = np.clip(pixels, 0, 255).astype(np.uint8).transpose(2, 0, 1)
+    found = resize(photo, *size)
+    assert isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.shape == (3, *size)
+    expected = resize(torch.from_numpy(photo), *size).numpy()
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_large_photos_as_arrays() -> None:
+    """Sizes of cameras, reduced to those of networks."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((1600, 1200))
+    photo = np.clip(np.asarray(coarse) + rng.normal(0, 8, (1200, 1600, 3)), 0, 255).astype(np.uint8).transpose(2, 0, 1)
+    for size in (224, 320, 512):
+        found, expected = resize_shorter_side(photo, size), resize_shorter_side(torch.from_numpy(photo), size).numpy()
+        assert found.shape == expected.shape == (3, size, size * 4 // 3)
+        differences = np.abs(found.astype(int) - expected.astype(int))
+        assert differences.max() <= 1 and differences.mean() < 0.05
+    assert resize_shorter_side(photo, None) is photo and resize(photo, 1200, 1600) is photo
+
+
 def test_batches_and_sizes() -> None:
     batch = torch.rand(2, 3, 20, 30)
     assert torch.equal(resize(batch, 10, 12), functional.resize(batch, [10, 12], antialias=True))
@@ -42,7 +77,7 @@ def test_batches_and_sizes() -> None:
 def test_uint8_is_rounded_if_torch_cannot_resize_it(monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
     expected = resize_shorter_side(image.float(), 17).round().to(torch.uint8)
-    monkeypatch.setattr("cosplace.photos.resizing.RESIZES_BYTES", False)
+    monkeypatch.setattr("cosplace.photos.resizing.resizes_bytes", lambda: False)
     assert torch.equal(resize_shorter_side(image, 17), expected)
 
 

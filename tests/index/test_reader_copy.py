@@ -1,0 +1,139 @@
+"""The copy of a small index that readers open without Lance."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cosplace.index import photo_index
+from cosplace.index.filters import SearchFilter
+from cosplace.index.photo_index import PhotoIndex, open_index
+from cosplace.index.store import Store
+from cosplace.index.verification import repair_index, verify_index
+from tests.index.index_samples import some_photos, unit_rows, write_index
+
+QUERIES = unit_rows(20, 2)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 290 photos, closed by its writer."""
+    address = tmp_path_factory.mktemp("written") / "index"
+    write_index(address, root=str(address.parent)).close()
+    return address
+
+
+@pytest.fixture
+def address(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "index")
+
+
+def copies(address: Path) -> list[Path]:
+    return list(address.glob("reader-*.safetensors"))
+
+
+def look(index: PhotoIndex) -> tuple:
+    """What a search, a filtered search, the columns and a record say."""
+    found = index.search(QUERIES, 3)
+    near = index.search(QUERIES, 3, where=SearchFilter(near=(10.1, 20.0, 2000.0)))
+    columns = index.columns()
+    arrays = (
+        found.ids,
+        found.similarities,
+        found.latitudes,
+        near.ids,
+        columns.row_ids,
+        columns.times,
+        columns.headings,
+    )
+    return [one.tolist() for one in arrays], found.paths, columns.names(), index.read_record("note"), len(index)
+
+
+@pytest.mark.parametrize("stored_dtype", ["float32", "float16"])
+def test_readers_see_the_same_with_and_without_the_copy(tmp_path: Path, stored_dtype: str) -> None:
+    address = tmp_path / "index"
+    write_index(address, stored_dtype=stored_dtype).close()
+    with open_index(address) as with_copy, PhotoIndex(Store(str(address)), None) as without:
+        assert with_copy.store.copy is not None and without.store.copy is None
+        np.testing.assert_equal(look(with_copy), look(without))
+        assert "photos" not in vars(with_copy.store)  # the table was not opened
+        assert with_copy.thumbnail(250) == without.thumbnail(250) != b""  # it is only in the table
+        assert with_copy.info() == without.info()
+
+
+def test_a_search_needs_no_lance(address: Path) -> None:
+    code = (
+        "import sys, numpy as np; from cosplace.index.photo_index import open_index\n"
+        f"found = open_index({str(address)!r}).search(np.eye(16, dtype=np.float32)[:1], 3)\n"
+        "print(found.ids.shape, 'lancedb' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["(1,", "3)", "False"]
+
+
+def test_a_copy_of_earlier_versions_is_not_read(address: Path) -> None:
+    (copy,) = copies(address)
+    raw, new = copy.read_bytes(), unit_rows(1, 7)
+    writer = open_index(address, write=True)
+    assert not copies(address)
+    copy.write_bytes(raw)
+    writer.add(some_photos(range(900, 901)), new)
+    with open_index(address) as reader:
+        assert reader.store.copy is None and reader.search(new, 1).ids[0, 0] == 300
+    copy.unlink()
+    writer.close()
+    assert len(copies(address)) == 1
+    with open_index(address) as reader:
+        assert reader.store.copy is not None and reader.search(new, 1).ids[0, 0] == 300
+
+
+def test_a_reader_of_the_copy_follows_a_writer(address: Path) -> None:
+    with open_index(address) as reader:
+        before = look(reader)
+        with open_index(address, write=True) as writer:
+            writer.add(some_photos(range(900, 901)), unit_rows(1, 7))
+            writer.compact()  # the versions that the reader knows are gone
+        np.testing.assert_equal(look(reader), before)
+        assert reader.thumbnail(299)  # read from the newest version
+        assert reader.refresh() or len(reader) == 291
+        assert len(reader) == 291 and len(reader.columns()) == 291
+
+
+@pytest.mark.parametrize("place", [4, 100, -100])
+def test_a_damaged_copy_is_not_used(address: Path, place: int, caplog: pytest.LogCaptureFixture) -> None:
+    with open_index(address) as reader:
+        expected = look(reader)
+    (copy,) = copies(address)
+    raw = bytearray(copy.read_bytes())
+    raw[place] ^= 4
+    copy.write_bytes(raw)
+    with open_index(address) as reader:
+        np.testing.assert_equal(look(reader), expected)
+        assert reader.store.copy is None
+    assert f"{copy.name} is damaged and not used" in caplog.text
+    found = verify_index(address)
+    assert found.problems == (f"{copy.name} has changed",) and found.can_repair
+    repair_index(address, found)
+    assert not verify_index(address).problems
+    with open_index(address) as reader:
+        np.testing.assert_equal(look(reader), expected)
+        assert reader.store.copy is not None
+
+
+def test_a_missing_copy_is_no_damage(address: Path) -> None:
+    (copy,) = copies(address)
+    copy.unlink()
+    with open_index(address) as reader:
+        assert reader.store.copy is None and len(reader) == 290
+    open_index(address, write=True).close()
+    assert copies(address) == [copy] and not verify_index(address).problems
+
+
+def test_a_large_index_has_no_copy(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photo_index, "MAX_COPY_BYTES", 64 * 289)  # 290 photos have 64 bytes each
+    with open_index(address, write=True) as writer:
+        writer.write_record("note", {"text": "other"})
+    assert not copies(address)

@@ -5,8 +5,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Format, lint and types are checked with current versions only; Ray is not among the packages of development.
-NOT_IN_TESTS = {"ruff", "ty", "ray", "lance-ray", "pylance"}
+# Format, lint and types are checked with current versions only; Ray and OpenVINO are not in the extra dev.
+NOT_IN_TESTS = {"ruff", "ty", "ray", "lance-ray", "pylance", "openvino"}
 
 
 def test_each_declared_minimum_is_the_tested_version() -> None:

@@ -10,6 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, CosPlaceError, PhotoIndexError
 from cosplace.index.approximate import BuildSearch, build_approximate_index, read_approximate_index
+from cosplace.index.conditional_writes import creating_alone
 from cosplace.index.file_checksums import is_local
 from cosplace.index.keys import KeyTable, first_of_each
 from cosplace.index.lance import translated_errors
@@ -71,8 +73,10 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
         "model": spec.record(),
         "settings": dataclasses.asdict(settings),
     }
-    Store.create(str(address), photo_schema(spec.dimension, settings.stored_dtype), {SPEC: record})
-    return open_index(address, write=True)
+    is_shared = not is_local(str(address)) and not str(address).startswith(("file:", "memory:"))
+    with creating_alone(str(address)) if is_shared else nullcontext():
+        Store.create(str(address), photo_schema(spec.dimension, settings.stored_dtype), {SPEC: record})
+        return open_index(address, write=True)
 
 
 def open_index(address: str | Path, *, write: bool = False, roots: Sequence[str] = ()) -> "PhotoIndex":

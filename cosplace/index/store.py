@@ -26,7 +26,6 @@ import numpy as np
 
 from cosplace.errors import MissingIndexError, PhotoIndexError, StorageError
 from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descriptor_checks, numbers_checks, rest_checks
-from cosplace.index.conditional_writes import check_conditional_writes
 from cosplace.index.file_checksums import FILE_NAME, CheckedFiles, damaged, is_local
 from cosplace.index.lance import OutdatedError, connect, translated_errors
 from cosplace.index.photo_table import (
@@ -119,8 +118,6 @@ class Store:
         """Create an empty store.  Raises PhotoIndexError if there is already one."""
         import pyarrow as pa
 
-        if not is_local(address):
-            check_conditional_writes(address)
         exists = PhotoIndexError(f"{address} already contains an index. Add photos to it, or choose another address.")
         if has_index(address):
             raise exists
@@ -131,7 +128,7 @@ class Store:
             database = connect(address)
             if is_local(address):
                 database.create_table(PHOTOS, schema=schema, mode="overwrite")
-            else:  # another process may create it at the same time
+            else:  # a process that was killed may have created it
                 photos = database.create_table(PHOTOS, schema=schema, mode="create", exist_ok=True)
                 if photos.schema != schema or photos.count_rows():
                     raise PhotoIndexError(

@@ -13,7 +13,7 @@ TINY = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_results_equal_the_plain_side(compiled: bool) -> None:
     rows = measure_gpu(GpuOptions(device="cpu", dtype=None, compiled=compiled, **TINY))
     assert [row.stage for row in rows] == ["loader", "augmentation", "step ResNet18", "loop ResNet18"]

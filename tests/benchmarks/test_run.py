@@ -313,15 +313,11 @@ TINY = {
     "train-bf16": 2, "gem": 2, "cosface": 50, "extract": 2, "extract-bf16": 2, "search": 1_000, "search-fp16": 1_000,
     "recall": 60, "recall-count": 60, "report": 40,
 }  # fmt: skip
-SLOW = {
-    "locate", "load-processes", "load-threads", "train", "train-bf16", "extract", "extract-bf16", "groups-5m",
-    "groups-41m",
-}  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage", [pytest.param(s, id=s.name, marks=[pytest.mark.slow] if s.name in SLOW else []) for s in STAGES]
+    "stage", [pytest.param(s, id=s.name, marks=[pytest.mark.long] if s.name == "locate" else []) for s in STAGES]
 )
 def test_both_sides_of_a_real_stage_agree(stage: Stage) -> None:
     tiny = replace(stage, quick_size=TINY[stage.name])

@@ -114,7 +114,7 @@ def test_an_index_of_another_engine(city: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_cached_engine_locates_without_the_model(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert build(city, "cached", "--engine=onnx") == 0
-    monkeypatch.setattr("cosplace.localization.localizer.open_model", lambda *_, **__: pytest.fail("opened the model"))
+    monkeypatch.setattr("cosplace.models.opening.open_model", lambda *_, **__: pytest.fail("opened the model"))
     with open_index("cached") as index:
         assert open_index_encoder(index, "cpu", engine="onnx").engine.kind.name == "onnx"
 

@@ -157,7 +157,8 @@ def test_an_encoder_uses_the_engine(home: Path) -> None:
     engine = open_engine("onnx", network, image_size=64, device="cpu")
     by_engine = Encoder(engine, image_size=64)
     assert (by_engine.checksum, by_engine.dimension) == (by_torch.checksum, by_torch.dimension)
-    assert np.abs(by_engine.encode(photos) - by_torch.encode(photos)).max() < 2e-5
+    cosines = (by_engine.encode(photos) * by_torch.encode(photos)).sum(axis=1)
+    assert cosines.min() >= 0.9999  # photos are resized by Pillow, without torch
     floats = torch.from_numpy(pixels(SIZES[0])) / 255
     assert np.abs(by_engine.encode(floats) - by_torch.encode(floats)).max() < 2e-5
     with pytest.raises(ConfigError, match="The engine onnx has no network in PyTorch"):

@@ -275,7 +275,7 @@ def test_the_network_is_not_changed(network: GeoLocalizationNet, tmp_path: Path)
         pytest.param("VGG16", marks=pytest.mark.long),
         "ResNet18",
         pytest.param("ResNet50", marks=pytest.mark.long),
-        "EfficientNet_B0",
+        pytest.param("EfficientNet_B0", marks=pytest.mark.long),
     ],
 )
 def test_every_backbone_family(backbone: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.models.released_layouts import random_weights, released
 
 SIZES = ((1, 126, 126), (3, 150, 203), (2, 140, 140), (1, 301, 130))
 """(B, H, W): smallest, not multiples of 14, and 10 x 10 patches, the size of the stored positions."""
-LARGE = ("conv_ap", "netvlad")  # their files take long to write
+QUICK = ("salad", "mixvpr")  # the others are exported by `make long`
 NAMES = ("megaloc", "salad", "boq_dinov2", "boq_resnet50", "image", "mixvpr", "conv_ap", "netvlad")
 WITH_ATTENTION = ("megaloc", "salad", "boq_dinov2", "boq_resnet50", "image")
 
@@ -54,7 +54,7 @@ def test_the_smallest_side_is_found(name: str, smallest: int) -> None:
             name,
             marks=[
                 *([needs_new_torch] if name in WITH_ATTENTION else []),
-                *([pytest.mark.long] if name in LARGE else []),
+                *([] if name in QUICK else [pytest.mark.long]),
             ],
         )
         for name in NAMES

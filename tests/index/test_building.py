@@ -320,7 +320,7 @@ def test_the_commands_from_build_to_compact(tmp_path: Path, weights: Path, capsy
     device = ["--device", "cpu", "--num_workers", "0"]
     assert main([*build, *device, "--no_calibrate"]) == 0
     assert "24 photos added" in (out := capsys.readouterr().out)
-    assert re.search(r"\ntime: loading the model .* s, decoding .* s, network .* s\n$", out)
+    assert re.search(r"\ntime: loading the model .* s, decoding .* s, network .* s\nNext: ", out)
     queries = str(dataset_folder / "test" / "queries_v1")
     assert main(["index", "add", address, queries, *device]) == 0
     assert "12 photos added" in capsys.readouterr().out

@@ -158,7 +158,7 @@ class _StopAfter:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["multi_similarity", "cosface"])
+@pytest.mark.parametrize("loss", [pytest.param("multi_similarity", marks=pytest.mark.long), "cosface"])
 def test_a_stopped_run_resumes_to_the_same_weights(dataset: Path, start: Path, tmp_path: Path, loss: str) -> None:
     whole = run(dataset, start, tmp_path / "whole", loss=loss)
     for stop in (1, 2, 4, 9, 11):  # within an epoch, in a validation, in the second trial

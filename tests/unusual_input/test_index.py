@@ -14,6 +14,7 @@ from cosplace.cli import main
 from cosplace.config.index import IndexSettings
 from cosplace.errors import CosPlaceError
 from cosplace.index.photo_index import create_index
+from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.records import ModelSpec, NewPhoto
 from tests.unusual_input.samples import (
     exif_block,
@@ -247,6 +248,7 @@ def test_a_damaged_search_index_never_answers_wrongly(
 def test_a_flipped_bit_in_a_descriptor_is_not_searched_as_if_right(intact: Path, tmp_path: Path) -> None:
     """The bytes that were written: the sign of one number of a descriptor has changed."""
     address = shutil.copytree(intact, tmp_path / "index")
+    remove_reader_copies(str(address))  # otherwise the tables are not read
     stored = rows(300, 1)[250].tobytes()
     changed = [path for path in (address / "photos.lance" / "data").iterdir() if stored in path.read_bytes()]
     assert changed

@@ -423,12 +423,13 @@ class Store:
 
     def write_copy(self) -> None:
         """Write the copy for readers, unless an earlier version stored some of the photos."""
+        import pyarrow as pa
+
         if self.checked_from:
             return
         columns = self.columns()
-        descriptors = np.empty(
-            (len(columns), self.dimension), self.photos.schema.field("descriptor").type.value_type.to_pandas_dtype()
-        )
+        is_half = pa.types.is_float16(self.photos.schema.field("descriptor").type.value_type)
+        descriptors = np.empty((len(columns), self.dimension), np.float16 if is_half else np.float32)
         for ids, rows in self.descriptors():
             descriptors[np.searchsorted(columns.ids, ids)] = rows
         with translated_errors(self.address):

@@ -28,7 +28,8 @@ that --help answers at once.
     zoo         zoo
     models      convert, reduce
     export      export
-    index       index
+    index_maintenance  index remove, info, verify, compact
+    index       index build, add, sync, calibrate
     finetuning  finetune
     distillation  distill
     sidecars    locate --write: the list of changes, the confirmation

@@ -190,23 +190,23 @@ COSPLACE = Command(
                 Command(
                     name="remove",
                     summary="Remove photos from an index, by id, path or folder.",
-                    function="index:run_remove",
+                    function="index_maintenance:run_remove",
                 ),
                 Command(
                     name="info",
                     summary="Print what an index contains, and the recall of its search.",
-                    function="index:run_info",
+                    function="index_maintenance:run_info",
                 ),
                 Command(
                     name="verify",
                     summary="Check the files and photos of an index against their checksums; exits with code 2 if any "
                     "have changed.",
-                    function="index:run_verify",
+                    function="index_maintenance:run_verify",
                 ),
                 Command(
                     name="compact",
                     summary="Free the disk space of removed photos, and rebuild the search index of a large index.",
-                    function="index:run_compact",
+                    function="index_maintenance:run_compact",
                 ),
                 Command(
                     name="calibrate",

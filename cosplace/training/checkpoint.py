@@ -13,7 +13,8 @@ Random state is not saved: every random draw is a function of the seed and of th
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cosplace.errors import CheckpointError
+from cosplace.errors import CheckpointError, DeviceError, LoadingError
 from cosplace.models.network import GeoLocalizationNet
+from cosplace.progress import StopRequest
 from cosplace.storage import write_atomically
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.metric_losses import MultiSimilarity
@@ -185,3 +187,13 @@ NUMPY_NUMBERS: list[Any] = [
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
 ]
+
+
+@contextmanager
+def checkpoint_on_stop(checkpoint: Callable[[], object]) -> Generator[None]:
+    """Within: an error that leaves the state between two iterations writes a checkpoint."""
+    try:
+        yield
+    except (StopRequest, LoadingError, DeviceError):
+        checkpoint()
+        raise

@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Generator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,18 +31,18 @@ from torch.nn import functional
 
 from cosplace.config.values import loading_workers, to_values
 from cosplace.device import mixed_precision, tuned_convolutions
-from cosplace.errors import CosPlaceError, DatasetError, DeviceError, LoadingError
+from cosplace.errors import CosPlaceError, DatasetError
 from cosplace.models.opening import weights_path
 from cosplace.models.training_card import read_training_card
 from cosplace.photos.loading import choose_loader
 from cosplace.photos.viewpoints import ViewpointDigest, digest_of, merge_digests, viewpoints_of_names
-from cosplace.progress import Progress, StopRequest, no_progress, part_of
+from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.evaluation import Evaluation, evaluate
 from cosplace.retrieval.extraction import extract
 from cosplace.storage import write_text
 from cosplace.training.batches import Batch, GroupImages, training_batches
 from cosplace.training.best_model import START, epoch_text, save_best_model
-from cosplace.training.checkpoint import save_checkpoint
+from cosplace.training.checkpoint import checkpoint_on_stop, save_checkpoint
 from cosplace.training.distillation_losses import cosine_loss, similarity_loss
 from cosplace.training.distillation_setup import DistillationPreparation
 from cosplace.training.metrics import MetricsWriter
@@ -100,15 +100,6 @@ class _Run:
         save_checkpoint(self.folder, prepared.state, to_values(prepared.config), self.digest)
         self.checkpoint_time = time.monotonic()
 
-    @contextmanager
-    def checkpoint_on_stop(self) -> Generator[None]:
-        """Within: an error that leaves the state between two iterations writes a checkpoint."""
-        try:
-            yield
-        except (StopRequest, LoadingError, DeviceError):
-            self.checkpoint()
-            raise
-
 
 def distill(prepared: DistillationPreparation, folder: Path, progress: Progress = no_progress) -> None:
     """Train the student in `folder`, or continue what was stopped there; the best one is then in best_model.pth.
@@ -151,7 +142,7 @@ def _train_epoch(run: _Run) -> None:
     state.model.train()
     with (
         tuned_convolutions(device),
-        run.checkpoint_on_stop(),
+        checkpoint_on_stop(run.checkpoint),
         closing(_batches(prepared)) as batches,
     ):
         for batch, images, _ in batches_on_device(batches, prepared.augmentation, device):
@@ -241,7 +232,7 @@ def _judge_start(run: _Run) -> None:
 def _validate(run: _Run, *, seconds: float, num_iterations: int) -> None:
     """Judge the student, keep it if it is the best, and write the checkpoint that the next epoch starts from."""
     prepared, state = run.prepared, run.prepared.state
-    with run.checkpoint_on_stop():
+    with checkpoint_on_stop(run.checkpoint):
         judgment = _judge(run, f"epoch {state.epoch + 1} validation")
     is_best = judgment.score >= state.best_recall1  # of equal ones the last, which has learned longer
     if is_best:

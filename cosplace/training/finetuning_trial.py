@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ import torch
 
 from cosplace.config.values import loading_workers
 from cosplace.device import mixed_precision, tuned_convolutions
-from cosplace.errors import CosPlaceError, DeviceError, LoadingError
+from cosplace.errors import CosPlaceError
 from cosplace.photos.loading import choose_loader
-from cosplace.progress import Progress, StopRequest, format_count, part_of
+from cosplace.progress import Progress, format_count, part_of
 from cosplace.storage import write_atomically
 from cosplace.training.batches import Batch, training_batches
+from cosplace.training.checkpoint import checkpoint_on_stop
 from cosplace.training.finetuning_setup import FinetuningPreparation
 from cosplace.training.finetuning_state import TRAINED_MODEL, FinetuningState, save_state
 from cosplace.training.finetuning_validation import Judgment, compare_judgments, judge
@@ -66,15 +67,6 @@ class FinetuningRun:
         save_state(self.folder, self.state, self.prepared.config, self.digest, self.sizes)
         self.checkpoint_time = time.monotonic()
 
-    @contextmanager
-    def checkpoint_on_stop(self) -> Generator[None]:
-        """Within: an error that leaves the state between two iterations writes a checkpoint."""
-        try:
-            yield
-        except (StopRequest, LoadingError, DeviceError):
-            self.checkpoint()
-            raise
-
 
 def train_trial(run: FinetuningRun) -> None:
     """Train until the last epoch, or until PATIENCE epochs have brought no gain."""
@@ -97,7 +89,7 @@ def _train_epoch(run: FinetuningRun) -> None:
     interval = max(1, recipe.iterations_per_epoch // LOSSES_PER_EPOCH)
     with (
         tuned_convolutions(device),
-        run.checkpoint_on_stop(),
+        checkpoint_on_stop(run.checkpoint),
         closing(_batches(prepared, state)) as batches,
     ):
         for batch, images, labels in batches_on_device(batches, recipe.augmentation, device):
@@ -177,7 +169,7 @@ def learning_rate(prepared: FinetuningPreparation, step: int) -> float:
 def _validate(run: FinetuningRun, *, seconds: float, num_iterations: int) -> None:
     """Evaluate the average of the weights, keep it if it is the best, and write the checkpoint of the next epoch."""
     prepared, state, recipe = run.prepared, run.state, run.prepared.recipe
-    with run.checkpoint_on_stop():
+    with checkpoint_on_stop(run.checkpoint):
         task = f"epoch {state.epoch + 1} validation"
         judgment = judge(state.average.model, prepared.photos.val, prepared.settings, part_of(run.progress, task))
     if judgment.score > state.trial_score:

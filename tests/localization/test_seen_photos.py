@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cosplace.cli.index import calibration_text
+from cosplace.cli.index_maintenance import calibration_text
 from cosplace.errors import ConfigError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index

@@ -151,13 +151,12 @@ export class IndexPhotos {
     this.reading = new AbortController();
     Object.assign(this, { views, number });
     this.drawMarker(point);
-    const wasOpen = !this.card.hidden;
-    this.drawCard(point, wasOpen);
+    this.drawCard(point);
     this.onChange();
     try {
       const record = await readPhoto(point.id, this.reading.signal);
       this.record = record;
-      this.drawCard({ ...point, ...record }, wasOpen);
+      this.drawCard({ ...point, ...record });
     } catch (error) {
       this.handleError(error, () => this.open(views, number));
     }
@@ -224,11 +223,12 @@ export class IndexPhotos {
     if (count > 1) this.open(this.views, (this.number + by + count) % count);
   }
 
-  drawCard(record, wasOpen) {
+  /** Draw the card of a photo.  A button of the card that has the focus keeps it. */
+  drawCard(record) {
     const url = imageUrl(record.id);
     const oldImage = this.card.querySelector("img");
     const image = oldImage?.getAttribute("src") === url ? oldImage : photo(url, "Indexed photo");
-    const focusedRole = document.activeElement?.dataset?.role;
+    const focusedRole = this.card.contains(document.activeElement) ? document.activeElement.dataset.role : null;
     const button = cardButton;
     const steps = make(
       "div",
@@ -264,7 +264,7 @@ export class IndexPhotos {
       ),
     );
     this.card.hidden = false;
-    if (wasOpen && focusedRole) this.card.querySelector(`[data-role="${focusedRole}"]`)?.focus();
+    if (focusedRole) this.card.querySelector(`[data-role="${focusedRole}"]`)?.focus();
   }
 
   /** A button that shows and searches only the sequence of a photo, or all sequences again. */
@@ -273,7 +273,7 @@ export class IndexPhotos {
     const text = isOn ? "All sequences" : "Only this sequence";
     const onclick = () => {
       this.filters.setSequence(isOn ? null : record);
-      this.drawCard(record, true);
+      this.drawCard(record);
     };
     const title = isOn ? "Show and search all photos again" : "Show and search only the photos of this sequence";
     return make("button", { type: "button", class: "chip", title, "data-role": "sequence filter", onclick }, text);

@@ -249,6 +249,26 @@ def test_walking_along_a_sequence(browser: Any) -> None:
         assert page.locator("text=Ahead →").count() == 0
 
 
+def test_a_button_keeps_the_focus_where_its_card_is_drawn_again(browser: Any) -> None:
+    with opened(browser) as page:
+        requests: list[Any] = []
+
+        def answer(route: Any) -> None:
+            requests.append(route)
+            if len(requests) == 1:  # the second one, for the details on the card, has to wait
+                route.continue_()
+
+        page.route("**/photos/25", answer)
+        page.evaluate("() => cosplace.indexPhotos.openById(25)")
+        page.wait_for_selector("#card >> text=View 2 of 12 at this spot")
+        page.focus("text=Ahead →")
+        assert len(requests) == 2
+        with page.expect_response("**/photos/25"):
+            requests[1].continue_()
+        page.wait_for_function("() => cosplace.indexPhotos.record?.id === 25")
+        assert page.evaluate("() => document.activeElement.dataset.role") == "Ahead →"
+
+
 def test_marks_that_overlap_are_one_mark(browser: Any) -> None:
     with opened(browser) as page:
         locate(page, "here-1.jpg", "here-2.jpg")

@@ -1,7 +1,7 @@
 """Default values that functions and flags share."""
 
 RECALL_VALUES = (1, 5, 10, 20)  # the N of Recall@N
-REPORT_MATCHES = 50  # queries whose matching points the report can draw; about 7 s on two cores
+REPORT_MATCHES = 20  # queries whose matching points the report can draw; about 3 s on two cores
 RADIUS_M = 25.0  # a prediction is correct within this distance of its query
 # To fit a reduction: 40 photos per dimension of 512.  With more, recalls change by less than their noise.
 MAX_FITTED_PHOTOS = 20_000

@@ -1,7 +1,7 @@
 """Matching points of a query and its first prediction, and of the query and its expected match, for the page's script.
 
 The page has no matcher: the points are found when the page is written, for a limited number of queries, and the script
-draws them.  A pair takes up to 700 bytes of the page, so the 2 pairs of 50 queries take up to 70 kB.
+draws them.  A pair takes up to 700 bytes of the page, so the 2 pairs of 20 queries take up to 28 kB.
 """
 
 import os

@@ -17,6 +17,7 @@ CHROMIUM = next(
 FIREFOX = next((path for name in ("firefox-esr", "firefox") if (path := shutil.which(name))), None)
 FIREFOX_SETTINGS = {
     "ui.prefersReducedMotion": 1,
+    "dom.max_script_run_time": 0,  # a busy machine is slow, and a stopped script looks like an error of the page
     "dom.events.testing.asyncClipboard": True,  # the clipboard without a question to the user
 }
 RUN_AXE = """async () => {

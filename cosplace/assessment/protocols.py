@@ -100,7 +100,7 @@ def find_protocol(text: str, protocols: Protocols | None = None) -> Protocol:
     found = newest if not version else protocols.get(f"{name}@{version}")
     if found is None:
         known = ", ".join(protocol.id for protocol in versions)
-        raise ConfigError(f"There is no version '{version}' of the protocol {name}. Choose from {known}.")
+        raise ConfigError(f"The protocol {name} has no version '{version}'. Choose from {known}.")
     if not found.is_offered:
         raise ConfigError(
             f"{found.id} cannot be used: its exact counts are unknown. {found.note} Evaluate without --protocol."

@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def is_required(self) -> bool:
-        """Whether there is no default."""
+        """Whether the setting must be given, because it has no default."""
         return self.default is MISSING
 
     @property

@@ -62,7 +62,7 @@ assert tuple(KINDS) == ENGINES
 def find_kind(name: str) -> EngineKind:
     """The engine of a name.  Raises ConfigError for an unknown name."""
     if name not in KINDS:
-        raise ConfigError(f"There is no engine '{name}'. Use auto, {', '.join(KINDS)}.")
+        raise ConfigError(f"Unknown engine '{name}'. Use auto, {', '.join(KINDS)}.")
     return KINDS[name]
 
 

@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # One thread a process, and one process more than there are cores: many tests wait for servers and other processes.
 WORKERS := $(shell echo $$(( $$(nproc) + 1 )))
+# The tests of a file are run by one process, those of files with slow tests first (tests/conftest.py).
+BY_FILE := --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: demo test long lint check minimum format docs site bench bench-user bench-gpu bench-index figures clean
@@ -14,9 +16,11 @@ demo: $(VENV)/.demo
 
 # Many tests wait for browsers, servers and other processes.  One that fails beside all the others is run once more,
 # alone, and has to pass there; both results are printed.
+AGAIN := -n 0 --last-failed --last-failed-no-failures none --maxfail 1
+
 test: $(VENV)/.dev
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not long" || \
-	  $(PYTEST) -n 0 --last-failed --last-failed-no-failures none --maxfail 1 -m "not long"
+	$(PYTEST) -n $(WORKERS) $(BY_FILE) -m "not long" || \
+	  $(PYTEST) $(AGAIN) -m "not long"
 
 long: $(VENV)/.dev  ## the tests that kill processes again and again, or train for long
 	$(PYTEST) -n $(WORKERS) --dist load -m long
@@ -27,10 +31,11 @@ lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ty check --quiet
 
 check: lint
-	$(PYTEST) -q -n $(WORKERS) --dist loadfile -m "not slow and not long"
+	$(PYTEST) -q -n $(WORKERS) $(BY_FILE) -m "not slow and not long"
 
 minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies
-	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not long"
+	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n $(WORKERS) $(BY_FILE) -m "not slow and not long" || \
+	  OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q $(AGAIN) -m "not slow and not long"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

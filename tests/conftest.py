@@ -10,6 +10,13 @@ from hypothesis import settings
 settings.register_profile("cosplace", deadline=None)
 settings.load_profile("cosplace")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process runs one of them while the others have ended."""
+    with_slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in with_slow)
+
+
 SHARED = Path(os.environ.get("COSPLACE_REFERENCE", Path(__file__).resolve().parents[2] / "shared"))
 
 

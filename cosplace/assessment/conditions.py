@@ -15,7 +15,7 @@ import numpy as np
 from cosplace.assessment.intervals import clustered_quantile, clustered_share
 from cosplace.assessment.measures import ConditionRow
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.names import optional_fields, utm_fields, utm_points
+from cosplace.photos.names import known_headings, optional_fields, utm_fields, utm_points
 from cosplace.photos.table_lists import find_part
 from cosplace.photos.tables import read_table
 from cosplace.progress import format_count
@@ -149,18 +149,12 @@ def _heading_differences(dataset: RetrievalDataset, first: np.ndarray, count: np
     owners = np.repeat(np.arange(len(first)), count)
     images = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(len(owners))
     kept, rows = np.unique(images, return_inverse=True)
-    headings = _headings(dataset.queries)
-    found = _headings(dataset.database.subset(kept.tolist()))[rows.reshape(-1)]
+    headings = known_headings(dataset.queries)
+    found = known_headings(dataset.database.subset(kept.tolist()))[rows.reshape(-1)]
     turns = np.abs((found - headings[owners] + 180) % 360 - 180)
     smallest = np.full(len(first), np.inf)
     np.minimum.at(smallest, owners, np.where(np.isnan(turns), np.inf, turns))
     return np.where(np.isfinite(smallest), smallest, np.nan)
-
-
-def _headings(images: ImageList) -> np.ndarray:
-    """Headings in degrees, (I,) float64; nan where unknown, and everywhere if all are exactly 0."""
-    headings = optional_fields(images, ("heading",))[0]
-    return headings if np.nan_to_num(headings).any() else np.full(len(headings), np.nan)
 
 
 def _between(values: np.ndarray, limits: tuple[float, ...], names: tuple[str, ...]) -> np.ndarray:

@@ -64,6 +64,7 @@ class DescribePhotos:
     extraction: ExtractionSettings
     source: str
     thumbnail_size: int
+    without_headings: bool = False
 
     def __call__(self, photos: ImageList) -> Described:
         """Describe all photos of a list.  Raises DatasetError if this machine does not have their folder."""
@@ -72,9 +73,13 @@ class DescribePhotos:
                 f"{photos.folder} is missing on {socket.gethostname()}. All machines of the Ray cluster need the "
                 "photos at the same paths: mount the folder there."
             )
-        rows = range(len(photos))
+        rows, bare = range(len(photos)), self.without_headings
         with ThreadPoolExecutor(max(1, self.extraction.num_workers)) as readers:
-            read = list(readers.map(lambda row: read_photo(photos, row, self.source, self.thumbnail_size), rows))
+            read = list(
+                readers.map(
+                    lambda row: read_photo(photos, row, self.source, self.thumbnail_size, without_heading=bare), rows
+                )
+            )
         found: list[NewPhoto | str] = [photo for photo, _ in read]
         readable = [row for row in rows if isinstance(found[row], NewPhoto)]
         described = describe_photos(self.encoder, photos, readable, self.extraction)
@@ -142,7 +147,11 @@ def add_photos_on_cluster(
         return numbers, new, finish
 
     describe = DescribePhotos(
-        encoder=encoder, extraction=extraction, source=source, thumbnail_size=index.settings.thumbnail_size
+        encoder=encoder,
+        extraction=extraction,
+        source=source,
+        thumbnail_size=index.settings.thumbnail_size,
+        without_headings=indexing.without_headings,
     )
     parts = [rows[at : at + photos_per_part] for at in range(0, len(rows), photos_per_part)]
     store_parts(

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from cosplace.photos.metadata import (
     photo_key,
     read_metadata,
 )
-from cosplace.photos.names import MAX_CONTRADICTION_M, optional_fields
+from cosplace.photos.names import MAX_CONTRADICTION_M, are_all_zero, optional_fields
 from cosplace.photos.opening import open_image, read_file
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.thumbnails import make_thumbnail
@@ -79,9 +79,11 @@ class Indexing:
     num_moved: int = 0
     num_replaced: int = 0
     num_without_position: int = 0
+    headings: list[float] = field(default_factory=list)  # that are known, of the added photos
     unreadable: list[str] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)  # ids of photos with a new path
     changed_labels: set[int] = field(default_factory=set)  # rows of photos
+    without_headings: bool = False  # whether the names have 0 for each heading, which means unknown
     contradictions: list[tuple[str, float]] = field(default_factory=list)  # names, and meters between their positions
     first_new_id: int = 0  # ids from here on are of photos that this run has added
     started: float = field(default_factory=time.perf_counter)
@@ -89,6 +91,9 @@ class Indexing:
 
     def find_new_rows(self) -> list[int]:
         """The photos that the index does not have as they are now; the others are counted as known."""
+        if self.photos.labels is None and are_all_zero(optional_fields(self.photos, ("heading",))[0]):
+            self.without_headings = True
+            log.warning("%s: all headings are exactly 0, which means unknown.", printable(self.photos.folder))
         self.find_changed_labels()
         self.first_new_id = max((stamp[2] for stamp in self.stamps.values()), default=-1) + 1
         rows = [row for row in range(len(self.photos)) if not self.is_unchanged(row)]
@@ -96,13 +101,18 @@ class Indexing:
         return rows
 
     def result(self) -> IndexingResult:
-        """What happened.  Warns about contradictory names."""
+        """What happened.  Warns about contradictory names and about headings."""
         if self.contradictions:
             name, meters = self.contradictions[0]
             log.warning(
                 "In %d file names, the UTM fields and the latitude and longitude are more than %g m apart, for example "
                 "%.0f m in %s. Latitude and longitude are used. Correct the names: `cosplace validate` lists them.",
                 len(self.contradictions), MAX_CONTRADICTION_M, meters, printable(name),
+            )  # fmt: skip
+        if are_all_zero(np.array(self.headings)):
+            log.warning(
+                "All %d headings are exactly 0, as cameras without a compass write them. Run `cosplace import` on the "
+                "photos and index its dataset: it leaves such headings out.", len(self.headings),
             )  # fmt: skip
         return IndexingResult(
             num_given=len(self.photos),
@@ -153,8 +163,9 @@ class Indexing:
 
     def read(self, row: int, *, with_thumbnail: bool = True) -> NewPhoto | str:
         """Everything about a photo except its descriptor; an error message if it cannot be read."""
+        thumbnail_size = self.index.settings.thumbnail_size if with_thumbnail else 0
         photo, contradiction_m = read_photo(
-            self.photos, row, self.source, self.index.settings.thumbnail_size if with_thumbnail else 0
+            self.photos, row, self.source, thumbnail_size, without_heading=self.without_headings
         )
         if contradiction_m is not None:
             self.contradictions.append((self.photos.path(row).name, contradiction_m))
@@ -224,6 +235,8 @@ class Indexing:
             self.num_added += is_new
             self.num_copies += not is_new
             self.num_without_position += is_new and bool(np.isnan(entry.latitude))
+            if is_new and not np.isnan(entry.heading):
+                self.headings.append(entry.heading)
         if self.stored is not None:
             self.stored([entry.path for entry in entries], result.ids)
         return dict(zip((entry.path for entry in entries), result.ids.tolist(), strict=True))
@@ -244,9 +257,12 @@ def stored_path(photos: ImageList, row: int) -> str:
     return path_text(os.path.normpath(path) if ".." in path else path)
 
 
-def read_photo(photos: ImageList, row: int, source: str, thumbnail_size: int) -> tuple[NewPhoto | str, float | None]:
+def read_photo(
+    photos: ImageList, row: int, source: str, thumbnail_size: int, *, without_heading: bool = False
+) -> tuple[NewPhoto | str, float | None]:
     """Everything about a photo except its descriptor; an error message if it cannot be read.
 
+    without_heading: a heading of exactly 0 in the name means unknown.
     The second value is the distance in meters between the positions in its name, if they contradict each other.
     """
     try:
@@ -259,6 +275,8 @@ def read_photo(photos: ImageList, row: int, source: str, thumbnail_size: int) ->
         return str(ImageError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).")), None
     label = None if photos.labels is None else photos.label(row)
     metadata = read_metadata(path, raw, label)
+    if without_heading and metadata.heading == 0:
+        metadata = replace(metadata, heading=np.nan)
     photo = NewPhoto(
         path=stored_path(photos, row),
         key=photo_key(raw, metadata),

@@ -16,6 +16,7 @@ import numpy as np
 
 from cosplace.errors import DatasetError, one_line
 from cosplace.photos.image_list import FOLLOW_OUTSIDE, ImageList, evenly_spaced
+from cosplace.photos.names import are_all_zero
 from cosplace.photos.paths import path_from_text, printable
 from cosplace.photos.tables import TABLE_NAME, ZONE_ASSUMED, arrow_compute, read_table
 from cosplace.progress import format_count
@@ -150,7 +151,7 @@ def list_part(part: TablePart, inside: tuple[str, ...]) -> ImageList:
     table = read_table(part.table, ("path", "split", "time", "time_zone", *NUMBERS.values()))
     fields = _photo_fields(table)
     center = choose_map(fields)
-    without_headings = _are_all_zero(fields.headings)
+    without_headings = are_all_zero(fields.headings)
     _describe(part.table, fields, center, without_headings=without_headings)
     if without_headings:
         fields = replace(fields, headings=np.full(len(table), np.nan))
@@ -191,12 +192,6 @@ def _photo_fields(table: "pa.Table") -> "PhotoFields":
     columns = {name: np.array(table[column].to_numpy(), np.float64) for name, column in NUMBERS.items()}
     are_local = arrow_compute().equal(table["time_zone"], ZONE_ASSUMED).fill_null(False).to_numpy()
     return PhotoFields(times=np.array(micros, np.float64) / 1e6, are_local_times=are_local, **columns)
-
-
-def _are_all_zero(headings: np.ndarray) -> bool:
-    """Whether several headings are known and all are exactly 0: cameras without a compass write that."""
-    known = headings[np.isfinite(headings)]
-    return len(known) > 1 and not known.any()
 
 
 def _describe(

@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,8 +36,17 @@ class Viewpoints:
 
     def without_times(self) -> "Viewpoints":
         """The same viewpoints at unknown times."""
-        times = np.full(len(self.times), np.nan)
-        return Viewpoints(latitudes=self.latitudes, longitudes=self.longitudes, headings=self.headings, times=times)
+        return replace(self, times=np.full(len(self.times), np.nan))
+
+    def with_zero_as_unknown(self) -> "Viewpoints":
+        """The same viewpoints with heading 0 where it is unknown, and the reverse; no position for the others."""
+        is_unknown = np.isnan(self.headings)
+        concerned = is_unknown | (self.headings == 0)
+        return replace(
+            self,
+            latitudes=np.where(concerned, self.latitudes, np.nan),
+            headings=np.where(is_unknown, 0.0, np.nan),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +61,18 @@ class ViewpointDigest:
         """SEEN, UNSEEN or UNDECIDED for each photo, (I,) int8.
 
         A photo without a position is undecided; so are most photos if the digest does not have all hashes.  Positions
-        may differ by a rounding step.  A photo of the set whose time is unknown matches any time.
+        may differ by a rounding step.  A photo of the set whose time is unknown matches any time, and a heading of 0
+        matches an unknown one: where all are 0, they are left out of tables and indexes.
         """
-        found = np.zeros(len(viewpoints.latitudes), bool)
-        for points in (viewpoints, viewpoints.without_times()):
-            for north in (0, -1, 1):
-                for east in (0, -1, 1):
-                    found |= np.isin(_hashes(points, north, east), self.hashes)
         decided = np.isfinite(viewpoints.latitudes) & np.isfinite(viewpoints.longitudes)
+        found = np.zeros(len(viewpoints.latitudes), bool)
+        for points in (viewpoints, viewpoints.with_zero_as_unknown()):
+            if np.isnan(points.latitudes).all():
+                continue
+            for one in (points, points.without_times()):
+                for north in (0, -1, 1):
+                    for east in (0, -1, 1):
+                        found |= np.isin(_hashes(one, north, east), self.hashes) & np.isfinite(one.latitudes)
         decided &= found | (_hashes(viewpoints) % self.every == 0)
         return np.where(decided, np.where(found, SEEN, UNSEEN), UNDECIDED).astype(np.int8)
 

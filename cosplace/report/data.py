@@ -9,8 +9,7 @@ import numpy as np
 from cosplace.assessment.intervals import Estimate
 from cosplace.assessment.measures import Measures
 from cosplace.geo import distances_m
-from cosplace.photos.image_list import ImageList
-from cosplace.photos.names import optional_fields
+from cosplace.photos.names import known_headings
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
 from cosplace.training.groups import Groups
@@ -88,7 +87,7 @@ def expected_matches(dataset: RetrievalDataset, evaluation: Evaluation) -> Expec
     if no positive is known to do so.  Among equally near ones, such as the images of a panorama, it is the one with the
     most similar heading.
     """
-    database_headings, query_headings = headings_deg(dataset.database), headings_deg(dataset.queries)
+    database_headings, query_headings = known_headings(dataset.database), known_headings(dataset.queries)
     num_queries = len(dataset.query_positions)
     images = np.full(num_queries, -1, np.int64)
     distances, differences = np.full(num_queries, np.nan), np.full(num_queries, np.nan)
@@ -102,13 +101,3 @@ def expected_matches(dataset: RetrievalDataset, evaluation: Evaluation) -> Expec
         best = nearest[np.where(np.isnan(turns[nearest]), 180.0, turns[nearest]).argmin()]
         images[query], distances[query], differences[query] = positives[best], meters[best], turns[best]
     return ExpectedMatches(images=images, distances_m=distances, heading_differences_deg=differences)
-
-
-def headings_deg(images: ImageList) -> np.ndarray:
-    """Headings of a list of photos in degrees, (I,) float64; nan where unknown.
-
-    If all are exactly 0, they are unknown: some datasets have that in each name.
-    """
-    headings = optional_fields(images, ("heading",))[0]
-    is_filler = len(headings) > 1 and not np.nan_to_num(headings).any()
-    return np.full(len(headings), np.nan) if is_filler else headings

@@ -66,6 +66,15 @@ def test_photos_named_in_training_are_found_in_an_index(timestamp: str, *, with_
         assert (digest.status(as_an_index_stores_them(changed)) == UNSEEN).all()
 
 
+def test_a_heading_of_zero_is_as_good_as_none() -> None:
+    """Names with 0 for each heading are trained on as they are, but an index of them has no headings."""
+    zero = replace(random_viewpoints(50, 4), headings=np.zeros(50))
+    unknown, east = (replace(zero, headings=np.full(50, heading)) for heading in (np.nan, 90.0))
+    for digest, same in ((digest_of([zero]), unknown), (digest_of([unknown]), zero)):
+        assert (digest.status(same) == SEEN).all() and (digest.status(same.without_times()) == UNSEEN).all()
+        assert (digest.status(east) == UNSEEN).all()
+
+
 def test_positions_may_differ_by_a_rounding_step_but_not_by_three() -> None:
     points = random_viewpoints(500, 1)
     digest = digest_of([points])

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosplace.photos.names import known_headings
 from cosplace.report import query_data
-from cosplace.report.data import CORRECT_FIRST, expected_matches, headings_deg, similarities
+from cosplace.report.data import CORRECT_FIRST, expected_matches, similarities
 from cosplace.report.query_data import (
     as_json,
     num_tiles,
@@ -73,8 +74,8 @@ def test_expected_match_is_near_and_faces_the_same_way(
 def test_headings_that_are_all_zero_are_unknown(tmp_path: Path) -> None:
     write_views(tmp_path, "0", [(1, "0"), (2, "0"), (3, "")])
     dataset = open_retrieval_dataset(tmp_path)
-    assert np.isnan(headings_deg(dataset.database)).all()
-    assert headings_deg(dataset.queries).tolist() == [0.0]  # one photo may face north
+    assert np.isnan(known_headings(dataset.database)).all()
+    assert known_headings(dataset.queries).tolist() == [0.0]  # one photo may face north
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.9, 0.5, 0.5, -1.0, -math.inf])), max_size=30))

@@ -150,7 +150,7 @@ def test_the_gradient_of_several_datasets_is_that_of_the_sum_of_their_losses() -
     total.backward()
     torch.testing.assert_close(loss, total.detach())
     for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)  # of up to 1, in single precision
 
 
 def test_a_dataset_that_is_given_twice_is_refused(dataset_folder: Path, tmp_path: Path) -> None:

@@ -202,7 +202,10 @@ def test_a_device_without_memory_names_the_knobs(
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_at_any_moment_loses_nothing(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.long)])
+def test_kill_minus_nine_at_any_moment_loses_nothing(
+    dataset_folder: Path, whole_run: Path, tmp_path: Path, kills: int
+) -> None:
     flags = [
         f"--{name}" if value is True else f"--{name}={value}"
         for name, value in SETTINGS.items()
@@ -220,7 +223,7 @@ def test_kill_minus_nine_at_any_moment_loses_nothing(dataset_folder: Path, whole
                 cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT, env=environment,
             )  # fmt: skip
             limit = time.monotonic() + 120
-            if attempt < 6:
+            if attempt < kills:
                 before = folders[0].stat().st_mtime_ns if folders else 0
                 # Killed some time after the first new checkpoint: in the loop, while saving, while validating.
                 while time.monotonic() < limit and run.poll() is None:

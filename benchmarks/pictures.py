@@ -58,6 +58,7 @@ SEND_FILE = """([kinds, name, content]) => {
 }"""
 VIEW = "() => { const { lat, lng } = cosplace.map.getCenter(); return [lat, lng, cosplace.map.getZoom()] }"
 SET_VIEW = "([lat, lng, zoom]) => { cosplace.map.setView([lat, lng], zoom, { animate: false }) }"
+PHOTOS_ARE_LOADED = "() => [...document.querySelectorAll('#detail img')].every((image) => image.naturalWidth > 0)"
 SHOW_NEXT_STEPS = """() => {
     const panel = document.querySelector("#panel");
     panel.scrollTop = panel.scrollHeight;
@@ -106,6 +107,7 @@ def take_screenshot(
         page.set_input_files("#files", files)
         page.wait_for_selector("#progress", state="hidden")
         page.click("#answers li:nth-child(1) .row")
+        page.wait_for_function(PHOTOS_ARE_LOADED)
     prepare(page)
     page.mouse.move(700, 790)
     page.wait_for_timeout(SETTLE_MS)
@@ -172,6 +174,7 @@ def record_animation(browser: Any, address: str, path: Path, photo: Path) -> Non
     recording.add(500)
     held[0].continue_()
     page.wait_for_selector("#progress", state="hidden")
+    page.wait_for_function(PHOTOS_ARE_LOADED)
     page.wait_for_timeout(SETTLE_MS)
     end = page.evaluate(VIEW)
     for number in range(1, FLIGHT_FRAMES + 1):

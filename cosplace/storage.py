@@ -127,9 +127,12 @@ def lock_file(path: Path, busy: CosPlaceError) -> Generator[None]:
         lock.release()
 
 
-def remove_unfinished(folder: Path, older_than_s: float = DAY_S) -> None:
-    """Remove unfinished files of killed processes.  Only the holder of the folder's lock may remove recent ones."""
-    for path in folder.rglob(".*.part"):
+def remove_unfinished(folder: Path, older_than_s: float = DAY_S, *, pattern: str = "**/.*.part") -> None:
+    """Remove unfinished files of killed processes.  Only the holder of the folder's lock may remove recent ones.
+
+    pattern: which, if other programs also write to the folder.
+    """
+    for path in folder.glob(pattern):
         with suppress(OSError):  # another process has removed the file, or it is not ours
             if UNFINISHED.fullmatch(path.name) and path.stat().st_mtime <= time.time() - older_than_s:
                 path.unlink()

@@ -96,8 +96,7 @@ def evaluate_run(
         _print_evaluation_estimate(model, dataset, settings, config)
         return None
     folder = new_run_folder(LOGS, config.running.save_dir, timestamp())
-    again = "Run the same command again to continue." if config.weights.descriptors_folder else ""
-    with log_to_folder(folder), on_interrupt(again):
+    with log_to_folder(folder), on_interrupt(_how_to_continue(config)):
         log.info("results: %s", folder)
         write_json(folder / "config.json", to_values(config))
         bars = Bars()
@@ -212,6 +211,13 @@ def _print_evaluation_estimate(
         print_result(line)
 
 
+def _how_to_continue(config: EvalConfig) -> str:
+    """Advice after Ctrl+C."""
+    if config.weights.descriptors_folder:
+        return "Run the same command again to continue."
+    return "Run the same command again to start again. With --descriptors_folder FOLDER, it can be continued."
+
+
 def _answer(
     config: EvalConfig, given: Mapping[str, Any], photos: "UnlabeledPhotos", settings: "EvaluationSettings"
 ) -> None:
@@ -225,7 +231,7 @@ def _answer(
     model = _network_to_evaluate(config, given)
     num_predictions = config.testing.num_preds_to_save if "num_preds_to_save" in given else NUM_PREDICTIONS
     folder = new_run_folder(LOGS, config.running.save_dir, timestamp())
-    with log_to_folder(folder), on_interrupt(""):
+    with log_to_folder(folder), on_interrupt(_how_to_continue(config)):
         log.info("results: %s", folder)
         write_json(folder / "config.json", to_values(config))
         bars = Bars()

@@ -82,7 +82,6 @@ def _index_photos(result: "FinetuneResult") -> None:
             device=DeviceSettings(device=config.running.device),
         )
     )
-    print_result(f"next: `{shlex.join([*program(), 'locate', 'PHOTO', '--index', str(index)])}`")
 
 
 def _index_command(result: "FinetuneResult", index: str) -> list[str]:

@@ -61,7 +61,7 @@ def evaluate_stored(config: EvalConfig, given: Mapping[str, Any]) -> "tuple[Path
     run = RunInfo(command=command_line(), seed=config.running.seed, device=device)
     bars = Bars()
     memory = config.stores.memory
-    with on_interrupt(""), rank_group(ranks) as group:
+    with on_interrupt("Nothing was written. Run the same command again."), rank_group(ranks) as group:
         stores = open_stores(config.stores.database_store, config.stores.queries_store)
         found = evaluate_stores(
             stores,

@@ -6,7 +6,6 @@ address of the index.
 
 import dataclasses
 import logging
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -346,8 +345,6 @@ class PhotoIndex(PhotoReader):
             self._snapshot = None
             if self.update_search(progress, always=True):  # then the files of the former search index are not needed
                 self._store.optimize(forget_older_s=0, is_only_writer=is_only_writer)
-            if is_local(self.address):  # where earlier versions kept their search structure
-                shutil.rmtree(Path(self.address) / "search", ignore_errors=True)
 
     def _add_checksums(self) -> None:
         """Rewrite the photos stored by an earlier version, with checksums."""

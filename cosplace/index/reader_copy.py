@@ -82,9 +82,14 @@ def write_reader_copy(address: str, copy: ReaderCopy) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
+def reader_copies(address: str) -> list[Path]:
+    """The copies of a local index, of any versions."""
+    return list(Path(address).glob(reader_copy_name(dict.fromkeys(TABLES, "*"))))
+
+
 def remove_reader_copies(address: str) -> None:
     """Remove the copies of a local index."""
-    for path in Path(address).glob(reader_copy_name(dict.fromkeys(TABLES, "*"))):
+    for path in reader_copies(address):
         path.unlink(missing_ok=True)
 
 

@@ -37,7 +37,7 @@ from cosplace.index.photo_table import (
     photo_rows,
     with_checks,
 )
-from cosplace.index.reader_copy import ReaderCopy, find_reader_copy, write_reader_copy
+from cosplace.index.reader_copy import ReaderCopy, find_reader_copy, reader_copies, write_reader_copy
 from cosplace.index.records import Columns
 
 PHOTOS, RECORDS = "photos", "records"
@@ -415,11 +415,16 @@ class Store:
         return int(self.photos.stats()["fragment_stats"]["num_small_fragments"])
 
     def num_bytes(self) -> int | None:
-        """Bytes on disk, search index included; None on object storage."""
+        """Bytes on disk of the tables, their search index and copy; None on object storage.
+
+        Other files are not counted: the folder may be that of the photos.
+        """
         if not is_local(self.address):
             return None
-        files = [Path(folder) / name for folder, _, names in os.walk(self.address) for name in names]
-        return sum(file.stat().st_size for file in files if file.is_file())
+        folder = Path(self.address)
+        own = [folder / FILE_NAME, *reader_copies(self.address)]
+        own += [path for table in (PHOTOS, RECORDS) for path in (folder / f"{table}.lance").rglob("*")]
+        return sum(path.stat().st_size for path in own if path.is_file())
 
     def write_copy(self) -> None:
         """Write the copy for readers, unless an earlier version stored some of the photos."""

@@ -4,16 +4,16 @@ Side effects: creates and locks a file, and removes what killed writers left unf
 """
 
 import os
-import shutil
 from pathlib import Path
 
 from cosplace.errors import IndexInUseError, StorageError
-from cosplace.index.file_checksums import is_local
+from cosplace.index.file_checksums import FILE_NAME, is_local, reader_copy_name
 from cosplace.index.writer_lease import WriterLease
 from cosplace.storage import NO_LOCKS, remove_unfinished
 
 LOCK = ".writer.lock"
 TABLES = ("photos", "records")  # of an index, that the right to write protects
+OWN_FILES = (FILE_NAME, reader_copy_name(dict.fromkeys(TABLES, "*")), "calibration.html")  # next to the tables
 
 
 class WriterLock:
@@ -46,9 +46,9 @@ class WriterLock:
         self.file.truncate(0)
         self.file.write(str(os.getpid()))
         self.file.flush()
-        remove_unfinished(Path(address), older_than_s=0.0)  # of killed writers
-        for folder in (Path(address) / "search").glob(".*.part"):  # of killed writers of earlier versions
-            shutil.rmtree(folder, ignore_errors=True)
+        # Of killed writers.  The folder may be that of the photos, to which others write too.
+        for name in OWN_FILES:
+            remove_unfinished(Path(address), older_than_s=0.0, pattern=f".{name}.*.part")
 
     @property
     def is_held(self) -> bool:

@@ -24,6 +24,7 @@ OTHER_SUFFIXES = frozenset(
     b".bin .csv .db .geojson .gpkg .gpx .gz .h5 .hdf5 .html .ini .json .jsonl .kml .kmz .log .mat .md .npy .npz .pdf "
     b".pkl .pt .pth .py .rst .safetensors .sh .sqlite .tar .txt .xml .xmp .yaml .yml .zip "
     b".bak .crdownload .download .old .orig .part .partial .swp .temp .tmp "  # unfinished files and backups
+    b".arrow .idx .lance .manifest .txn "  # of an index, which may be in the folder of its photos
     b".thm".split()  # previews that cameras write
 )
 """Files with these suffixes are not photos, and are not opened: a scan of millions of them stays fast."""
@@ -97,12 +98,14 @@ def suffix_of(name: bytes) -> bytes:
 
 
 def refused_format(start: bytes | bytearray) -> str:
-    """Why a file is not opened, and what to do, for an error: `is a HEIC image. Export it as JPEG.`."""
+    """Why a file is not opened, and what to do, for an error: `is an AVIF file. Export it as JPEG.`."""
     name = other_format(start)
     if name == "video":
         return "is a video. Extract its frames as JPEG."
     if name == "raw":
         return "is a camera raw image. Export it as JPEG."
+    if name == "HEIC":
+        return "is a HEIC file. Export it as JPEG, or convert it with `cosplace import`."
     return (
         f"is a {name} file. Export it as JPEG."
         if name

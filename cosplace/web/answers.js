@@ -1,5 +1,6 @@
 // The user's photos and their answers: a queue of requests, and the selected photo.  No elements here.
 import { ApiError, locate } from "./api.js";
+import { isHeic, toJpeg } from "./formats.js";
 import { readAnswers, saveAnswers, smallCopy, toBlob } from "./saved_answers.js";
 import { letter } from "./text.js";
 
@@ -16,10 +17,13 @@ const COLORS = {
  * Fires "change" when an entry or the selection changes, "select" for a new selection, "located" for each answer.
  */
 export class Answers extends EventTarget {
-  /** limitS: seconds to wait for an answer.  where(): the place and time that photos are searched in, {bbox, after, before}, or null. */
-  constructor({ maxUploadMb, limitS, where }) {
+  /**
+   * limitS: seconds to wait for an answer.  onServer: whether the server converts HEIC photos.
+   * where(): the place and time that photos are searched in, {bbox, after, before}, or null.
+   */
+  constructor({ maxUploadMb, limitS, onServer, where }) {
     super();
-    Object.assign(this, { maxUploadMb, limitS, where });
+    Object.assign(this, { maxUploadMb, limitS, onServer, where });
     this.entries = [];
     this.selected = null;
     this.rank = 0; // of the match shown with the selected photo
@@ -110,7 +114,9 @@ export class Answers extends EventTarget {
         this.changed();
       };
       const { signal } = entry.controller;
-      entry.result = await locate(entry.file, entry.where, { signal, limitS: this.limitS, onBusy });
+      const options = { signal, limitS: this.limitS, onBusy };
+      if (isHeic(entry.file)) await this.convert(entry, options);
+      entry.result = await locate(entry.file, entry.where, options);
       entry.state = "located";
     } catch (error) {
       if (error.name === "AbortError") return; // the entry was removed
@@ -124,6 +130,17 @@ export class Answers extends EventTarget {
     if (!entry.result) return;
     entry.copy = await smallCopy(entry.file);
     this.save();
+  }
+
+  /** Replace a HEIC photo by a JPEG, which browsers can show. */
+  async convert(entry, options) {
+    entry.busy = "Converting to JPEG";
+    this.changed();
+    entry.file = await toJpeg(entry.file, { onServer: this.onServer, ...options });
+    options.signal.throwIfAborted(); // the entry was removed
+    URL.revokeObjectURL(entry.url);
+    Object.assign(entry, { url: URL.createObjectURL(entry.file), busy: "" });
+    this.changed();
   }
 
   select(entry, rank = 0) {

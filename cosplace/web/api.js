@@ -100,15 +100,6 @@ export function readMatchingPoints(file, id, signal) {
   return readJson(`photos/${encodeURIComponent(id)}/matches`, { method: "POST", body, signal });
 }
 
-/** A HEIC photo as a JPEG file with its EXIF data, converted by the server. */
-export async function convertHeic(file) {
-  const body = new FormData();
-  body.append("files", file, file.name);
-  const response = await send("jpeg", { method: "POST", body });
-  if (!response.ok) throw await failure(response);
-  return response.blob();
-}
-
 const wait = (seconds, signal) =>
   new Promise((resolve, reject) => {
     const abort = () => {
@@ -123,13 +114,11 @@ const wait = (seconds, signal) =>
   });
 
 /**
- * Locate one photo.  While the server is busy, the request is repeated after the time that the server names.
+ * Send a photo.  While the server is busy, the request is repeated after the time that the server names.
  *
- * where: search only some photos, {bbox, after, before, sequence}; null: all.  limitS: seconds to wait for an answer.
- * onBusy(seconds): called before each wait.
+ * limitS: seconds to wait for an answer.  onBusy(seconds): called before each wait.
  */
-export async function locate(file, where, { signal, limitS, onBusy }) {
-  const url = where ? `locate?${whereQuery(where)}` : "locate";
+async function sendPhoto(url, file, { signal, limitS, onBusy }) {
   for (let attempt = 1; ; attempt += 1) {
     const body = new FormData();
     body.append("files", file, file.name || "pasted photo");
@@ -141,9 +130,18 @@ export async function locate(file, where, { signal, limitS, onBusy }) {
       continue;
     }
     if (!response.ok) throw await failure(response);
-    const result = (await response.json()).results?.[0];
-    if (!result) throw new ApiError("The server returned no answer for this photo.");
-    if (result.error) throw new ApiError(String(result.error), REFUSED[0]);
-    return result;
+    return response;
   }
 }
+
+/** Locate one photo.  where: search only some photos, {bbox, after, before, sequence}; null: all. */
+export async function locate(file, where, options) {
+  const response = await sendPhoto(where ? `locate?${whereQuery(where)}` : "locate", file, options);
+  const result = (await response.json()).results?.[0];
+  if (!result) throw new ApiError("The server returned no answer for this photo.");
+  if (result.error) throw new ApiError(String(result.error), REFUSED[0]);
+  return result;
+}
+
+/** A HEIC photo as JPEG with its EXIF data, converted by the server. */
+export const convertHeic = async (file, options) => (await sendPhoto("jpeg", file, options)).blob();

@@ -11,7 +11,7 @@ import { byId, make } from "./dom.js";
 import { download, geojson, gpx, sidecar } from "./downloads.js";
 import { Filters } from "./filters.js";
 import { describeIndex, showSamples } from "./first_run.js";
-import { toJpeg } from "./formats.js";
+import { HEIC_TYPES, isPhoto } from "./formats.js";
 import { watchIndex } from "./index_changes.js";
 import { IndexPhotos } from "./index_photos.js";
 import { Panel } from "./panel.js";
@@ -83,28 +83,14 @@ function padding() {
   return { paddingTopLeft: [(isBeside ? panel.right - map.left : 0) + 30, 50], paddingBottomRight: [50, 40 + covered] };
 }
 
-function listenForPhotos(answers, { onServer }) {
-  const convert = async (file) => {
-    try {
-      return await toJpeg(file, { onServer });
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      showNotice(error.message);
-      return undefined;
-    }
-  };
-  const add = async (files) => {
-    const images = [...files].filter(
-      (file) => file.type.startsWith("image/") || /\.(jpe?g|png|webp|hei[cf])$/i.test(file.name),
-    );
-    const other = [...files].find((file) => !images.includes(file));
-    if (other) showNotice(`${other.name} is not a photo. Choose JPEG, PNG, WebP or HEIC images.`);
-    const readable = await Promise.all(images.map(convert));
-    if (readable.includes(null))
-      showNotice(
-        "Neither this browser nor the server can convert HEIC photos. Save them as JPEG, or on an iPhone select Settings > Camera > Formats > Most Compatible.",
-      );
-    const photos = readable.filter(Boolean);
+function listenForPhotos(answers) {
+  // Without a server that converts them, phones give JPEG, with the position.
+  if (answers.onServer) byId("files").accept += `,${HEIC_TYPES}`;
+  const add = (files) => {
+    const others = [...files].filter((file) => !isPhoto(file));
+    const are = others.length > 1 ? `and ${others.length - 1} more are not photos` : "is not a photo";
+    if (others.length > 0) showNotice(`${others[0].name} ${are}. Choose JPEG, PNG, WebP or HEIC images.`);
+    const photos = [...files].filter(isPhoto);
     if (photos.length > 0) answers.add(photos);
   };
   for (const [button, input] of [
@@ -257,7 +243,7 @@ function start(config) {
   const indexPhotos = new IndexPhotos(map, dots, byId("card"), {
     filters,
     onError: showNotice,
-    onMissing: () => checkIndex(),
+    onMissing: (sentence) => checkIndex(sentence),
     onChange: () => address?.changed(),
   });
 
@@ -273,6 +259,7 @@ function start(config) {
   const answers = new Answers({
     maxUploadMb: config.max_upload_mb,
     limitS: (config.time_limit_s ?? 30) + EXTRA_S,
+    onServer: config.can_convert_heic === true,
     where: () => filters.search(),
   });
   const answerLayer = new AnswerLayer(map, {
@@ -321,7 +308,7 @@ function start(config) {
     redraw();
   });
   new ResizeObserver(() => map.invalidateSize({ animate: false, pan: false })).observe(byId("map"));
-  listenForPhotos(answers, { onServer: config.can_convert_heic === true });
+  listenForPhotos(answers);
   watchSheet();
   showSamples(
     config.samples,

@@ -9,7 +9,9 @@ const isTouch = () => window.matchMedia("(pointer: coarse)").matches;
 /** "my-city · 2,834 photos · 3.2 km × 2.9 km", and what the dots are. */
 export function describeIndex({ count, bounds, name }, isNarrow) {
   const size = count && bounds ? extent(bounds) : "";
-  byId("count").textContent = [name, count ? photoCount(count) : "no photos", size].filter(Boolean).join(" · ");
+  const parts = [name, count ? photoCount(count) : "no photos", size].filter(Boolean);
+  const spans = parts.map((part) => make("span", { class: part === name ? null : "unbroken" }, part));
+  byId("count").replaceChildren(...spans.flatMap((span, number) => (number ? [" · ", span] : [span])));
   const isDense = count > maxPoints(isNarrow);
   const photos = isDense
     ? "The color shows where there are photos with a known position. Zoom in to see each as a dot."

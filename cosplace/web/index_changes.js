@@ -15,23 +15,27 @@ export function describeChange(before, now) {
   }.`;
 }
 
-/** Call onChange(config, sentence) after each change of the index.  Returns a function that checks now. */
+/**
+ * Call onChange(config, sentence) after each change of the index.
+ *
+ * Returns a function that checks now; it takes a sentence about what was noticed, to put before that of the change.
+ */
 export function watchIndex(config, onChange) {
   let known = config;
-  const check = async () => {
+  const check = async (noticed = "") => {
     if (document.hidden) return;
     try {
       const now = await readConfig();
       if (fingerprint(now) === fingerprint(known)) return;
       const sentence = describeChange(known, now);
       known = now;
-      onChange(now, sentence);
+      onChange(now, `${noticed} ${sentence}`.trim());
     } catch (error) {
       // What the user does next reports a server that can't be reached.
       if (!(error instanceof ApiError)) throw error;
     }
   };
   setInterval(check, CHECK_MS);
-  document.addEventListener("visibilitychange", check);
+  document.addEventListener("visibilitychange", () => check());
   return check;
 }

@@ -11,6 +11,7 @@ const LOAD_DELAY_MS = 150; // after the map has stopped
 const NUM_THUMBNAILS = 12; // of photos that are close together
 const CLICK_PX = 16; // photos this near to a click are meant, where only a density is shown
 const MAX_TOLD_APART = 60; // photos under the pointer, at several spots: more are shown as a group
+const REMOVED = "This photo is no longer in the index.";
 const SAME_SPOT_M = 3; // the views of one panorama have the same position, up to rounding
 
 /** The number of photos that are drawn one by one; more are drawn as a density. */
@@ -19,7 +20,7 @@ export const maxPoints = (isNarrow) => (isNarrow ? MAX_POINTS_PHONE : MAX_POINTS
 export class IndexPhotos {
   /**
    * filters: what the photos that are shown are restricted to.  onError(text, retry): retry may be null.
-   * onMissing(): a photo is no longer in the index.
+   * onMissing(sentence): a photo is no longer in the index.
    */
   constructor(map, dots, card, { filters, onError, onMissing, onChange }) {
     Object.assign(this, { map, dots, card, filters, onError, onMissing, onChange });
@@ -70,8 +71,8 @@ export class IndexPhotos {
       if (error.name !== "AbortError") throw error;
     } else if (error.isMissing) {
       this.close();
-      this.onError("This photo is no longer in the index.");
-      this.onMissing();
+      this.onError(REMOVED);
+      this.onMissing(REMOVED);
     } else this.onError(error.message, error.canRetry ? retry : null);
   }
 

@@ -47,6 +47,10 @@ export class Panel {
 
   drawRow(entry, isSelected) {
     const row = this.rows.get(entry) ?? this.addRow(entry);
+    if (row.dataset.url !== entry.url) {
+      row.dataset.url = entry.url;
+      row.querySelector(".row").firstChild.replaceWith(thumbnail(entry.url));
+    }
     row.style.setProperty("--color", entry.color);
     row.dataset.state = entry.state;
     row.classList.toggle("selected", isSelected);
@@ -62,7 +66,7 @@ export class Panel {
     const button = make(
       "button",
       { type: "button", class: "row", onclick: () => this.answers.select(entry) },
-      entry.url ? photo(entry.url, "") : make("span", { class: "no-photo" }, icon(ICONS.locate)),
+      thumbnail(entry.url),
       make("span", { class: "badge", "aria-hidden": "true" }, entry.letter),
       make(
         "span",
@@ -72,7 +76,7 @@ export class Panel {
       ),
     );
     const remove = iconButton(`Remove ${entry.name}`, "Remove (Del)", ICONS.close, () => this.remove(entry));
-    const row = make("li", {}, button, remove);
+    const row = make("li", { "data-url": entry.url }, button, remove);
     this.rows.set(entry, row);
     this.list.append(row);
     return row;
@@ -106,7 +110,7 @@ export class Panel {
 
   drawDetail(entry) {
     // Rebuilt only when its content changes, so that focus and images stay.
-    const key = entry ? `${entry.number} ${entry.state} ${entry.busy ?? ""} ${entry.color}` : "";
+    const key = entry ? `${entry.number} ${entry.state} ${entry.busy ?? ""} ${entry.color} ${entry.url}` : "";
     if (key !== this.detail.dataset.key) {
       this.detail.dataset.key = key;
       this.detail.replaceChildren(...this.detailParts(entry));
@@ -236,8 +240,21 @@ export class Panel {
   }
 }
 
+/** A photo with a caption; nothing if the browser cannot show the photo. */
 function figure(url, caption, name) {
-  return make("figure", { title: name }, photo(url, caption), make("figcaption", {}, caption));
+  const image = photo(url, caption);
+  const element = make("figure", { title: name }, image, make("figcaption", {}, caption));
+  image.addEventListener("error", () => element.remove());
+  return element;
+}
+
+/** The photo of a row; an icon without a photo, or if the browser cannot show it. */
+function thumbnail(url) {
+  const missing = make("span", { class: "no-photo" }, icon(ICONS.locate));
+  if (!url) return missing;
+  const image = photo(url, "");
+  image.addEventListener("error", () => image.replaceWith(missing));
+  return image;
 }
 
 function meter(confidence) {

@@ -19,6 +19,7 @@ from cosplace.cli.console import Bars
 from cosplace.cli.parser import parse_words
 from cosplace.config.values import set_folder
 from cosplace.errors import ConfigError
+from cosplace.models.network import GeoLocalizationNet
 from cosplace.photos.loading import load_ahead
 from cosplace.training.best_model import BEST_MODEL
 from cosplace.training.checkpoint import LAST_CHECKPOINT, read_checkpoint
@@ -217,6 +218,28 @@ from cosplace.cli.console import end_on_signals, on_interrupt
 with end_on_signals(owns_process=True), on_interrupt("Run it again."):
     import slow
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        ((), "Run the same command again to start again. With --descriptors_folder FOLDER, it can be continued."),
+        (("--descriptors_folder", "descriptors"), "Run the same command again to continue."),
+    ],
+)
+def test_a_stopped_evaluation_says_how_to_continue(
+    flags: tuple[str, ...], advice: str, dataset_folder: Path, monkeypatch, capsys
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the command went on")
+
+    torch.save(GeoLocalizationNet("ResNet18_Small", 2).state_dict(), "model.pth")
+    monkeypatch.setattr("cosplace.retrieval.evaluation.extract_dataset", stop)
+    words = ["eval", "--dataset_folder", str(dataset_folder), "--resume_model", "model.pth", "--device", "cpu"]
+    assert main([*words, "--backbone", "ResNet18_Small", "--fc_output_dim", "2", *flags]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"Interrupted. {advice}"
 
 
 @pytest.mark.slow

@@ -68,6 +68,23 @@ def test_build_finds_what_evaluation_finds(tmp_path: Path, encoder: Encoder) -> 
             assert small.format == "JPEG"
 
 
+def test_an_index_may_be_in_the_folder_of_its_photos(tmp_path: Path, encoder: Encoder) -> None:
+    """Its own files are no photos, and those of the user are neither counted nor removed."""
+    write_place(tmp_path, 0, 0)
+    write_place(tmp_path / "search", 1, 0)
+    names = {path for path in tmp_path.rglob("*") if path.is_file()}
+    settings = IndexSettings(exact_rows=1)  # with a search index
+    assert build_index(tmp_path, encoder, tmp_path, settings=settings).num_added == len(names)
+    with open_index(tmp_path, write=True) as index:
+        index.compact()
+    again = build_index(tmp_path, encoder, tmp_path, settings=settings)
+    assert (again.num_added, again.num_known) == (0, len(names))
+    with open_index(tmp_path) as index:
+        files = {path for path in tmp_path.rglob("*") if path.is_file()} - {tmp_path / ".writer.lock"}
+        assert names < files
+        assert index.info()["num_bytes"] == sum(path.stat().st_size for path in files - names)
+
+
 def test_a_copy_in_a_later_commit_does_not_move_the_photo(tmp_path: Path, encoder: Encoder) -> None:
     first = write_place(tmp_path / "photos" / "a", 0, 0)
     for place in range(1, 4):

@@ -160,9 +160,7 @@ def test_removed_photos_are_not_found_and_ids_are_not_given_again(index: PhotoIn
         assert not np.isin(index.search(units(50, 2), 20, exact=exact).ids, [599, 598, 7]).any()
     assert index.add(photos(1, first=700), units(1, 9)).ids.tolist() == [600]
     assert index.search(units(1, 9), 1).ids.tolist() == [[600]]
-    (Path(index.address) / "search" / "1").mkdir(parents=True)  # of an earlier version
     index.compact()
-    assert not (Path(index.address) / "search").exists()
     assert index.search(units(1, 9), 1, exact=True).ids.tolist() == [[600]]
     rows, _ = nearest(units(50, 2), index.descriptors(index.columns().ids), 3)
     assert np.array_equal(index.search(units(50, 2), 3, exact=True).ids, index.columns().ids[rows])

@@ -186,15 +186,15 @@ def index(tmp_path: Path) -> Path:
 
 
 def test_the_next_writer_removes_what_a_killed_one_left(index: Path) -> None:
-    """The names of unfinished files and folders, of today and of earlier versions; other files are not touched."""
+    """The names of unfinished files; other files are not touched."""
     (index / ".checksums.json.12345.part").write_text("{")
-    (index / "search" / ".003.part").mkdir(parents=True)
-    (index / "search" / ".003.part" / "starts.npy").write_bytes(b"\x93NUMPY")
-    (index / "search" / "notes.part").write_text("someone's own")
+    (index / ".reader-2-3.safetensors.12345.part").write_text("{")
+    (index / "photos").mkdir()
+    (index / "photos" / ".1.jpg.12345.part").write_text("an import is at work")
     with open_index(index):
         assert len(list(index.rglob("*.part"))) == 3  # a reader removes nothing
     with open_index(index, write=True):
-        assert [path.name for path in index.rglob("*.part")] == ["notes.part"]
+        assert [path.name for path in index.rglob("*.part")] == [".1.jpg.12345.part"]
 
 
 def test_a_writer_removes_nothing_of_another_one(index: Path) -> None:

@@ -32,41 +32,56 @@ def test_errors_are_shown_as_plain_text(browser: Any) -> None:
         assert page.locator(".error b").count() == 0
         page.set_input_files("#files", [{"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(2_500_000)}])
         page.wait_for_selector(".error >> text=The photo has 3 MB, and the limit is 2 MB. Choose a smaller copy.")
+        page.wait_for_selector("#answers li:nth-child(2) .no-photo")  # instead of an image that the browser cannot show
+        assert page.locator("#detail img").count() == 0
         assert page.locator(".chip", has_text="Retry").count() == 0  # it would fail again
         with page.expect_file_chooser():
             page.click("text=Choose another photo")
         assert axe_violations(page) == []
-        page.set_input_files("#files", [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"notes"}])
+        notes, track = ({"name": name, "mimeType": "text/plain", "buffer": b"1"} for name in ("notes.txt", "track.gpx"))
+        page.set_input_files("#files", [notes])
         page.wait_for_selector("#notice >> text=notes.txt is not a photo. Choose JPEG, PNG, WebP or HEIC images.")
+        page.set_input_files("#files", [notes, track])
+        page.wait_for_selector("#notice >> text=notes.txt and 1 more are not photos. Choose JPEG")
     assert city.requests.count("POST /locate") == 1
 
 
 def test_heic_photos_that_nobody_can_convert_are_explained(browser: Any) -> None:
     city = FakeCity()
     with opened(browser, city) as page:
+        assert "heic" not in page.get_attribute("#files", "accept")  # phones then give JPEG
         page.set_input_files("#files", [HEIC, JPEG])
         page.wait_for_selector(
-            "#notice >> text=Neither this browser nor the server can convert HEIC photos. Save them as JPEG"
+            ".error >> text=Neither this browser nor the server can convert HEIC photos. Save the photo as JPEG"
         )
-        page.wait_for_selector(".answer >> text=Found")  # the other photo is located
-        assert page.locator("#answers li").count() == 1
+        page.wait_for_selector("#answers .summary >> text=Found")  # the other photo is located
+        assert page.inner_text(".chips button") == "Choose another photo"
     assert city.requests.count("POST /locate") == 1
 
 
 def test_heic_photos_are_converted_by_the_server(browser: Any) -> None:
     city = FakeCity()
     with opened(browser, city, config={"can_convert_heic": True}) as page:
-        page.route("**/jpeg", lambda route: route.fulfill(body=make_photo(1), content_type="image/jpeg"))
+        assert "image/heic" in page.get_attribute("#files", "accept")
+        jpeg = {"body": make_photo(1), "content_type": "image/jpeg"}
+        busy = {"json": {"detail": "The server is busy."}, "status": 429, "headers": {"Retry-After": "1"}}
+        replies = [busy, jpeg]
+        page.route("**/jpeg", lambda route: route.fulfill(**replies.pop(0)))
         page.set_input_files("#files", [HEIC])
+        page.wait_for_selector("#detail >> text=The server is busy; trying again in 1 s")
         page.wait_for_selector(".answer >> text=Found")
-        assert page.inner_text("#answers .file") == "IMG_1.jpg"
-        assert page.evaluate("() => document.querySelector('#answers img').naturalWidth") == 320
+        assert page.inner_text("#answers .file") == "IMG_1.HEIC"  # a sidecar has the name of the photo
+        for image in ("#answers img", "#detail img"):
+            page.wait_for_function("(selector) => document.querySelector(selector).naturalWidth === 320", arg=image)
+        page.unroute("**/jpeg")
+        page.route("**/jpeg", lambda route: route.abort())
+        page.set_input_files("#files", [HEIC])
+        page.wait_for_selector(".error >> text=Can't reach the server.")
         page.unroute("**/jpeg")
         damaged = {"json": {"detail": "IMG_1.HEIC is damaged (ValueError). Export it as JPEG."}, "status": 422}
         page.route("**/jpeg", lambda route: route.fulfill(**damaged))
-        page.set_input_files("#files", [HEIC])
-        page.wait_for_selector("#notice >> text=IMG_1.HEIC is damaged (ValueError). Export it as JPEG.")
-        assert page.locator("#answers li").count() == 1
+        page.click(".chip >> text=Retry")
+        page.wait_for_selector(".error >> text=IMG_1.HEIC is damaged (ValueError). Export it as JPEG.")
 
 
 # --- the server and the network --------------------------------------------------------------------------------------
@@ -157,7 +172,10 @@ def test_a_photo_that_was_removed_is_named(browser: Any) -> None:
     with opened(browser, city) as page:
         city.positions, city.headings, city.times = city.positions[:600], city.headings[:600], city.times[:600]
         page.evaluate("() => cosplace.indexPhotos.openById(900)")
-        page.wait_for_selector("#map[data-points='600']")  # the change is seen
+        page.wait_for_selector(
+            "#notice >> text=This photo is no longer in the index. The index has changed: 600 photos"
+        )
+        page.wait_for_selector("#map[data-points='600']")
         assert page.is_hidden("#card")
         sentence = "import('./static/index_changes.js').then((m) => m.describeChange({ count: 5 }, { count: 5 }))"
         assert page.evaluate(sentence) == "The index has other photos now: 5 photos."

@@ -1,4 +1,7 @@
-"""The main parts of the map in Firefox: verdicts, comparing, links, filters, the keyboard, no errors in the console."""
+"""The main parts of the map in Firefox, and no errors in its console.
+
+First run, verdicts, comparing, links, HEIC photos, filters, indexed photos, the keyboard, the sheet on a phone.
+"""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +17,16 @@ from tests.web.test_answers import ALL, HEADLINES
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
 
 TIMEOUT_S = 30.0
-KEYS = {"ArrowRight": "\ue014", "ArrowDown": "\ue015", "End": "\ue010", "Delete": "\ue017", "Escape": "\ue00c"}
+HEIC = b"\0\0\0\x18ftypheic"
+PHONE = {"width": 500, "height": 850}  # no window is narrower
+KEYS = {
+    "ArrowRight": "\ue014",
+    "ArrowUp": "\ue013",
+    "ArrowDown": "\ue015",
+    "End": "\ue010",
+    "Delete": "\ue017",
+    "Escape": "\ue00c",
+}
 # Scripts run in the page itself.  As they may not wait, the test asks again.
 ADD_PHOTOS = """
     const [photos] = arguments;
@@ -89,7 +101,8 @@ class Page:
     def locate(self, *names: str) -> None:
         """Drop photos on the page and wait for their answers."""
         count = self.run("return document.querySelectorAll('#answers li').length")
-        self.run(ADD_PHOTOS, [[name, list(make_photo(k, (64, 48)))] for k, name in enumerate(names)])
+        photos = [HEIC if name.endswith(".HEIC") else make_photo(k, (64, 48)) for k, name in enumerate(names)]
+        self.run(ADD_PHOTOS, [[name, list(photo)] for name, photo in zip(names, photos, strict=True)])
         self.wait_for(IS_DONE, count + len(names))
 
     def errors(self) -> list[str]:
@@ -106,15 +119,32 @@ def firefox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @contextmanager
-def opened(firefox: Any, city: FakeCity | None = None) -> Iterator[Page]:
+def opened(firefox: Any, city: FakeCity | None = None, **config: Any) -> Iterator[Page]:
     """Open the page on a fake server, with the headers of the real one.  Afterwards: no error in the console."""
-    with serving(make_app(city or FakeCity())) as address:
+    with serving(make_app(city or FakeCity(), **config)) as address:
         page = Page(firefox, address)
         page.errors()
         page.open(address)
         yield page
         assert page.errors() == []
         firefox.navigate("about:blank")
+
+
+def test_the_first_page_offers_photos_to_try(firefox: Any) -> None:
+    with opened(firefox, samples=[{"photo": 3}, {"photo": 400}]) as page:
+        assert page.text("#count") == "synthetic city · 1,200 photos · 213 m × 219 m"
+        assert page.text("#legend").split("\n") == ["indexed photo", "answer", "likely error"]
+        page.wait_for("return [...document.querySelectorAll('.samples img')].every((one) => one.naturalWidth > 0)")
+        page.click("[aria-label='Locate sample photo 2']")
+        page.wait_for_text(".answer", "Found")
+        assert "This photo is in the index, so it finds itself." in page.text("#detail")
+
+
+def test_heic_photos_that_nobody_can_convert_are_explained(firefox: Any) -> None:
+    with opened(firefox) as page:
+        page.locate("IMG_1.HEIC", "here-1.jpg")
+        assert page.texts("#answers .summary") == [HEADLINES[-1], HEADLINES[0]]
+        assert page.text(".error").startswith("Neither this browser nor the server can convert HEIC photos.")
 
 
 def test_each_verdict_has_its_headline_and_its_marks(firefox: Any) -> None:
@@ -188,6 +218,41 @@ def test_dates_and_the_visible_area_restrict_the_search(firefox: Any) -> None:
         page.run("cosplace.map.setView([0, 179.9999], 17, { animate: false })")
         page.locate("here-1.jpg")
         assert page.text(".answer") == "No indexed photos in this area"
+
+
+def test_from_an_answer_along_a_sequence(firefox: Any) -> None:
+    city = FakeCity()
+    best = city.answer("here-1.jpg")["neighbours"][0]["id"]
+    with opened(firefox, city) as page:
+        page.locate("here-1.jpg")
+        for key, number in (("o", best), ("ArrowUp", best + 12)):
+            page.press(key)
+            image = f"document.querySelector(`#card img[src='photos/{number}/image']`)"
+            page.wait_for(f"return {image} && cosplace.indexPhotos.record?.id === {number}")
+            page.wait_for("return document.activeElement.id === 'card'")
+        page.click("[data-role='sequence filter']")
+        page.wait_for("return document.querySelector('#map').dataset.points === '120'")
+        assert page.text("#sequence-filter").startswith("Only the sequence of ")
+
+
+def test_the_sheet_is_dragged_on_a_phone(firefox: Any) -> None:
+    box = "return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()"
+    before = firefox.set_window_rect(**PHONE)
+    try:
+        with opened(firefox) as page:
+            page.locate("here-1.jpg")
+            height = page.run("return innerHeight")
+            tops = []
+            for share in (0.05, 0.95, 0.4):
+                start = page.run(box, "#sheet-handle")["y"] + 10
+                finger = firefox.actions.sequence("pointer", "finger", {"pointerType": "touch"})
+                finger.pointer_move(195, round(start)).pointer_down().pointer_move(195, round(share * height), 100)
+                finger.pointer_up().perform()
+                tops.append(page.run(box, "#panel")["y"] / height)
+            assert tops == pytest.approx([0.08, 0.78, 0.38], abs=0.04)
+            assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        firefox.set_window_rect(width=before["width"], height=before["height"])
 
 
 def test_everything_works_from_the_keyboard(firefox: Any) -> None:

@@ -51,8 +51,8 @@ def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
     lines = [f"{folder}: {', '.join(counts + problems)}{where}"]
     lines += report_lines(report)
     for camera, count in (result.zero_headings or {}).items():
-        photos = format_count(count, "photo")
-        lines.append(f"  headings of {camera or 'the source'} were exactly 0 for all {photos}: they are unknown")
+        photos = "the only photo that has one" if count == 1 else f"all {format_count(count, 'photo')}"
+        lines.append(f"  headings of {camera or 'the source'} were exactly 0 for {photos}: they are unknown")
     if result.num_symbolic_links:
         photos = format_count(result.num_symbolic_links, "photo is", "photos are")
         lines.append(f"  {photos} on another disk and linked symbolically. Use --follow_outside with other commands.")
@@ -61,6 +61,9 @@ def summary_lines(result: "ImportResult", *, dry_run: bool) -> list[str]:
         known = ", ".join(f"{count:,} with {name}" for name, count in result.counts.items())
         have = "The dataset would have" if dry_run else "The dataset has"
         lines.append(f"{have} {format_count(result.num_photos, 'photo')}: {known}")
+        if result.bounds:
+            west, south, east, north = result.bounds
+            lines.append(f"Its area: latitude {south:.4f} to {north:.4f}, longitude {west:.4f} to {east:.4f}")
         if not dry_run:
             dataset = shlex.quote(str(folder))
             lines.append(f"Next: cosplace validate {dataset}")
@@ -78,9 +81,11 @@ def _nothing_imported(result: "ImportResult", *, dry_run: bool) -> str:
     from cosplace.importing.import_run import UNPLACED
     from cosplace.importing.report import REPORT_NAME
 
-    unplaced = result.report.left_out[UNPLACED]
+    unplaced, has_positions = result.report.left_out[UNPLACED], result.has_positions
     advice = (
-        "Add a table or a track with positions as SOURCE, or keep the photos with --keep_unplaced."
+        "See the reasons above, or keep the photos with --keep_unplaced."
+        if unplaced and has_positions
+        else "Add a table or a track with positions as SOURCE, or keep the photos with --keep_unplaced."
         if unplaced
         else "Check the sources."
         if dry_run

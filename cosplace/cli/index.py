@@ -19,6 +19,7 @@ from cosplace.config.index import (
 )
 from cosplace.config.values import loading_workers
 from cosplace.errors import CosPlaceError
+from cosplace.photos.paths import path_text
 from cosplace.progress import Stopwatch, format_count
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def _open_encoder(index: "PhotoIndex", config: IndexAddConfig) -> "Encoder":
 def _encoding_options(config: IndexAddConfig, folder: Path, bars: Bars) -> dict[str, Any]:
     """How `add_photos` describes photos."""
     return {
-        "source": config.source or str(folder),
+        "source": path_text(config.source or folder),
         "batch_size": config.encoding.infer_batch_size,
         "num_workers": loading_workers(config.encoding.num_workers),
         "progress": bars,

@@ -8,6 +8,7 @@ from typing import Any
 from cosplace.cli.console import Bars, print_json, print_result
 from cosplace.config.index import IndexCompactConfig, IndexInfoConfig, IndexRemoveConfig, IndexVerifyConfig
 from cosplace.errors import DamagedIndexError
+from cosplace.photos.paths import path_from_text
 from cosplace.progress import format_count
 
 
@@ -116,7 +117,7 @@ def print_info(info: dict[str, Any]) -> None:
         print_result(f"  west {west:.5f}, south {south:.5f}, east {east:.5f}, north {north:.5f}")
     name = f"{Path(model['model']).name} ({model['checksum'][:12]})"
     for root in info["roots"]:
-        exists = Path(root["found"]).is_dir()
+        exists = path_from_text(root["found"]).is_dir()
         moved = f", now {root['found']}" if root["found"] != root["path"] else ""
         print_result(f"  photos in {root['path']}{moved}{'' if exists else ' (not found)'}")
     if info["without_checksums"]:

@@ -6,6 +6,7 @@ positional arguments may stand before, between or after flags.
 
 import argparse
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
 
 NUMBER = re.compile(r"^-\d")  # -5, and -33.8,151.2 as coordinates; no flag begins like this
+DATASET_FLAG = "dataset_folder"  # of train and eval, where other commands have a positional argument
 MANY_ACTIONS = 10  # more are not listed in an error
 KINDS = {int: "a whole number", float: "a number", parse_path: "a path"}
 
@@ -114,7 +116,9 @@ def _assign_positional(command: Command, words: list[str]) -> dict[str, Any]:
             texts[one.name] = words if one.is_list else words.pop(0)
             words = [] if one.is_list else words
     if words:
-        raise _UsageError(f"Unexpected argument '{words[0]}'.")
+        takes_dataset = any(one.name == DATASET_FLAG and not one.positional for one in command.settings)
+        remedy = f" Name a dataset as --{DATASET_FLAG} {shlex.quote(words[0])}." if takes_dataset else ""
+        raise _UsageError(f"Unexpected argument '{words[0]}'.{remedy}")
     return texts
 
 

@@ -221,7 +221,7 @@ def offset_from_span(track: Track, times: np.ndarray) -> ClockOffset:
             shares[-3600.0 * zone_h] = _share_during(track, times - 3600 * zone_h)
     best = max(shares.values())
     if shares[0.0] >= max(best - 0.1, 0.5) or best == 0:
-        text = "0 s" if shares[0.0] else "unknown, 0 s is used: the photos were not taken during the track"
+        text = "0 s" if shares[0.0] else f"unknown, 0 s is used: {_both_spans(track, times)}"
         return ClockOffset(seconds=0.0, is_known=bool(shares[0.0]), reason=f"clock offset: {text}")
     fitting = [seconds for seconds, share in shares.items() if share >= best - 0.02]
     percent = f"{100 * best:.0f}% of the photos"
@@ -237,6 +237,19 @@ def offset_from_span(track: Track, times: np.ndarray) -> ClockOffset:
         reason=f"clock offset: unknown, 0 s is used: {100 * shares[0.0]:.0f}% of the photos were taken during the "
         f"track. With each of these offsets, {percent} were: {choices}. Choose one with --clock_offset",
     )  # fmt: skip
+
+
+def _both_spans(track: Track, times: np.ndarray) -> str:
+    """When photos and track were recorded, for users who know how wrong the clock was."""
+    track_times = np.concatenate([segment.times for segment in track.segments])
+    photos, points = (
+        " to ".join(str(np.datetime64(round(time), "s")).replace("T", " ") for time in (one.min(), one.max()))
+        for one in (times, track_times)
+    )
+    return (
+        f"the photos were not taken during the track, but from {photos}; the track is from {points} (UTC). If the "
+        "clock of the camera was wrong, pass --clock_offset"
+    )
 
 
 def _share_during(track: Track, times: np.ndarray) -> float:

@@ -81,7 +81,10 @@ TIME_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # numbers above the first 
 
 
 def find_columns(table: RawTable, named: Mapping[str, str]) -> dict[str, str]:
-    """The column of each field that a table has.  named: columns that the user has named, by field."""
+    """The column of each field that a table has.  named: columns that the user has named, by field.
+
+    Raises DatasetError for a name that no column has, or several have.
+    """
     columns = {}
     for field, name in named.items():
         if name not in table.columns:
@@ -101,6 +104,12 @@ def find_columns(table: RawTable, named: Mapping[str, str]) -> dict[str, str]:
     geometry = {"latitude": GEOMETRY_Y, "longitude": GEOMETRY_X, "altitude": GEOMETRY_Z}
     if not {"latitude", "longitude"} & set(named) and GEOMETRY_X in table.columns:
         columns |= {field: name for field, name in geometry.items() if name in table.columns}
+    for field, name in columns.items():
+        if name in table.repeated and field not in named and table.columns[name] != table.columns[f"{name} 2"]:
+            raise DatasetError(
+                f"{table.path} has several columns named '{name}', with different values. Name the one to use: "
+                f"--column '{field}={name}' for the first, '{field}={name} 2' for the second."
+            )
     return columns
 
 

@@ -58,6 +58,7 @@ WRITE_SHARE = 0.1  # of the time of an import that may be spent on writing the t
 UNPLACED = "its position is unknown"
 GONE = "no longer exists, so that its row was removed"
 MEASURED = ("exif", "xmp", "name", "table", "")  # sources of headings that write 0 for unknown; computed ones do not
+RECORDED = ("exif", "xmp", "name")  # those by cameras, which write a heading for each photo or for none
 MIN_ZERO_HEADINGS = 2  # one photo may face north exactly
 NEAR_DEGREES = 1e-6  # of latitude, more than SAME_POSITION_M
 TYPES = {name: "TEXT" if name in TEXTS else "INTEGER" if name in INTEGERS else "REAL" for name in COLUMNS}
@@ -259,16 +260,21 @@ class DatasetTable:
         return removed
 
     def clear_zero_headings(self) -> dict[str, int]:
-        """Remove headings of cameras that wrote 0 for each photo; returns the number of photos by camera."""
+        """Remove headings of cameras that wrote 0 for each photo; returns the number of photos by camera.
+
+        A single photo with 0 counts as such, too, if its camera has photos without a heading: theirs may have been
+        removed by an earlier import.
+        """
         are_measured = f"heading_source IN ({', '.join('?' * len(MEASURED))})"
         groups = self._query(
             f"SELECT camera, heading_source, count(*) FROM photos WHERE heading IS NOT NULL AND {are_measured} "
-            "GROUP BY camera, heading_source HAVING count(*) >= ? AND min(heading) = 0 AND max(heading) = 0 "
-            "ORDER BY camera",
-            (*MEASURED, MIN_ZERO_HEADINGS),
+            "GROUP BY camera, heading_source HAVING min(heading) = 0 AND max(heading) = 0 ORDER BY camera",
+            MEASURED,
         ).fetchall()
         found: dict[str, int] = {}
         for camera, source, count in groups:
+            if count < MIN_ZERO_HEADINGS and not (source in RECORDED and self._has_unknown_headings(camera)):
+                continue
             self._query(
                 "UPDATE photos SET heading = NULL, heading_source = '' WHERE camera = ? AND heading_source = ? AND "
                 "heading IS NOT NULL", (camera, source),
@@ -276,10 +282,28 @@ class DatasetTable:
             found[camera] = found.get(camera, 0) + count
         return found
 
+    def _has_unknown_headings(self, camera: str) -> bool:
+        statement = "SELECT 1 FROM photos WHERE camera = ? AND heading IS NULL LIMIT 1"
+        return self._query(statement, (camera,)).fetchone() is not None
+
     def summary(self) -> dict[str, int]:
         """How many rows have a position, a heading, a time."""
         counts = self._query("SELECT count(latitude), count(heading), count(time) FROM photos").fetchone()
         return dict(zip(("positions", "headings", "times"), counts, strict=True))
+
+    def area(self) -> tuple[float, ...]:
+        """West, south, east, north of the positions in degrees; west is more than east across the antimeridian."""
+        shifted = "longitude + 360 * (longitude < 0)"
+        south, north, *longitudes = self._query(
+            f"SELECT min(latitude), max(latitude), min(longitude), max(longitude), min({shifted}), max({shifted}) "
+            "FROM photos WHERE longitude IS NOT NULL AND latitude IS NOT NULL"
+        ).fetchone()
+        if south is None:
+            return ()
+        west, east, shifted_west, shifted_east = longitudes
+        if shifted_west <= 180 < shifted_east and shifted_east - shifted_west < east - west:
+            west, east = shifted_west, shifted_east - 360
+        return west, south, east, north
 
 
 def is_same_photo(record: PhotoRecord, known: PhotoRecord) -> bool:

@@ -64,31 +64,47 @@ def list_files(
     """
     root = root or os.path.realpath(folder)
     try:
-        with os.scandir(folder) as entries:
-            found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda one: one.name)
+        names, links, folders = _names_in(folder)
     except OSError as error:
         yield Problem(name=str(folder), reason=f"cannot be read ({error.strerror})")
         return
-    for entry in found:
-        path = folder / entry.name
+    for name in sorted(names):
+        path = folder / name
         if path in without:
             continue
-        if entry.is_symlink():
+        if name in links:
             real = os.path.realpath(path)
             if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
                 yield Problem(name=str(path), reason="is a link that leads outside the folder")
                 continue
             if os.path.isdir(real):  # noqa: PTH112 - its photos are listed where they are
                 continue
-        if entry.is_dir():
-            if os.fsencode(entry.name) in SYSTEM_FOLDERS:
-                continue
-            if depth == MAX_DEPTH:
-                yield Problem(name=str(path), reason=f"is more than {MAX_DEPTH} levels deep")
-            else:
-                yield from list_files(path, depth + 1, root, without)
-        else:
+        if name not in folders:
             yield path
+        elif os.fsencode(name) in SYSTEM_FOLDERS:
+            continue
+        elif depth == MAX_DEPTH:
+            yield Problem(name=str(path), reason=f"is more than {MAX_DEPTH} levels deep")
+        else:
+            yield from list_files(path, depth + 1, root, without)
+
+
+def _names_in(folder: Path) -> tuple[list[str], set[str], set[str]]:
+    """Names in a folder that are not hidden: all of them, links, and folders.  Raises OSError.
+
+    Only names are kept, because there may be a hundred thousand.
+    """
+    names, links, folders = list[str](), set[str](), set[str]()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            names.append(entry.name)
+            if entry.is_symlink():
+                links.add(entry.name)
+            elif entry.is_dir():
+                folders.add(entry.name)
+    return names, links, folders
 
 
 def left_out(file: Path) -> str:

@@ -59,6 +59,8 @@ class ImportResult:
     num_photos: int = 0  # in the dataset
     num_symbolic_links: int = 0
     counts: dict[str, int] | None = None  # photos of the dataset with position, heading, time
+    bounds: tuple[float, ...] = ()  # of their positions: west, south, east, north in degrees
+    has_positions: bool = False  # whether a source has positions for the photos of others
     zero_headings: dict[str, int] | None = None  # by camera: photos whose heading of 0 was removed
     first: tuple[PhotoRecord, ...] = ()  # of those added
 
@@ -225,7 +227,7 @@ def _clear_temporary(folder: Path) -> None:
 
 def _import(plan: Plan, total: int, progress: Progress) -> ImportResult:
     report = ImportReport(plan.temporary and plan.temporary / REPORT_NAME)
-    result = ImportResult(folder=plan.folder, report=report)
+    result = ImportResult(folder=plan.folder, report=report, has_positions=bool(plan.annotations))
     placement = Placement(plan.folder, plan.settings.mode, plan.temporary)
     table = placement.table
     if plan.temporary is not None:
@@ -257,7 +259,7 @@ def _import(plan: Plan, total: int, progress: Progress) -> ImportResult:
         raise
     if plan.temporary is not None:
         _publish(report, plan.folder)
-    result.num_photos, result.counts = len(table), table.summary()
+    result.num_photos, result.counts, result.bounds = len(table), table.summary(), table.area()
     result.num_symbolic_links = placement.num_symbolic_links
     return result
 

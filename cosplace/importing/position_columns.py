@@ -104,11 +104,9 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
     if "accuracy_m" in values:
         values["accuracy_m"] = np.where(values["accuracy_m"] > 0, values["accuracy_m"], UNKNOWN)
     if "heading" in values:
-        values["heading"] = _headings(values["heading"])
-        if np.count_nonzero(values["heading"] == 0) == np.count_nonzero(~np.isnan(values["heading"])) > 1:
-            reason = f"column '{columns['heading']}' is 0 in each row, which means unknown, and was not used"
-            problems.append(Problem(name=str(path), reason=reason, is_left_out=False))
-            del values["heading"]
+        headings, found = _headings(path, columns["heading"], values.pop("heading"))
+        values |= {} if headings is None else {"heading": headings}
+        problems += found
     if "split" in values:
         problems += _refuse_splits(path, values["split"])
     is_magnetic = _are_magnetic(raw.get("heading_ref") or [None] * table.num_rows)
@@ -253,10 +251,19 @@ def column_names(columns: dict[str, str]) -> dict[str, str]:
     return {field: columns[field] for field in ("latitude", "longitude")}
 
 
-def _headings(values: np.ndarray) -> np.ndarray:
-    """Headings in [0, 360); nan for what is not a direction."""
-    headings = np.where((values >= HEADING_LIMITS[0]) & (values <= HEADING_LIMITS[1]), values, UNKNOWN)
-    return np.array([wrap_heading(heading) for heading in headings.tolist()], np.float64)
+def _headings(path: Path, column: str, values: np.ndarray) -> tuple[np.ndarray | None, list[Problem]]:
+    """Headings in [0, 360), nan for what is not a direction, or None if all are 0; and problems."""
+    is_direction = (values >= HEADING_LIMITS[0]) & (values <= HEADING_LIMITS[1])
+    headings = np.array([wrap_heading(one) for one in np.where(is_direction, values, UNKNOWN).tolist()], np.float64)
+    problems = []
+    others = np.flatnonzero(~is_direction & ~np.isnan(values)).tolist()
+    if others:
+        reason = f"headings such as {values[others[0]]:g} are not directions, and are unknown: {len(others):,}"
+        problems.append(Problem(name=f"{path} row {others[0] + 1}", reason=reason, is_left_out=False))
+    if np.count_nonzero(headings == 0) == np.count_nonzero(~np.isnan(headings)) > 1:
+        reason = f"column '{column}' is 0 in each row, which means unknown, and was not used"
+        return None, [*problems, Problem(name=str(path), reason=reason, is_left_out=False)]
+    return headings, problems
 
 
 def _are_magnetic(references: Sequence[Any]) -> np.ndarray:

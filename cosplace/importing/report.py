@@ -15,6 +15,7 @@ from cosplace.storage import storage_errors
 
 REPORT_NAME = "import_report.csv"
 MAX_KINDS = 6  # of reasons in a summary
+MAX_REASON = 300  # characters of a reason in a summary
 VALUE = re.compile(r"'[^']*'|\([^)]*\)|-?\d[\d.,:]*")
 
 
@@ -27,7 +28,7 @@ class ImportReport:
         self.file: TextIO | None = None
         self.left_out: Counter[str] = Counter()  # by kind of reason
         self.uncertain: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
+        self.first: dict[str, Problem] = {}  # of each kind of reason
         if path is not None:
             with storage_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ class ImportReport:
         """Count and write a problem."""
         kind = VALUE.sub("…", problem.reason).partition(": ")[0].rstrip(".")[:100]
         (self.left_out if problem.is_left_out else self.uncertain)[kind] += 1
-        self.examples.setdefault(kind, f"{printable(problem.name)}: {printable(problem.reason)}")
+        self.first.setdefault(kind, problem)
         self._write((problem.name, "left out" if problem.is_left_out else "uncertain", problem.reason))
 
     def _write(self, values: tuple[str, ...]) -> None:
@@ -62,11 +63,17 @@ def report_counts(report: ImportReport) -> list[str]:
 
 
 def report_lines(report: ImportReport) -> list[str]:
-    """How many are left out or uncertain, and why: a line for each reason, the most frequent first."""
+    """How many are left out or uncertain, and why: a line for each reason, the most frequent first.
+
+    A reason that occurs once is told completely, with the file or row.
+    """
     lines = []
     for outcome, counts in (("left out", report.left_out), ("uncertain", report.uncertain)):
         reasons = counts.most_common(MAX_KINDS)
-        lines += [f"  {count:,} {outcome}: {printable(reason)}" for reason, count in reasons]
+        for kind, count in reasons:
+            first = report.first[kind]
+            reason = f"{first.reason.rstrip('.')[:MAX_REASON]} ({first.name})" if count == 1 else kind
+            lines.append(f"  {count:,} {outcome}: {printable(reason)}")
         if more := sum(counts.values()) - sum(count for _, count in reasons):
             lines.append(f"  {more:,} {outcome}: for other reasons")
     return lines

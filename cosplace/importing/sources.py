@@ -23,7 +23,7 @@ from types import ModuleType
 
 from cosplace.config.names import similar_names
 from cosplace.errors import DatasetError
-from cosplace.importing.exif_photos import ARCHIVE, ARCHIVE_SUFFIXES
+from cosplace.importing.exif_photos import ARCHIVE, ARCHIVE_SUFFIXES, POSITION_SUFFIXES
 from cosplace.photos.formats import suffix_of
 
 
@@ -101,8 +101,16 @@ def find_source(path: Path, name: str = "") -> Source:
     for source in SOURCES:
         if source.load().detects(path):
             return source
-    if suffix_of(os.fsencode(path.name)) in ARCHIVE_SUFFIXES:
+    suffix = suffix_of(os.fsencode(path.name))
+    if suffix in ARCHIVE_SUFFIXES:
         raise DatasetError(f"{path} {ARCHIVE}")
+    if path.is_file() and not path.stat().st_size:
+        raise DatasetError(f"{path} is empty. Copy or export it again.")
+    if suffix in POSITION_SUFFIXES:
+        raise DatasetError(
+            f"{path} has no positions that can be read, although its suffix is {suffix.decode()}. Export it again; or "
+            "name its kind with --format."
+        )
     raise DatasetError(
         f"{path} is neither photos nor positions that can be imported. "
         f"See docs/import.md for the supported sources, or name its kind: --format {'|'.join(s.name for s in SOURCES)}."

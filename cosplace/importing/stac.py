@@ -54,10 +54,11 @@ def _is_stac(path: Path) -> bool:
 def _json_files(folder: Path) -> list[Path]:
     """JSON files directly in a folder that are not hidden."""
     try:
-        files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+        with os.scandir(folder) as entries:  # which may be those of a hundred thousand photos
+            names = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in JSON_SUFFIXES)
     except OSError:
         return []
-    return [file for file in files if file.suffix.lower() in JSON_SUFFIXES]
+    return [folder / name for name in names if not name.startswith(".")]
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:

@@ -40,6 +40,7 @@ class RawTable:
     columns: dict[str, list[Any]]
     num_rows: int
     crs: Any = None  # of its geometry, as pyproj accepts it; None: longitude and latitude
+    repeated: frozenset[str] = frozenset()  # names of several columns, of which the second is "NAME 2"
 
 
 def read_raw_table(path: Path) -> RawTable:
@@ -104,7 +105,8 @@ def _read_csv(path: Path) -> RawTable:
                 column.append(value)
     except csv.Error as error:
         raise DatasetError(f"{path} is not a valid CSV table ({error}). Export it again.") from error
-    return RawTable(path, columns, num_rows)
+    repeated = frozenset(name.removesuffix(" 2") for name in set(names) - set(header))
+    return RawTable(path, columns, num_rows, repeated=repeated)
 
 
 def _delimiter(text: str) -> str:
@@ -222,7 +224,7 @@ def _read_parquet(path: Path) -> RawTable:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
             table = file.read()
             metadata = file.schema_arrow.metadata or {}
     except (OSError, pa.ArrowException) as error:

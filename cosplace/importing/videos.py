@@ -66,15 +66,20 @@ def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
 
 def _videos_only(folder: Path) -> list[Path]:
     """The videos directly in a folder; none if it has anything else that could be a photo."""
+    videos = []
     try:
-        files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                suffix = suffix_of(os.fsencode(entry.name))
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir() or (suffix not in SUFFIXES and suffix != b".thm"):
+                    return []
+                if suffix in SUFFIXES - PREVIEWS:
+                    videos.append(entry.name)
     except OSError:
         return []
-    suffixes = [suffix_of(os.fsencode(file.name)) for file in files]
-    if any(file.is_dir() or (suffix not in SUFFIXES and suffix != b".thm")
-           for file, suffix in zip(files, suffixes, strict=True)):  # fmt: skip
-        return []
-    return [file for file, suffix in zip(files, suffixes, strict=True) if suffix in SUFFIXES - PREVIEWS]
+    return [folder / name for name in sorted(videos)]
 
 
 @dataclass(frozen=True, slots=True)

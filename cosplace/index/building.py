@@ -88,7 +88,7 @@ def build_index(
             index,
             encoder,
             photos,
-            source=source or str(photos.folder),
+            source=path_text(source or photos.folder),
             batch_size=batch_size,
             num_workers=num_workers,
             progress=progress,

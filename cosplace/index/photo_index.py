@@ -36,7 +36,7 @@ from cosplace.index.search_index import (
 from cosplace.index.store import READ_ROWS, Store
 from cosplace.index.writer_lease import WriterLease
 from cosplace.index.writer_lock import WriterLock, lock_for_writing
-from cosplace.photos.paths import path_text, writable
+from cosplace.photos.paths import path_text, printable, writable
 from cosplace.progress import Progress, no_progress
 
 NEXT_ID = "next_id"  # the key of the record of the lowest id that was never used
@@ -61,6 +61,8 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
     refused.  Raises PhotoIndexError if there is already an index.
     """
     settings = settings or IndexSettings()
+    if writable(str(address)) != str(address):  # LanceDB opens no other paths
+        raise ConfigError(f"{printable(str(address))}: the path of an index must be UTF-8. Choose another folder.")
     if settings.stored_dtype not in ("float32", "float16"):
         raise ConfigError(f"stored_dtype must be float32 or float16, got '{settings.stored_dtype}'.")
     if settings.thumbnail_size < 0 or settings.exact_rows < 1 or spec.dimension < 1:

@@ -220,7 +220,8 @@ def has_own_splits(path: Path) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        return OWN_SPLITS in (pq.read_schema(path).metadata or {})
+        with path.open("rb") as file:  # Arrow itself opens no path that is not UTF-8
+            return OWN_SPLITS in (pq.read_schema(file).metadata or {})
     except (OSError, pa.ArrowException):
         return False
 
@@ -251,7 +252,7 @@ def _opened(path: Path) -> Generator[tuple["pq.ParquetFile", set[str]]]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
             names = set(file.schema_arrow.names)
             if "path" not in names:
                 raise DatasetError(

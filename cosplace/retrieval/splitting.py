@@ -116,7 +116,7 @@ def _write_splits(path: Path, table: "pa.Table", splits: np.ndarray) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with path.open("rb") as raw, pq.ParquetFile(raw) as file:
         whole = file.read()
     if GEOMETRY not in whole.column_names:
         whole = whole.append_column(GEOMETRY, to_table(from_table(table))[GEOMETRY])

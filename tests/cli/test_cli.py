@@ -105,7 +105,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         (["train", "--batch_size"], "--batch_size needs a value"),
         (["train", "--use_amp16=yes"], "--use_amp16 takes no value, got 'yes'"),
         (["train", "--re", "x"], "--re could match --resume_train"),
-        (["train", "somewhere"], "Unexpected argument 'somewhere'"),
+        (["train", "somewhere"], "Unexpected argument 'somewhere'. Name a dataset as --dataset_folder somewhere."),
         (["train", "--device", "gpu"], "Unknown device 'gpu'"),
         (["eval", "--recall_values", "0", "--dataset_folder", "x"], "--recall_values must be 1 or more, got 0"),
         (["train", "--resume_train", "gone.pth"], "gone.pth does not exist"),

@@ -35,7 +35,8 @@ def test_an_import_is_summarized(phone: Path, tmp_path: Path, capsys: pytest.Cap
     code, out, _ = run(capsys, phone, "--to", city)
     assert code == 0
     assert f"{city}: 3 photos added, 1 file or row left out; see {city}/import_report.csv" in out
-    assert "  1 left out: its position is unknown" in out
+    assert f"  1 left out: its position is unknown ({phone}/unplaced.jpg)" in out
+    assert "Its area: latitude 48.0000 to 48.0020, longitude 11.5000 to 11.5000" in out
     assert "headings of Acme Cam 1 were exactly 0 for all 3 photos: they are unknown" in out
     assert "The dataset has 3 photos: 3 with positions, 0 with headings, 0 with times" in out
     assert len(rows_of(city)) == 3

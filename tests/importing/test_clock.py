@@ -103,6 +103,7 @@ def test_several_time_zones_fit_a_short_visit() -> None:
 def test_photos_of_another_day() -> None:
     found = offset_from_span(spiral_track(), START + 5 * 86_400 + np.arange(9.0))
     assert (found.seconds, found.is_known) == (0, False)
+    assert "not taken during the track, but from 2" in found.reason and found.reason.endswith("pass --clock_offset")
     assert not offset_from_span(spiral_track(), np.array([])).is_known
 
 

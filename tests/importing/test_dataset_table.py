@@ -1,5 +1,6 @@
 """The table of a dataset while photos are added: the same photo once, little memory, no space for temporary files."""
 
+import math
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,26 @@ def test_a_path_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     pq.write_table(to_table([photo(1), photo(1)]), tmp_path / TABLE_NAME)
     with pytest.raises(DatasetError, match=r"photos/000001.jpg occurs twice"):
         DatasetTable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("longitudes", "west", "east"),
+    [
+        ((-122.5, -122.4), -122.5, -122.4),
+        ((-1.0, 2.0), -1, 2),
+        ((-123.0, -116.9734), -123, -116.9734),
+        ((179.9, -179.8), 179.9, -179.8),
+    ],
+)
+def test_the_area_is_the_shorter_way_around_the_earth(
+    tmp_path: Path, longitudes: tuple[float, float], west: float, east: float
+) -> None:
+    table = DatasetTable(tmp_path)
+    assert table.area() == ()
+    for number, longitude in enumerate(longitudes):
+        table.add(replace(photo(number), latitude=10.0 + number, longitude=longitude))
+    table.add(replace(photo(2), latitude=math.nan, longitude=math.nan))
+    assert table.area() == pytest.approx((west, 10, east, 11))
 
 
 def test_a_photo_needs_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from cosplace.config.importing import ImportSettings
 from cosplace.errors import ConfigError, DatasetError, StorageError
-from cosplace.importing import dataset_table, import_run
+from cosplace.importing import dataset_table, exif_photos, import_run, stac, videos
 from cosplace.importing.report import REPORT_NAME
 from cosplace.photos.scanning import scan_images
 from cosplace.photos.tables import TABLE_NAME, read_table
@@ -201,6 +202,18 @@ def test_a_heading_of_0_on_each_photo_of_a_camera_is_unknown(
     assert again.num_updated == 0
 
 
+def test_headings_of_0_are_unknown_in_photos_that_come_one_after_the_other(tmp_path: Path) -> None:
+    for number in range(4):
+        write_photo(tmp_path / "bike" / f"{number}.jpg", 48 + number, 11, 0)
+        result = import_all(tmp_path / "bike", to=tmp_path / "city")
+        num_known = sum(row.heading == row.heading for row in rows_of(tmp_path / "city").values())
+        assert num_known == (not number)  # one photo alone may face north
+        assert result.zero_headings == ({}, {"Acme Cam 1": 2}, *[{"Acme Cam 1": 1}] * 2)[number]
+    other = write_photo(tmp_path / "car" / "0.jpg", 58, 11, 0, image={0x0110: ascii_tag("Other")})
+    import_all(other, to=tmp_path / "city")
+    assert rows_of(tmp_path / "city")["photos/0.jpg"].heading == 0  # of another camera
+
+
 def test_a_source_may_contain_the_dataset(phone: Path) -> None:
     for _ in range(2):
         result = import_all(phone, to=phone / "city")
@@ -241,6 +254,31 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=problem):
             import_all(tmp_path / source, to=tmp_path / "city")
     assert not (tmp_path / "city").exists()
+
+
+def test_a_folder_of_many_photos_needs_little_memory(tmp_path: Path) -> None:
+    """Their names alone, not the entries of the folder, which have some hundred bytes each."""
+    for number in range(2000):
+        (tmp_path / f"{number:06d}.jpg").touch()
+    for detects in (stac.detects, videos.detects, exif_photos.detects):
+        assert detects(tmp_path) == (detects is exif_photos.detects)  # loads what is loaded once
+    tracemalloc.start()
+    try:
+        assert not stac.detects(tmp_path)
+        assert not videos.detects(tmp_path)
+        names = [next(files).name for files in [exif_photos.list_files(tmp_path)]]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert names == ["000000.jpg"] and peak / 2000 < 150  # bytes
+
+
+def test_files_that_give_no_positions_are_refused_with_a_reason(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in" / "a.jpg", 45, 7)
+    for content, problem in (("", "is empty. Copy or export it again"), ("no track", "although its suffix is .gpx")):
+        (tmp_path / "walk.gpx").write_text(content)
+        with pytest.raises(DatasetError, match=problem):
+            import_run.run_import([tmp_path / "in", tmp_path / "walk.gpx"], tmp_path / "city", ImportSettings())
 
 
 def test_rows_of_deleted_photos_are_removed_and_listed(phone: Path, tmp_path: Path) -> None:

@@ -283,6 +283,12 @@ def test_a_column_of_zero_headings_does_not_replace_those_of_the_photos(tmp_path
     assert "column 'heading' is 0 in each row" in (tmp_path / "city" / "import_report.csv").read_text()
 
 
+def test_one_of_two_columns_of_the_same_name_is_chosen_unless_they_are_equal(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "file,lat,lat,lon,note,note\na.jpg,1,2,3,x,y\n")
+    assert read(table, latitude="lat 2").latitudes.tolist() == [2]
+    assert read(write(tmp_path / "u.csv", "file,lat,lat,lon\na.jpg,1,1,3\n")).latitudes.tolist() == [1]
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +303,7 @@ def test_a_column_of_zero_headings_does_not_replace_those_of_the_photos(tmp_path
         ("file,lat\na.jpg,1\n", "", "no columns of latitude and longitude"),
         ("file,color\na.jpg,red\n", "", "no columns of latitude and longitude; it has file, color"),
         ("lat,lon\n1,2\n", "", "no column of file names"),
+        ("file,lat,lat,lon\na.jpg,1,2,3\n", "", "several columns named 'lat'.*: --column 'latitude=lat' for the first"),
         ("file,lat,lon\n", "", "no rows"),
         ("", "", "no rows"),
     ],
@@ -345,6 +352,7 @@ def test_impossible_and_unknown_values_of_single_rows(tmp_path: Path) -> None:
         reasons = {(Path(row[0].split(" row ")[0]).name, row[0][-1]): row[2] for row in csv.reader(file)}
     assert "impossible" in reasons["table.csv", "2"]
     assert "impossible" in reasons["table.csv", "3"]
+    assert reasons["table.csv", "4"] == "headings such as 65535 are not directions, and are unknown: 1"
     assert "holdout" in reasons["table.csv", "5"]
 
 

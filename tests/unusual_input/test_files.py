@@ -15,6 +15,7 @@ import torch
 
 from cosplace import GeoLocalizationNet
 from cosplace.cli import main
+from cosplace.photos.scanning import scan_images
 from tests.unusual_input.samples import (
     encoded,
     needs_posix,
@@ -127,6 +128,22 @@ def test_photos_of_any_name_are_located(tmp_path: Path, capsys, index: Path, fla
     elif flag == "--csv":
         (row,) = csv.DictReader(io.StringIO(out, newline=""))
         assert float(row["latitude"]) == pytest.approx(37.7, abs=1e-4)
+
+
+@needs_posix
+def test_a_folder_of_any_name_is_imported_and_indexed(tmp_path: Path, capsys, model: Path) -> None:
+    """The files that were written: two photos.  An index itself needs a UTF-8 path, because of LanceDB."""
+    odd = tmp_path / os.fsdecode(b"s\xff@t")
+    write_street(odd, range(2))
+    dataset = tmp_path / os.fsdecode(b"city\xfe")
+    for _ in range(2):  # also where a table exists
+        assert run(capsys, "import", odd, "--to", dataset)[0] == 0
+    assert len(scan_images(dataset)) == 2
+    words = "--model", model, *ENCODING
+    code, out, _ = run(capsys, "index", "build", dataset, *words, "--to", tmp_path / "index")
+    assert code == 0 and "2 photos" in out and "not found" not in out
+    code, _, err = run(capsys, "index", "build", dataset, *words, "--to", tmp_path / os.fsdecode(b"i\xff"))
+    assert code == 2 and "must be UTF-8" in err
 
 
 # --- photos of other places ------------------------------------------------------------------------------------------

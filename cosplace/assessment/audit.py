@@ -146,7 +146,7 @@ def read_export(path: Path, run: QueryResults) -> list[Verdict]:
     """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist. Use the file that the page of the audit exported.")
-    content = read_json(path)
+    content = read_json(path, "Export the verdicts again.")
     rows = content.get("verdicts")
     if content.get("format") != FORMAT or not isinstance(rows, list):
         raise ConfigError(f"{path} is not a file that the page of an audit exported.")

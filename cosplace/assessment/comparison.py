@@ -253,6 +253,10 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
     searches = [_search_text(run.results.get("compression")) for run in (a, b)]
     if searches[0] != searches[1]:
         notes.append(f"Search: {searches[0]} in {a.letter}, {searches[1]} in {b.letter}.")
+    dimensions = [_entry(run.results, "model", "descriptor_dim") for run in (a, b)]
+    if None not in dimensions and dimensions[0] != dimensions[1]:
+        texts = [_view_text(dimension) for dimension in dimensions]
+        notes.append(f"Descriptors have {texts[0]} dimensions in {a.letter}, {texts[1]} in {b.letter}.")
     precisions = [_entry(run.results, "environment", "precision") for run in (a, b)]
     if None not in precisions and precisions[0] != precisions[1]:
         notes.append(f"Descriptors are {precisions[0]} in {a.letter}, {precisions[1]} in {b.letter}.")

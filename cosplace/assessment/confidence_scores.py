@@ -10,7 +10,14 @@ import math
 
 import numpy as np
 
-from cosplace.assessment.intervals import UNKNOWN, Estimate, bootstrap, clustered_share, jackknife
+from cosplace.assessment.intervals import (
+    UNKNOWN,
+    Estimate,
+    bootstrap,
+    clustered_share,
+    jackknife,
+    sum_of_absolute_means,
+)
 from cosplace.assessment.measures import ScoreMetrics, Transfer
 
 CONFIDENCE = "confidence"  # the name of a score that is a probability
@@ -126,16 +133,38 @@ def _recalls_at(precision: float, answered: np.ndarray, num_right: np.ndarray, n
 
 def reliability_bins(confidences: np.ndarray, right: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     """Mean confidence, share correct and number of queries of each bin of equal width that is not empty, (bins, 3)."""
-    bins = np.minimum((confidences * num_bins).astype(np.int64), num_bins - 1)
+    bins = _bins_of(confidences, num_bins)
     counts = np.bincount(bins, minlength=num_bins)
     sums = np.stack([np.bincount(bins, values, num_bins) for values in (confidences, right)])[:, counts > 0]
     counts = counts[counts > 0]
     return np.column_stack([*(sums / counts), counts])
 
 
+def _bins_of(confidences: np.ndarray, num_bins: int) -> np.ndarray:
+    return np.minimum((confidences * num_bins).astype(np.int64), num_bins - 1)
+
+
 def calibration_error(bins: np.ndarray) -> float:
     """Expected calibration error: mean of |confidence - share correct| of the bins, weighted by their queries."""
     return float(np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2])) if len(bins) else math.nan
+
+
+def calibration_error_estimate(confidences: np.ndarray, right: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """The calibration error of confidences (Q,), in [0, 1], with its interval.
+
+    By chance, the error of few queries is larger than that of many; the interval allows for that, the value does not.
+    """
+    if not len(confidences):
+        return UNKNOWN
+    bins = _bins_of(confidences, NUM_BINS)
+    differences = np.zeros((len(bins), NUM_BINS))
+    differences[np.arange(len(bins)), bins] = confidences - right
+    # In each bin, one more answer that is right and one that is wrong: without a wrong one, nothing would vary.
+    used = np.unique(bins)
+    means = np.diag(reliability_bins(confidences, right)[:, 0])
+    added = np.zeros((2 * len(used), NUM_BINS))
+    added[:, used] = np.concatenate([means, means - np.eye(len(used))])
+    return sum_of_absolute_means(differences, clusters, added)
 
 
 # --- all of a score --------------------------------------------------------------------------------------------------
@@ -160,7 +189,7 @@ def score_metrics(
         return 100 * _recalls_at(0.95, *_counts(scores, right, weights), weights.sum(axis=1))[None]
 
     (recall_at_95,) = bootstrap(recalls_at_95, clusters, [100 * recall_at_precision(scores, right, 0.95)], (0.0, 100.0))
-    bins = reliability_bins(np.where(scores > -np.inf, scores, 0.0), right) if is_probability else np.zeros((0, 3))
+    confidences = np.where(scores > -np.inf, scores, 0.0)
     return ScoreMetrics(
         name=name,
         recall=recall,
@@ -169,8 +198,8 @@ def score_metrics(
         area=jackknife(areas, clusters, average_precision(scores, right)),
         recall_at_full_precision=clustered_share(right & (scores >= least), clusters),
         recall_at_95_precision=recall_at_95,
-        calibration_error=calibration_error(bins),
-        reliability=bins,
+        calibration_error=calibration_error_estimate(confidences, right, clusters) if is_probability else UNKNOWN,
+        reliability=reliability_bins(confidences, right) if is_probability else np.zeros((0, 3)),
     )
 
 

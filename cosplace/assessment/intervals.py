@@ -14,6 +14,7 @@ Queries taken close together, or in one drive, tend to be right or wrong togethe
 * Average precision: the variance of the delete-a-group jackknife (Kott, Journal of Official Statistics 2001) on the
   scale of log-odds, with t.  Bootstraps cover too little there (Boyd, Eng and Page, ECML PKDD 2013).
 * Other statistics: the cluster bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3).
+* Calibration error: the cluster bootstrap too, as a test of smaller errors, because chance makes it larger.
 
 With fewer than FEW_CLUSTERS clusters, intervals are approximate; with one cluster there is none.  docs/lab.md has the
 coverage in simulations.
@@ -338,7 +339,7 @@ def bootstrap(
     drawn = np.concatenate(
         [statistics(weights.astype(np.int32)[:, clusters]) for weights in resampled_weights(clusters)], axis=1
     )
-    wider = _t_quantile(num_clusters - 1) / Z * math.sqrt(num_clusters / (num_clusters - 1))
+    wider = _widening(num_clusters)
     estimates = []
     for value, row in zip(values, drawn, strict=True):
         defined = row[~np.isnan(row)]
@@ -349,3 +350,37 @@ def bootstrap(
         low, high = np.clip(value + wider * (ends - value), *limits).tolist()
         estimates.append(Estimate(value, low, high))
     return estimates
+
+
+def _widening(num_clusters: int) -> float:
+    """Factor of the deviations of resamples that a number of clusters, two or more, requires."""
+    return _t_quantile(num_clusters - 1) / Z * math.sqrt(num_clusters / (num_clusters - 1))
+
+
+def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.ndarray) -> Estimate:
+    """Sum over columns of |mean of the column|, which is at most 1, as a calibration error is.
+
+    The value is that of these queries, and by chance it is larger than that of all queries, even where that is 0.
+    Resamples add chance a second time.  So the high end is their 97.5% percentile, but the low end is the smallest
+    multiple of the means around which 2.5% of the resamples reach the value: 0 if those around 0 do.
+
+    values: (Q, S) float64.  added: (n, S), queries that are drawn too, because a few queries vary less than all do.
+    """
+    groups = np.unique(clusters, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(groups)
+    num, num_clusters, means = len(values), len(sizes), values.mean(axis=0)
+    value = float(np.abs(means).sum())
+    if num_clusters < 2:
+        return Estimate(value, 0.0, 1.0)
+    deviations = np.zeros((num_clusters, values.shape[1]))
+    np.add.at(deviations, groups, values - means)
+    # The square root of the size of a cluster that a query sees on average, as in `paired_difference`.
+    rows = np.concatenate([deviations, added * ((sizes**2).sum() / num) ** 0.25])
+    drawn = np.concatenate([weights @ rows for weights in resampled_weights(np.arange(len(rows)))])
+    noise = _widening(num_clusters) / num * (drawn - rows.sum(axis=0))
+
+    def highest(multiple: float) -> float:
+        return float(np.quantile(np.abs(multiple * means + noise).sum(axis=1), (1 + LEVEL) / 2))
+
+    low = 0.0 if highest(0.0) >= value else value * _where(highest, value, 0.0, 1.0)
+    return Estimate(value, low, min(max(highest(1.0), value), 1.0))

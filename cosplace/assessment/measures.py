@@ -30,7 +30,7 @@ class ScoreMetrics:
     # have a better score than all wrong ones, and Recall@1 for random scores
     recall_at_full_precision: Estimate  # percent; the interval is that for a fixed threshold
     recall_at_95_precision: Estimate  # percent
-    calibration_error: float  # ECE in [0, 1]; nan for scores that are not probabilities
+    calibration_error: Estimate  # ECE in [0, 1]; nan for scores that are not probabilities
     reliability: np.ndarray  # (bins, 3): mean confidence, share correct, number of queries; empty if no probabilities
 
 

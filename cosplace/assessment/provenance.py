@@ -29,6 +29,7 @@ from cosplace.models.downloads import file_sha256
 from cosplace.models.hub import is_hub
 from cosplace.models.model_files import BASE_MODEL
 from cosplace.models.opening import weights_path
+from cosplace.models.reduction import unreduced
 from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256
 from cosplace.models.zoo import HUB_MODELS, HubModel, NativeModel, find_model
 from cosplace.photos.image_list import ImageList, evenly_spaced
@@ -186,13 +187,14 @@ def describe_model(model: str | Path | None, network: nn.Module, *, reduced_to: 
     """
     path = _model_file(model)
     card = card_of(path) if path is not None else {}
+    whole = unreduced(network)
     name = None if model is None else str(model)
     terms = terms_of(_zoo_name(name) or _zoo_name(card.get(BASE_MODEL)) or "")
     return {
         "name": None if name is None else one_line(name),
         "file": None if path is None else one_line(str(path.resolve())),
         "sha256": None if path is None else file_sha256(path),
-        "backbone": getattr(network, "backbone_name", type(network).__name__),
+        "backbone": getattr(whole, "backbone_name", type(whole).__name__),
         "descriptor_dim": getattr(network, "fc_output_dim", None),
         "reduced_to": reduced_to,
         "card": {key: value for key, value in card.items() if len(value) <= MAX_CARD_TEXT},

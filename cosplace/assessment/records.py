@@ -7,10 +7,15 @@ import numpy as np
 
 from cosplace.assessment.intervals import FEW_CLUSTERS, LEVEL, Estimate
 from cosplace.assessment.measures import Measures, ScoreMetrics
+from cosplace.progress import format_count
 
 SCHEMA_VERSION = 1  # of results.json
 RADII_SHOWN = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)  # meters
-CLUSTER_NAMES = {"sequence": "sequences", "place": "cells of 50 m", "query": "queries"}
+CLUSTER_NAMES = {
+    "sequence": ("sequence", "sequences"),
+    "place": ("cell of 50 m", "cells of 50 m"),
+    "query": ("query", "queries"),
+}
 UNKNOWN = Estimate(value=math.nan, low=math.nan, high=math.nan)
 
 
@@ -21,7 +26,7 @@ def intervals_record(measures: Measures) -> dict[str, Any]:
         "clustered_by": measures.clustered_by,
         "num_clusters": num_clusters(measures),
         "approximate": num_clusters(measures) < FEW_CLUSTERS,
-        "recalls": {str(n): [_number(one.low), _number(one.high)] for n, one in measures.recalls.items()},
+        "recalls": {str(n): _interval(one) for n, one in measures.recalls.items()},
     }
 
 
@@ -65,13 +70,18 @@ def _score_record(score: ScoreMetrics) -> dict[str, Any]:
         "average_precision": _record(score.area),
         "recall_at_full_precision": _record(score.recall_at_full_precision),
         "recall_at_95_precision": _record(score.recall_at_95_precision),
-        "calibration_error": _number(score.calibration_error),
+        "calibration_error": _number(score.calibration_error.value),
+        "calibration_error_interval": _interval(score.calibration_error),
         "reliability": [[_number(value) for value in row] for row in score.reliability.tolist()],
     }
 
 
 def _record(estimate: Estimate) -> dict[str, float | None]:
     return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
+
+
+def _interval(estimate: Estimate) -> list[float | None]:
+    return [_number(estimate.low), _number(estimate.high)]
 
 
 def _number(value: float) -> float | None:
@@ -89,7 +99,11 @@ def few_clusters_text(count: int, clustered_by: str) -> str:
     >>> few_clusters_text(6, "place")
     'approximate, from 6 cells of 50 m only'
     """
-    return f"approximate, from {count:,} {CLUSTER_NAMES[clustered_by]} only" if count < FEW_CLUSTERS else ""
+    return f"approximate, from {_clusters(count, clustered_by)} only" if count < FEW_CLUSTERS else ""
+
+
+def _clusters(count: int, clustered_by: str) -> str:
+    return format_count(count, *CLUSTER_NAMES[clustered_by])
 
 
 def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[str]:
@@ -97,8 +111,10 @@ def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[s
 
     note: what distances are, if they are not meters on the ground; metrics of distances are then left out.
     """
-    count, names = num_clusters(measures), CLUSTER_NAMES[measures.clustered_by]
-    together = "" if measures.clustered_by == "query" else f" (queries are in {count:,} {names})"
+    count = num_clusters(measures)
+    together = (
+        "" if measures.clustered_by == "query" else f" (queries are in {_clusters(count, measures.clustered_by)})"
+    )
     few = few_clusters_text(count, measures.clustered_by)
     recalls = ", ".join(f"R@{n} [{one.low:.1f}, {one.high:.1f}]" for n, one in measures.recalls.items())
     lines = [f"95% intervals: {recalls}{f' ({few})' if few else together}"]
@@ -120,6 +136,8 @@ def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[s
             f"precision–recall by {score.name}: average precision {score.area.text()}, recall "
             f"{score.recall_at_full_precision.text()} at 100% precision, {score.recall_at_95_precision.text()} at 95%"
         )
+    if score is not None and math.isfinite(score.calibration_error.value):
+        lines.append(f"calibration error (ECE) of {score.name}: {score.calibration_error.text(3)}")
     return lines
 
 

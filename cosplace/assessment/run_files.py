@@ -195,16 +195,19 @@ def _is_percentage(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value <= 100
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file.  Raises ConfigError for a file that is too large or damaged."""
+def read_json(path: Path, advice: str = AGAIN) -> dict[str, Any]:
+    """An object from a JSON file.  Raises ConfigError for a file that is too large or damaged.
+
+    advice: what to do about a damaged file.
+    """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB: it is not a file of a run.")
     try:
         content = json.loads(path.read_text("utf-8"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]}). {AGAIN}") from error
+        raise ConfigError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]}). {advice}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} is damaged: it is not a JSON object. {AGAIN}")
+        raise ConfigError(f"{path} is damaged: it is not a JSON object. {advice}")
     return content
 
 
@@ -223,11 +226,14 @@ def model_name(results: Mapping[str, Any], folder: Path) -> str:
 
 
 def variant_text(results: Mapping[str, Any]) -> str:
-    """How a run searched and which views it described, as in `binary codes alone, five_crops`; "" for the usual ones.
+    """What a run changed, as in `reduced to 64, binary codes alone, five_crops`; "" for a usual evaluation.
 
     Runs of one model are told apart by it.
     """
     parts = []
+    model = results.get("model")
+    if isinstance(model, Mapping) and isinstance(dimension := model.get("reduced_to"), int):
+        parts.append(f"reduced to {dimension}")
     compression = results.get("compression")
     if isinstance(compression, Mapping) and isinstance(method := compression.get("method"), str):
         parts.append(f"{method} codes{' alone' if compression.get('shortlist') == 0 else ''}")

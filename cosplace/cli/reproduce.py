@@ -66,6 +66,11 @@ def reproduce(
     from cosplace.cli.evaluating import evaluate_run
     from cosplace.models.zoo import find_model
 
+    if Path(config.model).is_file():
+        raise ConfigError(
+            f"{config.model} is a file, and figures are published for released models. Use a name from `cosplace zoo "
+            f"list`, or `cosplace eval --model {config.model}`."
+        )
     name = find_model(config.model).name
     known = figures_of(name, figures=figures)
     if not known:

@@ -29,6 +29,7 @@ DESIGN_KEY = "design_json"  # in the state dict: uint8, the bytes of a JSON obje
 MAX_BYTES = 10_000  # of that text
 TRAINED_BLOCKS = 4  # the last ones of a transformer are trained by default; learned tokens join before them
 TRAINED_STAGES = 2  # the last ones of other networks of timm
+WHOLE_MODELS = ("backbone.", "aggregator.", "aggregation.", "encoder.")  # keys of weights with an aggregation
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/{folder}/{folder}{registers}_pretrain.pth"
 
 
@@ -162,6 +163,8 @@ def load_dinov2_weights(backbone: VisionTransformer, name: str, weights: str | P
         url = DINOV2_URL.format(folder=folder, registers=registers)
         path = download(url, advice="pass --imagenet_weights none or PATH")
     tensors = {key: value.float() for key, value in read_state_dict(path).items() if key != "mask_token"}
+    if any(key.startswith(WHOLE_MODELS) for key in tensors):
+        raise CheckpointError(f"{path} is a whole model, not weights of {name}. Use the released file of this network.")
     own = {"learned_tokens": backbone.state_dict()["learned_tokens"]} if hasattr(backbone, "learned_tokens") else {}
     difference = first_difference(tensor_shapes(backbone.state_dict()), tensor_shapes(tensors | own))
     if difference:

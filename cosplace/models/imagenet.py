@@ -85,6 +85,10 @@ def load_imagenet(backbone: nn.Sequential, name: str, weights: str | Path) -> No
     state_dict = read_state_dict(path)
     if any(key.startswith("aggregation.") for key in state_dict):
         raise CheckpointError(f"{path} is a whole CosPlace model, not ImageNet weights. Use it with --resume_model.")
+    if any(key.startswith("aggregator.") for key in state_dict):
+        raise CheckpointError(
+            f"{path} is a whole model of another project, not ImageNet weights. Use a torchvision state dict."
+        )
     state_dict = {key: value for key, value in state_dict.items() if not key.startswith(CLASSIFIERS)}
     efficientnet = "features.0.0.weight" in state_dict
     renamed = {_backbone_key(key, efficientnet): value.float() for key, value in state_dict.items()}

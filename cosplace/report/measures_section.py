@@ -10,7 +10,7 @@ from cosplace.assessment.measures import ConditionRow, Measures
 from cosplace.assessment.records import few_clusters_text, num_clusters
 from cosplace.progress import format_count
 from cosplace.report.charts import NUM_COLORS
-from cosplace.report.metric_charts import precision_chart, reliability_chart
+from cosplace.report.metric_charts import precision_chart, queries_per_independent, reliability_chart
 from cosplace.report.words import format_distance
 
 CLUSTERS = {
@@ -32,6 +32,13 @@ def percent_texts(estimate: Estimate) -> tuple[str, str]:
         return "unknown", ""
     known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
     return f"{estimate.value:.1f}%", f"{estimate.low:.1f}–{estimate.high:.1f}%" if known else ""
+
+
+def _share_texts(estimate: Estimate) -> tuple[str, str]:
+    """A number in [0, 1] and its interval; a dash for an unknown one."""
+    if math.isnan(estimate.value):
+        return "–", ""
+    return f"{estimate.value:.3f}", f"{estimate.low:.3f}–{estimate.high:.3f}"
 
 
 def distance_texts(estimate: Estimate) -> tuple[str, str]:
@@ -85,14 +92,16 @@ def scores_section(measures: Measures | None) -> Mapping[str, Any] | None:
             "cells": [
                 percent_texts(one) for one in (score.area, score.recall_at_full_precision, score.recall_at_95_precision)
             ],
-            "calibration_error": "–" if math.isnan(score.calibration_error) else f"{score.calibration_error:.3f}",
+            "calibration_error": _share_texts(score.calibration_error),
         }
         for number, score in enumerate(measures.scores[:NUM_COLORS])
     ]
     return {
         "rows": rows,
         "precision_chart": precision_chart(measures),
-        "reliability_chart": None if calibrated is None else reliability_chart(calibrated),
+        "reliability_chart": None
+        if calibrated is None
+        else reliability_chart(calibrated, queries_per_independent(measures)),
         "transfers": [
             (
                 CARRIED.get(one.carried, one.carried),
@@ -104,7 +113,7 @@ def scores_section(measures: Measures | None) -> Mapping[str, Any] | None:
         ],
         "transfer_score": measures.transfers[0].score if measures.transfers else "",
         "calibrated": None if calibrated is None else calibrated.name,
-        "has_calibration_error": any(not math.isnan(score.calibration_error) for score in measures.scores),
+        "has_calibration_error": any(not math.isnan(score.calibration_error.value) for score in measures.scores),
     }
 
 

@@ -126,15 +126,9 @@ def precision_chart(measures: Measures) -> Markup | None:
 def precision_interval(measures: Measures, score: ScoreMetrics) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the interval of the precision at each threshold of a score, in percent, (n,) each.
 
-    That of `wilson`, for fewer answers than there are, because queries of a cluster tend to be right or wrong together:
-    by the same factor as the interval of Recall@1.
+    That of `wilson`, for fewer answers than there are, see `queries_per_independent`.
     """
-    num_queries = len(measures.errors_m)
-    recall1 = measures.recalls.get(1)
-    factor = 1.0
-    if recall1 is not None and 0 < recall1.value < 100:
-        single = wilson(round(recall1.value / 100 * num_queries), num_queries)
-        factor = max(1.0, ((recall1.high - recall1.low) / (single.high - single.low)) ** 2)
+    num_queries, factor = len(measures.errors_m), queries_per_independent(measures)
     num_correct = score.recall * num_queries / factor
     num_answered = num_correct / np.maximum(score.precision, 1e-12)
     # At the first thresholds, all answers may be wrong; then their number is not known, but it is at least 1.
@@ -143,13 +137,29 @@ def precision_interval(measures: Measures, score: ScoreMetrics) -> tuple[np.ndar
     return np.array([one.low for one in found]), np.array([one.high for one in found])
 
 
-def reliability_chart(score: ScoreMetrics) -> Markup | None:
-    """Draw the share of correct answers over the confidence, one dot per bin; None without bins."""
+def queries_per_independent(measures: Measures) -> float:
+    """How many queries are worth one independent query, because those of a cluster tend to be right or wrong together.
+
+    The factor of the interval of Recall@1; 1 if its queries are all right or all wrong.
+    """
+    recall1, num_queries = measures.recalls.get(1), len(measures.errors_m)
+    if recall1 is None or not 0 < recall1.value < 100:
+        return 1.0
+    single = wilson(round(recall1.value / 100 * num_queries), num_queries)
+    return max(1.0, ((recall1.high - recall1.low) / (single.high - single.low)) ** 2)
+
+
+def reliability_chart(score: ScoreMetrics, queries_each: float = 1.0) -> Markup | None:
+    """Draw the share of correct answers over the confidence, one dot per bin; None without bins.
+
+    queries_each: how many queries are worth one independent query; intervals are those of `wilson` for the latter.
+    """
     bins = score.reliability[score.reliability[:, 2] > 0] if len(score.reliability) else score.reliability
     if not len(bins):
         return None
     confidences, correct, counts = bins.T
-    intervals = [wilson(round(share * count), round(count)) for share, count in zip(correct, counts, strict=True)]
+    worth = np.maximum(counts / queries_each, 1.0)
+    intervals = [wilson(*pair) for pair in zip((correct * worth).tolist(), worth.tolist(), strict=True)]
     ends = np.array([0.0, 100.0])
     dots = Series(
         xs=100 * confidences,

@@ -8,6 +8,7 @@ from typing import Any
 from cosplace.config.sections import Model
 from cosplace.errors import ConfigError
 from cosplace.models.designs import DESIGN_KEY, read_design
+from cosplace.models.native import NativeNetwork
 from cosplace.models.network import GeoLocalizationNet, new_network
 from cosplace.models.opening import open_model, weights_path
 from cosplace.training.checkpoint import checkpoint_file, read_checkpoint
@@ -66,10 +67,16 @@ def network_of_checkpoint(knobs: Model, file: Path) -> GeoLocalizationNet:
 def open_trainable_model(model: str, **architecture: Any) -> GeoLocalizationNet:
     """Open a model to continue training it.  architecture: settings that must be those of the model.
 
-    Raises ConfigError for models that cannot be trained here: those from torch.hub, and those with a reduction.
+    Raises ConfigError for models that cannot be trained here: those from torch.hub, those of other projects, and those
+    with a reduction.
     """
     weights_path(model)  # raises for models from torch.hub
     network = open_model(model, **architecture)
+    if isinstance(network, NativeNetwork):
+        raise ConfigError(
+            f"{model} is {network.method}, a network of another project, which cannot be trained here. Train a network "
+            f"with --backbone and --aggregation, or use {model} as --teacher of `cosplace distill`."
+        )
     if not isinstance(network, GeoLocalizationNet):
         raise ConfigError(f"{model} has a reduction and cannot be trained. Use the model before its reduction.")
     return network

@@ -142,6 +142,9 @@ def test_exports_of_something_else_are_refused(change: Any, message: str, run: Q
     path.write_text(json.dumps(change(run)))
     with pytest.raises(ConfigError, match=message):
         read_export(path, run)
+    path.write_text("{cut")
+    with pytest.raises(ConfigError, match=r"v\.json is damaged: it is not JSON .* Export the verdicts again\.$"):
+        read_export(path, run)
 
 
 @pytest.mark.parametrize(

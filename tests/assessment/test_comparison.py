@@ -189,3 +189,10 @@ def test_other_sizes_and_copies_of_photos_are_noted(tmp_path: Path) -> None:
         "Mirror images: no in A, yes in B.",
         "Sizes of queries are 480 in A, 320 in B.",
     ]
+
+
+def test_other_dimensions_of_descriptors_are_noted(tmp_path: Path) -> None:
+    dataset = city_dataset(tmp_path / "city", 8)
+    models = [{"descriptor_dim": 512}, {"descriptor_dim": 64, "reduced_to": 64}]
+    folders = [write_run(tmp_path / str(number), dataset, [1] * 8, model=one) for number, one in enumerate(models)]
+    assert list(compare(*open_runs(folders)).notes) == ["Descriptors have 512 dimensions in A, 64 in B."]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cosplace.assessment.confidence_scores import (
     average_precision,
     calibration_error,
+    calibration_error_estimate,
     distance_score,
     lowest_threshold,
     precision_recall,
@@ -129,6 +130,50 @@ def test_reliability_and_calibration_error() -> None:
     assert bins == pytest.approx(np.array([[0.05, 0.0, 1], [0.17, 0.5, 2], [0.975, 1.0, 2]]))
     assert calibration_error(bins) == pytest.approx((0.05 + 2 * 0.33 + 2 * 0.025) / 5)
     assert math.isnan(calibration_error(np.zeros((0, 3))))
+    assert calibration_error_estimate(confidences, right, np.arange(5)).value == pytest.approx(calibration_error(bins))
+    assert math.isnan(calibration_error_estimate(confidences[:0], right[:0], np.arange(0)).value)
+
+
+def test_calibration_error_far_from_0_has_the_interval_of_a_mean() -> None:
+    """All confidences in one bin are too high: the error is a mean of independent differences."""
+    right = np.arange(2000) % 2 == 0
+    confidences = np.full(2000, 0.95)
+    found = calibration_error_estimate(confidences, right, np.arange(2000))
+    half = 1.96 * 0.5 / math.sqrt(2000)
+    assert (found.value, found.low, found.high) == pytest.approx((0.45, 0.45 - half, 0.45 + half), abs=0.002)
+    # 8 copies of each query are worth one.
+    copies = calibration_error_estimate(np.repeat(confidences, 8), np.repeat(right, 8), np.arange(16_000) // 8)
+    assert (copies.low, copies.high) == pytest.approx((found.low, found.high), abs=0.002)
+
+
+def test_calibration_error_of_few_queries_may_be_chance() -> None:
+    rng = np.random.default_rng(0)
+    confidences = rng.random(60)
+    found = calibration_error_estimate(confidences, rng.random(60) < confidences, np.arange(60))
+    assert found.value > 0.08 and found.low == 0  # the error of calibrated confidences is 0 among many queries
+    without_a_miss = calibration_error_estimate(np.full(50, 0.999), np.ones(50, bool), np.arange(50))
+    assert without_a_miss.value == pytest.approx(0.001) and 0.02 < without_a_miss.high < 0.08  # rule of three: 0.06
+    one_place = calibration_error_estimate(confidences, confidences > 0.5, np.zeros(60, np.int64))
+    assert (one_place.low, one_place.high) == (0, 1)
+    hopeless = calibration_error_estimate(np.ones(9), np.zeros(9, bool), np.arange(9))
+    assert (hopeless.value, hopeless.high) == (1, 1) and hopeless.low < 1
+
+
+@pytest.mark.parametrize(("num_places", "size", "together"), [(47, 2, 0.3), (20, 5, 0.3), (100, 1, 0.0)])
+@pytest.mark.parametrize("excess", [0.0, 0.03, 0.15])
+def test_calibration_errors_are_covered(num_places: int, size: int, together: float, excess: float) -> None:
+    """Most confidences are high, and too high by the same excess: it is the error among many queries."""
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(num_places), size)
+    covered = 0
+    for _ in range(100):
+        confidences = np.maximum(rng.beta(6, 1, len(clusters)), 0.2)
+        # Some places have one random number for all queries, so that these are right or wrong together.
+        is_shared = rng.random(num_places)[clusters] < together
+        draw = np.where(is_shared, rng.random(num_places)[clusters], rng.random(len(clusters)))
+        found = calibration_error_estimate(confidences, draw < confidences - excess, clusters)
+        covered += found.low <= excess <= found.high
+    assert covered >= 91  # of 95 or more, two standard deviations
 
 
 # --- all of a score --------------------------------------------------------------------------------------------------
@@ -143,7 +188,7 @@ def test_metrics_of_a_score() -> None:
     assert found.area.low < found.area.value < found.area.high
     assert found.recall_at_full_precision.value == pytest.approx(100 * recall_at_precision(scores, right, 1.0))
     assert found.recall_at_95_precision.value == 100 * recall_at_precision(scores, right, 0.95)
-    assert math.isnan(found.calibration_error) and not len(found.reliability)
+    assert math.isnan(found.calibration_error.value) and not len(found.reliability)
 
 
 def test_perfect_and_hopeless_scores() -> None:
@@ -155,7 +200,7 @@ def test_perfect_and_hopeless_scores() -> None:
     never_right = score_metrics("x", np.arange(60.0), np.zeros(60, bool), clusters)
     assert math.isnan(never_right.area.value) and never_right.recall_at_95_precision.value == 0
     no_answer = score_metrics("x", np.full(60, -np.inf), np.zeros(60, bool), clusters, is_probability=True)
-    assert not len(no_answer.recall) and no_answer.calibration_error == 0
+    assert not len(no_answer.recall) and no_answer.calibration_error.value == 0
 
 
 @pytest.mark.slow

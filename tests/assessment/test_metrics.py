@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cosplace.assessment.conditions import unknown_conditions
 from cosplace.assessment.measures import Measures
 from cosplace.assessment.metrics import L2, RATIO, SPREAD, average_precisions, longest_miss, measure
-from cosplace.assessment.records import intervals_record, metrics_record, summary_lines
+from cosplace.assessment.records import few_clusters_text, intervals_record, metrics_record, summary_lines
 from cosplace.photos.image_list import image_list
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
@@ -123,7 +123,7 @@ def test_average_precision_of_one_query() -> None:
 
 def test_scores(measures: Measures, evaluation: Evaluation) -> None:
     assert [score.name for score in measures.scores] == ["confidence", L2, RATIO, SPREAD]
-    assert not math.isnan(measures.scores[0].calibration_error) and math.isnan(measures.scores[1].calibration_error)
+    assert [math.isnan(score.calibration_error.value) for score in measures.scores[:2]] == [False, True]
     l2 = measures.scores[1]
     assert len(l2.recall) == NUM_QUERIES - 1  # one query has no answer
     assert l2.recall[-1] == pytest.approx(evaluation.recalls[1] / 100)
@@ -200,6 +200,9 @@ def test_records_are_plain_json(measures: Measures) -> None:
         measures.recalls[1].value, abs=1e-4
     )
     assert records["metrics"]["longest_miss"] is None
+    error, scores = measures.scores[0].calibration_error, records["metrics"]["scores"]
+    assert scores[0]["calibration_error_interval"] == pytest.approx([error.low, error.high], abs=1e-4)
+    assert scores[1]["calibration_error_interval"] == [None, None]
 
 
 def test_distances_that_are_not_meters_are_null(measures: Measures) -> None:
@@ -216,6 +219,8 @@ def test_lines(measures: Measures) -> None:
     assert f"R@12 [{low:.1f}, {high:.1f}]" in text and "cells of 50 m" in text
     assert f"near misses (25 to 50 m): {measures.near_misses.text()}%" in text
     assert "precision–recall by confidence" in text
+    error = measures.scores[0].calibration_error
+    assert f"calibration error (ECE) of confidence: {error.value:.3f} [{error.low:.3f}, {error.high:.3f}]" in text
     assert "near misses" not in "\n".join(summary_lines(measures, 25.0, note="positions are frames"))
 
 
@@ -226,3 +231,4 @@ def test_intervals_of_few_clusters_are_marked(measures: Measures) -> None:
         first = summary_lines(few, 25.0)[0]
         text = "approximate, from 9 cells of 50 m only" if count == 9 else "queries are in 10 cells of 50 m"
         assert first.endswith(f"({text})")
+    assert few_clusters_text(1, "place") == "approximate, from 1 cell of 50 m only"

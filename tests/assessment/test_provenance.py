@@ -25,6 +25,7 @@ from cosplace.assessment.provenance import (
 )
 from cosplace.models.model_files import model_card
 from cosplace.models.network import GeoLocalizationNet, new_network
+from cosplace.models.reduction import ReducedNetwork, truncation
 from cosplace.models.weight_files import write_weights
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate
@@ -187,6 +188,11 @@ def test_a_model_has_the_checksum_and_card_of_its_file(tmp_path: Path, network: 
     other = {key: value + 1 if value.is_floating_point() else value for key, value in weights.items()}
     write_weights(tmp_path / "best_model.pth", other)
     assert describe_model(tmp_path / "best_model.pth", network)["card"] == {}
+
+
+def test_a_reduced_model_has_the_backbone_of_its_network(network: GeoLocalizationNet) -> None:
+    record = describe_model(None, ReducedNetwork(network, truncation(8, 3)), reduced_to=3)
+    assert (record["backbone"], record["descriptor_dim"], record["reduced_to"]) == ("ResNet18_Small", 3, 3)
 
 
 def test_models_without_a_file(network: GeoLocalizationNet) -> None:

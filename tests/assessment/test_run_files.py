@@ -64,6 +64,8 @@ def line_evaluation(dataset: RetrievalDataset, seed: int = 0, unreadable: bool =
         ({"image_size": 320, "query_policy": "native", "query_size": None}, "native"),
         ({"image_size": 320, "query_policy": "short_side", "query_size": 480}, "short_side 480"),
         ({"compression": {"method": "binary", "shortlist": 100}}, "binary codes"),
+        ({"model": {"descriptor_dim": 16, "reduced_to": 16}, "flip": True}, "reduced to 16, flip"),
+        ({"model": {"descriptor_dim": 512, "reduced_to": None}}, ""),
         ({"compression": {"method": "int8", "shortlist": 0}, "scales": [0.7, 1.0], "flip": True},
          "int8 codes alone, scales 0.7 1.0, flip"),
         ({"compression": {"method": ["?"]}, "query_policy": 3, "scales": "x", "flip": "yes"}, ""),

@@ -194,6 +194,7 @@ def test_a_model_is_evaluated_and_compared(
         ({"protocol": "st-lucia"}, ConfigError, "It has figures for pitts30k-test@1, tokyo247@1"),
         ({"protocol": "tokyo247"}, DatasetError, "it has 3 queries, tokyo247@1 has 315"),
         ({"model": "best_model.pth"}, ConfigError, "Unknown model 'best_model.pth'"),
+        ({"model": __file__}, ConfigError, "is a file, and figures are published for released models"),
     ],
 )
 def test_reproduce_refuses(tmp_path: Path, options: dict[str, str], error: type[Exception], words: str) -> None:

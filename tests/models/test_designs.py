@@ -122,6 +122,9 @@ def test_dinov2_loads_a_released_file(tiny_dinov2: str, tmp_path: Path) -> None:
     write_weights(tmp_path / "other.pth", {key: value for key, value in source.items() if "blocks.5" not in key})
     with pytest.raises(CheckpointError, match=r"does not fit dinov2_vits14: blocks.5.norm1.weight is missing"):
         GeoLocalizationNet(tiny_dinov2, 16, imagenet_weights=tmp_path / "other.pth")
+    write_weights(tmp_path / "salad.pth", {f"backbone.model.{key}": value for key, value in source.items()})
+    with pytest.raises(CheckpointError, match=r"salad.pth is a whole model, not weights of dinov2_vits14"):
+        GeoLocalizationNet(tiny_dinov2, 16, imagenet_weights=tmp_path / "salad.pth")
 
 
 def trained(network: GeoLocalizationNet) -> set[str]:

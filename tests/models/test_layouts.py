@@ -14,9 +14,11 @@ from cosplace.models.downloads import weights_folder
 from cosplace.models.inference import optimize_for_inference
 from cosplace.models.layouts import METHODS, Method, _build, find_method, network_from_release, ours
 from cosplace.models.native import NativeNetwork
+from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model, weights_path
 from cosplace.models.weight_files import write_weights
 from cosplace.models.zoo import NATIVE_MODELS
+from cosplace.training.starting_network import open_trainable_model
 from tests.models.file_server import Server
 from tests.models.networks import assert_refused
 from tests.models.released_layouts import random_weights, released
@@ -101,6 +103,18 @@ def test_records_of_the_zoo_are_those_of_the_networks() -> None:
             and policy.size_for(side, side)[0] ** 2 >= policy.min_patches * policy.side_multiple**2
         ]
         assert record.smallest_side == accepted[0]
+
+
+def test_whole_models_are_not_imagenet_weights(tmp_path: Path) -> None:
+    write_weights(tmp_path / "boq.pth", {"aggregator.fc.weight": torch.zeros(1), "backbone.0.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"boq.pth is a whole model of another project, not ImageNet weights"):
+        GeoLocalizationNet("ResNet18", 16, imagenet_weights=tmp_path / "boq.pth")
+
+
+def test_networks_of_other_projects_are_not_trained(tmp_path: Path) -> None:
+    path = write_release(tmp_path / "salad.pth", "salad", small("salad"))
+    with pytest.raises(ConfigError, match=r"salad.pth is SALAD, a network of another project, .* as --teacher of"):
+        open_trainable_model(str(path))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from cosplace.report.metric_charts import (
     distance_chart,
     precision_chart,
     precision_interval,
+    queries_per_independent,
     radius_chart,
     reliability_chart,
 )
@@ -34,7 +35,7 @@ SCORE = ScoreMetrics(
     area=Estimate(60.0, 50.0, 70.0),
     recall_at_full_precision=Estimate(0.0, 0.0, 5.0),
     recall_at_95_precision=Estimate(1.0, 0.0, 6.0),
-    calibration_error=0.123,
+    calibration_error=Estimate(0.123, 0.0, 0.2),
     reliability=np.array([[0.2, 0.25, 40.0], [0.9, 1.0, 10.0], [0.5, 0.0, 0.0]]),
 )
 
@@ -53,7 +54,7 @@ def measures(dataset: RetrievalDataset, evaluation: Evaluation) -> Measures:
         mean_average_precision=UNKNOWN,
         scores=(
             SCORE,
-            dataclasses.replace(SCORE, name="ratio", calibration_error=np.nan, reliability=np.empty((0, 3))),
+            dataclasses.replace(SCORE, name="ratio", calibration_error=UNKNOWN, reliability=np.empty((0, 3))),
         ),
         conditions=(night,),
         longest_miss_m=120.0,
@@ -88,7 +89,7 @@ def test_intervals_are_in_the_figures_and_the_table(report: Report, measures: Me
     assert "90% of first predictions are within 300 m [25.0 m – 1.2 km]" in text
     assert "longest part of a sequence without a correct first prediction 120 m, 2 queries" in text
     assert "mean average precision" not in text  # unknown
-    assert "confidence 60.0% [50.0–70.0%] 0.0% [0.0–5.0%] 1.0% [0.0–6.0%] 0.123" in text
+    assert "confidence 60.0% [50.0–70.0%] 0.0% [0.0–5.0%] 1.0% [0.0–6.0%] 0.123 [0.000–0.200]" in text
     assert "night <b> 1,234 41.0% [39.0–43.0%; approximate, from 4 queries only] 7.2 m" in text
 
 
@@ -163,6 +164,22 @@ def test_reliability_has_a_dot_and_an_interval_for_each_bin_with_queries() -> No
     np.testing.assert_allclose(percent(np.array(line.groups(), float)), [first.low, first.high], atol=0.2)
     assert tips(svg)[0].startswith("confidence 20.0%, 40 queries\ncorrect: 25.0 [")
     assert reliability_chart(dataclasses.replace(SCORE, reliability=np.empty((0, 3)))) is None
+
+
+def test_reliability_of_correlated_queries_has_wider_intervals(measures: Measures) -> None:
+    wide = dataclasses.replace(measures, recalls={1: Estimate(50.0, *_twice_as_wide(wilson(2, 4)))})
+    assert queries_per_independent(wide) == pytest.approx(4)
+    assert queries_per_independent(dataclasses.replace(measures, recalls={1: wilson(4, 4)})) == 1
+    svg = reliability_chart(SCORE, 4.0)
+    assert svg is not None
+    shown = re.search(r"correct: 25.0 \[([\d.]+), ([\d.]+)\]", tips(svg)[0])
+    expected = wilson(2.5, 10)  # type: ignore[arg-type]
+    assert shown
+    np.testing.assert_allclose(np.array(shown.groups(), float), [expected.low, expected.high], atol=0.06)
+
+
+def _twice_as_wide(estimate: Estimate) -> tuple[float, float]:
+    return 3 * estimate.low / 2 - estimate.high / 2, 3 * estimate.high / 2 - estimate.low / 2
 
 
 def test_texts_of_unknown_values() -> None:

@@ -119,4 +119,9 @@ def is_accurate(use: EngineUse, kind: EngineKind, file_sha256: str) -> bool:
     """Whether an engine was compared with PyTorch and its descriptors are close enough."""
     record = read_record(use.comparison_key(kind, file_sha256))
     cosine = None if record is None else record.get("cosine")
-    return isinstance(cosine, float | int) and cosine >= MIN_COSINES[kind.numbers]
+    return isinstance(cosine, float | int) and is_close_enough(cosine, kind)
+
+
+def is_close_enough(cosine: float, kind: EngineKind) -> bool:
+    """Whether the lowest cosine similarity of an engine to PyTorch is accepted; nan is not."""
+    return cosine >= MIN_COSINES[kind.numbers]

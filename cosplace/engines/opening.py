@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cosplace.device import choose_device
-from cosplace.engines.cached import AUTO, EngineUse, open_file_engine, remembered_engine
+from cosplace.engines.cached import AUTO, EngineUse, is_close_enough, open_file_engine, remembered_engine
 from cosplace.engines.comparison import lowest_cosine, measure_speedups, sample_photos
 from cosplace.engines.engine import Engine
 from cosplace.engines.exporting import choose_calibration_photos, export_file
@@ -130,9 +130,19 @@ class Opener:
 
     def _check(self, engine: Engine) -> float:
         """Lowest cosine similarity to PyTorch in fp32.  Raises ConfigError if it is too low."""
+        cosine = self._compare(engine)
+        if not is_close_enough(cosine, engine.kind):
+            raise ConfigError(
+                f"--engine {engine.kind.name} loses too much with this model: the cosine similarity of a descriptor to "
+                f"that of PyTorch is {cosine:.5f}, less than {MIN_COSINES[engine.kind.numbers]:g}. Use another engine, "
+                f"such as --engine torch."
+            )
+        return cosine
+
+    def _compare(self, engine: Engine) -> float:
+        """Lowest cosine similarity to PyTorch in fp32, as it was or is now measured on this machine."""
         key = self.use.comparison_key(engine.kind, engine.file_sha256)
-        record = read_record(key) or {}
-        cosine = record.get("cosine")
+        cosine = (read_record(key) or {}).get("cosine")
         if not isinstance(cosine, float):
             if not self._samples:
                 self._samples = sample_photos(self.photos, self.use.image_size)
@@ -140,12 +150,6 @@ class Opener:
             assert self._reference is not None
             cosine = lowest_cosine(engine, self._reference, self._samples)
             write_record(key, {"cosine": cosine, "num_photos": len(self._samples)})
-        limit = MIN_COSINES[engine.kind.numbers]
-        if not cosine >= limit:  # also nan
-            raise ConfigError(
-                f"--engine {engine.kind.name} loses too much with this model: the cosine similarity of a descriptor to "
-                f"that of PyTorch is {cosine:.5f}, less than {limit:g}. Use another engine, such as --engine torch."
-            )
         return cosine
 
     # --- the fastest -------------------------------------------------------------------------------------------------
@@ -178,16 +182,24 @@ class Opener:
         self._reference = self._torch_engine(KINDS["torch"])
         engines: dict[str, Engine] = {"torch": self._reference}
         cosines = {"torch": 1.0}
+        problems: dict[str, list[str]] = {}  # names of engines by what is wrong, which often is the same for several
         for kind in KINDS.values():
             on_device = self.device.type == "cpu" or not kind.needs_file
             if kind.name == "torch" or kind.is_int8 or not (on_device and kind.is_installed):
                 continue
             try:
                 engine = self.open(kind)
-                cosines[kind.name] = self._check(engine)
-                engines[kind.name] = engine
+                cosine = self._compare(engine)
             except CosPlaceError as error:
-                log.debug("not a candidate: %s", error)
+                problems.setdefault(str(error), []).append(kind.name)
+                continue
+            if is_close_enough(cosine, kind):
+                engines[kind.name], cosines[kind.name] = engine, cosine
+            else:
+                limit = MIN_COSINES[kind.numbers]
+                log.info("engine: not %s, lowest cosine similarity %.7f, less than %g", kind.name, cosine, limit)
+        for problem, names in problems.items():
+            log.info("engine: not %s. %s", ", ".join(names), problem)
         return engines, cosines
 
 

@@ -18,7 +18,7 @@ torch.distributed is imported by `join` only.  Legend: K processes, B batch, D d
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -251,8 +251,11 @@ class Processes:
         beat, seen, seen_time, pause = "beat", b"", time.monotonic(), 0.005
         while True:
             with self._contact():
+                has_ended = self._store.check(["ended"])  # before the key, which the main process sets first
                 if self._store.check([key]):
                     return
+                if has_ended:
+                    raise OtherProcessError("Process 0 ended; see its message.")
                 found = self._store.get(beat) if self._store.check([beat]) else b""
                 self._note_signals()
                 if self._request:
@@ -265,6 +268,12 @@ class Processes:
                 )
             time.sleep(pause)  # Store.wait would log a warning whenever it is called again
             pause = min(MAX_PAUSE_S, pause * 1.5)
+
+    def note_end(self) -> None:
+        """Tell those that wait for the main process that it ends, which they would not notice otherwise."""
+        if self.is_main:
+            with suppress(RuntimeError):  # the store ended before it
+                self._store.set("ended", "")
 
     # --- reports -----------------------------------------------------------------------------------------------------
 
@@ -354,6 +363,7 @@ def join(job: Job, device_name: str, timeout_s: float) -> Generator[Processes]:
     try:
         yield processes
     finally:
+        processes.note_end()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -319,13 +319,18 @@ def test_auto_takes_the_fastest_and_remembers_it(
     assert open_engine("auto", network, image_size=64, device="cpu").kind.name == "torch"
 
 
-def test_an_engine_that_loses_too_much_is_no_candidate(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_loses_too_much_is_no_candidate(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     network = new_network()
     monkeypatch.setattr(
         opening, "lowest_cosine", lambda engine, *_: 0.99 if engine.kind.name == "torch_bf16" else float("nan")
     )
     monkeypatch.setattr(opening, "measure_speedups", lambda engines, *_: (dict.fromkeys(engines, 1.0), 0.1))
-    assert open_engine("auto", network, image_size=63, device="cpu").kind.name == "torch"
+    with caplog.at_level(logging.INFO, "cosplace"):
+        assert open_engine("auto", network, image_size=63, device="cpu").kind.name == "torch"
+    assert "engine: not torch_bf16, lowest cosine similarity 0.9900000, less than 0.9999" in caplog.messages
+    assert caplog.messages[-1] == "engine: torch, the fastest here"
     with pytest.raises(ConfigError, match=r"--engine torch_bf16 loses too much with this model: .* is 0\.99000, less"):
         open_engine("torch_bf16", network, image_size=63, device="cpu")
     with pytest.raises(ConfigError, match="--engine onnx loses too much"):  # nan is no similarity
@@ -381,7 +386,9 @@ def test_unknown_and_missing_engines(monkeypatch: pytest.MonkeyPatch) -> None:
         open_engine("openvino", new_network(), device="cpu")
 
 
-def test_a_network_of_others_is_refused_by_name_and_left_out_by_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_others_is_refused_by_name_and_left_out_by_auto(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("onnxscript")
 
     class Mean(nn.Module):
@@ -395,7 +402,10 @@ def test_a_network_of_others_is_refused_by_name_and_left_out_by_auto(monkeypatch
     with pytest.raises(ConfigError, match="A Mean cannot be exported, only models that this package builds itself can"):
         open_engine("onnx", Mean(), device="cpu", image_size=32)
     monkeypatch.setattr(opening, "measure_speedups", lambda engines, *_: (dict.fromkeys(engines, 1.0), 0.1))
-    assert isinstance(open_engine("auto", Mean(), device="cpu", image_size=32), TorchEngine)
+    with caplog.at_level(logging.INFO, "cosplace"):
+        assert isinstance(open_engine("auto", Mean(), device="cpu", image_size=32), TorchEngine)
+    (line,) = [one for one in caplog.messages if "A Mean cannot be exported" in one]  # of all engines that it concerns
+    assert line.startswith("engine: not onnx")
 
 
 def test_int8_needs_photos_or_its_file(home: Path) -> None:

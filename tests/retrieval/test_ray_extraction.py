@@ -1,6 +1,7 @@
 """Extraction by tasks of Ray: a stand-in that runs them at once, and a real cluster on this machine."""
 
 import os
+import socket
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -85,6 +86,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
 def test_tasks_write_the_files_of_one_process(
     command: list[str], ray: Ray, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
+    command += ["--scales", "1", "0.7"]  # a list, which tasks get like the other settings
     assert main([*command, "--to=alone"]) == 0
     ray.lost = 2
     assert main([*command, "--to=store", "--engine=ray"]) == 0
@@ -118,12 +120,14 @@ def test_tasks_that_do_nothing_are_not_repeated_forever(
 def test_a_cluster_of_another_version_is_one_line(
     command: list[str], ray: Ray, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     ray.error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.12.0")
-    assert main([*command, "--to=store", "--engine=ray"]) == 2
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert main([*command, "--to=store", "--engine=ray"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith(
-        "error: The Ray cluster at head:6379 has other versions than this machine (Version mismatch"
+        f"error: The Ray cluster at {address} has other versions than this machine (Version mismatch"
     )
     assert shown.count("\n") == 1
 

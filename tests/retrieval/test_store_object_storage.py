@@ -23,6 +23,7 @@ from cosplace.retrieval.shards import shard_name
 from cosplace.retrieval.store_evaluation import evaluate_stores, open_stores
 from cosplace.retrieval.store_extraction import extract_to_store
 from cosplace.retrieval.store_files import open_files
+from tests import object_store
 from tests.retrieval.store_samples import contents, small_network, unit_rows, write_photos_folder, write_store
 
 MISSING = [name for name in ("s3fs", "moto", "flask_cors") if find_spec(name) is None]
@@ -169,6 +170,34 @@ def test_a_server_that_is_down_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: Cannot read s3://bucket/other (") and error.count("\n") == 1
     assert "Check the address, the network and the credentials" in error
+
+
+@needs_s3
+@pytest.mark.skipif(bool(object_store.MISSING), reason=object_store.REASON)
+@warnings_of_clients
+@pytest.mark.slow
+def test_a_server_that_fails_meanwhile_or_is_slow(
+    images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(store_files.S3_OPTIONS, "retries", {"max_attempts": 1})
+    address = f"s3://{object_store.BUCKET}/store"
+    run(images, tmp_path / "folder")
+    with object_store.run_object_store(tmp_path) as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()  # it remembers the servers of other tests
+        run(images, address, only=[0], wait=False)
+        before = stored(address)
+        with pytest.raises(StorageError, match=f"Cannot (read|write to) {address} ") as caught:
+            run(images, address, progress=lambda *_: server.set_faults(status=503))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+        server.set_faults(delay_s=0.05)
+        assert before.items() <= stored(address).items()
+        # Its claims could not be removed, and this process has not ended.
+        assert run(images, address, stale_s=0.0) == NUM_PHOTOS - 4
+        assert stored(address) == contents(tmp_path / "folder")
 
 
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")

@@ -54,6 +54,19 @@ if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """
 
+FULL_AFTER_A_CHECKPOINT = """
+import errno, os, sys
+from pathlib import Path
+from cosplace.cli import main
+fsync = os.fsync
+def full(file):
+    if any(Path("logs").glob("*/*/last_checkpoint.pth")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    fsync(file)
+os.fsync = full
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 @pytest.fixture(scope="module")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -238,3 +251,12 @@ def test_an_error_of_one_process_ends_all(dataset_folder: Path, tmp_path: Path) 
         assert line in job.texts()[1]  # of the process that has the error
         assert "Traceback" not in "".join(job.texts())
     assert read_checkpoint(only_run(tmp_path / "job"))["counters"]["iteration"] == 0
+
+
+def test_a_folder_that_is_full_ends_all_and_keeps_the_checkpoint(dataset_folder: Path, tmp_path: Path) -> None:
+    with Job([["-c", FULL_AFTER_A_CHECKPOINT, "train", *flags(dataset_folder, **CHANGES)]] * 2, tmp_path) as job:
+        assert job.wait() == [2, 2]
+        (line,) = job.errors()
+        assert "No space left while writing" in line
+        assert "Traceback" not in "".join(job.texts())
+    assert read_checkpoint(only_run(tmp_path))["counters"]["iteration"] >= 0

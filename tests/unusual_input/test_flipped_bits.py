@@ -75,4 +75,4 @@ def test_a_flipped_bit_in_any_file_gives_right_answers_or_an_error(stored: Path,
                 wrong.append(f"{name}, byte {place}, bit {bit}: {type(error).__name__}")
             shutil.rmtree(address)
     assert not wrong, "\n".join(wrong)
-    assert num_errors > len(names)
+    assert num_errors > len(names) / 2

@@ -5,6 +5,7 @@ Layers, from the ground up; a module imports only from layers listed above its o
     errors         exceptions whose message says what to do
     storage        files written atomically; cache folders
     progress       progress of long tasks; sizes and durations in words
+    memory         main memory that this process uses
     geo            positions on the ground: UTM, latitude and longitude, distances in meters
     ranks          which of several processes this one is
     ray_cluster    a Ray cluster: started here, or joined

@@ -14,8 +14,9 @@ import numpy as np
 
 from cosplace.assessment.intervals import clustered_quantile, clustered_share
 from cosplace.assessment.measures import ConditionRow
+from cosplace.photos.headings import known_headings
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.names import known_headings, optional_fields, utm_fields, utm_points
+from cosplace.photos.names import optional_fields, utm_fields, utm_points
 from cosplace.photos.table_lists import find_part
 from cosplace.photos.tables import read_table
 from cosplace.progress import format_count

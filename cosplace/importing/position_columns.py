@@ -32,6 +32,7 @@ from cosplace.importing.coordinate_systems import from_zones, refuse_other_zones
 from cosplace.importing.reading import utc_time
 from cosplace.importing.records import Problem
 from cosplace.importing.table_files import RawTable, read_raw_table
+from cosplace.photos.headings import are_all_zero
 from cosplace.photos.paths import printable
 from cosplace.photos.tables import UNKNOWN, ZONE_ASSUMED, ZONE_STATED
 
@@ -260,7 +261,7 @@ def _headings(path: Path, column: str, values: np.ndarray) -> tuple[np.ndarray |
     if others:
         reason = f"headings such as {values[others[0]]:g} are not directions, and are unknown: {len(others):,}"
         problems.append(Problem(name=f"{path} row {others[0] + 1}", reason=reason, is_left_out=False))
-    if np.count_nonzero(headings == 0) == np.count_nonzero(~np.isnan(headings)) > 1:
+    if are_all_zero(headings):
         reason = f"column '{column}' is 0 in each row, which means unknown, and was not used"
         return None, [*problems, Problem(name=str(path), reason=reason, is_left_out=False)]
     return headings, problems

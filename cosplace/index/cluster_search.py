@@ -14,7 +14,8 @@ from typing import Any
 from cosplace.errors import PhotoIndexError
 from cosplace.index.file_checksums import is_local
 from cosplace.index.search_index import CODE_BITS, VECTOR_INDEX
-from cosplace.index.store import PHOTOS, Store, process_memory_mb
+from cosplace.index.store import PHOTOS, Store
+from cosplace.memory import resident_bytes
 from cosplace.ray_cluster import Cluster, wait_for
 
 PACKAGES = ("ray", "lance_ray", "lance")  # that a cluster needs to build an index
@@ -83,7 +84,7 @@ def join_files(store: Store, cluster: Cluster) -> None:
 @contextmanager
 def _explained(store: Store, task: str) -> Generator[None]:
     """Within: errors of lance-ray say what to do; memory of this process before and after is logged."""
-    before = process_memory_mb()
+    before = resident_bytes() / 1e6
     try:
         yield
     except (RuntimeError, OSError, ValueError) as error:
@@ -93,4 +94,4 @@ def _explained(store: Store, task: str) -> Generator[None]:
             "again."
         ) from error
     log.info("%s: %s: memory of this process %.0f MB before, %.0f MB after", store.address, task, before,
-             process_memory_mb())  # fmt: skip
+             resident_bytes() / 1e6)  # fmt: skip

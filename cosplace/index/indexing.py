@@ -17,6 +17,7 @@ from cosplace.geo import ecef_from_lla
 from cosplace.index.keys import content_of
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import AddResult, NewPhoto
+from cosplace.photos.headings import are_all_zero
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.metadata import (
     SAME_HEADING_DEG,
@@ -26,7 +27,7 @@ from cosplace.photos.metadata import (
     photo_key,
     read_metadata,
 )
-from cosplace.photos.names import MAX_CONTRADICTION_M, are_all_zero, optional_fields
+from cosplace.photos.names import MAX_CONTRADICTION_M, optional_fields
 from cosplace.photos.opening import open_image, read_file
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.thumbnails import make_thumbnail

@@ -13,7 +13,6 @@ Side effects: reads and writes that address.
 
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Generator, Sequence
@@ -39,6 +38,7 @@ from cosplace.index.photo_table import (
 )
 from cosplace.index.reader_copy import ReaderCopy, find_reader_copy, reader_copies, write_reader_copy
 from cosplace.index.records import Columns
+from cosplace.memory import resident_bytes
 
 PHOTOS, RECORDS = "photos", "records"
 SPARE_BYTES = 64_000_000  # kept free on the disk, for manifests of Lance
@@ -377,7 +377,7 @@ class Store:
 
         is_only_writer: remove what killed writers left, too; otherwise after a week, as another writer may need it.
         """
-        before, num_files = process_memory_mb(), self.num_fragments()
+        before, num_files = resident_bytes() / 1e6, self.num_fragments()
         with translated_errors(self.address), warnings.catch_warnings():
             # Lance warns that readers of older versions fail; ours retry with the newest one.
             warnings.simplefilter("ignore", UserWarning)
@@ -385,7 +385,7 @@ class Store:
                 table.optimize(cleanup_older_than=timedelta(seconds=forget_older_s), delete_unverified=is_only_writer)
         log.info(
             "%s: joined %d files of photos to %d; memory of this process %.0f MB before, %.0f MB after",
-            self.address, num_files, self.num_fragments(), before, process_memory_mb(),
+            self.address, num_files, self.num_fragments(), before, resident_bytes() / 1e6,
         )  # fmt: skip
         self.record_checksums()
 
@@ -485,15 +485,6 @@ class Store:
                 f"{self.address} needs {(num_bytes + SPARE_BYTES) / 1e6:.0f} MB for the next photos, but only "
                 f"{free / 1e6:.0f} MB are free. Free some space and run the command again; all photos so far are kept."
             )
-
-
-def process_memory_mb() -> float:
-    """Resident memory of this process; nan where it is not known."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):  # not Linux
-        return float("nan")
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _checked(key: str) -> str:

@@ -5,6 +5,7 @@ formats         which formats are opened, detected by content
 tables          a dataset as one GeoParquet table
 image_list      ImageList: the sorted photos below a folder
 names           '@' file names: position, zone, heading, time
+headings        which headings are known: not if all are 0
 xmp             properties of an XMP packet
 sidecars        XMP sidecars: add an estimated position, remove it again
 orientation     how a photo is stored: upright, turned or mirrored

@@ -94,21 +94,6 @@ def optional_fields(images: ImageList, fields: Sequence[str]) -> np.ndarray:
     return values
 
 
-def known_headings(images: ImageList) -> np.ndarray:
-    """Headings in the names of a list in degrees, (I,) float64; nan where unknown.
-
-    If several photos have one and all are exactly 0, they are unknown: some datasets have that in each name.
-    """
-    headings = optional_fields(images, ("heading",))[0]
-    return np.full(len(headings), np.nan) if are_all_zero(headings) else headings
-
-
-def are_all_zero(headings: np.ndarray) -> bool:
-    """Whether several headings are known and all are exactly 0: cameras without a compass write that."""
-    known = headings[np.isfinite(headings)]
-    return len(known) > 1 and not known.any()
-
-
 def text_keys(images: ImageList, field: str) -> np.ndarray:
     """A number for the text of one field of each name, (I,) uint64: equal texts have equal numbers.
 

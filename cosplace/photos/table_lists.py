@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cosplace.errors import DatasetError, one_line
+from cosplace.photos.headings import are_all_zero
 from cosplace.photos.image_list import FOLLOW_OUTSIDE, ImageList, evenly_spaced
-from cosplace.photos.names import are_all_zero
 from cosplace.photos.paths import path_from_text, printable
 from cosplace.photos.tables import TABLE_NAME, ZONE_ASSUMED, arrow_compute, read_table
 from cosplace.progress import format_count

@@ -9,7 +9,7 @@ import numpy as np
 from cosplace.assessment.intervals import Estimate
 from cosplace.assessment.measures import Measures
 from cosplace.geo import distances_m
-from cosplace.photos.names import known_headings
+from cosplace.photos.headings import known_headings
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
 from cosplace.training.groups import Groups

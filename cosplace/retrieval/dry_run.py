@@ -5,7 +5,6 @@ Legend: R database images, Q queries, D descriptor dimension.
 """
 
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from cosplace.device import choose_device
+from cosplace.memory import peak_bytes
 from cosplace.models.inference import find_dimension
 from cosplace.photos.image_list import evenly_spaced
 from cosplace.progress import Progress, format_bytes, format_count, format_duration, no_progress, part_of
@@ -134,11 +134,7 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_bytes()
 
 
 def memory_name(device: torch.device) -> str:

@@ -9,16 +9,14 @@ Side effects: reads the store.
 """
 
 import os
-import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from cosplace.errors import ConfigError, DatasetError
+from cosplace.memory import resident_bytes
 from cosplace.progress import Progress, no_progress
 from cosplace.ranks import ALONE, Ranks
 from cosplace.retrieval.compression import QUERY_ROWS as CODE_QUERY_ROWS
@@ -169,13 +167,3 @@ def working_bytes(store: DescriptorStore, num_queries: int, k: int) -> int:
 def _bytes_per_row_of_codes(store: DescriptorStore) -> int:
     """Bytes per row that the search of binary codes needs: a distance for each thread."""
     return 4 * (os.cpu_count() or 1) if store.meta.extraction.dtype == "binary" else 0
-
-
-def resident_bytes() -> int:
-    """Memory that this process uses now."""
-    with suppress(OSError, ValueError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

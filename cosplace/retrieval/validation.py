@@ -14,6 +14,7 @@ import numpy as np
 
 from cosplace.errors import DatasetError
 from cosplace.geo import bounding_box, geodesic_distances_m, lla_from_ecef, utm_zones
+from cosplace.photos.headings import are_all_zero
 from cosplace.photos.image_list import OTHER_FILES, ImageList, rows_also_in
 from cosplace.photos.labels import with_positions
 from cosplace.photos.names import (
@@ -269,7 +270,7 @@ def _check_headings(
         report.add_rows(kind, images, missing, is_error=is_error)
     report.add_rows("impossible heading", images, np.abs(headings) > MAX_TURNS_DEG, is_error=True)
     known = headings[~missing]
-    if len(known) > 1 and not known.any():
+    if are_all_zero(known):
         report.add("heading exactly 0, as all photos: counts as missing", (), is_error=False, count=len(known))
     elif _all_equal(known):
         report.add(f"heading {known[0]:g}, as all photos: counts as missing", (), is_error=False, count=len(known))

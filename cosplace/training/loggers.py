@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cosplace.errors import ConfigError, one_line
+from cosplace.memory import peak_bytes
 from cosplace.storage import write_text
 
 RUN_ID = "logger.json"  # which run of the service belongs to the folder, so that a resumed run continues it
@@ -187,10 +188,4 @@ def peak_memory_mb(device: torch.device) -> float | None:
     """The most memory that was in use so far, in MB: of a GPU by torch, else of the process; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    with suppress(ImportError):  # Windows
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-    return None
+    return peak_bytes() / 1e6 or None

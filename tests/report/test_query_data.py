@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosplace.photos.names import known_headings
+from cosplace.photos.headings import known_headings
 from cosplace.report import query_data
 from cosplace.report.data import CORRECT_FIRST, expected_matches, similarities
 from cosplace.report.query_data import (

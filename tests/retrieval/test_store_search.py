@@ -156,7 +156,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from cosplace.retrieval.descriptor_store import open_store
-from cosplace.retrieval.store_search import resident_bytes, rows_per_block, search_store, working_bytes
+from cosplace.memory import resident_bytes
+from cosplace.retrieval.store_search import rows_per_block, search_store, working_bytes
 
 store = open_store(sys.argv[1])
 queries = np.random.default_rng(1).standard_normal((100, store.meta.dimension)).astype(np.float32)

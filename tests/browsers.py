@@ -40,7 +40,9 @@ def open_chromium() -> Iterator[Any]:
 
 @contextmanager
 def open_firefox(log: Path) -> Iterator[Any]:
-    """A headless Firefox with its own protocol, Marionette; the test is skipped where there is none.  log: its output.
+    """A headless Firefox with its own protocol, Marionette; the test is skipped where there is none.
+
+    log: its output.  Files that a page saves come into the same folder.
 
     Playwright needs a Firefox of its own.
     """
@@ -50,7 +52,8 @@ def open_firefox(log: Path) -> Iterator[Any]:
         warnings.simplefilter("ignore")  # of that package: of an import, and of sockets that it does not close
         reason = "marionette_driver is not installed: pip install marionette-driver"
         api = pytest.importorskip("marionette_driver.marionette", reason=reason)
-        firefox = api.Marionette(bin=FIREFOX, headless=True, port=0, prefs=FIREFOX_SETTINGS, gecko_log=str(log))
+        settings = FIREFOX_SETTINGS | {"browser.download.folderList": 2, "browser.download.dir": str(log.parent)}
+        firefox = api.Marionette(bin=FIREFOX, headless=True, port=0, prefs=settings, gecko_log=str(log))
         firefox.start_session()
     try:
         yield firefox

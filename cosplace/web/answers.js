@@ -72,11 +72,16 @@ export class Answers extends EventTarget {
     return this.entries.find(({ number }) => number === selected) ?? null;
   }
 
-  /** Locate a photo again after an error. */
-  retry(entry) {
-    Object.assign(entry, { state: "waiting", error: "" });
+  /** Locate photos again after an error. */
+  retry(...entries) {
+    for (const entry of entries) Object.assign(entry, { state: "waiting", error: "" });
     this.changed();
     this.startRequests();
+  }
+
+  /** The photos that may be located after an error of the server or the connection. */
+  get retriable() {
+    return this.entries.filter(({ state, canRetry }) => state === "failed" && canRetry);
   }
 
   save() {
@@ -122,7 +127,9 @@ export class Answers extends EventTarget {
       if (error.name === "AbortError") return; // the entry was removed
       entry.state = "failed";
       entry.canRetry = error.canRetry ?? true;
-      entry.error = error instanceof ApiError ? error.message : `The answer cannot be read: ${error.message}`;
+      const isKnown = error instanceof ApiError;
+      entry.errorTitle = isKnown ? error.title : "Couldn't read the answer";
+      entry.error = isKnown ? error.advice : `The answer cannot be read: ${error.message}. Reload the page.`;
     }
     entry.busy = "";
     this.changed();

@@ -5,12 +5,18 @@ const MAX_ATTEMPTS = 8;
 const READ_LIMIT_S = 60; // for everything that is not the search for a photo
 const REFUSED = [400, 413, 415, 422]; // the same request would fail again
 const MISSING = 404;
+const TOO_LARGE = 413;
+const TIMEOUTS = [408, 504];
 
-/** An error with a message for the user, in most cases the server's own.  status: of the response, 0 without one. */
+/**
+ * An error with a message for the user, in most cases the server's own.  status: of the response, 0 without one.
+ *
+ * title, advice: the message in two parts, where the title stands above; by default the title follows from the status.
+ */
 export class ApiError extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = 0, { title = titleOf(status), advice = message } = {}) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, title, advice });
   }
 
   /** Whether the same request may succeed later. */
@@ -21,6 +27,17 @@ export class ApiError extends Error {
   get isMissing() {
     return this.status === MISSING;
   }
+}
+
+/** An error whose message is its title and its advice. */
+const titled = (title, advice, status = 0) => new ApiError(`${title}. ${advice}`, status, { title, advice });
+
+/** What failed, in a few words: the photo, or the server. */
+function titleOf(status) {
+  if (status === TOO_MANY_REQUESTS) return "The server is busy";
+  if (TIMEOUTS.includes(status)) return "No answer in time";
+  if (status === TOO_LARGE) return "The photo is too large";
+  return status >= 500 ? "The server had an error" : "Couldn't process this photo";
 }
 
 async function failure(response) {
@@ -37,8 +54,9 @@ async function send(url, { signal, limitS = READ_LIMIT_S, ...options } = {}) {
     return await fetch(url, { ...options, signal: AbortSignal.any(signals) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    if (error.name === "TimeoutError") throw new ApiError(`No answer within ${limitS} s. The server may be busy; retry in a moment.`);
-    throw new ApiError("Can't reach the server. Check the connection, then retry.");
+    if (error.name === "TimeoutError")
+      throw titled(`No answer within ${limitS} s`, "The server may be busy; retry in a moment.");
+    throw titled("Can't reach the server", "Check the connection and that the server is running, then retry.");
   }
 }
 
@@ -123,7 +141,11 @@ async function sendPhoto(url, file, { signal, limitS, onBusy }) {
     const body = new FormData();
     body.append("files", file, file.name || "pasted photo");
     const response = await send(url, { method: "POST", body, signal, limitS });
-    if (response.status === TOO_MANY_REQUESTS && attempt < MAX_ATTEMPTS) {
+    if (response.status === TOO_MANY_REQUESTS) {
+      if (attempt === MAX_ATTEMPTS) {
+        const advice = `It was busy at each of ${MAX_ATTEMPTS} attempts. Retry in a minute.`;
+        throw titled("The server is busy", advice, TOO_MANY_REQUESTS);
+      }
       const seconds = Math.min(30, Math.max(1, Number(response.headers.get("Retry-After")) || attempt));
       onBusy(seconds);
       await wait(seconds, signal);

@@ -237,6 +237,7 @@ function start(config) {
   else grid.addTo(map);
   if (config.offered_tiles) addStreetMapButton(map, config.offered_tiles, grid, showNotice);
   addLocateMeButton(map, showNotice);
+  grid.redraw(); // its labels leave out the place of the buttons
   const lines = new SequenceLines().addTo(map);
   const dots = new Dots().addTo(map);
   const filters = new Filters(map, config.times, () => indexPhotos.load());
@@ -296,8 +297,10 @@ function start(config) {
   answers.addEventListener("select", () => showAnswer(answers.selected));
   answers.addEventListener("located", ({ detail: entry }) => {
     const { result, where } = entry;
-    const text = result ? `${headline(result, where)}. ${explanation(result, where)}` : entry.error;
-    announce(`${entry.name}: ${text}`);
+    const [title, text] = result
+      ? [headline(result, where), explanation(result, where)]
+      : [entry.errorTitle, entry.error];
+    announce(`${entry.name}: ${title}. ${text}`);
     if (entry === answers.selected) showAnswer(entry);
   });
   window.addEventListener("theme", () => {

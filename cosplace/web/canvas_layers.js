@@ -53,7 +53,6 @@ export const CanvasLayer = L.Renderer.extend({
 });
 
 const GRID_PX = 100; // distance of two lines, at least
-const CONTROLS_PX = 130; // height of the zoom buttons and the scale, lower right
 
 /** The lines of latitude and longitude at round degrees in view: {longitudes: [[degrees, x]], latitudes, decimals}. */
 function gridLines(map, size) {
@@ -81,12 +80,19 @@ const ViewLayer = CanvasLayer.extend({
   },
 });
 
+/** Top of the buttons in the lower right corner of the map: y in CSS pixels. */
+function topOfControls(map) {
+  const corner = map._controlCorners.bottomright.getBoundingClientRect();
+  return corner.top - map.getContainer().getBoundingClientRect().top;
+}
+
 /** Labels of the grid, above the dots, with an edge in the color of the background. */
 const GridLabels = ViewLayer.extend({
   options: { padding: 0, pane: "labels", left: () => 0 },
   paint(context, size) {
     const { longitudes, latitudes, decimals } = gridLines(this._map, size);
     const left = this.options.left();
+    const bottom = topOfControls(this._map);
     context.strokeStyle = color("--background");
     context.fillStyle = color("--grid-text");
     context.lineWidth = 4;
@@ -99,7 +105,7 @@ const GridLabels = ViewLayer.extend({
     for (const [value, x] of longitudes) if (x > left) label(degrees(value, "longitude", decimals), x + 6, 16);
     for (const [value, y] of latitudes) {
       const text = degrees(value, "latitude", decimals);
-      if (y > 40 && y < size.y - CONTROLS_PX) label(text, size.x - 6 - context.measureText(text).width, y - 5);
+      if (y > 40 && y < bottom) label(text, size.x - 6 - context.measureText(text).width, y - 5);
     }
   },
 });

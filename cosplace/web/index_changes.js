@@ -1,6 +1,6 @@
 // The index may change while the page is open: its number of photos is asked for now and then.
 import { ApiError, readConfig } from "./api.js";
-import { photoCount } from "./text.js";
+import { numbers, photoCount } from "./text.js";
 
 const CHECK_MS = 60000;
 
@@ -10,9 +10,9 @@ const fingerprint = ({ count, last_id }) => `${count} ${last_id}`;
 /** What changed, in one sentence. */
 export function describeChange(before, now) {
   if (now.count === before.count) return `The index has other photos now: ${photoCount(now.count)}.`;
-  return `The index has changed: ${photoCount(now.count)}, ${photoCount(Math.abs(now.count - before.count))} ${
-    now.count > before.count ? "more" : "fewer"
-  }.`;
+  const change = now.count - before.count;
+  const difference = `${numbers.format(Math.abs(change))} ${change > 0 ? "more" : "fewer"}`;
+  return `The index has changed: ${photoCount(now.count)}, ${difference}.`;
 }
 
 /**

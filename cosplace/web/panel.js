@@ -110,7 +110,9 @@ export class Panel {
 
   drawDetail(entry) {
     // Rebuilt only when its content changes, so that focus and images stay.
-    const key = entry ? `${entry.number} ${entry.state} ${entry.busy ?? ""} ${entry.color} ${entry.url}` : "";
+    const retriable = entry?.state === "failed" ? this.answers.retriable.length : "";
+    const { number, state, busy, color, url } = entry ?? {};
+    const key = entry ? `${number} ${state} ${busy ?? ""} ${color} ${url} ${retriable}` : "";
     if (key !== this.detail.dataset.key) {
       this.detail.dataset.key = key;
       this.detail.replaceChildren(...this.detailParts(entry));
@@ -125,11 +127,9 @@ export class Panel {
     const image = entry.url ? figure(entry.url, "Your photo", entry.name) : null;
     if (entry.state === "failed") {
       return [
-        make("h2", { class: "answer" }, "Couldn't process this photo"),
+        make("h2", { class: "answer" }, entry.errorTitle),
         make("p", { class: "error" }, entry.error),
-        make("div", { class: "chips" }, entry.canRetry
-          ? chip("Retry", "Send the photo again", () => this.answers.retry(entry))
-          : chip("Choose another photo", "Choose another photo (/)", () => byId("files").click())),
+        make("div", { class: "chips" }, ...this.waysAfterError(entry)),
         make("div", { class: "pair one" }, image),
       ];
     }
@@ -138,6 +138,20 @@ export class Panel {
       return [make("h2", { class: "answer muted" }, rowText(entry)), make("div", { class: "pair one" }, image)];
     }
     return this.answerParts(entry, image);
+  }
+
+  waysAfterError(entry) {
+    if (!entry.canRetry) return [chip("Choose another photo", "Choose another photo (/)", () => byId("files").click())];
+    const retry = chip("Retry", "Send the photo again", () => this.retry(entry));
+    const all = this.answers.retriable;
+    if (all.length === 1) return [retry];
+    return [retry, chip(`Retry all ${all.length}`, "Send all these photos again", () => this.retry(...all))];
+  }
+
+  retry(...entries) {
+    const hadFocus = this.detail.contains(document.activeElement);
+    this.answers.retry(...entries); // its button is gone
+    if (hadFocus) this.rows.get(this.answers.selected)?.querySelector(".row").focus({ preventScroll: true });
   }
 
   answerParts(entry, image) {
@@ -283,7 +297,7 @@ function scrollStripTo(strip, rank) {
 }
 
 function rowText(entry) {
-  if (entry.state === "failed") return "Couldn't process this photo";
+  if (entry.state === "failed") return entry.errorTitle;
   if (entry.result) return summary(entry.result, entry.where);
   return `${entry.busy || (entry.state === "waiting" ? "Waiting" : "Locating")} …`;
 }

@@ -21,7 +21,7 @@ const FRACTIONS = [
   [49, 50],
   [99, 100],
 ];
-const numbers = new Intl.NumberFormat("en");
+export const numbers = new Intl.NumberFormat("en");
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -440,6 +441,17 @@ def test_a_signal_ends_a_command_with_one_line(
     assert main(words) == code
     assert re.fullmatch(rf"{word}\.{advice}\n", capsys.readouterr().err)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+def test_an_interrupted_index_says_how_to_continue(dataset_folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("cosplace.cli.index._load_model", lambda *_: None)
+    monkeypatch.setattr("cosplace.cli.index._size_note", lambda *_: "")
+    stop = partial(os.kill, os.getpid(), signal.SIGINT)
+    monkeypatch.setattr("cosplace.index.building.build_index", lambda *_, **__: stop())
+    assert main(["index", "build", str(dataset_folder / "train"), "--model", "m.pth", "--to", "city"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "Interrupted. Run the same command again to continue."
 
 
 @pytest.mark.usefixtures("usual_signals")

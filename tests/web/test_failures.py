@@ -32,6 +32,7 @@ def test_errors_are_shown_as_plain_text(browser: Any) -> None:
         assert page.locator(".error b").count() == 0
         page.set_input_files("#files", [{"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(2_500_000)}])
         page.wait_for_selector(".error >> text=The photo has 3 MB, and the limit is 2 MB. Choose a smaller copy.")
+        assert page.inner_text(".answer") == "The photo is too large"
         page.wait_for_selector("#answers li:nth-child(2) .no-photo")  # instead of an image that the browser cannot show
         assert page.locator("#detail img").count() == 0
         assert page.locator(".chip", has_text="Retry").count() == 0  # it would fail again
@@ -76,7 +77,7 @@ def test_heic_photos_are_converted_by_the_server(browser: Any) -> None:
         page.unroute("**/jpeg")
         page.route("**/jpeg", lambda route: route.abort())
         page.set_input_files("#files", [HEIC])
-        page.wait_for_selector(".error >> text=Can't reach the server.")
+        page.wait_for_selector(".answer >> text=Can't reach the server")
         page.unroute("**/jpeg")
         damaged = {"json": {"detail": "IMG_1.HEIC is damaged (ValueError). Export it as JPEG."}, "status": 422}
         page.route("**/jpeg", lambda route: route.fulfill(**damaged))
@@ -101,8 +102,16 @@ def test_a_server_that_stays_busy_is_named(browser: Any) -> None:
         page.evaluate("() => { window.setTimeout = (run) => queueMicrotask(run) }")  # the waits
         page.route("**/locate", lambda route: route.fulfill(status=429, json={"detail": detail}))
         locate(page, "here-1.jpg")
-        assert page.inner_text(".error") == detail
+        assert page.inner_text(".answer") == "The server is busy"
+        assert page.inner_text(".error") == "It was busy at each of 8 attempts. Retry in a minute."
         page.unroute("**/locate")
+        for status, title in ((503, "The server had an error"), (504, "No answer in time")):
+            failure = {"status": status, "json": {"detail": f"Detail {status}."}}
+            page.route("**/locate", lambda route, _, failure=failure: route.fulfill(**failure))
+            page.click(".chip >> text=Retry")
+            page.wait_for_selector(f".error >> text=Detail {status}.")
+            assert page.inner_text(".answer") == title
+            page.unroute("**/locate")
         page.click(".chip >> text=Retry")
         page.wait_for_selector(".answer >> text=Found: within 12 m")
 
@@ -112,19 +121,24 @@ def test_a_server_that_does_not_answer_is_named(browser: Any) -> None:
     with opened(browser, city, config={"time_limit_s": -9.5}) as page:  # the page waits 10 s longer than the server
         city.delay_s = 3.0
         locate(page, "here-1.jpg")
-        assert page.inner_text(".error") == "No answer within 0.5 s. The server may be busy; retry in a moment."
+        assert page.inner_text(".answer") == "No answer within 0.5 s"
+        assert page.inner_text(".error") == "The server may be busy; retry in a moment."
         assert page.locator(".chip", has_text="Retry").count() == 1
 
 
 def test_an_unreachable_server_is_named_and_photos_are_sent_again(browser: Any) -> None:
     with opened(browser) as page:
         page.route("**/locate", lambda route: route.abort())
-        locate(page, "here-1.jpg")
-        assert page.inner_text(".error") == "Can't reach the server. Check the connection, then retry."
+        locate(page, "here-1.jpg", "here-2.jpg")
+        assert page.locator("#answers .summary").all_inner_texts() == ["Can't reach the server"] * 2
+        assert page.inner_text(".answer") == "Can't reach the server"  # the photo may be fine
+        assert page.inner_text(".error") == "Check the connection and that the server is running, then retry."
         assert axe_violations(page) == []
         page.unroute("**/locate")
-        page.click(".chip >> text=Retry")
-        page.wait_for_selector(".answer >> text=Found: within 12 m")
+        page.click(".chip >> text=Retry all 2")
+        page.wait_for_selector("#progress", state="hidden")
+        assert page.evaluate("() => document.activeElement.closest('#answers li')?.classList.contains('selected')")
+        assert page.locator("#answers .summary").all_inner_texts() == ["Found: within 12 m, 93% sure"] * 2
 
 
 def test_photos_of_the_index_are_loaded_again(browser: Any) -> None:
@@ -162,7 +176,7 @@ def test_a_changed_index_is_read_again(browser: Any) -> None:
         assert page.is_hidden("#notice")
         city.positions, city.headings, city.times = city.positions[:600], city.headings[:600], city.times[:600]
         page.evaluate("() => cosplace.checkIndex()")
-        page.wait_for_selector("#notice >> text=The index has changed: 600 photos, 600 photos fewer.")
+        page.wait_for_selector("#notice >> text=The index has changed: 600 photos, 600 fewer.")
         page.wait_for_selector("#map[data-points='600']")
         assert "600 photos" in page.inner_text("#count")
 

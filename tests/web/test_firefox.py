@@ -1,13 +1,17 @@
 """The main parts of the map in Firefox, and no errors in its console.
 
-First run, verdicts, comparing, links, HEIC photos, filters, indexed photos, the keyboard, the sheet on a phone.
+First run, verdicts, errors, comparing, links, downloads, HEIC photos, filters, EXIF positions, street map, density,
+indexed photos, the keyboard, the sheet on a phone.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import gpxpy
 import pytest
 
 from tests.browsers import open_firefox
@@ -17,6 +21,8 @@ from tests.web.test_answers import ALL, HEADLINES
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
 
 TIMEOUT_S = 30.0
+# Images of this server instead of tiles of OpenStreetMap, so that the test sends no outside request.
+OSM = {"name": "OpenStreetMap", "url": "samples/{z}?{x}-{y}", "attribution": "© OpenStreetMap contributors"}
 HEIC = b"\0\0\0\x18ftypheic"
 PHONE = {"width": 500, "height": 850}  # no window is narrower
 KEYS = {
@@ -112,8 +118,13 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def firefox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with open_firefox(tmp_path_factory.mktemp("firefox") / "log.txt") as browser:
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("firefox")
+
+
+@pytest.fixture(scope="module")
+def firefox(downloads: Path) -> Iterator[Any]:
+    with open_firefox(downloads / "log.txt") as browser:
         browser.set_window_rect(width=1280, height=900)
         yield browser
 
@@ -128,6 +139,16 @@ def opened(firefox: Any, city: FakeCity | None = None, **config: Any) -> Iterato
         yield page
         assert page.errors() == []
         firefox.navigate("about:blank")
+
+
+def saved(path: Path) -> str:
+    """The text of a file that the browser saves."""
+    until = time.monotonic() + TIMEOUT_S
+    # Firefox creates an empty file first, and writes into another one beside it.
+    while not (path.exists() and path.stat().st_size and not path.with_name(path.name + ".part").exists()):
+        assert time.monotonic() < until, path
+        time.sleep(0.02)
+    return path.read_text("utf-8")
 
 
 def test_the_first_page_offers_photos_to_try(firefox: Any) -> None:
@@ -147,7 +168,7 @@ def test_heic_photos_that_nobody_can_convert_are_explained(firefox: Any) -> None
         assert page.text(".error").startswith("Neither this browser nor the server can convert HEIC photos.")
 
 
-def test_each_verdict_has_its_headline_and_its_marks(firefox: Any) -> None:
+def test_each_verdict_has_its_headline_and_its_marks(firefox: Any, downloads: Path) -> None:
     with opened(firefox) as page:
         page.locate(*ALL)
         assert page.texts("#answers .summary") == [text.split(". If")[0] for text in HEADLINES]
@@ -160,6 +181,58 @@ def test_each_verdict_has_its_headline_and_its_marks(firefox: Any) -> None:
         assert marks == ["solid", "solid", "7 7", "", "", ""]
         style = "return getComputedStyle(document.querySelector('.pin.guess')).borderTopStyle"
         assert page.run(style) == "dashed"
+        # The answers as files.
+        page.click("#answers li:nth-child(1) .row")
+        for kind in ("GeoJSON", "GPX"):
+            page.click(f"[title='Save all answers as {kind}']")
+        features = json.loads(saved(downloads / "answers.geojson"))["features"]
+        assert [one["properties"]["photo"] for one in features] == list(ALL[:-1])
+        points = gpxpy.parse(saved(downloads / "answers.gpx")).waypoints
+        assert (points[0].name, points[0].description) == (ALL[0], HEADLINES[0])
+
+
+def test_an_exif_position_on_a_street_map_and_a_server_that_is_gone(firefox: Any) -> None:
+    city = FakeCity()
+    with opened(firefox, city, offered_tiles=OSM) as page:
+        page.locate("here-exif-1.jpg")
+        assert page.text(".exif-note") == "The position in its EXIF data is 30 m from the answer: they disagree."
+        marks = "return ['.exif', 'path.exif-line'].map((mark) => document.querySelectorAll(mark).length)"
+        assert page.run(marks) == [1, 1]
+        tiles = "return document.querySelectorAll('img.leaflet-tile-loaded').length"
+        assert page.run(tiles) == 0 and not any("/samples/" in request for request in city.requests)
+        page.click(".map-button[aria-pressed]")
+        page.wait_for(tiles)
+        assert page.text(".credit") == OSM["attribution"]
+        page.click(".map-button[aria-pressed]")
+        assert page.run(tiles) == 0 and page.texts(".credit") == []
+        page.run("window.real = fetch; window.fetch = () => Promise.reject(new TypeError('NetworkError'))")
+        page.locate("here-2.jpg", "here-3.jpg")
+        assert page.texts("#answers .summary")[1:] == ["Can't reach the server"] * 2
+        page.run("window.fetch = window.real")
+        page.click("[title='Send all these photos again']")
+        page.wait_for(IS_DONE, 3)
+        assert page.texts("#answers .summary") == [HEADLINES[0]] * 3
+
+
+def test_many_photos_are_drawn_as_a_density(firefox: Any) -> None:
+    city = FakeCity(130_000)
+    pixel = """
+        const canvas = document.querySelector(".leaflet-dots-pane canvas");
+        const [frame, map] = [canvas, document.querySelector("#map")].map((one) => one.getBoundingClientRect());
+        return arguments[0].map((place) => {
+            const at = cosplace.map.latLngToContainerPoint(place);
+            const [x, y] = [at.x + map.x - frame.x, at.y + map.y - frame.y].map((one) => one * devicePixelRatio);
+            return canvas.getContext("2d").getImageData(x, y, 1, 1).data[3];
+        });
+    """
+    with opened(firefox, city) as page:
+        assert page.run("return document.querySelector('#map').dataset.density") == "130000"
+        places = city.positions[::10_000]
+        outside = places.mean(0) + (0.9 * (places.max(0) - places.min(0))) * [1, 0]
+        *inside, empty = page.run(pixel, [*places.tolist(), outside.tolist()])
+        assert min(inside) > 30 and empty == 0
+        page.run("cosplace.indexPhotos.openGroup(L.latLng(arguments[0]))", city.positions[0].tolist())
+        page.wait_for("return document.querySelectorAll('.thumbnails button').length === 12")
 
 
 def test_photos_are_compared_large_with_their_matching_points(firefox: Any) -> None:

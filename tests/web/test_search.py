@@ -18,6 +18,22 @@ OSM = {
     "url": "/tiles/{z}/{x}/{y}.png",  # of this server, so that the test sends no outside request
     "attribution": "© <b>OpenStreetMap</b> contributors",
 }
+# Pixels of labels of the grid under the buttons of the map, while it moves past them.
+COVERED_LABELS = """() => {
+    const canvas = document.querySelector(".leaflet-labels-pane canvas");
+    const pen = canvas.getContext("2d");
+    const [frame, corner] = [canvas, document.querySelector(".leaflet-bottom.leaflet-right")]
+        .map((one) => one.getBoundingClientRect());
+    const ratio = canvas.width / frame.width;
+    const box = [corner.x - frame.x, corner.y - frame.y, corner.width, corner.height].map((one) => one * ratio);
+    let covered = 0;
+    for (let k = 0; k < 20; k += 1) {
+        covered += pen.getImageData(...box).data.filter((value, at) => at % 4 === 3 && value > 0).length;
+        cosplace.map.panBy([0, 8], { animate: false });
+    }
+    cosplace.map.panBy([0, -160], { animate: false });
+    return covered;
+}"""
 OPACITY = """(places) => {
     const canvas = document.querySelector(".leaflet-dots-pane canvas");
     const pen = canvas.getContext("2d");
@@ -309,6 +325,7 @@ def test_a_street_map_is_loaded_only_after_a_click(browser: Any, view: str) -> N
         page.route("**/tiles/**", lambda route: (tiles.append(route.request.headers.get("referer", "")),
                    route.fulfill(body=make_photo(1, (256, 256)), content_type="image/jpeg")))  # fmt: skip
         page.wait_for_timeout(300)
+        assert page.evaluate(COVERED_LABELS) == 0
         assert tiles == [] and page.get_attribute(".map-button[aria-pressed]", "aria-pressed") == "false"
         page.click("text=Street map")
         page.wait_for_selector(".leaflet-tile-loaded")

@@ -415,6 +415,14 @@ def test_a_hundred_thousand_points_are_drawn_quickly(browser: Any) -> None:
         assert city.requests.count("GET /photos") == fetched  # all points were loaded at the start
 
 
+@pytest.mark.long
+def test_a_million_photos_are_a_density_within_3_s(browser: Any) -> None:
+    with opened(browser, FakeCity(1_000_000)) as page:
+        page.goto("about:blank")
+        page.go_back(wait_until="commit")
+        page.wait_for_selector("#map[data-ready][data-density='1000000']", timeout=3000)
+
+
 def test_the_page_and_the_real_server_agree(browser: Any, tmp_path: Path) -> None:
     from cosplace.localization.local_features import has_opencv
     from cosplace.localization.localizer import Localizer

@@ -149,16 +149,19 @@ def calibration_error(bins: np.ndarray) -> float:
     return float(np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2])) if len(bins) else math.nan
 
 
-def calibration_error_estimate(confidences: np.ndarray, right: np.ndarray, clusters: np.ndarray) -> Estimate:
+def calibration_error_estimate(
+    confidences: np.ndarray, right: np.ndarray, clusters: np.ndarray, importance: np.ndarray | None = None
+) -> Estimate:
     """The calibration error of confidences (Q,), in [0, 1], with its interval.
 
-    By chance, the error of few queries is larger than that of many; the interval allows for that, the value does not.
+    importance: (Q,) weights of the queries, sum Q; 1 each if not given.  By chance, the error of few queries is larger
+    than that of many; the interval allows for that, the value does not.
     """
     if not len(confidences):
         return UNKNOWN
     bins = _bins_of(confidences, NUM_BINS)
     differences = np.zeros((len(bins), NUM_BINS))
-    differences[np.arange(len(bins)), bins] = confidences - right
+    differences[np.arange(len(bins)), bins] = (confidences - right) * (1.0 if importance is None else importance)
     # In each bin, one more answer that is right and one that is wrong: without a wrong one, nothing would vary.
     used = np.unique(bins)
     means = np.diag(reliability_bins(confidences, right)[:, 0])

@@ -102,6 +102,10 @@ def _find_photos(photos: Sequence[Path], *, is_sequence: bool, is_writing: bool,
 
     paths: list[Path] = []
     for path in photos:
+        if path.parts and path.parts[0].lower() in {"http:", "https:"} and not path.exists():
+            raise ConfigError(
+                f"{path.parts[0]}//{'/'.join(path.parts[1:])} is a web address. Download the photo first."
+            )
         if _is_list(path):
             images = scan_images(path, follow_outside=follow_outside)
             paths += [images.path(row) for row in range(len(images))]

@@ -418,6 +418,11 @@ def check_descriptors(descriptors: np.ndarray, dimension: int, address: str) -> 
     """Raise ConfigError unless new descriptors (n, D) have the dimension of an index and length 1."""
     check_shape(descriptors, dimension, address, "Descriptors")
     lengths = np.linalg.norm(descriptors.astype(np.float32), axis=1)
+    if num_zero := int((lengths == 0).sum()):
+        raise ConfigError(
+            f"{num_zero:,} of {len(lengths):,} descriptors are all zeros, which cannot be compared: the weights of the "
+            f"model are damaged. Use another model."
+        )
     if not np.allclose(lengths, 1, atol=UNIT_TOLERANCE):
         raise ConfigError(
             f"Descriptors must have length 1, got {lengths.min():.3f} to {lengths.max():.3f}. Normalize them."

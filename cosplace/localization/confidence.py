@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from cosplace.assessment.confidence_scores import calibration_error_estimate
 from cosplace.assessment.intervals import clustered_mean
 from cosplace.errors import ConfigError
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE
@@ -129,7 +130,11 @@ def fit_calibration(
     radius_confidences, radii_m = _fit_radii(held_out[examples.correct], examples.errors_m[examples.correct])
     reliability = reliability_bins(held_out, examples.correct, importance)
     inside = examples.measured & ~examples.out_of_index
-    about = dict(about or {}) | {"overconfidence": overconfidence(held_out[inside], examples.take(inside))}
+    error = calibration_error_estimate(held_out, examples.correct, examples.areas, importance)
+    about = dict(about or {}) | {
+        "calibration_error_interval": [round(error.low, 4), round(error.high, 4)],
+        "overconfidence": overconfidence(held_out[inside], examples.take(inside)),
+    }
     return Calibration(
         temperature=temperature,
         agree_m=agree_m,

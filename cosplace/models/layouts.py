@@ -39,6 +39,7 @@ class Method:
 
     name: str
     marks: tuple[str, ...]  # keys that only its weights have
+    signs: tuple[str, ...] = ()  # beginnings of keys: one of them shows that weights without a mark are incomplete
     aggregator: Callable[[Shapes, int], nn.Module]  # from the shapes below `aggregator.` and the features' channels
     final_norm: bool = True  # of the transformer
 
@@ -50,21 +51,22 @@ def network_from_release(state_dict: Mapping[str, Tensor]) -> NativeNetwork | No
     the first difference, for weights that look like those of a known method but are not complete.
     """
     tensors = ours(state_dict)
-    method = None if DESIGN_KEY in tensors else find_method(tensors)
+    if DESIGN_KEY in tensors:
+        return None
+    method = find_method(tensors)
     if method is None:
+        _refuse_incomplete(tensors, state_dict)
         return None
     shapes = tensor_shapes(tensors)
     try:
         with torch.device("meta"):
             network = _build(method, shapes)
     except (LookupError, ValueError) as error:  # a tensor that the sizes are read from is missing or has another form
-        raise CheckpointError(
-            f"These weights look like {method.name}, but {error.args[0]} is missing or has another shape. Download "
-            f"them again."
-        ) from error
+        raise CheckpointError(_why_refused(method, _problem(str(error.args[0]), shapes, state_dict))) from error
     difference = first_difference(tensor_shapes(network.state_dict()), shapes)
     if difference:
-        raise CheckpointError(f"These weights look like {method.name} but {difference}. Download them again.")
+        key, _, rest = difference.partition(" ")
+        raise CheckpointError(_why_refused(method, f"{_released_key(key, state_dict)} {rest}"))
     counters = {key: torch.tensor(0) for key in network.state_dict() if key.endswith(BATCH_COUNTER)}
     values = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     network.load_state_dict(counters | values, assign=True)
@@ -94,6 +96,45 @@ def find_method(tensors: Mapping[str, Tensor]) -> Method | None:
     return next((method for method in METHODS if all(mark in tensors for mark in method.marks)), None)
 
 
+def _refuse_incomplete(tensors: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for weights that have parts of a known method, but not the keys that it is known by."""
+    for method in METHODS:
+        if method.signs and any(key.startswith(method.signs) for key in tensors):
+            mark = next(mark for mark in method.marks if mark not in tensors)
+            raise CheckpointError(_why_refused(method, f"{_released_key(mark, state_dict)} is missing"))
+
+
+def _why_refused(method: Method, difference: str) -> str:
+    return f"These weights look like {method.name} but {difference}. Download them again."
+
+
+def _problem(name: str, shapes: Shapes, state_dict: Mapping[str, Tensor]) -> str:
+    """What is wrong with a tensor that sizes are read from.  name: its key, without "aggregator." or with it."""
+    name, inner = name.removeprefix("/"), "aggregator."
+    if not name.startswith(("backbone.", inner)):
+        name = f"{inner}{'agg.' if f'{inner}agg.dust_bin' in shapes and name != 'linear.weight' else ''}{name}"
+    released = _released_key(name, state_dict)
+    return f"{released} has the shape {list(shapes[name])}" if name in shapes else f"{released} is missing"
+
+
+def _released_key(key: str, state_dict: Mapping[str, Tensor]) -> str:
+    """The key of a tensor of ours in released weights, which need not have it, as the others of these are named."""
+    if (found := next((other for other in state_dict if _our_key(other) == key), None)) is not None:
+        return found
+    part, _, rest = key.partition(".")
+    if part != "backbone":
+        return f"pool.{rest}" if any(other.startswith("pool.") for other in state_dict) else key
+    if rest == "learned_tokens":
+        return "learnable_aggregation_tokens"
+    if any(other.startswith("encoder.") for other in state_dict):
+        return f"encoder.{rest}"
+    prefix = next((f"backbone.{match[1]}." for match in map(PREFIXES.match, state_dict) if match), "backbone.")
+    number, _, after = rest.partition(".")
+    if number.isdigit() and any(RESNET_KEY.match(PREFIXES.sub("backbone.", other)) for other in state_dict):
+        rest = f"{RESNET_CHILDREN[int(number)]}.{after}"
+    return prefix + rest
+
+
 # --- networks from shapes --------------------------------------------------------------------------------------------
 
 
@@ -115,7 +156,7 @@ def _build(method: Method, shapes: Shapes) -> NativeNetwork:
 
 def _build_backbone(method: Method, shapes: Shapes) -> tuple[nn.Module, str, int, int]:
     """Backbone, its name, its channels, and the number that sides must be multiples of."""
-    if "backbone.cls_token" in shapes:
+    if any(key.startswith("backbone.blocks.") for key in shapes) or "backbone.cls_token" in shapes:
         transformer = VisionTransformer(_transformer_settings(method, shapes))
         return transformer, transformer_name(transformer), transformer.out_channels, transformer.patch_size
     found = {key.removeprefix("backbone."): shape for key, shape in shapes.items() if key.startswith("backbone.")}
@@ -131,10 +172,10 @@ def _build_backbone(method: Method, shapes: Shapes) -> tuple[nn.Module, str, int
 
 def _convolutional_name(found: Shapes) -> str:
     """Backbone whose tensors are those found."""
-    if "0.bias" in found:
+    if found.keys() & {"0.bias", "2.bias"}:  # either may be missing
         return "VGG16"
     deepest = {key.split(".")[1] for key in found if key.startswith("6.")}  # blocks of layer3
-    if "6.0.conv3.weight" not in found:
+    if not any(".conv3." in key for key in found):
         return "ResNet18"
     return {6: "ResNet50", 23: "ResNet101", 36: "ResNet152"}.get(len(deepest), "ResNet50")
 
@@ -219,13 +260,49 @@ def _netvlad(shapes: Shapes, channels: int) -> NetVLAD:
 
 
 METHODS = (
-    Method(name="MegaLoc", marks=("backbone.cls_token", "aggregator.agg.dust_bin"), aggregator=_megaloc),
-    Method(name="SALAD", marks=("backbone.cls_token", "aggregator.dust_bin"), aggregator=_salad),
-    Method(name="BoQ", marks=("aggregator.boqs.0.queries",), aggregator=_boq, final_norm=False),
-    Method(name="ImAge", marks=("backbone.cls_token", "backbone.learned_tokens"), aggregator=_image),
-    Method(name="MixVPR", marks=("aggregator.mix.0.mix.0.weight", "aggregator.row_proj.weight"), aggregator=_mixvpr),
-    Method(name="Conv-AP", marks=("aggregator.channel_pool.weight",), aggregator=_conv_ap),
-    Method(name="NetVLAD", marks=("aggregator.centroids", "aggregator.conv.weight"), aggregator=_netvlad),
+    Method(
+        name="MegaLoc",
+        marks=("backbone.cls_token", "aggregator.agg.dust_bin"),
+        signs=("aggregator.agg.",),
+        aggregator=_megaloc,
+    ),
+    Method(
+        name="SALAD",
+        marks=("backbone.cls_token", "aggregator.dust_bin"),
+        signs=("aggregator.dust_bin", "aggregator.score.", "aggregator.cluster_features."),
+        aggregator=_salad,
+    ),
+    Method(
+        name="BoQ",
+        marks=("aggregator.boqs.0.queries",),
+        signs=("aggregator.boqs.",),
+        aggregator=_boq,
+        final_norm=False,
+    ),
+    Method(
+        name="ImAge",
+        marks=("backbone.cls_token", "backbone.learned_tokens"),
+        signs=("backbone.learned_tokens",),
+        aggregator=_image,
+    ),
+    Method(
+        name="MixVPR",
+        marks=("aggregator.mix.0.mix.0.weight", "aggregator.row_proj.weight"),
+        signs=("aggregator.mix.",),
+        aggregator=_mixvpr,
+    ),
+    Method(
+        name="Conv-AP",
+        marks=("aggregator.channel_pool.weight",),
+        signs=("aggregator.channel_pool.",),
+        aggregator=_conv_ap,
+    ),
+    Method(
+        name="NetVLAD",
+        marks=("aggregator.centroids", "aggregator.conv.weight"),
+        signs=("aggregator.centroids", "aggregator.conv.weight"),
+        aggregator=_netvlad,
+    ),
 )
 """Methods by the keys of their weights, the more special ones first."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cosplace.assessment.intervals import FEW_CLUSTERS
+from cosplace.assessment.intervals import FEW_CLUSTERS, Estimate
 from cosplace.localization.confidence import RADIUS_SHARE, Calibration
 from cosplace.photos.paths import printable
 from cosplace.report.charts import Series, chart, percent_axis
@@ -66,7 +66,7 @@ def calibration_page(calibration: Calibration, name: str, *, style_sheet: str | 
         style_sheet=style_sheet,
         measured_on=_measured_on(calibration),
         summary=_summary(calibration),
-        calibration_error=f"{calibration.calibration_error:.3f}",
+        calibration_error=calibration_error_text(calibration),
         overconfidence=overconfidence_text(calibration.about),
         share_elsewhere=f"{100 * calibration.out_of_index_share:g}%",
         radius_share=f"{100 * RADIUS_SHARE:g}",
@@ -76,9 +76,15 @@ def calibration_page(calibration: Calibration, name: str, *, style_sheet: str | 
         data_used=[
             (DATA_NAMES.get(key, key), CORRECTIONS.get(value, value) if key == "correction" else value)
             for key, value in calibration.about.items()
-            if key != "overconfidence"
+            if key not in {"calibration_error_interval", "overconfidence"}
         ],
     )
+
+
+def calibration_error_text(calibration: Calibration) -> str:
+    """The expected calibration error with its 95% interval, which calibrations of earlier versions lack."""
+    error, ends = calibration.calibration_error, calibration.about.get("calibration_error_interval")
+    return Estimate(error, *ends).text(3) if ends else f"{error:.3f}"
 
 
 def overconfidence_text(about: Mapping[str, Any]) -> str:
@@ -110,12 +116,14 @@ def _summary(calibration: Calibration) -> dict[str, str]:
     """The main numbers, of 100 photos or answers each; no number of correct ones without answers."""
     row = calibration.curve[np.abs(calibration.curve[:, 0] - DEFAULT_THRESHOLD).argmin()]
     _, precision, _, answered, rejected = (100 * row).tolist()
+    ends = [f"{100 * end:.1f}" for end in calibration.about.get("calibration_error_interval", ())]
     return {
         "threshold": f"{100 * DEFAULT_THRESHOLD:g}",
         "answered": f"{answered:.0f}",
         "correct": f"{precision:.0f}" if answered > 0 else "",
         "rejected": f"{rejected:.0f}",
         "error": f"{100 * calibration.calibration_error:.1f}",
+        "error_interval": " to ".join(ends),
     }
 
 

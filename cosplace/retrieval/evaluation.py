@@ -53,6 +53,7 @@ from cosplace.retrieval.recall import (
 from cosplace.retrieval.shards import Descriptors, UnreadableImage
 
 CHECKED_ROWS = 1 << 14  # descriptors that are checked at once
+EQUAL_WITHIN = 1e-6  # of each number of two descriptors
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +226,7 @@ def evaluate_descriptors(
                 f"There are {num_rows} descriptors for {num_photos} photos of the {split}. Extract them again."
             )
         check_finite(extraction, images, split)
+    warn_of_equal_descriptors(database)
     num_searchable = int(database.readable.sum())
     recall_values, k = possible_recalls(dataset, settings, num_searchable)
     predictions, squared_distances = search(
@@ -332,6 +334,23 @@ def check_finite(extraction: Extraction, images: ImageList, split: str) -> None:
     rows = np.concatenate(found) if found else np.zeros(0, np.int64)
     if len(rows):
         raise DatasetError(f"{not_finite_text(images, rows)} ({split}). Extract them again, into another folder.")
+
+
+def warn_of_equal_descriptors(database: Extraction) -> None:
+    """Log a warning if all descriptors of a database are equal, because the order of photos then decides."""
+    rows = np.flatnonzero(database.readable)
+    for first in range(0, len(rows), CHECKED_ROWS):
+        block = database.descriptors[rows[first : first + CHECKED_ROWS]].astype(np.float32)
+        if first == 0:
+            reference = block[0]
+        if np.abs(block - reference).max() > EQUAL_WITHIN:
+            return
+    if len(rows) > 1:
+        log.warning(
+            "The descriptors of all %s database photos are equal: the model does not distinguish them, so predictions "
+            "and recalls only depend on the order of the photos. Use another model.",
+            f"{len(rows):,}",
+        )
 
 
 def _as_extraction(descriptors: Extraction | Descriptors) -> Extraction:

@@ -21,7 +21,7 @@ from cosplace.photos.image_list import ImageList
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
 from cosplace.progress import Progress, no_progress
-from cosplace.retrieval.evaluation import EvaluationSettings, check_finite, extract_lists
+from cosplace.retrieval.evaluation import EvaluationSettings, check_finite, extract_lists, warn_of_equal_descriptors
 from cosplace.retrieval.query_views import search
 from cosplace.retrieval.shards import UnreadableImage
 
@@ -140,6 +140,7 @@ def find_neighbors(
     database, queries = extract_lists(model, lists.database, lists.queries, settings, progress=progress)
     crops = queries if isinstance(queries, tuple) else (queries,)
     check_finite(database, lists.database, "database")
+    warn_of_equal_descriptors(database)
     for crop in crops:
         check_finite(crop, lists.queries, "queries")
     num_searchable = int(database.readable.sum())

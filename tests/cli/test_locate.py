@@ -156,6 +156,10 @@ def test_mistakes_about_the_index_and_the_photos(city: Path, capsys, tmp_path: P
         ([tmp_path / "empty", "--index", city / "index"], "empty"),
         ([tmp_path / "a.mp4", "--index", city / "index"], "is a video"),
         ([tmp_path / "none", "--index", city / "index", "--sequence"], "does not exist"),
+        (
+            ["https://example.org/a.jpg", "--index", city / "index"],
+            "https://example.org/a.jpg is a web address. Download",
+        ),
     ):
         code, _, err = run(capsys, *words)
         assert code == 2 and err.count("\n") == 1 and message in err, err

@@ -352,6 +352,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
             index.search(np.full((1, D), np.nan, np.float32), 1)
         with pytest.raises(ConfigError, match="length 1"):
             index.add(photos(1, first=5), 3 * units(1, 1))
+        with pytest.raises(ConfigError, match=r"1 of 1 descriptors are all zeros.*Use another model"):
+            index.add(photos(1, first=5), 0 * units(1, 1))
         with pytest.raises(ConfigError, match="1 photos and 2 descriptors"):
             index.add(photos(1, first=5), units(2, 1))
         with pytest.raises(ConfigError, match="at least 1"):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosplace.assessment.confidence_scores import calibration_error_estimate
 from cosplace.errors import ConfigError, CosPlaceError, PhotoIndexError
 from cosplace.geo import EARTH, destination, geodesic_distances_m
 from cosplace.index.filters import SearchFilter
@@ -187,6 +188,18 @@ def test_overconfidence_is_measured_on_held_out_photos_of_the_index() -> None:
     assert unknown == {"value": None, "low": None, "high": None, "num_areas": 0}
 
 
+def test_calibration_error_has_the_interval_of_its_areas_and_weights() -> None:
+    examples = synthetic_examples(600, 9)
+    calibration = fit_calibration(examples)
+    low, high = calibration.about["calibration_error_interval"]
+    assert low == 0 and calibration.calibration_error < high < 0.2  # of new examples, it is 0
+    together = fit_calibration(replace(examples, areas=np.arange(600) // 30)).about["calibration_error_interval"]
+    assert together[1] > high
+    confidences, right, importance = np.array([0.9, 0.9, 0.2]), np.array([True, False, False]), np.array([0.5, 0.5, 2])
+    found = calibration_error_estimate(confidences, right, np.arange(3), importance)
+    assert found.value == pytest.approx(calibration_error(reliability_bins(confidences, right, importance)))
+
+
 def test_a_calibration_as_json_and_back() -> None:
     calibration = fit_calibration(synthetic_examples(600, 9), about={"num_photos": 600})
     record = json.loads(json.dumps(as_record(calibration)))
@@ -194,7 +207,9 @@ def test_a_calibration_as_json_and_back() -> None:
     rows = np.random.default_rng(1).standard_normal((50, len(SIGNALS)))
     assert back.confidences(rows) == pytest.approx(calibration.confidences(rows), abs=1e-6)
     assert back.confidence_threshold(0.8) == pytest.approx(calibration.confidence_threshold(0.8))
-    assert record["curve_columns"] == list(CURVE) and record["about"].keys() == {"num_photos", "overconfidence"}
+    assert record["curve_columns"] == list(CURVE) and record["about"].keys() == {
+        "num_photos", "calibration_error_interval", "overconfidence"
+    }  # fmt: skip
     for key, value in (("version", 0), ("features", ["x"]), ("weights", "?"), ("weights", [1.0]), ("bias", None)):
         with pytest.raises(ConfigError, match="cosplace index calibrate"):
             from_record(record | {key: value})

@@ -23,7 +23,11 @@ def test_page_shows_the_numbers_of_a_calibration(calibration: Calibration, tmp_p
     page = Page(html)
     text = page.text()
     assert f"Calibration of the index {tmp_path}" in text
-    assert "Expected calibration error: 0.012" in text and "5% of all photos" in text
+    assert "Expected calibration error: 0.012." in text and "5% of all photos" in text
+    with_interval = sample_calibration(calibration_error_interval=[0.0, 0.0345])
+    shown = Page(calibration_page(with_interval, "index")).text()
+    assert "calibration error: 0.012 [0.000, 0.035]" in shown and "error_interval" not in shown
+    assert "by 1.2 percentage points on average (95% interval: 0.0 to 3.5)." in shown
     for words in ("photos in the index 376", "out-of-index tests 94", "seed 7", "of a later version new"):
         assert words in text, words
     # At 0.5: precision 0.5 + 0.25, its lower bound 0.4 + 0.25, answered 0.95 - 0.5, rejected 0.5, radius 20 m.

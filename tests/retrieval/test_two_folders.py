@@ -222,6 +222,17 @@ def test_descriptors_that_are_not_finite_name_their_images(city: Path, tmp_path:
         evaluate(TinyImage(), dataset, descriptors_folder=tmp_path / "kept")
 
 
+def test_equal_descriptors_are_a_warning(city: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = open_retrieval_dataset(city)
+    descriptors = np.full((24, 4), 0.5, np.float32)
+    evaluate_descriptors(descriptors, descriptors[:12], dataset)
+    assert "The descriptors of all 24 database photos are equal" in caplog.text
+    caplog.clear()
+    descriptors[23, 0] = 0.51
+    evaluate_descriptors(descriptors, descriptors[:12], dataset)
+    assert "equal" not in caplog.text
+
+
 def test_descriptors_of_other_photos_or_views_are_refused(city: Path, tmp_path: Path) -> None:
     dataset, kept = open_retrieval_dataset(city), tmp_path / "kept"
     evaluate(TinyImage(), dataset, descriptors_folder=kept)

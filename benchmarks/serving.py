@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load_server import TOLERANCE, difference
+from cosplace.memory import keep_freed_memory
 
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # of all sides: threads that wait do not spin
 NUM_CLIENTS = (1, 16, 64)
@@ -315,6 +316,7 @@ def main() -> None:
     parser.add_argument("--engine_only", action="store_true", help=argparse.SUPPRESS)
     arguments, flags = parser.parse_known_args()
     if arguments.engine_only:
+        keep_freed_memory()  # as `cosplace serve` does
         print(json.dumps(measure_engine(arguments.index, arguments.photos, arguments.seconds)))
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,33 @@
-"""How much main memory this process uses."""
+"""How much main memory this process uses, and how it gets memory."""
 
+import ctypes
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+# Numbers of glibc's mallopt, from malloc.h.
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it has freed, up to 1 GiB, for its next allocations (Linux with glibc).
+
+    Otherwise each feature map of a network is memory that the system has just cleared: for photos of 512 pixels on a
+    CPU, that is a third of the time or more.  One arena, because those of threads always return large allocations.
+    Call it before threads start.  Does nothing where the environment has settings of its own.
+    """
+    if (
+        sys.platform != "linux"
+        or "GLIBC_TUNABLES" in os.environ
+        or any(name.startswith("MALLOC_") for name in os.environ)
+    ):
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        for name, value in ((TRIM_THRESHOLD, KEPT_BYTES), (MMAP_THRESHOLD, KEPT_BYTES), (ARENA_MAX, 1)):
+            libc.mallopt(name, value)
 
 
 def resident_bytes() -> int:

@@ -16,6 +16,7 @@ from cosplace.cli.parser import HelpRequested, about_missing_action, about_unkno
 from cosplace.cli.second_signal import EXIT_SIGNAL
 from cosplace.config.terminal import TERMINAL_FLAGS, take_terminal_settings
 from cosplace.errors import ConfigError, CosPlaceError, advise_only
+from cosplace.memory import keep_freed_memory
 from cosplace.progress import StopRequest
 
 EXIT_USER_ERROR = 2
@@ -272,6 +273,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
     if argv is not None:
         return _exit_code(argv, prog, only)
     gc.set_threshold(COLLECT_AFTER)
+    keep_freed_memory()
     code = _exit_code(argv, prog, only)
     _LEAVE.append(code)
     return code

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cosplace.device import choose_device, mixed_precision
+from cosplace.memory import keep_freed_memory
 from cosplace.models.inference import optimize_for_inference
 from cosplace.models.layouts import network_from_release
 from cosplace.models.network import GeoLocalizationNet
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="timed calls (default: 3)")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the commands of cosplace do
     device = choose_device(arguments.device)
     batch_size = 64 if device.type == "cuda" else 4
     half = torch.float16 if device.type == "cuda" else None

@@ -33,9 +33,11 @@ lint: $(VENV)/.dev  ## format, lint and types
 check: lint
 	$(PYTEST) -q -n $(WORKERS) $(BY_FILE) -m "not slow and not long"
 
+# Tests of texts and pages do not depend on versions of libraries.
+WITHOUT_TEXTS := -m "not slow and not long" --ignore tests/test_language.py --ignore tests/test_site.py --ignore tests/web
 minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies
-	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n $(WORKERS) $(BY_FILE) -m "not slow and not long" || \
-	  OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q $(AGAIN) -m "not slow and not long"
+	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n $(WORKERS) $(BY_FILE) $(WITHOUT_TEXTS) || \
+	  OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q $(AGAIN) $(WITHOUT_TEXTS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -9,7 +9,7 @@ Layers, from the ground up; a module imports only from layers listed above its o
     geo            positions on the ground: UTM, latitude and longitude, distances in meters
     ranks          which of several processes this one is
     ray_cluster    a Ray cluster: started here, or joined
-    device         devices and 16-bit precision
+    device         devices and types of numbers
     compiled       functions compiled by numba
     config         every option once: default, unit, help
     photos         file names, lists, decoding, batches of photos

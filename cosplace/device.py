@@ -1,4 +1,4 @@
-"""Choose the device and the 16-bit type for computing; settings of torch for the time of a block."""
+"""Choose the device and the type of numbers for computing; settings of torch for the time of a block."""
 
 import logging
 from collections.abc import Generator, Iterable
@@ -57,6 +57,11 @@ def amp_type(use_amp16: bool, amp_dtype: str, device: torch.device) -> torch.dty
 def _cpu_has_bf16() -> bool:
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(supported and supported())
+
+
+def at_least_float32(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers of 16 bits as float32; float32 and float64 stay what they are."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:

@@ -273,7 +273,7 @@ def read_query_results(folder: Path) -> QueryResults:
 
 
 def _query_results(path: Path) -> QueryResults:
-    with parquet.ParquetFile(path) as file:
+    with path.open("rb") as raw, parquet.ParquetFile(raw) as file:  # Arrow itself opens no path that is not UTF-8
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         if file.metadata.num_rows > MAX_QUERIES or sum(one.total_byte_size for one in groups) > MAX_TABLE_BYTES:
             raise ValueError("it is too large")

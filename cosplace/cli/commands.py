@@ -280,9 +280,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
 
 
 def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
-    # Before torch is imported: its threads would spin while they wait for each other.  When loading processes share the
-    # cores, that makes a training step ten times slower.
+    # Before torch and numpy are imported: their threads would spin while they wait for work.  When other threads or
+    # processes load photos on the same cores, that makes a training step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the binary logarithm of a number of cycles; 4 is the least
     try:
         with end_on_signals(owns_process=argv is None):
             shown, words = take_terminal_settings(list(sys.argv[1:] if argv is None else argv))

@@ -79,11 +79,10 @@ def evaluate_run(
     from cosplace.assessment.audit import judged_line, judged_recalls
     from cosplace.assessment.compression_loss import loss_lines, measure_loss
     from cosplace.assessment.protocols import matching_protocol, protocol_record
-    from cosplace.assessment.provenance import describe_model, deviations, provenance
+    from cosplace.assessment.provenance import deviations, provenance
     from cosplace.assessment.records import summary_lines
     from cosplace.cli.answering import has_usual_views
     from cosplace.report.results import write_evaluation_results
-    from cosplace.retrieval.reduction_fitting import reduce_for_evaluation
     from cosplace.storage import new_run_folder
 
     prepared = _prepare_evaluation(config, given, protocols, remedy)
@@ -100,15 +99,15 @@ def evaluate_run(
         log.info("results: %s", folder)
         write_json(folder / "config.json", to_values(config))
         bars = Bars()
-        network = reduce_for_evaluation(model, config, progress=bars)
         source, radius_m = config.weights.resume_model, settings.positive_dist_threshold
-        model_record = describe_model(source, network, reduced_to=config.weights.reduce_to)
-        engine = _engine_for(network, dataset.database, config, settings, bars)
-        evaluation, scores, exact = _evaluate_with_scores(engine or network, dataset, settings, bars)
-        if engine is not None:
-            run = dataclasses.replace(run, engine=engine.kind.name)
-        if engine is not None and engine.kind.is_int8:
-            _check_recall(network, dataset, settings, evaluation, engine=engine.kind.name, progress=bars)
+        opened = _open_engine(model, config, settings, dataset.database, bars)
+        del model
+        run = dataclasses.replace(run, engine=opened.engine.kind.name)
+        evaluation, scores, exact = _evaluate_with_scores(opened.engine, dataset, settings, bars)
+        if opened.network is not None:
+            _check_recall(opened.network, dataset, settings, evaluation, engine=run.engine, progress=bars)
+        model_record = opened.record
+        del opened  # its memory is free for the report
         log.info("%s: %s", dataset.name, evaluation.recalls_text())
         is_custom = protocol is None and has_usual_views(config)
         similar = matching_protocol(dataset, radius_m, source, evaluation.image_size, protocols) if is_custom else None
@@ -222,9 +221,7 @@ def _answer(
     config: EvalConfig, given: Mapping[str, Any], photos: "UnlabeledPhotos", settings: "EvaluationSettings"
 ) -> None:
     """Search queries without positions, in a new run."""
-    from cosplace.assessment.provenance import describe_model
     from cosplace.cli.answering import NUM_PREDICTIONS, answer_run, check_unlabeled
-    from cosplace.retrieval.reduction_fitting import reduce_for_evaluation
     from cosplace.storage import new_run_folder
 
     check_unlabeled(config, photos)
@@ -235,22 +232,21 @@ def _answer(
         log.info("results: %s", folder)
         write_json(folder / "config.json", to_values(config))
         bars = Bars()
-        network = reduce_for_evaluation(model, config, progress=bars)
-        record = describe_model(config.weights.resume_model, network, reduced_to=config.weights.reduce_to)
-        engine = _engine_for(network, photos.lists.database, config, settings, bars)
+        opened = _open_engine(model, config, settings, photos.lists.database, bars)
+        del model
         answer_run(
             folder,
-            engine or network,
+            opened.engine,
             photos,
             settings,
             num_predictions=num_predictions,
-            model_record=record,
+            model_record=opened.record,
             progress=bars,
         )
 
 
 def _evaluate_with_scores(
-    network: "nn.Module | Engine", dataset: "RetrievalDataset", settings: "EvaluationSettings", progress: "Progress"
+    engine: "Engine", dataset: "RetrievalDataset", settings: "EvaluationSettings", progress: "Progress"
 ) -> "tuple[Evaluation, dict[str, np.ndarray], Evaluation | None]":
     """Evaluate, with the confidence of each answer where the database is enough to calibrate it.
 
@@ -260,7 +256,7 @@ def _evaluate_with_scores(
     from cosplace.localization.database_confidence import database_confidence
     from cosplace.retrieval.evaluation import evaluate_descriptors, extract_dataset
 
-    database, queries = extract_dataset(network, dataset, settings, progress=progress)
+    database, queries = extract_dataset(engine, dataset, settings, progress=progress)
     evaluation, exact = evaluate_descriptors(database, queries, dataset, settings), None
     if settings.compression is not None:
         exact = evaluate_descriptors(database, queries, dataset, dataclasses.replace(settings, compression=None))
@@ -270,28 +266,53 @@ def _evaluate_with_scores(
     return evaluation, {} if confidence is None else {CONFIDENCE: confidence}, exact
 
 
-def _engine_for(
-    network: "nn.Module", photos: "ImageList", config: EvalConfig, settings: "EvaluationSettings", progress: "Progress"
-) -> "Engine | None":
-    """--engine; None for PyTorch, as the settings say."""
-    if config.weights.engine == "torch":
-        return None
-    if config.running.use_amp16:
-        raise ConfigError(f"--use_amp16 needs --engine torch, not {config.weights.engine}. Omit one of them.")
-    from cosplace.engines.opening import open_engine
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenedModel:
+    """A model that is ready to describe photos."""
 
-    extraction = settings.extraction
-    return open_engine(
-        config.weights.engine,
-        network,
-        image_size=extraction.image_size,
-        device=config.running.device,
-        scales=extraction.scales,
-        flip=extraction.flip,
-        photos=photos,
-        batch_size=extraction.batch_size,
-        progress=progress,
-    )
+    record: dict[str, Any]  # see `describe_model`
+    engine: "Engine"
+    network: "nn.Module | None"  # to compare the recalls of an int8 engine with; others do without it, to save memory
+
+
+def _open_engine(
+    model: "nn.Module", config: EvalConfig, settings: "EvaluationSettings", photos: "ImageList", progress: "Progress"
+) -> _OpenedModel:
+    """Reduce a model as --reduce_to says, and open --engine.  The engine keeps no network: the caller frees `model`."""
+    from cosplace.assessment.provenance import describe_model
+    from cosplace.engines.torch_engine import TorchEngine
+    from cosplace.retrieval.reduction_fitting import reduce_for_evaluation
+
+    weights, extraction = config.weights, settings.extraction
+    network = reduce_for_evaluation(model, config, progress=progress)
+    record = describe_model(weights.resume_model, network, reduced_to=weights.reduce_to)
+    if weights.engine == "torch":
+        engine: Engine = TorchEngine(
+            network,
+            device=extraction.device,
+            scales=extraction.scales,
+            flip=extraction.flip,
+            autocast=extraction.autocast,
+        )
+    elif config.running.use_amp16:
+        raise ConfigError(f"--use_amp16 needs --engine torch, not {weights.engine}. Omit one of them.")
+    else:
+        from cosplace.engines.opening import open_engine
+
+        engine = open_engine(
+            weights.engine,
+            network,
+            image_size=extraction.image_size,
+            device=config.running.device,
+            scales=extraction.scales,
+            flip=extraction.flip,
+            photos=photos,
+            batch_size=extraction.batch_size,
+            progress=progress,
+        )
+    if isinstance(engine, TorchEngine):
+        engine.release_original()
+    return _OpenedModel(record=record, engine=engine, network=network if engine.kind.is_int8 else None)
 
 
 def _check_recall(

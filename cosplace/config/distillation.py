@@ -131,4 +131,4 @@ class DistillConfig(Section):
     model: Model = section(Model)
     training: DistillationSettings = section(DistillationSettings)
     augmenting: ViewAugmentation = section(ViewAugmentation)
-    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile", "cuda_graphs", "dry_run"))
+    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile", "cuda_graphs", "dry_run", "use_float64"))

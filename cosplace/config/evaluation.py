@@ -224,4 +224,4 @@ class EvalConfig:
     testing: TestSettings = section(TestSettings)
     comparing: ComparisonSettings = section(ComparisonSettings)
     truth: GroundTruth = section(GroundTruth)
-    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile", "cuda_graphs"))
+    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile", "cuda_graphs", "use_float64"))

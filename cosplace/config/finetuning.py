@@ -91,4 +91,4 @@ class FinetuneConfig(Section):
     infer_batch_size: int = infer_batch_size_setting()
     start: StartSettings = section(StartSettings)
     training: FinetuningSettings = section(FinetuningSettings)
-    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile", "dry_run"))
+    running: RuntimeSettings = section(RuntimeSettings, hidden=("compile", "dry_run", "use_float64"))

@@ -409,6 +409,11 @@ class RuntimeSettings(Section):
     device: str = device_setting()
     use_amp16: bool = setting(False, "16-bit mixed precision: fp16 on CUDA, bf16 on CPUs that support it")
     amp_dtype: str = setting("auto", "16-bit type for --use_amp16", choices=("auto", "fp16", "bf16"))
+    use_float64: bool = setting(
+        False,
+        "train in double precision: the losses of several processes are then those of one, also with large learning "
+        "rates. Takes several times as long, and twice the memory. The files of the best model are float32 as always",
+    )
     seed: int = seed_setting("seed of all random numbers; the same seed gives the same result")
     num_workers: int | None = num_workers_setting()
     compile: bool = setting(
@@ -433,6 +438,11 @@ class RuntimeSettings(Section):
         aliases=("exp_name",),
         metavar="NAME",
     )
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        if self.use_float64 and self.use_amp16:
+            raise ConfigError("--use_float64 and --use_amp16 contradict each other. Use only one of them.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,9 +39,7 @@ class DeployableNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, *, inputs: InputFormat, half: bool) -> None:
         super().__init__()
-        self.inputs, base = inputs, unreduced(network)
-        # Other networks resize their photos in float32, and convert them then.
-        self.half_input = half and isinstance(base, GeoLocalizationNet) and base.design is None
+        self.inputs = inputs
         # Contiguous: with channels last, traces depend on whether sides of feature maps are 1.
         self.network = optimize_for_inference(network).to(memory_format=torch.contiguous_format)
         self.mean: Tensor
@@ -63,7 +61,7 @@ class DeployableNetwork(nn.Module):
             images = images.permute(0, 3, 1, 2)
         if self.inputs.resize_to is not None:
             images = resize_inside(images, self.inputs.resize_to)
-        return self.network(images.half() if self.half_input else images)
+        return self.network(images)
 
 
 def resize_inside(images: Tensor, size: int) -> Tensor:

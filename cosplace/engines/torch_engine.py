@@ -41,17 +41,26 @@ class TorchEngine:
         self.original = network.to(self.device).eval()
         self.network = averaged(self.original, scales, flip=flip)
         self.autocast = torch.bfloat16 if kind.numbers == "bf16" else autocast
-        self._fast_network = averaged(optimize_for_inference(self.original), scales, flip=flip)
+        self._optimized = optimize_for_inference(self.original)
+        self._fast_network = averaged(self._optimized, scales, flip=flip)
 
     @cached_property
     def dimension(self) -> int:
         """D."""
-        return find_dimension(self.original, self.device)
+        return find_dimension(self._optimized, self.device)
 
     @cached_property
     def checksum(self) -> str:
         """Checksum of the model."""
         return model_checksum(self.original)
+
+    def release_original(self) -> None:
+        """Free the memory of the network that was given, unless it is also used elsewhere.
+
+        Afterwards `network` is missing, and the rest works as before.
+        """
+        _ = self.checksum  # computed now, from the network
+        del self.original, self.network
 
     def describe(self, photos: np.ndarray) -> np.ndarray:
         """Descriptors (B, D) float32 of photos (B, 3, H, W): uint8, or floats in [0, 1].

@@ -23,7 +23,7 @@ from cosplace.config.panoramas import CropSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError, StorageError
 from cosplace.importing.dataset_table import UNPLACED, WRITE_SECONDS, WRITE_SHARE, DatasetTable, locked_dataset
 from cosplace.importing.exif_photos import PHOTOS_FOLDER
-from cosplace.importing.panoramas import Panorama, crop_path, list_images, read_panorama
+from cosplace.importing.panoramas import Panorama, crop_path, faces_north, list_images, read_panorama
 from cosplace.importing.reading import find_timezone
 from cosplace.importing.records import FoundPhoto, Problem
 from cosplace.importing.report import REPORT_NAME, ImportReport
@@ -41,6 +41,7 @@ SETTINGS_NAME = ".panoramas.json"
 JPEG_QUALITY, JPEG_SUBSAMPLING = 95, "420"
 LARGE_PIXELS = 50_000_000  # larger panoramas are decoded one at a time
 TASK = "panoramas"
+HEADING_SOURCE = "panorama"  # of crops
 
 _decoding_large = threading.Lock()
 
@@ -75,7 +76,7 @@ class Cropped:
     problems: list[Problem] = field(default_factory=list)
     num_written: int = 0
     num_outside: int = 0
-    heading: float = math.nan
+    heading: float = math.nan  # of the panorama
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +309,7 @@ def _crop_record(panorama: Panorama, view: CropView, yaw: float) -> PhotoRecord:
         whole,
         path=crop_path(panorama, yaw, heading, view.pitch),
         heading=heading,
-        heading_source="" if math.isnan(heading) else "panorama",
+        heading_source="" if math.isnan(heading) else HEADING_SOURCE,
         pitch=view.pitch,
         roll=math.nan,
         field_of_view=view.field_of_view,
@@ -356,15 +357,16 @@ def _checksum(path: Path) -> str:
 class _Collector:
     """Enters crops into the table of the dataset, which is written from time to time, and counts.
 
-    As long as the headings of all panoramas are exactly 0, which cameras without a compass write, crops wait: if none
-    is different, all headings are unknown.
+    If the headings of all panoramas are exactly 0, also of those of earlier runs, all headings are removed at the end:
+    cameras without a compass write 0.
     """
 
     def __init__(self, plan: CropPlan, result: CropResult) -> None:
         self.plan, self.result = plan, result
         self.table = DatasetTable(plan.folder)
-        self.waiting: list[Cropped] = []
-        self.has_heading = False  # whether one was not 0
+        earlier = self.table.headings_from(HEADING_SOURCE)
+        self.has_heading = any(not faces_north(path, heading) for path, heading in earlier)  # whether one was not 0
+        self.has_zero = False
         self.last_write, self.write_s = time.monotonic(), 0.0
         self.result.num_photos = len(self.table)
 
@@ -378,42 +380,25 @@ class _Collector:
         result.num_panoramas += 1
         result.num_written += cropped.num_written
         result.num_found += len(cropped.records) - cropped.num_written
-        self.has_heading |= cropped.heading == cropped.heading and cropped.heading != 0
-        if cropped.heading == 0 and not self.has_heading:
-            self.waiting.append(cropped)
-            return
-        if self.has_heading:
-            self._enter_waiting()
-        self._enter(cropped)
-        if not self.plan.dry_run and time.monotonic() - self.last_write > max(
-            WRITE_SECONDS, self.write_s / WRITE_SHARE
-        ):
+        for record in cropped.records:
+            if self.table.has(record.path):
+                self.table.update(record)
+            else:
+                self.table.add(record)
+        self.has_zero = self.has_zero or cropped.heading == 0
+        self.has_heading = self.has_heading or not (cropped.heading == 0 or math.isnan(cropped.heading))
+        seconds = time.monotonic() - self.last_write
+        is_judged = self.has_heading or not self.has_zero
+        if is_judged and not self.plan.dry_run and seconds > max(WRITE_SECONDS, self.write_s / WRITE_SHARE):
             start = time.monotonic()
             self.table.write()
             self.last_write = time.monotonic()
             self.write_s = self.last_write - start
 
     def finish(self) -> None:
-        """Enter what waits, and write the table.  Raises StorageError."""
-        if not self.has_heading and len(self.waiting) > 1:
-            self.result.headings_were_zero = True
-            self.waiting = [
-                replace(one, records=[replace(record, heading=math.nan, heading_source="") for record in one.records])
-                for one in self.waiting
-            ]
-        self._enter_waiting()
+        """Write the table.  Raises StorageError."""
+        if not self.has_heading:
+            self.result.headings_were_zero = self.table.forget_headings_from(HEADING_SOURCE)
         self.result.num_photos = len(self.table)
         if not self.plan.dry_run and len(self.table):
             self.table.write()
-
-    def _enter_waiting(self) -> None:
-        for cropped in self.waiting:
-            self._enter(cropped)
-        self.waiting = []
-
-    def _enter(self, cropped: Cropped) -> None:
-        for record in cropped.records:
-            if self.table.has(record.path):
-                self.table.update(record)
-            else:
-                self.table.add(record)

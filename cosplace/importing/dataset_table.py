@@ -13,9 +13,10 @@ import tempfile
 import weakref
 from array import array
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ from cosplace.storage import lock_file, storage_errors
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_PER_BLOCK, ROWS_PER_GROUP = 4096, 16_384  # that are read or written at a time
+ROWS_PER_BLOCK, ROWS_PER_GROUP = 1024, 16_384  # that are read or written at a time
 ROWS_PER_INSERT = 32  # SQLite has at most 999 values in a statement
 CACHE_KB = 8192  # of the database, in memory
 MAX_RECENT = 8192  # hashes in a Python set, before they are sorted in
@@ -228,10 +229,15 @@ class DatasetTable:
         return has_changed
 
     def blocks(self) -> Iterator["pa.Table"]:
-        """All rows, sorted by path."""
+        """All rows, sorted by path, in groups."""
+        import pyarrow as pa
+
         found = self._query(f"SELECT {NAMES} FROM photos ORDER BY path")
-        while rows := found.fetchmany(ROWS_PER_GROUP):
-            yield table_of_columns(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
+        # As values of Python, rows need much memory.
+        few_rows = iter(lambda: found.fetchmany(ROWS_PER_BLOCK), [])
+        while group := [_table_of(rows) for rows in islice(few_rows, ROWS_PER_GROUP // ROWS_PER_BLOCK)]:
+            yield pa.concat_tables(group)
+            pa.default_memory_pool().release_unused()
 
     def write(self) -> None:
         """Write the table as it is now.  Raises StorageError; the file on disk is then unchanged."""
@@ -285,6 +291,23 @@ class DatasetTable:
     def _has_unknown_headings(self, camera: str) -> bool:
         statement = "SELECT 1 FROM photos WHERE camera = ? AND heading IS NULL LIMIT 1"
         return self._query(statement, (camera,)).fetchone() is not None
+
+    def headings_from(self, heading_source: str) -> Iterator[tuple[str, float]]:
+        """Paths, as text, and headings of the photos whose heading has this source."""
+        statement = "SELECT path, heading FROM photos WHERE heading_source = ? AND heading IS NOT NULL"
+        yield from self._query(statement, (heading_source,))
+
+    def forget_headings_from(self, heading_source: str) -> bool:
+        """Remove the headings that have this source, all of them 0 or from a 0; returns whether there were any.
+
+        Those of a single file are kept, as it may face north exactly; but not if there are photos without a heading:
+        theirs may have been removed earlier.
+        """
+        files = "SELECT count(DISTINCT source) FROM photos WHERE heading_source = ? OR heading IS NULL"
+        if self._query(files, (heading_source,)).fetchone()[0] < MIN_ZERO_HEADINGS:
+            return False
+        change = "UPDATE photos SET heading = NULL, heading_source = '' WHERE heading_source = ?"
+        return self._query(change, (heading_source,)).rowcount > 0
 
     def summary(self) -> dict[str, int]:
         """How many rows have a position, a heading, a time."""
@@ -348,10 +371,15 @@ def _record(row: tuple[Any, ...]) -> PhotoRecord:
     return PhotoRecord(**values)
 
 
+def _table_of(rows: Sequence[tuple[Any, ...]]) -> "pa.Table":
+    """The Arrow table of rows of the database."""
+    return table_of_columns(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
+
+
 def _comparable(record: PhotoRecord) -> list[Any]:
-    """All values, as the table stores them, to compare them.  Headings of 0 may have been removed."""
+    """All values, as the table stores them, to compare them.  Measured headings of 0 may have been removed."""
     values = _values(record)
     values["time"] = record.time if math.isnan(record.time) else round(record.time * 1e6)
-    if record.heading == 0:
+    if record.heading == 0 and record.heading_source in MEASURED:
         values |= {"heading": math.nan, "heading_source": ""}
     return [value if is_known(value) else None for value in values.values()]

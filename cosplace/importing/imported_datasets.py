@@ -6,7 +6,7 @@ from pathlib import Path
 from cosplace.config.importing import ImportSettings
 from cosplace.importing.records import Entry, FoundPhoto, Problem
 from cosplace.photos.image_list import is_below
-from cosplace.photos.tables import TABLE_NAME, from_table, read_table
+from cosplace.photos.tables import TABLE_NAME, from_table, read_blocks
 
 ROWS_PER_BLOCK = 4096
 
@@ -18,9 +18,9 @@ def detects(path: Path) -> bool:
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:
     """The photos of the table, with all that it knows of them."""
-    table, inside = read_table(path / TABLE_NAME), (str(path.resolve()),)
-    for start in range(0, len(table), ROWS_PER_BLOCK):
-        for record in from_table(table.slice(start, ROWS_PER_BLOCK)):
+    inside = (str(path.resolve()),)
+    for block in read_blocks(path / TABLE_NAME, ROWS_PER_BLOCK):
+        for record in from_table(block):
             file = path / record.path
             if is_below(str(file.resolve()), inside):
                 yield FoundPhoto(file=file, record=record, use_exif=False)

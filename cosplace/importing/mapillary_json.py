@@ -37,7 +37,7 @@ from cosplace.storage import write_atomically
 
 TIME_PATTERN = re.compile(r"(\d{4})_(\d\d)_(\d\d)_(\d\d)_(\d\d)_(\d\d)_(\d+)")
 NAME = "mapillary_image_description.json"
-MARKS = (b'"MAPLatitude"', b'"MAPGPSTrack"', b'"MAPCaptureTime"')
+MARKS = re.compile(rb'"MAPLatitude"|"MAPGPSTrack"|"MAPCaptureTime"|"error"\s*:\s*\{\s*"(?:type|message)"')
 HEADING_SOURCE = "table"
 DEGREE_DIGITS = 9  # 0.1 mm
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ Row = dict[str, Any]
 def detects(path: Path) -> bool:
     """Whether a file is a description of mapillary_tools."""
     head = json_head(path)
-    return head[:1] == b"[" and (path.name == NAME or any(mark in head for mark in MARKS))
+    return head[:1] == b"[" and (path.name == NAME or MARKS.search(head) is not None)
 
 
 def read(path: Path, settings: ImportSettings) -> Iterator[Entry]:

@@ -84,12 +84,14 @@ def rotation_of(axis_angle: np.ndarray) -> np.ndarray:
 
 
 def _reference(part: dict[str, Any], path: Path) -> Georeference | None:
-    """The local frame of reference_lla, in the reconstruction or in the file next to it; None without."""
+    """The local frame of reference_lla, in the reconstruction or in the file next to it; None without, or at 0, 0."""
     own, file = part.get("reference_lla"), path.with_name(REFERENCE_NAME)
     reference = own if isinstance(own, dict) else read_json(file) if file.is_file() else None
     if not isinstance(reference, dict):
         return None
     latitude, longitude = number(reference.get("latitude")), number(reference.get("longitude"))
+    if latitude == longitude == 0:  # no fix
+        return None
     altitude_m = number(reference.get("altitude"))
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):
         raise DatasetError(f"{file}: the reference has no valid latitude and longitude. Fix it, or use --origin.")

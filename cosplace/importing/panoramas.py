@@ -26,7 +26,7 @@ from cosplace.photos.image_list import photo_path
 from cosplace.photos.names import FIELDS
 from cosplace.photos.opening import read_file
 from cosplace.photos.panoramas import Coverage, coverage_of, gpano_heading, gpano_tilt
-from cosplace.photos.tables import TABLE_NAME, PhotoRecord, from_table, read_table
+from cosplace.photos.tables import TABLE_NAME, PhotoRecord, from_table, read_blocks
 from cosplace.photos.xmp import read_xmp
 
 EQUIRECTANGULAR = "equirectangular"
@@ -66,9 +66,8 @@ def list_images(source: Path, *, follow_outside: bool = False) -> Iterator[Entry
 
 def _listed_in_table(table: Path, *, follow_outside: bool) -> Iterator[Entry]:
     inside = () if follow_outside else (os.path.realpath(table.parent),)
-    rows = read_table(table)
-    for start in range(0, len(rows), ROWS_PER_STEP):
-        for record in from_table(rows.slice(start, ROWS_PER_STEP)):
+    for block in read_blocks(table, ROWS_PER_STEP):
+        for record in from_table(block):
             if record.projection not in ("", EQUIRECTANGULAR):
                 yield Problem(name=record.path, reason=f"it is not a panorama: its projection is {record.projection}")
                 continue
@@ -153,6 +152,13 @@ def crop_path(panorama: Panorama, yaw: float, heading: float, pitch: float) -> s
     if len(raw) > MAX_STEM_BYTES:
         stem = raw[:MAX_STEM_BYTES].decode("utf-8", "ignore")
     return f"{folder}{slash}{stem}_{_angle(yaw, 3)}.jpg"
+
+
+def faces_north(path: str, heading: float) -> bool:
+    """Whether a crop with this path and heading is of a panorama whose own heading is 0: both say the same yaw."""
+    stem = path.rpartition("/")[2].removesuffix(".jpg")
+    yaw = stem.split("@")[FIELDS["tile"] :][:1] if _is_at_name(stem) else [stem.rpartition("_")[2]]
+    return yaw == [_angle(heading, 3)]
 
 
 def _is_at_name(stem: str) -> bool:

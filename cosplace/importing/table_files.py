@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import struct
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -272,7 +273,9 @@ def _read_geopackage(path: Path) -> RawTable:
             raise DatasetError(
                 f"{path} has {len(layers)} layers ({', '.join(layers[:5])}). Export the one with the photos on its own."
             )
-        meta, _, geometry, fields = pyogrio.raw.read(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Non-conformant content")  # such as offsets, which are understood
+            meta, _, geometry, fields = pyogrio.raw.read(path, datetime_as_string=True)  # else offsets are lost
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise DatasetError(f"{path} cannot be read as GeoPackage ({error}). Export it again.") from error
     columns = dict(zip(map(str, meta["fields"]), (list(values) for values in fields), strict=True))

@@ -1,9 +1,11 @@
-"""Tracks inside videos of GoPro (GPMF), of cameras that write CAMM, and of BlackVue.  Side effects: reads files.
+"""Tracks inside videos of GoPro (GPMF), of cameras that write CAMM, and of BlackVue.
 
-mapillary_tools parses them.  Times of these tracks are seconds from the start of the video.
+mapillary_tools parses them.  Times of these tracks are seconds from the start of the video.  Side effects: reads files
+and the clock.
 """
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,10 +90,10 @@ class _Points:
 def _start(clocks: list[tuple[float, float]]) -> float:
     """Time at which the video starts.  Several points may share a clock reading: the first of them counts."""
     first: dict[float, float] = {}
-    for time, clock in clocks:
+    for seconds, clock in clocks:
         if clock >= FIRST_TIME:
-            first.setdefault(clock, time)
-    return float(np.median([clock - time for clock, time in first.items()])) if first else UNKNOWN
+            first.setdefault(clock, seconds)
+    return float(np.median([clock - seconds for clock, seconds in first.items()])) if first else UNKNOWN
 
 
 def _read_gopro(file: BinaryIO, created: float) -> _Points | None:
@@ -126,11 +128,11 @@ def _read_camm(file: BinaryIO, created: float) -> _Points | None:
 def _unix_time(gps_time: float, created: float) -> float:
     """Seconds since 1970 of a CAMM time: from 1980 by the specification, from 1970 as some programs write it.
 
-    The one near the creation time of the file is right.
+    It is from 1970 if that is near the creation time of the file, or if a time from 1980 would be in the future.
     """
-    if abs(gps_time - created) < SAME_CLOCK_S:
-        return gps_time
-    return gps_time + GPS_EPOCH_S - LEAP_SECONDS
+    from_1980 = gps_time + GPS_EPOCH_S - LEAP_SECONDS
+    is_from_1970 = abs(gps_time - created) < SAME_CLOCK_S or gps_time <= time.time() < from_1980
+    return gps_time if is_from_1970 else from_1980
 
 
 def _read_blackvue(file: BinaryIO, created: float) -> _Points | None:

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosplace.device import at_least_float32
 from cosplace.errors import ConfigError
 from cosplace.models.boq import BagOfQueries
 from cosplace.models.layers import GeM, L2Norm
@@ -61,7 +62,7 @@ class LearnedTokens(nn.Module):
         """Concatenate the tokens.  Raises ConfigError without them."""
         if token is None or token.ndim != 3:
             raise ConfigError("The aggregation 'tokens' needs a transformer with learned tokens. Use another one.")
-        return F.normalize(token.flatten(1).float(), dim=1)
+        return F.normalize(at_least_float32(token.flatten(1)), dim=1)
 
 
 def build_aggregation(

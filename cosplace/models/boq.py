@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosplace.device import at_least_float32
+
 HEAD_DIM = 64  # dimensions of an attention head
 FEEDFORWARD = 4  # width of the hidden layer of an encoder, in multiples of D
 
@@ -117,4 +119,4 @@ class BagOfQueries(nn.Module):
             tokens, answers = block(tokens)
             found.append(answers)
         mixed = self.fc(torch.cat(found, dim=1).transpose(1, 2))  # (B, D, rows)
-        return F.normalize(mixed.flatten(1).float(), dim=1)
+        return F.normalize(at_least_float32(mixed.flatten(1)), dim=1)

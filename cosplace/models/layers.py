@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosplace.device import at_least_float32
 from cosplace.models.gradients import PowerMean, UnitLength, needs_gradient
 
 GEM_START = 3.0  # initial value of the learned power
@@ -14,11 +15,11 @@ GEM_EPS = 1e-6
 
 
 class L2Norm(nn.Module):
-    """Scale vectors along dimension 1 to length 1, in float32: (B, D, ...) -> (B, D, ...)."""
+    """Scale vectors along dimension 1 to length 1, in float32 or more: (B, D, ...) -> (B, D, ...)."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Scale each vector of `inputs`; zero vectors stay zero."""
-        inputs = inputs.float()
+        inputs = at_least_float32(inputs)
         if needs_gradient(inputs):
             return UnitLength.apply(inputs)  # the same, with a faster gradient
         return F.normalize(inputs, p=2.0, dim=1)
@@ -33,8 +34,8 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Pool `inputs` in float32; the result has the precision of the parameters, for the layers that follow."""
-        inputs, p = inputs.float(), self.p.float()
+        """Pool `inputs` in float32 or more; the result has the type of the parameters, for the layers that follow."""
+        inputs, p = at_least_float32(inputs), at_least_float32(self.p)
         if needs_gradient(inputs, p):
             return PowerMean.apply(inputs, p, self.eps).to(self.p.dtype)  # the same, with a faster gradient
         # exp(p log x) is x ** p in half the time.  A mean over dimensions can be exported for images of any size; a

@@ -99,18 +99,21 @@ class GeoLocalizationNet(nn.Module):
         self.freeze(train_all_layers, frozen_layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute descriptors (B, fc_output_dim) float32 of ImageNet-normalized images (B, 3, H, W)."""
+        """Compute descriptors (B, fc_output_dim) of ImageNet-normalized images (B, 3, H, W).
+
+        In float32; in float64 if the weights are (`.double()`).
+        """
         features, token = self.features(images)
         return self.aggregation(features) if self.aggregation_name == "gem" else self.aggregation(features, token)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, features_dim, h, w) of images (B, 3, H, W), and the token of a transformer."""
+        kind = next(self.backbone.parameters()).dtype
         if self.design is None:
-            return self.backbone(images), None
-        images = fit_size(images, self.design)
-        output = self.backbone(images.to(next(self.backbone.parameters()).dtype))
+            return self.backbone(images.to(kind)), None
+        output = self.backbone(fit_size(images, self.design).to(kind))
         features, token = output if isinstance(output, tuple) else (output, None)
-        kind = next((one.dtype for one in self.aggregation.parameters()), torch.float32)
+        kind = next((one.dtype for one in self.aggregation.parameters()), kind)
         return features.to(kind), None if token is None else token.to(kind)
 
     def _build(self, design: Design, generator: torch.Generator | None, image_size: int | None) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosplace.device import at_least_float32
 from cosplace.errors import InputSizeError
 from cosplace.models.layers import L2Norm
 
@@ -57,10 +58,11 @@ class OptimalTransport(nn.Module):
         if not torch.compiler.is_compiling():
             check_patches(features, self.num_clusters)
         token = features.mean((2, 3)) if token is None else token
-        shares = transport(self.score(features).flatten(2).float(), self.dust_bin.float())  # (B, M, n)
-        values = self.cluster_features(features).flatten(2).float()  # (B, L, n)
+        scores = at_least_float32(self.score(features).flatten(2))  # (B, M, n)
+        shares = transport(scores, at_least_float32(self.dust_bin))  # (B, M, n)
+        values = at_least_float32(self.cluster_features(features).flatten(2))  # (B, L, n)
         clusters = F.normalize(values @ shares.transpose(1, 2), dim=1)  # (B, L, M)
-        own = F.normalize(self.token_features(token).float(), dim=1)  # (B, T)
+        own = F.normalize(at_least_float32(self.token_features(token)), dim=1)  # (B, T)
         return F.normalize(torch.cat([own, clusters.flatten(1)], dim=1), dim=1)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosplace.device import at_least_float32
 from cosplace.models.resampling import resample
 
 SHARPNESS = 100.0  # of NetVLAD's assignment before training: its scores are 100 times the cosine
@@ -64,7 +65,7 @@ class MixVPR(nn.Module):
             features = resample(features, *self.grid)
         mixed = self.mix(features.flatten(2))  # (B, C, n)
         projected = self.channel_proj(mixed.transpose(1, 2)).transpose(1, 2)  # (B, channels_out, n)
-        return F.normalize(self.row_proj(projected).flatten(1).float(), dim=1)
+        return F.normalize(at_least_float32(self.row_proj(projected).flatten(1)), dim=1)
 
 
 class ConvAP(nn.Module):
@@ -81,7 +82,7 @@ class ConvAP(nn.Module):
 
     def forward(self, features: Tensor, token: Tensor | None = None) -> Tensor:
         """Aggregate features (B, C, h, w)."""
-        projected = self.channel_pool(features).float()
+        projected = at_least_float32(self.channel_pool(features))
         rows = _mean_weights(self.cells[0], projected.shape[-2]).to(projected)
         columns = _mean_weights(self.cells[1], projected.shape[-1]).to(projected)
         return F.normalize((rows @ projected @ columns.T).flatten(1), dim=1)
@@ -115,8 +116,8 @@ class NetVLAD(nn.Module):
 
     def forward(self, features: Tensor, token: Tensor | None = None) -> Tensor:
         """Aggregate features (B, C, h, w)."""
-        features = F.normalize(features.float(), dim=1).to(self.conv.weight.dtype)
-        shares = self.conv(features).flatten(2).float().softmax(1)  # (B, K, n)
-        sums = shares @ features.flatten(2).float().transpose(1, 2)  # (B, K, C)
-        differences = sums - shares.sum(2, keepdim=True) * self.centroids.float()
+        features = F.normalize(at_least_float32(features), dim=1).to(self.conv.weight.dtype)
+        shares = at_least_float32(self.conv(features).flatten(2)).softmax(1)  # (B, K, n)
+        sums = shares @ at_least_float32(features.flatten(2)).transpose(1, 2)  # (B, K, C)
+        differences = sums - shares.sum(2, keepdim=True) * at_least_float32(self.centroids)
         return F.normalize(F.normalize(differences, dim=2).flatten(1), dim=1)

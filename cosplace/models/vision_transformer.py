@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosplace.device import at_least_float32
 from cosplace.errors import ConfigError, InputSizeError
 from cosplace.models.resampling import bicubic_weights
 
@@ -183,7 +184,8 @@ class VisionTransformer(nn.Module):
         thousandth of the time of the blocks, and follows the stored positions while they are trained.
         """
         settings = self.settings
-        stored = self.pos_embed[0, 1:].T.unflatten(1, (settings.grid, settings.grid)).float()  # (D, grid, grid)
+        stored = self.pos_embed[0, 1:].T.unflatten(1, (settings.grid, settings.grid))
+        stored = at_least_float32(stored)  # (D, grid, grid)
         offset = self._offset(height, width)
         rows, columns = (
             bicubic_weights(size, settings.grid, stored, offset=offset, antialias=settings.antialias)

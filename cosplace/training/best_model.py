@@ -40,10 +40,13 @@ def epoch_text(epoch: int) -> str:
 def save_best_model(folder: Path, model: GeoLocalizationNet, card: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write best_model.pth, a plain state dict that the original code loads too, and best_model.safetensors.
 
-    card: entries for the card of the latter.  If the process is killed between the two files, resuming writes both
-    again, because the checkpoint of the epoch is written last.
+    Both are float32, also of a run with --use_float64.  card: entries for the card of the latter.  If the process is
+    killed between the two files, resuming writes both again, because the checkpoint of the epoch is written last.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = {
+        key: (value.float() if value.dtype == torch.float64 else value).detach().cpu().contiguous()
+        for key, value in model.state_dict().items()
+    }
     write_atomically(folder / BEST_MODEL, lambda file: torch.save(weights, file))
     write_weights(folder / BEST_MODEL_SAFE, weights, model_card(model, weights) | dict(card))
 

@@ -76,6 +76,11 @@ class RunState:
         return any(isinstance(one, SplitClassifier) for one in self.classifiers)
 
     @property
+    def number_type(self) -> torch.dtype:
+        """Of all weights: float64 with --use_float64, else float32."""
+        return next(self.model.parameters()).dtype
+
+    @property
     def is_new(self) -> bool:
         """Whether nothing was trained or validated yet."""
         return self.epoch == self.iteration == 0 and self.start_hits is None

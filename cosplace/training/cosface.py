@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosplace.device import at_least_float32
 from cosplace.errors import ConfigError
 from cosplace.training.cosface_gradient import NORM_EPS, cosface_loss
 
@@ -42,10 +43,13 @@ class MarginCosineProduct(nn.Module):
         nn.init.xavier_uniform_(self.weight, generator=generator)
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C) float32 of descriptors (B, D), of any norm, with true classes `labels` (B,) int64."""
+        """Logits (B, C) float32 of descriptors (B, D), of any norm, with true classes `labels` (B,) int64.
+
+        They are float64 if descriptors and class weights are.
+        """
         # bf16 has 3 digits: cosines of similar classes would tie, so the logits are computed in float32.
         with torch.autocast(inputs.device.type, enabled=False):
-            inputs, weight = inputs.float(), self._weight_of(inputs).float()
+            inputs, weight = at_least_float32(inputs), at_least_float32(self._weight_of(inputs))
             scaled = inputs * (self.s / inputs.norm(dim=1, keepdim=True).clamp(min=NORM_EPS))  # (B, D)
             logits = scaled @ weight.t() / weight.norm(dim=1).clamp(min=NORM_EPS)  # (B, C)
             # The margin changes one logit per row; a one-hot matrix would be as large as the logits.
@@ -53,7 +57,7 @@ class MarginCosineProduct(nn.Module):
             return logits.scatter_add_(1, labels.unsqueeze(1), margins)
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy () float32 of the logits: `cross_entropy(self(inputs, labels), labels)`.
+        """Mean cross entropy () of the logits: `cross_entropy(self(inputs, labels), labels)`.
 
         inputs: descriptors (B, D), or their first d dimensions (B, d), which are compared with those of the class
         weights.  labels: (B,) int64.  Training uses the gradient by formula (cosface_gradient.py), which cannot be
@@ -63,7 +67,7 @@ class MarginCosineProduct(nn.Module):
         if not needs_gradient or torch.compiler.is_compiling():
             return F.cross_entropy(self(inputs, labels), labels)
         weight = self._weight_of(inputs)
-        return cosface_loss(inputs.float(), weight.float(), labels, self.s, self.m)
+        return cosface_loss(at_least_float32(inputs), at_least_float32(weight), labels, self.s, self.m)
 
     def _weight_of(self, inputs: Tensor) -> Tensor:
         dim = inputs.shape[1]

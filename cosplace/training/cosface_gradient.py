@@ -16,9 +16,9 @@ CPU_ROWS = 1024  # class weights per matrix product, so that the next product fi
 
 
 def cosface_loss(descriptors: Tensor, weight: Tensor, labels: Tensor, s: float, m: float) -> Tensor:
-    """Mean cross entropy () of the CosFace logits of descriptors (B, D) float32 and class weights (C, D) float32.
+    """Mean cross entropy () of the CosFace logits of descriptors (B, D) and class weights (C, D).
 
-    labels: (B,) int64.  Cannot be differentiated twice.
+    Both are float32 or both float64.  labels: (B,) int64.  Cannot be differentiated twice.
     """
     return _CosFaceLoss.apply(descriptors, weight, labels, s, m)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosplace.device import at_least_float32
 from cosplace.errors import ConfigError
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.place_batches import PlaceLocations
@@ -62,9 +63,9 @@ class MultiSimilarity(nn.Module):
         self.are_near = are_near
 
     def loss(self, descriptors: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss () in float32, also of 16-bit descriptors and in mixed precision."""
+        """Compute the loss () in float32 or more, also of 16-bit descriptors and in mixed precision."""
         with torch.autocast(descriptors.device.type, enabled=False):
-            return self(descriptors.float(), labels)
+            return self(at_least_float32(descriptors), labels)
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss ()."""

@@ -77,11 +77,12 @@ def expected_bytes(
     largest = groups_per_epoch * max((one.numel() for one in weights), default=0)
     every = sum(one.numel() for one in weights)
     num_classes = max((one.shape[0] for one in weights), default=config.training.batch_size)
-    logits = 3 * 4 * config.training.batch_size * num_classes
+    number = state.number_type.itemsize
+    logits = 3 * number * config.training.batch_size * num_classes
     # Each trained weight has a gradient and two moments of Adam.
-    training = 4 * (network + 3 * trained + 4 * largest) + logits
+    training = number * (network + 3 * trained + 4 * largest) + logits
     activations = config.training.batch_size * _activation_bytes(state.model, config.augmenting.image_size)
-    return training + activations // (2 if dtype else 1), 4 * (network + 2 * trained + 3 * every), 4 * network
+    return training + activations // (2 if dtype else 1), number * (network + 2 * trained + 3 * every), 4 * network
 
 
 def _activation_bytes(model: GeoLocalizationNet, side: int) -> int:

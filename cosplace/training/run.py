@@ -187,7 +187,7 @@ class LossRecorder:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.text = ""  # the last mean, for the progress bar
-        self._sum = torch.tensor(run.state.recent_loss_sum, dtype=torch.float32, device=run.device)
+        self._sum = torch.tensor(run.state.recent_loss_sum, dtype=run.state.number_type, device=run.device)
         self._interval = max(1, run.config.training.iterations_per_epoch // LOSSES_PER_EPOCH)
 
     def add(self, loss: Tensor) -> None:

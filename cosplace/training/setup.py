@@ -54,6 +54,8 @@ def prepare(
     device = choose_device(config.running.device) if processes is None else processes.device
     if config.running.cuda_graphs and (config.running.compile or device.type != "cuda"):
         raise ConfigError("--cuda_graphs needs a GPU from NVIDIA, and no --compile. Train without this flag.")
+    if config.running.use_float64 and device.type == "mps":
+        raise ConfigError("--use_float64: MPS computes with 32 bits at most. Use --device cpu.")
     dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
     opened = None
     if config.extensions.whitened_start and not config.training.resume_train:
@@ -134,6 +136,7 @@ def new_state(
     than --split_classifiers_above.
     """
     knobs = config.training
+    model = model.double() if config.running.use_float64 else model
     model = model.to(device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     classifiers: list[MarginCosineProduct | MultiSimilarity] = []
     of_groups = locations or [None] * len(counts)
@@ -145,6 +148,7 @@ def new_state(
         whole = MarginCosineProduct(
             model.fc_output_dim, num_classes, s=knobs.scale, m=knobs.margin, generator=generator
         )
+        whole = whole.double() if config.running.use_float64 else whole
         is_large = whole.weight.numel() > config.processes.split_classifiers_above
         can_split = processes is not None and num_classes >= processes.world_size
         classifiers.append(SplitClassifier(whole, processes) if processes and can_split and is_large else whole)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
+from cosplace.device import at_least_float32
 from cosplace.errors import ConfigError
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.cosface_gradient import NORM_EPS, class_logits, gradients_of_product
@@ -36,8 +37,8 @@ class SplitClassifier(MarginCosineProduct):
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy () of descriptors (B, D) and labels (B,) of the whole batch, the same in each process."""
-        weight = self._weight_of(inputs)
-        return _SplitLoss.apply(inputs.float(), weight.float(), labels, self.s, self.m, self.own.start, self.processes)
+        inputs, weight = at_least_float32(inputs), at_least_float32(self._weight_of(inputs))
+        return _SplitLoss.apply(inputs, weight, labels, self.s, self.m, self.own.start, self.processes)
 
 
 class _SplitLoss(Function):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
+from cosplace.device import at_least_float32
 from cosplace.training.processes import Processes
 
 
@@ -74,7 +75,8 @@ class _SyncedBatchNorm(Function):
         eps: float,
         processes: Processes,
     ) -> Tensor:
-        numbers = inputs.float()
+        numbers = at_least_float32(inputs)
+        kind = numbers.dtype
         count, channels = numbers.numel() // numbers.shape[1], numbers.shape[1]
         own_mean, own_variance = torch.batch_norm_update_stats(numbers, None, None, 0.0)  # (C,), divided by n
 
@@ -88,9 +90,9 @@ class _SyncedBatchNorm(Function):
         mean = (counts * means).sum(0) / total
         variance = (counts * (variances + (means - mean).square())).sum(0) / total
         if running_mean is not None and running_variance is not None:
-            running_mean.mul_(1 - momentum).add_(mean.float(), alpha=momentum)
-            running_variance.mul_(1 - momentum).add_((variance * (total / (total - 1))).float(), alpha=momentum)
-        mean, variance = mean.float(), variance.float()
+            running_mean.mul_(1 - momentum).add_(mean.to(kind), alpha=momentum)
+            running_variance.mul_(1 - momentum).add_((variance * (total / (total - 1))).to(kind), alpha=momentum)
+        mean, variance = mean.to(kind), variance.to(kind)
         ctx.save_for_backward(inputs, weight, mean, variance)
         ctx.eps, ctx.total, ctx.processes = eps, float(total), processes
         return F.batch_norm(numbers, mean, variance, weight, bias, False, 0.0, eps).to(inputs.dtype)
@@ -99,7 +101,7 @@ class _SyncedBatchNorm(Function):
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, mean, variance = ctx.saved_tensors
-        numbers, slopes = inputs.float(), gradients.float()
+        numbers, slopes = at_least_float32(inputs), at_least_float32(gradients)
         # Own sums: of the gradients times x^, and of the gradients.
         _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             slopes, numbers, torch.ones_like(mean), mean, variance, None, None, False, ctx.eps, [False, True, True]
@@ -112,7 +114,7 @@ class _SyncedBatchNorm(Function):
             slope = -gain * scale * sums[0]
             shift = -gain * sums[1] - slope * mean.double()
             shape = (1, -1, *[1] * (inputs.dim() - 2))
-            gain, slope, shift = (one.float().view(shape) for one in (gain, slope, shift))
+            gain, slope, shift = (one.to(slopes.dtype).view(shape) for one in (gain, slope, shift))
             by_input = torch.addcmul(shift, numbers, slope).addcmul_(slopes, gain).to(inputs.dtype)
         return (
             by_input,

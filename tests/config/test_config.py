@@ -49,7 +49,7 @@ TRAIN_KEYS = SHARED_KEYS | {
     "margin", "scale", "resume_train", "checkpoint_minutes", "whitened_start", "margin_ramp", "lr_schedule",
     "warmup_iterations",
     "brightness", "contrast", "hue", "saturation", "random_resized_crop", "augmentation_device", "compile",
-    "cuda_graphs", "seeds", "logger", "nested_dims", "method", "focal_distance", "max_view_error",
+    "cuda_graphs", "use_float64", "seeds", "logger", "nested_dims", "method", "focal_distance", "max_view_error",
     "panoramas", "heading_offset", "photos_per_place", "extra_datasets", "process_timeout_minutes",
     "split_classifiers_above",
 }  # fmt: skip

@@ -94,6 +94,10 @@ def test_pytorch_engines(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "cosplace"):
         engine = open_engine("torch", network, device="cpu")
         assert np.abs(engine.describe(photos) - expected).max() < 1e-6
+        assert isinstance(engine, TorchEngine)
+        engine.release_original()
+        assert np.abs(engine.describe(photos) - expected).max() < 1e-6 and engine.dimension == expected.shape[1]
+        assert engine.checksum == model_checksum(network) and not hasattr(engine, "network")
         assert not caplog.messages
         bf16 = open_engine("torch_bf16", network, device="cpu", image_size=64).describe(photos)
     assert cosines(bf16, expected).min() > 0.999 and not np.array_equal(bf16, expected)

@@ -89,6 +89,8 @@ def test_error_rows_and_missing_files_are_listed(tmp_path: Path) -> None:
     assert "named twice" in reasons[1]
     assert "was not found" in reasons[2]
     assert reasons[3:] == ["has no file name", "has no file name"]
+    only_errors = write(tmp_path, {"filename": "/x/b.jpg", "filetype": "image", "error": error})
+    assert detects(only_errors.rename(tmp_path / "trip.json"))
 
 
 def test_paths_of_another_machine(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_video(tmp_path: Path) -> None:
 
 
 def test_other_files(tmp_path: Path) -> None:
-    for content in ('{"MAPLatitude": 1}', "[]", "[1, 2]", "MAPLatitude", ""):
+    for content in ('{"MAPLatitude": 1}', '[{"filename": "a.jpg", "error": "5 m"}]', "[]", "[1, 2]", "MAPLatitude", ""):
         (tmp_path / "x.json").write_text(content)
         assert not detects(tmp_path / "x.json")
     (tmp_path / "x.json").write_text('[{"MAPLatitude": 1,')

@@ -331,6 +331,27 @@ def test_headings_of_zero_on_all_panoramas_are_unknown(tmp_path: Path, capsys) -
     assert sorted(record.heading for record in rows(tmp_path / "town")) == [0, 0, 90, 180, 180, 270]
 
 
+def test_headings_of_zero_are_judged_with_those_of_earlier_runs(tmp_path: Path, capsys) -> None:
+    """First one panorama, which may face north; then more in the same folder or in another."""
+
+    def headings_after(folder: str, **added: int) -> list[float]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name, heading in added.items():
+            (tmp_path / folder / f"{name}.jpg").write_bytes(jpeg(smooth(seed=heading), gps(45, 7, heading)))
+        assert run(tmp_path / folder, "--to", tmp_path / "city", "--yaws", 0, 51.4286) == 0
+        return [record.heading for record in rows(tmp_path / "city")]
+
+    north = [0, 51.4286]
+    assert headings_after("a", one=0) == north
+    assert "exactly 0" not in capsys.readouterr().out
+    assert np.isnan(headings_after("b", two=0)).all()
+    assert np.isnan(headings_after("c", three=0)).all()
+    assert "exactly 0" in capsys.readouterr().out
+    earlier, (four, _, *three) = np.split(headings_after("c", four=90), [4])
+    assert np.isnan(earlier).all() and four == 90 and three == north
+    assert headings_after("b")[2:4] == headings_after("a")[:2] == north
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

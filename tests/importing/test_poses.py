@@ -476,7 +476,10 @@ def test_opensfm(tmp_path: Path, inside: bool) -> None:
     assert records[cameras[2].name].field_of_view == pytest.approx(FOV)
 
 
-def test_opensfm_without_reference_along_a_line_is_aligned_by_its_vertical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", [None, (0.0, 0.0, 0.0)])
+def test_opensfm_without_reference_along_a_line_is_aligned_by_its_vertical(
+    tmp_path: Path, reference: tuple | None
+) -> None:
     cameras = [Camera(f"{number}.jpg", 45.0 + 1e-4 * number, 7.0, 100.0, 30.0 * number, 0.0) for number in range(9)]
     write_photos(
         tmp_path / "sfm" / "images", cameras, lambda one: gps_exif(one.latitude, one.longitude, one.altitude_m)
@@ -484,7 +487,7 @@ def test_opensfm_without_reference_along_a_line_is_aligned_by_its_vertical(tmp_p
     centers, rotations = to_enu(cameras, 45.0, 7.0, 100.0)
     turn = Rotation.from_euler("z", 50, degrees=True).as_matrix()
     part = opensfm_part([one.name for one in cameras], centers @ turn / 2, turn.T @ rotations)
-    write_opensfm(tmp_path / "sfm" / "reconstruction.json", [part], None)
+    write_opensfm(tmp_path / "sfm" / "reconstruction.json", [part], reference)
     assert_as_made(imported(tmp_path / "data", tmp_path / "sfm"), cameras)
 
 

@@ -2,9 +2,10 @@
 
 import json
 import math
+import sqlite3
 import struct
 import unicodedata
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -389,6 +390,34 @@ def test_offsets_of_times_may_be_in_a_column(name: str, offset: str, hours: floa
     found = table(tmp_path, f"file,lat,lon,time,{name}\na.jpg,1,2,2026-05-01 12:00:00,{offset}\n")
     noon = datetime(2026, 5, 1, 12, tzinfo=UTC).timestamp()
     assert found.values["time"].tolist() == [noon + 3600 * hours]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".geojson", ".gpkg"])
+def test_offsets_of_times_are_used_in_any_kind_of_table(suffix: str, tmp_path: Path) -> None:
+    times = [f"2026-05-01T12:00:00{zone}" for zone in ("", "Z", "+02:00", ".5-05:30")]
+    names, path = [f"{row}.jpg" for row in range(4)], tmp_path / f"table{suffix}"
+    if suffix == ".csv":
+        rows = [f"{name},45,7,{time}" for name, time in zip(names, times, strict=True)]
+        path.write_text("\n".join(["filename,lat,lon,time", *rows]), "utf-8")
+    elif suffix == ".geojson":
+        point = {"type": "Point", "coordinates": [7, 45]}
+        features = [{"type": "Feature", "properties": {"filename": name, "time": time}, "geometry": point}
+                    for name, time in zip(names, times, strict=True)]  # fmt: skip
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), "utf-8")
+    else:
+        pyogrio = pytest.importorskip("pyogrio")
+        point, no_times = struct.pack("<BIdd", 1, 1, 7, 45), np.full(4, "NaT", "datetime64[ms]")
+        pyogrio.raw.write(
+            path, np.array([point] * 4, object), [np.array(names, object), no_times], ["filename", "time"],
+            crs="EPSG:4326", geometry_type="Point", driver="GPKG", SPATIAL_INDEX="NO",
+        )  # fmt: skip
+        with closing(sqlite3.connect(path)) as database, database:
+            database.executemany(
+                f'UPDATE "{path.stem}" SET time = ? WHERE filename = ?', zip(times, names, strict=True)
+            )
+    found = read_position_table(path, {}, timezone="Asia/Tokyo").values["time"]
+    noon = datetime(2026, 5, 1, 12, tzinfo=UTC).timestamp()
+    assert [(time - noon) / 3600 for time in found] == pytest.approx([-9, 0, -2, 5.5 + 0.5 / 3600], abs=1e-9)
 
 
 @pytest.mark.parametrize("reference", ["Below Sea Level", "1"])

@@ -1,6 +1,7 @@
 """Frames of videos, with tracks inside and outside of them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("mapillary_tools")
 from cosplace.config.importing import ImportConfig, ImportSettings, TrackSettings
 from cosplace.errors import ConfigError
 from cosplace.geo import destination, geodesic_distances_m
+from cosplace.importing import video_tracks
 from cosplace.importing.records import FoundPhoto, Problem
 from cosplace.importing.tracks import TrackPoint
 from cosplace.importing.video_tracks import read_video_track
@@ -142,8 +144,7 @@ def test_track_inside_a_video(video: Path, kind: str) -> None:
         assert one.record.heading == pytest.approx(90, abs=1)
         assert one.record.heading_source == "track"
         assert abs(gray(one) - gray_of(round(10 * time))) <= 1
-    if kind != "CAMM":  # its times may be from 1970 or from 1980
-        assert found[0].record.time == pytest.approx(START + 100 + times[0], abs=0.02)
+    assert found[0].record.time == pytest.approx(START + 100 + times[0], abs=0.02)
     assert found[0].record.camera == {"CAMM": "Test Cam 1", "GPMF": "GoPro Hero8 Black", "BlackVue": "BlackVue"}[kind]
     if kind == "GPMF":
         assert found[0].record.accuracy_m == pytest.approx(7.5)
@@ -152,9 +153,11 @@ def test_track_inside_a_video(video: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("since_1980", [True, False])
-def test_epochs_of_camm(video: Path, since_1980: bool) -> None:
+@pytest.mark.parametrize("created", [START, np.nan])
+def test_epochs_of_camm(video: Path, since_1980: bool, created: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_tracks, "time", SimpleNamespace(time=lambda: START + 86_400))
     camm(video, -315_964_800 + 18 if since_1980 else 0)
-    inside = read_video_track(video, 30, created=START)
+    inside = read_video_track(video, 30, created=created)
     assert inside is not None
     assert inside.start == pytest.approx(START + 100, abs=0.01)
 

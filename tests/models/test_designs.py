@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cosplace.config.names import AGGREGATIONS, canonical_backbone
 from cosplace.errors import CheckpointError, ConfigError, InputSizeError
@@ -101,6 +103,35 @@ def test_dinov2_takes_photos_of_any_size(aggregation: str, tiny_dinov2: str) -> 
             assert torch.equal(network(photos(*size)), opened(photos(*size)))
     with torch.inference_mode(), pytest.raises(InputSizeError, match="too small for patches of 14 pixels"):
         network(photos(6, 140))
+
+
+class Narrowed(TorchDispatchMode):
+    """The names of all operations that make float32 numbers of float64 ones; single numbers do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        inputs, outputs = (
+            {one.dtype for one in tree_leaves(values) if isinstance(one, torch.Tensor) and one.dim()}
+            for values in ((args, kwargs), found)
+        )
+        if torch.float64 in inputs and torch.float32 in outputs:
+            self.names.add(str(func))
+        return found
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_networks_in_double_precision_have_it_in_every_layer(aggregation: str, tiny_dinov2: str) -> None:
+    backbone = tiny_dinov2 if aggregation == "tokens" else "ResNet18_Small"
+    network = GeoLocalizationNet(backbone, 24, generator=generator(), aggregation=aggregation, image_size=160).double()
+    with Narrowed() as narrowed:
+        descriptors = network(photos(160, 192))
+        descriptors.square().sum().backward()
+    assert descriptors.dtype == torch.float64
+    assert narrowed.names == set()
 
 
 def test_salad_refuses_few_patches_in_one_line(tiny_dinov2: str) -> None:

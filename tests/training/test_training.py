@@ -117,6 +117,30 @@ def test_a_stopped_run_resumes_exactly(dataset_folder: Path, whole_run: Path, tm
     assert_same_run(tmp_path, whole_run)
 
 
+def test_double_precision_is_that_of_all_weights_but_the_best_models(
+    dataset_folder: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    train(prepare(settings(dataset_folder, use_float64=True, epochs_num=1, iterations_per_epoch=1)), tmp_path)
+    numbers = [value for value in all_weights(tmp_path) if value.is_floating_point() and value.dim()]
+    assert {value.dtype for value in numbers} == {torch.float64}
+    assert not all(torch.equal(value, value.float().double()) for value in numbers)
+    best = torch.load(tmp_path / BEST_MODEL, weights_only=True)
+    assert {value.dtype for value in best.values()} == {torch.float32, torch.int64}
+    ours, plain = (
+        next(row["loss"] for row in read_metrics(folder) if row["kind"] == "loss") for folder in (tmp_path, whole_run)
+    )
+    assert ours == pytest.approx(plain, rel=1e-5)
+    assert ours != plain
+
+
+def test_double_precision_is_refused_with_other_types(dataset_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--use_float64 and --use_amp16 contradict each other"):
+        settings(dataset_folder, use_float64=True, use_amp16=True)
+    monkeypatch.setattr("cosplace.training.setup.choose_device", lambda _: torch.device("mps"))
+    with pytest.raises(ConfigError, match="--use_float64: MPS"):
+        prepare(settings(dataset_folder, use_float64=True))
+
+
 def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_written(dataset_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--cuda_graphs needs a GPU"):
         train(prepare(settings(dataset_folder, cuda_graphs=True)), tmp_path / "run")
@@ -128,6 +152,7 @@ def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_written(datase
     "mode",
     [
         {"use_amp16": True, "amp_dtype": "bf16"},
+        {"use_float64": True},
         {"groups_num": 2, "N": 2, "M": 10, "L": 1, "augmentation_device": "cpu"},
         pytest.param({"compile": True}, marks=pytest.mark.long),
     ],

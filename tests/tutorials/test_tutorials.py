@@ -131,7 +131,7 @@ def check(blocks: list[Block], folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.long) if page in ("paper.md", "proxy.md") else page for page in PAGES]
+    "page", [page if page == "robot.md" else pytest.param(page, marks=pytest.mark.long) for page in PAGES]
 )
 def test_the_commands_of_a_tutorial_print_what_it_shows(page: str, sample: Path) -> None:
     if shutil.which("curl") is None and "curl " in (FOLDER / page).read_text():

@@ -1,8 +1,8 @@
 """Resize photos to a shorter side: bilinear, with antialiasing.
 
 Tensors become what torchvision's `resize` makes of them, without importing torchvision, which takes longer than
-locating a photo.  Arrays are resized by Pillow, without importing torch, and differ from these by one gray level at
-most.
+locating a photo.  Arrays are resized by Pillow, without importing torch, and differ from these by one gray level,
+rarely by two.
 """
 
 from collections.abc import Sequence

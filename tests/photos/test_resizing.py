@@ -39,7 +39,7 @@ def test_resizing_the_shorter_side_equals_torchvision(
     height=st.integers(1, 90), width=st.integers(1, 90), size=st.tuples(sides, sides), seed=st.integers(0, 9),
     kind=st.sampled_from(["noise", "steps", "gradient"]),
 )  # fmt: skip
-def test_arrays_become_what_tensors_become_within_one_gray_level(
+def test_arrays_become_what_tensors_become_within_two_gray_levels(
     height: int, width: int, size: tuple[int, int], seed: int, kind: str
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -52,7 +52,8 @@ def test_arrays_become_what_tensors_become_within_one_gray_level(
     found = resize(photo, *size)
     assert isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.shape == (3, *size)
     expected = resize(torch.from_numpy(photo), *size).numpy()
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    # Both round after each of two passes; a half may be rounded up by one of them, and down by the other.
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2
 
 
 def test_large_photos_as_arrays() -> None:

@@ -105,13 +105,13 @@ def _find_consensus(
     points: np.ndarray, votes: np.ndarray, has_position: np.ndarray, agree_m: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean points (q, 3) of the matches that agree, and which matches (q, K) bool those are."""
-    squared_m = ((points[:, :, None] - points[:, None]) ** 2).sum(-1)  # (q, K, K)
+    squared_m = sum((along[:, :, None] - along[:, None]) ** 2 for along in np.moveaxis(points, -1, 0))  # (q, K, K)
+    is_near = squared_m <= agree_m**2
     # A vote counts less with distance, so that a row of photos has its consensus in the middle, not at an end.
-    near = np.exp(-squared_m / (2 * (agree_m / 2) ** 2)) * (squared_m <= agree_m**2)
+    near = np.exp(-squared_m / (2 * (agree_m / 2) ** 2), where=is_near, out=np.zeros_like(squared_m))
     support = np.where(has_position, np.einsum("qjk,qk->qj", near, votes), -1.0)
     mode = support.argmax(axis=1)  # the first, thus most similar, of equals
-    rows = np.arange(len(points))
-    agreeing = has_position & (squared_m[rows, mode] <= agree_m**2)
+    agreeing = has_position & is_near[np.arange(len(points)), mode]
     weights = np.where(agreeing, votes, 0.0)
     total = np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return np.einsum("qk,qkd->qd", weights / total, points), agreeing

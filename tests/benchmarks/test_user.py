@@ -12,7 +12,7 @@ import pytest
 from benchmarks.stage import BenchmarkError
 from benchmarks.user import __main__ as user_benchmark
 from benchmarks.user import methods_evaluation, plain_script
-from benchmarks.user.__main__ import CONTESTANTS, COSPLACE, main, missing_packages
+from benchmarks.user.__main__ import CONTESTANTS, COSPLACE, Task, main, missing_packages
 from benchmarks.user.commands import CommandFigures, disk_bytes, measure_command
 from benchmarks.user.photos import write_test_set, write_weights
 from benchmarks.user.shared_steps import KS, read_recalls, recalls_of
@@ -62,6 +62,27 @@ def test_other_recalls_or_descriptors_are_a_difference() -> None:
     assert difference(results(60.0, (1, 0), (0, 1)), ours, 10.0) is None
     assert "cosine of 0.98" in (difference(results(50.0, (1, 0.2), (0, 1)), ours) or "")
     assert "shape" in (difference(results(50.0, (1, 0)), ours) or "")
+
+
+@pytest.mark.parametrize("recall", [50.0, 60.0, 75.0])
+def test_a_side_that_chooses_an_engine_is_left_out_where_its_results_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recall: float
+) -> None:
+    photos = write_test_set(tmp_path / "photos", 40, None, side=32)  # 4 queries of 25 points each
+    task = Task(photos=photos, weights=tmp_path, image_size=32, batch_size=1, num_workers=0)
+    figures = Figures(command=CommandFigures(wall_s=1.0, cpu_s=1.0, memory_mib=1.0), descriptors_mib=1.0, other_mib=1.0)
+    monkeypatch.setattr(user_benchmark, "_measure", lambda *_: figures)
+    monkeypatch.setattr(user_benchmark, "_choose_engine", lambda *_: None)
+    ours = replace(COSPLACE, results=lambda _: results(40.0, (1, 0)))
+    monkeypatch.setattr(user_benchmark, "COSPLACE", ours)
+    other = replace(ours, name="other", results=lambda _: results(recall, (1, 0)), chooses_engine=True)
+    with caplog.at_level("WARNING"):
+        rows = [row.side for row in user_benchmark.compare([other], task, 2)]
+    is_close = recall <= 65
+    assert rows == (["other", "cosplace eval"] if is_close else ["cosplace eval"])
+    assert ("other is left out" in caplog.text) == (not is_close)
+    with pytest.raises(BenchmarkError, match="The results of the other"):
+        user_benchmark.compare([replace(other, chooses_engine=False)], task, 1)
 
 
 def test_recalls_of_the_scripts() -> None:

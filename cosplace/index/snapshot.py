@@ -25,7 +25,8 @@ from cosplace.index.search_index import check_search_index, drop_vector_index, f
 from cosplace.index.store import Store
 from cosplace.retrieval.exact_distances import nearest_of_few
 
-FEW_QUERIES = 8  # up to so many, the search needs no torch
+FEW_QUERIES = 64  # up to so many, all compared at once, numpy is faster than torch
+MAX_SCORES = 1 << 24  # of queries and photos that are compared at once: 67 MB
 MAX_GATHERED = 5_000  # photos that pass a filter: up to so many are read and compared exactly
 MORE_CANDIDATES = 4  # times k photos are searched where a condition passes more photos than the filter
 
@@ -127,7 +128,7 @@ class Snapshot:
 
 def _nearest(queries: np.ndarray, database: np.ndarray, k: int, searchable: np.ndarray | None) -> np.ndarray:
     """Rows (Q, K) of the k nearest descriptors of a database in memory."""
-    if len(queries) <= FEW_QUERIES:
+    if len(queries) <= FEW_QUERIES and len(queries) * len(database) <= MAX_SCORES:
         return nearest_of_few(queries, database, k, searchable)[0]
     from cosplace.retrieval.search import nearest
 

@@ -138,7 +138,7 @@ def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader, ser
     ) -> Response:
         """Find where photos were taken: `results` has a location or an `error` for each, in the order sent."""
         deadline = time.monotonic() + queue.settings.time_limit_s
-        ids = await asyncio.to_thread(served.ids_of_sequence, sequence)
+        ids = None if sequence is None else await asyncio.to_thread(served.ids_of_sequence, sequence)
         where = parse_filter(near, bbox, after, before, None if ids is None else ids.tolist())
         if queue.is_full():  # checked before the body is read
             raise BusyError("The server is busy; try again in a moment.")

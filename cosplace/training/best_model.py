@@ -38,7 +38,12 @@ def epoch_text(epoch: int) -> str:
 
 
 def save_best_model(folder: Path, model: GeoLocalizationNet, card: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Write best_model.pth, a plain state dict that the original code loads too, and best_model.safetensors.
+    """Write best_model.pth and best_model.safetensors, see `save_with_card`."""
+    save_with_card(folder / BEST_MODEL, model, card)
+
+
+def save_with_card(file: Path, model: GeoLocalizationNet, card: Mapping[str, str]) -> None:
+    """Write a .pth file, a plain state dict that the original code loads too, and a .safetensors file with a card.
 
     Both are float32, also of a run with --use_float64.  card: entries for the card of the latter.  If the process is
     killed between the two files, resuming writes both again, because the checkpoint of the epoch is written last.
@@ -47,8 +52,8 @@ def save_best_model(folder: Path, model: GeoLocalizationNet, card: Mapping[str, 
         key: (value.float() if value.dtype == torch.float64 else value).detach().cpu().contiguous()
         for key, value in model.state_dict().items()
     }
-    write_atomically(folder / BEST_MODEL, lambda file: torch.save(weights, file))
-    write_weights(folder / BEST_MODEL_SAFE, weights, model_card(model, weights) | dict(card))
+    write_atomically(file, lambda open_file: torch.save(weights, open_file))
+    write_weights(file.with_suffix(".safetensors"), weights, model_card(model, weights) | dict(card))
 
 
 def copy_best_model(folder: Path, checkpoint: Path) -> None:

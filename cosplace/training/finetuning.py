@@ -30,7 +30,7 @@ from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate
 from cosplace.storage import write_text
-from cosplace.training.best_model import BEST_MODEL, START, save_best_model
+from cosplace.training.best_model import BEST_MODEL, START, save_best_model, save_with_card
 from cosplace.training.comparison import Comparison
 from cosplace.training.enough_places import too_few_places
 from cosplace.training.finetuning_setup import FinetuningPreparation
@@ -90,7 +90,7 @@ def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress =
         queries = queries_text(start)
         log.info("validation of the start: %s (%s)", start.evaluation.recalls_text(), queries)
         if not (resumed and (folder / BEST_MODEL).exists()):
-            _save(prepared, folder, start_network, judgment=start, epoch="")
+            save_best_model(folder, start_network, _card(prepared, start, epoch=""))
         trained: Judgment | None = None
         comparison, best_epoch = None, START
         if prepared.is_worth_training:
@@ -101,7 +101,7 @@ def finetune(prepared: FinetuningPreparation, folder: Path, progress: Progress =
             trained, comparison, best_epoch = _compare(run)
         kept = trained if trained is not None and best_epoch != START else start
         if resumed and kept is start:  # the best model may be of the trained ones
-            _save(prepared, folder, start_network, judgment=start, epoch="")
+            save_best_model(folder, start_network, _card(prepared, start, epoch=""))
         dataset, evaluations, model = _test(prepared, folder, start, kept, progress)
         test_comparison = None
         if kept is not start and prepared.photos.test is not None:
@@ -179,24 +179,19 @@ def _compare(run: FinetuningRun) -> tuple[Judgment, Comparison, int]:
     )
     comparison = compare_judgments(run.start, judgment, prepared.photos.val)
     log.info("%s", comparison.text())
+    epoch = state.best_epoch - state.best_trial * prepared.recipe.epochs_num
+    seed = prepared.config.running.seed + state.best_trial
+    card = _card(prepared, judgment, epoch=f"epoch {epoch + 1}, seed {seed}")
+    save_with_card(run.folder / TRAINED_MODEL, trained, card)
     fewer = int(run.start.queries.sum()) - int(judgment.queries.sum())  # correct queries
     if not comparison.is_better or fewer > 0:
         return judgment, comparison, START
-    epoch = state.best_epoch - state.best_trial * prepared.recipe.epochs_num
-    seed = prepared.config.running.seed + state.best_trial
-    _save(prepared, run.folder, trained, judgment=judgment, epoch=f"epoch {epoch + 1}, seed {seed}")
+    save_best_model(run.folder, trained, card)
     return judgment, comparison, state.best_epoch
 
 
-def _save(
-    prepared: FinetuningPreparation,
-    folder: Path,
-    network: GeoLocalizationNet,
-    *,
-    judgment: Judgment,
-    epoch: str,
-) -> None:
-    """Write best_model.pth and .safetensors.  epoch: of a trained model; "" for the start."""
+def _card(prepared: FinetuningPreparation, judgment: Judgment, *, epoch: str) -> dict[str, str]:
+    """Entries for the card of a model.  epoch: of a trained model; "" for the start."""
     recalls = {str(k): round(recall, 2) for k, recall in judgment.evaluation.recalls.items()}
     card = {
         "method": "cosplace",
@@ -211,7 +206,7 @@ def _save(
         card |= training_card_entries(photos, judgment.evaluation, prepared.photos.val)
     elif model != IMAGENET:
         card |= training_entries(weights_path(model))
-    save_best_model(folder, network, card)
+    return card
 
 
 def image_size_of(prepared: FinetuningPreparation, *, is_trained: bool) -> int | None:

@@ -3,7 +3,7 @@
 Files of a run, besides those of `checkpoint`:
 
     best_model.pth     the start, until the end of the run shows that the trained model is better
-    trained_model.pth  the best trained model so far
+    trained_model.pth  the best trained model so far; at the end also as .safetensors, with its card
 """
 
 import pickle

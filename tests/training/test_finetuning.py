@@ -16,6 +16,7 @@ from cosplace.errors import CheckpointError
 from cosplace.index.photo_index import open_index
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model
+from cosplace.models.training_card import read_training_card
 from cosplace.models.weight_files import read_card
 from cosplace.photos.names import optional_fields
 from cosplace.photos.scanning import scan_images
@@ -72,7 +73,8 @@ def test_the_command_writes_the_files_of_a_run(
     (folder,) = (tmp_path / "logs" / "default").iterdir()
     names = {path.name for path in folder.iterdir()}
     assert names >= {
-        "best_model.pth", "best_model.safetensors", "trained_model.pth", "config.json", "results.json",
+        "best_model.pth", "best_model.safetensors", "trained_model.pth", "trained_model.safetensors",
+        "config.json", "results.json",
         "metrics.jsonl", "info.log", "debug.log", "report.html", "last_checkpoint.pth",
     }  # fmt: skip
     results = json.loads((folder / "results.json").read_text())
@@ -81,6 +83,9 @@ def test_the_command_writes_the_files_of_a_run(
     assert results["comparison"]["low"] <= results["comparison"]["difference"] <= results["comparison"]["high"]
     assert results["kept"] == ("trained" if results["comparison"]["low"] > 0 else "start")
     assert same(folder / "best_model.pth", folder / "trained_model.pth" if results["kept"] == "trained" else start)
+    # The card of the trained model lists its photos, also where the start is kept.
+    assert read_training_card(folder / "trained_model.pth") is not None
+    assert (read_training_card(folder / "best_model.pth") is None) == (results["kept"] == "start")
     rows = read_metrics(folder)
     assert [row["seed"] for row in rows if row["kind"] == "epoch"] == [0, 0, 1, 1]
     assert open_model(folder / "best_model.safetensors").fc_output_dim == 8

@@ -185,6 +185,8 @@ def _transformer_settings(method: Method, shapes: Shapes) -> TransformerSettings
     if not numbers:
         raise KeyError("backbone.blocks.0.norm1.weight")
     registers, learned = shapes.get("backbone.register_tokens"), shapes.get("backbone.learned_tokens")
+    if learned is not None and registers is None:  # ImAge was released with registers only
+        raise KeyError("backbone.register_tokens")
     # Models with registers too resample positions as those without: the projects use DINOv2's code in that way.
     return TransformerSettings(
         dim=_shape(shapes, "backbone.cls_token", 3)[2],
@@ -225,7 +227,7 @@ def _salad(shapes: Shapes, channels: int) -> OptimalTransport:
 def _megaloc(shapes: Shapes, channels: int) -> Projected:
     inner = {key.removeprefix("agg."): shape for key, shape in shapes.items() if key.startswith("agg.")}
     dim = _shape(shapes, "linear.weight", 2)[0]
-    return Projected(_salad(inner, channels), dim, bias="linear.bias" in shapes)
+    return Projected(_salad(inner, channels), dim)
 
 
 def _boq(shapes: Shapes, channels: int) -> BagOfQueries:

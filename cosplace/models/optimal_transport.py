@@ -105,10 +105,10 @@ class Projected(nn.Module):
     Attributes: out_dim.
     """
 
-    def __init__(self, aggregation: nn.Module, dim: int, *, bias: bool = True) -> None:
+    def __init__(self, aggregation: nn.Module, dim: int) -> None:
         super().__init__()
         self.agg = aggregation
-        self.linear = nn.Linear(int(aggregation.out_dim), dim, bias=bias)  # ty: ignore[invalid-argument-type]
+        self.linear = nn.Linear(int(aggregation.out_dim), dim)  # ty: ignore[invalid-argument-type]
         self.norm = L2Norm()
 
     @property

@@ -32,7 +32,7 @@ from cosplace.photos.opening import open_image, read_file
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.thumbnails import make_thumbnail
 from cosplace.progress import Progress, Stopwatch, no_progress
-from cosplace.retrieval.extraction import NETWORK, ExtractionSettings, extract
+from cosplace.retrieval.extraction import EQUAL_WITHIN, NETWORK, ExtractionSettings, extract
 
 TASK = "indexing photos"
 DECODING, WRITING = "decoding", "writing"  # parts of the time, beside NETWORK
@@ -87,6 +87,8 @@ class Indexing:
     without_headings: bool = False  # whether the names have 0 for each heading, which means unknown
     contradictions: list[tuple[str, float]] = field(default_factory=list)  # names, and meters between their positions
     first_new_id: int = 0  # ids from here on are of photos that this run has added
+    first_descriptor: np.ndarray | None = None
+    are_equal: bool = True  # all descriptors that were added
     started: float = field(default_factory=time.perf_counter)
     watch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -102,7 +104,7 @@ class Indexing:
         return rows
 
     def result(self) -> IndexingResult:
-        """What happened.  Warns about contradictory names and about headings."""
+        """What happened.  Warns about contradictory names, about headings, and about equal descriptors."""
         if self.contradictions:
             name, meters = self.contradictions[0]
             log.warning(
@@ -114,6 +116,11 @@ class Indexing:
             log.warning(
                 "All %d headings are exactly 0, as cameras without a compass write them. Run `cosplace import` on the "
                 "photos and index its dataset: it leaves such headings out.", len(self.headings),
+            )  # fmt: skip
+        if self.num_added > 1 and self.are_equal and self.first_descriptor is not None:
+            log.warning(
+                "The descriptors of all %s photos are equal: the model does not distinguish them, so any photo is the "
+                "best match of any other. Use another model.", f"{self.num_added:,}",
             )  # fmt: skip
         return IndexingResult(
             num_given=len(self.photos),
@@ -187,6 +194,7 @@ class Indexing:
         kept = [number for number in range(len(new)) if number not in described.failures]
         with self.watch.of(WRITING):
             if kept:
+                self.compare_descriptors(described.descriptors[kept])
                 added = [entries[number] for number in kept]
                 ids |= self.count_added(added, self.index.add(added, described.descriptors[kept]))
             self.remove_former(ids)
@@ -241,6 +249,12 @@ class Indexing:
         if self.stored is not None:
             self.stored([entry.path for entry in entries], result.ids)
         return dict(zip((entry.path for entry in entries), result.ids.tolist(), strict=True))
+
+    def compare_descriptors(self, descriptors: np.ndarray) -> None:
+        """Note whether all descriptors are equal.  descriptors: (n, D) of the next photos, n > 0."""
+        if self.first_descriptor is None:
+            self.first_descriptor = descriptors[0]
+        self.are_equal &= bool(np.abs(descriptors - self.first_descriptor).max() <= EQUAL_WITHIN)
 
     def remove_former(self, ids: dict[str, int]) -> None:
         """Remove the earlier versions of changed files.  ids: of the photos that are at these paths now.

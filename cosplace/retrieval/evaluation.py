@@ -28,7 +28,7 @@ from cosplace.photos.image_list import ImageList
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
-from cosplace.retrieval.extraction import TASK, Extraction, ExtractionSettings, extract, not_finite_text
+from cosplace.retrieval.extraction import EQUAL_WITHIN, TASK, Extraction, ExtractionSettings, extract, not_finite_text
 from cosplace.retrieval.query_views import (
     NATIVE,
     SHORT_SIDE,
@@ -53,7 +53,6 @@ from cosplace.retrieval.recall import (
 from cosplace.retrieval.shards import Descriptors, UnreadableImage
 
 CHECKED_ROWS = 1 << 14  # descriptors that are checked at once
-EQUAL_WITHIN = 1e-6  # of each number of two descriptors
 
 log = logging.getLogger(__name__)
 

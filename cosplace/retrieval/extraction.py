@@ -43,6 +43,7 @@ from cosplace.storage import remove_unfinished
 
 NUM_FILE_SIZES = 64  # file sizes kept with descriptors, to detect copies of the photos at another resolution
 NUM_NAMED = 3  # photos whose names are in an error
+EQUAL_WITHIN = 1e-6  # of each number of two descriptors that count as equal
 NETWORK = "network"  # the part of the time that is spent in the network
 TASK = "extracting descriptors"  # the name of the task in progress reports
 MAX_PENDING_BATCHES = 4  # photos of rare sizes that wait until a batch is full, in batches

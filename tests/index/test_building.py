@@ -68,6 +68,21 @@ def test_build_finds_what_evaluation_finds(tmp_path: Path, encoder: Encoder) -> 
             assert small.format == "JPEG"
 
 
+class OneColor(nn.Module):
+    """A network that has lost all knowledge."""
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(torch.ones(len(photos), 24))
+
+
+def test_equal_descriptors_are_a_warning(tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_dataset(tmp_path / "dataset", num_places=4)
+    build_index(folder, encoder, tmp_path / "index")
+    assert "are equal" not in caplog.text
+    build_index(folder, Encoder(OneColor(), name="one color", image_size=32, device="cpu"), tmp_path / "other")
+    assert "photos are equal: the model does not distinguish them" in caplog.text
+
+
 def test_an_index_may_be_in_the_folder_of_its_photos(tmp_path: Path, encoder: Encoder) -> None:
     """Its own files are no photos, and those of the user are neither counted nor removed."""
     write_place(tmp_path, 0, 0)

@@ -23,8 +23,8 @@ figure divided by cosplace's.  Run it with `python -m benchmarks`.  Each file im
     gpu            training on a GPU: loader, augmentation, step, whole loop
     __main__       the command line
 
-Programs of their own: demo (the table in README.md), index (the photo index), calibration, pictures; user (`cosplace
-eval` and scripts that users write instead); of the server: load_server, serving (with http_clients, plain_server and
-litserve_server) and server_growth.
+Programs of their own: demo (the table in README.md), index (the photo index), calibration, coverage (of 95%
+intervals), pictures; user (`cosplace eval` and scripts that users write instead); of the server: load_server, serving
+(with http_clients, plain_server and litserve_server) and server_growth.
 Needs a system that can fork; memory is measured on Linux.
 """

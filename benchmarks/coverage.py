@@ -1,0 +1,248 @@
+"""How often the 95% intervals of recalls contain the truth, in simulated evaluations.
+
+    python -m benchmarks.coverage [--differences] [--runs N] [--seed N] [--settings all|even|odd]
+
+The queries are in clusters like those of common test sets (STRUCTURES), and are right or wrong together (KINDS).  Hits
+are whole numbers, so the coverage at one exact recall depends on where it is between two of them, even for independent
+queries (Brown, Cai and DasGupta, Statistical Science 2001).  So each run draws its own recall: coverage is the average
+over recalls from 30 to 97%.  Next to it are the coverage of Wilson's interval with the true design effect, which no
+evaluation knows, and the mean width divided by the mean width of that interval.
+
+With --differences: intervals of the difference of two runs on the same queries, whose recalls differ by up to 10
+points; how often two equally good runs are called different, as by `cosplace compare`; the mean width, in points.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtri
+
+from cosplace.assessment.intervals import Estimate, Z, clustered_share, mcnemar, paired_difference
+
+RECALLS = (0.3, 0.97)  # the recall of a run is uniform between these
+LARGEST_DIFFERENCE = 0.1  # of the recalls of two runs
+KINDS = ("0", "0.1", "0.3", "0.5", "whole")  # correlation of two queries of a cluster, or WHOLE
+WHOLE = 0.3  # this share of the clusters is right or wrong as a whole; that is also the correlation
+SHARED = (0.5, 0.8)  # share of the variance of the scores of two runs that is the same in both
+NEAR = 1.0  # percentage points from 95
+
+
+def drives(num: int) -> np.ndarray:
+    """Queries of each of `num` drives: log-normal with a median of 12."""
+    return np.maximum(1, np.round(12 * np.exp(ndtri((np.arange(num) + 0.5) / num)))).astype(np.int64)
+
+
+STRUCTURES = {  # queries of each cluster
+    "100 independent": np.ones(100, np.int64),
+    "315 independent": np.ones(315, np.int64),
+    "740 independent": np.ones(740, np.int64),
+    "1,000 independent": np.ones(1_000, np.int64),
+    "7,000 independent": np.ones(7_000, np.int64),
+    "Tokyo 24/7: 105 places of 3": np.full(105, 3),
+    "as Pitts30k: 284 places of 24": np.full(284, 24),
+    "as MSLS val: 60 drives of 1 to 131": drives(60),
+    "as SF-XL v1: 1,000 in 900 cells": np.repeat([1, 2, 3], [810, 80, 10]),
+    "SF-XS slice, test: 47 cells of 2": np.full(47, 2),
+    "SF-XS slice, val: 40 cells of 2": np.full(40, 2),
+    "30 places of 10": np.full(30, 10),
+    "100 places of 5": np.full(100, 5),
+    "10 places of 10": np.full(10, 10),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An evaluation to simulate."""
+
+    structure: str
+    kind: str  # one of KINDS
+    shared: float = 1.0  # one of SHARED, for two runs
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Queries of each cluster, (C,) int64."""
+        return STRUCTURES[self.structure]
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """The cluster of each query, (Q,) int64."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    @property
+    def correlation(self) -> float:
+        """Of two queries of a cluster."""
+        return WHOLE if self.kind == "whole" else float(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was found for a setting, in percent."""
+
+    setting: Setting
+    coverage: float
+    others: tuple[float, ...]  # one for each further column
+
+
+def settings_of_shares() -> list[Setting]:
+    """All structures and kinds; without clusters, kinds are the same."""
+    return [
+        Setting(structure, kind)
+        for structure, sizes in STRUCTURES.items()
+        for kind in (KINDS if sizes.max() > 1 else KINDS[:1])
+    ]
+
+
+def settings_of_differences() -> list[Setting]:
+    """All structures, correlations and shares of variance that two runs have in common."""
+    return [
+        Setting(setting.structure, setting.kind, shared)
+        for setting in settings_of_shares()
+        if setting.kind != "whole"
+        for shared in SHARED
+    ]
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+def draw_hits(setting: Setting, recall: float, rng: np.random.Generator) -> np.ndarray:
+    """Hits of each cluster, (C,): beta-binomial, or some clusters are right or wrong as a whole."""
+    sizes, correlation = setting.sizes, setting.correlation
+    if setting.kind == "whole":
+        is_whole, is_right = rng.random((2, len(sizes))) < [[WHOLE], [recall]]
+        return rng.binomial(sizes, np.where(is_whole, is_right, recall))
+    if correlation == 0:
+        return rng.binomial(sizes, recall)
+    total = 1 / correlation - 1
+    return rng.binomial(sizes, rng.beta(recall * total, (1 - recall) * total, len(sizes)))
+
+
+def simulate_shares(setting: Setting, runs: int, rng: np.random.Generator) -> Row:
+    """Coverage of the interval of a recall."""
+    sizes, clusters = setting.sizes, setting.clusters
+    rank = np.arange(len(clusters)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of a query in its cluster
+    recalls = rng.uniform(*RECALLS, runs)
+    found = np.empty((runs, 3))  # share, low, high
+    for run, recall in enumerate(recalls.tolist()):
+        estimate = clustered_share(rank < draw_hits(setting, recall, rng)[clusters], clusters)
+        found[run] = estimate.value, estimate.low, estimate.high
+    shares, low, high = found.T / 100
+    mean_size = (sizes**2).sum() / sizes.sum()
+    best_low, best_high = wilson_ends(shares, sizes.sum() / (1 + (mean_size - 1) * setting.correlation))
+    best = percent((best_low <= recalls) & (recalls <= best_high))
+    width = 100 * float((high - low).mean() / (best_high - best_low).mean())
+    return Row(setting, percent((low <= recalls) & (recalls <= high)), (best, width))
+
+
+def wilson_ends(shares: np.ndarray, num: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of Wilson's intervals of shares of `num` independent queries, which may be a fraction."""
+    square = Z**2 / num
+    half = np.sqrt(shares * (1 - shares) * square + square**2 / 4)
+    return (shares + square / 2 - half) / (1 + square), (shares + square / 2 + half) / (1 + square)
+
+
+def percent(is_true: np.ndarray) -> float:
+    """Percentage of True."""
+    return 100 * float(is_true.mean())
+
+
+# --- differences of two runs -----------------------------------------------------------------------------------------
+
+
+def draw_scores(setting: Setting, rng: np.random.Generator) -> np.ndarray:
+    """Scores of the queries in two runs, (2, Q), standard normal; a query is right if its score is low enough.
+
+    A place is difficult for both runs or for one of them, and so is a query.
+    """
+    clusters = setting.clusters
+    places, queries = (
+        math.sqrt(setting.shared) * rng.standard_normal(num)
+        + math.sqrt(1 - setting.shared) * rng.standard_normal((2, num))
+        for num in (len(setting.sizes), len(clusters))
+    )
+    return math.sqrt(setting.correlation) * places[:, clusters] + math.sqrt(1 - setting.correlation) * queries
+
+
+def simulate_differences(setting: Setting, runs: int, rng: np.random.Generator) -> Row:
+    """Coverage of the interval of a difference, and how often two equally good runs are called different."""
+    covered, different, width, clusters = 0, 0, 0.0, setting.clusters
+    for recall in rng.uniform(*RECALLS, runs).tolist():
+        other = rng.uniform(max(RECALLS[0], recall - LARGEST_DIFFERENCE), min(RECALLS[1], recall + LARGEST_DIFFERENCE))
+        scores = draw_scores(setting, rng)
+        a, b, equally_good = scores[0] < ndtri(recall), scores[1] < ndtri(other), scores[1] < ndtri(recall)
+        found = paired_difference(a, b, clusters)
+        covered += found.low <= 100 * (recall - other) <= found.high
+        width += found.high - found.low
+        different += are_different(a, equally_good, paired_difference(a, equally_good, clusters))
+    return Row(setting, 100 * covered / runs, (100 * different / runs, width / runs))
+
+
+def are_different(a: np.ndarray, b: np.ndarray, difference: Estimate) -> bool:
+    """Whether the interval and McNemar's test both say so."""
+    is_outside = difference.low > 0 or difference.high < 0
+    return is_outside and mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) < 0.05
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+SHARES_HEAD = (
+    "| queries | correlation | coverage | Wilson, true design effect | width, % of its width |\n"
+    "|---|---|---:|---:|---:|"
+)
+DIFFERENCES_HEAD = (
+    "| queries | correlation | same in both runs | coverage | equally good, called different | width |\n"
+    "|---|---|---:|---:|---:|---:|"
+)
+
+
+def line(row: Row, is_difference: bool) -> str:
+    """A row of the table."""
+    names = [row.setting.structure, row.setting.kind, *([f"{row.setting.shared}"] if is_difference else [])]
+    return f"| {' | '.join(names)} | {' | '.join(f'{number:.1f}' for number in (row.coverage, *row.others))} |"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How near to 95% the settings are."""
+    coverages = np.array([row.coverage for row in rows])
+    within = percent(np.abs(coverages - 95) <= NEAR)
+    below, above = percent(coverages < 95 - NEAR), percent(coverages > 95 + NEAR)
+    others = ", ".join(f"{mean:.1f}" for mean in np.mean([row.others for row in rows], axis=0))
+    return (
+        f"{len(rows)} settings: {within:.0f}% within 95 ± 1, {below:.0f}% below, {above:.0f}% above; lowest "
+        f"{coverages.min():.1f}, highest {coverages.max():.1f}, mean {coverages.mean():.1f}; means of the other "
+        f"columns {others}"
+    )
+
+
+def simulate(is_difference: bool, part: str, runs: int, seed: int) -> Iterator[Row]:
+    """The rows of all settings, or of every second one; the random numbers of a setting are its own."""
+    settings = settings_of_differences() if is_difference else settings_of_shares()
+    simulate_one = simulate_differences if is_difference else simulate_shares
+    for number, setting in enumerate(settings):
+        if part == "all" or (part == "odd") == (number % 2 == 1):
+            yield simulate_one(setting, runs, np.random.default_rng([seed, number]))
+
+
+def main() -> None:
+    """Run and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--differences", action="store_true", help="two runs instead of one")
+    parser.add_argument("--runs", type=int, default=4_000, help="of each setting (default: 4000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", choices=("all", "even", "odd"), default="all", help="all, or every second one")
+    arguments = parser.parse_args()
+    if arguments.runs < 1:
+        parser.error(f"--runs must be at least 1, got {arguments.runs}")
+    print(DIFFERENCES_HEAD if arguments.differences else SHARES_HEAD, flush=True)
+    rows = []
+    for row in simulate(arguments.differences, arguments.settings, arguments.runs, arguments.seed):
+        rows.append(row)
+        print(line(row, arguments.differences), flush=True)
+    print(f"\n{summary(rows)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The simulated coverage of intervals: what is drawn, and what is printed."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import coverage
+from benchmarks.coverage import (
+    KINDS,
+    SHARED,
+    STRUCTURES,
+    Setting,
+    draw_hits,
+    draw_scores,
+    settings_of_shares,
+    simulate,
+    simulate_shares,
+    summary,
+)
+
+PLACES = "100 places of 5"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hits_of_a_cluster_have_the_given_correlation(kind: str) -> None:
+    rng, setting = np.random.default_rng(0), Setting(PLACES, kind)
+    hits = np.concatenate([draw_hits(setting, 0.7, rng) for _ in range(200)])
+    assert hits.mean() / 5 == pytest.approx(0.7, abs=0.01)
+    expected = 5 * 0.7 * 0.3 * (1 + 4 * setting.correlation)  # Kish
+    assert hits.var() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("kind", ["0", "0.3"])
+def test_scores_of_two_runs_have_the_given_correlations(kind: str, shared: float) -> None:
+    rng, setting = np.random.default_rng(0), Setting(PLACES, kind, shared)
+    scores = np.stack([draw_scores(setting, rng) for _ in range(200)])  # (200, 2, Q)
+    assert scores.var() == pytest.approx(1, abs=0.02)
+    assert (scores[:, 0] * scores[:, 1]).mean() == pytest.approx(shared, abs=0.03)
+    assert (scores[..., ::5] * scores[..., 1::5]).mean() == pytest.approx(float(kind), abs=0.03)
+
+
+def test_without_clusters_the_interval_is_that_of_wilson() -> None:
+    row = simulate_shares(Setting("100 independent", "0"), 50, np.random.default_rng(0))
+    assert row.others == pytest.approx((row.coverage, 100.0))
+
+
+def test_halves_have_the_rows_of_the_whole() -> None:
+    whole, even, odd = (list(simulate(False, part, 1, 0)) for part in ("all", "even", "odd"))
+    assert whole[::2] == even and whole[1::2] == odd
+    assert [row.setting for row in whole] == settings_of_shares()
+    assert summary(whole).startswith(f"{len(whole)} settings: ")
+
+
+def test_the_table_has_a_line_for_each_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(coverage, "STRUCTURES", {name: STRUCTURES[name] for name in ("100 independent", PLACES)})
+    monkeypatch.setattr(sys, "argv", ["coverage", "--differences", "--runs", "3"])
+    coverage.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len([one for one in lines if one.startswith("| 100")]) == 2 + 2 * 4
+    assert lines[-1].startswith("10 settings: ")

@@ -1,5 +1,6 @@
 """Settings of extract."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cosplace.errors import ConfigError
 
 DTYPES = ("float32", "float16", "int8", "binary")
 STORE_SHARD_ROWS = 4096  # also enough photos to keep a worker busy
+NUM_SHARDS, MIN_SHARD_ROWS = 64, 64  # so that a few workers finish few photos at about the same time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +29,16 @@ class StoreSettings(Section):
         "float32", "type of the stored descriptors; float16 needs half of the disk space, int8 a quarter, binary (one "
         "bit per dimension) a 32nd; docs/extract.md has the recall of each", choices=DTYPES,
     )  # fmt: skip
-    shard_rows: int = setting(
-        STORE_SHARD_ROWS, "photos per shard, the unit that a worker computes and loses if it is killed", at_least=1
-    )
+    shard_rows: int | None = setting(
+        None, "photos per shard, the unit that a worker computes and loses if it is killed", at_least=1,
+        default_text=f"{STORE_SHARD_ROWS}, or a {NUM_SHARDS}th of the photos if less, at least {MIN_SHARD_ROWS}",
+    )  # fmt: skip
+
+    def rows_of_shard(self, num_photos: int) -> int:
+        """Photos per shard of a new store."""
+        if self.shard_rows is not None:
+            return self.shard_rows
+        return min(STORE_SHARD_ROWS, max(MIN_SHARD_ROWS, math.ceil(num_photos / NUM_SHARDS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

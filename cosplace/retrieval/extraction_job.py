@@ -21,7 +21,9 @@ from cosplace.progress import Progress, no_progress
 from cosplace.ranks import ALONE, Ranks
 from cosplace.retrieval.dataset import dataset_lists
 from cosplace.retrieval.extraction import ExtractionSettings
+from cosplace.retrieval.shards import read_meta
 from cosplace.retrieval.store_extraction import extract_to_store
+from cosplace.retrieval.store_files import open_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ def open_job(config: ExtractConfig, images: ImageList | None = None, device: str
         num_workers=loading_workers(config.encoding.num_workers),
         device=str(chosen),
         autocast=amp_type(config.use_amp16, "auto", chosen),
-        shard_rows=config.storage.shard_rows,
+        shard_rows=rows_of_shard(config, len(images)),
     )
     engine = None
     if config.engine not in ("torch", "ray"):
@@ -94,6 +96,12 @@ def open_job(config: ExtractConfig, images: ImageList | None = None, device: str
             batch_size=settings.batch_size,
         )
     return ExtractionJob(config=config, model=model, engine=engine, images=images, settings=settings)
+
+
+def rows_of_shard(config: ExtractConfig, num_photos: int) -> int:
+    """Photos per shard: --shard_rows; by default those of the store, if it exists."""
+    stored = read_meta(open_files(config.to)) if config.storage.shard_rows is None else None
+    return config.storage.rows_of_shard(num_photos) if stored is None else stored.extraction.shard_rows
 
 
 def shard_numbers(num_photos: int, shard_rows: int) -> Sequence[int]:

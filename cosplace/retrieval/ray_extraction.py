@@ -18,7 +18,7 @@ from cosplace.progress import Progress, no_progress
 from cosplace.ray_cluster import check_same_versions, open_cluster, package_versions, remote, wait_for
 from cosplace.retrieval.descriptor_store import finished_shards
 from cosplace.retrieval.extraction import TASK
-from cosplace.retrieval.extraction_job import ExtractionJob, open_job, shard_numbers
+from cosplace.retrieval.extraction_job import ExtractionJob, open_job, rows_of_shard, shard_numbers
 from cosplace.retrieval.shards import read_meta
 from cosplace.retrieval.store_files import open_files
 from cosplace.retrieval.stored_photos import PHOTOS
@@ -46,11 +46,11 @@ def extract_by_ray(
         ray: Any = import_module("ray")
         num_gpus = 1 if config.device.device != "cpu" and cluster.num_gpus else 0
         task = remote(compute_shard, num_cpus=1, num_gpus=num_gpus, max_retries=MAX_RETRIES)
-        given, rows = (dict(values), dict(about or {}), package_versions()), config.storage.shard_rows
-        left = sum(min(rows, len(images) - number * rows) for number in _missing(config, len(images)))
+        given, rows = (dict(values), dict(about or {}), package_versions()), rows_of_shard(config, len(images))
+        left = sum(min(rows, len(images) - number * rows) for number in _missing(config, len(images), rows))
         num_before, num_done = len(images) - left, 0
         for _ in range(MAX_ROUNDS):
-            missing = _missing(config, len(images))
+            missing = _missing(config, len(images), rows)
             # The first one runs alone: it writes meta.json, and fails early if it must.
             for numbers in (missing[:1], missing[1:]):
                 waiting = [task.remote(number, *given) for number in numbers]
@@ -82,10 +82,10 @@ def _opened(values: tuple[tuple[str, Any], ...]) -> ExtractionJob:
     return open_job(from_values(ExtractConfig, dict(values)))
 
 
-def _missing(config: ExtractConfig, num_photos: int) -> list[int]:
+def _missing(config: ExtractConfig, num_photos: int, shard_rows: int) -> list[int]:
     files = open_files(config.to)
     meta, sizes = read_meta(files), files.sizes()
-    numbers = shard_numbers(num_photos, config.storage.shard_rows)
+    numbers = shard_numbers(num_photos, shard_rows)
     if meta is None:
         return list(numbers)
     done = frozenset(finished_shards(meta, sizes))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cosplace.cli import main
+from cosplace.config.extraction import StoreSettings
 from cosplace.retrieval.shards import shard_name
 from tests.assessment.test_provenance import SCHEMA, violations
 from tests.retrieval.store_samples import contents, unit_rows, write_model, write_photos_folder, write_store
@@ -59,6 +60,14 @@ def torchrun(num_processes: int, *arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.parametrize(
+    ("num_photos", "rows"), [(1, 64), (4_096, 64), (4_500, 71), (262_145, 4_096), (41_000_000, 4_096)]
+)
+def test_few_photos_are_in_enough_shards_for_several_workers(num_photos: int, rows: int) -> None:
+    assert StoreSettings().rows_of_shard(num_photos) == rows
+    assert StoreSettings(shard_rows=5).rows_of_shard(num_photos) == 5
+
+
 # --- extraction ------------------------------------------------------------------------------------------------------
 
 
@@ -76,6 +85,12 @@ def test_extract_status_verify(model: Path, photos: Path, capsys: pytest.Capture
     assert (status["complete"], status["num_photos_finished"], status["num_shards"]) == (True, 26, 6)
     assert main(["extract", "--verify", "--to=store"]) == 0
     assert capsys.readouterr().out == "store: 6 shards compared with their checksums\n"
+
+    # Without --shard_rows, it is that of the store.
+    Path("store", shard_name(3)).unlink()
+    assert main([word for word in command if "shard_rows" not in word]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("computed here: 5 photos")
+    assert contents(Path("store")) == before
 
     damaged = bytearray(before[shard_name(2)])
     damaged[200] ^= 1

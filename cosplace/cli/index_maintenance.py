@@ -104,7 +104,7 @@ def _why_uncalibrated(info: dict[str, Any]) -> str:
 def print_info(info: dict[str, Any]) -> None:
     """Print what an index contains.  info: see `PhotoIndex.info`."""
     from cosplace.models.views import views_from_record
-    from cosplace.report.calibration_page import overconfidence_text
+    from cosplace.report.calibration_page import capture_text, overconfidence_text
 
     model, search = info["model"], info["search"]
     size = "at their own size" if model["image_size"] is None else f"resized to {model['image_size']} pixels"
@@ -138,7 +138,7 @@ def print_info(info: dict[str, Any]) -> None:
         )
     about = info["calibration"] or {}
     print_result(f"  confidence {calibration_text(about) if info['calibrated'] else _why_uncalibrated(info)}")
-    if text := overconfidence_text(about):
+    for text in filter(None, (overconfidence_text(about), capture_text(about))):
         print_result(f"  {text}")
 
 

@@ -146,7 +146,8 @@ def compute_calibration(
         )
     log.info("calibrating the confidence: photos of %s are located as if they were new", queries or "the index")
     # These keys are stored with the index.
-    about: dict[str, Any] = {"num_photos": len(columns), "num_queries": 0, "num_described_anew": 0, "num_non_places": 0}
+    counts = dict.fromkeys(("num_queries", "num_described_anew", "num_non_places"), 0)
+    about: dict[str, Any] = {"num_photos": len(columns), **_span(columns.times[located]), **counts}
     correction, new = None, None
     with_images_without_place = queries is not None or num_altered > 0
     if queries is not None:
@@ -178,8 +179,7 @@ def compute_calibration(
         parts.append(altered_queries(index, encoder, columns, altered_rows, rng, progress))
         about["num_described_anew"] = len(parts[-1].rows)
     if with_images_without_place:
-        encoder = open_index_encoder(index, device) if encoder is None else encoder
-        parts.append(queries_without_place(encoder, rng))
+        parts.append(queries_without_place(encoder or open_index_encoder(index, device), rng))
         about["num_non_places"] = len(parts[-1].rows)
     found = find_matches(index, columns, _concatenate(parts), progress, num_altered, correction)
     corrected = examples, temperature, _ = all_examples(found, _concatenate(parts), correction, rng)
@@ -201,6 +201,11 @@ def _measured_on_new_photos(examples: Examples, about: Mapping[str, Any]) -> Exa
     if about.get("correction") == "none" or "unlabeled" in about:
         return replace(examples, measured=np.zeros_like(examples.measured))
     return examples
+
+
+def _span(times: np.ndarray) -> dict[str, float]:
+    """Days between the first and the last of some photos, if all times (N,) are known."""
+    return {"days": round(float(np.ptp(times)) / 86_400, 1)} if np.isfinite(times).all() else {}
 
 
 def _new_photos(index: PhotoIndex, folder: Path, encoder: Encoder, seed: int, progress: Progress) -> Queries:

@@ -1,5 +1,6 @@
 """The calibration of an index as one HTML page in plain words: how far its answers can be trusted."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from cosplace.report.render import render
 from cosplace.storage import write_text
 
 PAGE = "calibration.html"
+ONE_CAPTURE_DAYS = 31  # file names may have only the month
 DEFAULT_THRESHOLD = 0.5  # of `--min_confidence`
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 # Names of the entries of `Calibration.about`.
 DATA_NAMES = {
     "num_photos": "photos in the index",
+    "days": "days from the first photo to the last",
     "num_training_photos": "of these, training photos of the model",
     "training_photos": "of these, training photos of the model",
     "correction": "correction for these",
@@ -104,6 +107,19 @@ def overconfidence_text(about: Mapping[str, Any]) -> str:
     return (
         f"mean confidence on photos of {found['num_areas']:,} held-out areas: {number} points {direction} "
         f"(95% interval: {low} to {high}{few})"
+    )
+
+
+def capture_text(about: Mapping[str, Any]) -> str:
+    """That the photos say nothing about another season; "" if they are of several, or if that is not known.
+
+    about: facts stored with the calibration.
+    """
+    if "queries" in about or about.get("days", math.inf) > ONE_CAPTURE_DAYS:
+        return ""
+    return (
+        "all photos are of one month: for photos of another season, light or camera, confidence may be too high; "
+        "`cosplace index calibrate --queries FOLDER` with some of these corrects it"
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cosplace.cli.index_maintenance import calibration_text
+from cosplace.cli.index_maintenance import calibration_text, print_info
 from cosplace.errors import ConfigError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
@@ -27,6 +27,7 @@ from cosplace.models.training_card import TrainingCard, ValidationMatches, card_
 from cosplace.models.views import PhotoViews, how_described
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.viewpoints import Viewpoints, digest_of
+from cosplace.report.calibration_page import capture_text
 from tests.places import D, World, make_world, new_photos, units
 
 NOISE = (0.3, 0.8)
@@ -296,6 +297,26 @@ def test_a_weights_file_without_its_card_is_reported(tmp_path: Path, caplog: pyt
         assert (about.get("training_photos") == "unknown") == is_reported
         assert ("has no model card, so the photos that it was trained on are unknown" in caplog.text) == is_reported
         assert ("is unknown" in calibration_text(about)) == is_reported
+
+
+@pytest.mark.parametrize(
+    ("days", "is_said"),
+    [(0.0, True), (31.0, True), (32.0, False), (np.nan, False)],
+    ids=["day", "month", "more", "unknown"],
+)
+def test_photos_of_one_month_say_nothing_about_other_seasons(
+    tmp_path: Path, days: float, is_said: bool, capsys
+) -> None:
+    rows, _, _, photos = photos_of(make_world(300), 2)
+    times = 1e9 + 86_400 * np.linspace(0, days, len(photos))
+    photos = [replace(photo, time=float(time)) for photo, time in zip(photos, times, strict=True)]
+    with create_index(tmp_path / "index", ModelSpec(model="resnet18_512", checksum="c", dimension=D)) as index:
+        index.add(photos, rows)
+        about = calibrate(index, num_altered=0).about
+        print_info(index.info())
+    assert about.get("days") == (None if np.isnan(days) else days)
+    assert bool(capture_text(about)) == is_said == ("all photos are of one month" in capsys.readouterr().out)
+    assert not capture_text({**about, "queries": "folder"})
 
 
 def test_a_small_index_answers_marked_as_uncalibrated(tmp_path: Path) -> None:

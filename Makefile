@@ -77,6 +77,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@ $(VENV)/.demo
 
+# Without them, the tests of --engine ray and --engine openvino skip.
+$(VENV)/.engines: $(VENV)/.dev
+	$(BIN)/pip install --quiet --editable '.[cluster,openvino]' --constraint constraints.txt
+	@touch $@
+
 .venv-minimum/.installed: pyproject.toml constraints-minimum.txt
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/pip install --quiet --editable '.[dev]' --constraint constraints-minimum.txt

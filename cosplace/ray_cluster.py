@@ -61,9 +61,10 @@ def open_cluster(packages: Sequence[str] = ("ray",)) -> Generator[Cluster]:
     address = os.environ.get(VARIABLE) or LOCAL
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # otherwise it prints a warning
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise it sends statistics to its makers
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", CONNECT_TRIES)
     os.environ.setdefault("LANCE_LOG", "error")  # Lance prints a warning about each file
     logging.getLogger("lance_ray").setLevel(logging.ERROR)
+    if address != LOCAL:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", CONNECT_TRIES)
     ray: Any = import_module("ray")
 
     # On a cluster, the dashboard is the one of its head.
@@ -71,7 +72,7 @@ def open_cluster(packages: Sequence[str] = ("ray",)) -> Generator[Cluster]:
     try:
         _connect(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a plain one if processes of Ray take too long to start
         raise _cannot_join(address, error) from error
     try:
         if address != LOCAL:

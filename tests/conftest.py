@@ -10,6 +10,8 @@ from hypothesis import settings
 # that a rare one does not stop a change that has nothing to do with it.
 settings.register_profile("cosplace", deadline=None, derandomize="COSPLACE_SAME_EXAMPLES" in os.environ)
 settings.load_profile("cosplace")
+# Ray would replace its processes that take a minute to start, again and again.
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -49,6 +49,16 @@ def test_a_cluster_that_cannot_be_used(
     assert refusal(monkeypatch, head if has_head else "", refuse).startswith(message.format(head))
 
 
+def test_processes_that_start_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception."""
+
+    def refuse(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    error = refusal(monkeypatch, "", refuse)
+    assert error.startswith("Ray cannot be started on this machine (The current node timed out during startup). ")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "head", "head:x", "127.0.0.1:99999"])
 def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """Ray itself would try for many minutes."""

@@ -69,6 +69,7 @@ from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
+NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
 AREA_M = 100.0  # sides of the squares whose photos share a fold
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
 MAX_COMPARED_ERROR_M = 50.0  # larger errors count as this when temperatures are compared
@@ -168,9 +169,8 @@ def compute_calibration(
             new = _new_photos(index, Path(unlabeled), encoder, seed, progress)
         rows = np.sort(rng.permutation(located)[:num_queries])
         parts = [queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
-        if num_altered and len(columns) <= BLOCK_ROWS:  # too few examples are detected before photos are encoded
-            found = find_matches(index, columns, parts[0], no_progress, 0, correction)
-            check_examples(all_examples(found, parts[0], correction, np.random.default_rng(seed))[0])
+        if num_altered and len(columns) <= BLOCK_ROWS:
+            _check_queries(index, columns, parts[0], seed)
     about["num_queries"] = len(parts[0].rows)
     num_altered = min(num_altered, len(parts[0].rows))
     if num_altered:
@@ -194,6 +194,22 @@ def compute_calibration(
     }
     measured = _measured_on_new_photos(examples, about)
     return fit_calibration(measured, temperature=temperature, agree_m=AGREE_M, about=about)
+
+
+def _check_queries(index: PhotoIndex, columns: Columns, queries: Queries, seed: int) -> None:
+    """Raise ConfigError if the examples of these photos of the index are too few, before photos are encoded again.
+
+    A few hundred of them mostly show that they are not.
+    """
+    for step in sorted({1, max(1, len(queries.rows) // NUM_CHECKED)}, reverse=True):
+        some = Queries(**{field.name: getattr(queries, field.name)[::step] for field in fields(queries)})
+        found = find_matches(index, columns, some, no_progress, 0, None)
+        try:
+            check_examples(all_examples(found, some, None, np.random.default_rng(seed))[0])
+            return
+        except ConfigError:
+            if step == 1:
+                raise
 
 
 def _measured_on_new_photos(examples: Examples, about: Mapping[str, Any]) -> Examples:

@@ -1,6 +1,6 @@
 """Photos as another camera would have taken them, and images that show no place: queries for calibration.
 
-torchvision is imported when it is needed: that takes longer than the import of torch, and `eval` needs no such photo.
+Without torchvision, whose import takes longer than that of torch.
 """
 
 import math
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosplace.photos.resizing import resized_shape
+from cosplace.photos.resizing import resize, resized_shape
+from cosplace.training.augmentation import jitter
 
 MIN_CROP = 0.6  # share of the area
 MAX_LOG_RATIO = 0.1  # change of width / height, as a logarithm
@@ -24,26 +25,20 @@ def alter_photo(photo: Tensor, rng: np.random.Generator, size: int | None = None
     size: its shorter side afterwards, in pixels, so that the light of fewer pixels has to change; None: of the same
     size.  Raises PhotoSizeError for a photo that is too long and narrow for that.
     """
-    from torchvision.transforms.v2 import functional
-
     height, width = photo.shape[1:]
     shape = (height, width) if size is None else resized_shape(height, width, size)
     scale, ratio = math.sqrt(rng.uniform(MIN_CROP, 1)), math.exp(rng.uniform(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     crop = max(1, min(height, round(height * scale * ratio))), max(1, min(width, round(width * scale / ratio)))
     top, left = (int(rng.integers(0, full - part + 1)) for full, part in zip((height, width), crop, strict=True))
-    photo = functional.resized_crop(photo, top, left, *crop, list(shape), antialias=True)
+    photo = resize(photo[:, top : top + crop[0], left : left + crop[1]], *shape)
     brightness, contrast, saturation, gamma = (math.exp(rng.uniform(*limits)) for limits in LIGHT)
-    photo = functional.adjust_brightness(photo, brightness)
-    photo = functional.adjust_contrast(photo, contrast)
-    photo = functional.adjust_saturation(photo, saturation)
-    photo = functional.adjust_hue(photo, float(rng.uniform(-HUE, HUE)))
-    return functional.adjust_gamma(photo, gamma)
+    hue = float(rng.uniform(-HUE, HUE))
+    values = jitter(photo[None], torch.tensor([[brightness, contrast, saturation, hue]]))[0].pow_(gamma)
+    return values.mul_(255).round_().to(torch.uint8)
 
 
 def images_without_place(count: int, rng: np.random.Generator, side: int = IMAGE_SIDE) -> list[Tensor]:
     """Images (3, side, side) uint8, in turn: black, one color, a gradient, fine noise, coarse noise."""
-    from torchvision.transforms.v2 import functional
-
     images = []
     down = np.linspace(0, 1, side)[:, None, None]
     for number in range(count):
@@ -60,7 +55,7 @@ def images_without_place(count: int, rng: np.random.Generator, side: int = IMAGE
         else:
             cells = int(rng.integers(2, side // 4))
             small = torch.from_numpy(rng.uniform(0, 255, (1, 3, cells, cells)))
-            image = functional.resize(small, [side, side], antialias=True)[0].permute(1, 2, 0).numpy()
+            image = resize(small, side, side)[0].permute(1, 2, 0).numpy()
         pixels = np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8))
         images.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
     return images

@@ -230,6 +230,16 @@ def augment_batch(images: Tensor, draws: Tensor, settings: Augmentation) -> Tens
 # --- color jitter ----------------------------------------------------------------------------------------------------
 
 
+def jitter(images: Tensor, factors: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue of images (B, 3, H, W) uint8, in this order: float32 in [0, 1].
+
+    factors: (B, 4); hue is shifted by a fraction of the full circle.
+    """
+    draws = torch.zeros(len(images), DRAW_SIZE)
+    draws[:, FACTORS], draws[:, ORDER] = factors, torch.arange(4.0)
+    return _jitter_batch(images, draws, Augmentation(image_size=1))
+
+
 def _jitter_batch(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
     """Jitter images (B, 3, H, W), each with its own factors in its own order: float32 in [0, 1], a new tensor.
 

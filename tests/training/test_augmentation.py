@@ -20,7 +20,7 @@ from torchvision.transforms import RandomResizedCrop
 from cosplace.errors import ConfigError
 from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
 from cosplace.training import augmentation as augmentations
-from cosplace.training.augmentation import NUMBERS_PER_DRAW, Augmentation, augment, augment_batch, draw
+from cosplace.training.augmentation import NUMBERS_PER_DRAW, Augmentation, augment, augment_batch, draw, jitter
 
 CHANGES = (F2.adjust_brightness, F2.adjust_contrast, F2.adjust_saturation, F2.adjust_hue)
 
@@ -460,3 +460,15 @@ def test_values_out_of_range_are_refused(name: str, value: float, cure: str):
 def test_images_of_no_size_are_refused():
     with pytest.raises(ConfigError, match="--image_size must be at least 1, got 0"):
         Augmentation(image_size=0)
+
+
+def test_jitter_is_that_of_torchvision_on_float_images() -> None:
+    images = torch.randint(0, 256, (3, 3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    factors = torch.tensor([[0.6, 1.4, 0.7, 0.03], [1.5, 0.6, 1.3, -0.02], [1.0, 1.0, 1.0, 0.0]])
+    found = jitter(images, factors)
+    steps = (F2.adjust_brightness, F2.adjust_contrast, F2.adjust_saturation, F2.adjust_hue)
+    for image, row, values in zip(images.float() / 255, factors.tolist(), found, strict=True):
+        expected = image
+        for step, factor in zip(steps, row, strict=True):
+            expected = step(expected, factor)
+        assert torch.allclose(values, expected, atol=2e-5)

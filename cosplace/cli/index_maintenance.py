@@ -138,7 +138,8 @@ def print_info(info: dict[str, Any]) -> None:
         )
     about = info["calibration"] or {}
     print_result(f"  confidence {calibration_text(about) if info['calibrated'] else _why_uncalibrated(info)}")
-    for text in filter(None, (overconfidence_text(about), capture_text(about))):
+    capture = capture_text(about) if about.get("num_photos") == info["count"] else ""  # photos may have been added
+    for text in filter(None, (overconfidence_text(about), capture)):
         print_result(f"  {text}")
 
 

@@ -117,7 +117,8 @@ class Indexing:
                 "All %d headings are exactly 0, as cameras without a compass write them. Run `cosplace import` on the "
                 "photos and index its dataset: it leaves such headings out.", len(self.headings),
             )  # fmt: skip
-        if self.num_added > 1 and self.are_equal and self.first_descriptor is not None:
+        is_whole_index = self.num_added == len(self.index)  # a few new photos may be alike
+        if is_whole_index and self.num_added > 1 and self.are_equal and self.first_descriptor is not None:
             log.warning(
                 "The descriptors of all %s photos are equal: the model does not distinguish them, so any photo is the "
                 "best match of any other. Use another model.", f"{self.num_added:,}",

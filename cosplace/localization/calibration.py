@@ -221,7 +221,12 @@ def _measured_on_new_photos(examples: Examples, about: Mapping[str, Any]) -> Exa
 
 def _span(times: np.ndarray) -> dict[str, float]:
     """Days between the first and the last of some photos, if all times (N,) are known."""
-    return {"days": round(float(np.ptp(times)) / 86_400, 1)} if np.isfinite(times).all() else {}
+    if not np.isfinite(times).all():
+        return {}
+    years = times.astype("datetime64[s]").astype("datetime64[Y]")
+    if (times == years.astype("datetime64[s]").astype(np.float64)).all():  # file names may have only the year
+        return {}
+    return {"days": round(float(np.ptp(times)) / 86_400, 1)}
 
 
 def _new_photos(index: PhotoIndex, folder: Path, encoder: Encoder, seed: int, progress: Progress) -> Queries:

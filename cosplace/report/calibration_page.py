@@ -16,7 +16,7 @@ from cosplace.report.render import render
 from cosplace.storage import write_text
 
 PAGE = "calibration.html"
-ONE_CAPTURE_DAYS = 31  # file names may have only the month
+ONE_CAPTURE_DAYS = 27  # file names may have only the month, and months begin 28 days apart or more
 DEFAULT_THRESHOLD = 0.5  # of `--min_confidence`
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 # Names of the entries of `Calibration.about`.
@@ -111,15 +111,15 @@ def overconfidence_text(about: Mapping[str, Any]) -> str:
 
 
 def capture_text(about: Mapping[str, Any]) -> str:
-    """That the photos say nothing about another season; "" if they are of several, or if that is not known.
+    """That the photos say nothing about another season; "" if they are of several months, or if that is not known.
 
     about: facts stored with the calibration.
     """
     if "queries" in about or about.get("days", math.inf) > ONE_CAPTURE_DAYS:
         return ""
     return (
-        "all photos are of one month: for photos of another season, light or camera, confidence may be too high; "
-        "`cosplace index calibrate --queries FOLDER` with some of these corrects it"
+        "all photos were taken within a month: for photos of another season, light or camera, confidence may be too "
+        "high; `cosplace index calibrate --queries FOLDER` with some of these corrects it"
     )
 
 

@@ -232,6 +232,8 @@ def test_a_stopped_evaluation_says_how_to_continue(
     flags: tuple[str, ...], advice: str, dataset_folder: Path, monkeypatch, capsys
 ) -> None:
     def stop(*_: object, **__: object) -> None:
+        # Python ignores SIGINT if the shell that has started the tests runs them in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the command went on")
 

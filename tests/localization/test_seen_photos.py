@@ -26,6 +26,7 @@ from cosplace.localization.seen_photos import lower_similarities, unseen_matches
 from cosplace.models.training_card import TrainingCard, ValidationMatches, card_entries
 from cosplace.models.views import PhotoViews, how_described
 from cosplace.models.weight_files import write_weights
+from cosplace.photos.metadata import time_of_timestamp
 from cosplace.photos.viewpoints import Viewpoints, digest_of
 from cosplace.report.calibration_page import capture_text
 from tests.places import D, World, make_world, new_photos, units
@@ -301,8 +302,8 @@ def test_a_weights_file_without_its_card_is_reported(tmp_path: Path, caplog: pyt
 
 @pytest.mark.parametrize(
     ("days", "is_said"),
-    [(0.0, True), (31.0, True), (32.0, False), (np.nan, False)],
-    ids=["day", "month", "more", "unknown"],
+    [(0.0, True), (27.0, True), (28.0, False), (np.nan, False)],
+    ids=["day", "month", "February and March", "unknown"],
 )
 def test_photos_of_one_month_say_nothing_about_other_seasons(
     tmp_path: Path, days: float, is_said: bool, capsys
@@ -315,8 +316,16 @@ def test_photos_of_one_month_say_nothing_about_other_seasons(
         about = calibrate(index, num_altered=0).about
         print_info(index.info())
     assert about.get("days") == (None if np.isnan(days) else days)
-    assert bool(capture_text(about)) == is_said == ("all photos are of one month" in capsys.readouterr().out)
+    assert bool(capture_text(about)) == is_said == ("all photos were taken within a month" in capsys.readouterr().out)
     assert not capture_text({**about, "queries": "folder"})
+
+
+def test_photos_with_only_a_year_may_be_of_any_season(tmp_path: Path) -> None:
+    rows, _, _, photos = photos_of(make_world(300), 2)
+    photos = [replace(photo, time=time_of_timestamp("2014")) for photo in photos]
+    with create_index(tmp_path / "index", ModelSpec(model="resnet18_512", checksum="c", dimension=D)) as index:
+        index.add(photos, rows)
+        assert "days" not in calibrate(index, num_altered=0).about
 
 
 def test_a_small_index_answers_marked_as_uncalibrated(tmp_path: Path) -> None:

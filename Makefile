@@ -77,11 +77,6 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@ $(VENV)/.demo
 
-# Without it, the tests of --engine openvino skip.  Those of --engine ray need '.[cluster]' and some minutes.
-$(VENV)/.openvino: $(VENV)/.dev
-	$(BIN)/pip install --quiet --editable '.[openvino]' --constraint constraints.txt
-	@touch $@
-
 .venv-minimum/.installed: pyproject.toml constraints-minimum.txt
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/pip install --quiet --editable '.[dev]' --constraint constraints-minimum.txt

@@ -149,10 +149,16 @@ def calibration_text(about: Mapping[str, Any]) -> str:
         return f"calibrated on {format_count(about['num_queries'], 'photo')} of {about['queries']}"
     num_seen, correction = about.get("num_training_photos", 0), about.get("correction")
     seen = f"{format_count(num_seen, 'photo')} that the model was trained on"
+    queries = format_count(about.get("num_validation", 0), "validation query", "validation queries")
+    if "share_like_index" in about:
+        without = f" (without {seen})" if correction == "left out" else ""
+        return (
+            f"calibrated on its own photos{without} and {queries}, because they show most places in one year only; "
+            f"`cosplace index calibrate --queries FOLDER` with new photos improves it"
+        )
     if correction == "left out":
         return f"calibrated on its own photos, without {seen}"
     if correction == "validation":
-        queries = format_count(about["num_validation"], "validation query", "validation queries")
         text = f"calibrated on its own photos and {queries}, because it contains {seen}"
         if "unlabeled" in about:
             share = f"{100 * about['share_like_training']:.0f}%"

@@ -5,9 +5,10 @@ same place and time.  Some of the photos are also encoded again in other light a
 are less similar to the index than photos of one drive are to each other.  Out-of-index photos are the same photos with
 all photos within 100 m hidden, and images that show no place.
 
-A photo that the model was trained on is recognized more easily than a new one.  If the model's card lists these
-photos, they are not used as queries; if the index has too few others, `seen_photos` corrects for them, and
-`resemblance` adjusts this to new photos without positions.  Photos that are not in the index can be used instead.
+`chosen_photos` says which photos are located, and whether validation queries of the model are used as well: a photo
+that the model was trained on is recognized more easily than a new one, and photos of one capture are more similar to
+each other.  `seen_photos` corrects for both, and `resemblance` adjusts this to new photos without positions.  Photos
+that are not in the index can be used instead.
 Legend: I photos of the index, N queries or examples, K matches.
 """
 
@@ -21,10 +22,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cosplace.engines.encoder import Encoder
-from cosplace.errors import ConfigError, CosPlaceError, one_line
+from cosplace.errors import ConfigError
 from cosplace.geo import ecef_from_lla, geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
+from cosplace.localization.chosen_photos import Choice, check_adjustable, choose_photos
 from cosplace.localization.confidence import (
     NUM_FOLDS,
     Calibration,
@@ -53,17 +55,10 @@ from cosplace.localization.queries import (
     queries_without_place,
 )
 from cosplace.localization.resemblance import mix_examples, share_like_training
-from cosplace.localization.seen_photos import (
-    MIN_UNSEEN,
-    QueryMatches,
-    num_corrected_queries,
-    unseen_matches,
-)
+from cosplace.localization.seen_photos import QueryMatches, num_corrected_queries, unseen_matches
 from cosplace.localization.signals import compute_signals
-from cosplace.models.training_card import TrainingCard, ValidationMatches, read_training_card
-from cosplace.models.views import how_described
-from cosplace.photos.paths import path_from_text, path_text, printable
-from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
+from cosplace.models.training_card import ValidationMatches
+from cosplace.photos.paths import path_text
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.recall import RADIUS_M
 
@@ -149,7 +144,7 @@ def compute_calibration(
     # These keys are stored with the index.
     counts = dict.fromkeys(("num_queries", "num_described_anew", "num_non_places"), 0)
     about: dict[str, Any] = {"num_photos": len(columns), **_span(columns.times[located]), **counts}
-    correction, new = None, None
+    choice, new = Choice(rows=located), None
     with_images_without_place = queries is not None or num_altered > 0
     if queries is not None:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
@@ -157,19 +152,18 @@ def compute_calibration(
         num_altered = 0
         about |= {"queries": path_text(queries)}
     else:
-        located, correction, facts = _choose_photos(index, encoder, columns, located)
-        about |= facts
-        if correction is not None:
-            num_queries = min(num_queries, num_corrected_queries(correction))
-            num_altered = 0  # the similarities are already lowered
-        elif unlabeled is not None:
-            raise ConfigError(_why_not_adjusted(facts))
+        choice = choose_photos(index, encoder, columns, located)
+        about |= choice.facts
         if unlabeled is not None:  # before the index is searched: they may be too few
+            check_adjustable(choice)
             encoder = open_index_encoder(index, device) if encoder is None else encoder
             new = _new_photos(index, Path(unlabeled), encoder, seed, progress)
-        rows = np.sort(rng.permutation(located)[:num_queries])
+        elif choice.matches is not None and choice.like_index == 0:
+            num_queries = min(num_queries, num_corrected_queries(choice.matches))
+            num_altered = 0  # the similarities are already those of new photos
+        rows = np.sort(rng.permutation(choice.rows)[:num_queries])
         parts = [queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
-        if num_altered and len(columns) <= BLOCK_ROWS:
+        if num_altered and choice.matches is None and len(columns) <= BLOCK_ROWS:
             _check_queries(index, columns, parts[0], seed)
     about["num_queries"] = len(parts[0].rows)
     num_altered = min(num_altered, len(parts[0].rows))
@@ -181,11 +175,11 @@ def compute_calibration(
     if with_images_without_place:
         parts.append(queries_without_place(encoder or open_index_encoder(index, device), rng))
         about["num_non_places"] = len(parts[-1].rows)
-    found = find_matches(index, columns, _concatenate(parts), progress, num_altered, correction)
-    corrected = examples, temperature, _ = all_examples(found, _concatenate(parts), correction, rng)
-    if encoder is not None and new is not None:
-        examples, share = _adjusted(index, encoder, columns, parts[0], new, found[0], corrected, rng)
+    examples, temperature, share = _examples_of(index, columns, parts, choice, new, num_altered, rng, progress)
+    if new is not None:
         about |= {"unlabeled": path_text(unlabeled or ""), "num_unlabeled": len(new.rows), "share_like_training": share}
+    elif choice.matches is not None and not choice.is_training:
+        about |= {"share_like_index": share}
     about |= {
         "num_examples": len(examples.correct),
         "num_right": int(examples.correct.sum()),
@@ -202,7 +196,7 @@ def _check_queries(index: PhotoIndex, columns: Columns, queries: Queries, seed: 
     A few hundred of them mostly show that they are not.
     """
     for step in sorted({1, max(1, len(queries.rows) // NUM_CHECKED)}, reverse=True):
-        some = Queries(**{field.name: getattr(queries, field.name)[::step] for field in fields(queries)})
+        some = _rows(queries, np.arange(0, len(queries.rows), step))
         found = find_matches(index, columns, some, no_progress, 0, None)
         try:
             check_examples(all_examples(found, some, None, np.random.default_rng(seed))[0])
@@ -252,98 +246,8 @@ def _concatenate(parts: Sequence[T]) -> T:
     return type(parts[0])(**columns)
 
 
-# --- training photos -------------------------------------------------------------------------------------------------
-
-
-def _choose_photos(
-    index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray
-) -> tuple[np.ndarray, ValidationMatches | None, dict[str, Any]]:
-    """Rows of the photos to use as queries, the matches to correct them with, and facts to store."""
-    card = _training_card(index, encoder)
-    if card is None:
-        model = path_from_text(index.spec.model if encoder is None else encoder.name)
-        if model.suffix.lower() not in (".pth", ".safetensors"):  # a model of the zoo: its training set is published
-            return located, None, {}
-        log.warning(
-            "%s has no model card, so the photos that it was trained on are unknown. If some are in the index, its "
-            "confidence is too high for new photos. If you trained it, keep the .safetensors of the run next to it.",
-            printable(model),
-        )  # fmt: skip
-        return located, None, {"training_photos": "unknown"}
-    points = Viewpoints(
-        latitudes=columns.latitudes[located],
-        longitudes=columns.longitudes[located],
-        headings=columns.headings[located],
-        times=columns.times[located],
-    )
-    status = card.photos.status(points)
-    seen, unseen, decided = located[status == SEEN], located[status == UNSEEN], located[status != UNDECIDED]
-    share = len(seen) / max(1, len(decided))
-    facts = {"num_training_photos": round(share * len(located))}
-    if not len(seen):
-        return located, None, facts
-    if len(unseen) >= MIN_UNSEEN:
-        return unseen, None, facts | {"correction": "left out"}
-    if card.matches is not None and len(card.matches) >= MIN_UNSEEN // 4:
-        if difference := _difference(card.matches.described, how_described(index.spec.image_size, index.spec.views)):
-            log.warning(
-                "The validation queries of the model were encoded differently from the photos of this index (%s), "
-                "so its confidence may be too high or too low. Use `cosplace index calibrate %s --queries FOLDER` with "
-                "other photos.", difference, index.address,
-            )  # fmt: skip
-        return seen, card.matches, facts | {"correction": "validation", "num_validation": len(card.matches)}
-    log.warning(
-        "%d of %d photos of the index were used to train its model, so its confidence is too high for new photos. Use "
-        "`cosplace index calibrate %s --queries FOLDER` with other photos.",
-        facts["num_training_photos"], len(located), index.address,
-    )  # fmt: skip
-    return located, None, facts | {"correction": "none"}
-
-
-def _difference(described: Mapping[str, Any] | None, here: Mapping[str, Any]) -> str:
-    """How the photos of a model card were described, where an index does it in another way; "" for an unknown way."""
-    there = here if described is None else described
-    return one_line(
-        "; ".join(
-            f"{name} {_text(there.get(name))} instead of {_text(value)}"
-            for name, value in here.items()
-            if there.get(name) != value
-        )
-    )
-
-
-def _text(value: Any) -> str:
-    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _training_card(index: PhotoIndex, encoder: Encoder | None) -> TrainingCard | None:
-    """What is known about the training of the model of an index; None if nothing is."""
-    for model in (index.spec.model if encoder is None else encoder.name, index.spec.model):
-        try:
-            card = read_training_card(model)
-        except CosPlaceError as error:
-            log.warning("%s", error)
-            return None
-        if card is not None:
-            return card
-    return None
-
-
-def _why_not_adjusted(facts: Mapping[str, Any]) -> str:
-    """Why photos without positions do not help.  facts: about the training photos in the index."""
-    if facts.get("correction") == "none":
-        return (
-            "--unlabeled needs a model whose card has 50 validation queries with positives or more. Use --queries with "
-            "photos that have positions."
-        )
-    if facts.get("correction") == "left out":
-        return "The photos that the model was trained on are left out, so there is nothing to adjust. Omit --unlabeled."
-    if "num_training_photos" not in facts:
-        return (
-            "--unlabeled needs to know the photos that the model was trained on, and this model has no card that lists "
-            "them: keep the best_model.safetensors of the run next to best_model.pth. Or omit --unlabeled."
-        )
-    return "--unlabeled is only for an index of photos that its model was trained on, and this is none. Omit it."
+def _rows(table: T, rows: np.ndarray) -> T:
+    return type(table)(**{field.name: getattr(table, field.name)[rows] for field in fields(table)})
 
 
 # --- examples --------------------------------------------------------------------------------------------------------
@@ -415,36 +319,51 @@ def all_examples(
     return examples, temperature, placement.take(np.arange(len(queries.rows)))
 
 
-def _adjusted(  # noqa: PLR0917
+def _examples_of(  # noqa: PLR0917
     index: PhotoIndex,
-    encoder: Encoder,
     columns: Columns,
-    seen: Queries,
-    new: Queries,
-    lowered: QueryMatches,
-    corrected: tuple[Examples, float, Placement],
+    parts: Sequence[Queries],
+    choice: Choice,
+    new: Queries | None,
+    num_altered: int,
     rng: np.random.Generator,
-) -> tuple[Examples, float]:
-    """Examples as new photos suggest, and the share of these that are like training photos.
+    progress: Progress,
+) -> tuple[Examples, float, float]:
+    """The examples, the temperature of their votes, and the share of new photos that are like photos of the index.
 
-    seen: training photos (N,).  They are located without correction, some of them also in other light and another crop.
-    lowered: their corrected matches (validation matches differ by the layout of their database as well).
-    corrected: see `all_examples`.
+    parts: photos of the index or of a folder first, then altered ones and images without a place.  new: photos without
+    positions, if there are any, which the share is estimated from.
     """
-    examples, temperature, placement = corrected
-    chosen = np.sort(rng.permutation(seen.rows)[:NUM_ALTERED])
-    altered = altered_queries(index, encoder, columns, chosen, rng, no_progress)
-    photos = _concatenate([seen, altered, new])
-    as_new, _ = find_matches(index, columns, photos, no_progress, 0, None)
-    rows = np.concatenate([np.arange(len(seen.rows)), np.searchsorted(seen.rows, altered.rows)])
-    placement = placement.take(np.pad(rows, (0, len(new.rows))))
-    as_training = _examples(as_new, photos.latitudes, photos.longitudes, placement, temperature, photos.shows_place)
-    signals, _ = _answers(as_new, photos.latitudes, photos.longitudes, temperature)
-    signals = signals[~photos.shows_place & np.isfinite(signals).all(axis=1)]
-    as_lowered = _answers(lowered, *np.zeros((2, len(lowered.similarities))), temperature)[0][: len(seen.rows)]
-    as_lowered = as_lowered[np.isfinite(as_lowered).all(axis=1)]
-    share = share_like_training(as_training.signals[: len(seen.rows)], as_lowered, signals)
-    return mix_examples(as_training, check_examples(examples), share, rng), round(share, 3)
+    queries, located, share = _concatenate(parts), parts[0], choice.like_index
+    correction = choice.matches if new is None and share == 0 else None
+    found = find_matches(index, columns, queries, progress, num_altered, correction)
+    examples, temperature, placement = all_examples(found, queries, correction, rng)
+    if choice.matches is None or correction is not None:
+        return examples, temperature, share
+    rows = np.sort(rng.permutation(len(located.rows))[: num_corrected_queries(choice.matches)])
+    some, where = _rows(located, rows), placement.take(rows)
+    corrected, _ = find_matches(index, columns, some, no_progress, 0, choice.matches)
+    where = replace(where, measured=np.zeros_like(where.measured))
+    like_validation = _examples(corrected, some.latitudes, some.longitudes, where, temperature, some.shows_place)
+    if new is not None:
+        of_index = _rows(found[0], np.arange(len(located.rows)))
+        of_new, _ = find_matches(index, columns, new, no_progress, 0, None)
+        share = share_like_training(*(_signals(matches, temperature) for matches in (of_index, corrected, of_new)))
+    elif like_validation.correct.mean() >= examples.correct[~examples.out_of_index].mean():
+        share = 0.0  # new photos are easier than these: they have matches nearer than the hidden ones
+    unseen, *at = unseen_matches(choice.matches, NUM_FUSED)
+    areas, everywhere = _areas(*at), np.ones(len(at[0]), bool)
+    elsewhere = Placement(areas=areas + placement.areas.max() + 1, folds=_folds(areas, rng), measured=everywhere)
+    unseen = unseen.take(slice(corrected.similarities.shape[1]))
+    like_validation = _concatenate([like_validation, _examples(unseen, *at, elsewhere, temperature, everywhere)])
+    like_validation = like_validation.take(~like_validation.out_of_index)
+    return mix_examples(like_validation, examples, 1 - share, rng), temperature, round(share, 3)
+
+
+def _signals(matches: QueryMatches, temperature: float) -> np.ndarray:
+    """The signals (N', F) of the queries that have an answer."""
+    signals, _ = _answers(matches, *np.zeros((2, len(matches.similarities))), temperature)
+    return signals[np.isfinite(signals).all(axis=1)]
 
 
 def _answers(

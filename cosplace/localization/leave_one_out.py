@@ -10,7 +10,7 @@ from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
 from cosplace.localization.localizer import NUM_FUSED
 from cosplace.localization.queries import TASK, Queries
-from cosplace.localization.seen_photos import QueryMatches, lower_similarities
+from cosplace.localization.seen_photos import QueryMatches, match_similarities
 from cosplace.models.training_card import ValidationMatches
 from cosplace.progress import Progress
 from cosplace.retrieval.recall import RADIUS_M
@@ -30,7 +30,7 @@ def find_matches(  # noqa: PLR0917
 ) -> tuple[QueryMatches, QueryMatches]:
     """Matches (N, K) as if each photo were new, and as if its place were not in the index.
 
-    num_altered: photos that progress has counted before.  correction: lowers the similarities of the positives.
+    num_altered: photos that progress has counted before.  correction: changes the similarities of the positives.
     """
     points = ecef_from_lla(columns.latitudes, columns.longitudes)
     center = np.nanmean(points, axis=0)  # relative to it, numbers are small, so products are exact to millimeters
@@ -43,7 +43,7 @@ def find_matches(  # noqa: PLR0917
     for start in range(0, len(columns), BLOCK_ROWS):
         block = np.arange(start, min(start + BLOCK_ROWS, len(columns)))
         similarities = queries.descriptors @ index.descriptors(columns.ids[block]).astype(np.float32).T
-        squared_m = _squared_distances(own_points, points[block])  # nan where a position is unknown
+        squared_m = squared_distances(own_points, points[block])  # nan where a position is unknown
         squared_m[~queries.shows_place] = np.inf
         times = columns.times[block][None]
         same_time = (times == own_times) | (np.isnan(times) & np.isnan(own_times))
@@ -57,12 +57,12 @@ def find_matches(  # noqa: PLR0917
         out_of_index.add(np.where(hidden | (squared_m <= OUT_OF_INDEX_M**2), -np.inf, similarities), start)
         progress(TASK, num_altered + int(block[-1]) + 1, num_altered + len(columns))
     if correction is not None:
-        lowered = lower_similarities(positives.similarities, correction)
-        as_new = _BestMatches.merged(as_new, positives, lowered)
+        similarities = match_similarities(positives.similarities, correction)
+        as_new = _BestMatches.merged(as_new, positives, similarities)
     return as_new.matches(columns, in_index), out_of_index.matches(columns, np.zeros_like(in_index))
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared distances (n, m) between points (n, 3) and (m, 3)."""
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     return np.maximum(squares, 0.0)

@@ -2,7 +2,7 @@
 
 The corrections of `seen_photos` assume that new photos are as difficult as the validation.  Photos of the same camera
 and light as the training photos are easier, and then confidence is too low.  New photos show which case applies: the
-signals of their answers are compared with those of training photos, with and without lowered similarities.  The share
+signals of their answers are compared with those of training photos, with and without changed similarities.  The share
 of each set is estimated by expectation maximization with the output of a classifier of the two sets (Saerens et al.
 2002, "Adjusting the outputs of a classifier to new a priori probabilities", equation 2.9; the sets are its classes).
 Then the examples are mixed with this share.
@@ -58,17 +58,17 @@ def _classifier(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, floa
     return found.x[1:], float(found.x[0])
 
 
-def mix_examples(seen: Examples, corrected: Examples, share: float, rng: np.random.Generator) -> Examples:
+def mix_examples(first: Examples, second: Examples, share: float, rng: np.random.Generator) -> Examples:
     """Examples of which a share is drawn from the first set, and the rest from the second; as many as in both.
 
     If a set has too few, they are repeated.  Out-of-index examples, which only the second set has, are all kept.
     """
-    inside, outside = corrected.take(~corrected.out_of_index), corrected.take(corrected.out_of_index)
-    total = len(seen.correct) + len(inside.correct)
-    num_seen = round(share * total)
+    inside, outside = second.take(~second.out_of_index), second.take(second.out_of_index)
+    total = len(first.correct) + len(inside.correct)
+    num_first = round(share * total)
     parts = [
-        seen.take(np.resize(rng.permutation(len(seen.correct)), num_seen)),
-        inside.take(np.resize(rng.permutation(len(inside.correct)), total - num_seen)),
+        first.take(np.resize(rng.permutation(len(first.correct)), num_first)),
+        inside.take(np.resize(rng.permutation(len(inside.correct)), total - num_first)),
         outside,
     ]
     columns = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Examples)}

@@ -1,11 +1,11 @@
-"""Correct a calibration whose queries are photos that the model was trained on.
+"""Correct a calibration whose queries are photos that the model was trained on, or of a single capture.
 
 Such a photo is more similar to the other photos of its place than a new photo would be, and an answer for it is correct
 more often.  The model's card has the matches of validation queries, which are not training photos.  They are used
 twice:
 
-* The validation matches are examples, with the rivals of the validation database: two thirds of all examples.
-* The similarities of the photo's positives are lowered to those of the validation, quantile by quantile, so that its
+* The validation matches are examples, with the rivals of the validation database: two thirds of these examples.
+* The similarities of the photo's positives are changed to those of the validation, quantile by quantile, so that its
   rivals are those of this index.  Rivals of new photos are more similar than these, so it is one third only.
 
 docs/lab.md compares this with other corrections.  Legend: N queries, K matches, V validation queries.  Pure.
@@ -52,11 +52,12 @@ def num_corrected_queries(matches: ValidationMatches) -> int:
     return max(MIN_UNSEEN, REPEATS * len(matches) // 2)
 
 
-def lower_similarities(positives: np.ndarray, matches: ValidationMatches) -> np.ndarray:
-    """Similarities of the positives (N, K), best first and -inf for none, as low as those of the validation.
+def match_similarities(positives: np.ndarray, matches: ValidationMatches) -> np.ndarray:
+    """Similarities of the positives (N, K), best first and -inf for none, distributed as those of the validation.
 
     Each best positive gets the similarity at its quantile in the validation; the others keep their difference from it.
-    No similarity is increased.
+    Training photos get lower similarities.  Photos of a sparse index may get higher ones: without the other photos of
+    its own site, a photo is farther from its nearest match than a new photo would be.
     """
     if not positives.shape[1]:
         return positives
@@ -68,7 +69,7 @@ def lower_similarities(positives: np.ndarray, matches: ValidationMatches) -> np.
     seen = np.quantile(best[has_positive], quantiles) + 1e-9 * np.arange(NUM_QUANTILES)
     unseen = np.quantile(_best_positives(matches), quantiles)
     change = np.where(has_positive, np.interp(best, seen, unseen) - best, 0.0)
-    return positives + np.minimum(change, 0.0)[:, None]
+    return positives + change[:, None]
 
 
 def _best_positives(matches: ValidationMatches) -> np.ndarray:

@@ -26,7 +26,9 @@ DATA_NAMES = {
     "num_training_photos": "of these, training photos of the model",
     "training_photos": "of these, training photos of the model",
     "correction": "correction for these",
+    "share_revisited": "share of photos with another one of the place, a year or more apart",
     "num_validation": "validation queries of the model that are also used",
+    "share_like_index": "share of new photos expected to be like these, the others like validation queries",
     "unlabeled": "folder of new photos without positions, to which the correction is adjusted",
     "num_unlabeled": "photos of this folder",
     "share_like_training": "share of these that resemble training photos",
@@ -43,7 +45,7 @@ DATA_NAMES = {
 # What is done about photos that the model was trained on, by the value of "correction".
 CORRECTIONS = {
     "left out": "not used as queries",
-    "validation": "similarities lowered to those of the model's validation, whose queries are also used",
+    "validation": "similarities changed to those of the model's validation, whose queries are also used",
     "none": "none: confidence is too high for new photos; calibrate with `--queries FOLDER`",
 }
 
@@ -111,11 +113,11 @@ def overconfidence_text(about: Mapping[str, Any]) -> str:
 
 
 def capture_text(about: Mapping[str, Any]) -> str:
-    """That the photos say nothing about another season; "" if they are of several months, or if that is not known.
+    """That the photos say nothing about another season; "" if something else does, or if that is not known.
 
     about: facts stored with the calibration.
     """
-    if "queries" in about or about.get("days", math.inf) > ONE_CAPTURE_DAYS:
+    if "queries" in about or "num_validation" in about or about.get("days", math.inf) > ONE_CAPTURE_DAYS:
         return ""
     return (
         "all photos were taken within a month: for photos of another season, light or camera, confidence may be too "
@@ -147,7 +149,7 @@ def _measured_on(calibration: Calibration) -> str:
     """Name the photos that were located."""
     if "queries" in calibration.about:
         return f"photos of {printable(str(calibration.about['queries']))}"
-    also = " and validation queries of its model" if calibration.about.get("correction") == "validation" else ""
+    also = " and validation queries of its model" if "num_validation" in calibration.about else ""
     return f"photos of the index{also}"
 
 

@@ -22,7 +22,7 @@ from cosplace.index.records import ModelSpec
 from cosplace.localization.calibration import calibrate, compute_calibration
 from cosplace.localization.confidence import as_record, calibration_error, reliability_bins
 from cosplace.localization.localizer import Localizer, should_calibrate_again
-from cosplace.localization.seen_photos import lower_similarities, unseen_matches
+from cosplace.localization.seen_photos import match_similarities, unseen_matches
 from cosplace.models.training_card import TrainingCard, ValidationMatches, card_entries
 from cosplace.models.views import PhotoViews, how_described
 from cosplace.models.weight_files import write_weights
@@ -180,7 +180,7 @@ def test_similarities_are_lowered_to_the_quantiles_of_the_validation() -> None:
     seen = np.sort(rng.uniform(0.7, 0.99, (400, 6)), axis=1)[:, ::-1].astype(np.float32)
     seen[:50, 3:] = -np.inf  # fewer positives
     seen[:20] = -np.inf  # none
-    lowered = lower_similarities(seen, matches)
+    lowered = match_similarities(seen, matches)
     assert (lowered <= seen).all() and (np.isfinite(lowered) == np.isfinite(seen)).all()
     is_positive = np.hypot(matches.east_m, matches.north_m) <= 25
     unseen = np.where(is_positive, matches.similarities, -np.inf).max(axis=1)
@@ -190,7 +190,7 @@ def test_similarities_are_lowered_to_the_quantiles_of_the_validation() -> None:
     # The other positives keep their difference; the order of the queries stays.
     assert lowered[60:, :1] - lowered[60:, 1:] == pytest.approx(seen[60:, :1] - seen[60:, 1:], abs=1e-5)
     assert (np.argsort(lowered[20:, 0]) == np.argsort(seen[20:, 0])).mean() > 0.95
-    assert lower_similarities(seen[:20], matches) is seen[:20] or np.isinf(lower_similarities(seen[:20], matches)).all()
+    assert match_similarities(seen[:20], matches) is seen[:20] or np.isinf(match_similarities(seen[:20], matches)).all()
 
 
 def test_matches_of_the_validation_keep_their_distances() -> None:

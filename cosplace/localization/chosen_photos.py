@@ -1,0 +1,188 @@
+"""Which photos of an index are located for its calibration, and how much new photos are expected to be like them.
+
+The confidence must hold for new photos, and those of an index say little about them in two cases:
+
+* **The model was trained on them.**  Such a photo is recognized more easily than a new one.  If the index has enough
+  others, these are used alone.
+* **They show each place once.**  Photos of one capture have the same light and camera, new ones mostly do not.  If the
+  sites are far apart, a photo without those of its own site is harder to locate than a new one.
+
+The model's card has the matches of its validation queries, which are new photos of other places: `seen_photos` uses
+them as examples, and lowers the similarities of photos of the index to theirs.  In an index of training photos, new
+photos are expected to be like these; in one of one capture, half of them, and half like the photos of the index as they
+are (docs/lab.md compares both with new photos).
+Legend: I photos of the index, N some of them.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cosplace.engines.encoder import Encoder
+from cosplace.errors import ConfigError, CosPlaceError, one_line
+from cosplace.geo import ecef_from_lla
+from cosplace.index.photo_index import PhotoIndex
+from cosplace.index.records import Columns
+from cosplace.localization.leave_one_out import BLOCK_ROWS, squared_distances
+from cosplace.localization.seen_photos import MIN_UNSEEN
+from cosplace.models.training_card import TrainingCard, ValidationMatches, read_training_card
+from cosplace.models.views import how_described
+from cosplace.photos.paths import path_from_text, printable
+from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
+from cosplace.retrieval.recall import RADIUS_M
+
+SECONDS_PER_YEAR = 365 * 86_400
+MAX_REVISITED = 500  # photos whose place is looked for in other years
+LIKE_ONE_CAPTURE = 0.5  # share of new photos that are expected to be like those of an index of one capture
+MAX_LIKE_INDEX = 0.95  # larger shares count as 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Photos of an index to locate, and how to correct for what they do not show."""
+
+    rows: np.ndarray  # (N,) int64, rows in the index
+    is_training: bool = False  # they are training photos of the model
+    matches: ValidationMatches | None = None  # of the model, if they are needed and known
+    like_index: float = 1.0  # share of new photos, 0 to 1, that are expected to be like these photos; 1 without matches
+    facts: Mapping[str, Any] = field(default_factory=dict)  # to store with the calibration
+
+
+def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray) -> Choice:
+    """Choose among the photos with a position, located (I,); warn where the confidence will be too high."""
+    card = _training_card(index, encoder)
+    if card is None:
+        model = path_from_text(index.spec.model if encoder is None else encoder.name)
+        if model.suffix.lower() not in (".pth", ".safetensors"):  # a model of the zoo: its training set is published
+            return Choice(rows=located)
+        log.warning(
+            "%s has no model card, so the photos that it was trained on are unknown. If some are in the index, its "
+            "confidence is too high for new photos. If you trained it, keep the .safetensors of the run next to it.",
+            printable(model),
+        )  # fmt: skip
+        return Choice(rows=located, facts={"training_photos": "unknown"})
+    points = Viewpoints(
+        latitudes=columns.latitudes[located],
+        longitudes=columns.longitudes[located],
+        headings=columns.headings[located],
+        times=columns.times[located],
+    )
+    status = card.photos.status(points)
+    seen, unseen, decided = located[status == SEEN], located[status == UNSEEN], located[status != UNDECIDED]
+    share = len(seen) / max(1, len(decided))
+    facts: dict[str, Any] = {"num_training_photos": round(share * len(located))}
+    matches = card.matches if card.matches is not None and len(card.matches) >= MIN_UNSEEN // 4 else None
+    if not len(seen) or len(unseen) >= MIN_UNSEEN:
+        facts |= {"correction": "left out"} if len(seen) else {}
+        rows = unseen if len(seen) else located
+        if matches is None or _difference(index, matches):
+            return Choice(rows=rows, facts=facts)
+        return _with_validation(columns, rows, matches, facts)
+    if matches is not None:
+        if difference := _difference(index, matches):
+            log.warning(
+                "The validation queries of the model were encoded differently from the photos of this index (%s), "
+                "so its confidence may be too high or too low. Use `cosplace index calibrate %s --queries FOLDER` with "
+                "other photos.", difference, index.address,
+            )  # fmt: skip
+        facts |= {"correction": "validation", "num_validation": len(matches)}
+        return Choice(rows=seen, is_training=True, matches=matches, like_index=0.0, facts=facts)
+    log.warning(
+        "%d of %d photos of the index were used to train its model, so its confidence is too high for new photos. Use "
+        "`cosplace index calibrate %s --queries FOLDER` with other photos.",
+        facts["num_training_photos"], len(located), index.address,
+    )  # fmt: skip
+    return Choice(rows=located, facts=facts | {"correction": "none"})
+
+
+def _with_validation(
+    columns: Columns, rows: np.ndarray, matches: ValidationMatches, facts: Mapping[str, Any]
+) -> Choice:
+    """Photos that the model was not trained on, with validation queries as far as their places have one capture."""
+    revisited = share_revisited(columns, rows)
+    if revisited is None:  # without capture times, nothing is known
+        return Choice(rows=rows, facts=facts)
+    like_index = LIKE_ONE_CAPTURE + (1 - LIKE_ONE_CAPTURE) * revisited
+    facts = {**facts, "share_revisited": round(revisited, 3)}
+    if like_index > MAX_LIKE_INDEX:
+        return Choice(rows=rows, facts=facts)
+    facts |= {"num_validation": len(matches)}
+    return Choice(rows=rows, matches=matches, like_index=like_index, facts=facts)
+
+
+def share_revisited(columns: Columns, rows: np.ndarray) -> float | None:
+    """Share of the photos (N,) that have another photo within 25 m, captured a year or more before or after.
+
+    At most `MAX_REVISITED` of them are looked at.  None if no capture time is known.
+    """
+    rows = rows[np.isfinite(columns.times[rows])]
+    rows = rows[:: max(1, -(-len(rows) // MAX_REVISITED))]
+    if not len(rows):
+        return None
+    points = ecef_from_lla(columns.latitudes, columns.longitudes)
+    points = points - np.nanmean(points, axis=0)
+    is_revisited = np.zeros(len(rows), bool)
+    for start in range(0, len(columns), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        is_near = squared_distances(points[rows], points[block]) <= RADIUS_M**2  # nan is not
+        apart = np.abs(columns.times[rows][:, None] - columns.times[block][None]) >= SECONDS_PER_YEAR
+        is_revisited |= (is_near & apart).any(axis=1)
+    return float(is_revisited.mean())
+
+
+def check_adjustable(choice: Choice) -> None:
+    """Raise ConfigError unless photos without positions can adjust the correction."""
+    if choice.is_training:
+        return
+    if choice.facts.get("correction") == "none":
+        raise ConfigError(
+            "--unlabeled needs a model whose card has 50 validation queries with positives or more. Use --queries with "
+            "photos that have positions."
+        )
+    if choice.facts.get("correction") == "left out":
+        raise ConfigError(
+            "The photos that the model was trained on are left out, so there is nothing to adjust. Omit --unlabeled."
+        )
+    if "num_training_photos" not in choice.facts:
+        raise ConfigError(
+            "--unlabeled needs to know the photos that the model was trained on, and this model has no card that lists "
+            "them: keep the best_model.safetensors of the run next to best_model.pth. Or omit --unlabeled."
+        )
+    raise ConfigError(
+        "--unlabeled is only for an index of photos that its model was trained on, and this is none. Omit it."
+    )
+
+
+def _difference(index: PhotoIndex, matches: ValidationMatches) -> str:
+    """How the photos of a model card were described, where the index does it in another way; "" for an unknown way."""
+    here = how_described(index.spec.image_size, index.spec.views)
+    there = here if matches.described is None else matches.described
+    return one_line(
+        "; ".join(
+            f"{name} {_text(there.get(name))} instead of {_text(value)}"
+            for name, value in here.items()
+            if there.get(name) != value
+        )
+    )
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _training_card(index: PhotoIndex, encoder: Encoder | None) -> TrainingCard | None:
+    """What is known about the training of the model of an index; None if nothing is."""
+    for model in (index.spec.model if encoder is None else encoder.name, index.spec.model):
+        try:
+            card = read_training_card(model)
+        except CosPlaceError as error:
+            log.warning("%s", error)
+            return None
+        if card is not None:
+            return card
+    return None

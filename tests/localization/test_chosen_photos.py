@@ -1,0 +1,132 @@
+"""Calibration of an index that shows each place in one capture: validation queries of the model are used as well."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cosplace.cli.index_maintenance import calibration_text
+from cosplace.geo import geodesic_distances_m
+from cosplace.index.photo_index import create_index, open_index
+from cosplace.index.records import ModelSpec
+from cosplace.localization.calibration import calibrate
+from cosplace.localization.chosen_photos import share_revisited
+from cosplace.localization.localizer import Localizer
+from cosplace.models.training_card import TrainingCard, ValidationMatches, card_entries
+from cosplace.models.views import how_described
+from cosplace.models.weight_files import write_weights
+from cosplace.photos.viewpoints import Viewpoints, digest_of
+from cosplace.report.calibration_page import capture_text
+from tests.localization.test_seen_photos import photos_of, promised_and_kept, validation
+from tests.places import D, World, make_world, new_photos, units
+
+YEAR = 365 * 86_400.0
+
+
+def model_of(folder: Path, matches: ValidationMatches | None) -> ModelSpec:
+    """A model that was trained on a photo somewhere else."""
+    folder.mkdir()
+    elsewhere = Viewpoints(
+        latitudes=np.array([-30.0]), longitudes=np.array([3.0]), headings=np.array([0.0]), times=np.array([0.0])
+    )
+    card = card_entries(TrainingCard(photos=digest_of([elsewhere]), matches=matches))
+    write_weights(folder / "model.safetensors", {"a": torch.zeros(1)}, card)
+    return ModelSpec(model=str(folder / "model.safetensors"), checksum="c" * 64, dimension=D)
+
+
+def index_of(folder: Path, world: World, *, matches: ValidationMatches | None, years_apart: float = 0.0) -> Path:
+    """An index of photos that its model has not seen; the captures of a place are hours or years apart."""
+    spec = model_of(folder, matches)
+    rows, _, _, photos = photos_of(world, 2)
+    times = [1e9 + 3600.0 * number + years_apart * YEAR * (number % 5) for number in range(len(photos))]
+    with create_index(folder / "index", spec) as index:
+        index.add([replace(photo, time=time) for photo, time in zip(photos, times, strict=True)], rows)
+    return folder / "index"
+
+
+def calibrated(index: Path) -> dict[str, Any]:
+    with open_index(index, write=True) as opened:
+        return dict(calibrate(opened, num_altered=0).about)
+
+
+@pytest.mark.slow
+def test_photos_of_one_capture_promise_less_with_validation_queries(tmp_path: Path) -> None:
+    """New photos are harder than those of the index, and as hard as validation queries."""
+    world = make_world(300)
+    index = index_of(tmp_path / "without", world, matches=None)
+    assert "num_validation" not in calibrated(index)
+    promised, kept, _ = promised_and_kept(index, world)
+    before = promised - kept
+    index = index_of(tmp_path / "with", world, matches=validation())
+    about = calibrated(index)
+    assert (about["share_revisited"], about["share_like_index"], about["num_validation"]) == (0.0, 0.5, 250)
+    promised, kept, _ = promised_and_kept(index, world)
+    assert before > 0.2 and -0.05 < promised - kept < 0.6 * before
+    text = calibration_text(about)
+    assert "on its own photos and 250 validation queries" in text and "in one year only" in text
+    assert not capture_text({**about, "days": 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", ["years", "described", "few"])
+def test_validation_queries_are_left_out(tmp_path: Path, reason: str) -> None:
+    """Places with captures of several years say more; queries described differently or too few say too little."""
+    world, matches = make_world(120), validation()
+    if reason == "described":
+        matches = replace(matches, described=how_described(320))
+    if reason == "few":
+        matches = replace(
+            matches,
+            similarities=matches.similarities[:49], east_m=matches.east_m[:49], north_m=matches.north_m[:49],
+        )  # fmt: skip
+    years_apart = float(reason == "years")
+    about = calibrated(index_of(tmp_path / "with", world, matches=matches, years_apart=years_apart))
+    without = calibrated(index_of(tmp_path / "without", world, matches=None, years_apart=years_apart))
+    assert about.pop("share_revisited", None) == (1.0 if reason == "years" else None)
+    assert {**about, "seconds": 0} == {**without, "seconds": 0}
+
+
+def test_share_of_photos_with_another_year(tmp_path: Path) -> None:
+    """Compare with all pairs of photos, by distances on the ellipsoid."""
+    rng = np.random.default_rng(3)
+    rows, lat, lon, photos = photos_of(make_world(80), 2, captures=2)
+    times = np.where(
+        rng.random(len(photos)) < 0.1, np.nan, 1e9 + YEAR * rng.choice([0.0, 0.4, 0.8, 1.1, 3.0], len(photos))
+    )
+    photos = [replace(photo, time=float(time)) for photo, time in zip(photos, times, strict=True)]
+    with create_index(tmp_path / "index", ModelSpec(model="x", checksum="c", dimension=D)) as index:
+        index.add(photos, rows)
+        columns = index.columns()
+    near = geodesic_distances_m(lat[:, None], lon[:, None], lat[None], lon[None]) <= 25
+    apart = np.abs(times[:, None] - times[None]) >= YEAR
+    known = np.isfinite(times)
+    expected = (near & apart).any(axis=1)[known].mean()
+    assert 0.2 < expected < 0.8
+    assert share_revisited(columns, np.arange(len(photos))) == pytest.approx(expected)
+    assert share_revisited(columns, np.flatnonzero(~known)) is None
+
+
+@pytest.mark.slow
+def test_sites_far_apart_are_calibrated_like_validation_queries(tmp_path: Path) -> None:
+    """Without the photos of its own site, a photo of the index is harder to locate than a new photo of that site."""
+    world, found = make_world(300), []
+    rng = np.random.default_rng(8)
+    places = np.repeat(np.arange(len(world.vectors)), 2)
+    rows, lat, lon = world.capture(places, rng, (1.2, 1.8))  # two sites of each place, which look different
+    lon[::2] += 12 / 78_800  # meters to degrees
+    photos = new_photos(lat, lon)
+    for name, matches in (("without", None), ("with", validation())):
+        with create_index(tmp_path / f"{name}-index", model_of(tmp_path / name, matches)) as index:
+            index.add(photos, rows)
+            about = dict(calibrate(index, num_altered=0).about)
+        new = units(rows + 0.8 * rng.standard_normal(rows.shape) / np.sqrt(D))
+        localizer = Localizer(tmp_path / f"{name}-index", min_confidence=0)
+        answers = localizer.locate_descriptors(new)
+        at = np.array([(answer.latitude, answer.longitude) for answer in answers])
+        is_right = geodesic_distances_m(at[:, 0], at[:, 1], lat, lon) <= 25
+        found.append(np.mean([answer.confidence for answer in answers]) - is_right.mean())
+    assert about["share_like_index"] == 0.0
+    assert found[0] < -0.2 and abs(found[1]) < abs(found[0]) / 2

@@ -9,7 +9,7 @@ WORKERS := $(shell echo $$(( $$(nproc) + 1 )))
 BY_FILE := --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test long lint check minimum format docs site bench bench-user bench-gpu bench-index figures clean
+.PHONY: demo test extras long lint check minimum format docs site bench bench-user bench-gpu bench-index figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosplace demo
@@ -21,6 +21,11 @@ AGAIN := -n 0 --last-failed --last-failed-no-failures none --maxfail 1
 test: $(VENV)/.dev
 	$(PYTEST) -n $(WORKERS) $(BY_FILE) -m "not long" || \
 	  $(PYTEST) $(AGAIN) -m "not long"
+
+# One process, since each of these tests starts processes of its own.  Where one hangs, it is printed after 4 minutes.
+extras: $(VENV)/.extras  ## the tests that need Ray or OpenVINO, which are skipped without them
+	$(PYTEST) -n 0 -m "extras and not long" -o faulthandler_timeout=240 || \
+	  $(PYTEST) $(AGAIN) -m "extras and not long"
 
 long: $(VENV)/.dev  ## the tests that kill processes again and again, or train for long
 	$(PYTEST) -n $(WORKERS) --dist load -m long
@@ -76,6 +81,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --editable '.[dev,cluster,openvino]' --constraint constraints.txt
+	@touch $@ $(VENV)/.dev $(VENV)/.demo
 
 .venv-minimum/.installed: pyproject.toml constraints-minimum.txt
 	$(PYTHON) -m venv .venv-minimum

@@ -3,8 +3,10 @@
 Legend: B photos of one size, D descriptor dimension.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -17,7 +19,7 @@ from cosplace.engines.views import averaged_views
 from cosplace.errors import CheckpointError, DeviceError
 
 INPUT, OUTPUT = "images", "descriptors"  # of an exported file
-NO_MEMORY = ("alloc", "memory")  # words in the errors of the programs when memory runs out
+NO_MEMORY = re.compile(r"alloc|\bmemory\b", re.IGNORECASE)  # in the errors of the programs when memory runs out
 Session = Callable[[np.ndarray], np.ndarray]
 """Runs a file: its input (B, 3, H, W) -> descriptors (B, D) float32."""
 
@@ -74,16 +76,20 @@ class FileEngine:
         """Unit descriptors (B, D) float32 of photos (B, 3, H, W): uint8, or floats in [0, 1].
 
         Floats are rounded to uint8 if the file takes pixels.
-        Raises DeviceError when memory runs out, CheckpointError if the file does not take the photos.
+        Raises DeviceError when memory runs out, CheckpointError if the program cannot compute them from these photos.
         """
         images = _as_values(np.ascontiguousarray(photos), self.values)
         try:
             if self.scales == (1.0,) and not self.flip:
-                return self.session(images)
-            return averaged_views(self.session, images, self.scales, flip=self.flip)
+                found = self.session(images)
+            else:
+                found = averaged_views(self.session, images, self.scales, flip=self.flip)
+            if found.shape != (len(photos), self.dimension):  # OpenVINO 2026.4 with DINOv2
+                raise ValueError(f"wrong shape of descriptors: {found.shape}")
+            return found
         except Exception as error:  # each program raises types of its own
             count, _, height, width = photos.shape
-            if any(word in str(error).lower() for word in NO_MEMORY):
+            if NO_MEMORY.search(str(error)):
                 raise DeviceError(
                     f"Not enough memory for a batch of {count} photos of {width} x {height} pixels.",
                     "use a smaller --infer_batch_size",
@@ -136,14 +142,11 @@ def _open_in_onnx_runtime(kind: EngineKind, path: Path, num_threads: int) -> Ses
 
 
 def _open_in_openvino(kind: EngineKind, path: Path, num_threads: int) -> Session:
-    # Importing OpenVINO sends usage data over the network, unless this package of its is missing.
-    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
-    openvino: Any = import_module("openvino")  # of an extra that the type checker may lack
     numbers = {"bf16": "bf16", "int8": "f32", "fp32": "f32"}[kind.numbers]  # for int8: of the layers with floats
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": numbers}
     if num_threads:
         options["INFERENCE_NUM_THREADS"] = num_threads
-    model: Any = openvino.Core().compile_model(str(path), "CPU", options)
+    model: Any = _openvino_core().compile_model(str(path), "CPU", options)
     lock = Lock()  # a compiled model answers one call at a time
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -151,3 +154,17 @@ def _open_in_openvino(kind: EngineKind, path: Path, num_threads: int) -> Session
             return np.array(model(images)[0])  # a copy: the next call overwrites the result
 
     return run
+
+
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO, once per process and never closed.
+
+    Each `Core` gives the thread that first compiles with it a stack for signal handlers, and restores the former one
+    when it is freed.  Freed in any order but last in, first out, they leave a stack in memory that is no longer
+    theirs, and the next Ctrl+C or SIGTERM ends the process with a segmentation fault.
+    """
+    # Importing OpenVINO sends usage data over the network, unless this package of its is missing.
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    openvino: Any = import_module("openvino")  # of an extra that the type checker may lack
+    return openvino.Core()

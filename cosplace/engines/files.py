@@ -21,7 +21,7 @@ from cosplace.engines.kinds import MAKERS, EngineKind, versions
 from cosplace.errors import CheckpointError
 from cosplace.storage import cache_folder, write_atomically, write_text
 
-FORMAT_VERSION = 1  # of the exported files and the records
+FORMAT_VERSION = 2  # of the exported files and the records
 MODEL, ABOUT = "model.onnx", "model.json"
 MAX_JSON_BYTES = 1_000_000
 

@@ -103,13 +103,15 @@ def nodes_from(model: Any, operators: Iterable[str]) -> list[str]:
 def _equalize_ranks(model: Any) -> None:
     """Give the matrix before a stack of matrices in a product their number of axes, which changes no result.
 
-    Products of inputs with different ranks are valid ONNX, but OpenVINO 2026.4 cannot compile them for any size.
+    Products of inputs with different ranks are valid ONNX, but OpenVINO 2026.4 cannot compile them for any size.  The
+    matrix is repeated before a stack that is stored in the file: with one only, OpenVINO fails or returns nothing.
     """
     import onnx
 
     graph = onnx.shape_inference.infer_shapes(model).graph
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
-    ranks |= {value.name: len(value.dims) for value in graph.initializer}
+    stored = {value.name: list(value.dims) for value in graph.initializer}
+    ranks |= {name: len(sizes) for name, sizes in stored.items()}
     nodes = list(model.graph.node)
     for place in reversed(range(len(nodes))):  # so that what is inserted does not move the places to come
         node = nodes[place]
@@ -117,13 +119,16 @@ def _equalize_ranks(model: Any) -> None:
             continue
         first, second = (ranks.get(name, 0) for name in node.input)
         if 2 <= first < second:
-            added = f"{node.output[0]}_axes"
-            axes = onnx.helper.make_tensor(added, onnx.TensorProto.INT64, [second - first], range(second - first))
+            sizes = stored.get(node.input[1])
+            operator, values = (
+                ("Unsqueeze", [*range(second - first)]) if sizes is None else ("Expand", [*sizes[:-2], 1, 1])
+            )
+            added, changed = f"{node.output[0]}_axes", f"{node.output[0]}_first"
+            axes = onnx.helper.make_tensor(added, onnx.TensorProto.INT64, [len(values)], values)
             model.graph.initializer.append(axes)
-            unsqueezed = f"{node.output[0]}_first"
-            unsqueeze = onnx.helper.make_node("Unsqueeze", [node.input[0], added], [unsqueezed], unsqueezed)
-            node.input[0] = unsqueezed
-            model.graph.node.insert(place, unsqueeze)
+            equalized = onnx.helper.make_node(operator, [node.input[0], added], [changed], changed)
+            node.input[0] = changed
+            model.graph.node.insert(place, equalized)
 
 
 def _remove_debug_metadata(model: Any) -> None:

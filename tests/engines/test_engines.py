@@ -1,6 +1,7 @@
 """Engines: the same descriptors as PyTorch; files and records of the cache; the choice of the fastest."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -15,16 +16,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cosplace.engines import cached, kinds, opening
+from cosplace.engines import cached, kinds, onnx_format, opening
 from cosplace.engines.cached import EngineUse, open_cached_engine, remembered_engine
 from cosplace.engines.comparison import lowest_cosine, measure_speedups, sample_photos
 from cosplace.engines.encoder import Encoder
-from cosplace.engines.engine import Engine, FileEngine
+from cosplace.engines.engine import INPUT, OUTPUT, Engine, FileEngine, open_session
 from cosplace.engines.files import file_key, find_file, find_file_by_sha256, read_record, store_file, write_record
 from cosplace.engines.kinds import KINDS, find_kind
 from cosplace.engines.opening import open_engine
 from cosplace.engines.torch_engine import TorchEngine
-from cosplace.errors import CheckpointError, ConfigError
+from cosplace.errors import CheckpointError, ConfigError, DeviceError
 from cosplace.models.averaging import averaged
 from cosplace.models.layouts import network_from_release
 from cosplace.models.network import GeoLocalizationNet
@@ -65,6 +66,7 @@ def by_formula(network: nn.Module, photos: np.ndarray, scales: Sequence[float] =
 # --- descriptors -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(
     "backbone", ["ResNet18", *(pytest.param(name, marks=pytest.mark.long) for name in ("EfficientNet_B0", "DINOv2"))]
 )
@@ -203,6 +205,30 @@ def test_a_cached_engine_that_was_not_compared_is_not_opened(home: Path) -> None
     assert open_cached_engine("onnx", checksum, image_size=64, device="cuda") is None
 
 
+@pytest.mark.extras
+def test_a_matrix_times_stored_matrices(tmp_path: Path) -> None:
+    """As the positions of DINOv2 are resampled."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("openvino", reason="pip install 'cosplace[openvino]'")
+    random = np.random.default_rng(0)
+    matrix, stack = random.random((7, 10), np.float32), random.random((64, 10, 10), np.float32)
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", [INPUT, "stack"], [OUTPUT])],
+        "product",
+        [helper.make_tensor_value_info(INPUT, floats, ["height", 10])],
+        [helper.make_tensor_value_info(OUTPUT, floats, [64, "height", 10])],
+        [onnx.numpy_helper.from_array(stack, "stack")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx_format._equalize_ranks(model)
+    onnx.save(model, tmp_path / "product.onnx")
+    for kind in (KINDS["onnx"], KINDS["openvino"]):
+        found = open_session(kind, tmp_path / "product.onnx")(matrix)
+        np.testing.assert_allclose(found, matrix @ stack, rtol=1e-5)
+
+
+@pytest.mark.extras
 def test_openvino_sends_no_usage_data(home: Path) -> None:
     pytest.importorskip("openvino", reason="pip install 'cosplace[openvino]'")
     code = (
@@ -212,6 +238,21 @@ def test_openvino_sends_no_usage_data(home: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(model_of(home))]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.extras
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+def test_signals_arrive_after_engines_of_openvino_were_closed(home: Path) -> None:
+    pytest.importorskip("openvino", reason="pip install 'cosplace[openvino]'")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from cosplace.engines import engine, kinds\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('received', flush=True))\n"
+        "sessions = [engine.open_session(kinds.KINDS['openvino'], Path(sys.argv[1])) for _ in range(2)]\n"
+        "del sessions[0]; del sessions[0]  # not the last one first\n"
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    command = [sys.executable, "-c", code, str(model_of(home))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "received"
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -423,3 +464,24 @@ def test_photos_that_the_network_does_not_take(home: Path) -> None:
     engine = open_engine("onnx", new_network(), image_size=64, device="cpu")
     with pytest.raises(CheckpointError, match="The engine onnx cannot compute descriptors of photos of 1 x 0 pixels"):
         engine.describe(np.zeros((1, 3, 0, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "text"),
+    [
+        (np.zeros((0, 4), np.float32), CheckpointError, r"\(wrong shape of descriptors: \(0, 4\)\)"),
+        (RuntimeError("src/memory_desc/cpu_memory_desc.h:99: ParameterMismatch"), CheckpointError, "ParameterMismatch"),
+        (RuntimeError("std::bad_alloc"), DeviceError, "Not enough memory for a batch of 1 photos of 8 x 8 pixels"),
+        (RuntimeError("Failed to allocate memory"), DeviceError, "Not enough memory"),
+        (RuntimeError("Out of memory."), DeviceError, "Not enough memory"),
+    ],
+)
+def test_programs_that_fail(answer: Any, expected: type[Exception], text: str) -> None:
+    def session(images: np.ndarray) -> np.ndarray:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    engine = FileEngine(session, KINDS["onnx"], checksum="", dimension=4, file_sha256="")
+    with pytest.raises(expected, match=text):
+        engine.describe(np.zeros((1, 3, 8, 8), np.uint8))

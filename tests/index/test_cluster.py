@@ -101,6 +101,7 @@ def assert_same_index(found: Path | str, expected: Path) -> None:
 
 
 @needs_ray
+@pytest.mark.extras
 @pytest.mark.slow
 def test_it_holds_what_one_process_stores(
     tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -176,6 +177,7 @@ def store_numbers(index: PhotoIndex, cluster: Cluster, describe: DescribeNumbers
 
 
 @needs_ray
+@pytest.mark.extras
 @pytest.mark.slow
 def test_a_search_among_200_000_photos_is_like_an_exact_one(
     tmp_path: Path, cluster: Cluster, caplog: pytest.LogCaptureFixture
@@ -207,6 +209,7 @@ def test_a_search_among_200_000_photos_is_like_an_exact_one(
 
 
 @needs_ray
+@pytest.mark.extras
 @pytest.mark.slow
 def test_a_process_that_dies_is_replaced(tmp_path: Path, cluster: Cluster) -> None:
     (tmp_path / "dying").touch()
@@ -220,6 +223,7 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path, cluster: Cluster) -> No
 
 
 @needs_ray
+@pytest.mark.extras
 @pytest.mark.slow
 @pytest.mark.skipif(bool(object_store.MISSING), reason=object_store.REASON)
 def test_an_index_on_object_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> None:
@@ -248,6 +252,7 @@ def command(folder: Path, *words: str) -> list[str]:
 
 
 @needs_ray
+@pytest.mark.extras
 @pytest.mark.slow
 def test_a_killed_build_continues(tmp_path: Path) -> None:
     folder = write_indexed_city(tmp_path)
@@ -276,6 +281,7 @@ def test_a_killed_build_continues(tmp_path: Path) -> None:
 
 
 @needs_ray
+@pytest.mark.extras
 @pytest.mark.slow
 def test_a_cluster_of_another_version(tmp_path: Path) -> None:
     folder = write_indexed_city(tmp_path)

@@ -151,6 +151,7 @@ def test_without_ray(command: list[str], capsys: pytest.CaptureFixture, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.extras
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'cosplace[cluster]'")
 @pytest.mark.filterwarnings("default")
 def test_a_real_cluster_on_this_machine(

@@ -281,7 +281,7 @@ def protocol_record(
     """The entry of results.json.
 
     similar: the protocol that an evaluation without one follows, see `matching_protocol`.
-    deviations: what differed from the protocol although the dataset matched, such as photos that cannot be opened.
+    deviations: what is wrong although the dataset matched or has no protocol, such as photos that cannot be opened.
     """
     if protocol is None:
         return {
@@ -290,6 +290,6 @@ def protocol_record(
             "id": CUSTOM,
             "radius_m": radius_m,
             "similar": None if similar is None else similar.id,
-            "deviations": [],
+            "deviations": [*deviations],
         }
     return {**asdict(protocol), "id": protocol.id, "radius_m": radius_m, "similar": None, "deviations": [*deviations]}

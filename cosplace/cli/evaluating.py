@@ -152,7 +152,7 @@ class _PreparedEvaluation:
     settings: "EvaluationSettings"
     run: "RunInfo"
     dataset: "RetrievalDataset"
-    copies: str  # what is wrong with a published dataset whose queries are in the database too; "" if none are
+    copies: str  # what is wrong with a dataset whose queries are in the database too; "" if none are
     verdicts: "VerdictFile | None"
 
 

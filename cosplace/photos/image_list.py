@@ -39,7 +39,7 @@ class SkippedFiles:
         for kind, count in sorted(self.counts.items()):
             if kind != OTHER_FILES:
                 names = ", ".join(self.examples[kind]) + (", ..." if count > NUM_EXAMPLES else "")
-                parts.append(f"{count:,} {kind} ({names})")
+                parts.append(f"{kind}: {count:,} ({names})")
         return f"Skipped: {'; '.join(parts)}." if parts else ""
 
 

@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 def check_copies(
     database: ImageList, queries: ImageList, *, refuse: bool = True, progress: Progress = no_progress
 ) -> str:
-    """Raise DatasetError if photos are queries and in the database too: they would find themselves.
+    """Warn of photos that are queries and in the database too, and return what is wrong; "" if there are none.
 
-    refuse: False only warns, for published datasets, whose photos are what they are, and returns what is wrong; "" if
-    there are no copies.
+    refuse: raise DatasetError for copies with the same file name: then a folder is in the wrong place.  False for
+    published datasets, whose photos are what they are.
     """
     copies = find_copies(database, queries, progress)
     if copies:
@@ -51,7 +51,7 @@ def check_copies(
             f"{len(copies):,} of {len(queries):,} queries in {printable(queries.folder)} {verb} in the database too "
             f"({', '.join(pairs)}{more}), with the same content. A query must not find its own copy."
         )
-        if refuse:
+        if refuse and any(_file_name(queries, query) == _file_name(database, image) for query, image in copies):
             raise DatasetError(f"{text} Remove such photos from one of the two folders.")
         log.warning("%s", printable(text))
         return f"{len(copies):,} of {len(queries):,} queries {verb} in the database too"
@@ -81,6 +81,10 @@ def find_copies(database: ImageList, queries: ImageList, progress: Progress = no
             found.append((row, image_of[checksum]))
         progress("looking for copies", done, num_files)
     return found
+
+
+def _file_name(images: ImageList, row: int) -> str:
+    return images.name(row).rpartition("/")[2]
 
 
 def _file_sizes(images: ImageList) -> np.ndarray:

@@ -50,10 +50,10 @@ def add_other_files(folder: Path) -> None:
 
 
 SKIPPED = (
-    "1 HEIC files (IMG_1.HEIC)",
-    "1 videos (clip.mp4)",
-    "1 pipes, sockets and devices (pipe.jpg)",
-    "1 broken links",
+    "HEIC files: 1 (IMG_1.HEIC)",
+    "videos: 1 (clip.mp4)",
+    "pipes, sockets and devices: 1 (pipe.jpg)",
+    "broken links: 1",
 )
 
 

@@ -100,11 +100,11 @@ def test_what_is_skipped_is_counted_and_named(tmp_path: Path, caplog: pytest.Log
         "HEIC files": 5, "videos": 2, "raw images": 1, "other files": 1, "photos with a line break in their name": 1,
         "folders with a line break in their name": 1,
     }  # fmt: skip
-    assert "5 HEIC files (0.heic, 1.heic, 2.heic, ...); 1 folders with a line break" in images.skipped.summary()
-    assert "2 videos (a/b.mov, a/clip.MP4)" in caplog.text and "table.csv" not in caplog.text
+    assert "HEIC files: 5 (0.heic, 1.heic, 2.heic, ...); folders with a line break" in images.skipped.summary()
+    assert "videos: 2 (a/b.mov, a/clip.MP4)" in caplog.text and "table.csv" not in caplog.text
     assert r"two\nlines.jpg" in caplog.text and len(caplog.records) == 1
     (tmp_path / "x.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"has no photos .*5 HEIC files"):
+    with pytest.raises(DatasetError, match=r"has no photos .*HEIC files: 5"):
         scan_images(tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_links_that_lead_outside_are_followed_only_if_asked(tmp_path: Path, capl
     (tmp_path / "link").symlink_to(folder)
     for place in (folder, tmp_path / "link"):
         assert names_of(place) == ["inside.jpg", "real/a.jpg", "train/secret.jpg"]
-    assert "4 links that lead outside" in caplog.text and "--follow_outside" in caplog.text
+    assert "links that lead outside the folder: 4" in caplog.text and "--follow_outside" in caplog.text
     followed = scan_images(folder, follow_outside=True)
     assert len(followed) == 7 and not followed.skipped.counts
     assert len(scan_images(folder, dataset=tmp_path / "data")) == 5

@@ -175,7 +175,7 @@ def test_queries_outside_a_dataset_with_a_table(city: Path) -> None:
 # --- copies ----------------------------------------------------------------------------------------------------------
 
 
-def test_copies_are_found_by_content(tmp_path: Path) -> None:
+def test_copies_are_found_by_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for place in range(4):
         write_place(tmp_path / "database", place, 0)
     twin = write_place(tmp_path / "queries", 9, 1)
@@ -186,9 +186,20 @@ def test_copies_are_found_by_content(tmp_path: Path) -> None:
     lists = two_folder_lists(tmp_path / "database", str(tmp_path / "queries"))
     database, queries = lists.database, lists.queries
     assert find_copies(database, queries) == [(0, 2)]
+    assert check_copies(database, queries) == "1 of 2 queries is in the database too"
+    assert f"is in the database too ({twin.name} = {original.name})" in caplog.text
+
+
+def test_copies_with_the_same_name_are_refused(tmp_path: Path) -> None:
+    for place in range(4):
+        write_place(tmp_path / "database", place, 0)
+    write_place(tmp_path / "queries", 9, 1)
+    original = sorted((tmp_path / "database").iterdir())[2]
+    (tmp_path / "queries" / original.name).write_bytes(original.read_bytes())
+    lists = two_folder_lists(tmp_path / "database", str(tmp_path / "queries"))
     with pytest.raises(DatasetError, match="1 of 2 queries") as error:
-        check_copies(database, queries)
-    assert f"is in the database too ({twin.name} = {original.name})" in str(error.value)
+        check_copies(lists.database, lists.queries)
+    assert f"is in the database too ({original.name} = {original.name})" in str(error.value)
 
 
 def test_copies_in_a_published_dataset_are_a_warning(city: Path, caplog: pytest.LogCaptureFixture) -> None:

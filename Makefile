@@ -22,7 +22,7 @@ test: $(VENV)/.dev
 	$(PYTEST) -n $(WORKERS) $(BY_FILE) -m "not long" || \
 	  $(PYTEST) $(AGAIN) -m "not long"
 
-# One process, since each of these tests starts processes of its own.  Where one hangs, it is printed after 4 minutes.
+# One process, since each of these tests starts processes of its own.  If one hangs, its stack is printed after 4 minutes.
 extras: $(VENV)/.extras  ## the tests that need Ray or OpenVINO, which are skipped without them
 	$(PYTEST) -n 0 -m "extras and not long" -o faulthandler_timeout=240 || \
 	  $(PYTEST) $(AGAIN) -m "extras and not long"

@@ -19,7 +19,8 @@ from cosplace.engines.views import averaged_views
 from cosplace.errors import CheckpointError, DeviceError
 
 INPUT, OUTPUT = "images", "descriptors"  # of an exported file
-NO_MEMORY = re.compile(r"alloc|\bmemory\b", re.IGNORECASE)  # in the errors of the programs when memory runs out
+# In the errors of the programs when memory runs out; other errors have parts of words, such as "cpu_memory_desc.h".
+NO_MEMORY = re.compile(r"alloc|out.?of.?memory|\bmemory\b", re.IGNORECASE)
 Session = Callable[[np.ndarray], np.ndarray]
 """Runs a file: its input (B, 3, H, W) -> descriptors (B, D) float32."""
 
@@ -76,7 +77,7 @@ class FileEngine:
         """Unit descriptors (B, D) float32 of photos (B, 3, H, W): uint8, or floats in [0, 1].
 
         Floats are rounded to uint8 if the file takes pixels.
-        Raises DeviceError when memory runs out, CheckpointError if the program cannot compute them from these photos.
+        Raises DeviceError when memory runs out, CheckpointError if the program fails for these photos.
         """
         images = _as_values(np.ascontiguousarray(photos), self.values)
         try:
@@ -84,7 +85,7 @@ class FileEngine:
                 found = self.session(images)
             else:
                 found = averaged_views(self.session, images, self.scales, flip=self.flip)
-            if found.shape != (len(photos), self.dimension):  # OpenVINO 2026.4 with DINOv2
+            if found.shape != (len(photos), self.dimension):  # happened with OpenVINO 2026.4 and DINOv2
                 raise ValueError(f"wrong shape of descriptors: {found.shape}")
             return found
         except Exception as error:  # each program raises types of its own
@@ -158,13 +159,13 @@ def _open_in_openvino(kind: EngineKind, path: Path, num_threads: int) -> Session
 
 @cache
 def _openvino_core() -> Any:
-    """OpenVINO, once per process and never closed.
+    """The one `Core` of OpenVINO in this process, which is never freed.
 
-    Each `Core` gives the thread that first compiles with it a stack for signal handlers, and restores the former one
-    when it is freed.  Freed in any order but last in, first out, they leave a stack in memory that is no longer
-    theirs, and the next Ctrl+C or SIGTERM ends the process with a segmentation fault.
+    A `Core` sets a stack for signal handlers in the thread that first compiles with it, and restores the former stack
+    when it is freed.  If several are not freed in reverse order, the thread is left with a stack in memory that was
+    freed, and the next Ctrl+C or SIGTERM ends the process with a segmentation fault.
     """
-    # Importing OpenVINO sends usage data over the network, unless this package of its is missing.
+    # When imported, OpenVINO sends usage data over the network, unless its package openvino_telemetry is missing.
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     openvino: Any = import_module("openvino")  # of an extra that the type checker may lack
     return openvino.Core()

@@ -101,10 +101,11 @@ def nodes_from(model: Any, operators: Iterable[str]) -> list[str]:
 
 
 def _equalize_ranks(model: Any) -> None:
-    """Give the matrix before a stack of matrices in a product their number of axes, which changes no result.
+    """Where a matrix is multiplied by a stack of matrices, give it as many axes as the stack.  No result changes.
 
-    Products of inputs with different ranks are valid ONNX, but OpenVINO 2026.4 cannot compile them for any size.  The
-    matrix is repeated before a stack that is stored in the file: with one only, OpenVINO fails or returns nothing.
+    Products of inputs with different ranks are valid ONNX, but OpenVINO 2026.4 cannot compile them for any size.  If
+    the stack is stored in the file, the matrix is also repeated once per matrix of the stack: otherwise OpenVINO fails,
+    or returns descriptors of no photo.
     """
     import onnx
 

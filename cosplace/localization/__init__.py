@@ -14,11 +14,11 @@ Files, each importing only files listed above it:
     localizer       photos in, locations out
     exif_positions  an answer and the position that the camera stored
     photo_changes   photos in other light and other crops, images that show no place
-    seen_photos     corrections for photos that the model was trained on, and for those of one capture
+    seen_photos     corrections for photos that the model was trained on, and for photos of one capture
     resemblance     how many new photos resemble training photos
     queries         photos to calibrate an index with
     leave_one_out   matches of photos of the index as if they were new
-    chosen_photos   which photos of an index are located, and what new photos are expected to be like
+    chosen_photos   which photos of an index are located, and which share of new photos is like them
     calibration     fit the confidence on the photos of an index
     database_confidence  the same for an evaluation, whose database is not an index
     tracks          times of frames, frames of a video, GPX

@@ -5,10 +5,10 @@ same place and time.  Some of the photos are also encoded again in other light a
 are less similar to the index than photos of one drive are to each other.  Out-of-index photos are the same photos with
 all photos within 100 m hidden, and images that show no place.
 
-`chosen_photos` says which photos are located, and whether validation queries of the model are used as well: a photo
+`chosen_photos` decides which photos are located, and whether validation queries of the model are used as well: a photo
 that the model was trained on is recognized more easily than a new one, and photos of one capture are more similar to
-each other.  `seen_photos` corrects for both, and `resemblance` adjusts this to new photos without positions.  Photos
-that are not in the index can be used instead.
+each other than to new ones.  `seen_photos` corrects for both, and `resemblance` adjusts the correction for training
+photos to new photos without positions.  Photos that are not in the index can be used instead.
 Legend: I photos of the index, N queries or examples, K matches.
 """
 
@@ -163,7 +163,7 @@ def compute_calibration(
             num_altered = 0  # the similarities are already those of new photos
         rows = np.sort(rng.permutation(choice.rows)[:num_queries])
         parts = [queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
-        if num_altered and choice.matches is None and len(columns) <= BLOCK_ROWS:
+        if num_altered and not choice.is_training and len(columns) <= BLOCK_ROWS:
             _check_queries(index, columns, parts[0], seed)
     about["num_queries"] = len(parts[0].rows)
     num_altered = min(num_altered, len(parts[0].rows))
@@ -329,10 +329,10 @@ def _examples_of(  # noqa: PLR0917
     rng: np.random.Generator,
     progress: Progress,
 ) -> tuple[Examples, float, float]:
-    """The examples, the temperature of their votes, and the share of new photos that are like photos of the index.
+    """The examples, the temperature of their votes, and the share of new photos expected to be like those of the index.
 
     parts: photos of the index or of a folder first, then altered ones and images without a place.  new: photos without
-    positions, if there are any, which the share is estimated from.
+    positions, if there are any; the share is estimated from them.
     """
     queries, located, share = _concatenate(parts), parts[0], choice.like_index
     correction = choice.matches if new is None and share == 0 else None
@@ -340,23 +340,29 @@ def _examples_of(  # noqa: PLR0917
     examples, temperature, placement = all_examples(found, queries, correction, rng)
     if choice.matches is None or correction is not None:
         return examples, temperature, share
+    # Without training photos, the photos of the index must suffice by themselves: validation queries only add to them.
+    examples = examples.answered() if choice.is_training else check_examples(examples)
+    of_places = examples.take(~examples.out_of_index)
     rows = np.sort(rng.permutation(len(located.rows))[: num_corrected_queries(choice.matches)])
     some, where = _rows(located, rows), placement.take(rows)
     corrected, _ = find_matches(index, columns, some, no_progress, 0, choice.matches)
     where = replace(where, measured=np.zeros_like(where.measured))
     like_validation = _examples(corrected, some.latitudes, some.longitudes, where, temperature, some.shows_place)
-    if new is not None:
+    like_validation = like_validation.take(~like_validation.out_of_index).answered()
+    if not len(of_places.correct):
+        share = 0.0
+    elif new is not None:
         of_index = _rows(found[0], np.arange(len(located.rows)))
         of_new, _ = find_matches(index, columns, new, no_progress, 0, None)
-        share = share_like_training(*(_signals(matches, temperature) for matches in (of_index, corrected, of_new)))
-    elif like_validation.correct.mean() >= examples.correct[~examples.out_of_index].mean():
-        share = 0.0  # new photos are easier than these: they have matches nearer than the hidden ones
+        signals = [_signals(matches, temperature) for matches in (of_index, corrected, of_new)]
+        share = share_like_training(*signals) if all(map(len, signals)) else 0.0
+    elif len(like_validation.correct) and like_validation.correct.mean() > of_places.correct.mean():
+        share = 0.0  # new photos are easier than these, because their nearest matches are not hidden
     unseen, *at = unseen_matches(choice.matches, NUM_FUSED)
     areas, everywhere = _areas(*at), np.ones(len(at[0]), bool)
     elsewhere = Placement(areas=areas + placement.areas.max() + 1, folds=_folds(areas, rng), measured=everywhere)
     unseen = unseen.take(slice(corrected.similarities.shape[1]))
     like_validation = _concatenate([like_validation, _examples(unseen, *at, elsewhere, temperature, everywhere)])
-    like_validation = like_validation.take(~like_validation.out_of_index)
     return mix_examples(like_validation, examples, 1 - share, rng), temperature, round(share, 3)
 
 

@@ -1,16 +1,17 @@
-"""Which photos of an index are located for its calibration, and how much new photos are expected to be like them.
+"""Which photos of an index are located for its calibration, and which share of new photos is expected to be like them.
 
-The confidence must hold for new photos, and those of an index say little about them in two cases:
+The confidence must hold for new photos.  The photos of an index say little about these in two cases:
 
 * **The model was trained on them.**  Such a photo is recognized more easily than a new one.  If the index has enough
-  others, these are used alone.
-* **They show each place once.**  Photos of one capture have the same light and camera, new ones mostly do not.  If the
-  sites are far apart, a photo without those of its own site is harder to locate than a new one.
+  other photos, only those are used.
+* **They show each place once.**  Photos of one capture have the same light and camera; new photos mostly do not.  If
+  the sites are far apart, a photo is located without the others of its own site, which is harder than locating a new
+  photo.
 
 The model's card has the matches of its validation queries, which are new photos of other places: `seen_photos` uses
-them as examples, and lowers the similarities of photos of the index to theirs.  In an index of training photos, new
-photos are expected to be like these; in one of one capture, half of them, and half like the photos of the index as they
-are (docs/lab.md compares both with new photos).
+them as examples, and changes the similarities of photos of the index to theirs.  For an index of training photos, all
+new photos are expected to be like validation queries; for an index of one capture, half of them, and the other half
+like the photos of the index as they are (docs/lab.md compares both with new photos).
 Legend: I photos of the index, N some of them.
 """
 
@@ -35,7 +36,8 @@ from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
 from cosplace.retrieval.recall import RADIUS_M
 
 SECONDS_PER_YEAR = 365 * 86_400
-MAX_REVISITED = 500  # photos whose place is looked for in other years
+MAX_REVISITED = 500  # photos for which others of their place are looked for
+MIN_KNOWN_TIMES = 0.5  # share of photos that must have a capture time
 LIKE_ONE_CAPTURE = 0.5  # share of new photos that are expected to be like those of an index of one capture
 MAX_LIKE_INDEX = 0.95  # larger shares count as 1
 
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Photos of an index to locate, and how to correct for what they do not show."""
+    """Photos of an index to locate, and how to correct for their differences from new photos."""
 
     rows: np.ndarray  # (N,) int64, rows in the index
     is_training: bool = False  # they are training photos of the model
@@ -54,7 +56,7 @@ class Choice:
 
 
 def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray) -> Choice:
-    """Choose among the photos with a position, located (I,); warn where the confidence will be too high."""
+    """Choose among the photos that have a position, located (I,); warn if the confidence will be too high."""
     card = _training_card(index, encoder)
     if card is None:
         model = path_from_text(index.spec.model if encoder is None else encoder.name)
@@ -103,9 +105,9 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
 def _with_validation(
     columns: Columns, rows: np.ndarray, matches: ValidationMatches, facts: Mapping[str, Any]
 ) -> Choice:
-    """Photos that the model was not trained on, with validation queries as far as their places have one capture."""
+    """Photos that the model was not trained on, and validation queries if too few places are shown in several years."""
     revisited = share_revisited(columns, rows)
-    if revisited is None:  # without capture times, nothing is known
+    if revisited is None:
         return Choice(rows=rows, facts=facts)
     like_index = LIKE_ONE_CAPTURE + (1 - LIKE_ONE_CAPTURE) * revisited
     facts = {**facts, "share_revisited": round(revisited, 3)}
@@ -116,14 +118,15 @@ def _with_validation(
 
 
 def share_revisited(columns: Columns, rows: np.ndarray) -> float | None:
-    """Share of the photos (N,) that have another photo within 25 m, captured a year or more before or after.
+    """Share of the photos (N,) with another photo within 25 m that was captured a year or more before or after.
 
-    At most `MAX_REVISITED` of them are looked at.  None if no capture time is known.
+    Photos without a capture time are left out, and at most `MAX_REVISITED` are checked.  None if fewer than half of the
+    photos have a capture time.
     """
-    rows = rows[np.isfinite(columns.times[rows])]
-    rows = rows[:: max(1, -(-len(rows) // MAX_REVISITED))]
-    if not len(rows):
+    known = rows[np.isfinite(columns.times[rows])]
+    if not len(known) or len(known) < MIN_KNOWN_TIMES * len(rows):
         return None
+    rows = known[:: -(-len(known) // MAX_REVISITED)]
     points = ecef_from_lla(columns.latitudes, columns.longitudes)
     points = points - np.nanmean(points, axis=0)
     is_revisited = np.zeros(len(rows), bool)
@@ -154,7 +157,7 @@ def check_adjustable(choice: Choice) -> None:
             "them: keep the best_model.safetensors of the run next to best_model.pth. Or omit --unlabeled."
         )
     raise ConfigError(
-        "--unlabeled is only for an index of photos that its model was trained on, and this is none. Omit it."
+        "--unlabeled is only for an index of photos that its model was trained on, and this index has none. Omit it."
     )
 
 

@@ -47,6 +47,10 @@ class Examples:
         """Select examples by number or by mask."""
         return Examples(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
+    def answered(self) -> "Examples":
+        """Select the examples that have an answer."""
+        return self.take(np.flatnonzero(np.isfinite(self.signals).all(axis=1)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
@@ -156,7 +160,7 @@ def fit_calibration(
 
 def check_examples(examples: Examples) -> Examples:
     """Return the examples that have an answer.  Raises ConfigError if they are too few or too similar."""
-    examples = examples.take(np.flatnonzero(np.isfinite(examples.signals).all(axis=1)))
+    examples = examples.answered()
     num_correct, num_wrong = int(examples.correct.sum()), int((~examples.correct).sum())
     folds = np.unique(examples.folds)
     each_fit_sees_both = all(
@@ -290,12 +294,14 @@ def overconfidence(confidences: np.ndarray, examples: Examples) -> dict[str, flo
 def _threshold_curve(confidences: np.ndarray, examples: Examples, importance: np.ndarray) -> np.ndarray:
     rows = []
     outside, inside = examples.out_of_index, ~examples.out_of_index
+    # Examples may be repeated for their weight, but the lower bound counts each once.
+    counted = np.flatnonzero(inside)[np.unique(examples.signals[inside], axis=0, return_index=True)[1]]
     for threshold in np.round(np.linspace(0, 1, NUM_THRESHOLDS), 6):
         answered = confidences >= threshold
         total = importance[answered].sum()
         precision = float(importance[answered] @ examples.correct[answered] / total) if total else 1.0
         # Answers of one place depend on each other, but each is counted: the lower bound allows for that as well.
-        precision_bound = lower_bound(precision, int((answered & inside).sum()))
+        precision_bound = lower_bound(precision, int(answered[counted].sum()))
         share_answered = (answered & inside).sum() / max(int(inside.sum()), 1)
         share_rejected = 1 - float((answered & outside).sum() / max(int(outside.sum()), 1))
         rejected_bound = lower_bound(share_rejected, int(outside.sum()))

@@ -36,7 +36,7 @@ def find_matches(  # noqa: PLR0917
     center = np.nanmean(points, axis=0)  # relative to it, numbers are small, so products are exact to millimeters
     points = points - center
     own_points = ecef_from_lla(queries.latitudes, queries.longitudes) - center
-    own_times = queries.times[:, None]
+    all_times, own_times = (np.where(np.isnan(times), np.inf, times) for times in (columns.times, queries.times))
     num_queries = len(queries.rows)
     as_new, out_of_index, positives = (_BestMatches(num_queries) for _ in range(3))
     in_index = np.zeros(num_queries, bool)
@@ -45,8 +45,7 @@ def find_matches(  # noqa: PLR0917
         similarities = queries.descriptors @ index.descriptors(columns.ids[block]).astype(np.float32).T
         squared_m = squared_distances(own_points, points[block])  # nan where a position is unknown
         squared_m[~queries.shows_place] = np.inf
-        times = columns.times[block][None]
-        same_time = (times == own_times) | (np.isnan(times) & np.isnan(own_times))
+        same_time = own_times[:, None] == all_times[block][None]  # unknown times count as the same
         hidden = (queries.rows[:, None] == block[None]) | ((squared_m <= SAME_PLACE_M**2) & same_time)
         is_positive = (squared_m <= RADIUS_M**2) & ~hidden
         in_index |= is_positive.any(axis=1)
@@ -64,8 +63,11 @@ def find_matches(  # noqa: PLR0917
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared distances (n, m) between points (n, 3) and (m, 3)."""
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.maximum(squares, 0.0)
+    # |a|² + |b|² - 2ab as one product of matrices, which needs no other arrays of this size.
+    left = np.column_stack([-2 * a, (a**2).sum(1), np.ones(len(a))])
+    right = np.column_stack([b, np.ones(len(b)), (b**2).sum(1)])
+    squares = left @ right.T
+    return np.maximum(squares, 0.0, out=squares)
 
 
 class _BestMatches:
@@ -77,12 +79,17 @@ class _BestMatches:
 
     def add(self, similarities: np.ndarray, start: int) -> None:
         """Add the similarities (N, n) of rows from `start` on; -inf for hidden rows."""
+        is_full = self.rows.shape[1] == NUM_FUSED
+        similarities, columns = _above(similarities, self.similarities[:, -1:] if is_full else -np.inf)
         similarities = np.concatenate([self.similarities, similarities], axis=1)
         num_before = self.rows.shape[1]
         best = _largest(similarities, NUM_FUSED)
-        before = np.concatenate([self.rows, np.zeros((len(similarities), 1), np.int64)], axis=1)
+        is_new, before = best >= num_before, np.pad(self.rows, ((0, 0), (0, 1)))
         kept = np.take_along_axis(before, np.minimum(best, num_before), 1)
-        self.rows = np.where(best < num_before, kept, best - num_before + start)
+        added = best - num_before
+        if columns is not None:
+            added = np.take_along_axis(np.pad(columns, ((0, 0), (0, 1))), np.maximum(added, 0), 1)
+        self.rows = np.where(is_new, added + start, kept)
         self.similarities = np.take_along_axis(similarities, best, 1).astype(np.float32)
 
     @classmethod
@@ -105,6 +112,25 @@ class _BestMatches:
             accuracies_m=np.where(is_match, columns.accuracies_m[self.rows], np.nan),
             in_index=in_index,
         )
+
+
+def _above(values: np.ndarray, bound: np.ndarray | float) -> tuple[np.ndarray, np.ndarray | None]:
+    """The values (N, n) above a bound, in order, and their columns; None for all columns.
+
+    At least NUM_FUSED per row, if there are as many columns; -inf where fewer are above the bound.  After the first
+    block, few similarities are above the last match so far, so there is little to sort.
+    """
+    is_above = values > bound
+    counts = is_above.sum(axis=1)
+    if 8 * int(counts.sum()) > values.size:
+        return values, None
+    rows, columns = np.nonzero(is_above)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = max(int(counts.max(initial=0)), min(NUM_FUSED, values.shape[1]))
+    found = np.full((len(values), width), -np.inf, values.dtype)
+    found_columns = np.zeros(found.shape, np.int64)
+    found[rows, places], found_columns[rows, places] = values[rows, columns], columns
+    return found, found_columns
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 The corrections of `seen_photos` assume that new photos are as difficult as the validation.  Photos of the same camera
 and light as the training photos are easier, and then confidence is too low.  New photos show which case applies: the
-signals of their answers are compared with those of training photos, with and without changed similarities.  The share
+signals of their answers are compared with those of training photos, without and with changed similarities.  The share
 of each set is estimated by expectation maximization with the output of a classifier of the two sets (Saerens et al.
 2002, "Adjusting the outputs of a classifier to new a priori probabilities", equation 2.9; the sets are its classes).
 Then the examples are mixed with this share.
@@ -59,7 +59,7 @@ def _classifier(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def mix_examples(first: Examples, second: Examples, share: float, rng: np.random.Generator) -> Examples:
-    """Examples of which a share is drawn from the first set, and the rest from the second; as many as in both.
+    """A share of examples from the first set, and the rest from the second; as many as both have together.
 
     If a set has too few, they are repeated.  Out-of-index examples, which only the second set has, are all kept.
     """

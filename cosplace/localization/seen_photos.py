@@ -1,12 +1,13 @@
-"""Correct a calibration whose queries are photos that the model was trained on, or of a single capture.
+"""Correct a calibration whose queries are photos that the model was trained on, or photos of a single capture.
 
-Such a photo is more similar to the other photos of its place than a new photo would be, and an answer for it is correct
-more often.  The model's card has the matches of validation queries, which are not training photos.  They are used
-twice:
+Such a photo is mostly more similar to the other photos of its place than a new photo would be, and then an answer for
+it is correct more often.  The model's card has the matches of validation queries, which are not training photos.  They
+are used twice:
 
-* The validation matches are examples, with the rivals of the validation database: two thirds of these examples.
-* The similarities of the photo's positives are changed to those of the validation, quantile by quantile, so that its
-  rivals are those of this index.  Rivals of new photos are more similar than these, so it is one third only.
+* Two thirds of the examples are validation queries with their matches.  Their rivals (matches of other places) are from
+  the validation database.
+* One third are photos of this index with their own rivals.  The similarities of their positives are changed to those of
+  the validation, quantile by quantile.  They are only a third, because the rivals of new photos are more similar.
 
 docs/lab.md compares this with other corrections.  Legend: N queries, K matches, V validation queries.  Pure.
 """
@@ -53,11 +54,11 @@ def num_corrected_queries(matches: ValidationMatches) -> int:
 
 
 def match_similarities(positives: np.ndarray, matches: ValidationMatches) -> np.ndarray:
-    """Similarities of the positives (N, K), best first and -inf for none, distributed as those of the validation.
+    """Similarities of the positives (N, K), best first and -inf for none, with the distribution of the validation.
 
     Each best positive gets the similarity at its quantile in the validation; the others keep their difference from it.
-    Training photos get lower similarities.  Photos of a sparse index may get higher ones: without the other photos of
-    its own site, a photo is farther from its nearest match than a new photo would be.
+    For training photos, similarities mostly decrease.  For photos of sites that are far apart, they may increase:
+    without the other photos of its own site, a photo is farther from its nearest match than a new photo would be.
     """
     if not positives.shape[1]:
         return positives

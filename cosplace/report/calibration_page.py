@@ -19,16 +19,16 @@ PAGE = "calibration.html"
 ONE_CAPTURE_DAYS = 27  # file names may have only the month, and months begin 28 days apart or more
 DEFAULT_THRESHOLD = 0.5  # of `--min_confidence`
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
-# Names of the entries of `Calibration.about`.
+# Names of the entries of `Calibration.about`, in the order in which they are shown.
 DATA_NAMES = {
     "num_photos": "photos in the index",
-    "days": "days from the first photo to the last",
     "num_training_photos": "of these, training photos of the model",
     "training_photos": "of these, training photos of the model",
     "correction": "correction for these",
-    "share_revisited": "share of photos with another one of the place, a year or more apart",
+    "days": "days from the first photo to the last",
+    "share_revisited": "share of photos whose place is also shown a year or more before or after",
     "num_validation": "validation queries of the model that are also used",
-    "share_like_index": "share of new photos expected to be like these, the others like validation queries",
+    "share_like_index": "share of new photos expected to be like photos of the index, not like validation queries",
     "unlabeled": "folder of new photos without positions, to which the correction is adjusted",
     "num_unlabeled": "photos of this folder",
     "share_like_training": "share of these that resemble training photos",
@@ -45,7 +45,7 @@ DATA_NAMES = {
 # What is done about photos that the model was trained on, by the value of "correction".
 CORRECTIONS = {
     "left out": "not used as queries",
-    "validation": "similarities changed to those of the model's validation, whose queries are also used",
+    "validation": "similarities changed to those of the validation queries of the model, which are also used",
     "none": "none: confidence is too high for new photos; calibrate with `--queries FOLDER`",
 }
 
@@ -80,10 +80,16 @@ def calibration_page(calibration: Calibration, name: str, *, style_sheet: str | 
         threshold_rows=_threshold_rows(calibration),
         data_used=[
             (DATA_NAMES.get(key, key), CORRECTIONS.get(value, value) if key == "correction" else value)
-            for key, value in calibration.about.items()
+            for key, value in sorted(calibration.about.items(), key=_place)
             if key not in {"calibration_error_interval", "overconfidence"}
         ],
     )
+
+
+def _place(entry: tuple[str, Any]) -> int:
+    """Where an entry of `Calibration.about` is shown; last, if it has no name."""
+    names = list(DATA_NAMES)
+    return names.index(entry[0]) if entry[0] in DATA_NAMES else len(names)
 
 
 def calibration_error_text(calibration: Calibration) -> str:
@@ -113,7 +119,7 @@ def overconfidence_text(about: Mapping[str, Any]) -> str:
 
 
 def capture_text(about: Mapping[str, Any]) -> str:
-    """That the photos say nothing about another season; "" if something else does, or if that is not known.
+    """That the photos say nothing about other seasons; "" if others are used as well, or if that is not known.
 
     about: facts stored with the calibration.
     """

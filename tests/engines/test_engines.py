@@ -474,6 +474,7 @@ def test_photos_that_the_network_does_not_take(home: Path) -> None:
         (RuntimeError("std::bad_alloc"), DeviceError, "Not enough memory for a batch of 1 photos of 8 x 8 pixels"),
         (RuntimeError("Failed to allocate memory"), DeviceError, "Not enough memory"),
         (RuntimeError("Out of memory."), DeviceError, "Not enough memory"),
+        (RuntimeError("could not execute a primitive: out_of_memory"), DeviceError, "Not enough memory"),
     ],
 )
 def test_programs_that_fail(answer: Any, expected: type[Exception], text: str) -> None:

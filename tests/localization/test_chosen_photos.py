@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cosplace.cli.index_maintenance import calibration_text
+from cosplace.errors import ConfigError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.records import ModelSpec
@@ -20,7 +21,7 @@ from cosplace.models.views import how_described
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.viewpoints import Viewpoints, digest_of
 from cosplace.report.calibration_page import capture_text
-from tests.localization.test_seen_photos import photos_of, promised_and_kept, validation
+from tests.localization.test_seen_photos import NoEncoder, photos_of, promised_and_kept, validation
 from tests.places import D, World, make_world, new_photos, units
 
 YEAR = 365 * 86_400.0
@@ -66,7 +67,9 @@ def test_photos_of_one_capture_promise_less_with_validation_queries(tmp_path: Pa
     promised, kept, _ = promised_and_kept(index, world)
     assert before > 0.2 and -0.05 < promised - kept < 0.6 * before
     text = calibration_text(about)
-    assert "on its own photos and 250 validation queries" in text and "in one year only" in text
+    assert "on its own photos and 250 validation queries, because it shows each place in one year only" in text
+    text = calibration_text({**about, "share_revisited": 0.703})
+    assert "because it shows the places of 30% of its photos in one year only" in text
     assert not capture_text({**about, "days": 1.0})
 
 
@@ -107,6 +110,9 @@ def test_share_of_photos_with_another_year(tmp_path: Path) -> None:
     assert 0.2 < expected < 0.8
     assert share_revisited(columns, np.arange(len(photos))) == pytest.approx(expected)
     assert share_revisited(columns, np.flatnonzero(~known)) is None
+    assert share_revisited(columns, np.arange(0)) is None
+    few = np.concatenate([np.flatnonzero(~known), np.flatnonzero(known)[: (~known).sum() - 1]])
+    assert share_revisited(columns, few) is None and share_revisited(columns, few[1:]) is not None
 
 
 @pytest.mark.slow
@@ -130,3 +136,30 @@ def test_sites_far_apart_are_calibrated_like_validation_queries(tmp_path: Path) 
         found.append(np.mean([answer.confidence for answer in answers]) - is_right.mean())
     assert about["share_like_index"] == 0.0
     assert found[0] < -0.2 and abs(found[1]) < abs(found[0]) / 2
+
+
+@pytest.mark.slow
+def test_photos_without_another_one_of_their_place_are_not_compared(tmp_path: Path) -> None:
+    """They have no correct answer, neither as they are nor with other similarities."""
+    world, rng = make_world(300), np.random.default_rng(8)
+    rows, lat, lon = world.capture(np.repeat(np.arange(300), 2), rng, (0.6, 0.9))
+    lon[::2] += 12 / 78_800  # meters to degrees
+    alone = make_world(900, seed=4, latitude=45.5)
+    other_rows, other_lat, other_lon = alone.capture(np.arange(900), rng, (0.3, 0.8))
+    photos = new_photos(np.concatenate([lat, other_lat]), np.concatenate([lon, other_lon]))
+    with create_index(tmp_path / "index", model_of(tmp_path / "model", validation())) as index:
+        index.add(photos, np.concatenate([rows, other_rows]))
+        about = calibrate(index, num_altered=0).about
+    assert about["share_like_index"] == 0.0
+
+
+@pytest.mark.parametrize("num_altered", [0, 500])
+def test_validation_queries_do_not_replace_photos_of_the_index(tmp_path: Path, num_altered: int) -> None:
+    """No photo has another one of its place: as without the model's card, this is said before a photo is encoded."""
+    rows, _, _, photos = photos_of(make_world(150), 2, captures=1)
+    encoder: Any = NoEncoder()
+    with create_index(tmp_path / "index", model_of(tmp_path / "model", validation())) as index:
+        index.add(photos, rows)
+        with pytest.raises(ConfigError, match="there are 0 correct and 300 wrong answers"):
+            calibrate(index, encoder=encoder, num_altered=num_altered)
+        assert index.info()["calibration_failed"]["num_photos"] == 150

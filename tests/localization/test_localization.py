@@ -16,7 +16,7 @@ from cosplace.errors import ConfigError, CosPlaceError, PhotoIndexError
 from cosplace.geo import EARTH, destination, geodesic_distances_m
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import create_index, open_index
-from cosplace.localization import calibration as calibration_module
+from cosplace.localization import confidence, leave_one_out
 from cosplace.localization.answers import (
     CSV_COLUMNS,
     Unreadable,
@@ -218,6 +218,44 @@ def test_a_calibration_as_json_and_back() -> None:
         from_record(record)
 
 
+def test_repeated_examples_prove_no_more() -> None:
+    """Validation queries are repeated for their weight, but counted once in the lower bound of precision."""
+    examples = synthetic_examples(600, 9)
+    inside, outside = np.flatnonzero(~examples.out_of_index), np.flatnonzero(examples.out_of_index)
+    order = np.concatenate([np.repeat(inside, 3), outside])
+    importance = np.where(examples.out_of_index, 1.0, 1 / 3)
+    confidences = np.random.default_rng(0).random(len(importance))
+    once = confidence._threshold_curve(confidences, examples, np.ones(len(importance)))
+    often = confidence._threshold_curve(confidences[order], examples.take(order), importance[order])
+    columns = [CURVE.index(name) for name in ("precision", "precision_lower_bound", "answered")]
+    assert often[:, columns] == pytest.approx(once[:, columns])
+
+
+@pytest.mark.parametrize("shown", [0.0, 0.01, 0.5, 1.0])
+def test_best_matches_of_blocks(shown: float) -> None:
+    """Compare with sorting all similarities at once, of which some are hidden."""
+    rng = np.random.default_rng(0)
+    similarities = rng.permuted(np.tile(np.linspace(-1, 1, 2000, dtype=np.float32), (20, 1)), axis=1)
+    similarities[rng.random(similarities.shape) >= shown] = -np.inf
+    best = leave_one_out._BestMatches(20)
+    for start, end in ((0, 30), (30, 700), (700, 1400), (1400, 2000)):
+        best.add(similarities[:, start:end], start)
+        expected = np.argsort(-similarities[:, :end], axis=1, kind="stable")[:, :50]
+        assert best.similarities.tolist() == np.take_along_axis(similarities, expected, 1).tolist()
+        is_match = np.isfinite(best.similarities)
+        assert (best.rows == expected)[is_match].all()
+
+
+def test_squared_distances() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.uniform(-20_000, 20_000, (count, 3)) for count in (40, 50))
+    b[:5] = a[:5] + np.array([3.0, 0.0, 4.0])
+    b[7] = np.nan
+    found = leave_one_out.squared_distances(a, b)
+    assert found == pytest.approx(((a[:, None] - b[None]) ** 2).sum(axis=2), abs=1e-4, nan_ok=True)
+    assert np.isnan(found[:, 7]).all() and np.isfinite(np.delete(found, 7, axis=1)).all()
+
+
 def test_measures() -> None:
     assert monotone(np.array([1.0, 3, 2, 4]), np.ones(4)).tolist() == [1, 2.5, 2.5, 4]
     assert lower_bound(1.0, 0) == 0
@@ -398,9 +436,13 @@ def test_calibration_is_reproducible_and_independent_of_blocks(calibrated, monke
     _, address = calibrated
     with open_index(address) as index:
         once = compute_calibration(index, num_altered=0)
-        monkeypatch.setattr(calibration_module, "BLOCK_ROWS", 97)
         again = compute_calibration(index, num_altered=0)
+        monkeypatch.setattr(leave_one_out, "BLOCK_ROWS", 97)
+        in_blocks = compute_calibration(index, num_altered=0)
     assert as_record(once) == as_record(again)
+    rows = np.random.default_rng(1).standard_normal((50, len(SIGNALS)))
+    assert in_blocks.confidences(rows) == pytest.approx(once.confidences(rows), abs=1e-5)
+    assert in_blocks.about["num_right"] == once.about["num_right"]
 
 
 def test_calibration_hides_photos_of_the_same_place_and_time(tmp_path: Path) -> None:

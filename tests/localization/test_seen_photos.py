@@ -83,10 +83,17 @@ def test_validation_photos_that_were_described_in_another_way_are_reported(
     assert (difference in caplog.text) if difference else ("encoded differently" not in caplog.text)
 
 
-def trained_index(folder: Path, world: World, *, num_unseen: int = 0, matches: ValidationMatches | None = None):
+def trained_index(
+    folder: Path,
+    world: World,
+    *,
+    num_unseen: int = 0,
+    matches: ValidationMatches | None = None,
+    captures: int = CAPTURES,
+) -> Path:
     """The address of an index of the photos of training, and of `num_unseen` others."""
     folder.mkdir(exist_ok=True)
-    rows, lat, lon, photos = photos_of(world, 2)
+    rows, lat, lon, photos = photos_of(world, 2, captures=captures)
     seen = Viewpoints(
         latitudes=lat, longitudes=lon, headings=np.full(len(lat), np.nan),
         times=np.array([photo.time for photo in photos]),
@@ -239,6 +246,16 @@ def test_calibrating_with_new_photos(tmp_path: Path) -> None:
     assert about["num_queries"] == 600 and about["queries"] == str(tmp_path / "new")
     promised, kept, error = promised_and_kept(index, world)
     assert error < 0.05 and abs(promised - kept) <= 0.05
+
+
+@pytest.mark.slow
+def test_new_photos_without_positions_and_places_with_one_photo_each(tmp_path: Path) -> None:
+    """No photo of the index has an answer within its place, so the examples are those of the validation queries."""
+    world = make_world(150)
+    index = trained_index(tmp_path / "trained", world, matches=validation(60), captures=1)
+    encoder: Any = write_new_photos(tmp_path / "new", world, 41)
+    about = calibrated_on(index, encoder=encoder, unlabeled=tmp_path / "new")
+    assert (about["share_like_training"], about["num_unlabeled"]) == (0.0, 150)
 
 
 def test_too_few_new_photos_raise_and_keep_the_former_calibration(tmp_path: Path) -> None:

@@ -36,6 +36,20 @@ def test_page_shows_the_numbers_of_a_calibration(calibration: Calibration, tmp_p
     assert len(THRESHOLDS) == 5
 
 
+def test_the_data_are_in_the_order_of_their_names() -> None:
+    """Some names refer to the one before: "of these, training photos of the model"."""
+    stored = sample_calibration(share_like_index=0.5, later=1, num_validation=300, num_training_photos=12)
+    text = Page(calibration_page(stored, "index")).text()
+    words = (
+        "photos in the index 376 of these, training photos of the model 12",
+        "validation queries of the model that are also used 300 share of new photos expected to be like photos of",
+        "seed 7",
+        "later 1",
+    )  # fmt: skip
+    places = [text.index(part) for part in words]
+    assert places == sorted(places)
+
+
 def test_page_begins_with_a_summary_in_plain_words(calibration: Calibration) -> None:
     text = Page(calibration_page(calibration, "index")).text()
     summary = text[: text.index("Fewer answers")]

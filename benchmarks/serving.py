@@ -7,7 +7,7 @@ network of the index on decoded photos in memory, its best batch size), then the
 Clients are a process of their own on the same cores; its share of the CPU is reported.  Each answer of cosplace must
 equal that of the Python API; the best matches of the other servers must be the same, except for near ties.
 
-    photos/s           answers within the time, divided by it
+    photos/s           answers within the last nine tenths of the time, divided by it
     of the engine      photos/s divided by those of the engine in the same turn; the median of all turns
     CPU ms             CPU time of all processes of a server for one photo.  Where other programs use the same cores,
                        its ratio to that of the engine says more than photos/s

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,6 +33,11 @@ FORMAT_VERSION = 1
 META, SHARD, UNREADABLE = "meta.json", "descriptors-{}.npy", "unreadable-{}.json"
 ARRAY_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "binary": np.uint64}  # by stored type
 MAX_HEADER = 4096  # bytes of a .npy header
+NPY_1_0 = b"\x93NUMPY\x01\x00"  # then the length of the text that follows, of two bytes
+NPY_HEADER = re.compile(
+    rb"\{'descr': '(?P<type>[<>|][a-z]\d{1,2})', 'fortran_order': (?P<in_columns>True|False), "
+    rb"'shape': \((?P<shape>(?:\d{1,18}, ?)*(?:\d{1,18})?)\), \} *\n"
+)
 MAGIC = b"COSPLACE"  # the last bytes of a shard with a trailer
 CHECKSUM_BYTES, LENGTH_BYTES = 32, 8
 END_BYTES = CHECKSUM_BYTES + LENGTH_BYTES + len(MAGIC)  # of a trailer, after its JSON
@@ -260,10 +266,7 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
             f"{_place(files, name)} is missing. Run the same extraction again to complete the descriptors."
         )
     try:
-        head = io.BytesIO(files.read(name, 0, min(MAX_HEADER, size)))
-        np.lib.format.read_magic(head)
-        found_shape, in_columns, found_type = np.lib.format.read_array_header_1_0(head)
-        first_byte = head.tell()
+        found_shape, in_columns, found_type, first_byte = read_header(files.read(name, 0, min(MAX_HEADER, size)))
         end = first_byte + int(np.prod(found_shape)) * found_type.itemsize
         if found_shape != shape or found_type != meta.array_type or in_columns:
             problem = f"has shape {found_shape} and type {found_type}"
@@ -284,6 +287,20 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
         f"{_place(files, name)} {problem}, expected {shape} {meta.extraction.dtype}. Run the extraction again to "
         f"replace it."
     )
+
+
+def read_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether it is in columns (Fortran order), type and first byte of the array of a .npy file (format 1.0).
+
+    Not by numpy, which calls Python's parser: in Python 3.11 it can raise SystemError if several threads use it, and
+    shards are opened by several.  Raises ValueError for another header.
+    """
+    first_byte = len(NPY_1_0) + 2 + int.from_bytes(head[len(NPY_1_0) : len(NPY_1_0) + 2], "little")
+    found = NPY_HEADER.fullmatch(head[len(NPY_1_0) + 2 : first_byte])
+    if not head.startswith(NPY_1_0) or found is None or len(head) < first_byte:
+        raise ValueError(head[:first_byte])
+    shape = tuple(int(axis) for axis in found["shape"].split(b",") if axis.strip())
+    return shape, found["in_columns"] == b"True", np.dtype(found["type"].decode()), first_byte
 
 
 def _read_trailer(files: StoreFiles, name: str, first: int, size: int) -> tuple[dict[str, Any], bytes]:

@@ -17,7 +17,7 @@ from cosplace.ranks import Ranks
 from cosplace.retrieval.descriptor_store import open_store, remove_files, store_state, verify_store
 from cosplace.retrieval.extraction import ExtractionSettings, extract
 from cosplace.retrieval.shard_claims import Claim, ShardClaims, claim_name, this_host
-from cosplace.retrieval.shards import read_shards, shard_name
+from cosplace.retrieval.shards import read_header, read_shards, shard_name
 from cosplace.retrieval.store_extraction import extract_to_store
 from cosplace.retrieval.store_files import open_files
 from tests.retrieval.store_samples import contents, small_network, write_photos_folder
@@ -287,6 +287,39 @@ def test_a_truncated_shard_is_computed_again_without_verify(
     assert run(images, to) == 4
     assert "is truncated" in caplog.text
     assert contents(to) == before
+
+
+def test_headers_are_read_without_the_parser_of_python(
+    images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_, **__) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")  # Python 3.11, in several threads
+
+    run(images, tmp_path / "store")
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", read)
+    assert store_state(str(tmp_path / "store")).is_complete
+    assert open_store(tmp_path / "store").meta.extraction.count == NUM_PHOTOS
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.uint64])
+@pytest.mark.parametrize("shape", [(0, 4), (3, 1), (2, 70_000)])
+def test_headers_are_read_as_numpy_reads_them(dtype: type, shape: tuple[int, int], tmp_path: Path) -> None:
+    for array in (np.zeros(shape, dtype), np.asfortranarray(np.zeros(shape, dtype))):
+        np.save(tmp_path / "array.npy", array)
+        content = (tmp_path / "array.npy").read_bytes()
+        with (tmp_path / "array.npy").open("rb") as file:
+            assert np.lib.format.read_magic(file) == (1, 0)
+            expected = (*np.lib.format.read_array_header_1_0(file), file.tell())
+        assert read_header(content) == expected
+    for wrong in (
+        b"",
+        content[:7],
+        content[:40],
+        content.replace(b"descr", b"other"),
+        b"\x93NUMPY\x02\x00" + content[8:],
+    ):
+        with pytest.raises(ValueError):
+            read_header(wrong)
 
 
 def test_a_shard_of_another_store_is_noticed(images: ImageList, tmp_path: Path) -> None:

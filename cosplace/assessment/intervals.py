@@ -269,8 +269,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     """Share of hits of run a minus that of run b on the same queries, in percentage points.
 
     a, b: (Q,) bool.  One query won and one lost are added for the interval (Bonett and Price, British Journal of
-    Mathematical and Statistical Psychology 2012), times the square root of the size of a cluster that a query sees on
-    average; so runs without any difference also have an interval.
+    Mathematical and Statistical Psychology 2012), times the square root of the design effect of the differences; so
+    runs without any difference also have an interval.
     """
     if not len(a):
         return UNKNOWN
@@ -280,7 +280,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     value = 100 * float(sums.sum() / num)
     if len(sizes) == 1:
         return Estimate(value, -100.0, 100.0)
-    added = math.sqrt((sizes**2).sum() / num)
+    added = math.sqrt(_effect_of_differences(differences, sums, sizes))
     total = num + 2 * added
     center = sums.sum() / total
     of_added = (1 - center) ** 2 + (1 + center) ** 2
@@ -289,6 +289,18 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     quantile = _t_quantile(_degrees_of_freedom(sizes, float(squares / independent)))
     center, half = float(center), quantile * math.sqrt(squares) / float(total)
     return Estimate(value, max(-100.0, 100 * (center - half)), min(100.0, 100 * (center + half)))
+
+
+def _effect_of_differences(differences: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> float:
+    """The design effect: from 1 to the size of a cluster that a query sees on average, as which it begins.
+
+    Differences that are few do not show it, so half a cluster that is won or lost as a whole counts, too.
+    """
+    num = sizes.sum()
+    mean_size, mean = float((sizes**2).sum() / num), sums.sum() / num
+    squares = ((sums - mean * sizes) ** 2).sum() + mean_size**2 / 2
+    independent = ((differences - mean) ** 2).sum() + mean_size / 2
+    return min(max(float(squares / independent), 1.0), mean_size)
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -374,7 +386,7 @@ def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.nd
         return Estimate(value, 0.0, 1.0)
     deviations = np.zeros((num_clusters, values.shape[1]))
     np.add.at(deviations, groups, values - means)
-    # The square root of the size of a cluster that a query sees on average, as in `paired_difference`.
+    # As in `paired_difference`, but the design effect is always the size of a cluster that a query sees on average.
     rows = np.concatenate([deviations, added * ((sizes**2).sum() / num) ** 0.25])
     drawn = np.concatenate([weights @ rows for weights in resampled_weights(np.arange(len(rows)))])
     noise = _widening(num_clusters) / num * (drawn - rows.sum(axis=0))

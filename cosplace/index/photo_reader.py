@@ -119,7 +119,7 @@ class PhotoReader:
         if missing.any():
             raise PhotoIndexError(f"{self.address} has no photo with id {ids[missing][0]}. It may have been removed.")
         if snapshot.held is not None:
-            return snapshot.held[rows].astype(np.float32)
+            return snapshot.held[rows]
         return snapshot.store.descriptors_at(snapshot.columns.row_ids[rows], ids).astype(np.float32)
 
     def columns(self) -> Columns:

@@ -117,6 +117,10 @@ class Columns:
             check_paths(self.ids[np.asarray(rows, np.int64)], texts, self.path_checks[np.asarray(rows, np.int64)])
         return texts
 
+    def path_of(self, row: int, name: str) -> str:
+        """Absolute path of a row whose name is known."""
+        return join_path(self.folders[self.roots[row]], name)
+
     def paths(self, rows: np.ndarray | Sequence[int] | None = None) -> list[str]:
         """Absolute paths of some rows, of all by default."""
         roots = self.roots if rows is None else self.roots[np.asarray(rows, np.int64)]

@@ -39,7 +39,7 @@ class Snapshot:
 
     store: Store
     columns: Columns
-    held: np.ndarray | None  # (I, D): all descriptors, if they are few
+    held: np.ndarray | None  # (I, D) float32: all descriptors, if they are few
     approximate: ApproximateIndex | None  # if they are many and the index has been built
 
     def search(self, queries: np.ndarray, k: int, where: SearchFilter | None, *, exact: bool) -> Matches:
@@ -51,7 +51,7 @@ class Snapshot:
             rows, similarities = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
         elif self.held is not None:
             rows = _nearest(queries, self.held, num_found, passes)
-            similarities = np.einsum("qkd,qd->qk", self.held[rows].astype(np.float32), queries)
+            similarities = np.einsum("qkd,qd->qk", self.held[rows], queries)
         elif exact:
             rows, similarities = self._search_exactly(queries, num_found, passes)
         elif passes is not None and num_passing <= MAX_GATHERED:
@@ -113,6 +113,7 @@ class Snapshot:
             return np.where(missing, column.dtype.type(fill), column[np.where(missing, 0, rows)])
 
         columns = self.columns
+        names = _names(rows, columns)
         return Matches(
             ids=values(columns.ids, -1),
             similarities=similarities,
@@ -121,8 +122,11 @@ class Snapshot:
             headings=values(columns.headings, np.nan),
             times=values(columns.times, np.nan),
             accuracies_m=values(columns.accuracies_m, np.nan),
-            names=_texts(rows, columns.names),
-            paths=_texts(rows, columns.paths),
+            names=names,
+            paths=tuple(
+                tuple(columns.path_of(row, name) if row >= 0 else "" for row, name in zip(*line, strict=True))
+                for line in zip(rows.tolist(), names, strict=True)
+            ),
         )
 
 
@@ -135,9 +139,11 @@ def _nearest(queries: np.ndarray, database: np.ndarray, k: int, searchable: np.n
     return nearest(queries, database, k, searchable=searchable)[0]
 
 
-def _texts(rows: np.ndarray, read: Callable[[list[int]], list[str]]) -> tuple[tuple[str, ...], ...]:
-    """Texts of rows (Q, K); "" for rows of -1."""
-    return tuple(tuple(read([row for row in line if row >= 0]) + [""] * line.count(-1)) for line in rows.tolist())
+def _names(rows: np.ndarray, columns: Columns) -> tuple[tuple[str, ...], ...]:
+    """Names of rows (Q, K), each read once; "" for rows of -1."""
+    different = np.unique(rows[rows >= 0])
+    names = dict(zip(different.tolist(), columns.names(different), strict=True))
+    return tuple(tuple(names.get(row, "") for row in line) for line in rows.tolist())
 
 
 def load_snapshot(
@@ -155,8 +161,7 @@ def load_snapshot(
         checked = checker.submit(is_search_intact)  # while the columns are read
         columns = place(store.columns())
     if len(columns) <= settings.exact_rows:
-        held = _read_descriptors(store, columns.ids, settings.stored_dtype)
-        return Snapshot(store=store, columns=columns, held=held, approximate=None)
+        return Snapshot(store=store, columns=columns, held=_read_descriptors(store, columns.ids), approximate=None)
     is_intact = checked.result()
     approximate = read_approximate_index(store) if is_intact else None
     if approximate is None and can_write:
@@ -178,9 +183,9 @@ def load_snapshot(
     return Snapshot(store=store, columns=columns, held=None, approximate=approximate)
 
 
-def _read_descriptors(store: Store, ids: np.ndarray, dtype: str) -> np.ndarray:
-    """Descriptors (I, D) as stored of all photos, by ascending id.  ids: (I,)."""
-    held = np.empty((len(ids), store.dimension), dtype)
+def _read_descriptors(store: Store, ids: np.ndarray) -> np.ndarray:
+    """Descriptors (I, D) float32 of all photos, by ascending id.  ids: (I,)."""
+    held = np.empty((len(ids), store.dimension), np.float32)
     for some, rows in store.descriptors() if len(ids) else ():
         held[np.searchsorted(ids, some)] = rows
     return held

@@ -5,6 +5,7 @@
 >>> location.latitude, location.longitude, location.radius_m, location.confidence
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -305,7 +306,7 @@ def _reported_matches(matches: Matches, fusion: Fusion, row: int, k: int, *, has
 
 
 def _none_if_nan(value: np.floating) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return None if math.isnan(value) else float(value)
 
 
 def encode_photos(encoder: Encoder, photos: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:

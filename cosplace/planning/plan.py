@@ -124,7 +124,7 @@ def _plan_parts(inputs: Inputs, config: PlanConfig) -> None:
     sheet = inputs.sheet
     inputs.flag("server_memory_gb", "memory of a server", config.machine.server_memory_gb, "GB")
     inputs.flag("memory_share", "share of the memory of servers to use", config.machine.memory_share)
-    code = sheet["code_bytes"] if "code_bytes" in sheet.figures else sheet["index_descriptor_bytes"]
+    code = sheet["code_bytes"] if "code_bytes" in sheet.figures else sheet["dim"] * 4.0  # float32 in memory
     row = sheet["column_bytes"] + sheet["name_bytes"] + code
     held = sheet.compute("held_gb", "photos in the memory of servers", sheet["photos"] * row / 1e9, "GB")
     usable = sheet["server_memory_gb"] * sheet["memory_share"] - sheet["server_gb"]

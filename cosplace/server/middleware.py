@@ -5,7 +5,7 @@ Logs contain no photos, names, positions or addresses: only route, status, time 
 
 import asyncio
 import logging
-import secrets
+import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -120,7 +120,7 @@ class _Exchange:
         self, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]], *, body_received: bool
     ) -> None:
         self.inner_receive, self.inner_send, self.headers = receive, send, headers
-        self.request_id = secrets.token_hex(6)
+        self.request_id = f"{random.getrandbits(48):012x}"
         self.status, self.num_bytes, self.body_received = 0, 0, body_received
 
     async def receive(self) -> Message:

@@ -300,6 +300,23 @@ def test_runs_without_any_difference_have_an_interval() -> None:
     assert found.value == 0 and found.low < 0 < found.high and found.high == -found.low < 10
 
 
+def test_clusters_widen_the_interval_of_a_difference_as_much_as_they_are_correlated() -> None:
+    clusters = np.repeat(np.arange(10), 10)
+    hits, rows = np.ones(100, bool), np.arange(100)
+
+    def width(lost: np.ndarray, clusters: np.ndarray) -> float:
+        found = paired_difference(hits, hits & ~lost, clusters)
+        return found.high - found.low
+
+    apart, together = rows % 10 == 0, rows < 10  # one query of each cluster, or all of one
+    assert width(apart, rows) == pytest.approx(width(together, rows))  # without clusters
+    assert width(apart, clusters) < width(apart, rows)
+    assert width(together, clusters) > 10**0.5 * width(together, rows)
+    # Without any difference, nothing shows how much queries are correlated: clusters are then worth one query.
+    none = np.zeros(100, bool)
+    assert width(none, clusters) / width(none, rows) == pytest.approx(10**0.5, rel=0.1)
+
+
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (1, 0), (8, 1), (5, 5), (3, 12), (400, 350)])
 def test_mcnemar_sums_binomial_probabilities(won: int, lost: int) -> None:
     num = won + lost

@@ -64,6 +64,14 @@ def test_readers_see_the_same_with_and_without_the_copy(tmp_path: Path, stored_d
         assert with_copy.info() == without.info()
 
 
+@pytest.mark.parametrize("stored_dtype", ["float32", "float16"])
+def test_searches_do_not_convert_the_descriptors(tmp_path: Path, stored_dtype: str) -> None:
+    write_index(tmp_path / "index", stored_dtype=stored_dtype).close()
+    with open_index(tmp_path / "index") as index:
+        held = index._snapshot_now().held
+        assert held is not None and held.dtype == np.float32 and len(held) == len(index)
+
+
 def test_a_search_needs_no_lance(address: Path) -> None:
     code = (
         "import sys, numpy as np; from cosplace.index.photo_index import open_index\n"

@@ -103,7 +103,6 @@ def condition_rows(
         groups = [(name, column == name) for name in kept]
         rest = ~np.isin(column.astype(str), kept)
         for name, which in [*groups, *([(OTHER, rest)] if rest.any() else [])]:
-            median = clustered_quantile(errors_m[which], clusters[which], 0.5).value
             rows.append(
                 ConditionRow(
                     condition=condition,
@@ -111,7 +110,7 @@ def condition_rows(
                     num_queries=int(which.sum()),
                     num_clusters=len(np.unique(clusters[which])),
                     recall1=clustered_share(right[which], clusters[which]),
-                    median_error_m=median,
+                    median_error_m=clustered_quantile(errors_m[which], clusters[which], 0.5),
                 )
             )
     return tuple(rows)

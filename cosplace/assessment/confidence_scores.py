@@ -179,7 +179,8 @@ def score_metrics(
     """All metrics of one score.  scores: (Q,) float64, larger is better, -inf for queries without an answer.
 
     The interval of the recall at full precision is that of a fixed threshold.  It depends on the best wrong answer
-    alone, and no interval covers what that will be for other queries.
+    alone, and no interval covers what that will be for other queries.  That of the recall at 95% precision contains the
+    interval of a fixed threshold, because no resample of queries without a right answer has any.
     """
     recall, precision, threshold = precision_recall(scores, right)
     full = recall_at_precision(scores, right, 1.0)
@@ -191,7 +192,9 @@ def score_metrics(
     def recalls_at_95(weights: np.ndarray) -> np.ndarray:
         return 100 * _recalls_at(0.95, *_counts(scores, right, weights), weights.sum(axis=1))[None]
 
-    (recall_at_95,) = bootstrap(recalls_at_95, clusters, [100 * recall_at_precision(scores, right, 0.95)], (0.0, 100.0))
+    at_95 = 100 * recall_at_precision(scores, right, 0.95)
+    (drawn,) = bootstrap(recalls_at_95, clusters, [at_95], (0.0, 100.0))
+    fixed = clustered_share(right & (scores >= lowest_threshold(scores, right, 0.95)), clusters)
     confidences = np.where(scores > -np.inf, scores, 0.0)
     return ScoreMetrics(
         name=name,
@@ -200,7 +203,7 @@ def score_metrics(
         threshold=threshold,
         area=jackknife(areas, clusters, average_precision(scores, right)),
         recall_at_full_precision=clustered_share(right & (scores >= least), clusters),
-        recall_at_95_precision=recall_at_95,
+        recall_at_95_precision=Estimate(at_95, min(drawn.low, fixed.low), max(drawn.high, fixed.high)),
         calibration_error=calibration_error_estimate(confidences, right, clusters) if is_probability else UNKNOWN,
         reliability=reliability_bins(confidences, right) if is_probability else np.zeros((0, 3)),
     )

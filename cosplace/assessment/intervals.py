@@ -233,7 +233,7 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
 def jackknife(statistic: Callable[[np.ndarray], np.ndarray], clusters: np.ndarray, value: float) -> Estimate:
     """Percentage with the interval of its log-odds, for a smooth statistic in [0, 1] of queries in clusters.
 
-    statistic: weights of the queries (n, Q) int32 -> (n,) values; nan, where it is undefined, is left out.  value: for
+    statistic: weights of the queries (n, Q) int32 -> (n,) values; nan, where it is undefined, counts as 0.  value: for
     weights of 1.
     """
     groups = np.unique(clusters, return_inverse=True)[1].reshape(-1)
@@ -251,7 +251,7 @@ def jackknife(statistic: Callable[[np.ndarray], np.ndarray], clusters: np.ndarra
             for first in range(0, num_groups, per_chunk)
         ]
     )
-    without = without[~np.isnan(without)]
+    without = np.nan_to_num(without)
     # At 0 or 1 nothing varies: it is as if half a query were wrong or right.
     inner = min(max(value, 0.5 / num), 1 - 0.5 / num)
     squares = (num_groups - 1) / num_groups * float(((without - without.mean()) ** 2).sum())

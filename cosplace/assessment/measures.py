@@ -54,7 +54,7 @@ class ConditionRow:
     num_queries: int
     num_clusters: int  # that these queries are in; with few, the interval is approximate
     recall1: Estimate  # percent
-    median_error_m: float
+    median_error_m: Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,8 @@ def metrics_record(measures: Measures, note: str = "") -> dict[str, Any]:
             {
                 "condition": row.condition, "value": row.value, "num_queries": row.num_queries,
                 "num_clusters": row.num_clusters,
-                "recall1": _record(row.recall1), "median_error_m": None if note else _number(row.median_error_m),
+                "recall1": _record(row.recall1), "median_error_m": None if note else _number(row.median_error_m.value),
+                "median_error_interval_m": _interval(UNKNOWN if note else row.median_error_m),
             }
             for row in measures.conditions
         ],

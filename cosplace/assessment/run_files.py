@@ -269,7 +269,7 @@ def read_query_results(folder: Path) -> QueryResults:
         DatasetError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path} is damaged: {reason}. Evaluate the model again.") from error
+        raise ConfigError(f"{path} is damaged: {reason.rstrip('.')}. Evaluate the model again.") from error
 
 
 def _query_results(path: Path) -> QueryResults:

@@ -6,7 +6,7 @@ Legend: n photos, D dimension.  Side effects: reads photos, writes the index.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,7 +28,7 @@ from cosplace.photos.metadata import (
     read_metadata,
 )
 from cosplace.photos.names import MAX_CONTRADICTION_M, optional_fields
-from cosplace.photos.opening import open_image, read_file
+from cosplace.photos.opening import read_file
 from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.thumbnails import make_thumbnail
 from cosplace.progress import Progress, Stopwatch, no_progress
@@ -333,8 +333,17 @@ def describe_photos(
     chosen = photos.subset(rows)
     try:
         result = extract(encoder.engine, chosen, extraction, progress=progress)
-    except ImageError:  # none of them can be opened
-        return PhotoDescriptors(descriptors=empty, failures=dict(_failures(chosen)))
+    except ImageError as error:  # none of them can be described
+        if len(rows) == 1:
+            return PhotoDescriptors(descriptors=np.zeros((1, encoder.dimension), np.float32), failures={0: str(error)})
+        # The error names the first photo only.
+        one_by_one = replace(extraction, num_workers=0)
+        found = [describe_photos(encoder, photos, [row], one_by_one) for row in rows]
+        return PhotoDescriptors(
+            descriptors=np.concatenate([one.descriptors for one in found]),
+            failures={number: one.failures[0] for number, one in enumerate(found) if one.failures},
+            network_seconds=sum(one.network_seconds for one in found),
+        )
     return PhotoDescriptors(
         descriptors=np.asarray(result.descriptors),
         failures={entry.index: entry.message for entry in result.unreadable},
@@ -353,11 +362,3 @@ def _is_copy(path: str, key: str) -> bool:
         return content_of(photo_key(read_file(path_from_text(path)), PhotoMetadata())) == content_of(key)
     except ImageError:  # there is none
         return False
-
-
-def _failures(photos: ImageList) -> Iterator[tuple[int, str]]:
-    for number in range(len(photos)):
-        try:
-            open_image(photos.path(number))
-        except ImageError as error:
-            yield number, str(error)

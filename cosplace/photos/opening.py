@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and scanning does not need i
     from PIL import Image
 
 MAX_PIXELS = 200_000_000  # larger photos are refused before they are decoded
+MAX_PILLOW_PIXELS = 178_900_000  # of what Pillow opens: it refuses more, as if the photo were damaged
 MAX_FILE_BYTES = 500_000_000
 START_OF_SCAN = b"\xff\xda"  # JPEG marker; never inside the data of a scan, where 0 follows 255
 MAX_SCANS = 64  # of a JPEG; cameras write 1, progressive files about 10
@@ -267,7 +268,7 @@ def open_with_pillow(
     """
     from PIL import Image, UnidentifiedImageError
 
-    image_format = detect_format(raw)
+    image_format, max_pixels = detect_format(raw), min(max_pixels, MAX_PILLOW_PIXELS)
     if image_format is None:
         raise PhotoFormatError(f"{name} {refused_format(raw)}")
     if image_format in SIZE_READERS:

@@ -118,14 +118,14 @@ def scores_section(measures: Measures | None) -> Mapping[str, Any] | None:
 
 
 def condition_groups(measures: Measures | None) -> list[dict[str, Any]]:
-    """The rows of each condition: (value, number of queries, Recall@1, its interval, median distance)."""
+    """The rows of each condition: (value, number of queries, Recall@1 and interval, median distance and interval)."""
     if measures is None:
         return []
     return [
         {
             "name": condition,
             "rows": [
-                (row.value, f"{row.num_queries:,}", *_recall1_texts(row, measures), format_distance(row.median_error_m))
+                (row.value, f"{row.num_queries:,}", *_recall1_texts(row, measures), *distance_texts(row.median_error_m))
                 for row in group
             ],
         }

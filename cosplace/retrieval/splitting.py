@@ -203,13 +203,13 @@ def _too_few_photos(empty: list[str], config: SplitConfig) -> DatasetError:
         seen = "an earlier photo" if config.by == "time" else "another photo"
         return DatasetError(
             f"{config.dataset}: there would be no {' and no '.join(empty)}: no photo has {seen} of its set within "
-            f"{RADIUS_M:g} m. Use another --by, or larger --val and --test."
+            f"{RADIUS_M:g} m. Use `cosplace split` with another --by, or larger --val and --test."
         )
     shorter = " or --block_m" if config.by == "blocks" else ""
     return DatasetError(
         f"{config.dataset}: no photo would be in {', '.join(empty)}: the photos cover too small an area for --val "
-        f"{config.val:g}, --test {config.test:g} and --buffer_m {config.buffer_m:g}. Use another --by, a smaller "
-        f"--buffer_m{shorter}, or --val 0."
+        f"{config.val:g}, --test {config.test:g} and --buffer_m {config.buffer_m:g}. Use `cosplace split` with "
+        f"another --by, a smaller --buffer_m{shorter}, or --val 0."
     )
 
 

@@ -232,7 +232,9 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
     zones = zones_of(images)
     missing = np.isnan(east) | np.isnan(north)
     kind = "no position (fields 1 and 2 of the file name)"
-    if missing.all():
+    if missing.all() and np.isfinite(latitudes + longitudes).all():
+        kind = "only latitude and longitude, no UTM position: `cosplace import` computes it"
+    elif missing.all():
         kind += ", and none in EXIF: combine photos and positions with `cosplace import`"
     report.add_rows(kind, images, missing, is_error=True)
     on_line = not missing.any() and is_line(UtmPositions(east_north=np.stack([east, north], 1), zones=zones))

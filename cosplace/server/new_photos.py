@@ -70,4 +70,8 @@ def _parse_fields(fields: Mapping[str, str]) -> dict[str, float]:
     values = {name: parse_number(name, fields[name], *RANGES[name]) for name in FIELDS if fields.get(name, "").strip()}
     if ("latitude" in values) != ("longitude" in values):
         raise HTTPException(422, "The form has only one of latitude and longitude. Send both.")
+    if values.get("latitude") == values.get("longitude") == 0:
+        raise HTTPException(
+            422, "Latitude 0 and longitude 0 mean an unknown position. Send those of the photo, or none."
+        )
     return values

@@ -222,7 +222,8 @@ def test_rows_count_the_queries_of_each_value() -> None:
     rows = rows_of(column, right, errors_m)
     assert [(row.value, row.num_queries) for row in rows] == [("rain", 12), ("sun", 20), (OTHER, 5)]
     assert [row.recall1.value for row in rows] == pytest.approx([25.0, 25.0, 40.0])
-    assert [row.median_error_m for row in rows] == [5.0, 21.0, 34.0]
+    assert [row.median_error_m.value for row in rows] == [5.0, 21.0, 34.0]
+    assert all(row.median_error_m.low < row.median_error_m.value < row.median_error_m.high for row in rows)
 
 
 def test_a_condition_needs_two_values_with_enough_queries() -> None:

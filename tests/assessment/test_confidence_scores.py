@@ -191,13 +191,23 @@ def test_metrics_of_a_score() -> None:
     assert math.isnan(found.calibration_error.value) and not len(found.reliability)
 
 
+def test_equal_scores_have_wide_intervals() -> None:
+    clusters = np.arange(94) // 2
+    found = score_metrics("x", np.zeros(94), np.arange(94) < 2, clusters)  # the right answers are in one cluster
+    assert found.area.value == pytest.approx(100 * 2 / 94)
+    assert found.area.low < 1 and found.area.high > 6
+    assert found.recall_at_95_precision.low == 0 and found.recall_at_95_precision.high > 3
+
+
 def test_perfect_and_hopeless_scores() -> None:
     right, clusters = np.arange(60) % 2 == 0, np.arange(60)
     perfect = score_metrics("x", right.astype(float), right, clusters)
     assert perfect.area.value == 100 and perfect.recall_at_full_precision.value == 50
     hopeless = score_metrics("x", 1.0 - right, right, clusters)
     assert hopeless.recall_at_full_precision.value == 0 and hopeless.recall_at_full_precision.high > 0
+    assert hopeless.recall_at_95_precision.value == 0 and hopeless.recall_at_95_precision.high > 4
     never_right = score_metrics("x", np.arange(60.0), np.zeros(60, bool), clusters)
+    assert never_right.recall_at_95_precision.high > 4
     assert math.isnan(never_right.area.value) and never_right.recall_at_95_precision.value == 0
     no_answer = score_metrics("x", np.full(60, -np.inf), np.zeros(60, bool), clusters, is_probability=True)
     assert not len(no_answer.recall) and no_answer.calibration_error.value == 0

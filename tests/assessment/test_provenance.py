@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from cosplace.assessment.metrics import measure
 from cosplace.assessment.protocols import find_protocol, protocol_record
 from cosplace.assessment.provenance import (
     RunInfo,
@@ -23,6 +24,7 @@ from cosplace.assessment.provenance import (
     photo_sizes,
     provenance,
 )
+from cosplace.assessment.records import intervals_record, metrics_record
 from cosplace.models.model_files import model_card
 from cosplace.models.network import GeoLocalizationNet, new_network
 from cosplace.models.reduction import ReducedNetwork, truncation
@@ -43,9 +45,11 @@ def violations(value: Any, schema: Mapping[str, Any], place: str = "results") ->
     """Where a value differs from a schema, for the keywords that the schema of results.json uses."""
     known = {
         "$schema", "title", "type", "properties", "required", "additionalProperties", "items", "enum", "const",
-        "pattern", "minimum", "maximum", "minItems", "maxItems",
+        "pattern", "minimum", "maximum", "minItems", "maxItems", "$defs", "$ref",
     }  # fmt: skip
     assert schema.keys() <= known, f"{place}: this test does not know {schema.keys() - known}"
+    if "$ref" in schema:
+        yield from violations(value, SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")], place)
     types = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", list(TYPES))
     if not any(isinstance(value, TYPES[one]) and (one == "boolean" or type(value) is not bool) for one in types):
         yield f"{place} is {value!r}, not {types}"
@@ -127,6 +131,18 @@ def test_results_follow_the_schema(network, dataset: RetrievalDataset, evaluatio
         assert list(violations({name: one for name, one in results.items() if name != key}, SCHEMA))
     for place, wrong in (("seconds", {**results["seconds"], "total": -1}), ("started", "yesterday"), ("command", None)):
         assert list(violations({**results, place: wrong}, SCHEMA))
+
+
+def test_metrics_follow_the_schema(evaluation: Evaluation, dataset: RetrievalDataset) -> None:
+    measures = measure(evaluation, dataset)
+    for note in ("", "frames"):
+        record = json.loads(json.dumps(metrics_record(measures, note)))
+        assert list(violations(record, SCHEMA["properties"]["metrics"])) == []
+    ends = json.loads(json.dumps(intervals_record(measures)))
+    assert list(violations(ends, SCHEMA["properties"]["intervals"])) == []
+    del record["mean_average_precision"]["low"]  # the check itself
+    assert list(violations(record, SCHEMA["properties"]["metrics"]))
+    assert list(violations({**ends, "recalls": {"1": [50.0]}}, SCHEMA["properties"]["intervals"]))
 
 
 def test_the_documentation_names_every_key() -> None:

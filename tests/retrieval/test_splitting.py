@@ -197,7 +197,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert out.splitlines()[-1] == f"Next: cosplace validate {city}"
     assert "smallest distance between train and test (as written): " in out
     assert main(["split", str(city), "--by", "sequence"]) == 2  # each drive is everywhere
-    assert "Use another --by, a smaller --buffer_m" in capsys.readouterr().err
+    assert "Use `cosplace split` with another --by, a smaller --buffer_m" in capsys.readouterr().err
     assert main(["split", str(city), "--by", "sequence", "--buffer_m", "0", "--val", "0", "--test", "0.67"]) == 0
     assert "warning: --buffer_m 0 is not more than the 25 m" in capsys.readouterr().out
     assert main(["split", str(city / "0")]) == 2

@@ -619,10 +619,16 @@ def test_without_a_position_in_the_form_the_exif_data_is_used(own_folder) -> Non
         photo = client.get(f"/photos/{added['id']}").json()
         assert photo["latitude"] == pytest.approx(-33.855) and photo["longitude"] == pytest.approx(151.215)
         assert photo["heading"] == 270
-        for form in ({}, {"latitude": "1"}, {"latitude": "91", "longitude": "0"}, {"latitude": "x", "longitude": "0"}):
+        for form in (
+            {},
+            {"latitude": "1"},
+            {"latitude": "91", "longitude": "0"},
+            {"latitude": "0", "longitude": "0"},
+            {"latitude": "x", "longitude": "0"},
+        ):
             refused = client.post("/photos", files=[("files", ("b.jpg", good_photo(1)))], data=form, headers=BEARER)
             assert refused.status_code == 422, form
-            assert "latitude" in refused.json()["detail"]
+            assert "latitude" in refused.json()["detail"].lower()
 
 
 def test_writing_needs_the_token(own_folder) -> None:

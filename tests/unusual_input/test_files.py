@@ -180,6 +180,16 @@ def test_a_very_narrow_photo_is_left_out_and_named(tmp_path: Path, capsys, model
     words = "--model", model, "--to", tmp_path / "index", "--image_size", 240, "--no_calibrate", *ENCODING
     code, out, err = run(capsys, "index", "build", tmp_path / "street", *words)
     assert code == 0 and out.startswith("2 photos added") and narrow in out + err
+    # Again, and with another one: now there is nothing else to describe.
+    (tmp_path / "street" / narrow.replace("narrow", "other")).write_bytes(encoded(np.full((10, 3100, 3), 9, np.uint8)))
+    for command in (
+        ("build", tmp_path / "street", *words),
+        ("add", tmp_path / "index", tmp_path / "street", *ENCODING),
+        ("sync", tmp_path / "index", tmp_path / "street", *ENCODING),
+    ):
+        code, out, err = run(capsys, "index", *command)
+        assert code == 0 and "Traceback" not in err
+        assert narrow in out + err and narrow.replace("narrow", "other") in out + err
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -317,7 +317,7 @@ def check_places(dataset: RetrievalDataset, radius_m: float) -> None:
         raise DatasetError(about_single_image(dataset.name))
     if len(positions) and np.linalg.norm(np.ptp(positions, axis=0)) <= radius_m:
         raise DatasetError(
-            f"The {len(positions):,} database images of {dataset.name} are a single place, within {radius_m:g} m of "
+            f"The {len(positions):,} database images for {dataset.name} are a single place, within {radius_m:g} m of "
             f"each other: any prediction is as correct as any other. Add photos of other places, or use a smaller "
             f"--positive_dist_threshold."
         )

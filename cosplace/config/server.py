@@ -59,7 +59,7 @@ class ServerOptions(Section):
         1_024, "for an index that was built without --image_size: resize larger photos to this number of pixels along "
         "the shorter side", at_least=16, at_most=8_192,
     )  # fmt: skip
-    max_batch: int = setting(32, "maximum number of photos in one batch of the network", at_least=1, at_most=1_024)
+    max_batch: int = setting(24, "maximum number of photos in one batch of the network", at_least=1, at_most=1_024)
     max_batch_pixels: int = setting(
         6_000_000, "maximum number of pixels in one batch of the network, after resizing, which limits the memory of a "
         "batch; the default is enough for 16 photos of 512 x 683 pixels", at_least=100_000, at_most=10_000_000_000,

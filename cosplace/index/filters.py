@@ -25,7 +25,7 @@ class SearchFilter:
 
     def __post_init__(self) -> None:
         given = [*(self.near or ()), *(self.bbox or ()), self.after or 0.0, self.before or 0.0]
-        if not np.isfinite(given).all():
+        if not all(map(math.isfinite, given)):
             raise ConfigError(f"A filter needs finite numbers, got {self}.")
         if self.near is not None and not (abs(self.near[0]) <= 90 and abs(self.near[1]) <= 360 and self.near[2] >= 0):
             raise ConfigError(f"near must be latitude (-90 to 90), longitude and a radius in meters, got {self.near}.")

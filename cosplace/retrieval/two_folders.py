@@ -39,10 +39,9 @@ def check_copies(
 ) -> str:
     """Warn of photos that are queries and in the database too, and return what is wrong; "" if there are none.
 
-    These are copies, and photos with the same '@' name: it has position, heading and panorama of a photo.
-
-    refuse: raise DatasetError for copies with the same file name: then a folder is in the wrong place.  False for
-    published datasets, whose photos are what they are.
+    refuse: raise DatasetError for copies with the same file name: then a folder is in the wrong place.  The same for
+    equal '@' names, which have position, heading and panorama of a photo.  False for published datasets, whose photos
+    are what they are.
     """
     copies = find_copies(database, queries, progress)
     if copies:
@@ -57,20 +56,21 @@ def check_copies(
             raise DatasetError(f"{text} Remove such photos from one of the two folders.")
         log.warning("%s", printable(text))
         return f"{len(copies):,} of {len(queries):,} queries {verb} in the database too"
-    num_same = _count_same_names(database, queries) if refuse else 0
+    same = _same_names(database, queries) if refuse else []
+    num_same = len(same)
     if 0 < num_same < len(queries):  # where all have the same names, as in Nordland, names are numbers of frames
-        text = f"{num_same:,} of {len(queries):,} queries have the '@' name of a database image"
-        log.warning(
-            "%s, with other content. If they are the same photos, remove them from one of the two folders.", text
+        raise DatasetError(
+            f"{num_same:,} of {len(queries):,} queries in {printable(queries.folder)} have the '@' name of a database "
+            f"image, such as {same[0]}, so they are the same photos, though their content differs. Remove them from "
+            f"one of the two folders."
         )
-        return text
     return ""
 
 
-def _count_same_names(database: ImageList, queries: ImageList) -> int:
-    """Queries whose file name, which has labels, is that of a database image."""
+def _same_names(database: ImageList, queries: ImageList) -> list[str]:
+    """File names with labels that a query and a database image have, sorted."""
     names = {name for row in range(len(queries)) if (name := _file_name(queries, row)).startswith("@")}
-    return len(names.intersection(_file_name(database, row) for row in range(len(database)))) if names else 0
+    return sorted(names.intersection(_file_name(database, row) for row in range(len(database)))) if names else []
 
 
 def find_copies(database: ImageList, queries: ImageList, progress: Progress = no_progress) -> list[tuple[int, int]]:

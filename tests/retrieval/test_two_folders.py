@@ -202,15 +202,15 @@ def test_copies_with_the_same_name_are_refused(tmp_path: Path) -> None:
     assert f"is in the database too ({original.name} = {original.name})" in str(error.value)
 
 
-def test_equal_names_with_other_content_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_equal_names_with_other_content_are_refused(tmp_path: Path) -> None:
     for place in range(4):
         write_place(tmp_path / "database", place, 0)
     write_place(tmp_path / "queries", 9, 1)
     originals = sorted((tmp_path / "database").iterdir())
     (tmp_path / "queries" / originals[2].name).write_bytes(originals[1].read_bytes()[:-1])
     lists = two_folder_lists(tmp_path / "database", str(tmp_path / "queries"))
-    expected = "1 of 2 queries have the '@' name of a database image"
-    assert check_copies(lists.database, lists.queries) == expected and expected in caplog.text
+    with pytest.raises(DatasetError, match=f"1 of 2 queries .* have the '@' name .*{originals[2].name}"):
+        check_copies(lists.database, lists.queries)
     assert check_copies(lists.database, lists.queries, refuse=False) == ""
     # All names are equal where they are numbers of frames.
     next(path for path in (tmp_path / "queries").iterdir() if path.name != originals[2].name).unlink()

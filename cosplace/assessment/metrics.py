@@ -70,7 +70,7 @@ def measure(
         error_m={quantile: clustered_quantile(errors_m, clusters, quantile / 100) for quantile in QUANTILES},
         errors_m=errors_m,
         near_misses=clustered_share((straight_m > radius_m) & (straight_m <= 2 * radius_m), clusters),
-        mean_average_precision=_percent(clustered_mean(precisions, clusters)),
+        mean_average_precision=_mean_average_precision(precisions, clusters),
         scores=tuple(
             score_metrics(name, values, right, clusters, is_probability=name == CONFIDENCE)
             for name, values in all_scores.items()
@@ -88,6 +88,13 @@ def _clustered_by(clusters: np.ndarray, sequences: np.ndarray) -> str:
     if are_clusters(sequences):
         return "sequence"
     return "query" if np.bincount(clusters).max(initial=0) <= 1 else "place"
+
+
+def _mean_average_precision(precisions: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """In percent.  If all precisions (Q,) are 0 or all are 1, nothing varies: the interval is that of a share."""
+    if len(precisions) and np.ptp(precisions) == 0 and precisions[0] in (0, 1):
+        return clustered_share(precisions == 1, clusters)
+    return _percent(clustered_mean(precisions, clusters))
 
 
 def _percent(share: Estimate) -> Estimate:

@@ -102,6 +102,12 @@ def test_distances(measures: Measures, evaluation: Evaluation, dataset: Retrieva
     assert near > 0 and measures.near_misses.value == pytest.approx(100 * near / NUM_QUERIES)
 
 
+def test_no_metric_is_certain_where_nothing_is_right(evaluation: Evaluation, dataset: RetrievalDataset) -> None:
+    far = dataclasses.replace(evaluation, predictions=np.full_like(evaluation.predictions, -1))
+    found = measure(far, dataset).mean_average_precision
+    assert (found.value, found.low) == (0, 0) and found.high > 5
+
+
 def test_mean_average_precision(measures: Measures, evaluation: Evaluation, dataset: RetrievalDataset) -> None:
     positives = find_positives(dataset.database_positions, dataset.query_positions, 25)
     total = 0.0

@@ -24,8 +24,9 @@ from cosplace.cli.console import (
 from cosplace.cli.seeds import SAME_AGAIN, train_seeds
 from cosplace.cli.text_table import text_table
 from cosplace.config.defaults import RADIUS_M
+from cosplace.config.groups import GroupsConfig
 from cosplace.config.methods import EIGENPLACES, MULTI_SIMILARITY
-from cosplace.config.sections import DATASET_VARIABLE, Grouping, GroupsConfig, TrainConfig
+from cosplace.config.sections import DATASET_VARIABLE, Grouping, TrainConfig
 from cosplace.config.values import set_folder
 from cosplace.errors import ConfigError, DatasetError
 

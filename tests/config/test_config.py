@@ -11,11 +11,12 @@ import pytest
 from cosplace.cli.commands import COSPLACE
 from cosplace.cli.parser import leaf_commands
 from cosplace.config.evaluation import EvalConfig
+from cosplace.config.groups import GroupsConfig
 from cosplace.config.index import IndexSettings
 from cosplace.config.locate import LocateConfig, parse_date
 from cosplace.config.models import ReduceConfig
 from cosplace.config.names import BACKBONES, canonical_backbone, similar_names
-from cosplace.config.sections import DatasetFolders, GroupsConfig, TrainConfig
+from cosplace.config.sections import DatasetFolders, TrainConfig
 from cosplace.config.server import ServerOptions
 from cosplace.config.setting import Section, own_settings, required, section, setting
 from cosplace.config.values import all_settings, from_values, set_folder, to_values

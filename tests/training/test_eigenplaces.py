@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cosplace.cli.commands import main
+from cosplace.config.groups import GroupsConfig
 from cosplace.config.methods import MethodSettings
-from cosplace.config.sections import Grouping, GroupsConfig, TrainConfig
+from cosplace.config.sections import Grouping, TrainConfig
 from cosplace.config.values import from_values, to_values
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.photos.image_list import image_list

@@ -46,7 +46,7 @@ RECIPE = {
     "margin": 0.3, "whitened_start": True, "margin_ramp": 0.3, "lr_schedule": "cosine", "warmup_iterations": 50,
     "brightness": 0.3, "contrast": 0.3, "saturation": 0.0, "hue": 0.0, "random_resized_crop": 0.3,
     "use_amp16": True, "device": "cpu", "num_workers": 1, "infer_batch_size": 64, "num_preds_to_save": 0,
-    "save_dir": "demo",
+    "save_dir": "demo", "held_out_photos": 0,
 }  # fmt: skip
 """A small network, small images and few groups, to train in minutes on 2 cores.  Chosen on validation sets."""
 

@@ -28,8 +28,7 @@ from cosplace.geo import ecef_from_lla
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
 from cosplace.localization.leave_one_out import BLOCK_ROWS, squared_distances
-from cosplace.localization.seen_photos import MIN_UNSEEN
-from cosplace.models.training_card import TrainingCard, ValidationMatches, read_training_card
+from cosplace.models.training_card import MIN_UNSEEN, TrainingCard, ValidationMatches, read_training_card
 from cosplace.models.views import how_described
 from cosplace.photos.paths import path_from_text, printable
 from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints

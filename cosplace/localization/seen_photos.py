@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosplace.geo import destination
-from cosplace.models.training_card import ValidationMatches
+from cosplace.models.training_card import MIN_UNSEEN, ValidationMatches
 from cosplace.retrieval.recall import RADIUS_M
 
-MIN_UNSEEN = 200  # photos of the index that suffice for a calibration; of validation queries, a quarter suffices
 REPEATS = 3  # each validation query counts this often
 NUM_QUANTILES = 101
 NUM_BLOCKS = 25  # of consecutive validation queries, which stay together when examples are split into folds

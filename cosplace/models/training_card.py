@@ -23,6 +23,7 @@ from cosplace.photos.viewpoints import ViewpointDigest, decompress, digest_from_
 
 TRAINING_PHOTOS, VALIDATION_MATCHES = "training_photos", "validation_matches"
 MAX_QUERIES, MAX_MATCHES = 500, 50
+MIN_UNSEEN = 200  # photos of an index, other than training photos, that suffice for its calibration
 SIMILARITY, OFFSET = np.dtype("<f2"), np.dtype("<f4")
 
 

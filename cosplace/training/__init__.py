@@ -5,6 +5,7 @@ meeting                 processes of a job find each other
 processes               processes that train together: exchange, and end together
 groups                  classes and CosPlace groups (section 3.1)
 eigenplaces             classes of photos that look at one point (EigenPlaces, ICCV 2023)
+held_out                training photos that are held out for calibration
 group_cache             groups kept in a file
 place_ids               groups and classes in the files of GSV-Cities
 advice                  settings that suit the photos; warnings

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from cosplace.config.methods import EIGENPLACES, MULTI_SIMILARITY
-from cosplace.config.sections import DatasetFolders, TrainConfig
+from cosplace.config.sections import DatasetFolders, Grouping, TrainConfig
 from cosplace.config.values import loading_workers, set_folder
 from cosplace.device import choose_device
 from cosplace.errors import ConfigError
+from cosplace.photos.image_list import ImageList
 from cosplace.photos.loading import choose_loader
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
@@ -24,8 +25,9 @@ from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch, GroupImages, training_batches
 from cosplace.training.eigenplaces import check_views, views_summary
 from cosplace.training.enough_places import few_places, few_places_warning
-from cosplace.training.group_cache import cached_partition, cached_views
+from cosplace.training.group_cache import cached_partition, cached_views, cached_without
 from cosplace.training.groups import Group, Groups, training_photos
+from cosplace.training.held_out import log_held_out, num_held_out
 from cosplace.training.place_batches import PlaceImages, PlaceLocations, spread_places
 from cosplace.training.place_sources import check_places, check_settings, locate, open_places, wide_places
 
@@ -172,8 +174,9 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
         radius_m = config.testing.positive_dist_threshold
         if warning := wide_places(places, radius_m):
             log.warning("%s", warning)
-        locations = locate(places, radius_m)
-        return TrainingSet(groups=places.groups, num_used=1, locations=locations)
+        wanted = config.training.held_out_photos if places.are_cells else config.training.held_out_photos or 0
+        places = replace(places, groups=_without_held_out(places.groups, places.images, 1, wanted, grouping))
+        return TrainingSet(groups=places.groups, num_used=1, locations=locate(places, radius_m))
     images = training_photos(folder, grouping, dataset=dataset, follow_outside=follow, progress=progress)
     if config.method.method == EIGENPLACES:
         groups = cached_views(images, grouping, config.method)
@@ -188,7 +191,24 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
         check_enough(groups, grouping, images)
         if warning := few_places_warning(groups, images, with_headings=grouping.alpha < 360):
             log.warning("%s", warning)
-    return TrainingSet(groups=groups, num_used=grouping.groups_num * len(groups.views))
+    num_used = grouping.groups_num * len(groups.views)
+    groups = _without_held_out(groups, images, num_used, config.training.held_out_photos, grouping)
+    return TrainingSet(groups=groups, num_used=num_used)
+
+
+def _without_held_out(
+    groups: Groups, images: ImageList, num_used: int, wanted: int | None, grouping: Grouping
+) -> Groups:
+    """The groups without the photos that are held out, of which the log tells."""
+    number = num_held_out(groups, num_used, wanted)
+    if not number:
+        return groups
+    log_held_out(number, groups, num_used)
+    without = cached_without(groups, images, num_used, number, grouping.min_images_per_class)
+    counts = without.counts()[:num_used]
+    if len(counts) < num_used or min(num_classes for num_classes, _ in counts) < 2:
+        raise ConfigError(f"--held_out_photos {number} leaves a group with fewer than 2 classes. Use a smaller number.")
+    return without
 
 
 def augmentation_settings(config: TrainConfig) -> Augmentation:

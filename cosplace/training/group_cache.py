@@ -20,6 +20,7 @@ from cosplace.photos.labels import with_headings
 from cosplace.storage import cache_folder, remove_unfinished, write_atomically
 from cosplace.training.eigenplaces import WITHOUT_HEADINGS, check_grouping, partition_views
 from cosplace.training.groups import Groups, partition
+from cosplace.training.held_out import hold_out
 
 FORMAT = "cosplace groups 2"
 HEADER_BYTES = 4096
@@ -55,8 +56,20 @@ def cached_groups(
     return _cached(images, parameters, folder, form)
 
 
+def cached_without(groups: Groups, images: ImageList, num_used: int, number: int, least: int) -> Groups:
+    """`hold_out`, kept in a file next to that of `groups`, which are from a file themselves."""
+    assert groups.opened_from is not None
+    whole: Path = groups.opened_from[1][0]
+    path = whole.with_name(f"{whole.stem}-{num_used}-without-{number}.bin")
+    return _from_file(path, images, lambda: hold_out(groups, num_used, number, least))
+
+
 def _cached(images: ImageList, parameters: Sequence[Any], folder: Path | None, form: Callable[[], Groups]) -> Groups:
     path = (folder or cache_folder("groups")) / f"groups-{_key(images, parameters)}.bin"
+    return _from_file(path, images, form)
+
+
+def _from_file(path: Path, images: ImageList, form: Callable[[], Groups]) -> Groups:
     if not path.exists():
         groups = form()
         remove_unfinished(path.parent)

@@ -47,8 +47,8 @@ SHARED_KEYS = {
 TRAIN_KEYS = SHARED_KEYS | {
     "train_set_folder", "val_set_folder", "M", "alpha", "N", "L", "groups_num", "min_images_per_class",
     "train_all_layers", "frozen_layers", "batch_size", "epochs_num", "iterations_per_epoch", "lr", "classifiers_lr",
-    "margin", "scale", "resume_train", "checkpoint_minutes", "whitened_start", "margin_ramp", "lr_schedule",
-    "warmup_iterations",
+    "margin", "scale", "held_out_photos", "resume_train", "checkpoint_minutes", "whitened_start", "margin_ramp",
+    "lr_schedule", "warmup_iterations",
     "brightness", "contrast", "hue", "saturation", "random_resized_crop", "augmentation_device", "compile",
     "cuda_graphs", "use_float64", "seeds", "logger", "nested_dims", "method", "focal_distance", "max_view_error",
     "panoramas", "heading_offset", "photos_per_place", "extra_datasets", "process_timeout_minutes",

@@ -1,0 +1,172 @@
+"""Held-out training photos: which they are, what is left of the groups, and that the network never sees them."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cosplace.config.methods import MethodSettings
+from cosplace.config.sections import Grouping
+from cosplace.errors import ConfigError
+from cosplace.models.training_card import MIN_UNSEEN
+from cosplace.photos.image_list import ImageList, image_list
+from cosplace.photos.scanning import scan_images
+from cosplace.photos.viewpoints import SEEN, UNSEEN, viewpoints_of_names
+from cosplace.training.data import open_training_data
+from cosplace.training.eigenplaces import partition_views
+from cosplace.training.group_cache import cached_partition, cached_without
+from cosplace.training.groups import Groups, partition
+from cosplace.training.held_out import hold_out, num_held_out
+from cosplace.training.seen_photos import digest_training_photos
+from tests.synthetic_dataset import settings, write_dataset
+
+ALL = {"N": 1, "L": 1, "groups_num": 1}
+
+
+def street(num_photos: int, seed: int = 0, zone: str = "10@S", start_m: float = 0) -> ImageList:
+    """Photos along a street of 400 m, in random directions."""
+    rng = np.random.default_rng(seed)
+    names = [
+        f"@{550_000 + start_m + rng.uniform(0, 400):.2f}@{4_180_000 + rng.uniform(0, 15):.2f}@{zone}@@@p{number}@@"
+        f"{rng.integers(360)}@@@@202001@@.jpg"
+        for number in range(num_photos)
+    ]
+    return image_list(Path("street"), names)
+
+
+def classes(groups: Groups) -> list[dict[tuple, list[str]]]:
+    """The photos of each class of each group, by its cell."""
+    return [
+        {
+            tuple(cell): [group.image_name(row) for row in range(*group.class_starts[number : number + 2])]
+            for number, cell in enumerate(group.cells.tolist())
+        }
+        for group in groups
+    ]
+
+
+def rows_left(images: ImageList, groups: Groups, without: Groups) -> list[int]:
+    """Rows of the list without the photos that only the groups have."""
+    gone = {name for one in classes(groups) for photos in one.values() for name in photos}
+    gone -= {name for one in classes(without) for photos in one.values() for name in photos}
+    return [row for row in range(len(images)) if images.name(row) not in gone]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_left_are_the_classes_of_the_other_photos(seed: int) -> None:
+    images, grouping = street(600, seed), Grouping(M=10, alpha=60, min_images_per_class=3, **ALL)
+    groups = partition(images, grouping)
+    without = hold_out(groups, 1, 60, least=1)
+    rows = rows_left(images, groups, without)
+    assert len(rows) == 540
+    found = hold_out(groups, 1, 60, grouping.min_images_per_class)
+    assert classes(found) == classes(partition(images.subset(rows), grouping))
+    assert len(found.cells) < len(groups.cells)  # some classes are too small now
+
+
+def test_only_photos_of_the_first_groups_are_held_out_and_groups_keep_their_numbers() -> None:
+    grouping = Grouping(M=10, alpha=60, N=2, L=2, min_images_per_class=2)
+    groups = partition(street(900), grouping)
+    before, after = classes(groups), classes(hold_out(groups, 2, 50, grouping.min_images_per_class))
+    assert len(before) == len(after) == 8
+    assert before[2:] == after[2:]
+    for one, left in zip(before[:2], after[:2], strict=True):
+        assert left.keys() <= one.keys() and all(set(left[cell]) <= set(one[cell]) for cell in left)
+    num_left = [sum(map(len, one.values())) for one in after[:2]]
+    assert sum(num_left) <= sum(sum(map(len, one.values())) for one in before[:2]) - 50
+
+
+def test_a_photo_of_two_classes_is_held_out_of_both() -> None:
+    grouping = Grouping(M=15, alpha=360, N=1, L=1, groups_num=1, min_images_per_class=2)
+    groups = partition_views(street(900), grouping, MethodSettings(method="eigenplaces", max_view_error=180))
+    without = hold_out(groups, 2, 40, least=1)
+    before, after = (
+        [name for photos in one.values() for name in photos] for one in (classes(groups)[0], classes(groups)[1])
+    )
+    assert set(before) & set(after)
+    left = [name for one in classes(without) for photos in one.values() for name in photos]
+    gone = set(before) | set(after)
+    gone -= set(left)
+    assert len(gone) == 40
+    assert len(left) == sum(name not in gone for name in before + after)
+    assert without.offsets is not None and len(without.offsets) == len(left)
+
+
+def test_zones_and_labels_stay_with_their_photos(tmp_path: Path) -> None:
+    both = [street(200, 1), street(200, 2, "11@S", start_m=1000)]
+    labels = image_list(Path(), [one.name(row) for one in both for row in range(200)])
+    images = ImageList(
+        folder=tmp_path, names=(photos := image_list(tmp_path, [f"{row:03}.jpg" for row in range(400)])).names,
+        starts=photos.starts, labels=labels,
+    )  # fmt: skip
+    grouping = Grouping(M=20, alpha=90, min_images_per_class=2, **ALL)
+    groups = cached_partition(images, grouping, tmp_path / "cache")
+    found = cached_without(groups, images, 1, 50, grouping.min_images_per_class)
+    rows = rows_left(images, groups, hold_out(groups, 1, 50, least=1))
+    other = partition(images.subset(rows), grouping)
+    assert classes(found) == classes(other)
+    assert found.zones is not None and other.zones is not None and found.zones.tolist() == other.zones.tolist()
+    travelled = pickle.dumps(found)
+    assert len(travelled) < 2000 and classes(pickle.loads(travelled)) == classes(found)
+    group, expected = pickle.loads(pickle.dumps(found[0])), other[0]
+    assert [group.image_label(i) for i in range(5)] == [expected.image_label(i) for i in range(5)]
+    assert classes(cached_partition(images, grouping, tmp_path / "cache")) == classes(groups)
+
+
+def test_photos_are_held_out_if_nearly_all_would_be_trained_on() -> None:
+    images = street(6000)
+    every = Grouping(M=20, alpha=90, min_images_per_class=2, **ALL)
+    groups = partition(images, every)
+    num_trained = len(groups.image_starts)
+    assert num_trained > 6000 - MIN_UNSEEN
+    assert num_held_out(groups, 1) == num_trained // 20
+    assert num_held_out(groups, 1, 0) == 0 and num_held_out(groups, 1, 7) == 7
+    assert num_held_out(partition(street(4900), every), 1) == 0  # 5% would be too few
+    grouping = Grouping(M=20, alpha=90, N=2, L=2, min_images_per_class=2)
+    assert num_held_out(partition(images, grouping), 2) == 0  # other groups have enough photos
+    assert num_held_out(partition(images, grouping), 4) == num_trained // 20
+    small = Grouping(M=20, alpha=90, min_images_per_class=100, **ALL)
+    assert num_held_out(partition(images, small), 1) == 0  # small classes have enough photos
+    many = partition(street(50_000), every)
+    assert num_held_out(many, 1) == 2000
+
+
+def test_more_than_half_is_refused() -> None:
+    groups = partition(street(100), Grouping(M=20, alpha=180, min_images_per_class=1, **ALL))
+    assert num_held_out(groups, 1, 50) == 50
+    with pytest.raises(ConfigError, match=r"--held_out_photos 51 is more than half of the 100 photos.*at most 50"):
+        num_held_out(groups, 1, 51)
+
+
+@pytest.mark.parametrize("method", ["cosplace", "multi_similarity"])
+def test_the_card_of_the_model_does_not_have_them(tmp_path: Path, caplog, method: str) -> None:
+    folder = write_dataset(tmp_path, num_places=16)
+    for path in sorted(folder.rglob("@*")):  # latitude and longitude of the helper are the same for all photos
+        fields = path.name.split("@")
+        month = f"20200{1 + int(fields[7][-1])}"  # several photos of a place are at one position
+        path.rename(path.with_name("@".join([*fields[:5], "", "", *fields[7:13], month, *fields[14:]])))
+    names = {"alpha": 360, "M": 10, "min_images_per_class": 2, "method": method, "L": 1}
+    names |= {"photos_per_place": 2} if method == "multi_similarity" else {}
+    everything = open_training_data(settings(folder, **names))
+    images = scan_images(folder / "train")
+    viewpoints = viewpoints_of_names(images)
+    digest = digest_training_photos(everything)
+    assert digest is not None and (digest.status(viewpoints) == SEEN).all()
+    with caplog.at_level("INFO"):
+        data = open_training_data(settings(folder, held_out_photos=20, **names))
+    assert "20 of 96 training photos held out" in caplog.text and "--held_out_photos 0" in caplog.text
+    left = {name for photos in classes(data.groups)[0].values() for name in photos}
+    digest = digest_training_photos(data)
+    assert digest is not None and len(left) <= 76
+    for row, status in enumerate(digest.status(viewpoints)):
+        assert status == (SEEN if images.name(row) in left else UNSEEN)
+    assert data.digest() != everything.digest()  # so a run is not continued with other photos
+    assert data.digest() == open_training_data(settings(folder, held_out_photos=20, seed=5, **names)).digest()
+
+
+def test_a_group_without_two_classes_is_refused(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, num_places=2, images_per_place=4)
+    names = {"M": 10, "alpha": 360, "L": 1, "min_images_per_class": 4}
+    with pytest.raises(ConfigError, match="--held_out_photos 2 leaves a group with fewer than 2 classes"):
+        open_training_data(settings(folder, held_out_photos=2, **names))

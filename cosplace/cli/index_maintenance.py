@@ -152,11 +152,15 @@ def calibration_text(about: Mapping[str, Any]) -> str:
     queries = format_count(about.get("num_validation", 0), "validation query", "validation queries")
     if "share_like_index" in about:
         without = f" (without {seen})" if correction == "left out" else ""
-        once = round(100 - 100 * about["share_revisited"])
-        places = "each place" if once == 100 else f"the places of {once}% of its photos"
+        if "share_revisited" in about:
+            once = round(100 - 100 * about["share_revisited"])
+            places = "each place" if once == 100 else f"the places of {once}% of its photos"
+            reason = f"it shows {places} in one year only"
+        else:
+            reason = "capture times are unknown"
         return (
-            f"calibrated on its own photos{without} and {queries}, because it shows {places} in one year only; "
-            f"`cosplace index calibrate --queries FOLDER` with new photos improves it"
+            f"calibrated on its own photos{without} and {queries}, because {reason}; `cosplace index calibrate "
+            f"--queries FOLDER` with new photos improves it"
         )
     if correction == "left out":
         return f"calibrated on its own photos, without {seen}"

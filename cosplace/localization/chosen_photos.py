@@ -6,12 +6,13 @@ The confidence must hold for new photos.  The photos of an index say little abou
   other photos, only those are used.
 * **They show each place once.**  Photos of one capture have the same light and camera; new photos mostly do not.  If
   the sites are far apart, a photo is located without the others of its own site, which is harder than locating a new
-  photo.
+  photo.  If the model was trained on other photos of this capture, it has learned the light and camera of the places.
 
 The model's card has the matches of its validation queries, which are new photos of other places: `seen_photos` uses
-them as examples, and changes the similarities of photos of the index to theirs.  For an index of training photos, all
-new photos are expected to be like validation queries; for an index of one capture, half of them, and the other half
-like the photos of the index as they are (docs/lab.md compares both with new photos).
+them as examples, and changes the similarities of photos of the index to theirs.  For an index of training photos, or
+of one capture that the model has learned, all new photos are expected to be like validation queries; for an index of
+another capture, half of them, and the other half like the photos of the index as they are (docs/lab.md compares both
+with new photos).
 Legend: I photos of the index, N some of them.
 """
 
@@ -81,16 +82,9 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
     if not len(seen) or len(unseen) >= MIN_UNSEEN:
         facts |= {"correction": "left out"} if len(seen) else {}
         rows = unseen if len(seen) else located
-        if matches is None or _difference(index, matches):
-            return Choice(rows=rows, facts=facts)
-        return _with_validation(columns, rows, matches, facts)
+        return _of_other_photos(index, columns, rows, seen, matches, facts)
     if matches is not None:
-        if difference := _difference(index, matches):
-            log.warning(
-                "The validation queries of the model were encoded differently from the photos of this index (%s), "
-                "so its confidence may be too high or too low. Use `cosplace index calibrate %s --queries FOLDER` with "
-                "other photos.", difference, index.address,
-            )  # fmt: skip
+        _warn_of_difference(index, matches)
         facts |= {"correction": "validation", "num_validation": len(matches)}
         return Choice(rows=seen, is_training=True, matches=matches, like_index=0.0, facts=facts)
     log.warning(
@@ -101,19 +95,40 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
     return Choice(rows=located, facts=facts | {"correction": "none"})
 
 
-def _with_validation(
-    columns: Columns, rows: np.ndarray, matches: ValidationMatches, facts: Mapping[str, Any]
+def _of_other_photos(  # noqa: PLR0917
+    index: PhotoIndex,
+    columns: Columns,
+    rows: np.ndarray,
+    seen: np.ndarray,
+    matches: ValidationMatches | None,
+    facts: Mapping[str, Any],
 ) -> Choice:
-    """Photos that the model was not trained on, and validation queries if too few places are shown in several years."""
-    revisited = share_revisited(columns, rows)
-    if revisited is None:
+    """Photos (N,) that the model was not trained on, and validation queries if too few places are shown in two years.
+
+    seen: (S,) rows of the training photos in the index.  If they show the same places in the same capture, the model
+    has learned its light and camera there, and only validation queries are like new photos.
+    """
+    if not len(seen) and (matches is None or _difference(index, matches)):
         return Choice(rows=rows, facts=facts)
-    like_index = LIKE_ONE_CAPTURE + (1 - LIKE_ONE_CAPTURE) * revisited
-    facts = {**facts, "share_revisited": round(revisited, 3)}
+    revisited, like_capture = share_revisited(columns, rows), LIKE_ONE_CAPTURE
+    if revisited is not None:
+        facts = {**facts, "share_revisited": round(revisited, 3)}
+    elif not len(seen):
+        return Choice(rows=rows, facts=facts)
+    if len(seen):
+        like_capture *= 1 - share_near(columns, rows, seen)
+    like_index = like_capture + (1 - like_capture) * (revisited or 0.0)
     if like_index > MAX_LIKE_INDEX:
         return Choice(rows=rows, facts=facts)
-    facts |= {"num_validation": len(matches)}
-    return Choice(rows=rows, matches=matches, like_index=like_index, facts=facts)
+    if matches is None:
+        log.warning(
+            "The model was trained on %d of %d photos of the index, and the others show the same places in the same "
+            "capture, so its confidence is too high for new photos. Use `cosplace index calibrate %s --queries FOLDER` "
+            "with other photos.", facts["num_training_photos"], len(columns), index.address,
+        )  # fmt: skip
+        return Choice(rows=rows, facts=facts)
+    _warn_of_difference(index, matches)
+    return Choice(rows=rows, matches=matches, like_index=like_index, facts={**facts, "num_validation": len(matches)})
 
 
 def share_revisited(columns: Columns, rows: np.ndarray) -> float | None:
@@ -125,16 +140,25 @@ def share_revisited(columns: Columns, rows: np.ndarray) -> float | None:
     known = rows[np.isfinite(columns.times[rows])]
     if not len(known) or len(known) < MIN_KNOWN_TIMES * len(rows):
         return None
-    rows = known[:: -(-len(known) // MAX_REVISITED)]
+    return share_near(columns, known, np.arange(len(columns)), min_apart_s=SECONDS_PER_YEAR)
+
+
+def share_near(columns: Columns, rows: np.ndarray, others: np.ndarray, *, min_apart_s: float = 0.0) -> float:
+    """Share of the photos (N,), of which at most `MAX_REVISITED` are checked, with one of the others within 25 m.
+
+    min_apart_s: seconds between their capture times, at least; with 0, these may be unknown.
+    """
+    rows = rows[:: -(-len(rows) // MAX_REVISITED)]
     points = ecef_from_lla(columns.latitudes, columns.longitudes)
     points = points - np.nanmean(points, axis=0)
-    is_revisited = np.zeros(len(rows), bool)
-    for start in range(0, len(columns), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        is_near = squared_distances(points[rows], points[block]) <= RADIUS_M**2  # nan is not
-        apart = np.abs(columns.times[rows][:, None] - columns.times[block][None]) >= SECONDS_PER_YEAR
-        is_revisited |= (is_near & apart).any(axis=1)
-    return float(is_revisited.mean())
+    is_near = np.zeros(len(rows), bool)
+    for start in range(0, len(others), BLOCK_ROWS):
+        block = others[start : start + BLOCK_ROWS]
+        near = squared_distances(points[rows], points[block]) <= RADIUS_M**2  # nan is not
+        if min_apart_s:
+            near &= np.abs(columns.times[rows][:, None] - columns.times[block][None]) >= min_apart_s
+        is_near |= near.any(axis=1)
+    return float(is_near.mean())
 
 
 def check_adjustable(choice: Choice) -> None:
@@ -171,6 +195,15 @@ def _difference(index: PhotoIndex, matches: ValidationMatches) -> str:
             if there.get(name) != value
         )
     )
+
+
+def _warn_of_difference(index: PhotoIndex, matches: ValidationMatches) -> None:
+    if difference := _difference(index, matches):
+        log.warning(
+            "The validation queries of the model were encoded differently from the photos of this index (%s), so its "
+            "confidence may be too high or too low. Use `cosplace index calibrate %s --queries FOLDER` with other "
+            "photos.", difference, index.address,
+        )  # fmt: skip
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""Calibration of an index that shows each place in one capture: validation queries of the model are used as well."""
+"""Calibration of an index that shows each place in one capture: validation queries of the model are used as well,
+or alone if the model has learned this capture."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.records import ModelSpec
 from cosplace.localization.calibration import calibrate
-from cosplace.localization.chosen_photos import share_revisited
+from cosplace.localization.chosen_photos import share_near, share_revisited
 from cosplace.localization.localizer import Localizer
 from cosplace.models.training_card import TrainingCard, ValidationMatches, card_entries
 from cosplace.models.views import how_described
@@ -27,24 +28,38 @@ from tests.places import D, World, make_world, new_photos, units
 YEAR = 365 * 86_400.0
 
 
-def model_of(folder: Path, matches: ValidationMatches | None) -> ModelSpec:
-    """A model that was trained on a photo somewhere else."""
+ELSEWHERE = Viewpoints(
+    latitudes=np.array([-30.0]), longitudes=np.array([3.0]), headings=np.array([0.0]), times=np.array([0.0])
+)
+
+
+def model_of(folder: Path, matches: ValidationMatches | None, trained_on: Viewpoints = ELSEWHERE) -> ModelSpec:
+    """A model with a card."""
     folder.mkdir()
-    elsewhere = Viewpoints(
-        latitudes=np.array([-30.0]), longitudes=np.array([3.0]), headings=np.array([0.0]), times=np.array([0.0])
-    )
-    card = card_entries(TrainingCard(photos=digest_of([elsewhere]), matches=matches))
+    card = card_entries(TrainingCard(photos=digest_of([trained_on]), matches=matches))
     write_weights(folder / "model.safetensors", {"a": torch.zeros(1)}, card)
     return ModelSpec(model=str(folder / "model.safetensors"), checksum="c" * 64, dimension=D)
 
 
-def index_of(folder: Path, world: World, *, matches: ValidationMatches | None, years_apart: float = 0.0) -> Path:
-    """An index of photos that its model has not seen; the captures of a place are hours or years apart."""
-    spec = model_of(folder, matches)
-    rows, _, _, photos = photos_of(world, 2)
-    times = [1e9 + 3600.0 * number + years_apart * YEAR * (number % 5) for number in range(len(photos))]
+def index_of(
+    folder: Path,
+    world: World,
+    *,
+    matches: ValidationMatches | None,
+    years_apart: float = 0.0,
+    trained: slice = slice(0, 0),
+    times_are_known: bool = True,
+) -> Path:
+    """An index; the captures of a place are hours or years apart.  trained: photos that the model was trained on."""
+    rows, lat, lon, photos = photos_of(world, 2)
+    times = 1e9 + 3600.0 * np.arange(len(photos)) + years_apart * YEAR * (np.arange(len(photos)) % 5)
+    if not times_are_known:
+        times[:] = np.nan
+    headings = np.array([photo.heading for photo in photos])
+    seen = Viewpoints(latitudes=lat[trained], longitudes=lon[trained], headings=headings[trained], times=times[trained])
+    spec = model_of(folder, matches, seen if len(seen.times) else ELSEWHERE)
     with create_index(folder / "index", spec) as index:
-        index.add([replace(photo, time=time) for photo, time in zip(photos, times, strict=True)], rows)
+        index.add([replace(photo, time=float(time)) for photo, time in zip(photos, times, strict=True)], rows)
     return folder / "index"
 
 
@@ -90,6 +105,63 @@ def test_validation_queries_are_left_out(tmp_path: Path, reason: str) -> None:
     without = calibrated(index_of(tmp_path / "without", world, matches=None, years_apart=years_apart))
     assert about.pop("share_revisited", None) == (1.0 if reason == "years" else None)
     assert {**about, "seconds": 0} == {**without, "seconds": 0}
+
+
+@pytest.mark.slow
+def test_a_capture_that_the_model_has_learned_is_like_validation_queries_only(tmp_path: Path) -> None:
+    world = make_world(300)
+    index = index_of(tmp_path / "half", world, matches=validation(), trained=slice(0, None, 2))
+    about = calibrated(index)
+    assert (about["correction"], about["share_revisited"], about["share_like_index"]) == ("left out", 0.0, 0.0)
+    assert (about["num_training_photos"], about["num_validation"]) == (750, 250)
+    promised, kept, _ = promised_and_kept(index, world)
+    assert -0.06 < promised - kept < 0.06  # 0.10 if half of the examples are photos of the index
+    text = calibration_text(about)
+    assert "on its own photos (without 750 photos that the model was trained on) and 250 validation queries" in text
+
+
+def test_a_capture_of_other_places_than_the_training_photos_is_not_learned(tmp_path: Path) -> None:
+    world = make_world(300)
+    about = calibrated(index_of(tmp_path / "some", world, matches=validation(), trained=slice(0, 500)))
+    assert (about["share_revisited"], about["share_like_index"], about["num_training_photos"]) == (0.0, 0.5, 500)
+    about = calibrated(index_of(tmp_path / "years", world, matches=validation(), trained=slice(0, 750), years_apart=1))
+    assert about["share_revisited"] == 1.0 and "share_like_index" not in about and "num_validation" not in about
+
+
+def test_without_capture_times_training_photos_may_be_of_the_same_capture(tmp_path: Path) -> None:
+    world = make_world(300)
+    index = index_of(tmp_path / "half", world, matches=validation(), trained=slice(0, None, 2), times_are_known=False)
+    about = calibrated(index)
+    assert about["share_like_index"] == 0.0 and "share_revisited" not in about
+    assert "and 250 validation queries, because capture times are unknown;" in calibration_text(about)
+    about = calibrated(index_of(tmp_path / "none", world, matches=validation(), times_are_known=False))
+    assert "num_validation" not in about
+
+
+@pytest.mark.parametrize("reason", ["described", "few"])
+def test_a_learned_capture_without_suitable_validation_queries_is_reported(tmp_path: Path, caplog, reason: str) -> None:
+    world, matches = make_world(300), validation()
+    matches = replace(matches, described=how_described(320)) if reason == "described" else None
+    with caplog.at_level("WARNING"):
+        about = calibrated(index_of(tmp_path / "half", world, matches=matches, trained=slice(0, None, 2)))
+    if reason == "described":
+        assert "were encoded differently" in caplog.text and about["num_validation"] == 250
+    else:
+        assert "trained on 750 of 1500 photos of the index, and the others show the same places" in caplog.text
+        assert "--queries FOLDER" in caplog.text and "num_validation" not in about
+
+
+def test_share_of_photos_near_others(tmp_path: Path) -> None:
+    rows, lat, lon, photos = photos_of(make_world(120), 2, captures=2)
+    with create_index(tmp_path / "index", ModelSpec(model="x", checksum="c", dimension=D)) as index:
+        index.add(photos, rows)
+        columns = index.columns()
+    some, others = np.arange(0, 200, 3), np.arange(150, 240)
+    near = geodesic_distances_m(lat[some][:, None], lon[some][:, None], lat[others][None], lon[others][None]) <= 25
+    expected = near.any(axis=1).mean()
+    assert 0.1 < expected < 0.9
+    assert share_near(columns, some, others) == pytest.approx(expected)
+    assert share_near(columns, some, np.arange(0)) == 0.0
 
 
 def test_share_of_photos_with_another_year(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def calibration_text(about: Mapping[str, Any]) -> str:
             places = "each place" if once == 100 else f"the places of {once}% of its photos"
             reason = f"it shows {places} in one year only"
         else:
-            reason = "capture times are unknown"
+            reason = "most capture times are unknown"
         return (
             f"calibrated on its own photos{without} and {queries}, because {reason}; `cosplace index calibrate "
             f"--queries FOLDER` with new photos improves it"

@@ -288,11 +288,11 @@ class TrainingSettings(Section):
     scale: float = setting(30.0, "scale s of the CosFace loss", at_least=1)
     held_out_photos: int | None = setting(
         None,
-        "number of training photos that are not trained on, chosen at random, so that an index of the training photos "
-        "can calibrate its confidence with photos that are new to the network; it needs 200",
+        "number of photos of each dataset to hold out of the training, chosen at random, so that an index of its "
+        "photos can be calibrated on photos that are new to the network; a calibration needs 200",
         at_least=0,
-        default_text="5%, at most 2,000, if fewer than 200 photos are left out of the training anyway and 5% are 250 "
-        "or more; else 0",
+        default_text="5%, at most 2,000, if these are 250 or more, fewer than 200 other photos are not trained on, and "
+        "the places are cells; else 0",
     )
     resume_train: str | None = setting(
         None, "folder of a run, or its last_checkpoint.pth: continue exactly where it stopped", metavar="RUN"

@@ -6,13 +6,13 @@ The confidence must hold for new photos.  The photos of an index say little abou
   other photos, only those are used.
 * **They show each place once.**  Photos of one capture have the same light and camera; new photos mostly do not.  If
   the sites are far apart, a photo is located without the others of its own site, which is harder than locating a new
-  photo.  If the model was trained on other photos of this capture, it has learned the light and camera of the places.
+  photo.  A model that was trained on other photos of this capture has also learned its light and camera.
 
 The model's card has the matches of its validation queries, which are new photos of other places: `seen_photos` uses
-them as examples, and changes the similarities of photos of the index to theirs.  For an index of training photos, or
-of one capture that the model has learned, all new photos are expected to be like validation queries; for an index of
-another capture, half of them, and the other half like the photos of the index as they are (docs/lab.md compares both
-with new photos).
+them as examples, and changes the similarities of photos of the index to theirs.  All new photos are
+expected to be like validation queries if the index contains training photos only, or photos of one capture next to
+training photos.  For an index of a capture that was not trained on, half of the new photos are expected to be like
+validation queries, and half like the photos of the index as they are (docs/lab.md compares both with new photos).
 Legend: I photos of the index, N some of them.
 """
 
@@ -36,7 +36,7 @@ from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
 from cosplace.retrieval.recall import RADIUS_M
 
 SECONDS_PER_YEAR = 365 * 86_400
-MAX_REVISITED = 500  # photos for which others of their place are looked for
+MAX_REVISITED = 500  # photos for which other photos within 25 m are searched for
 MIN_KNOWN_TIMES = 0.5  # share of photos that must have a capture time
 LIKE_ONE_CAPTURE = 0.5  # share of new photos that are expected to be like those of an index of one capture
 MAX_LIKE_INDEX = 0.95  # larger shares count as 1
@@ -103,28 +103,28 @@ def _of_other_photos(  # noqa: PLR0917
     matches: ValidationMatches | None,
     facts: Mapping[str, Any],
 ) -> Choice:
-    """Photos (N,) that the model was not trained on, and validation queries if too few places are shown in two years.
+    """Photos (N,) that the model was not trained on; validation queries as well if few places are shown a year apart.
 
     seen: (S,) rows of the training photos in the index.  If they show the same places in the same capture, the model
-    has learned its light and camera there, and only validation queries are like new photos.
+    has learned the light and camera of this capture, and only validation queries are like new photos.
     """
-    if not len(seen) and (matches is None or _difference(index, matches)):
+    learned = share_near(columns, rows, seen)
+    if not learned and (matches is None or _difference(index, matches)):
         return Choice(rows=rows, facts=facts)
-    revisited, like_capture = share_revisited(columns, rows), LIKE_ONE_CAPTURE
+    revisited = share_revisited(columns, rows)
     if revisited is not None:
         facts = {**facts, "share_revisited": round(revisited, 3)}
-    elif not len(seen):
+    elif not learned:
         return Choice(rows=rows, facts=facts)
-    if len(seen):
-        like_capture *= 1 - share_near(columns, rows, seen)
+    like_capture = LIKE_ONE_CAPTURE * (1 - learned)
     like_index = like_capture + (1 - like_capture) * (revisited or 0.0)
     if like_index > MAX_LIKE_INDEX:
         return Choice(rows=rows, facts=facts)
     if matches is None:
         log.warning(
-            "The model was trained on %d of %d photos of the index, and the others show the same places in the same "
-            "capture, so its confidence is too high for new photos. Use `cosplace index calibrate %s --queries FOLDER` "
-            "with other photos.", facts["num_training_photos"], len(columns), index.address,
+            "The model was trained on %d photos of the index, and others near them may be of the same capture, so the "
+            "confidence may be too high for new photos. Use `cosplace index calibrate %s --queries FOLDER` with other "
+            "photos.", facts["num_training_photos"], index.address,
         )  # fmt: skip
         return Choice(rows=rows, facts=facts)
     _warn_of_difference(index, matches)
@@ -144,9 +144,9 @@ def share_revisited(columns: Columns, rows: np.ndarray) -> float | None:
 
 
 def share_near(columns: Columns, rows: np.ndarray, others: np.ndarray, *, min_apart_s: float = 0.0) -> float:
-    """Share of the photos (N,), of which at most `MAX_REVISITED` are checked, with one of the others within 25 m.
+    """Share of the photos (N,) that have one of `others` within 25 m.  At most `MAX_REVISITED` photos are checked.
 
-    min_apart_s: seconds between their capture times, at least; with 0, these may be unknown.
+    min_apart_s: least number of seconds between their capture times; with 0, times are ignored and may be unknown.
     """
     rows = rows[:: -(-len(rows) // MAX_REVISITED)]
     points = ecef_from_lla(columns.latitudes, columns.longitudes)

@@ -199,7 +199,7 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
 def _without_held_out(
     groups: Groups, images: ImageList, num_used: int, wanted: int | None, grouping: Grouping
 ) -> Groups:
-    """The groups without the photos that are held out, of which the log tells."""
+    """The groups without the photos that are held out; logs how many these are."""
     number = num_held_out(groups, num_used, wanted)
     if not number:
         return groups

@@ -57,7 +57,7 @@ def cached_groups(
 
 
 def cached_without(groups: Groups, images: ImageList, num_used: int, number: int, least: int) -> Groups:
-    """`hold_out`, kept in a file next to that of `groups`, which are from a file themselves."""
+    """Like `hold_out`, but kept in a file next to that of `groups`, which must come from a file as well."""
     assert groups.opened_from is not None
     whole: Path = groups.opened_from[1][0]
     path = whole.with_name(f"{whole.stem}-{num_used}-without-{number}.bin")

@@ -2,8 +2,8 @@
 
 A network recognizes its training photos more easily than new ones, so an index is calibrated with its other photos
 (`localization.chosen_photos`).  With the settings of the paper, most photos are in groups that are not trained on, or
-in classes that are too small.  Where all photos would be trained on, some are held out.  They are single photos, since
-new photos show the same places: docs/lab.md compares this with holding out whole classes.
+in classes that are too small.  If nearly all photos would be trained on, some are held out: single photos, not whole
+classes, because new photos show places that the network was trained on (docs/lab.md compares both).
 Legend: I images.
 """
 
@@ -18,7 +18,7 @@ from cosplace.progress import format_count
 from cosplace.training.groups import Groups
 
 SHARE = 0.05  # of the training photos
-FEWEST, MOST = 250, 2000  # photos: an index needs 200 of them, and locates no more than 2,000
+FEWEST, MOST = 250, 2000  # photos; a calibration needs 200 and locates at most 2,000
 SEED = 20  # of the choice; the same for all runs, so that runs with several seeds train on the same photos
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def num_held_out(groups: Groups, num_used: int, wanted: int | None = None) -> int:
     """How many photos of the first `num_used` groups to hold out.
 
-    wanted: number that the user gave.  By default, 5% if there are not enough other photos, and none if 5% are too few.
+    wanted: number given by the user.  By default, 5%, or none if there are enough other photos or if 5% is too few.
     Raises ConfigError for more than half of the photos.
     """
     num_trained = len(_trained(groups, num_used))
@@ -47,7 +47,7 @@ def num_held_out(groups: Groups, num_used: int, wanted: int | None = None) -> in
 def hold_out(groups: Groups, num_used: int, number: int, least: int) -> Groups:
     """The groups without some photos of the first `num_used` groups, chosen at random.
 
-    least: images of a class; smaller classes are left out.  Groups keep their numbers.
+    least: minimum number of images of a class; smaller classes are dropped.  Groups keep their numbers.
     """
     photos = _trained(groups, num_used)
     chosen = np.random.default_rng(SEED).permutation(photos)[:number]
@@ -56,7 +56,7 @@ def hold_out(groups: Groups, num_used: int, number: int, least: int) -> Groups:
     sizes = np.bincount(class_of_image[kept], minlength=len(groups.cells))
     enough = sizes >= least
     kept &= enough[class_of_image]
-    num_before = np.concatenate([[0], np.cumsum(enough)])  # classes that stay, before each class
+    num_before = np.concatenate([[0], np.cumsum(enough)])  # classes that are kept, before each class
     return replace(
         groups,
         cells=groups.cells[enough],
@@ -71,14 +71,14 @@ def hold_out(groups: Groups, num_used: int, number: int, least: int) -> Groups:
 
 
 def log_held_out(number: int, groups: Groups, num_used: int) -> None:
-    """Say how many photos of some groups, which still have them, are held out."""
+    """Log how many photos of the first `num_used` groups are held out.  groups: before they are held out."""
     total = format_count(len(_trained(groups, num_used)), "training photo")
     log.info(
-        "%s: %s of %s held out, so that an index of these photos can calibrate its confidence (--held_out_photos 0 "
-        "trains on all)", groups.folder, f"{number:,}", total,
+        "%s: %s of %s held out, so that an index of this folder can be calibrated (--held_out_photos 0 trains on "
+        "all)", groups.folder, f"{number:,}", total,
     )  # fmt: skip
 
 
 def _trained(groups: Groups, num_used: int) -> np.ndarray:
-    """Starts in `names` (I,) of the photos in the first groups, each once: one may be in several classes."""
+    """Starts in `names` (I,) of the photos of the first groups; a photo of several classes appears once."""
     return np.unique(groups.image_starts[: groups.class_starts[groups.group_starts[num_used]]])

@@ -44,7 +44,7 @@ class PlaceSet:
     images: ImageList  # all photos, also those that are left out
     source: str  # one sentence: where the places come from, and how many photos and places are left out
     cure: str  # what to do if the photos of a place are far apart
-    are_cells: bool = False
+    are_cells: bool = False  # formed from positions, not given in a table or in file names
 
 
 def check_settings(config: TrainConfig) -> None:

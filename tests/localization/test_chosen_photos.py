@@ -133,9 +133,11 @@ def test_without_capture_times_training_photos_may_be_of_the_same_capture(tmp_pa
     index = index_of(tmp_path / "half", world, matches=validation(), trained=slice(0, None, 2), times_are_known=False)
     about = calibrated(index)
     assert about["share_like_index"] == 0.0 and "share_revisited" not in about
-    assert "and 250 validation queries, because capture times are unknown;" in calibration_text(about)
+    assert "and 250 validation queries, because most capture times are unknown;" in calibration_text(about)
     about = calibrated(index_of(tmp_path / "none", world, matches=validation(), times_are_known=False))
     assert "num_validation" not in about
+    index = index_of(tmp_path / "far", world, matches=validation(), trained=slice(0, 500), times_are_known=False)
+    assert "num_validation" not in calibrated(index)  # the others are not near the training photos
 
 
 @pytest.mark.parametrize("reason", ["described", "few"])
@@ -147,8 +149,11 @@ def test_a_learned_capture_without_suitable_validation_queries_is_reported(tmp_p
     if reason == "described":
         assert "were encoded differently" in caplog.text and about["num_validation"] == 250
     else:
-        assert "trained on 750 of 1500 photos of the index, and the others show the same places" in caplog.text
+        assert "trained on 750 photos of the index, and others near them may be of the same capture" in caplog.text
         assert "--queries FOLDER" in caplog.text and "num_validation" not in about
+        caplog.clear()
+        calibrated(index_of(tmp_path / "far", world, matches=None, trained=slice(0, 500)))
+        assert not caplog.text  # the others are not near the training photos
 
 
 def test_share_of_photos_near_others(tmp_path: Path) -> None:

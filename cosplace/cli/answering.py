@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import print_result
+from cosplace.config.defaults import RADIUS_M
 from cosplace.config.evaluation import EvalConfig
 from cosplace.config.values import set_folder
 from cosplace.errors import ConfigError, NoPositionsError
@@ -43,7 +44,7 @@ def check_flags(config: EvalConfig, given: Mapping[str, Any]) -> None:
     if folders.database_folder and folders.test_set_folder:
         raise ConfigError("--database_folder and --test_set_folder contradict each other. Use only one of them.")
     if folders.no_labels:
-        _refuse_measuring(config, "--no_labels measures nothing")
+        _refuse_measuring(config, "--no_labels measures nothing: it does not go with {name}. Omit one of the two.")
     policy = views.query_policy
     if policy and policy not in WITH_SIZE and "image_size" in given and not config.testing.resize_test_imgs:
         raise ConfigError(
@@ -101,7 +102,8 @@ def has_usual_views(config: EvalConfig) -> bool:
     return config.compression.compress is None and not is_changed
 
 
-def _refuse_measuring(config: EvalConfig, why: str) -> None:
+def _refuse_measuring(config: EvalConfig, problem: str) -> None:
+    """Raise ConfigError for flags that need positions.  problem: a message with {name} for the flag."""
     used = {
         "protocol": config.protocol.protocol,
         "compress": config.compression.compress,
@@ -109,16 +111,18 @@ def _refuse_measuring(config: EvalConfig, why: str) -> None:
         "audit": config.truth.audit,
         "verdicts": config.truth.verdicts,
         "save_only_wrong_preds": config.testing.save_only_wrong_preds,
+        "positive_dist_threshold": config.testing.positive_dist_threshold != RADIUS_M,
     }
     for name, value in used.items():
         if value:
-            raise ConfigError(f"{why}: it does not go with --{name}. Omit one of the two.")
+            raise ConfigError(problem.format(name=f"--{name}"))
 
 
 def check_unlabeled(config: EvalConfig, photos: UnlabeledPhotos) -> None:
     """Raise ConfigError for flags that need positions of the queries."""
     if photos.has_positions:
-        _refuse_measuring(config, f"The photos of {photos.lists.queries.folder} have no positions")
+        folder = str(photos.lists.queries.folder).replace("{", "{{").replace("}", "}}")
+        _refuse_measuring(config, f"The photos of {folder} have no positions, which {{name}} needs. Omit this flag.")
     if config.running.dry_run:
         raise ConfigError("--dry_run estimates evaluations, which need positions. Omit it.")
 

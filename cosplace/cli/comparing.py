@@ -25,6 +25,8 @@ def run_compare(config: CompareConfig) -> None:
     printed = [name for name, path in tables.items() if path == STDOUT] + ["json"] * config.json
     if len(printed) > 1:
         raise ConfigError(f"Only one of --{' and --'.join(printed)} can be printed. Write the others to a file.")
+    if config.dataset is not None and not config.dataset.is_dir():
+        raise ConfigError(f"--dataset {config.dataset} is not a folder. Use the folder that the dataset has moved to.")
     reference, *others = open_runs(config.runs)
     comparisons = [compare(reference, other) for other in others]
     texts = {"markdown": markdown_table, "latex": latex_table}

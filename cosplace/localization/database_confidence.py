@@ -27,6 +27,7 @@ from cosplace.retrieval.evaluation import Evaluation
 from cosplace.retrieval.extraction import Extraction
 
 NUM_QUERIES = 500  # photos of the database to calibrate on
+NUM_MATCHES = 20  # at most; more predictions, for other recalls, do not change the confidence
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def database_confidence(
 ) -> np.ndarray | None:
     """Probability that each answer is correct (within 25 m), (Q,) float64; -inf for queries without an answer.
 
-    The answer is the position that `Localizer` computes from the K predictions.
+    The answer is the position that `Localizer` computes from the first NUM_MATCHES predictions.
     None if the database has too few photos or places, or positions that are not on Earth.
     """
     degrees = latitudes_longitudes(dataset.database)
@@ -59,15 +60,15 @@ def database_confidence(
     chosen = np.sort(rng.permutation(len(rows))[:NUM_QUERIES])
     queries = queries_of_index(columns, chosen, index.descriptors(rows[chosen]).astype(np.float32))
     as_new, out_of_index = find_matches(index, columns, queries, progress, 0, None)
-    width = slice(evaluation.predictions.shape[1])  # signals depend on the number of matches
+    width = slice(min(evaluation.predictions.shape[1], NUM_MATCHES))  # signals depend on the number of matches
     try:
         examples, temperature, _ = all_examples((as_new.take(width), out_of_index.take(width)), queries, None, rng)
         calibration = fit_calibration(examples, temperature=temperature)
     except ConfigError as error:
         log.info("no confidence of answers: %s", error)
         return None
-    predictions = evaluation.predictions
-    similarities = np.where(predictions >= 0, 1 - evaluation.squared_distances.astype(np.float64) / 2, -np.inf)
+    predictions, squared = evaluation.predictions[:, width], evaluation.squared_distances[:, width].astype(np.float64)
+    similarities = np.where(predictions >= 0, 1 - squared / 2, -np.inf)
     fusion = fuse(similarities, *degrees[:, predictions], temperature=temperature, agree_m=AGREE_M)
     confidences = calibration.confidences(compute_signals(similarities, fusion))
     return np.where(predictions[:, 0] >= 0, confidences, -np.inf)

@@ -33,7 +33,7 @@ from cosplace.training.data import TrainingData
 from cosplace.training.distillation_summary import DistillationResult
 from cosplace.training.finetuning import FinetuneResult
 from cosplace.training.loop import TrainResult
-from cosplace.training.validation import best_epoch_summary, doubts_about, won_and_lost_text
+from cosplace.training.validation import best_epoch_summary, doubts_about, reused_photos, won_and_lost_text
 
 DISTILLATION = "distillation.json"
 
@@ -53,7 +53,11 @@ def write_training_results(
     """
     values = to_values(config)
     data, training = result.data, config.training
-    origin = None if run is None else _origin_of(result.folder, result.model, data.test, result.test, run)
+    origin = (
+        None
+        if run is None
+        else _origin_of(result.folder, result.model, data.test, result.test, run, reused_photos(data))
+    )
     name = f"trained {result.model.backbone_name}"
     conditions = find_conditions(data.test, result.test.positives)
     measures = measure(result.test, data.test, conditions=conditions)
@@ -91,16 +95,21 @@ def write_training_results(
     return measures
 
 
-def _origin_of(
-    folder: Path, model: GeoLocalizationNet, dataset: RetrievalDataset, evaluation: Evaluation, run: RunInfo
+def _origin_of(  # noqa: PLR0917
+    folder: Path,
+    model: GeoLocalizationNet,
+    dataset: RetrievalDataset,
+    evaluation: Evaluation,
+    run: RunInfo,
+    deviations: Sequence[str] = (),
 ) -> Provenance:
-    """Where the evaluation of the best model of a run comes from."""
+    """Where the evaluation of the best model of a run comes from.  deviations: what is wrong with its photos."""
     radius_m = evaluation.positive_dist_threshold
     similar = matching_protocol(dataset, radius_m, None, evaluation.image_size)
     return provenance(
         evaluation,
         dataset,
-        protocol=protocol_record(None, radius_m, similar=similar),
+        protocol=protocol_record(None, radius_m, similar=similar, deviations=deviations),
         model=describe_model(folder / BEST_MODEL, model),
         run=run,
     )
@@ -232,6 +241,7 @@ def _trained_on(data: TrainingData) -> str:
 def _validation_summary(result: TrainResult) -> list[str]:
     """Sentences that compare the best model with the network before training."""
     if result.best_epoch == START:
-        return ["No epoch was better than the start: this is the network before training."]
+        text = "No epoch was better than the start: this is the network before training."
+        return [text, *reused_photos(result.data)]
     counts = won_and_lost_text(result.validation)
     return [f"On {result.data.val.name}, {counts}.", *doubts_about(result.data)] if counts else []

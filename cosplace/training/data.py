@@ -175,8 +175,8 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
         if warning := wide_places(places, radius_m):
             log.warning("%s", warning)
         wanted = config.training.held_out_photos if places.are_cells else config.training.held_out_photos or 0
-        places = replace(places, groups=_without_held_out(places.groups, places.images, 1, wanted, grouping))
-        return TrainingSet(groups=places.groups, num_used=1, locations=locate(places, radius_m))
+        groups = _without_held_out(places.groups, places.images, 1, wanted, grouping)
+        return TrainingSet(groups=groups, num_used=1, locations=locate(replace(places, groups=groups), radius_m))
     images = training_photos(folder, grouping, dataset=dataset, follow_outside=follow, progress=progress)
     if config.method.method == EIGENPLACES:
         groups = cached_views(images, grouping, config.method)
@@ -200,15 +200,11 @@ def _without_held_out(
     groups: Groups, images: ImageList, num_used: int, wanted: int | None, grouping: Grouping
 ) -> Groups:
     """The groups without the photos that are held out; logs how many these are."""
-    number = num_held_out(groups, num_used, wanted)
+    number = num_held_out(groups, num_used, grouping.min_images_per_class, wanted)
     if not number:
         return groups
     log_held_out(number, groups, num_used)
-    without = cached_without(groups, images, num_used, number, grouping.min_images_per_class)
-    counts = without.counts()[:num_used]
-    if len(counts) < num_used or min(num_classes for num_classes, _ in counts) < 2:
-        raise ConfigError(f"--held_out_photos {number} leaves a group with fewer than 2 classes. Use a smaller number.")
-    return without
+    return cached_without(groups, images, num_used, number, grouping.min_images_per_class)
 
 
 def augmentation_settings(config: TrainConfig) -> Augmentation:

@@ -60,7 +60,7 @@ def cached_without(groups: Groups, images: ImageList, num_used: int, number: int
     """Like `hold_out`, but kept in a file next to that of `groups`, which must come from a file as well."""
     assert groups.opened_from is not None
     whole: Path = groups.opened_from[1][0]
-    path = whole.with_name(f"{whole.stem}-{num_used}-without-{number}.bin")
+    path = whole.with_name(f"{whole.stem}-{num_used}-held-out-{number}.bin")
     return _from_file(path, images, lambda: hold_out(groups, num_used, number, least))
 
 

@@ -24,50 +24,60 @@ SEED = 20  # of the choice; the same for all runs, so that runs with several see
 log = logging.getLogger(__name__)
 
 
-def num_held_out(groups: Groups, num_used: int, wanted: int | None = None) -> int:
+def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None = None) -> int:
     """How many photos of the first `num_used` groups to hold out.
 
-    wanted: number given by the user.  By default, 5%, or none if there are enough other photos or if 5% is too few.
-    Raises ConfigError for more than half of the photos.
+    least: images that each class keeps.  wanted: number given by the user.  By default, 5% if fewer than 200 other
+    photos are not trained on, and none if these are fewer than 250.
+    Raises ConfigError if fewer than the wanted number can be held out.
     """
     num_trained = len(_trained(groups, num_used))
+    if wanted == 0 or (wanted is None and groups.num_scanned - groups.num_unknown - num_trained >= MIN_UNSEEN):
+        return 0
+    num_possible = len(_possible(groups, num_used, least))
     if wanted is not None:
-        if 2 * wanted > num_trained:
+        if wanted > num_possible:
             raise ConfigError(
-                f"--held_out_photos {wanted} is more than half of the {format_count(num_trained, 'photo')} to train "
-                f"on in {groups.folder}. Use at most {num_trained // 2}."
+                f"--held_out_photos {wanted}: at most {num_possible} of the {format_count(num_trained, 'photo')} to "
+                f"train on in {groups.folder} can be held out, because each class keeps {least}. Use a smaller number."
             )
         return wanted
-    if groups.num_scanned - groups.num_unknown - num_trained >= MIN_UNSEEN:
-        return 0
-    number = min(MOST, int(SHARE * num_trained))
+    number = min(MOST, int(SHARE * num_trained), num_possible)
     return number if number >= FEWEST else 0
 
 
 def hold_out(groups: Groups, num_used: int, number: int, least: int) -> Groups:
     """The groups without some photos of the first `num_used` groups, chosen at random.
 
-    least: minimum number of images of a class; smaller classes are dropped.  Groups keep their numbers.
+    least: images that each class keeps, so classes and groups stay the same.
     """
-    photos = _trained(groups, num_used)
-    chosen = np.random.default_rng(SEED).permutation(photos)[:number]
+    chosen = _possible(groups, num_used, least)[:number]
     kept = ~np.isin(groups.image_starts, chosen)  # in each of the classes that a photo is in
-    class_of_image = np.repeat(np.arange(len(groups.cells)), np.diff(groups.class_starts))
-    sizes = np.bincount(class_of_image[kept], minlength=len(groups.cells))
-    enough = sizes >= least
-    kept &= enough[class_of_image]
-    num_before = np.concatenate([[0], np.cumsum(enough)])  # classes that are kept, before each class
+    sizes = np.bincount(_class_of_image(groups)[kept], minlength=len(groups.cells))
     return replace(
         groups,
-        cells=groups.cells[enough],
-        group_starts=num_before[groups.group_starts],
-        class_starts=np.concatenate([[0], np.cumsum(sizes[enough])]).astype(np.int64),
+        class_starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         image_starts=groups.image_starts[kept],
-        zones=None if groups.zones is None else groups.zones[enough],
         label_starts=None if groups.label_starts is None else groups.label_starts[kept],
         offsets=None if groups.offsets is None else groups.offsets[kept],
         opened_from=None,
     )
+
+
+def _possible(groups: Groups, num_used: int, least: int) -> np.ndarray:
+    """Starts of the photos that can all be held out, in random order: each class keeps `least` random images."""
+    rng = np.random.default_rng(SEED)
+    order = rng.permutation(len(groups.image_starts))
+    order = order[np.argsort(_class_of_image(groups)[order], kind="stable")]  # images of a class in random order
+    first_of_class = np.repeat(groups.class_starts[:-1], np.diff(groups.class_starts))
+    stays = np.zeros(len(order), bool)
+    stays[order] = np.arange(len(order)) - first_of_class < least
+    trained = _trained(groups, num_used)
+    return rng.permutation(trained[~np.isin(trained, groups.image_starts[stays])])
+
+
+def _class_of_image(groups: Groups) -> np.ndarray:
+    return np.repeat(np.arange(len(groups.cells)), np.diff(groups.class_starts))
 
 
 def log_held_out(number: int, groups: Groups, num_used: int) -> None:

@@ -88,7 +88,7 @@ def _check_original_fits(state: RunState, content: Mapping[str, Any], groups: Se
             raise CheckpointError(
                 f"{path} has {found[0]} classes of {found[1]} dimensions in group {number}, but the settings and "
                 f"{group.folder} give {wanted[0]} of {wanted[1]}. {flags} (--M, --alpha, --N, --L, "
-                f"--min_images_per_class), --held_out_photos 0, and the same photos."
+                f"--min_images_per_class) and the same photos."
             )
 
 

@@ -20,6 +20,8 @@ FREE_ON_RESUME = frozenset(
     }
 )  # fmt: skip
 
+BEFORE: Mapping[str, Any] = {"held_out_photos": 0}  # what earlier versions, which have no such setting, did
+
 
 def resumed_config(path: str, given: Mapping[str, Any]) -> TrainConfig:
     """Settings of the run whose checkpoint this is, with those of `given` that may differ.
@@ -30,8 +32,8 @@ def resumed_config(path: str, given: Mapping[str, Any]) -> TrainConfig:
     file = checkpoint_file(path)
     content = read_checkpoint(file, mapped=True)
     if is_original(content):
-        return from_values(TrainConfig, {**original_values(content, given, file), "resume_train": str(file)})
-    saved = from_values(TrainConfig, content["config"])
+        return from_values(TrainConfig, {**BEFORE, **original_values(content, given, file), "resume_train": str(file)})
+    saved = from_values(TrainConfig, {**BEFORE, **content["config"]})
     values, asked = to_values(saved), to_values(from_values(TrainConfig, given))
     for name in given:
         if name not in FREE_ON_RESUME and values[name] != asked[name]:

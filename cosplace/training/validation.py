@@ -6,6 +6,7 @@ and lost the other way round.  Legend: Q queries, K predictions per query.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,14 +25,8 @@ LEAST_WON = 6
 
 
 def doubts_about(data: TrainingData) -> list[str]:
-    """Reasons why the validation set cannot find the best epoch of a run, as sentences; empty for a good one."""
-    num_queries, doubts = len(data.val.queries), []
-    if num_shared := _num_shared(data.val.queries, data.test.queries):
-        are = "is also a test query" if num_shared == 1 else "are also test queries"
-        doubts.append(
-            f"{num_shared} of {num_queries} validation queries {are}: the best epoch is chosen on them, so the test "
-            f"recalls are too high. Use other photos with --val_set_folder."
-        )
+    """Reasons to doubt the choice of the best epoch, or the recalls of a run, as sentences; empty for good sets."""
+    num_queries, doubts = len(data.val.queries), reused_photos(data)
     if num_queries < FEW_QUERIES:
         queries = format_count(num_queries, "query", "queries")
         doubts.append(
@@ -40,6 +35,51 @@ def doubts_about(data: TrainingData) -> list[str]:
             f"more queries to choose the best epoch."
         )
     return doubts
+
+
+def reused_photos(data: TrainingData) -> list[str]:
+    """Sentences about queries that are also training photos, or in both val and test: recalls are then too high."""
+    num_queries, doubts = len(data.val.queries), []
+    for kind, queries in (("validation", data.val.queries), ("test", data.test.queries)):
+        if num_trained := _num_trained_on(data, queries):
+            are = "is also a training photo" if num_trained == 1 else "are also training photos"
+            doubts.append(
+                f"{num_trained} of {len(queries)} {kind} queries {are}, so the {kind} recalls are too high. Remove "
+                f"them from one of the two."
+            )
+    if num_shared := _num_shared(data.val.queries, data.test.queries):
+        are = "is also a test query" if num_shared == 1 else "are also test queries"
+        doubts.append(
+            f"{num_shared} of {num_queries} validation queries {are}: the best epoch is chosen on them, so the test "
+            f"recalls are too high. Use other photos with --val_set_folder."
+        )
+    return doubts
+
+
+def _num_trained_on(data: TrainingData, queries: ImageList) -> int:
+    """The number of queries that are trained on: with the file name and size of a training photo."""
+    if not len(queries):
+        return 0
+    paths: dict[str, list[Path]] = {}
+    for row in range(len(queries)):
+        name = queries.name(row)
+        paths.setdefault(name.rpartition("/")[2], []).append(queries.folder / name)
+    found: set[Path] = set()
+    for number in range(len(data.used)):
+        group = data.group(number)
+        for image in range(group.num_images):
+            name = group.image_name(image)
+            for path in paths.get(name.rpartition("/")[2], ()):
+                if _same_size(path, group.folder / name):
+                    found.add(path)
+    return len(found)
+
+
+def _same_size(path: Path, other: Path) -> bool:
+    try:
+        return path.stat().st_size == other.stat().st_size
+    except OSError:  # reported when the photo is opened
+        return False
 
 
 def _num_shared(val: ImageList, test: ImageList) -> int:

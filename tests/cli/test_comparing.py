@@ -38,6 +38,7 @@ def test_what_is_refused(runs: list[str], tmp_path: Path, capsys: pytest.Capture
         (runs[:1], "two or more runs"),
         ([], "RUN is required"),
         ([runs[0], str(tmp_path)], "not the folder of a finished run"),
+        ([*runs, "--html", str(tmp_path / "c.html"), "--dataset", str(tmp_path / "none")], "is not a folder"),
         ([*runs, "--json", "--latex", "-"], "Only one of --latex and --json"),
         ([*runs, "--json", "--latex", "-", "--markdown", "-"], "Only one of --markdown and --latex and --json"),
     ):

@@ -73,6 +73,23 @@ def test_confidence_is_calibrated_and_useful(world: tuple[Extraction, Evaluation
     assert np.array_equal(confidence, database_confidence(database, evaluation, dataset))
 
 
+def test_more_predictions_for_other_recalls_do_not_change_it(
+    world: tuple[Extraction, Evaluation, RetrievalDataset],
+) -> None:
+    database, evaluation, dataset = world
+    assert evaluation.predictions.shape[1] == 20
+    queries = np.random.default_rng(5).standard_normal((300, database.descriptors.shape[1])).astype(np.float32)
+    queries = (
+        database.descriptors[evaluation.predictions[:, 0]] + 0.3 * queries / np.linalg.norm(queries, axis=1)[:, None]
+    )
+    queries /= np.linalg.norm(queries, axis=1)[:, None]
+    few, many = (
+        database_confidence(database, evaluate_descriptors(database, queries, dataset, recall_values=values), dataset)
+        for values in ((1, 5, 10, 20), (1, 100, 400))
+    )
+    assert few is not None and np.array_equal(few, many)
+
+
 def test_no_confidence_without_enough_photos_or_places(world: tuple[Extraction, Evaluation, RetrievalDataset]) -> None:
     database, evaluation, dataset = world
     few = replace(database, readable=np.arange(4 * NUM_PLACES) < 50)

@@ -131,8 +131,15 @@ def test_no_labels_gives_neighbors_only(city: Path, capsys: pytest.CaptureFixtur
         (["--test_set_folder", "CITY", "--queries_folder", "plain"], "--no_labels to list the nearest neighbors"),
         (["--database_folder", "DATABASE", "--queries_folder", "DATABASE"], "24 of 24 queries in .* own copy"),
         (["--database_folder", "DATABASE", "--test_set_folder", "CITY"], "contradict each other"),
-        (["--database_folder", "DATABASE", "--queries_folder", "plain", "--compare", "x"], "not go with --compare"),
+        (
+            ["--database_folder", "DATABASE", "--queries_folder", "plain", "--compare", "x"],
+            "have no positions, which --compare needs",
+        ),
         (["--test_set_folder", "CITY", "--no_labels", "--protocol", "tokyo247"], "not go with --protocol"),
+        (
+            ["--test_set_folder", "CITY", "--no_labels", "--positive_dist_threshold", "30"],
+            "go with --positive_dist_threshold",
+        ),
         (["--database_folder", "DATABASE", "--queries_folder", "plain", "--dry_run"], "--dry_run estimates"),
         (["--test_set_folder", "CITY", "--scales", "1", "1"], "--scales must be different numbers, got 1 1"),
         (["--test_set_folder", "CITY", "--scales", "0"], "--scales must be"),

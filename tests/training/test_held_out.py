@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cosplace.config.methods import MethodSettings
 from cosplace.config.sections import Grouping
@@ -18,7 +19,10 @@ from cosplace.training.eigenplaces import partition_views
 from cosplace.training.group_cache import cached_partition, cached_without
 from cosplace.training.groups import Groups, partition
 from cosplace.training.held_out import hold_out, num_held_out
+from cosplace.training.loop import train
+from cosplace.training.resume import resumed_config
 from cosplace.training.seen_photos import digest_training_photos
+from cosplace.training.setup import prepare
 from tests.synthetic_dataset import settings, write_dataset
 
 ALL = {"N": 1, "L": 1, "groups_num": 1}
@@ -55,32 +59,42 @@ def rows_left(images: ImageList, groups: Groups, without: Groups) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_left_are_the_classes_of_the_other_photos(seed: int) -> None:
-    images, grouping = street(600, seed), Grouping(M=10, alpha=60, min_images_per_class=3, **ALL)
+    images, grouping = street(900, seed), Grouping(M=10, alpha=60, min_images_per_class=3, **ALL)
     groups = partition(images, grouping)
-    without = hold_out(groups, 1, 60, least=1)
-    rows = rows_left(images, groups, without)
-    assert len(rows) == 540
     found = hold_out(groups, 1, 60, grouping.min_images_per_class)
+    rows = rows_left(images, groups, found)
+    assert len(rows) == 840
     assert classes(found) == classes(partition(images.subset(rows), grouping))
-    assert len(found.cells) < len(groups.cells)  # some classes are too small now
+    assert np.array_equal(found.cells, groups.cells)
+    assert classes(hold_out(groups, 1, 60, grouping.min_images_per_class)) == classes(found)
+
+
+def test_each_class_keeps_its_minimum_and_every_other_photo_can_be_held_out() -> None:
+    grouping = Grouping(M=10, alpha=60, min_images_per_class=3, **ALL)
+    groups = partition(street(900), grouping)
+    most = int((np.diff(groups.class_starts) - 3).sum())
+    assert num_held_out(groups, 1, 3, most) == most
+    assert (np.diff(hold_out(groups, 1, most, 3).class_starts) == 3).all()
+    with pytest.raises(ConfigError, match=rf"--held_out_photos {most + 1}: at most {most} of the .* class keeps 3"):
+        num_held_out(groups, 1, 3, most + 1)
 
 
 def test_only_photos_of_the_first_groups_are_held_out_and_groups_keep_their_numbers() -> None:
     grouping = Grouping(M=10, alpha=60, N=2, L=2, min_images_per_class=2)
-    groups = partition(street(900), grouping)
+    groups = partition(street(1500), grouping)
     before, after = classes(groups), classes(hold_out(groups, 2, 50, grouping.min_images_per_class))
     assert len(before) == len(after) == 8
     assert before[2:] == after[2:]
     for one, left in zip(before[:2], after[:2], strict=True):
-        assert left.keys() <= one.keys() and all(set(left[cell]) <= set(one[cell]) for cell in left)
-    num_left = [sum(map(len, one.values())) for one in after[:2]]
-    assert sum(num_left) <= sum(sum(map(len, one.values())) for one in before[:2]) - 50
+        assert left.keys() == one.keys() and all(set(left[cell]) <= set(one[cell]) for cell in left)
+    num_before, num_left = (sum(len(photos) for one in some[:2] for photos in one.values()) for some in (before, after))
+    assert num_left == num_before - 50
 
 
 def test_a_photo_of_two_classes_is_held_out_of_both() -> None:
     grouping = Grouping(M=15, alpha=360, N=1, L=1, groups_num=1, min_images_per_class=2)
     groups = partition_views(street(900), grouping, MethodSettings(method="eigenplaces", max_view_error=180))
-    without = hold_out(groups, 2, 40, least=1)
+    without = hold_out(groups, 2, 40, grouping.min_images_per_class)
     before, after = (
         [name for photos in one.values() for name in photos] for one in (classes(groups)[0], classes(groups)[1])
     )
@@ -103,7 +117,8 @@ def test_zones_and_labels_stay_with_their_photos(tmp_path: Path) -> None:
     grouping = Grouping(M=20, alpha=90, min_images_per_class=2, **ALL)
     groups = cached_partition(images, grouping, tmp_path / "cache")
     found = cached_without(groups, images, 1, 50, grouping.min_images_per_class)
-    rows = rows_left(images, groups, hold_out(groups, 1, 50, least=1))
+    rows = rows_left(images, groups, found)
+    assert len(rows) == 350
     other = partition(images.subset(rows), grouping)
     assert classes(found) == classes(other)
     assert found.zones is not None and other.zones is not None and found.zones.tolist() == other.zones.tolist()
@@ -120,23 +135,17 @@ def test_photos_are_held_out_if_nearly_all_would_be_trained_on() -> None:
     groups = partition(images, every)
     num_trained = len(groups.image_starts)
     assert num_trained > 6000 - MIN_UNSEEN
-    assert num_held_out(groups, 1) == num_trained // 20
-    assert num_held_out(groups, 1, 0) == 0 and num_held_out(groups, 1, 7) == 7
-    assert num_held_out(partition(street(4900), every), 1) == 0  # 5% would be too few
+    assert num_held_out(groups, 1, 2) == num_trained // 20
+    assert num_held_out(groups, 1, 2, 0) == 0 and num_held_out(groups, 1, 2, 7) == 7
+    assert num_held_out(partition(street(4900), every), 1, 2) == 0  # 5% would be too few
     grouping = Grouping(M=20, alpha=90, N=2, L=2, min_images_per_class=2)
-    assert num_held_out(partition(images, grouping), 2) == 0  # other groups have enough photos
-    assert num_held_out(partition(images, grouping), 4) == num_trained // 20
+    assert num_held_out(partition(images, grouping), 2, 2) == 0  # other groups have enough photos
+    assert num_held_out(partition(images, grouping), 4, 2) == num_trained // 20
     small = Grouping(M=20, alpha=90, min_images_per_class=100, **ALL)
-    assert num_held_out(partition(images, small), 1) == 0  # small classes have enough photos
+    assert num_held_out(partition(images, small), 1, 100) == 0  # small classes have enough photos
     many = partition(street(50_000), every)
-    assert num_held_out(many, 1) == 2000
-
-
-def test_more_than_half_is_refused() -> None:
-    groups = partition(street(100), Grouping(M=20, alpha=180, min_images_per_class=1, **ALL))
-    assert num_held_out(groups, 1, 50) == 50
-    with pytest.raises(ConfigError, match=r"--held_out_photos 51 is more than half of the 100 photos.*at most 50"):
-        num_held_out(groups, 1, 51)
+    assert num_held_out(many, 1, 2) == 2000
+    assert num_held_out(groups, 1, int(np.diff(groups.class_starts).max())) == 0  # no class has photos to spare
 
 
 @pytest.mark.parametrize("method", ["cosplace", "multi_similarity"])
@@ -165,8 +174,25 @@ def test_the_card_of_the_model_does_not_have_them(tmp_path: Path, caplog, method
     assert data.digest() == open_training_data(settings(folder, held_out_photos=20, seed=5, **names)).digest()
 
 
-def test_a_group_without_two_classes_is_refused(tmp_path: Path) -> None:
-    folder = write_dataset(tmp_path, num_places=2, images_per_place=4)
-    names = {"M": 10, "alpha": 360, "L": 1, "min_images_per_class": 4}
-    with pytest.raises(ConfigError, match="--held_out_photos 2 leaves a group with fewer than 2 classes"):
-        open_training_data(settings(folder, held_out_photos=2, **names))
+def test_places_of_a_batch_stay(tmp_path: Path) -> None:
+    """Otherwise, batches of more places than there are would never be complete."""
+    folder = write_dataset(tmp_path, num_places=10, images_per_place=4)
+    names = {"M": 10, "alpha": 360, "L": 1, "min_images_per_class": 3, "method": "multi_similarity"}
+    names |= {"photos_per_place": 2, "batch_size": 20}
+    assert len(open_training_data(settings(folder, held_out_photos=10, **names)).groups.cells) == 10
+    with pytest.raises(ConfigError, match="--held_out_photos 11: at most 10 of the 40 photos"):
+        open_training_data(settings(folder, held_out_photos=11, **names))
+
+
+def test_runs_of_earlier_versions_are_resumed_with_all_photos(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", num_places=6)
+    preparation = prepare(settings(folder, M=10, alpha=360, L=1, epochs_num=1, iterations_per_epoch=1))
+    train(preparation, tmp_path / "run")
+    file = tmp_path / "run" / "last_checkpoint.pth"
+    content = torch.load(file, weights_only=True)
+    del content["config"]["held_out_photos"]
+    torch.save(content, file)
+    assert resumed_config(str(file), {}).training.held_out_photos == 0
+    assert resumed_config(str(file), {"held_out_photos": 0}).training.held_out_photos == 0
+    with pytest.raises(ConfigError, match="--held_out_photos 5 contradicts"):
+        resumed_config(str(file), {"held_out_photos": 5})

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cosplace.assessment.provenance import RunInfo
+from cosplace.cli import main
 from cosplace.models.downloads import file_sha256
 from cosplace.models.network import new_network
 from cosplace.models.weight_files import read_card
@@ -22,7 +23,7 @@ from cosplace.training.metrics import read_metrics
 from cosplace.training.resume import resumed_config
 from cosplace.training.setup import prepare
 from cosplace.training.validation import can_be_chance, doubts_about
-from tests.synthetic_dataset import settings, write_dataset
+from tests.synthetic_dataset import SETTINGS, settings, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,33 @@ def test_a_small_validation_set_and_one_that_is_the_test_set_are_doubted(dataset
     photo = sorted((tmp_path / "copy" / "queries_v1").iterdir())[0]
     photo.write_bytes(b"another photo")
     assert doubts(val_set_folder=tmp_path / "copy")[0].startswith("11 of 12 validation queries are also test queries")
+
+
+def test_queries_that_are_trained_on_are_doubted(dataset_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_folder, tmp_path / "data")
+    photos = sorted((tmp_path / "data" / "train").rglob("*.jpg"))
+    for photo, folder in ((photos[0], "test/queries_v1"), (photos[1], "test/queries_v1"), (photos[2], "val/queries")):
+        shutil.copy(photo, tmp_path / "data" / folder)
+    (tmp_path / "data" / "val" / "queries" / photos[3].name).write_bytes(b"another photo")
+    data = open_training_data(settings(tmp_path / "data", N=1, L=1, M=10, min_images_per_class=1))
+    first, second = doubts_about(data)[:2]
+    assert first.startswith(
+        "1 of 14 validation queries is also a training photo, so the validation recalls are too high"
+    )
+    assert second.startswith("2 of 14 test queries are also training photos, so the test recalls are too high")
+
+
+@pytest.mark.slow
+def test_reused_photos_are_in_the_results(dataset_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items() if not isinstance(value, bool | list)]
+    flags += ["--resize_test_imgs", "--recall_values", "1", "2", "--epochs_num=1", "--iterations_per_epoch=1"]
+    words = ["train", f"--dataset_folder={dataset_folder}", f"--val_set_folder={dataset_folder / 'test'}", *flags]
+    assert main(words) == 0
+    (run,) = (tmp_path / "logs" / "default").iterdir()
+    (deviation,) = json.loads((run / "results.json").read_text("utf-8"))["protocol"]["deviations"]
+    assert deviation.startswith("12 of 12 validation queries are also test queries")
+    assert "12 of 12 validation queries are also test queries" in (run / "report.html").read_text("utf-8")
 
 
 def test_enough_other_queries_raise_no_doubt(dataset_folder: Path, tmp_path: Path) -> None:

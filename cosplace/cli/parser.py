@@ -18,6 +18,8 @@ from cosplace.errors import ConfigError
 
 NUMBER = re.compile(r"^-\d")  # -5, and -33.8,151.2 as coordinates; no flag begins like this
 DATASET_FLAG = "dataset_folder"  # of train and eval, where other commands have a positional argument
+FLAGS_OF_DATASETS = {DATASET_FLAG, "test_set_folder", "dataset", "folder", "photos"}
+NAMES_OF_DATASETS = {"DATASET", "FOLDER", "PHOTO", "PHOTOS"}  # of positional arguments
 MANY_ACTIONS = 10  # more are not listed in an error
 KINDS = {int: "a whole number", float: "a number", parse_path: "a path"}
 
@@ -168,6 +170,9 @@ def about_missing_action(flag: str, command: Command, prog: str) -> str:
 def _about_unknown_flag(flag: str, command: Command, prog: str, root: Command) -> str:
     """Explain that a command has no such flag: it belongs to another command, or is spelled differently."""
     name = flag.lstrip("-")
+    argument = next((one.metavar for one in command.settings if one.positional), "")
+    if name in FLAGS_OF_DATASETS and argument in NAMES_OF_DATASETS:
+        return f"`{prog}` has no {flag}. Give the folder without a flag: `{prog} {argument}`."
     owners = [path for path, other in leaf_commands(root) if other != command and name in flag_names(other)]
     similar = similar_flag(name, command, by_help=not owners)
     hint = f" Did you mean --{similar}?" if similar else ""

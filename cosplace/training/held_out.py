@@ -17,7 +17,7 @@ from cosplace.models.training_card import MIN_UNSEEN
 from cosplace.progress import format_count
 from cosplace.training.groups import Groups
 
-SHARE = 0.05  # of the training photos
+SHARE, LARGEST_SHARE = 0.05, 0.1  # of the training photos
 FEWEST, MOST = 250, 2000  # photos; a calibration needs 200 and locates at most 2,000
 SEED = 20  # of the choice; the same for all runs, so that runs with several seeds train on the same photos
 
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None = None) -> int:
     """How many photos of the first `num_used` groups to hold out.
 
-    least: images that each class keeps.  wanted: number given by the user.  By default, 5% if fewer than 200 other
-    photos are not trained on, and none if these are fewer than 250.
+    least: images that each class keeps.  wanted: number given by the user.  By default, if fewer than 200 other
+    photos are not trained on: 5%, but at least 250, or none if 250 are more than a tenth.
     Raises ConfigError if fewer than the wanted number can be held out.
     """
     num_trained = len(_trained(groups, num_used))
@@ -42,8 +42,10 @@ def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None =
                 f"train on in {groups.folder} can be held out, because each class keeps {least}. Use a smaller number."
             )
         return wanted
-    number = min(MOST, int(SHARE * num_trained), num_possible)
-    return number if number >= FEWEST else 0
+    number = min(MOST, max(FEWEST, int(SHARE * num_trained)))
+    if number > LARGEST_SHARE * num_trained or num_possible < FEWEST:
+        return 0
+    return min(number, num_possible)
 
 
 def hold_out(groups: Groups, num_used: int, number: int, least: int) -> Groups:

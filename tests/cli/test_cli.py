@@ -152,6 +152,8 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
         (["index", "build", "x", "--modle", "y"], "Did you mean --model?"),
         (["eval", "--N", "5"], "--N belongs to `cosplace train` and `cosplace groups`, not to `cosplace eval`"),
         (["train", "--model", "x"], "Did you mean --resume_model?"),
+        (["reproduce", "--test_set_folder", "x"], "Give the folder without a flag: `cosplace reproduce DATASET`"),
+        (["validate", "--dataset_folder", "x"], "Give the folder without a flag: `cosplace validate DATASET`"),
         (["locate", "a.jpg", "--tiles", "x"], "--tiles belongs to `cosplace serve`"),
     ],
 )

@@ -441,7 +441,8 @@ def _number_in_name(images: ImageList, row: int, field: str) -> float:
     num = int(np.isnan(optional_fields(images, (field,))).sum())
     problem += f", as in {num:,} of {len(images):,} photos" if num > 1 else ""
     use = " CosPlace classes need it." if field == "heading" else ""
-    raise DatasetError(
-        f"{images.path(row)}: field {FIELDS[field]} of the file name ({field}) {problem}.{use} Rename the photo: "
-        f"@utm_east@utm_north@zone@letter@lat@lon@pano_id@tile@heading@...@.jpg"
-    )
+    advice = "Rename the photo: @utm_east@utm_north@zone@letter@lat@lon@pano_id@tile@heading@...@.jpg"
+    has_degrees = np.isfinite(optional_fields(images, ("latitude", "longitude"))[:, row]).all()
+    if field in ("utm_east", "utm_north") and has_degrees:
+        advice = "Use `cosplace import`, which computes it from the latitude and longitude in the name."
+    raise DatasetError(f"{images.path(row)}: field {FIELDS[field]} of the file name ({field}) {problem}.{use} {advice}")

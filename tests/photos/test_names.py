@@ -178,6 +178,12 @@ def test_the_error_counts_the_names_without_a_position() -> None:
         utm_fields(images)
 
 
+def test_names_with_latitude_and_longitude_only_can_be_imported() -> None:
+    images = image_list(Path("x"), ["@@@@@37.5@-122.4@pano@.jpg"])
+    with pytest.raises(DatasetError, match=r"\(utm_east\) is missing\. Use `cosplace import`, which computes it"):
+        utm_fields(images)
+
+
 def test_numbers_that_may_be_missing() -> None:
     names = ["@1@2@10@S@37.5@-122@.jpg", "@1@2@.jpg", "@1@x@10@S@1_0@nan@.jpg", "photo.jpg", "@@2@@@ 7@@.jpg"]
     images = image_list(Path("x"), names)

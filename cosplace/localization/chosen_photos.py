@@ -63,8 +63,8 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
         if model.suffix.lower() not in (".pth", ".safetensors"):  # a model of the zoo: its training set is published
             return Choice(rows=located)
         log.warning(
-            "%s has no model card, so the photos that it was trained on are unknown. If some are in the index, its "
-            "confidence is too high for new photos. If you trained it, keep the .safetensors of the run next to it.",
+            "%s has no list of the photos that it was trained on. If some are in the index, its confidence is too high "
+            "for new photos. If you trained it, use the .safetensors of the run, or keep it next to this file.",
             printable(model),
         )  # fmt: skip
         return Choice(rows=located, facts={"training_photos": "unknown"})

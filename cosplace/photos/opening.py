@@ -316,4 +316,5 @@ def _is_raw_tiff(image: "Image.Image") -> bool:
 def _upright_tiff(image: "Image.Image") -> "Image.Image":
     from PIL import ImageOps
 
-    return ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would not have the tags, which say what 0 means
+    return image

@@ -23,6 +23,9 @@ CELLS_PER_DEGREE = 100_000
 MAX_HASHES = 1 << 20  # 4 MB, 2 MB compressed
 UNKNOWN_HEADING, UNKNOWN_TIME = 360, -(1 << 62)
 SEEN, UNSEEN, UNDECIDED = 1, 0, -1
+END_OF_SECOND = 0.002  # seconds
+SHIFTED_PHOTOS, SHIFTED_SHARE, MIN_SHIFTED = 1000, 0.2, 3  # photos that are compared; those that must match
+MAX_SHIFT_HOURS = 14  # between a time zone and UTC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,30 @@ class Viewpoints:
     def without_times(self) -> "Viewpoints":
         """The same viewpoints at unknown times."""
         return replace(self, times=np.full(len(self.times), np.nan))
+
+    def without_headings(self) -> "Viewpoints":
+        """The same viewpoints with unknown headings; no position for those whose heading is unknown anyway."""
+        return replace(
+            self,
+            latitudes=np.where(np.isnan(self.headings), np.nan, self.latitudes),
+            headings=np.full(len(self.headings), np.nan),
+        )
+
+    def in_next_second(self) -> "Viewpoints":
+        """Those at the end of a second, in the next one; no position for the others.
+
+        A timestamp of 17 digits, as in a name, is a float64 with steps of 0.004 s, so .999 may be the next second.
+        """
+        later = np.floor(self.times + END_OF_SECOND)
+        return replace(self, latitudes=np.where(later > np.floor(self.times), self.latitudes, np.nan), times=later)
+
+    def moved_in_time(self, seconds: float) -> "Viewpoints":
+        """The same viewpoints at other times."""
+        return replace(self, times=self.times + seconds)
+
+    def take(self, rows: np.ndarray) -> "Viewpoints":
+        """Some of the viewpoints."""
+        return Viewpoints(**{name: getattr(self, name)[rows] for name in self.__slots__})
 
     def with_zero_as_unknown(self) -> "Viewpoints":
         """The same viewpoints with heading 0 where it is unknown, and the reverse; no position for the others."""
@@ -61,20 +88,50 @@ class ViewpointDigest:
         """SEEN, UNSEEN or UNDECIDED for each photo, (I,) int8.
 
         A photo without a position is undecided; so are most photos if the digest does not have all hashes.  Positions
-        may differ by a rounding step.  A photo of the set whose time is unknown matches any time, and a heading of 0
-        matches an unknown one: where all are 0, they are left out of tables and indexes.
+        may differ by a rounding step.  A photo of the set whose time or heading is unknown matches any, and a heading
+        of 0 matches an unknown one: where all are 0, they are left out of tables and indexes.  Times may be in another
+        time zone, if several photos are in it.
         """
         decided = np.isfinite(viewpoints.latitudes) & np.isfinite(viewpoints.longitudes)
         found = np.zeros(len(viewpoints.latitudes), bool)
-        for points in (viewpoints, viewpoints.with_zero_as_unknown()):
-            if np.isnan(points.latitudes).all():
-                continue
-            for one in (points, points.without_times()):
-                for north in (0, -1, 1):
-                    for east in (0, -1, 1):
-                        found |= np.isin(_hashes(one, north, east), self.hashes) & np.isfinite(one.latitudes)
+        for points in (viewpoints, viewpoints.with_zero_as_unknown(), viewpoints.without_headings()):
+            for one in (points, points.in_next_second(), points.without_times()):
+                self._find(one, found)
+        for seconds in self._time_shifts(viewpoints, found):
+            for points in (viewpoints, viewpoints.without_headings()):
+                self._find(points.moved_in_time(seconds), found)
         decided &= found | (_hashes(viewpoints) % self.every == 0)
         return np.where(decided, np.where(found, SEEN, UNSEEN), UNDECIDED).astype(np.int8)
+
+    def _find(self, points: Viewpoints, found: np.ndarray) -> None:
+        """Mark the viewpoints that are in the set in `found`, (I,) bool."""
+        rows = np.flatnonzero(~found & np.isfinite(points.latitudes) & np.isfinite(points.longitudes))
+        if not len(rows) or not len(self.hashes):
+            return
+        points = points.take(rows)
+        for north in (0, -1, 1):
+            for east in (0, -1, 1):
+                found[rows] |= self._has(_hashes(points, north, east))
+
+    def _has(self, hashes: np.ndarray) -> np.ndarray:
+        """Whether hashes (n,) are in the digest, (n,) bool."""
+        places = np.searchsorted(self.hashes, hashes)
+        return self.hashes[np.minimum(places, len(self.hashes) - 1)] == hashes
+
+    def _time_shifts(self, viewpoints: Viewpoints, found: np.ndarray) -> list[float]:
+        """Differences of time zones, in seconds, with which several of the photos not yet found are in the set."""
+        rows = np.flatnonzero(~found & np.isfinite(viewpoints.latitudes) & np.isfinite(viewpoints.times))
+        if not len(rows) or not len(self.hashes):
+            return []
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SHIFTED_PHOTOS)).astype(np.int64))]
+        some, shifts = viewpoints.take(rows), []
+        for quarters in range(-4 * MAX_SHIFT_HOURS, 4 * MAX_SHIFT_HOURS + 1):
+            matching = np.zeros(len(rows), bool)
+            for points in (some, some.without_headings()):
+                self._find(points.moved_in_time(900.0 * quarters), matching)
+            if quarters and matching.sum() >= max(MIN_SHIFTED, SHIFTED_SHARE * len(rows)):
+                shifts.append(900.0 * quarters)
+        return shifts
 
 
 def digest_of(parts: Iterable[Viewpoints], max_hashes: int = MAX_HASHES) -> ViewpointDigest:
@@ -148,7 +205,7 @@ def _times_of_timestamps(timestamps: np.ndarray) -> np.ndarray:
         first = (years - 1970).astype("M8[Y]").astype("M8[M]") + (months - 1).astype("m8[M]")
         date = first.astype("M8[D]") + (days - 1).astype("m8[D]")
         is_valid = (months >= 1) & (months <= 12) & (days >= 1) & (date.astype("M8[M]") == first)
-        is_valid &= (hours < 24) & (minutes < 60) & (seconds < 60)
+        is_valid &= (hours < 24) & (minutes < 60) & (seconds <= 60)  # 59.999 may be 60 as a float64
         values = date.astype("M8[s]").astype(np.int64) + hours * 3600 + minutes * 60 + seconds
         times[rows] = np.where(is_valid, values, np.nan)
     return times

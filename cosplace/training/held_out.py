@@ -84,11 +84,15 @@ def _class_of_image(groups: Groups) -> np.ndarray:
 
 def log_held_out(number: int, groups: Groups, num_used: int) -> None:
     """Log how many photos of the first `num_used` groups are held out.  groups: before they are held out."""
-    total = format_count(len(_trained(groups, num_used)), "training photo")
-    log.info(
-        "%s: %s of %s held out, so that an index of this folder can be calibrated (--held_out_photos 0 trains on "
-        "all)", groups.folder, f"{number:,}", total,
-    )  # fmt: skip
+    num_trained = len(_trained(groups, num_used))
+    num_new = number + groups.num_scanned - groups.num_unknown - num_trained
+    why = (
+        "so that an index of this folder can be calibrated"
+        if num_new >= MIN_UNSEEN
+        else f"too few to calibrate an index of this folder, which needs {MIN_UNSEEN} photos that are not trained on"
+    )
+    total = format_count(num_trained, "training photo")
+    log.info("%s: %s of %s held out, %s (--held_out_photos 0 trains on all)", groups.folder, f"{number:,}", total, why)
 
 
 def _trained(groups: Groups, num_used: int) -> np.ndarray:

@@ -40,7 +40,7 @@ from cosplace.training.data import TrainingData, epoch_batches
 from cosplace.training.metrics import read_metrics
 from cosplace.training.run import LossRecorder, Run, open_run
 from cosplace.training.schedules import iteration_seed, learning_rate, margin, num_steps
-from cosplace.training.seen_photos import digest_training_photos, training_card_entries
+from cosplace.training.seen_photos import NO_PHOTOS, digest_training_photos, training_card_entries
 from cosplace.training.setup import Preparation
 from cosplace.training.step import TrainingStep, batches_on_device, joint_step
 from cosplace.training.validation import best_epoch_summary, correct_queries
@@ -99,6 +99,8 @@ def judge_start(run: Run) -> None:
     if source := run.config.training.resume_model:
         with suppress(CosPlaceError):  # the model may have been removed since the run began
             card |= training_entries(weights_path(source))  # the photos that it was trained on
+    else:
+        card |= training_card_entries(NO_PHOTOS, start, run.data.val)
     save_best_model(run.folder, state.model, card)
     run.metrics.write_start({"num_queries": start.num_queries}, start.recalls)
     run.metrics.write_image(validation_image(run.data.val, start), 0)

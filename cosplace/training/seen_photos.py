@@ -22,7 +22,8 @@ from cosplace.models.training_card import (
     card_entries,
     read_training_card,
 )
-from cosplace.photos.image_list import image_list
+from cosplace.photos.image_list import ImageList, image_list
+from cosplace.photos.names import optional_fields, zones_of
 from cosplace.photos.viewpoints import (
     UNSEEN,
     ViewpointDigest,
@@ -36,6 +37,7 @@ from cosplace.retrieval.evaluation import Evaluation
 from cosplace.training.data import TrainingData
 
 CHUNK = 1 << 16  # names parsed at once
+NO_PHOTOS = digest_of([])  # of a network that was trained on none
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +45,25 @@ log = logging.getLogger(__name__)
 def digest_training_photos(data: TrainingData, start: str | Path | None = None) -> ViewpointDigest | None:
     """Digest of the photos of the groups that are trained on; None if their names have no zone and no latitude.
 
+    Single photos without these are left out, with a warning.
     start: the model that training starts from; the photos that it was trained on are part of the digest.
     """
+    left_out: list[int] = []
     try:
-        photos = digest_of(_viewpoints(data))
+        photos = digest_of(_viewpoints(data, left_out))
     except DatasetError as error:
-        log.debug("no digest of the training photos: %s", error)
+        log.warning("The model will have no list of its training photos, so an index of them will have a confidence "
+                    "that is too high: %s", error)  # fmt: skip
         return None
+    num_left_out = sum(left_out)
+    if num_left_out and not photos.num_photos:
+        log.debug("no digest of the training photos: no name has a zone, or latitude and longitude")
+        return None
+    if num_left_out:
+        log.warning(
+            "%s of the training photos have no zone, and no latitude and longitude: they are not in the model's list "
+            "of training photos, so an index would take them for new ones", f"{num_left_out:,}",
+        )  # fmt: skip
     if start:
         with suppress(CosPlaceError):  # the model may have been removed since the run began
             card = read_training_card(weights_path(start))
@@ -57,7 +71,26 @@ def digest_training_photos(data: TrainingData, start: str | Path | None = None) 
     return photos
 
 
-def _viewpoints(data: TrainingData) -> Iterator[Viewpoints]:
+def _viewpoints(data: TrainingData, left_out: list[int]) -> Iterator[Viewpoints]:
+    """Viewpoints of the photos that are trained on, in parts, without those whose place on Earth is unknown.
+
+    left_out: their numbers are appended to it.
+    """
+    for labels in _labels(data):
+        known = np.ones(len(labels), bool)
+        if labels.map_center is None:
+            known = (zones_of(labels) != 0) | np.isfinite(optional_fields(labels, ("latitude", "longitude"))).all(
+                axis=0
+            )
+        rows = np.flatnonzero(known).tolist()
+        left_out.append(len(labels) - len(rows))
+        yield viewpoints_of_names(
+            labels if known.all() else image_list(labels.folder, [labels.name(row) for row in rows])
+        )
+
+
+def _labels(data: TrainingData) -> Iterator[ImageList]:
+    """Labels of the photos that are trained on, in parts."""
     for one, number in data.used:
         group = one.groups[number]
         images = np.arange(group.num_images)
@@ -66,7 +99,7 @@ def _viewpoints(data: TrainingData) -> Iterator[Viewpoints]:
         for first in range(0, len(images), CHUNK):
             rows = images[first : first + CHUNK].tolist()
             labels = image_list(group.folder, [group.image_label(row) for row in rows])
-            yield viewpoints_of_names(replace(labels, map_center=one.groups.map_center))
+            yield replace(labels, map_center=one.groups.map_center)
 
 
 def training_card_entries(

@@ -313,7 +313,7 @@ def test_a_weights_file_without_its_card_is_reported(tmp_path: Path, caplog: pyt
             index.add(photos, rows)
             about = calibrate(index, num_altered=0).about
         assert (about.get("training_photos") == "unknown") == is_reported
-        assert ("has no model card, so the photos that it was trained on are unknown" in caplog.text) == is_reported
+        assert ("has no list of the photos that it was trained on" in caplog.text) == is_reported
         assert ("is unknown" in calibration_text(about)) == is_reported
 
 

@@ -162,6 +162,9 @@ PACKETS = {
     ),
     "decimal": jpeg(xmp_segment(xmp_packet({"exif:GPSLatitude": "33.8568s", "exif:GPSLongitude": "151.2153e"}))),
     "signed": jpeg(xmp_segment(xmp_packet({"exif:GPSLatitude": "-33.8568", "exif:GPSLongitude": "151.2153"}))),
+    "exponents": jpeg(
+        xmp_segment(xmp_packet({"exif:GPSLatitude": "3.38568e+01S", "exif:GPSLongitude": "1.512153e+02E"}))
+    ),
     "above 64 KB": jpeg(xmp_segment(xmp_packet({"xmpNote:HasExtendedXMP": GUID.decode()})), *reversed(BIG)),
     "PNG": png(png_xmp(xmp_packet(XMP))),
     "compressed PNG": png(png_xmp(xmp_packet(XMP), compressed=True)),

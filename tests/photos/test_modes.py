@@ -101,25 +101,37 @@ def test_transparency_is_ignored() -> None:
         assert np.array_equal(to_rgb(clear), COLOR8)
 
 
-def gray_tiff(values: np.ndarray, tags: dict[int, int]) -> Image.Image:
+def gray_tiff(values: np.ndarray, tags: dict[int, int]) -> bytes:
     """A TIFF without compression, written by hand: Pillow writes neither of these variants."""
     height, width = values.shape
     entries = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: 1, 273: 8, 277: 1, 278: height,
                279: values.nbytes, **tags}  # fmt: skip
     directory = struct.pack("<H", len(entries))
     directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
-    raw = b"II*\0" + struct.pack("<I", 8 + values.nbytes) + values.tobytes() + directory + b"\0\0\0\0"
-    return Image.open(io.BytesIO(raw), formats=("TIFF",))
+    return b"II*\0" + struct.pack("<I", 8 + values.nbytes) + values.tobytes() + directory + b"\0\0\0\0"
+
+
+def open_gray_tiff(values: np.ndarray, tags: dict[int, int]) -> Image.Image:
+    return Image.open(io.BytesIO(gray_tiff(values, tags)), formats=("TIFF",))
+
+
+@pytest.mark.parametrize("orientation", [{}, {274: 1}, {274: 3}])
+def test_tags_of_a_tiff_count_when_it_is_opened_as_a_photo(orientation: dict[int, int]) -> None:
+    inverted = decode_image(gray_tiff(np.array([[0, 257 * 100, 65535]], "<u2"), {262: 0, **orientation}), "a.tif")
+    unsigned = decode_image(gray_tiff(np.array([[0, 2**31 - 1, 2**32 - 1]], "<u4"), orientation), "b.tif")
+    step = -1 if orientation == {274: 3} else 1
+    assert np.asarray(inverted)[0, 0].tolist()[::step] == [255, 155, 0]
+    assert np.asarray(unsigned)[0, 0].tolist()[::step] == [0, 127, 255]
 
 
 def test_a_tiff_with_16_bits_where_0_is_white_is_inverted() -> None:
     values = np.array([[0, 257 * 100, 65535]], "<u2")
-    assert to_rgb(gray_tiff(values, {}))[0, :, 0].tolist() == [0, 100, 255]
-    assert to_rgb(gray_tiff(values, {262: 0}))[0, :, 0].tolist() == [255, 155, 0]
+    assert to_rgb(open_gray_tiff(values, {}))[0, :, 0].tolist() == [0, 100, 255]
+    assert to_rgb(open_gray_tiff(values, {262: 0}))[0, :, 0].tolist() == [255, 155, 0]
 
 
 def test_a_tiff_with_unsigned_32_bits_has_no_negative_numbers() -> None:
     values = np.array([[0, 2**31 - 1, 2**32 - 1]], "<u4")
-    assert to_rgb(gray_tiff(values, {}))[0, :, 0].tolist() == [0, 127, 255]
-    assert to_rgb(gray_tiff(values, {339: 1}))[0, :, 0].tolist() == [0, 127, 255]
-    assert to_rgb(gray_tiff(values, {339: 2}))[0, :, 0].tolist() == [0, 255, 0]  # signed: -1 is black
+    assert to_rgb(open_gray_tiff(values, {}))[0, :, 0].tolist() == [0, 127, 255]
+    assert to_rgb(open_gray_tiff(values, {339: 1}))[0, :, 0].tolist() == [0, 127, 255]
+    assert to_rgb(open_gray_tiff(values, {339: 2}))[0, :, 0].tolist() == [0, 255, 0]  # signed: -1 is black

@@ -72,7 +72,38 @@ def test_a_heading_of_zero_is_as_good_as_none() -> None:
     unknown, east = (replace(zero, headings=np.full(50, heading)) for heading in (np.nan, 90.0))
     for digest, same in ((digest_of([zero]), unknown), (digest_of([unknown]), zero)):
         assert (digest.status(same) == SEEN).all() and (digest.status(same.without_times()) == UNSEEN).all()
-        assert (digest.status(east) == UNSEEN).all()
+    assert (digest_of([zero]).status(east) == UNSEEN).all()
+
+
+def test_an_unknown_heading_of_the_set_matches_any() -> None:
+    """Names without headings are trained on, and an index of the same photos has headings from EXIF."""
+    points = random_viewpoints(200, 5)
+    digest = digest_of([replace(points, headings=np.full(200, np.nan))])
+    assert (digest.status(points) == SEEN).all()
+    assert (digest.status(replace(points, latitudes=points.latitudes + 0.001)) == UNSEEN).all()
+    assert (digest.status(replace(points, times=points.times + 60)) == UNSEEN).all()
+
+
+def test_times_of_another_time_zone() -> None:
+    """A dataset that was imported with --timezone is trained on, and an index has the times of the cameras' clocks."""
+    points = random_viewpoints(900, 6)
+    is_summer = np.arange(900) < 400
+    digest = digest_of([points])
+    local = replace(points, times=points.times - np.where(is_summer, 7, 8) * 3600)
+    assert (digest.status(local) == SEEN).all()
+    assert (digest.status(replace(points, times=points.times + 1234)) == UNSEEN).all()
+    few = replace(points, times=points.times + np.where(np.arange(900) < 20, 3600, 1234))
+    assert (digest.status(few) == UNSEEN).all()  # photos of one view, exactly an hour apart
+
+
+@pytest.mark.parametrize("fraction", ["", ".5", ".99", ".999", ".9999"])
+def test_fractions_of_a_second(fraction: str) -> None:
+    names = [name_of(number, timestamp=f"20190731235959{fraction}") for number in range(100)]
+    digest = digest_of([viewpoints_of_names(image_list(Path(), names))])
+    times = np.full(100, 1_564_617_599 + float(f"0{fraction}"))
+    indexed = replace(as_an_index_stores_them(names), times=times)
+    assert (digest.status(indexed) == SEEN).all()
+    assert (digest.status(replace(indexed, times=times + 2)) == UNSEEN).all()
 
 
 def test_positions_may_differ_by_a_rounding_step_but_not_by_three() -> None:

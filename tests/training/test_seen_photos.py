@@ -45,6 +45,18 @@ def test_the_digest_has_the_photos_of_the_groups_that_are_trained_on(tmp_path: P
         assert status[row] == (SEEN if images.name(row) in trained else UNSEEN)
 
 
+def test_a_photo_without_a_zone_is_left_out_with_a_warning(tmp_path: Path, caplog) -> None:
+    folder = write_placed_dataset(tmp_path, num_places=8)
+    first = sorted((folder / "train").rglob("@*"))[0]
+    fields = first.name.split("@")
+    first.rename(first.with_name("@".join([*fields[:3], "", "", *fields[5:]])))
+    data = open_training_data(settings(folder, groups_num=1, N=1, L=1, M=10, alpha=360, min_images_per_class=1))
+    with caplog.at_level("WARNING"):
+        digest = digest_training_photos(data)
+    assert digest is not None and digest.num_photos == data.groups[0].num_images - 1
+    assert "1 of the training photos have no zone" in caplog.text
+
+
 def test_photos_of_the_model_that_training_starts_from_are_kept(tmp_path: Path) -> None:
     folder = write_placed_dataset(tmp_path / "data", num_places=4)
     data = open_training_data(settings(folder, min_images_per_class=1, groups_num=1, L=1))
@@ -84,6 +96,14 @@ def test_offsets_between_points_in_space_are_east_and_north() -> None:
     origins = ecef_from_lla(latitudes, longitudes)
     found = _east_north(origins, (there - origins)[:, None])
     assert found[0][:, 0] == pytest.approx(east_m, abs=0.1) and found[1][:, 0] == pytest.approx(north_m, abs=0.1)
+
+
+def test_a_network_that_stays_best_before_training_was_trained_on_no_photo(tmp_path: Path) -> None:
+    folder = write_placed_dataset(tmp_path / "data", 24)
+    train(prepare(settings(folder, lr=0.0, epochs_num=1, iterations_per_epoch=1)), tmp_path / "run")
+    card = read_training_card(tmp_path / "run" / BEST_MODEL)
+    assert card is not None and card.matches is not None and card.photos.num_photos == 0
+    assert (card.photos.status(viewpoints_of_names(scan_images(folder / "train"))) == UNSEEN).all()
 
 
 @pytest.mark.slow

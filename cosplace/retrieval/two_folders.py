@@ -39,38 +39,55 @@ def check_copies(
 ) -> str:
     """Warn of photos that are queries and in the database too, and return what is wrong; "" if there are none.
 
-    refuse: raise DatasetError for copies with the same file name: then a folder is in the wrong place.  The same for
-    equal '@' names, which have position, heading and panorama of a photo.  False for published datasets, whose photos
-    are what they are.
+    Photos are the same if their content is, or their '@' names, which have position, heading and panorama.
+    refuse: raise DatasetError for copies with the same file name, because then a folder is in the wrong place, and for
+    equal '@' names.  False for published datasets, whose photos are what they are.
     """
     copies = find_copies(database, queries, progress)
-    if copies:
-        pairs = [f"{queries.name(query)} = {database.name(image)}" for query, image in copies[:NUM_NAMED]]
-        more = f" and {len(copies) - NUM_NAMED:,} more" if len(copies) > NUM_NAMED else ""
-        verb = "is" if len(copies) == 1 else "are"
-        text = (
-            f"{len(copies):,} of {len(queries):,} queries in {printable(queries.folder)} {verb} in the database too "
-            f"({', '.join(pairs)}{more}), with the same content. A query must not find its own copy."
-        )
-        if refuse and any(_file_name(queries, query) == _file_name(database, image) for query, image in copies):
-            raise DatasetError(f"{text} Remove such photos from one of the two folders.")
-        log.warning("%s", printable(text))
-        return f"{len(copies):,} of {len(queries):,} queries {verb} in the database too"
-    same = _same_names(database, queries) if refuse else []
-    num_same = len(same)
-    if 0 < num_same < len(queries):  # where all have the same names, as in Nordland, names are numbers of frames
-        raise DatasetError(
-            f"{num_same:,} of {len(queries):,} queries in {printable(queries.folder)} have the '@' name of a database "
-            f"image, such as {same[0]}, so they are the same photos, though their content differs. Remove them from "
-            f"one of the two folders."
-        )
-    return ""
+    same = _same_names(database, queries)
+    about_copies, about_names = _about_copies(database, queries, copies), _about_names(queries, same)
+    if refuse and any(_file_name(queries, query) == _file_name(database, image) for query, image in copies):
+        raise DatasetError(f"{about_copies} Remove such photos from one of the two folders.")
+    if refuse and about_names:
+        raise DatasetError(f"{about_names} Remove them from one of the two folders.")
+    found = []
+    for rows, text, what in (
+        (copies, about_copies, "in the database too"),
+        (same, about_names, "in the database too, going by '@' names"),
+    ):
+        if text:
+            log.warning("%s", printable(text))
+            found.append(f"{len(rows):,} of {len(queries):,} queries {'is' if len(rows) == 1 else 'are'} {what}")
+    return "; ".join(found)
 
 
-def _same_names(database: ImageList, queries: ImageList) -> list[str]:
-    """File names with labels that a query and a database image have, sorted."""
+def _about_copies(database: ImageList, queries: ImageList, copies: list[tuple[int, int]]) -> str:
+    if not copies:
+        return ""
+    pairs = [f"{queries.name(query)} = {database.name(image)}" for query, image in copies[:NUM_NAMED]]
+    more = f" and {len(copies) - NUM_NAMED:,} more" if len(copies) > NUM_NAMED else ""
+    return (
+        f"{len(copies):,} of {len(queries):,} queries in {printable(queries.folder)} "
+        f"{'is' if len(copies) == 1 else 'are'} in the database too ({', '.join(pairs)}{more}), with the same content. "
+        f"A query must not find its own copy."
+    )
+
+
+def _about_names(queries: ImageList, same: list[int]) -> str:
+    if not 0 < len(same) < len(queries):  # where all have the same names, as in Nordland, names are numbers of frames
+        return ""
+    return (
+        f"{len(same):,} of {len(queries):,} queries in {printable(queries.folder)} "
+        f"{'has' if len(same) == 1 else 'have'} the '@' name of a database image, such as "
+        f"{_file_name(queries, same[0])}, so they are the same photos, whatever their content is."
+    )
+
+
+def _same_names(database: ImageList, queries: ImageList) -> list[int]:
+    """Queries whose file name has labels and is that of a database image, ascending."""
     names = {name for row in range(len(queries)) if (name := _file_name(queries, row)).startswith("@")}
-    return sorted(names.intersection(_file_name(database, row) for row in range(len(database)))) if names else []
+    names.intersection_update(_file_name(database, row) for row in range(len(database)) if names)
+    return [row for row in range(len(queries)) if _file_name(queries, row) in names]
 
 
 def find_copies(database: ImageList, queries: ImageList, progress: Progress = no_progress) -> list[tuple[int, int]]:

@@ -216,13 +216,34 @@ def test_equal_names_with_other_content_are_refused(tmp_path: Path) -> None:
     originals = sorted((tmp_path / "database").iterdir())
     (tmp_path / "queries" / originals[2].name).write_bytes(originals[1].read_bytes()[:-1])
     lists = two_folder_lists(tmp_path / "database", str(tmp_path / "queries"))
-    with pytest.raises(DatasetError, match=f"1 of 2 queries .* have the '@' name .*{originals[2].name}"):
+    with pytest.raises(DatasetError, match=f"1 of 2 queries .* has the '@' name .*{originals[2].name}"):
         check_copies(lists.database, lists.queries)
-    assert check_copies(lists.database, lists.queries, refuse=False) == ""
+    text = check_copies(lists.database, lists.queries, refuse=False)
+    assert text == "1 of 2 queries is in the database too, going by '@' names"
     # All names are equal where they are numbers of frames.
     next(path for path in (tmp_path / "queries").iterdir() if path.name != originals[2].name).unlink()
     lists = two_folder_lists(tmp_path / "database", str(tmp_path / "queries"))
     assert check_copies(lists.database, lists.queries) == ""
+
+
+def test_equal_names_are_seen_where_others_are_copies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in range(4):
+        write_place(tmp_path / "database", place, 0)
+    originals = sorted((tmp_path / "database").iterdir())
+    for take in (1, 2):
+        write_place(tmp_path / "queries", 9, take)
+    twin = write_place(tmp_path / "queries", 9, 3)
+    twin.write_bytes(originals[0].read_bytes())  # another name
+    for original in originals[2:]:
+        (tmp_path / "queries" / original.name).write_bytes(original.read_bytes() + b"x")  # other content
+    lists = two_folder_lists(tmp_path / "database", str(tmp_path / "queries"))
+    with pytest.raises(DatasetError, match=r"2 of 5 queries .* have the '@' name .* Remove them from one"):
+        check_copies(lists.database, lists.queries)
+    text = check_copies(lists.database, lists.queries, refuse=False)
+    assert text == ("1 of 5 queries is in the database too; 2 of 5 queries are in the database too, going by '@' names")
+    assert (
+        "A query must not find its own copy" in caplog.text and "have the '@' name of a database image" in caplog.text
+    )
 
 
 def test_copies_in_a_published_dataset_are_a_warning(city: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from cosplace.assessment.intervals import clusters_of
 from cosplace.assessment.records import SCHEMA_VERSION
 from cosplace.errors import ConfigError, DatasetError, one_line
-from cosplace.photos.image_list import BLOCK_BYTES
+from cosplace.photos.image_list import BLOCK_BYTES, evenly_spaced, image_list
 from cosplace.photos.paths import path_from_text, path_text
 from cosplace.storage import write_atomically
 
@@ -42,6 +42,7 @@ MAX_JSON_BYTES = 1 << 26
 MAX_DIGITS = 10  # of the N of a recall
 MAX_TABLE_BYTES = 1 << 32  # uncompressed
 MAX_QUERIES = 20_000_000
+NUM_LOOKED_FOR = 20  # queries, of which one must be there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +326,39 @@ def _values(table: pa.Table, name: str, kind: type) -> list[Any]:
     if not all(isinstance(value, kind) for value in values):
         raise ValueError(f"the column {name} has other values than expected")
     return values
+
+
+# --- photos ----------------------------------------------------------------------------------------------------------
+
+
+def folder_now(run: QueryResults, part: Path, moved_to: Path | None) -> Path:
+    """The folder of the database or of the queries of a run, where it is now.
+
+    part: `database_folder` or `queries_folder` of the run.  moved_to: the dataset, if it has moved.
+    """
+    if moved_to is None:
+        return part
+    if part.is_relative_to(run.folder) and part != run.folder:
+        return moved_to / part.relative_to(run.folder)
+    by_name = moved_to / part.name  # where database and queries were any two folders
+    if by_name.is_dir():
+        return by_name
+    return moved_to if part == run.folder else part
+
+
+def check_dataset(run: QueryResults, run_folder: Path, moved_to: Path | None) -> None:
+    """Raise ConfigError if the photos of a run are not where they are looked for: none of some queries is there.
+
+    run_folder: for the message.  moved_to: the dataset, if it has moved.
+    """
+    folder = folder_now(run, run.queries_folder, moved_to)
+    queries = image_list(folder, run.queries.names)
+    if not any(queries.path(row).is_file() for row in evenly_spaced(queries, NUM_LOOKED_FOR)):
+        dataset = moved_to or run.folder
+        raise ConfigError(
+            f"The dataset of {run_folder} is not at {dataset if folder.is_relative_to(dataset) else folder}. Use "
+            f"--dataset FOLDER, the folder that it has moved to."
+        )
 
 
 def is_running(folder: Path, lock: str) -> bool:

@@ -14,9 +14,11 @@ PAGE = "audit.html"
 
 def run_audit(config: AuditConfig) -> None:
     """Write the page of an audit, or store the verdicts that it exported."""
-    from cosplace.assessment.run_files import read_query_results
+    from cosplace.assessment.run_files import check_dataset, read_query_results
 
     run = read_query_results(config.run)
+    if config.apply is None or config.verdicts is None:
+        check_dataset(run, config.run, config.dataset)
     if config.apply is None:
         write_audit(config, run)
     else:
@@ -25,14 +27,9 @@ def run_audit(config: AuditConfig) -> None:
 
 def _verdicts_path(config: AuditConfig, run: "QueryResults") -> Path:
     from cosplace.assessment.audit import verdicts_path
+    from cosplace.assessment.run_files import folder_now
 
-    if config.verdicts is not None:
-        return config.verdicts
-    folder = run.queries_folder
-    if config.dataset is not None:
-        inside = folder.is_relative_to(run.folder)
-        folder = config.dataset / (folder.relative_to(run.folder) if inside else folder.name)
-    return verdicts_path(folder)
+    return config.verdicts or verdicts_path(folder_now(run, run.queries_folder, config.dataset))
 
 
 def write_audit(config: AuditConfig, run: "QueryResults") -> None:

@@ -17,6 +17,7 @@ STDOUT = Path("-")
 def run_compare(config: CompareConfig) -> None:
     """Compare runs with the first one, and print their differences."""
     from cosplace.assessment.comparison import compare, open_runs
+    from cosplace.assessment.run_files import check_dataset
     from cosplace.report.comparison_page import write_comparison_page
     from cosplace.report.comparison_tables import comparison_record, latex_table, markdown_table, terminal_lines
     from cosplace.storage import write_text
@@ -29,6 +30,8 @@ def run_compare(config: CompareConfig) -> None:
         raise ConfigError(f"--dataset {config.dataset} is not a folder. Use the folder that the dataset has moved to.")
     reference, *others = open_runs(config.runs)
     comparisons = [compare(reference, other) for other in others]
+    if config.html is not None:
+        check_dataset(reference.queries, reference.folder, config.dataset)
     texts = {"markdown": markdown_table, "latex": latex_table}
     for name, path in tables.items():
         if path is not None and path != STDOUT:

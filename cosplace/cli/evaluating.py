@@ -49,11 +49,13 @@ def run_eval(config: EvalConfig, given: Mapping[str, Any]) -> None:
         found = evaluate_run(config, given)
     reference = config.comparing.compare
     if found is not None and config.truth.audit:
-        from cosplace.cli.auditing import run_audit
+        from cosplace.assessment.run_files import read_query_results
+        from cosplace.cli.auditing import write_audit
         from cosplace.config.auditing import AuditConfig
 
         verdicts = None if config.truth.verdicts is None else Path(config.truth.verdicts)
-        run_audit(AuditConfig(run=found[0], verdicts=verdicts, follow_outside=config.folders.follow_outside))
+        audit = AuditConfig(run=found[0], verdicts=verdicts, follow_outside=config.folders.follow_outside)
+        write_audit(audit, read_query_results(found[0]))
     if found is not None and reference is not None:
         from cosplace.cli.comparing import compare_with
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cosplace.assessment.audit import FORMAT, AuditPair
-from cosplace.assessment.run_files import QueryResults
+from cosplace.assessment.run_files import QueryResults, folder_now
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.photos.paths import path_text, printable
 from cosplace.progress import format_count
@@ -98,9 +98,7 @@ def _photos(
     run: QueryResults, folder: Path, names: Sequence[str], dataset_folder: Path | None, follow_outside: bool
 ) -> tuple[ImageList, dict[str, int]]:
     """Some photos below a folder of the run, and their rows by name.  dataset_folder: the dataset, if it has moved."""
-    if dataset_folder is not None:
-        inside = folder.is_relative_to(run.folder)
-        folder = dataset_folder / (folder.relative_to(run.folder) if inside else folder.name)
+    folder = folder_now(run, folder, dataset_folder)
     images = image_list(folder, sorted(set(names)))
     images = images if follow_outside else replace(images, inside=(os.path.realpath(folder),))
     return images, {images.name(row): row for row in range(len(images))}

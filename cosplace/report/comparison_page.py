@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cosplace.assessment.comparison import Comparison, RecallDifference, recall_values
-from cosplace.assessment.run_files import QueryResults
+from cosplace.assessment.run_files import QueryResults, folder_now
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.photos.paths import printable
 from cosplace.report.charts import Axis, Series, chart, linear_axis
@@ -188,8 +188,7 @@ def dataset_photos(comparisons: Sequence[Comparison], folder: Path | None, follo
 
 def _photo_list(run: QueryResults, part: Path, names: set[str], folder: Path | None, follow_outside: bool) -> PhotoList:
     """Photos below a part of the dataset.  folder: the dataset, if it has moved."""
-    if folder is not None:
-        part = folder / part.relative_to(run.folder) if part.is_relative_to(run.folder) else folder / part.name
+    part = folder_now(run, part, folder)
     images = image_list(part, sorted(names))
     images = images if follow_outside else replace(images, inside=(os.path.realpath(part),))
     return PhotoList(images=images, rows={images.name(row): row for row in range(len(images))})

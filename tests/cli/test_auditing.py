@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,37 @@ def test_another_place_for_verdicts_and_a_dataset_that_moved(run: Path, tmp_path
     assert len(read_verdicts(tmp_path / "moved" / "queries_verdicts.csv")) == 2
     run_audit(AuditConfig(**words, apply=export, verdicts=tmp_path / "mine.csv"))
     assert len(read_verdicts(tmp_path / "mine.csv")) == 2
+
+
+def test_a_dataset_that_is_not_found_changes_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_audit(AuditConfig(run=run, more_similar_than=0.0))
+    page = (run / "audit.html").read_text("utf-8")
+    export = tmp_path / "verdicts.json"
+    export.write_text(json.dumps(verdicts_of(page)))
+    (tmp_path / "city").rename(tmp_path / "moved")
+    capsys.readouterr()
+    for words, place in (([], "city"), (["--apply", str(export)], "city"), (["--dataset", "nothere"], "nothere")):
+        assert main(["audit", str(run), *words]) == 2
+        error = capsys.readouterr().err
+        assert f"The dataset of {run} is not at " in error and f"{place}. Use --dataset FOLDER" in error
+    assert (run / "audit.html").read_text("utf-8") == page and not (tmp_path / "city").exists()
+    # Photos are not needed to store verdicts in another place, and a few may be missing.
+    assert main(["audit", str(run), "--apply", str(export), "--verdicts", str(tmp_path / "mine.csv")]) == 0
+    (tmp_path / "moved" / "queries" / "q0000.jpg").unlink()
+    assert main(["audit", str(run), "--dataset", str(tmp_path / "moved")]) == 0
+
+
+def test_two_folders_that_moved(tmp_path: Path) -> None:
+    """The folder of the dataset is that of the database; --dataset is the one that both are in now."""
+    dataset = city_dataset(tmp_path / "city", len(RANKS), photos=True)
+    run = write_run(tmp_path / "run", replace(dataset, folder=dataset.database.folder), RANKS)
+    (tmp_path / "city").rename(tmp_path / "moved")
+    run_audit(AuditConfig(run=run, more_similar_than=0.0, dataset=tmp_path / "moved"))
+    page = (run / "audit.html").read_text("utf-8")
+    sources = re.findall(r'src="(data:[^"]+)"', page)
+    assert len(sources) == 4 and len(set(sources)) > 2  # photos that cannot be opened are all the same gray
 
 
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

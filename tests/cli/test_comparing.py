@@ -14,7 +14,7 @@ from tests.synthetic_dataset import write_dataset
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("runs")
-    dataset = city_dataset(folder / "city", 12)
+    dataset = city_dataset(folder / "city", 12, photos=True)
     ranks = {"first": [1] * 4 + [0] * 8, "second": [1] * 12}
     return [str(write_run(folder / name, dataset, ranks[name])) for name in ranks]
 
@@ -45,6 +45,25 @@ def test_what_is_refused(runs: list[str], tmp_path: Path, capsys: pytest.Capture
         assert main(["compare", *words]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_photos_that_are_elsewhere(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    city = Path(runs[0]).parent / "city"
+    moved = city.rename(tmp_path / "moved")
+    try:
+        (tmp_path / "wrong").mkdir()
+        words = ["compare", *runs, f"--html={tmp_path / 'c.html'}", f"--markdown={tmp_path / 'c.md'}"]
+        for more, place in (([], city), ([f"--dataset={tmp_path / 'wrong'}"], tmp_path / "wrong")):
+            assert main([*words, *more]) == 2
+            assert capsys.readouterr().err == (
+                f"error: The dataset of {runs[0]} is not at {place}. "
+                "Use --dataset FOLDER, the folder that it has moved to.\n"
+            )
+            assert not (tmp_path / "c.html").exists() and not (tmp_path / "c.md").exists()
+        assert main([*words, f"--dataset={moved}"]) == 0
+        assert main(["compare", *runs]) == 0  # needs no photos
+    finally:
+        moved.rename(city)
 
 
 def test_eval_compares_with_an_earlier_run(

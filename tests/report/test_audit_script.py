@@ -48,15 +48,17 @@ def test_keys_verdicts_and_export(browser: Any, run: QueryResults, tmp_path: Pat
     assert page.inner_text("#status") == "pair 3 of 3\n1 same, 1 different, 1 unsure"
     page.keyboard.press("ArrowLeft")
     assert page.locator("[data-verdict=different]").get_attribute("aria-pressed") == "true"
+    page.fill("#who", "Ada")  # another person changes the second verdict
+    page.locator("h1").click()
     page.keyboard.press("u")
     page.wait_for_timeout(500)  # Chromium keeps it a moment later
     page.reload()
-    assert page.inner_text("#counts") == "1 same, 0 different, 2 unsure" and page.input_value("#who") == "nuy"
+    assert page.inner_text("#counts") == "1 same, 0 different, 2 unsure" and page.input_value("#who") == "Ada"
     with page.expect_download() as download:
         page.click("#export")
     download.value.save_as(tmp_path / "verdicts.json")
     verdicts = read_export(tmp_path / "verdicts.json", run)
-    assert [(one.verdict, one.who) for one in verdicts] == [("same", "nuy"), ("unsure", "nuy"), ("unsure", "nuy")]
+    assert [(one.verdict, one.who) for one in verdicts] == [("same", "nuy"), ("unsure", "Ada"), ("unsure", "nuy")]
     assert json.loads((tmp_path / "verdicts.json").read_text())["dataset"] == "city/queries"
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.emulate_media(media="print")

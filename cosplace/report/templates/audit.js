@@ -65,7 +65,8 @@
 
   function download() {
     const rows = pairs.filter(verdictOf).map((pair) => ({
-      query: pair.dataset.query, photo: pair.dataset.photo, ...verdictOf(pair), who: who.value.trim(),
+      query: pair.dataset.query, photo: pair.dataset.photo, ...verdictOf(pair),
+      who: verdictOf(pair).who || who.value.trim(), // several people may have judged in this browser
     }));
     const content = {
       format: audit.dataset.format, dataset: audit.dataset.dataset, database_sha256: audit.dataset.checksum,

@@ -20,7 +20,7 @@ import numpy as np
 
 from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
 from cosplace.photos.formats import UPLOAD_FORMATS, detect_format, refused_format
-from cosplace.photos.headers import SIZE_READERS, jpeg_header, plain_png, simplejpeg_size
+from cosplace.photos.headers import SIZE_READERS, has_all_metadata, jpeg_header, plain_png, simplejpeg_size
 from cosplace.photos.orientation import read_orientation
 
 if TYPE_CHECKING:  # torch takes seconds to import, and scanning does not need it
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and scanning does not need i
 MAX_PIXELS = 200_000_000  # larger photos are refused before they are decoded
 MAX_PILLOW_PIXELS = 178_900_000  # of what Pillow opens: it refuses more, as if the photo were damaged
 MAX_FILE_BYTES = 500_000_000
+START_BYTES = 1 << 17  # of a JPEG, with its size and orientation, unless its metadata are large
 START_OF_SCAN = b"\xff\xda"  # JPEG marker; never inside the data of a scan, where 0 follows 255
 MAX_SCANS = 64  # of a JPEG; cameras write 1, progressive files about 10
 # Scans x pixels of a progressive JPEG, as each scan visits each pixel: 200 megapixels in 10 scans take some seconds.
@@ -56,6 +57,7 @@ MAKE_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: np.rot90,
 }
 """From an EXIF orientation to the function that turns (H, W, 3) upright; orientation 1 is upright."""
+TURNED = (5, 6, 7, 8)  # orientations of photos whose height is stored as their width
 
 
 def open_image(path: str | Path) -> "torch.Tensor":
@@ -145,6 +147,23 @@ def decoded_bytes(raw: bytes | bytearray) -> int:
         except Exception:  # Pillow raises nearly anything on damaged files
             size = None
     return 0 if size is None else size[0] * size[1] * BYTES_PER_PIXEL.get(image_format, OTHER_BYTES_PER_PIXEL)
+
+
+def upright_shape(path: str | Path) -> tuple[int, int]:
+    """Height and width of what `open_image` returns, from the header of the file alone.
+
+    Raises ImageError for a file that cannot be read, or whose header is damaged.
+    """
+    raw = read_file(path, START_BYTES)
+    if detect_format(raw) != "JPEG" or not has_all_metadata(raw):
+        raw = read_file(path)
+    header = jpeg_header(raw) if detect_format(raw) == "JPEG" else None
+    if header is not None and header.width * header.height:
+        width, height, orientation = header.width, header.height, read_orientation(header.exif, header.xmp)
+    else:
+        with open_with_pillow(raw, path) as (image, orientation):
+            width, height = image.size
+    return (width, height) if orientation in TURNED else (height, width)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

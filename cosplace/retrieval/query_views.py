@@ -15,13 +15,12 @@ maj_voting    the same squares, and images that several of them find first get c
 Legend: Q queries, R database images, K predictions per query, V crops, D descriptor dimension.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from cosplace.errors import ConfigError, DatasetError
+from cosplace.errors import ConfigError, DatasetError, ImageError
 from cosplace.photos.crops import (
     CENTER,
     CENTRAL_CROP,
@@ -36,8 +35,9 @@ from cosplace.photos.crops import (
     WHOLE,
     Crop,
 )
-from cosplace.photos.image_list import ImageList, evenly_spaced
-from cosplace.photos.opening import open_image
+from cosplace.photos.image_list import ImageList
+from cosplace.photos.opening import upright_shape
+from cosplace.photos.paths import printable
 from cosplace.photos.resizing import resized_shape
 from cosplace.retrieval.compression import Compression, compress, search_compressed
 from cosplace.retrieval.extraction import Extraction, ExtractionSettings
@@ -49,7 +49,6 @@ NUM_CROPS = 5
 WITH_SIZE = (SHORT_SIDE, SQUARE, SINGLE_QUERY, *SEVERAL_CROPS)  # those that use a size in pixels
 VOTE_WEIGHT = 0.01  # in squared distance
 VOTE_RANKS = (1, 5, 10)
-PHOTOS_MEASURED = 20  # of the database, for the size of central crops
 
 Views = Extraction | tuple[Extraction, ...]  # descriptors of the queries: one per query, or one per crop
 
@@ -71,7 +70,7 @@ def query_extractions(
     """Settings for the descriptors of the queries, one per crop.
 
     policy: None describes queries as the database.  extraction: that of the database.
-    Raises DatasetError for central crops if database photos have different sizes, ImageError if they cannot be opened.
+    Raises DatasetError for central crops if database photos have different sizes, ImageError if none can be opened.
     """
     if policy is None:
         return [extraction]
@@ -92,21 +91,30 @@ def query_extractions(
 
 
 def database_shape(database: ImageList, image_size: int | None) -> tuple[int, int]:
-    """Height and width of the photos of a database after resizing.
+    """Height and width of the photos of a database after resizing, from the headers of all of them.
 
-    Raises DatasetError if some evenly spaced photos have different ones.
+    Photos that cannot be opened are left out: the extraction reports them.
+    Raises DatasetError if photos have different sizes, ImageError if none can be opened.
     """
-    shapes: Counter[tuple[int, int]] = Counter()
-    for row in evenly_spaced(database, PHOTOS_MEASURED):
-        height, width = open_image(database.path(row)).shape[-2:]
-        shapes[(height, width) if image_size is None else resized_shape(height, width, image_size)] += 1
-    if len(shapes) > 1:
-        sizes = " and ".join(f"{width} x {height}" for (height, width), _ in shapes.most_common(2))
-        raise DatasetError(
-            f"central_crop crops queries to the size of the database photos, but these have different sizes, such as "
-            f"{sizes}. Use another --query_policy, such as five_crops."
-        )
-    return next(iter(shapes))
+    found: tuple[int, int] | None = None
+    failure: ImageError | None = None
+    for row in range(len(database)):
+        try:
+            height, width = upright_shape(database.path(row))
+        except ImageError as error:
+            failure = failure or error
+            continue
+        shape = (height, width) if image_size is None else resized_shape(height, width, image_size)
+        if found is not None and shape != found:
+            sizes = " and ".join(f"{width} x {height}" for height, width in (found, shape))
+            raise DatasetError(
+                f"central_crop crops queries to the size of the database photos, but these have different sizes, such "
+                f"as {sizes} ({printable(database.name(row))}). Use another --query_policy, such as five_crops."
+            )
+        found = shape
+    if found is None:
+        raise failure or DatasetError("central_crop needs database photos. Use a database with photos.")
+    return found
 
 
 def combine(policy: str | None, crops: Sequence[Extraction]) -> Views:

@@ -24,6 +24,7 @@ from cosplace.photos.opening import (
     decode_upload,
     decoded_bytes,
     open_image,
+    upright_shape,
 )
 from cosplace.photos.thumbnails import decode_thumbnail, make_thumbnail
 from tests.server.server_samples import (
@@ -68,6 +69,7 @@ def test_photos_are_turned_upright(tmp_path: Path, orientation: int, suffix: str
     photo().save(tmp_path / f"x{suffix}", exif=exif)
     found = open_image(tmp_path / f"x{suffix}")
     assert found.shape == ((3, 40, 30) if 5 <= orientation <= 8 else (3, 30, 40))
+    assert upright_shape(tmp_path / f"x{suffix}") == tuple(found.shape[1:])
     with Image.open(tmp_path / f"x{suffix}") as stored:
         assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(ImageOps.exif_transpose(stored)))
 

@@ -27,7 +27,7 @@ from cosplace.report.results import evaluation_summary
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import evaluate, evaluation_settings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
-from cosplace.retrieval.query_views import POLICIES, smallest, vote
+from cosplace.retrieval.query_views import POLICIES, database_shape, smallest, vote
 
 NUM_DATABASE, NUM_QUERIES, SIZE = 14, 5, 32
 
@@ -228,6 +228,24 @@ def test_central_crop_needs_a_database_of_one_size(dataset: RetrievalDataset) ->
     mixed = replace(dataset, database=dataset.queries, database_positions=dataset.query_positions)
     with pytest.raises(DatasetError, match=r"different sizes, such as .*Use another --query_policy"):
         evaluate(SmallNetwork(), mixed, recall_values=(1,), query_policy="central_crop")
+
+
+def test_central_crop_measures_all_photos(tmp_path: Path) -> None:
+    names = [f"{number:03d}.jpg" for number in range(100)]
+    for name in names:
+        Image.new("RGB", (48, 36)).save(tmp_path / name)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (36, 48)).save(tmp_path / names[1], exif=turned)  # 48 x 36, upright
+    (tmp_path / names[0]).write_bytes(b"damaged")  # the extraction reports it
+    database = image_list(tmp_path, names)
+    assert database_shape(database, None) == (36, 48)
+    assert database_shape(database, 18) == (18, 24)
+    Image.new("RGB", (48, 37)).save(tmp_path / names[3])
+    with pytest.raises(DatasetError, match=r"48 x 36 and 48 x 37 \(003\.jpg\)"):
+        database_shape(database, None)
+    with pytest.raises(ImageError, match=r"000\.jpg"):
+        database_shape(image_list(tmp_path, names[:1]), None)
 
 
 def test_policies_and_scales_are_checked(dataset: RetrievalDataset) -> None:

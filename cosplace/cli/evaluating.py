@@ -85,6 +85,7 @@ def evaluate_run(
     from cosplace.assessment.records import summary_lines
     from cosplace.cli.answering import has_usual_views
     from cosplace.report.results import write_evaluation_results
+    from cosplace.retrieval.evaluation import log_misses
     from cosplace.storage import new_run_folder
 
     prepared = _prepare_evaluation(config, given, protocols, remedy)
@@ -111,6 +112,7 @@ def evaluate_run(
         model_record = opened.record
         del opened  # its memory is free for the report
         log.info("%s: %s", dataset.name, evaluation.recalls_text())
+        log_misses(evaluation)
         is_custom = protocol is None and has_usual_views(config)
         similar = matching_protocol(dataset, radius_m, source, evaluation.image_size, protocols) if is_custom else None
         if similar is not None:

@@ -86,6 +86,7 @@ def _write(
     from cosplace.assessment.provenance import deviations, provenance
     from cosplace.assessment.records import summary_lines
     from cosplace.report.results import write_evaluation_results
+    from cosplace.retrieval.evaluation import log_misses
     from cosplace.storage import new_run_folder
 
     about, radius_m = stores.database.meta.about, evaluation.positive_dist_threshold
@@ -95,6 +96,7 @@ def _write(
     folder = new_run_folder(LOGS, config.running.save_dir, timestamp())
     with log_to_folder(folder):
         log.info("results: %s", folder)
+        log_misses(evaluation)
         write_json(folder / "config.json", to_values(config))
         origin = provenance(
             evaluation,

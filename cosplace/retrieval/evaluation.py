@@ -25,7 +25,8 @@ from cosplace.engines.engine import Engine
 from cosplace.errors import DatasetError
 from cosplace.geo import distances_m
 from cosplace.photos.image_list import ImageList
-from cosplace.progress import Progress, no_progress, part_of
+from cosplace.photos.paths import printable
+from cosplace.progress import Progress, format_count, no_progress, part_of
 from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.extraction import EQUAL_WITHIN, TASK, Extraction, ExtractionSettings, extract, not_finite_text
@@ -53,6 +54,7 @@ from cosplace.retrieval.recall import (
 from cosplace.retrieval.shards import Descriptors, UnreadableImage
 
 CHECKED_ROWS = 1 << 14  # descriptors that are checked at once
+NUM_NAMED = 3  # photos that a warning names
 
 log = logging.getLogger(__name__)
 
@@ -350,6 +352,26 @@ def warn_of_equal_descriptors(database: Extraction) -> None:
             "and recalls only depend on the order of the photos. Use another model.",
             f"{len(rows):,}",
         )
+
+
+def log_misses(evaluation: Evaluation) -> None:
+    """Log which photos could not be opened, and how many queries have no positive: both lower the recalls."""
+    photos = [*evaluation.unreadable_database, *evaluation.unreadable_queries]
+    if photos:
+        names = ", ".join(printable(one.name) for one in photos[:NUM_NAMED])
+        more = f" and {len(photos) - NUM_NAMED:,} more" if len(photos) > NUM_NAMED else ""
+        log.warning(
+            "%s could not be opened (%s%s): queries count as misses, database images are never found",
+            format_count(len(photos), "photo"), names, more,
+        )  # fmt: skip
+    if missing := evaluation.num_queries_without_positives:
+        log.info("%s", about_missing_positives(missing))
+
+
+def about_missing_positives(count: int) -> str:
+    """Say that queries have no correct answer in the database."""
+    verbs = "has no positive and counts as a miss" if count == 1 else "have no positive and count as misses"
+    return f"{format_count(count, 'query', 'queries')} {verbs}"
 
 
 def _as_extraction(descriptors: Extraction | Descriptors) -> Extraction:

@@ -28,7 +28,7 @@ from cosplace.models.opening import open_model, weights_path
 from cosplace.models.training_card import training_entries
 from cosplace.progress import Progress, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset
-from cosplace.retrieval.evaluation import Evaluation, evaluate
+from cosplace.retrieval.evaluation import Evaluation, evaluate, log_misses
 from cosplace.storage import write_text
 from cosplace.training.best_model import BEST_MODEL, START, save_best_model, save_with_card
 from cosplace.training.comparison import Comparison
@@ -236,6 +236,7 @@ def _test(
         return prepared.photos.val, (start.evaluation, kept.evaluation), model
     of_start = evaluate(network, test, prepared.settings, progress=part_of(progress, "test of the start"))
     log.info("%s: start %s", test.name, of_start.recalls_text())
+    log_misses(of_start)
     if kept is start:
         return test, (of_start, of_start), model
     of_model = evaluate(model, test, prepared.settings, progress=part_of(progress, "test"))

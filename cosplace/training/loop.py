@@ -32,7 +32,7 @@ from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model, weights_path
 from cosplace.models.training_card import MAX_MATCHES, training_entries
 from cosplace.progress import Progress, StopRequest, no_progress, part_of
-from cosplace.retrieval.evaluation import Evaluation, evaluate, evaluation_settings
+from cosplace.retrieval.evaluation import Evaluation, evaluate, evaluation_settings, log_misses
 from cosplace.training.best_model import BEST_MODEL, START, best_model_card, epoch_text, save_best_model
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.cuda_graph import RecordedNetwork
@@ -215,6 +215,7 @@ def test_best_model(run: Run) -> TrainResult:
     settings = evaluation_settings(run.config, run.device)
     test = evaluate(best, run.data.test, settings, progress=part_of(run.progress, "test"))
     log.info("%s: %s", run.data.test.name, test.recalls_text())
+    log_misses(test)
     run.metrics.write_recalls("test", test.recalls, num_steps(run.config))
     metrics = read_metrics(run.folder)
     return TrainResult(

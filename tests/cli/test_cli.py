@@ -232,7 +232,17 @@ def test_unreadable_photos_stop_an_evaluation_unless_skipped(tmp_path: Path, cap
     assert bad.name in error
     assert "--skip_unreadable" in error
     assert run(*arguments, "--skip_unreadable")[0] == 0
+    assert f"1 photo could not be opened ({bad.name})" in capsys.readouterr().err
     assert "1 photo could not be opened" in next(Path("logs").rglob("report.html")).read_text()
+
+
+def test_queries_without_positives_are_counted_in_the_terminal(
+    dataset_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = [*NETWORK, "--device=cpu", "--num_workers=0", "--recall_values=1", "--positive_dist_threshold=0.001"]
+    assert run("eval", f"--dataset_folder={dataset_folder}", *words)[0] == 0
+    error = capsys.readouterr().err
+    assert error.count("queries have no positive and count as misses") == 1
 
 
 # --- the paper's commands --------------------------------------------------------------------------------------------

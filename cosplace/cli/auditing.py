@@ -48,10 +48,12 @@ def write_audit(config: AuditConfig, run: "QueryResults") -> None:
         pairs,
         run_folder=config.run,
         num_judged=len(all_pairs) - len(pairs),
+        all_wrong=config.more_similar_than == 0,
         dataset_folder=config.dataset,
         follow_outside=config.follow_outside,
     )
-    print_result(f"audit of wrong answers that look right, {pairs_text(num_shown, len(pairs))}: {html}")
+    what = "wrong answers that look right" if config.more_similar_than else "wrong answers"
+    print_result(f"audit of {what}, {pairs_text(num_shown, len(pairs))}: {html}")
 
 
 def _apply(exported: Path, run: "QueryResults", path: Path) -> None:

@@ -46,12 +46,14 @@ def write_audit_page(
     *,
     run_folder: Path,
     num_judged: int = 0,
+    all_wrong: bool = False,
     dataset_folder: Path | None = None,
     follow_outside: bool = False,
 ) -> int:
     """Write the page atomically; returns how many pairs it shows.
 
-    num_judged: pairs that are left out because they have verdicts.  dataset_folder: the dataset, if it has moved.
+    num_judged: pairs that are left out because they have verdicts.  all_wrong: the pairs are all wrong answers,
+    also those that do not look right.  dataset_folder: the dataset, if it has moved.
     follow_outside: also show photos that links lead to outside the dataset.
     Raises StorageError if the disk is full or not writable.
     """
@@ -67,6 +69,7 @@ def write_audit_page(
         pairs=shown,
         num_pairs=len(pairs),
         num_judged=num_judged,
+        all_wrong=all_wrong,
         num_queries=len(run.queries.names),
         radius=f"{run.queries.radius_m:g} m",
         folder=printable(run_folder),

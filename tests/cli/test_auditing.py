@@ -36,8 +36,9 @@ def verdicts_of(page: str, verdict: str = "same") -> dict[str, Any]:
 
 def test_page_verdicts_and_the_next_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(run), "--more_similar_than", "0"]) == 0
-    assert f"2 pairs: {run / 'audit.html'}" in capsys.readouterr().out
+    assert f"audit of wrong answers, 2 pairs: {run / 'audit.html'}" in capsys.readouterr().out
     page = (run / "audit.html").read_text("utf-8")
+    assert "2 wrong answers of 4 queries: the first prediction is more than 25 m from its query. Do" in page
     assert page.count("data:image/jpeg") == 4 and "script-src 'sha256-" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it loads nothing
     export = tmp_path / "verdicts.json"
@@ -48,7 +49,11 @@ def test_page_verdicts_and_the_next_page(run: Path, tmp_path: Path, capsys: pyte
     assert [one.verdict for one in read_verdicts(stored)] == ["same", "same"]
     assert main(["audit", str(run), "--more_similar_than", "0"]) == 0
     page = (run / "audit.html").read_text("utf-8")
-    assert "besides 2 pairs with a verdict: there is nothing to judge" in page and "<script" not in page
+    assert "There are no wrong answers, besides 2 pairs with a verdict: there is nothing to judge" in page
+    assert "<script" not in page
+    assert main(["audit", str(run)]) == 0
+    assert "audit of wrong answers that look right, 0 pairs" in capsys.readouterr().out
+    assert "No wrong answer looks right: there is nothing to judge" in (run / "audit.html").read_text("utf-8")
 
 
 def test_another_place_for_verdicts_and_a_dataset_that_moved(run: Path, tmp_path: Path) -> None:

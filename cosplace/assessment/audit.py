@@ -125,6 +125,8 @@ def verdicts_path(queries_folder: Path) -> Path:
 
 def read_verdicts(path: Path) -> list[Verdict]:
     """The verdicts in a CSV file.  Raises ConfigError if it is missing or damaged."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. Use the CSV file in it, such as queries{FILE_ENDING}.")
     if not path.is_file():
         raise ConfigError(f"{path} does not exist. Write it with `cosplace audit RUN --apply FILE`.")
     if path.stat().st_size > MAX_CSV_BYTES:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # these import torch, which reading a run does not need
     from cosplace.retrieval.evaluation import Evaluation
 
 RESULTS, CONFIG, REPORT, QUERIES = "results.json", "config.json", "report.html", "queries.parquet"
+UNMEASURED = ("answers.json", "neighbors.json")  # of a run whose queries have no labels
 FORMAT = 1  # of queries.parquet
 STORED = 20  # predictions per query whose paths and distances are stored
 METADATA = b"cosplace"
@@ -170,6 +171,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder. {RUN_EXAMPLE}")
     if not path.is_file():
+        _check_measured(folder)
         raise ConfigError(f"{folder} has no {RESULTS}: it is not the folder of a finished run.")
     results = read_json(path)
     check_version(results, path)
@@ -177,6 +179,15 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not isinstance(recalls, dict) or not all(len(n) < MAX_DIGITS and _is_percentage(recalls[n]) for n in recalls):
         raise ConfigError(f"{path} has no recalls. Evaluate the model again.")
     return results
+
+
+def _check_measured(folder: Path) -> None:
+    """Raise ConfigError for a run whose queries have no labels."""
+    if any((folder / name).is_file() for name in UNMEASURED):
+        raise ConfigError(
+            f"The queries of {folder} have no labels, so nothing was measured: there is nothing to audit or compare. "
+            f"Use a run with recalls."
+        )
 
 
 def check_version(results: Mapping[str, Any], path: Path) -> None:
@@ -256,6 +267,7 @@ def read_query_results(folder: Path) -> QueryResults:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder. {RUN_EXAMPLE}")
     if not path.is_file():
+        _check_measured(folder)
         raise ConfigError(f"{folder} has no {QUERIES}, the answers to its queries. {AGAIN}")
     try:
         return _query_results(path)

@@ -14,6 +14,7 @@ from cosplace.assessment.run_files import (
     CONFIG,
     MAX_DIGITS,
     RESULTS,
+    UNMEASURED,
     check_version,
     is_running,
     model_name,
@@ -23,7 +24,7 @@ from cosplace.assessment.run_files import (
 from cosplace.errors import ConfigError, one_line
 
 METRICS, LOCK, LAST_CHECKPOINT = "metrics.jsonl", ".lock", "last_checkpoint.pth"  # of a training run
-ANSWERS = ("answers.json", "neighbors.json", "distillation.json")  # of a run that measured nothing
+ANSWERS = (*UNMEASURED, "distillation.json")  # of a run that measured nothing
 RUN_FILES = (CONFIG, RESULTS, LAST_CHECKPOINT)
 FINISHED, RUNNING, STOPPED, NOT_FINISHED, UNREADABLE = "finished", "running", "stopped", "not finished", "not readable"
 MAX_DEPTH = 5  # folders below the given one: logs/<save_dir>/<time>, and the runs of several seeds

@@ -38,7 +38,7 @@ def write_audit(config: AuditConfig, run: "QueryResults") -> None:
     from cosplace.report.audit_page import pairs_text, write_audit_page
 
     path = _verdicts_path(config, run)
-    judged = read_verdicts(path) if path.is_file() else []
+    judged = read_verdicts(path) if path.exists() else []
     pairs = audit_pairs(run, more_similar_than=config.more_similar_than, judged=judged)
     all_pairs = audit_pairs(run, more_similar_than=config.more_similar_than)
     html = config.html or config.run / PAGE
@@ -60,7 +60,7 @@ def _apply(exported: Path, run: "QueryResults", path: Path) -> None:
     from cosplace.assessment.audit import VERDICTS, merge, read_export, read_verdicts, write_verdicts
 
     new = read_export(exported, run)
-    before = read_verdicts(path) if path.is_file() else []
+    before = read_verdicts(path) if path.exists() else []
     merged = merge(before, new)
     write_verdicts(path, merged)
     counts = ", ".join(f"{sum(one.verdict == verdict for one in new):,} {verdict}" for verdict in VERDICTS)

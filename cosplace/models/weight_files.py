@@ -177,6 +177,12 @@ def _read_torch(path: Path, size: int) -> object:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            if not file.read(len(ZIP_SIGNATURE)).startswith((ZIP_SIGNATURE, PICKLE_SIGNATURE)):
+                raise CheckpointError(
+                    f"{path} is not a weights file, neither of torch.save nor safetensors. Use a weights file, such as "
+                    f"best_model.pth."
+                ) from error
         raise CheckpointError(
             f"{path} contains more than tensors and was not opened, because code in it could run. Use a plain state "
             f"dict, such as best_model.pth."

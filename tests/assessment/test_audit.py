@@ -164,6 +164,8 @@ def test_damaged_tables_are_refused(content: bytes, message: str, tmp_path: Path
         read_verdicts(path)
     with pytest.raises(ConfigError, match="does not exist"):
         read_verdicts(tmp_path / "missing.csv")
+    with pytest.raises(ConfigError, match=r"is a folder\. Use the CSV file in it"):
+        read_verdicts(tmp_path)
 
 
 # --- recalls ---------------------------------------------------------------------------------------------------------

@@ -103,10 +103,14 @@ def test_two_folders_that_moved(tmp_path: Path) -> None:
 
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.json").write_text("{}")
+    (tmp_path / "unlabeled").mkdir()
+    (tmp_path / "unlabeled" / "answers.json").write_text("{}")
     for words, message in (
         ([str(tmp_path)], "has no queries.parquet"),
         ([str(run), "--apply", str(tmp_path / "none.json")], "does not exist"),
         ([str(run), "--apply", str(tmp_path / "x.json")], "not a file that the page of an audit exported"),
+        ([str(tmp_path / "unlabeled")], "have no labels, so nothing was measured: there is nothing to audit"),
+        ([str(run), "--verdicts", str(tmp_path)], "is a folder. Use the CSV file in it"),
         ([str(run), "--more_similar_than", "101"], "between 0 and 100"),
     ):
         assert main(["audit", *words]) == 2

@@ -64,10 +64,12 @@ def test_code_in_a_file_is_not_run(save, tmp_path: Path):
 def test_missing_empty_and_other_files_have_different_errors(tmp_path: Path):
     (tmp_path / "empty.pth").touch()
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
+    (tmp_path / "card.md").write_text("# A model\n\nIts weights are elsewhere.\n")
     for name, what in (
         ("absent.pth", "no weights file"),
         ("empty.pth", "is empty"),
-        ("photo.jpg", "not "),
+        ("photo.jpg", "is not a weights file"),
+        ("card.md", "is not a weights file"),
         (".", "Use a readable file"),
     ):
         with pytest.raises(CheckpointError, match=what) as error:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from cosplace.assessment.run_list import RunSummary
 
 HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5", "epochs", "state", "folder")
-WIDEST = {"kind": 30, "model": 34, "dataset": 26}  # characters
+WIDEST = {"kind": 30, "model": 34, "dataset": 26, "state": 60}  # characters
+SHORTEST_MODEL = 12  # characters of its name, where backbone and dimension are long
 NARROW_HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5")
 NARROW = {"model": 20, "dataset": 20}
 MINUTES = len("2026-01-31 12:00")
@@ -64,18 +65,19 @@ def _cells(run: "RunSummary") -> tuple[str, ...]:
 
     size = [run.backbone] if run.backbone else []
     size += [str(run.dimension)] if run.dimension else []
-    model = f"{run.model} ({' '.join(size)})" if run.model and size else run.model or " ".join(size)
+    about = f" ({' '.join(size)})" if run.model and size else " ".join(size)
+    model = shorten(run.model, max(SHORTEST_MODEL, WIDEST["model"] - len(about))) + about
     recalls = run.recalls or {}
     epochs = "" if run.epochs_done is None else f"{run.epochs_done}/{'?' if run.epochs is None else run.epochs}"
     return (
         run.time or "unknown",
         f"{run.kind}, {shorten(run.variant, WIDEST['kind'])}" if run.variant else run.kind,
-        shorten(model, WIDEST["model"]),
+        model,
         shorten(run.dataset, WIDEST["dataset"]),
         "" if run.recall1 is None else run.recall1.text(),
         f"{recalls[5]:.1f}" if 5 in recalls else "",
         epochs,
-        f"{run.state}: {run.reason}" if run.reason else run.state,
+        shorten(f"{run.state}: {run.reason}", WIDEST["state"]) if run.reason else run.state,
         printable(run.folder),
     )
 

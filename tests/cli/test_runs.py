@@ -41,6 +41,22 @@ def test_runs_in_order(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "not readable: not a run: it is empty" in lines[5]
 
 
+def test_long_names_and_reasons_are_cut_in_the_table_only(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"{'m' * 40}.pth"
+    model = {"name": name, "backbone": "ResNet18", "descriptor_dim": 512}
+    make_run(Path("logs/long"), {"resume_model": name}, {"recalls": {"1": 1.0}, "num_queries": 9, "model": model})
+    make_run(Path("logs/damaged") / ("x" * 60), "[")
+    assert main(["runs"]) == 0
+    out = capsys.readouterr().out
+    assert f" {'m' * 18}… (ResNet18 512) " in out
+    (line,) = [line for line in out.splitlines() if "damaged" in line and "xxx" in line]
+    assert "not readable: " in line and "… " in line
+    assert main(["runs", "--json"]) == 0
+    found = {run["folder"]: run for run in json.loads(capsys.readouterr().out)}
+    assert found["logs/long"]["model"] == name
+    assert found[f"logs/damaged/{'x' * 60}"]["reason"].endswith("Evaluate the model again.")
+
+
 def test_no_runs_and_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path)]) == 0
     assert "There are no runs" in capsys.readouterr().out

@@ -145,5 +145,9 @@ class DamagedIndexError(PhotoIndexError):
     """A file of an index has changed since it was written."""
 
 
+class ReplacedIndexError(PhotoIndexError):
+    """Another index is now at the address of the one that is open."""
+
+
 class IndexInUseError(PhotoIndexError):
     """Another process writes to the index."""

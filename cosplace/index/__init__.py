@@ -6,6 +6,7 @@ roots           the folders that the paths of photos are relative to
 records         plain data: the model of an index, its settings, photos, neighbors
 filters         restrict a search to an area or a span of time
 lance           the tables of an address, and the errors of Lance
+identity        what tells an index from another one at its address
 conditional_writes  whether an object store keeps two writers apart
 writer_lease    one writer at a time on object storage
 writer_lock     one writer at a time

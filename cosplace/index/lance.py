@@ -30,6 +30,18 @@ def connect(address: str, *, is_first: bool = False) -> Any:
     return lancedb.connect(address, storage_options=FIRST_REQUEST if is_first and not is_local(address) else None)
 
 
+def record_text(records: Any, key: str) -> str | None:
+    """The JSON text of a key in the table of records; None if there is none."""
+    rows = records.search().where(f"key = '{checked_key(key)}'").select(["json"]).to_arrow()
+    return rows["json"][0].as_py() if len(rows) else None
+
+
+def checked_key(key: str) -> str:
+    """The key of a record, which must be safe in an expression."""
+    assert key.replace("_", "").replace("-", "").isalnum(), key
+    return key
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 

@@ -20,9 +20,10 @@ from cosplace.errors import ConfigError, CosPlaceError, PhotoIndexError
 from cosplace.index.approximate import BuildSearch, build_approximate_index, read_approximate_index
 from cosplace.index.conditional_writes import creating_alone
 from cosplace.index.file_checksums import is_local
+from cosplace.index.identity import SPEC, check_identity
 from cosplace.index.keys import KeyTable, first_of_each
 from cosplace.index.lance import translated_errors
-from cosplace.index.photo_reader import FORMAT_VERSION, SPEC, PhotoReader, check_shape
+from cosplace.index.photo_reader import FORMAT_VERSION, PhotoReader, check_shape
 from cosplace.index.photo_table import photo_schema
 from cosplace.index.reader_copy import MAX_COPY_BYTES, remove_reader_copies
 from cosplace.index.records import AddResult, ModelSpec, NewPhoto
@@ -409,9 +410,12 @@ class PhotoIndex(PhotoReader):
 
     def _catch_up(self) -> None:
         """Read the newest version from now on; a writer makes sure that it still is the only one."""
-        super()._catch_up()
-        if self._lock is not None:
-            self._lock.confirm()
+        if self._lock is None:
+            super()._catch_up()
+            return
+        self._store.catch_up()  # the roots and the cluster use this store, too
+        check_identity(self.address, self._record, self._store.read_record(SPEC))
+        self._lock.confirm()
 
 
 def check_descriptors(descriptors: np.ndarray, dimension: int, address: str) -> None:

@@ -17,6 +17,7 @@ from cosplace.errors import ConfigError, PhotoIndexError
 from cosplace.geo import bounding_box, in_box
 from cosplace.index.file_checksums import damaged
 from cosplace.index.filters import SearchFilter
+from cosplace.index.identity import SPEC, check_identity
 from cosplace.index.lance import OutdatedError
 from cosplace.index.records import Columns, Matches, Photo, spec_from_record
 from cosplace.index.root_folders import RootFolders
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from cosplace.engines.encoder import Encoder
 
 FORMAT_VERSION = 2  # 1: without roots, position errors and checksums; a writer adds them
-SPEC = "spec"  # the key of the record that describes the index
 
 T = TypeVar("T")
 
@@ -134,7 +134,8 @@ class PhotoReader:
     def refresh(self) -> bool:
         """Read what a writer has stored since; returns whether there is anything new.
 
-        Until everything is read, other threads search the photos that were read before.
+        Until everything is read, other threads search the photos that were read before.  Raises ReplacedIndexError if
+        another index is now at the address; searches continue in the photos that were read before.
         """
         with self._guard:
             try:
@@ -143,7 +144,7 @@ class PhotoReader:
                 return self._read_newest()
 
     def _read_newest(self) -> bool:
-        newest = self._store.newest()
+        newest = self._newest()
         if newest.version == self._store.version:
             self._store = newest  # its records may be newer
             return False
@@ -152,6 +153,15 @@ class PhotoReader:
             snapshot = load_snapshot(newest, self.settings, roots.placed, can_write=False)
         self._store, self._roots, self._snapshot = newest, roots, snapshot
         return True
+
+    def _newest(self) -> Store:
+        newest = self._store.newest()
+        check_identity(self.address, self._record, newest.read_record(SPEC))
+        return newest
+
+    def check_same(self, other: "PhotoReader") -> None:
+        """Raise ReplacedIndexError if `other`, opened at the same address, is another index."""
+        check_identity(self.address, self._record, other._record)
 
     def info(self) -> dict[str, Any]:
         """Facts about the index: photos, model, settings, search, size."""
@@ -285,8 +295,9 @@ class PhotoReader:
             return read()
 
     def _catch_up(self) -> None:
-        """Read the newest version from now on."""
-        self._store.catch_up()
+        """Read the newest version from now on.  Raises ReplacedIndexError, and then nothing has changed."""
+        newest = self._newest()
+        self._store, self._roots = newest, RootFolders(newest, self._given_roots)
 
     def _load(self) -> Snapshot:
         return load_snapshot(self._store, self.settings, self._roots.placed, can_write=self.can_write)

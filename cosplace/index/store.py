@@ -26,7 +26,8 @@ import numpy as np
 from cosplace.errors import MissingIndexError, PhotoIndexError, StorageError
 from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descriptor_checks, numbers_checks, rest_checks
 from cosplace.index.file_checksums import FILE_NAME, CheckedFiles, damaged, is_local
-from cosplace.index.lance import OutdatedError, connect, translated_errors
+from cosplace.index.identity import SPEC, check_tables
+from cosplace.index.lance import OutdatedError, checked_key, connect, record_text, translated_errors
 from cosplace.index.photo_table import (
     ADDED_COLUMNS,
     NARROW,
@@ -105,7 +106,10 @@ class Store:
         """Open the newest version of a table, or that of the copy."""
         with translated_errors(self.address):
             table = self.database.open_table(name)
-            if self.copy is None or table.version == self.copy.versions[name]:
+            if self.copy is None:
+                return table
+            check_tables(self.address, self.database, self.copy.records[SPEC])
+            if table.version == self.copy.versions[name]:
                 return table
             try:
                 table.checkout(self.copy.versions[name])
@@ -448,7 +452,7 @@ class Store:
 
     def read_record(self, key: str) -> dict[str, Any] | None:
         """The record of a key; None if there is none."""
-        text = self._record_text(_checked(key))
+        text = self._record_text(key)
         if text is None:
             return None
         try:
@@ -463,15 +467,14 @@ class Store:
         if self.copy is not None:
             return self.copy.records.get(key)
         with translated_errors(self.address):
-            rows = self.records.search().where(f"key = '{key}'").select(["json"]).to_arrow()
-        return rows["json"][0].as_py() if len(rows) else None
+            return record_text(self.records, key)
 
     def write_record(self, key: str, value: dict[str, Any]) -> None:
         """Set the record of a key, in one commit."""
         import pyarrow as pa
 
         self._check_disk(0)
-        row = pa.table({"key": [_checked(key)], "json": [json.dumps(value)]})
+        row = pa.table({"key": [checked_key(key)], "json": [json.dumps(value)]})
         with translated_errors(self.address):
             self.records.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(row)
         self.record_checksums()
@@ -485,11 +488,6 @@ class Store:
                 f"{self.address} needs {(num_bytes + SPARE_BYTES) / 1e6:.0f} MB for the next photos, but only "
                 f"{free / 1e6:.0f} MB are free. Free some space and run the command again; all photos so far are kept."
             )
-
-
-def _checked(key: str) -> str:
-    assert key.replace("_", "").replace("-", "").isalnum(), key
-    return key
 
 
 def _make_folder(folder: Path) -> None:

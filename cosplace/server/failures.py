@@ -16,6 +16,7 @@ from cosplace.errors import (
     PhotoFormatError,
     PhotoIndexError,
     PhotoSizeError,
+    ReplacedIndexError,
     StorageError,
 )
 
@@ -59,6 +60,7 @@ STATUSES: tuple[tuple[type[Exception], int, str | None], ...] = (
         503,
         "The index is damaged. Run `cosplace index verify` on the server, and restore the index or build it again.",
     ),
+    (ReplacedIndexError, 503, "Another index is now at the address of the index. Restart the server."),
     (PhotoIndexError, 503, "The index cannot be read. See the server log."),
     (
         StorageError,

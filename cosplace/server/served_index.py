@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import HTTPException
 
-from cosplace.errors import ImageError
+from cosplace.errors import ImageError, ReplacedIndexError
 from cosplace.geo import bounding_box
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.localization.localizer import Localizer
@@ -120,6 +120,11 @@ class ServedIndex:
     def problems(self) -> list[str]:
         """Problems that need attention although photos are located; empty if there are none."""
         interval_s, seconds = self.settings.refresh_s, time.monotonic() - self.checked_at
+        if self.failure == ReplacedIndexError.__name__:
+            return [
+                "Another index is now at the address of the index. Answers use the photos that were read before. "
+                "Restart the server."
+            ]
         if self.failure:
             return [
                 f"The index could not be read for {seconds:.0f} s. Answers use the photos that were read before. See "
@@ -196,6 +201,7 @@ class ServedIndex:
             result = change(self.index)
         else:
             with open_index(self.index.address, write=True) as writable:
+                self.index.check_same(writable)
                 result = change(writable)
             self.is_outdated = True  # also if reading it fails here
             self.index.refresh()

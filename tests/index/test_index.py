@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 
 from benchmarks.index import SyntheticPlaces, index_table, measure_index
 from cosplace.config.index import IndexSettings
-from cosplace.errors import ConfigError, PhotoIndexError, StorageError
+from cosplace.errors import ConfigError, PhotoIndexError, ReplacedIndexError, StorageError
 from cosplace.geo import great_circle_distances_m
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
+from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.records import Columns, ModelSpec, NewPhoto
 from cosplace.index.snapshot import load_snapshot
 from cosplace.retrieval.search import nearest
@@ -196,6 +198,40 @@ def test_a_reader_sees_what_is_new_after_refresh(tmp_path: Path) -> None:
     writer.close()
     assert reader.thumbnail(22) == b"jpeg-22"
     assert 3 not in reader.columns().ids
+
+
+@pytest.mark.parametrize("with_copy", [True, False])
+@pytest.mark.parametrize("num_records", [0, 2])
+@pytest.mark.parametrize("was_refreshed", [True, False])
+def test_two_indexes_at_one_address_are_never_mixed(
+    tmp_path: Path, with_copy: bool, num_records: int, was_refreshed: bool
+) -> None:
+    address, other = tmp_path / "index", tmp_path / "other"
+    filled(address, 20).close()
+    with create_index(other, replace(SPEC, checksum="d" * 64)) as writer:  # of the same version, unless it has records
+        writer.add(photos(20), units(20, 9))
+        for number in range(num_records):
+            writer.add(photos(1, first=20 + number), units(1, number))
+    if not with_copy:
+        remove_reader_copies(str(address))
+        remove_reader_copies(str(other))
+    reader = open_index(address)
+    found = reader.search(units(3, 5), 4)
+    if was_refreshed:
+        assert not reader.refresh()
+    address.rename(tmp_path / "former")
+    other.rename(address)
+    for read in (reader.refresh, lambda: reader.photo(3), reader.refresh, lambda: reader.thumbnail(4), reader.refresh):
+        with pytest.raises(ReplacedIndexError, match=f"Another index is now at {address}. Restart") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert np.array_equal(reader.search(units(3, 5), 4).similarities, found.similarities)
+    assert len(reader.columns()) == 20
+    with open_index(address) as new, pytest.raises(ReplacedIndexError):
+        reader.check_same(new)
+    address.rename(other)
+    (tmp_path / "former").rename(address)
+    assert not reader.refresh() and reader.photo(3).source == "made" and reader.thumbnail(4) == b"jpeg-4"
 
 
 def test_searches_continue_while_new_photos_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

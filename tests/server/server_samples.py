@@ -47,8 +47,12 @@ def good_photo(number: int, variant: int = 7, kind: str = "JPEG") -> bytes:
     return encoded(place_image(number, variant, SIDE), kind)
 
 
-def make_index(folder: Path) -> Path:
-    """Build an index of 3 photos per place, with thumbnails, by an untrained network."""
+def make_index(folder: Path, checksum: str = "") -> Path:
+    """Build an index of 3 photos per place, with thumbnails, by an untrained network.
+
+    checksum: of the model, in place of its own.
+    """
+    folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     weights = folder / "model.pth"
     torch.save(GeoLocalizationNet("ResNet18_Small", 16).state_dict(), weights)
@@ -69,7 +73,8 @@ def make_index(folder: Path) -> Path:
         )
         for place, variant, image in images
     ]
-    spec = ModelSpec(model=encoder.name, checksum=encoder.checksum, dimension=encoder.dimension, image_size=SIDE)
+    checksum = checksum or encoder.checksum
+    spec = ModelSpec(model=encoder.name, checksum=checksum, dimension=encoder.dimension, image_size=SIDE)
     with create_index(folder / "index", spec, IndexSettings(thumbnail_size=SIDE)) as index:
         index.add(photos, encoder.encode([image for *_, image in images]))
     return folder / "index"

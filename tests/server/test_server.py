@@ -523,6 +523,35 @@ def test_an_index_that_was_away_is_read_again(own_folder) -> None:
         assert client.get("/photos/0").status_code == 404
 
 
+def test_another_index_at_the_address_is_not_mixed_with_the_former(own_folder, tmp_path, caplog) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    other = make_index(tmp_path / "other", checksum="d" * 64)
+    expected = answer_of(localizer, good_photo(2), "a.jpg")
+    with caplog.at_level("INFO", "cosplace.server"), client_of(localizer, refresh_s=0.05, token=TOKEN) as client:
+        own_folder.rename(tmp_path / "former")
+        other.rename(own_folder)
+        wait_until(lambda: client.get("/health").json()["status"] == "degraded")
+        health = client.get("/health")
+        assert "Restart the server" in health.json()["problems"][0] and str(tmp_path) not in health.text
+        answer = client.post("/locate", files=[("files", ("a.jpg", good_photo(2)))])
+        assert_same(answer.json()["results"][0], expected)
+        upload = {"files": [("files", ("a.jpg", good_photo(40)))], "data": {"latitude": "1", "longitude": "2"}}
+        for refused in (
+            client.get("/photos/3"),
+            client.get("/photos/3/image"),
+            client.delete("/photos/3", headers=BEARER),
+            client.post("/photos", **upload, headers=BEARER),
+        ):
+            assert refused.status_code == 503 and "Restart the server" in refused.json()["detail"], refused.text
+        with open_index(own_folder) as index:
+            assert len(index) == 3 * NUM_PLACES
+        assert str(own_folder) in caplog.text and "Another index is now at" in caplog.text
+        own_folder.rename(other)
+        (tmp_path / "former").rename(own_folder)
+        wait_until(lambda: client.get("/health").json()["status"] == "ok", 20)
+        assert client.get("/photos/3/image").status_code == 200
+
+
 def test_checks_for_changes_survive_any_error(localizer, monkeypatch, caplog) -> None:
     errors = [ValueError("a"), ValueError("b"), RuntimeError("c"), KeyError("d"), KeyError("e"), KeyError("f")]
     with caplog.at_level("INFO", "cosplace.server"), client_of(localizer, refresh_s=0.01) as client:

@@ -62,12 +62,13 @@ def translated_errors(address: str) -> Generator[None]:
         raise
     except BaseException as error:
         is_of_arrow = type(error).__module__.startswith("pyarrow")
-        if not (isinstance(error, OSError | RuntimeError | ValueError) or is_of_arrow or _is_panic(error)):
+        if not (isinstance(error, OSError | RuntimeError | ValueError) or is_of_arrow or is_panic(error)):
             raise
         raise _translate(address, error) from error
 
 
-def _is_panic(error: BaseException) -> bool:
+def is_panic(error: BaseException) -> bool:
+    """Whether an exception is a failed assertion in Lance."""
     return type(error).__name__ in PANICS
 
 
@@ -94,7 +95,7 @@ def _translate(address: str, error: BaseException) -> CosPlaceError:
         missing = re.search(r"(?:data|_indices|_deletions|_versions)/[\w./-]+", text)
         part = f"{missing[0]} is missing" if missing else "a file is missing"
         return OutdatedError(f"{address} is not complete: {part}. Run `cosplace index verify {address}`.")
-    if _is_panic(error):
+    if is_panic(error):
         return damaged(address, "a file cannot be decoded")
     if is_local(address) and "os error" not in text:
         return damaged(address, text[:200].rstrip(". "))

@@ -3,6 +3,7 @@
 Side effects: `verify_index` reads the whole index; `repair_index` writes it.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from cosplace.index.checksums import (
 from cosplace.index.file_checksums import (
     FILE_NAME,
     FileChecksums,
+    damaged,
     find_changes,
     is_derived,
     is_local,
     is_of_photos,
     read_checksums,
 )
+from cosplace.index.lance import is_panic
 from cosplace.index.photo_index import open_index
 from cosplace.index.photo_table import matrix
 from cosplace.index.reader_copy import remove_reader_copies
@@ -38,6 +41,8 @@ from cosplace.progress import Progress, no_progress
 
 TASK = "verifying"
 NUM_NAMED = 5  # damaged photos that a problem names
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +89,22 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
         num_photos = store.count()
         for batch in store.scan(store.photos.schema.names):
             num_unchecked += int(np.count_nonzero(batch["id"].to_numpy() < store.checked_from))
-            for part, damaged in _damaged_photos(batch, store.checked_from).items():
-                ids.update(damaged)
-                problems.append(f"the {part} of {_named(damaged)} has changed")
+            for part, changed_ids in _damaged_photos(batch, store.checked_from).items():
+                ids.update(changed_ids)
+                problems.append(f"the {part} of {_named(changed_ids)} has changed")
         store.columns()
         if store.lacks_file_checksums():
             problems.append(f"{FILE_NAME} is missing: the search index is not used until its files can be checked")
         can_read = True
-    except CosPlaceError as error:
+    except BaseException as error:
+        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        if not isinstance(error, CosPlaceError):  # such as a KeyError for a column that a damaged version lacks
+            log.debug("%s cannot be read", address, exc_info=error)
+            problem = (
+                "a file cannot be decoded" if is_panic(error) else f"the photos cannot be read ({_first_line(error)})"
+            )
+            error = damaged(address, problem)
         text = str(error).removeprefix(f"{address} is damaged: ").removeprefix(f"{address} is not complete: ")
         problems.append(text.removesuffix(f" Run `cosplace index verify {address}`.").rstrip("."))
         can_read = False
@@ -153,6 +166,10 @@ def _damaged_photos(batch: Any, checked_from: int) -> dict[str, list[int]]:
         if wrong.any():
             found[PARTS[name]] = ids[wrong].tolist()
     return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip("'").splitlines() or [type(error).__name__])[0][:100]
 
 
 def _named(ids: list[int]) -> str:

@@ -157,6 +157,20 @@ def test_verify_names_what_is_damaged_and_repairs_it(
         assert index.columns().row_of(77) is None
 
 
+@pytest.mark.parametrize("text", [b"path", b"accuracy_m", b"fixed_size_list:float"])
+@pytest.mark.parametrize("arguments", [[], ["--repair"]])
+def test_a_flipped_bit_of_the_newest_version_is_one_line(
+    intact: Path, tmp_path: Path, capsys: pytest.CaptureFixture, text: bytes, arguments: list[str]
+) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    path = newest(address, "photos")
+    flip(path, path.read_bytes().index(text) + 2)
+    assert main(["index", "verify", str(address), *arguments]) == 2
+    told = capsys.readouterr()
+    assert f"{path.name} has changed" in told.out and "cannot be" in told.out
+    assert told.err.count("error") == 1 and "Traceback" not in told.err
+
+
 def test_what_cannot_be_repaired_is_refused(intact: Path, tmp_path: Path) -> None:
     address = shutil.copytree(intact, tmp_path / "index")
     flip(newest(address, "photos"), 40)

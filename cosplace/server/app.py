@@ -1,7 +1,6 @@
 """create_app: the application with all its routes."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ from cosplace.localization.localizer import Localizer
 from cosplace.photos.metadata import metadata_from_exif
 from cosplace.server.batching import PhotoQueue, SharedLimit
 from cosplace.server.conversion import add_conversion_route, can_convert
-from cosplace.server.failures import BusyError, ExpiredError, describe_failure
+from cosplace.server.failures import BusyError, ExpiredError, FailureLog, describe_failure
 from cosplace.server.matching import add_matching_route, can_match
 from cosplace.server.metrics import Metrics
 from cosplace.server.middleware import RequestMiddleware
@@ -50,8 +49,6 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"description": "the index is missing or damaged"},
     504: {"description": "the response exceeded the time limit"},
 }
-
-log = logging.getLogger("cosplace.server")
 
 
 def create_app(localizer: Localizer, settings: ServerSettings | None = None, worker: Worker | None = None) -> FastAPI:
@@ -95,6 +92,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None, wor
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.state.failures = FailureLog()
     app.add_middleware(RequestMiddleware, settings=settings, metrics=metrics)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(CosPlaceError, _handle_error)
@@ -116,10 +114,10 @@ async def _handle_validation_error(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": "; ".join(messages)}, 422)
 
 
-async def _handle_error(_: Request, error: Exception) -> Response:
+async def _handle_error(request: Request, error: Exception) -> Response:
     failure = describe_failure(error)
     if failure.status >= 500:
-        log.error("", exc_info=error, extra={"event": "failed"})
+        request.app.state.failures.note(error)
     return JSONResponse({"detail": failure.message}, failure.status, failure.headers)
 
 

@@ -5,6 +5,8 @@ goes to the log.
 """
 
 import errno
+import logging
+import time
 from dataclasses import dataclass, field
 
 from cosplace.errors import (
@@ -23,6 +25,9 @@ from cosplace.errors import (
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 RETRY_STORAGE_S = 30
+FORGET_FAILURES_S = 60.0  # a kind of failure that has not occurred for this long is new
+
+log = logging.getLogger("cosplace.server")
 
 
 class BusyError(CosPlaceError):
@@ -74,6 +79,27 @@ RETRY_AFTER_S: tuple[tuple[type[Exception], int], ...] = (
     (MissingIndexError, RETRY_STORAGE_S),
     (IndexInUseError, RETRY_STORAGE_S),
 )
+
+
+class FailureLog:
+    """Logs failures of requests that a user can act on in one line each: of a kind the 1st, 2nd, 4th, 8th, ..."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, tuple[int, float]] = {}  # kind -> number in a row, time of the last
+
+    def note(self, error: Exception) -> None:
+        """Log a failure, or only count it."""
+        kind, now = type(error).__name__, time.monotonic()
+        count, last = self.counts.get(kind, (0, now))
+        count = 1 if now - last > FORGET_FAILURES_S else count + 1
+        self.counts[kind] = count, now
+        if is_logged(count):
+            log.error("%s", error, extra={"event": "failed", "details": {"failures": count}})
+
+
+def is_logged(count: int) -> bool:
+    """Whether the log has a line for a failure: the 1st, 2nd, 4th, 8th, ... in a row."""
+    return count & (count - 1) == 0
 
 
 def describe_failure(error: BaseException) -> Failure:

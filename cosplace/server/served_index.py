@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import HTTPException
 
-from cosplace.errors import ImageError, ReplacedIndexError
+from cosplace.errors import CosPlaceError, ImageError, ReplacedIndexError
 from cosplace.geo import bounding_box
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.localization.localizer import Localizer
 from cosplace.server.batching import SharedLimit, encode_in_batches
-from cosplace.server.failures import BusyError
+from cosplace.server.failures import BusyError, is_logged
 from cosplace.server.new_photos import read_new_photo
 from cosplace.server.points import map_points, times_of
 from cosplace.server.sequences import Sequences, find_sequences, photos_of_sequence
@@ -112,9 +112,13 @@ class ServedIndex:
         """Log the first failure of a kind, then the 2nd, 4th, 8th, ... in a row."""
         kind = type(error).__name__
         self.num_failures += 1
-        if kind != self.failure or self.num_failures & (self.num_failures - 1) == 0:
-            details = {"failures": self.num_failures}
-            log.error("the index cannot be read", exc_info=error, extra={"event": "refresh_failed", "details": details})
+        if kind != self.failure or is_logged(self.num_failures):
+            what = "the index cannot be read"
+            extra = {"event": "refresh_failed", "details": {"failures": self.num_failures}}
+            if isinstance(error, CosPlaceError):
+                log.error("%s: %s", what, error, extra=extra)
+            else:
+                log.error(what, exc_info=error, extra=extra)
         self.failure = kind
 
     def problems(self) -> list[str]:

@@ -523,6 +523,23 @@ def test_an_index_that_was_away_is_read_again(own_folder) -> None:
         assert client.get("/photos/0").status_code == 404
 
 
+def test_requests_while_an_index_is_away_log_few_lines(own_folder, caplog) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    with caplog.at_level("INFO", "cosplace.server"), client_of(localizer, refresh_s=0.1) as client:
+        own_folder.rename(own_folder.with_name("away"))
+        wait_until(lambda: client.get("/health").json()["status"] == "degraded")
+        for number in range(10):
+            assert (
+                client.get(f"/photos/{number}").status_code == client.get(f"/photos/{number}/image").status_code == 503
+            )
+    records = [record for record in caplog.records if record.levelname == "ERROR"]
+    failed = [record.details["failures"] for record in records if record.event == "failed"]
+    assert failed == [1, 2, 4, 8, 16]
+    assert {record.event for record in records} == {"failed", "refresh_failed"}
+    assert all(len(JsonLines().format(record)) < 500 for record in records)
+    assert all(str(own_folder) in record.getMessage() for record in records)
+
+
 def test_another_index_at_the_address_is_not_mixed_with_the_former(own_folder, tmp_path, caplog) -> None:
     localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
     other = make_index(tmp_path / "other", checksum="d" * 64)

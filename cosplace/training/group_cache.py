@@ -1,12 +1,14 @@
 """Groups kept in a file and mapped into memory, so that all loading processes share the same pages.
 
-<cache>/groups-<key>.bin     one line of JSON (version; type, shape and offset of each array), then the arrays
+<cache>/groups-<key>.bin     one line of JSON (version; type, shape and offset of each array; checksum), then the arrays
+
+The checksum, of the header and the arrays, is compared once per run, not by each loading process.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,18 +22,19 @@ from cosplace.photos.labels import with_headings
 from cosplace.storage import cache_folder, remove_unfinished, write_atomically
 from cosplace.training.eigenplaces import WITHOUT_HEADINGS, check_grouping, partition_views
 from cosplace.training.groups import Groups, partition
-from cosplace.training.held_out import hold_out
+from cosplace.training.held_out import RULE, hold_out
 
-FORMAT = "cosplace groups 2"
+FORMAT = "cosplace groups 3"  # 2: without a checksum; the name depends on it, so files of others are not opened
 HEADER_BYTES = 4096
 ALIGNMENT = 64
+CHECKED_BYTES = 1 << 20  # read at once
 
 
 def cached_partition(images: ImageList, grouping: Grouping, folder: Path | None = None) -> Groups:
     """`partition`, kept in a file in `folder` (default: `cache_folder("groups")`) and mapped into memory.
 
     The name of the file is a digest of the list of photos and of the parameters, so a changed dataset never reads an
-    old file.  Raises CheckpointError for a file that is truncated or not a cache of groups.
+    old file.  Raises CheckpointError for a file that is truncated, damaged or not a cache of groups.
     """
     # groups_num only selects among the groups.
     parameters = [grouping.M, grouping.alpha, grouping.N, grouping.L, grouping.min_images_per_class]
@@ -60,7 +63,7 @@ def cached_without(groups: Groups, images: ImageList, num_used: int, number: int
     """Like `hold_out`, but kept in a file next to that of `groups`, which must come from a file as well."""
     assert groups.opened_from is not None
     whole: Path = groups.opened_from[1][0]
-    path = whole.with_name(f"{whole.stem}-{num_used}-held-out-{number}.bin")
+    path = whole.with_name(f"{whole.stem}-{num_used}-held-out-{RULE}-{number}.bin")
     return _from_file(path, images, lambda: hold_out(groups, num_used, number, least))
 
 
@@ -74,6 +77,8 @@ def _from_file(path: Path, images: ImageList, form: Callable[[], Groups]) -> Gro
         groups = form()
         remove_unfinished(path.parent)
         write_atomically(path, lambda file: _write_groups(file, groups, images))
+    else:
+        _check(path)
     return open_groups(path, images.list_file, images.folder, images.inside)
 
 
@@ -107,10 +112,40 @@ def _write_groups(file: BinaryIO, groups: Groups, images: ImageList) -> None:
     if groups.offsets is not None:
         facts |= {"views": groups.views, "panoramas": groups.panoramas}
     header = {"format": FORMAT, **facts, "bytes": at, "arrays": places}
-    file.write(json.dumps(header).encode().ljust(HEADER_BYTES - 1) + b"\n")
+    blocks = []
     for array in arrays.values():
-        file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-        file.write(b"\0" * (-array.nbytes % ALIGNMENT))
+        blocks += [
+            np.ascontiguousarray(array).data.cast("B") if array.size else b"",
+            b"\0" * (-array.nbytes % ALIGNMENT),
+        ]
+    header["checksum"] = _checksum(header, blocks)
+    file.write(json.dumps(header).encode().ljust(HEADER_BYTES - 1) + b"\n")
+    file.writelines(blocks)
+
+
+def _checksum(header: dict[str, Any], blocks: Iterable[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _check(path: Path) -> None:
+    """Compare a file of groups with its checksum.  Raises CheckpointError."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(HEADER_BYTES))
+            checksum = header.pop("checksum")
+            if checksum != _checksum(header, iter(lambda: file.read(CHECKED_BYTES), b"")):
+                raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise _refused(path) from error
+
+
+def _refused(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is truncated, damaged or not a cache of groups. Delete it and run the command again."
+    )
 
 
 def open_groups(path: Path, list_file: Path | None, folder: Path, inside: tuple[str, ...] = ()) -> Groups:
@@ -143,6 +178,4 @@ def open_groups(path: Path, list_file: Path | None, folder: Path, inside: tuple[
             opened_from=(open_groups, (path, list_file, folder, inside)),
         )
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a cache of groups. Delete it and run the command again."
-        ) from error
+        raise _refused(path) from error

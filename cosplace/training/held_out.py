@@ -20,6 +20,7 @@ from cosplace.training.groups import Groups
 SHARE, LARGEST_SHARE = 0.05, 0.1  # of the training photos
 FEWEST, MOST = 250, 2000  # photos; a calibration needs 200 and locates at most 2,000
 SEED = 20  # of the choice; the same for all runs, so that runs with several seeds train on the same photos
+RULE = 1  # version of `hold_out`; another one whenever it chooses other photos, as cached groups have its choice
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from cosplace.config.sections import Grouping
 from cosplace.errors import CheckpointError, DatasetError
 from cosplace.photos.image_list import image_list
 from cosplace.training.advice import advice, check_enough, flags_text, uneven_headings
-from cosplace.training.group_cache import FORMAT, cached_partition, open_groups
+from cosplace.training.group_cache import FORMAT, HEADER_BYTES, cached_partition, open_groups
 from cosplace.training.groups import class_of, partition
 
 FLAGS = [field.name for field in fields(Grouping)]
@@ -159,6 +159,40 @@ def test_damaged_cache_is_refused(photos, tmp_path: Path, damage: str) -> None:
         cached_partition(photos, Grouping(), tmp_path / "cache")
     with pytest.raises(CheckpointError):
         open_groups(path, None, photos.folder)
+
+
+def test_any_changed_byte_of_a_cache_is_refused(photos, tmp_path: Path) -> None:
+    grouping, cache = Grouping(min_images_per_class=1), tmp_path / "cache"
+    direct = as_dicts(cached_partition(photos, grouping, cache))
+    (path,) = cache.iterdir()
+    raw = path.read_bytes()
+    header = json.loads(raw[:HEADER_BYTES])
+    places = [at for _, _, at in header["arrays"].values()]
+    places += [raw.index(b'"num_scanned": ') + 15, raw.index(b'"checksum": "') + 13, len(raw) - 1]
+    for place in places:
+        changed = bytearray(raw)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"damaged .* Delete it") as caught:
+            cached_partition(photos, grouping, cache)
+        assert "\n" not in str(caught.value)
+    del header["checksum"]
+    path.write_bytes(json.dumps(header).encode().ljust(HEADER_BYTES - 1) + b"\n" + raw[HEADER_BYTES:])
+    with pytest.raises(CheckpointError, match="Delete it"):
+        cached_partition(photos, grouping, cache)
+    path.write_bytes(raw)
+    assert as_dicts(cached_partition(photos, grouping, cache)) == direct
+
+
+def test_a_cache_without_checksum_is_not_opened(photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patched:
+        patched.setattr("cosplace.training.group_cache.FORMAT", "cosplace groups 2")
+        cached_partition(photos, Grouping(), cache)
+    (former,) = cache.iterdir()
+    former.write_bytes(b"not opened")
+    cached_partition(photos, Grouping(), cache)
+    assert len(list(cache.iterdir())) == 2
 
 
 # --- unusual names ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from cosplace.training.data import open_training_data
 from cosplace.training.eigenplaces import partition_views
 from cosplace.training.group_cache import cached_partition, cached_without
 from cosplace.training.groups import Groups, partition
-from cosplace.training.held_out import FEWEST, hold_out, num_held_out
+from cosplace.training.held_out import FEWEST, RULE, hold_out, num_held_out
 from cosplace.training.loop import train
 from cosplace.training.resume import resumed_config
 from cosplace.training.seen_photos import digest_training_photos
@@ -127,6 +127,16 @@ def test_zones_and_labels_stay_with_their_photos(tmp_path: Path) -> None:
     group, expected = pickle.loads(pickle.dumps(found[0])), other[0]
     assert [group.image_label(i) for i in range(5)] == [expected.image_label(i) for i in range(5)]
     assert classes(cached_partition(images, grouping, tmp_path / "cache")) == classes(groups)
+
+
+def test_another_rule_is_not_read_from_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, grouping = street(200), Grouping(M=20, alpha=90, min_images_per_class=2, **ALL)
+    groups = cached_partition(images, grouping, tmp_path)
+    cached_without(groups, images, 1, 50, grouping.min_images_per_class)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr("cosplace.training.group_cache.RULE", RULE + 1)
+    cached_without(groups, images, 1, 50, grouping.min_images_per_class)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_photos_are_held_out_if_nearly_all_would_be_trained_on() -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -24,7 +24,15 @@ from cosplace.server.failures import BusyError, ExpiredError, FailureLog, descri
 from cosplace.server.matching import add_matching_route, can_match
 from cosplace.server.metrics import Metrics
 from cosplace.server.middleware import RequestMiddleware
-from cosplace.server.parameters import AFTER_HELP, BBOX_HELP, BEFORE_HELP, NEAR_HELP, SequenceOf, parse_filter
+from cosplace.server.parameters import (
+    AFTER_HELP,
+    BBOX_HELP,
+    BEFORE_HELP,
+    NEAR_HELP,
+    SequenceOf,
+    check_names,
+    parse_filter,
+)
 from cosplace.server.photo_routes import add_photo_routes, public_name
 from cosplace.server.samples import Sample, describe, read_samples
 from cosplace.server.served_index import ServedIndex, index_name
@@ -125,7 +133,9 @@ async def _handle_error(request: Request, error: Exception) -> Response:
 
 
 def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader, served: ServedIndex) -> None:
-    @app.post("/locate", openapi_extra=files_body(), responses=ERROR_RESPONSES)
+    check = [Depends(check_names)]
+
+    @app.post("/locate", dependencies=check, openapi_extra=files_body(), responses=ERROR_RESPONSES)
     async def locate(  # noqa: PLR0917 - parameters of the query
         request: Request,
         near: Annotated[str | None, Query(description=NEAR_HELP)] = None,

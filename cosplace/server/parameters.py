@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Annotated, TypeVar
 
-from fastapi import HTTPException, Query
+from fastapi import HTTPException, Query, Request
 
 from cosplace.config.locate import DATE_EXAMPLES, parse_date
-from cosplace.errors import ConfigError
+from cosplace.errors import ConfigError, one_line
 from cosplace.geo import Box
 from cosplace.index.filters import BBOX_FORMAT, NEAR_FORMAT, SearchFilter, parse_bbox, parse_near
 
@@ -19,6 +19,19 @@ SEQUENCE_HELP = "only the photos of the sequence that the photo with this id is 
 MAX_PHOTO_ID = 2**63 - 1
 SequenceOf = Annotated[int | None, Query(ge=0, le=MAX_PHOTO_ID, description=SEQUENCE_HELP)]
 T = TypeVar("T")
+
+
+def check_names(request: Request) -> None:
+    """Refuse parameters of a query that the route does not have, or that occur twice."""
+    names = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if name not in names:
+            raise HTTPException(422, f"There is no parameter '{one_line(name[:40])}'. Use {', '.join(names)}.")
+        if given.count(name) > 1:
+            raise HTTPException(
+                422, f"{name} is given {given.count(name)} times. Give each of {', '.join(names)} once."
+            )
 
 
 def parse_filter(

@@ -161,6 +161,22 @@ def test_filters_reach_the_search(client) -> None:
         assert refused.status_code == 422 and next(iter(parameters)) in refused.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("nearr=37.7,-122.4,20", "no parameter 'nearr'"),
+        ("Near=37.7,-122.4,20", "no parameter 'Near'"),
+        ("near=37.7,-122.4,20&near=37.8,-122.4,20", "near is given 2 times"),
+        ("near=37.7,-122.4,20&near=37.7,-122.4,20", "near is given 2 times"),
+        ("%0Ax", "no parameter '\\nx'"),
+    ],
+)
+def test_unknown_and_repeated_parameters_are_refused(client, query, words) -> None:
+    refused = client.post(f"/locate?{query}", content=good_photo(1))
+    assert refused.status_code == 422
+    assert words in refused.json()["detail"] and "near, bbox, after, before, sequence" in refused.json()["detail"]
+
+
 def test_photos_of_several_requests_share_batches(localizer) -> None:
     gate = threading.Event()
     intercepted = InterceptedLocalizer(localizer, lambda photos: gate.wait(10))

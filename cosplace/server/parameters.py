@@ -21,7 +21,7 @@ SequenceOf = Annotated[int | None, Query(ge=0, le=MAX_PHOTO_ID, description=SEQU
 T = TypeVar("T")
 
 
-def check_names(request: Request) -> None:
+async def check_names(request: Request) -> None:  # async: FastAPI would run it in another thread
     """Refuse parameters of a query that the route does not have, or that occur twice."""
     names = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     given = [name for name, _ in request.query_params.multi_items()]

@@ -178,7 +178,7 @@ def store_numbers(index: PhotoIndex, cluster: Cluster, describe: DescribeNumbers
 
 @needs_ray
 @pytest.mark.extras
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_among_200_000_photos_is_like_an_exact_one(
     tmp_path: Path, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:

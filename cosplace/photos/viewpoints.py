@@ -24,7 +24,7 @@ MAX_HASHES = 1 << 20  # 4 MB, 2 MB compressed
 UNKNOWN_HEADING, UNKNOWN_TIME = 360, -(1 << 62)
 SEEN, UNSEEN, UNDECIDED = 1, 0, -1
 END_OF_SECOND = 0.002  # seconds
-SHIFTED_PHOTOS, SHIFTED_SHARE, MIN_SHIFTED = 1000, 0.2, 3  # photos that are compared; those that must match
+SHIFTED_PHOTOS, SHIFTED_SHARE, MIN_SHIFTED = 1000, 0.15, 3  # photos that are compared; those that must match
 MAX_SHIFT_HOURS = 14  # between a time zone and UTC
 
 
@@ -98,7 +98,7 @@ class ViewpointDigest:
             for one in (points, points.in_next_second(), points.without_times()):
                 self._find(one, found)
         for seconds in self._time_shifts(viewpoints, found):
-            for points in (viewpoints, viewpoints.without_headings()):
+            for points in (viewpoints, viewpoints.in_next_second(), viewpoints.without_headings()):
                 self._find(points.moved_in_time(seconds), found)
         decided &= found | (_hashes(viewpoints) % self.every == 0)
         return np.where(decided, np.where(found, SEEN, UNSEEN), UNDECIDED).astype(np.int8)
@@ -127,7 +127,7 @@ class ViewpointDigest:
         some, shifts = viewpoints.take(rows), []
         for quarters in range(-4 * MAX_SHIFT_HOURS, 4 * MAX_SHIFT_HOURS + 1):
             matching = np.zeros(len(rows), bool)
-            for points in (some, some.without_headings()):
+            for points in (some, some.in_next_second(), some.without_headings()):
                 self._find(points.moved_in_time(900.0 * quarters), matching)
             if quarters and matching.sum() >= max(MIN_SHIFTED, SHIFTED_SHARE * len(rows)):
                 shifts.append(900.0 * quarters)

@@ -91,6 +91,8 @@ def test_times_of_another_time_zone() -> None:
     digest = digest_of([points])
     local = replace(points, times=points.times - np.where(is_summer, 7, 8) * 3600)
     assert (digest.status(local) == SEEN).all()
+    at_end = digest_of([replace(points, times=points.times + 1)])  # as labels write .999 s
+    assert (at_end.status(replace(local, times=local.times + 0.999)) == SEEN).all()
     assert (digest.status(replace(points, times=points.times + 1234)) == UNSEEN).all()
     few = replace(points, times=points.times + np.where(np.arange(900) < 20, 3600, 1234))
     assert (digest.status(few) == UNSEEN).all()  # photos of one view, exactly an hour apart

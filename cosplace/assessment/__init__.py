@@ -1,6 +1,5 @@
 """What the results of an evaluation are worth: intervals, metrics, protocols, comparison.
 
-effective_numbers  how many independent queries correlated ones are worth
 intervals    95% intervals, for queries that are not independent
 measures     all metrics of one evaluation, as data
 confidence_scores  whether a high score of a prediction means that it is correct

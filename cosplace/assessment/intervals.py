@@ -2,9 +2,9 @@
 
 Queries taken close together, or in one drive, tend to be right or wrong together, so C clusters count, not Q queries:
 
-* Shares: the interval of Wilson (JASA 1927) with the effective number of queries.  Few clusters hardly show that
-  number, so each one counts as much as it is probable, see `effective_numbers`: the ends are quantiles of the mixture
-  of the confidence distributions of all numbers (Xie and Singh, International Statistical Review 2013).
+* Shares: the interval of Wilson (JASA 1927) for as many independent queries as they are worth: Q / design effect (Kish,
+  "Survey Sampling", 1965, section 8.2), with t because clusters only show it roughly (Korn and Graubard, Survey
+  Methodology 1998).
 * Quantiles: the interval of the share below the quantile, as positions in the sorted values (Woodruff, JASA 1952); with
   too few queries to see beyond the quantile, it has no end.
 * Means and paired differences: the sandwich variance of the clusters, where residuals of large clusters are corrected
@@ -27,8 +27,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cosplace.assessment.effective_numbers import EffectiveNumbers, effective_numbers, independent
-
 LEVEL = 0.95
 Z = 1.959963984540054  # quantile of the normal distribution at (1 + LEVEL) / 2
 RESAMPLES = 2_000
@@ -36,10 +34,12 @@ MIN_RESAMPLES = 200  # for many queries, whose statistics vary little
 CHUNK = 1 << 20  # numbers in one array in memory at once
 MAX_NUMBERS = 1 << 23  # weights of queries that are drawn for one interval
 MAX_GROUPS = 200  # of clusters, for a jackknife
-BISECTIONS = 40  # of the range of a share
+BISECTIONS = 40
 CELL_M = 50.0  # queries in one cell of this side are one cluster
 MIN_SEQUENCES = 10  # fewer say little about other drives
 FEW_CLUSTERS = 10  # with fewer, coverage depends on what they are like
+ADDED = 0.5  # queries won, and lost, in a difference
+SMALLEST_EFFECT = 0.5  # design effect: clusters that are as alike as this are so by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ def wilson(num_successes: int, num: int) -> Estimate:
     return Estimate(100 * (num_successes / num), 100 * low, 100 * high)
 
 
-def _wilson_ends(share: float, num: float) -> tuple[float, float]:
-    square = Z**2 / num
+def _wilson_ends(share: float, num: float, quantile: float = Z) -> tuple[float, float]:
+    square = quantile**2 / num
     center = (share + square / 2) / (1 + square)
     half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
     return 0.0 if share == 0 else center - half, 1.0 if share == 1 else center + half
@@ -108,6 +108,26 @@ def _sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndar
     sizes = np.bincount(clusters).astype(np.float64)
     sums = np.bincount(clusters, np.asarray(values, np.float64), len(sizes))
     return sums[sizes > 0], sizes[sizes > 0]
+
+
+def _design_effect(values: np.ndarray, clusters: np.ndarray, ends: tuple[int, int]) -> float:
+    """The variance of the mean of the values (Q,), in two or more clusters, divided by that of independent values.
+
+    At most the size of a cluster that a query sees on average, m.  Where most values are equal, the others may be too
+    few to show how much they are correlated.  So a cluster of m queries at each end of the range counts, too, with a
+    weight of 0.5 / (1 + k)² if the other values would fill k clusters.
+    """
+    sums, sizes = _sums(values, clusters)
+    num = sizes.sum()
+    mean_size = float((sizes**2).sum() / num)
+    most_common = round(float(sums.sum() / num))
+    num_others = np.count_nonzero(values != most_common)
+    added = mean_size * 0.5 / (1 + num_others / mean_size) ** 2  # queries at each end
+    mean = (sums.sum() + added * sum(ends)) / (num + 2 * added)
+    of_ends = added * sum((end - mean) ** 2 for end in ends)
+    squares = ((sums - mean * sizes) ** 2 / (1 - sizes / num)).sum() + mean_size * of_ends
+    independent = ((values - mean) ** 2).sum() + of_ends
+    return min(max(float(squares / independent), SMALLEST_EFFECT), mean_size)
 
 
 def _t_quantile(degrees: float) -> float:
@@ -153,34 +173,9 @@ def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
         return wilson(num_hits, num)
     if len(sizes) == 1:
         return Estimate(100 * (num_hits / num), 0.0, 100.0)
-    low, high = _ends(num_hits / num, effective_numbers(sums, sizes))
+    effect = _design_effect(np.asarray(hits, np.float64), clusters, (0, 1))
+    low, high = _wilson_ends(num_hits / num, num / effect, _t_quantile(_degrees_of_freedom(sizes, effect)))
     return Estimate(100 * (num_hits / num), 100 * low, 100 * high)
-
-
-def _ends(share: float, effective: EffectiveNumbers) -> tuple[float, float]:
-    """The ends of the interval of a share.
-
-    For a single number of queries they are those of Wilson: where the distance from the share, in standard errors that
-    belong to the end, is Z.
-    """
-    from scipy.special import ndtr  # takes longer to import than this module
-
-    roots = np.sqrt(effective.numbers)
-
-    def probability_below(end: float) -> float:
-        return float(effective.probabilities @ ndtr((end - share) / math.sqrt(end * (1 - end)) * roots))
-
-    low = 0.0 if share == 0 else _where(probability_below, (1 - LEVEL) / 2, 0.0, share)
-    high = 1.0 if share == 1 else _where(probability_below, (1 + LEVEL) / 2, share, 1.0)
-    return low, high
-
-
-def _where(ascending: Callable[[float], float], value: float, low: float, high: float) -> float:
-    """Where an ascending function has a value, between two numbers."""
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if ascending(middle) < value else (low, middle)
-    return (low + high) / 2
 
 
 def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Estimate:
@@ -194,18 +189,21 @@ def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Es
         return UNKNOWN
     ordered = np.sort(values)
     value = _at_share(ordered, q)
-    sums, sizes = _sums(values <= value, clusters)
+    below = (values <= value).astype(np.float64)
+    sizes = _sums(below, clusters)[1]
     if len(sizes) == 1:
         return Estimate(value, 0.0, math.inf)
-    effective = independent(len(values)) if sizes.max() == 1 else effective_numbers(sums, sizes)
-    low, high = _ends(q, effective)
-    all_below, all_above = (effective.probabilities @ share**effective.numbers for share in (q, 1 - q))
+    num, quantile = float(len(values)), Z
+    if sizes.max() > 1:
+        effect = _design_effect(below, clusters, (0, 1))
+        num, quantile = num / effect, _t_quantile(_degrees_of_freedom(sizes, effect))
+    low, high = _wilson_ends(q, num, quantile)
     # Of n values, at least n * low and at most n * high are below the true quantile: it is below the next value.
     after = float(ordered[min(int(len(ordered) * high), len(ordered) - 1)])
     return Estimate(
         value,
-        0.0 if all_above > (1 - LEVEL) / 2 else _at_share(ordered, low),
-        math.inf if all_below > (1 - LEVEL) / 2 else after,
+        0.0 if (1 - q) ** num > (1 - LEVEL) / 2 else _at_share(ordered, low),
+        math.inf if q**num > (1 - LEVEL) / 2 else after,
     )
 
 
@@ -268,9 +266,9 @@ def jackknife(statistic: Callable[[np.ndarray], np.ndarray], clusters: np.ndarra
 def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Estimate:
     """Share of hits of run a minus that of run b on the same queries, in percentage points.
 
-    a, b: (Q,) bool.  One query won and one lost are added for the interval (Bonett and Price, British Journal of
-    Mathematical and Statistical Psychology 2012), times the square root of the design effect of the differences; so
-    runs without any difference also have an interval.
+    a, b: (Q,) bool.  Half a query won and half a query lost are added for the interval (after Bonett and Price, British
+    Journal of Mathematical and Statistical Psychology 2012), times the square root of the design effect of the
+    differences; so runs without any difference also have an interval.
     """
     if not len(a):
         return UNKNOWN
@@ -280,7 +278,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     value = 100 * float(sums.sum() / num)
     if len(sizes) == 1:
         return Estimate(value, -100.0, 100.0)
-    added = math.sqrt(_effect_of_differences(differences, sums, sizes))
+    added = ADDED * math.sqrt(_design_effect(differences, clusters, (-1, 1)))
     total = num + 2 * added
     center = sums.sum() / total
     of_added = (1 - center) ** 2 + (1 + center) ** 2
@@ -289,18 +287,6 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     quantile = _t_quantile(_degrees_of_freedom(sizes, float(squares / independent)))
     center, half = float(center), quantile * math.sqrt(squares) / float(total)
     return Estimate(value, max(-100.0, 100 * (center - half)), min(100.0, 100 * (center + half)))
-
-
-def _effect_of_differences(differences: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> float:
-    """The design effect: from 1 to the size of a cluster that a query sees on average, as which it begins.
-
-    Differences that are few do not show it, so half a cluster that is won or lost as a whole counts, too.
-    """
-    num = sizes.sum()
-    mean_size, mean = float((sizes**2).sum() / num), sums.sum() / num
-    squares = ((sums - mean * sizes) ** 2).sum() + mean_size**2 / 2
-    independent = ((differences - mean) ** 2).sum() + mean_size / 2
-    return min(max(float(squares / independent), 1.0), mean_size)
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -394,5 +380,14 @@ def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.nd
     def highest(multiple: float) -> float:
         return float(np.quantile(np.abs(multiple * means + noise).sum(axis=1), (1 + LEVEL) / 2))
 
-    low = 0.0 if highest(0.0) >= value else value * _where(highest, value, 0.0, 1.0)
+    low = 0.0 if highest(0.0) >= value else value * _where(highest, value)
     return Estimate(value, low, min(max(highest(1.0), value), 1.0))
+
+
+def _where(ascending: Callable[[float], float], value: float) -> float:
+    """Where an ascending function has a value, between 0 and 1."""
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ascending(middle) < value else (low, middle)
+    return (low + high) / 2

@@ -27,6 +27,9 @@ METRICS, LOCK, LAST_CHECKPOINT = "metrics.jsonl", ".lock", "last_checkpoint.pth"
 ANSWERS = (*UNMEASURED, "distillation.json")  # of a run that measured nothing
 RUN_FILES = (CONFIG, RESULTS, LAST_CHECKPOINT)
 FINISHED, RUNNING, STOPPED, NOT_FINISHED, UNREADABLE = "finished", "running", "stopped", "not finished", "not readable"
+FAILED = "failed"
+LOG, MAX_LINE_BYTES = "info.log", 1 << 16
+ERROR_LINE = re.compile(r"[\d-]+ [\d:,]+  ERROR +(.+)")  # of a log
 MAX_DEPTH = 5  # folders below the given one: logs/<save_dir>/<time>, and the runs of several seeds
 MAX_METRICS_BYTES = 1 << 28
 TIME = re.compile(r"(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-(\d\d)")  # names of the folders of runs
@@ -37,8 +40,8 @@ class RunSummary:
     """One run, or a folder that is none."""
 
     folder: Path
-    state: str  # finished, running, stopped, not finished or not readable
-    reason: str = ""  # why it is not readable
+    state: str  # finished, running, stopped, failed, not finished or not readable
+    reason: str = ""  # why it is not readable, or the error that ended it
     time: str = ""  # when it started, local time: 2026-01-31 12:00:00; "" if unknown
     kind: str = ""  # train, finetune, distill or eval
     model: str = ""
@@ -69,7 +72,7 @@ def _runs_below(folder: Path, depth: int) -> Iterator[RunSummary]:
     except OSError as error:
         yield RunSummary(folder=folder, state=UNREADABLE, reason=f"cannot be read: {error.strerror}")
         return
-    if {entry.name for entry in entries} & set(RUN_FILES):
+    if {entry.name for entry in entries} & set(RUN_FILES) or _last_error(folder):
         yield summarize(folder)
         return
     folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -97,9 +100,11 @@ def summarize(folder: Path) -> RunSummary:
     model = _section(results, "model")
     backbone = _text(model.get("backbone")) or ("" if config.get("resume_model") else _text(config.get("backbone")))
     is_finished = recalls is not None or any((folder / name).exists() for name in ANSWERS)
+    state, reason = (FINISHED, "") if is_finished else _unfinished_state(folder)
     return RunSummary(
         folder=folder,
-        state=FINISHED if is_finished else _unfinished_state(folder),
+        state=state,
+        reason=reason,
         time=_time(folder, results),
         kind=kind,
         model=_model(config, results, kind, folder),
@@ -117,10 +122,24 @@ def summarize(folder: Path) -> RunSummary:
     )
 
 
-def _unfinished_state(folder: Path) -> str:
+def _unfinished_state(folder: Path) -> tuple[str, str]:
+    """The state of a run without results, and the error that ended it."""
     if is_running(folder, LOCK):
-        return RUNNING
-    return STOPPED if (folder / LAST_CHECKPOINT).exists() else NOT_FINISHED
+        return RUNNING, ""
+    error = _last_error(folder)
+    if (folder / LAST_CHECKPOINT).exists():
+        return STOPPED, error
+    return (FAILED if error else NOT_FINISHED), error
+
+
+def _last_error(folder: Path) -> str:
+    """The error that ended a run, which is the last line of its log; "" if it ended in another way."""
+    with suppress(OSError), (folder / LOG).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LINE_BYTES))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+        found = ERROR_LINE.fullmatch(lines[-1]) if lines else None
+        return one_line(found[1]) if found else ""
+    return ""
 
 
 def _kind(config: Mapping[str, Any], folder: Path) -> str:

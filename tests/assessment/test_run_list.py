@@ -113,6 +113,34 @@ def test_damaged_and_foreign_folders_have_a_reason(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "nothing") == []
 
 
+def test_the_error_that_ended_a_run_is_its_reason(tmp_path: Path) -> None:
+    def with_log(folder: Path, *lines: str) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "info.log").write_text("".join(f"2026-01-31 12:30:59,123  {line}\n" for line in lines))
+        return folder
+
+    error = "ERROR    The images are a single place. Use others."
+    with_log(make_run(tmp_path / "refused", {}), "INFO     results", error)
+    with_log(tmp_path / "early", error)  # before config.json
+    with_log(make_run(tmp_path / "full", TRAIN, epochs=1), "ERROR    No space left")
+    with_log(make_run(tmp_path / "done", {}, {"recalls": {"1": 1.0}}), error)
+    with_log(make_run(tmp_path / "killed", {}), error, "INFO     results")
+    with_log(tmp_path / "other", "INFO     results")
+    (make_run(tmp_path / "cut", {}) / "info.log").write_bytes(b"\xff\n" * 10)
+    make_run(tmp_path / "without", {})
+    reason = "The images are a single place. Use others."
+    assert {run.folder.name: (run.state, run.reason) for run in list_runs(tmp_path)} == {
+        "refused": ("failed", reason),
+        "early": ("failed", reason),
+        "full": ("stopped", "No space left"),
+        "done": ("finished", ""),
+        "killed": ("not finished", ""),
+        "other": ("not readable", "not a run: it has no config.json"),
+        "cut": ("not finished", ""),
+        "without": ("not finished", ""),
+    }
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say who holds a lock")
 def test_a_run_of_another_process_is_running(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "x", TRAIN, epochs=1)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,18 @@ def test_what_is_refused(words: list[str], message: str, city: Path, capsys: pyt
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert re.search(message, error), error
+
+
+def test_a_run_that_is_refused_while_it_runs_is_listed_with_the_reason(
+    city: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--positive_dist_threshold", "1000"], ["--reduce_to", "8"]):
+        assert run("--test_set_folder", city, *words) == 2
+        error = capsys.readouterr().err.splitlines()[-1].removeprefix("error: ")
+        assert main(["runs", "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert (found["state"], found["reason"]) == ("failed", error)
+        shutil.rmtree("logs")
 
 
 def test_neighbors_are_those_of_an_evaluation(city: Path) -> None:

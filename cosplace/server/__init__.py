@@ -15,9 +15,9 @@ Files, each importing only files listed above it:
     failures       errors as responses: status and message
     threads        how many threads compute a batch, and how many batches are computed at a time
     fair_queue     a queue in which requests take turns
+    parameters     parse `near`, `bbox`, dates and numbers of a request; refuse unknown names
     uploads        request bodies read as streams, with limits
     batching       a queue of photos: decoded by threads, located in batches
-    parameters     parse `near`, `bbox`, dates and numbers of a request
     points         the photos in a box of the map, clusters of them, or their density
     sequences      photos of one folder in time order
     samples        photos that the map offers to try

@@ -52,7 +52,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     408: {"description": "the upload exceeded the time limit"},
     413: {"description": "too many bytes, pixels or photos"},
     415: {"description": "not a JPEG, PNG or WebP image"},
-    422: {"description": "a damaged photo, or an invalid parameter"},
+    422: {"description": "a damaged photo, or an invalid parameter or form field"},
     429: {"description": "the server is busy; try again after `Retry-After` seconds"},
     503: {"description": "the index is missing or damaged"},
     504: {"description": "the response exceeded the time limit"},

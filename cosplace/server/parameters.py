@@ -1,7 +1,7 @@
 """Parse parameters of a request: `near`, `bbox`, dates, numbers of a form.  Invalid values raise HTTPException 422."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, TypeVar
 
 from fastapi import HTTPException, Query, Request
@@ -32,6 +32,17 @@ async def check_names(request: Request) -> None:  # async: FastAPI would run it 
             raise HTTPException(
                 422, f"{name} is given {given.count(name)} times. Give each of {', '.join(names)} once."
             )
+
+
+def check_fields(request: Request, given: Iterable[str], names: Collection[str]) -> None:
+    """Refuse form fields that the route does not have.  names: those that it has, next to the photos."""
+    in_query = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in given:
+        if name in in_query:
+            raise HTTPException(422, f"{name} is a parameter of the query, not a form field. Use ?{name}=VALUE.")
+        if name not in names:
+            message = f"There is no form field '{one_line(name[:40])}'. Use {', '.join(['files', *names])}"
+            raise HTTPException(422, f"{message}; in the query: {', '.join(in_query)}." if in_query else f"{message}.")
 
 
 def parse_filter(

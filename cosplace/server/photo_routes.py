@@ -152,7 +152,7 @@ def _add_write_routes(app: FastAPI, served: ServedIndex, reader: UploadReader) -
 
         A photo that is already in the index is not added again: its result has its id, and `added` is false.
         """
-        async with reader.read(request) as form:
+        async with reader.read(request, FIELDS) as form:
             results = await served.run_change(lambda: served.add(form.uploads, form.fields))
         messages = [result["error"] for result in results if "error" in result]
         if len(messages) == len(results):

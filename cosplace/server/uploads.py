@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from cosplace.server.failures import describe_upload_failure
+from cosplace.server.parameters import check_fields
 from cosplace.server.settings import ServerSettings
 
 MAX_FIELDS = 16  # form fields besides the files
@@ -67,17 +68,20 @@ class UploadReader:
         self.num_bytes = 0  # of all bodies that are in memory or in temporary files
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncGenerator[Form]:
+    async def read(self, request: Request, fields: Collection[str] = ()) -> AsyncGenerator[Form]:
         """Read a multipart body, or one photo sent as the body.  Its bytes count until the block ends.
 
-        Raises HTTPException: 400 for a broken or empty body, 413 above a limit, 415 for another content type, 429 when
-        too many bytes are being uploaded, 503 or 507 when the server cannot store them.
+        fields: names of further form fields.
+        Raises HTTPException: 400 for a broken or empty body, 413 above a limit, 415 for another content type, 422 for
+        an unknown form field, 429 when too many bytes are being uploaded, 503 or 507 when the server cannot store them.
         """
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         self._check_content_length(request)
         body = _BodyStream(self, request)
         try:
-            yield await self._read_form(request, content_type, body)
+            form = await self._read_form(request, content_type, body)
+            check_fields(request, form.fields, fields)
+            yield form
         finally:
             self.num_bytes -= body.num_bytes
 

@@ -177,6 +177,24 @@ def test_unknown_and_repeated_parameters_are_refused(client, query, words) -> No
     assert words in refused.json()["detail"] and "near, bbox, after, before, sequence" in refused.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "words"),
+    [
+        ("/locate", "near", "near is a parameter of the query, not a form field. Use ?near=VALUE."),
+        ("/locate", "topk", "There is no form field 'topk'. Use files; in the query: near, bbox, "),
+        ("/locate", "a\nb", "There is no form field 'a"),
+        ("/photos", "lat", "There is no form field 'lat'. Use files, latitude, longitude, heading."),
+    ],
+)
+def test_unknown_form_fields_are_refused(localizer, path: str, field: str, words: str) -> None:
+    with client_of(localizer, token=TOKEN) as client:
+        files = [("files", ("a.jpg", good_photo(1)))]
+        refused = client.post(path, files=files, data={field: "48.1,11.5,20"}, headers=BEARER)
+        assert refused.status_code == 422
+        assert refused.json()["detail"].startswith(words) and "\n" not in refused.json()["detail"]
+        assert "cosplace_body_bytes 0.0" in client.get("/metrics").text
+
+
 def test_photos_of_several_requests_share_batches(localizer) -> None:
     gate = threading.Event()
     intercepted = InterceptedLocalizer(localizer, lambda photos: gate.wait(10))

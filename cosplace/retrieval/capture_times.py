@@ -112,6 +112,7 @@ def clock_problems(images: ImageList, times: CaptureTimes, points: np.ndarray) -
     points: (I, 2 or 3) positions in meters, nan where unknown.
     """
     seconds = times.seconds
+    is_zoned = times.is_exact & ~times.are_local & ~np.isnan(seconds)
     backwards = np.zeros(len(seconds), bool)
     rows = np.flatnonzero((times.sequences >= 0) & ~np.isnan(seconds))
     rows = np.array(
@@ -124,6 +125,10 @@ def clock_problems(images: ImageList, times: CaptureTimes, points: np.ndarray) -
         ("date in the future: the clock of the camera is wrong", seconds > time.time() + DAY_S),
         (f"same second as {MANY} or more photos at other positions", _crowded(times, points)),
         ("earlier than the photo before it in its sequence", backwards),
+        (
+            "time without a time zone, taken as UTC, but other photos have one: `cosplace import --timezone` names it",
+            times.are_local & ~np.isnan(seconds) & is_zoned.any(),
+        ),
     ]
 
 

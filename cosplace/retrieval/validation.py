@@ -46,6 +46,7 @@ MAX_TURNS_DEG = 720  # values beyond two turns are not headings, such as 65535 f
 UTM_LIMITS_M = (1e6, 1e7)  # of east and north in a zone
 ENOUGH_TO_DIFFER = 10  # photos; the positions or headings of so many are not all the same by chance
 NUM_SIZES = 5  # most frequent sizes that a report names
+NO_ZONE = "no UTM zone, but other photos are in several"
 TINY_PIXELS = 64  # of the shorter side; networks need more
 
 
@@ -93,9 +94,11 @@ def validate(
         place = _database(split)
         if place is None:
             parts.append(reader.read(split, for_training=split.name == "train", needs_headings=True))
+            _check_zones(parts[-1:])
             continue
         database = reader.read(place, for_training=False, needs_headings=not has_train)
         parts.append(database)
+        first = len(parts) - 1
         names = [name for name in part_names(split) if name.startswith("quer")]
         for name in names:
             queries = reader.read(split / name, for_training=False)
@@ -103,6 +106,7 @@ def validate(
             parts.append(queries)
         if not names:
             database.report.add("no query folder next to database/", (), is_error=True, count=1)
+        _check_zones(parts[first:])
     add_duplicates(parts)
     add_position_leaks(parts)
     has_splits = columns is not None and any(part.name != "." for part in parts)
@@ -397,6 +401,18 @@ def _extent(part: Part) -> dict[str, float] | None:
 # --- databases and queries -------------------------------------------------------------------------------------------
 
 
+def _check_zones(parts: list[Part]) -> None:
+    """Add photos without a UTM zone among others that have one.  parts: those that are compared with each other."""
+    zones = different_zones(*(part.utm.zones for part in parts))
+    for part in parts:
+        without = (part.utm.zones == 0) & part.is_located & (part.labeled.map_center is None)
+        if len(zones) == 1:
+            kind = "no UTM zone, but other photos have one; taken as in the same zone"
+            part.report.add_rows(kind, part.images, without, is_error=False)
+        elif zones:
+            part.report.add_rows(NO_ZONE, part.images, without, is_error=True)
+
+
 def _check_queries(database: Part, queries: Part) -> None:
     """Add queries that are in the database too, and queries without positives."""
     report = queries.report
@@ -404,10 +420,12 @@ def _check_queries(database: Part, queries: Part) -> None:
     report.add("also in database/", map(queries.images.name, shared), is_error=True, count=len(shared))
     zones = different_zones(database.utm.zones, queries.utm.zones)
     for part in (database, queries):
-        if len(zones) > 1 and part.points.shape[1] == 2:  # as an evaluation says it
-            kind = "no UTM zone, but other photos are in several"
-            without = np.flatnonzero((part.utm.zones == 0) & part.is_located)
-            report.add(kind, map(part.images.name, without.tolist()), is_error=True, count=1)
+        if len(zones) > 1 and part.points.shape[1] == 2:  # positions that cannot be compared; see `_check_zones`
+            if not ((part.utm.zones == 0) & part.is_located).any():
+                kind = (
+                    "positions that are not on Earth or ambiguous: correct zone and letter (fields 3 and 4 of the name)"
+                )
+                report.add(kind, (), is_error=True, count=1)
             return
     counts = num_positives(database, queries)
     alone = counts == 0

@@ -115,6 +115,33 @@ def test_photos_of_two_zones(tmp_path: Path) -> None:
     assert problems(queries) == {"no UTM zone, but other photos are in several": (1, True)}
 
 
+def test_photos_without_a_zone_among_others(tmp_path: Path) -> None:
+    def write(part: str, number: int, zone: str, note: str = "") -> None:
+        name = f"@{500000 + number}.00@4317000.00@{zone}@S@@@p{number}@@90@@@@20200102030405@{note}@.jpg"
+        write_photo(tmp_path / part, name)
+
+    for number in range(12):
+        write("train", number, "" if number == 3 else "10", "local_time" if number in (5, 7) else "")
+    (train,) = validate(tmp_path, quick=True).folders
+    found = {problem.kind: problem for problem in train.problems}
+    zone = found["no UTM zone, but other photos have one; taken as in the same zone"]
+    assert (zone.count, zone.is_error, [name[:10] for name in zone.examples]) == (1, False, ["@500003.00"])
+    (kind,) = [kind for kind in found if kind.startswith("time without a time zone, taken as UTC, but other")]
+    assert (found[kind].count, found[kind].is_error) == (2, False)
+    assert [name[:10] for name in found[kind].examples] == ["@500005.00", "@500007.00"]
+    write("train", 12, "11")
+    (train,) = validate(tmp_path, quick=True).folders
+    assert problems(train)["no UTM zone, but other photos are in several"] == (1, True)
+
+
+def test_photos_that_all_lack_a_zone_are_not_reported(tmp_path: Path) -> None:
+    for part in ("database", "queries"):
+        for number in range(2):
+            name = f"@500000.00@4317000.00@@@@@{part}{number}@@90@@@@20200102030405@local_time@.jpg"
+            write_photo(tmp_path / part, name)
+    assert not any("zone" in problem.kind for report in validate(tmp_path).folders for problem in report.problems)
+
+
 @pytest.mark.parametrize("parts", [("",), ("database", "queries")])
 def test_missing_headings_are_reported_where_nothing_is_named_train(tmp_path: Path, parts: tuple[str, ...]) -> None:
     for part in parts:

@@ -296,18 +296,20 @@ def _finish(
         with watch.of("writing"):
             index.update_search(bars, build=build)
         bars.close()
+        failed = False
         if (calibrate and len(index)) or should_calibrate_again(index):
             try:
                 with watch.of("calibration"):
                     _calibrate(index, encoder, bars, seed=0)
             except CosPlaceError as error:  # such as an index that is too small
                 log.warning("The index is complete, but its confidence is not calibrated. %s", error)
+                failed = True
             bars.close()
         elif needs_recalibration(index):
             print_result(
                 "The size of the index has changed a lot since its calibration: run `cosplace index calibrate`."
             )
-        print_info(index.info())
+        print_info(index.info(), with_reason=not failed)
 
 
 def run_calibrate(config: IndexCalibrateConfig) -> None:

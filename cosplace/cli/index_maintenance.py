@@ -101,8 +101,11 @@ def _why_uncalibrated(info: dict[str, Any]) -> str:
     return f"not calibrated: with {photos}, calibration failed; `cosplace index calibrate` tries again"
 
 
-def print_info(info: dict[str, Any]) -> None:
-    """Print what an index contains.  info: see `PhotoIndex.info`."""
+def print_info(info: dict[str, Any], *, with_reason: bool = True) -> None:
+    """Print what an index contains.
+
+    info: see `PhotoIndex.info`.  with_reason: also say why its confidence is not calibrated.
+    """
     from cosplace.models.views import views_from_record
     from cosplace.report.calibration_page import capture_text, overconfidence_text
 
@@ -137,7 +140,8 @@ def print_info(info: dict[str, Any]) -> None:
             f"  since then, added: {format_count(search['added_since'], 'photo')}; removed: {search['removed_since']:,}"
         )
     about = info["calibration"] or {}
-    print_result(f"  confidence {calibration_text(about) if info['calibrated'] else _why_uncalibrated(info)}")
+    uncalibrated = _why_uncalibrated(info) if with_reason else "not calibrated"
+    print_result(f"  confidence {calibration_text(about) if info['calibrated'] else uncalibrated}")
     capture = capture_text(about) if about.get("num_photos") == info["count"] else ""  # photos may have been added
     for text in filter(None, (overconfidence_text(about), capture)):
         print_result(f"  {text}")

@@ -194,8 +194,10 @@ def test_a_small_index_answers_by_default(city: Path, capsys, tmp_path: Path) ->
              "--image_size", "48", "--device", "cpu"]  # fmt: skip
     assert main(list(map(str, build))) == 0
     out, err = capsys.readouterr()
-    assert "confidence not calibrated. Calibration needs 100 photos" in out
-    assert "its confidence is not calibrated" in err
+    assert "its confidence is not calibrated. Calibration needs 100 photos" in err
+    assert "  confidence not calibrated\n" in out  # the reason is said once
+    assert main(["index", "info", str(tmp_path / "index")]) == 0
+    assert "confidence not calibrated. Calibration needs 100 photos" in capsys.readouterr().out
     code, out, _ = run(capsys, photos[0], "--index", tmp_path / "index", "--json", "--min_confidence", "0")
     found = json.loads(out)
     assert code == 0 and found["calibrated"] is False and not found["unknown"] and found["radius_m"] is None

@@ -157,8 +157,6 @@ def latex_table(comparisons: Sequence[Comparison]) -> str:
     lines = [
         "% needs \\usepackage{booktabs}",
         *(f"% {line}" for line in map(latex_comment, facts(runs))),
-        f"% Below the recalls: difference from {runs[0].letter} in percentage points with its 95% interval; "
-        f"* = a difference is shown.",
         f"\\begin{{tabular}}{{ll{'r' * len(ns)}}}",
         "\\toprule",
         f" & model & {' & '.join(f'R@{n}' for n in ns)} \\\\",
@@ -169,7 +167,12 @@ def latex_table(comparisons: Sequence[Comparison]) -> str:
         lines.append(f"{run.letter} & {latex_text(run_label(run))} & {recalls} \\\\")
         if found := rows.get(run.letter):
             lines.append(f" & & {' & '.join(_latex_difference(found[n]) for n in ns)} \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    notes = [f"Below a recall: difference from {runs[0].letter} in percentage points, with its 95\\% interval."]
+    if any(row.sign for one in comparisons for row in one.rows):
+        notes.append(f"$^{{*}}$ McNemar's exact test: $p < {SIGNIFICANCE:g}$, and the interval excludes 0.")
+    lines.append("\\bottomrule")
+    lines += [f"\\multicolumn{{{2 + len(ns)}}}{{l}}{{\\scriptsize {note}}} \\\\" for note in notes]
+    return "\n".join([*lines, "\\end{tabular}"]) + "\n"
 
 
 def _latex_recall(recall: Estimate) -> str:

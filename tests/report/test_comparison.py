@@ -82,11 +82,25 @@ def test_latex_escapes_what_is_special(comparisons: list[Comparison]) -> None:
         r"a\_b \& 50\% \$ \# \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
     lines = latex_table(comparisons).splitlines()
-    rows = [line for line in lines if line.endswith(r"\\")]
+    rows = [line for line in lines if line.endswith(r"\\") and "multicolumn" not in line]
     assert all(len(re.findall(r"(?<!\\)&", line)) == 3 for line in rows)  # letter, model, R@1, R@5
     body = "".join(line for line in lines if not line.startswith("%"))
     assert body.count("{") == body.count("}") and body.count("$") % 2 == 1  # one of them is escaped: \$50
     assert r"\toprule" in body and r"\bottomrule" in body
+
+
+def test_tables_say_below_what_a_shown_difference_means(comparisons: list[Comparison], tmp_path: Path) -> None:
+    star = r"\multicolumn{4}{l}{\scriptsize $^{*}$ McNemar's exact test: $p < 0.05$, and the interval excludes 0.} \\"
+    text = latex_table(comparisons)
+    assert "{*}" not in text
+    assert text.endswith(r"with its 95\% interval.} \\" + "\n\\end{tabular}\n")
+    dataset = city_dataset(tmp_path / "city", 40)
+    folders = [write_run(tmp_path / name, dataset, ranks) for name, ranks in (("a", [2] * 40), ("b", [1] * 40))]
+    better = [compare(*open_runs(folders))]
+    *_, row, bottom, about, explained, end = latex_table(better).splitlines()
+    assert "$+100.0^{*}$" in row and about.startswith(r"\multicolumn{4}{l}{\scriptsize Below a recall: ")
+    assert (bottom, explained, end) == (r"\bottomrule", star, r"\end{tabular}")
+    assert "p: McNemar's exact test. A run is called better if the interval" in markdown_table(better)
 
 
 def test_the_record_has_all_flipped_queries(comparisons: list[Comparison]) -> None:

@@ -138,9 +138,10 @@ def _comparison(one: Comparison, photos: Photos, budget: int) -> dict[str, Any]:
 def _sentence(one: Comparison, row: RecallDifference) -> str:
     """The verdict on the first recall, with its numbers."""
     a, b = one.a.letter, one.b.letter
+    interval = interval_text(row.difference).replace(" ", "\u00a0")  # in one line
     numbers = (
         f"R@{row.n} is {row.recall_a:.1f}% for {a} and {row.recall_b:.1f}% for {b}: {signed(row.difference.value)} "
-        f"points {interval_text(row.difference)}."
+        f"points {interval}."
     )
     if row.sign:
         better, worse = (b, a) if row.sign > 0 else (a, b)

@@ -118,7 +118,10 @@ def scores_section(measures: Measures | None) -> Mapping[str, Any] | None:
 
 
 def condition_groups(measures: Measures | None) -> list[dict[str, Any]]:
-    """The rows of each condition: (value, number of queries, Recall@1 and interval, median distance and interval)."""
+    """The rows of each condition: (value, number of queries, *recall, *distance).
+
+    recall: Recall@1, its interval, and why it is approximate; distance: the median and its interval.
+    """
     if measures is None:
         return []
     return [
@@ -133,8 +136,6 @@ def condition_groups(measures: Measures | None) -> list[dict[str, Any]]:
     ]
 
 
-def _recall1_texts(row: ConditionRow, measures: Measures) -> tuple[str, str]:
-    """Recall@1 and its interval; one from few groups of queries says so."""
-    value, interval = percent_texts(row.recall1)
-    few = few_clusters_text(row.num_clusters, measures.clustered_by)
-    return value, f"{interval}; {few}" if interval and few else interval
+def _recall1_texts(row: ConditionRow, measures: Measures) -> tuple[str, str, str]:
+    """Recall@1, its interval, and a text if this is from few groups of queries."""
+    return *percent_texts(row.recall1), few_clusters_text(row.num_clusters, measures.clustered_by)

@@ -5,11 +5,14 @@ import dataclasses
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cosplace.assessment.intervals import Estimate
+from cosplace.assessment.measures import ConditionRow
 from cosplace.assessment.metrics import measure
 from cosplace.report.data import Report
 from cosplace.report.page import write_report
@@ -35,7 +38,11 @@ def path(
 ) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     conditions = {"weather": ["sun", HOSTILE, "", "sun"]}
-    measures = measure(evaluation, dataset)
+    rare = ConditionRow(
+        condition="season", value="other or unknown", num_queries=2, num_clusters=2,
+        recall1=Estimate(56.0, 56.0, 74.7), median_error_m=Estimate(561.0, 316.0, 1234.0),
+    )  # fmt: skip
+    measures = dataclasses.replace(measure(evaluation, dataset), conditions=(rare,))
     environment = {"command": "cosplace eval"}
     write_report(
         path,
@@ -179,6 +186,42 @@ def test_values_of_charts_are_shown_at_the_pointer(browser: Any, path: Path) -> 
 def test_page_is_not_wider_than_the_screen(browser: Any, path: Path, width: int) -> None:
     with opened(browser, path, viewport={"width": width, "height": 800}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+BROKEN_INTERVALS = r"""() => {
+  const found = [];
+  const walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); ) {
+    for (const match of node.data.matchAll(/\[[^\]]*\]/g)) {
+      const range = document.createRange();
+      range.setStart(node, match.index);
+      range.setEnd(node, match.index + match[0].length);
+      const tops = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+      found.push([match[0], tops.size]);
+    }
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("media", ["screen", "print"])
+def test_intervals_are_not_broken_into_lines(browser: Any, path: Path, media: str) -> None:
+    for width in (320, 390, 600, 768):
+        with opened(browser, path, viewport={"width": width, "height": 800}) as page:
+            page.emulate_media(media=media)
+            found = page.evaluate(BROKEN_INTERVALS)
+            assert [text for text, lines in found if lines == 1 and "km" in text] == ["[316 m – 1.2 km]"]
+            assert [text for text, lines in found if lines > 1] == [], width
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_buttons_of_the_map_do_not_hide_queries(browser: Any, path: Path, width: int) -> None:
+    with opened(browser, path, viewport={"width": width, "height": 800}) as page:
+        canvas = page.locator("#query-map canvas").bounding_box()
+        boxes = [button.bounding_box() for button in page.locator(".map-buttons button").all()]
+        assert len(boxes) == 3 and len({box["y"] for box in boxes}) == 1
+        assert all(box["y"] >= canvas["y"] + canvas["height"] for box in boxes)
+        assert all(left["x"] + left["width"] < right["x"] for left, right in pairwise(boxes))
 
 
 def test_print_has_the_map_and_the_settings_but_no_controls(browser: Any, path: Path) -> None:

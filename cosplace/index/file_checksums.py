@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -134,6 +135,22 @@ def newest_version(address: str, table: str) -> int | None:
     return max(found, default=None)
 
 
+def version_files(address: str, versions: dict[str, int]) -> FileChecksums:
+    """The files of a local index that describe some versions of its tables; a copy that was changed has other ones."""
+    files = {}
+    for table, version in versions.items() if is_local(address) else ():
+        for name in _manifest_names(version):
+            path = Path(address) / f"{table}.lance" / VERSIONS_FOLDER / name
+            with suppress(FileNotFoundError):  # it has the other name, or a writer has removed that version
+                files[path.relative_to(address).as_posix()] = path.stat().st_size, file_checksum(path)
+    return FileChecksums(versions=versions, files=files)
+
+
+def _manifest_names(version: int) -> tuple[str, str]:
+    """Both names that Lance uses."""
+    return f"{version}.manifest", f"{2**64 - 1 - version:0{MANIFEST_DIGITS}}.manifest"
+
+
 def damaged(address: str, problem: str) -> DamagedIndexError:
     """The error of a damaged index."""
     return DamagedIndexError(f"{address} is damaged: {problem}. Run `cosplace index verify {address}`.")
@@ -146,8 +163,7 @@ def _checksum_of(content: dict[str, Any]) -> str:
 def _files(address: Path, versions: dict[str, int]) -> Iterable[Path]:
     for table, version in versions.items():
         folder = address / f"{table}.lance"
-        # Both names that Lance uses.
-        manifests = (f"{version}.manifest", f"{2**64 - 1 - version:0{MANIFEST_DIGITS}}.manifest")
+        manifests = _manifest_names(version)
         for path in folder.rglob("*"):
             kind = path.relative_to(folder).parts[0]
             if path.is_file() and kind not in SKIPPED_FOLDERS and (kind != VERSIONS_FOLDER or path.name in manifests):

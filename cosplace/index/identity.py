@@ -12,10 +12,15 @@ SPEC = "spec"  # the key of the record that describes the index
 def check_identity(address: str, former: dict[str, Any], found: dict[str, Any] | None) -> None:
     """Raise ReplacedIndexError unless two records of SPEC are of one index.  former: of the index that is open."""
     if found is None or _identity(found) != _identity(former):
-        raise ReplacedIndexError(
-            f"Another index is now at {address}. Restart the server or the program that reads it, or restore the "
-            "former index."
-        )
+        raise replaced(address)
+
+
+def replaced(address: str) -> ReplacedIndexError:
+    """The error for another index at an address."""
+    return ReplacedIndexError(
+        f"Another index is now at {address}. Restart the server or the program that reads it, or restore the former "
+        "index."
+    )
 
 
 def check_tables(address: str, database: Any, former: str) -> None:

@@ -162,6 +162,7 @@ class PhotoReader:
     def check_same(self, other: "PhotoReader") -> None:
         """Raise ReplacedIndexError if `other`, opened at the same address, is another index."""
         check_identity(self.address, self._record, other._record)
+        self._store.check_place()
 
     def info(self) -> dict[str, Any]:
         """Facts about the index: photos, model, settings, search, size."""

@@ -25,8 +25,8 @@ import numpy as np
 
 from cosplace.errors import MissingIndexError, PhotoIndexError, StorageError
 from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descriptor_checks, numbers_checks, rest_checks
-from cosplace.index.file_checksums import FILE_NAME, CheckedFiles, damaged, is_local
-from cosplace.index.identity import SPEC, check_tables
+from cosplace.index.file_checksums import FILE_NAME, CheckedFiles, damaged, find_changes, is_local, version_files
+from cosplace.index.identity import SPEC, check_tables, replaced
 from cosplace.index.lance import OutdatedError, checked_key, connect, record_text, translated_errors
 from cosplace.index.photo_table import (
     ADDED_COLUMNS,
@@ -40,6 +40,7 @@ from cosplace.index.photo_table import (
 from cosplace.index.reader_copy import ReaderCopy, find_reader_copy, reader_copies, write_reader_copy
 from cosplace.index.records import Columns
 from cosplace.memory import resident_bytes
+from cosplace.storage import storage_errors
 
 PHOTOS, RECORDS = "photos", "records"
 SPARE_BYTES = 64_000_000  # kept free on the disk, for manifests of Lance
@@ -83,6 +84,7 @@ class Store:
             )
         self.files.check()
         self.files.check_versions(self._versions())
+        self._opened = version_files(address, self._versions())
         self.checked_from = 0
         self._read_checked_from()
 
@@ -108,6 +110,7 @@ class Store:
             table = self.database.open_table(name)
             if self.copy is None:
                 return table
+            self.check_place()
             check_tables(self.address, self.database, self.copy.records[SPEC])
             if table.version == self.copy.versions[name]:
                 return table
@@ -127,7 +130,8 @@ class Store:
             raise exists
         with translated_errors(address):
             if is_local(address):
-                _make_folder(Path(address))
+                with storage_errors(Path(address)):
+                    Path(address).mkdir(parents=True, exist_ok=True)
                 (Path(address) / FILE_NAME).unlink(missing_ok=True)
             database = connect(address)
             if is_local(address):
@@ -177,23 +181,27 @@ class Store:
 
     def newest(self) -> "Store":
         """The newest version, in a store of its own.  Raises MissingIndexError and DamagedIndexError."""
-        self._check_exists()
+        self.check_place()
         return Store(self.address, check=self.is_checked, former=self)
 
     def catch_up(self) -> None:
         """Read the newest version from now on.  Raises MissingIndexError and DamagedIndexError."""
-        self._check_exists()
+        self.check_place()
         self.files.check()
         self.copy = None
         with translated_errors(self.address):
             self.photos.checkout_latest()
             self.records.checkout_latest()
         self.files.check_versions(self._versions())
+        self._opened = version_files(self.address, self._versions())
         self._read_checked_from()
 
-    def _check_exists(self) -> None:
+    def check_place(self) -> None:
+        """Raise MissingIndexError without an index, ReplacedIndexError with a copy that was changed separately."""
         if is_local(self.address) and not (Path(self.address) / f"{RECORDS}.lance").is_dir():
             raise MissingIndexError(f"{self.address} no longer exists. Restore it, or open another index.")
+        if find_changes(self.address, self._opened, list(self._opened.files)):
+            raise replaced(self.address)
 
     def upgrade(self) -> None:
         """Add the columns that an index of an earlier version lacks; its photos do not change."""
@@ -488,10 +496,3 @@ class Store:
                 f"{self.address} needs {(num_bytes + SPARE_BYTES) / 1e6:.0f} MB for the next photos, but only "
                 f"{free / 1e6:.0f} MB are free. Free some space and run the command again; all photos so far are kept."
             )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"Cannot write to {folder} ({error.strerror}). Choose another folder.") from error

@@ -234,6 +234,53 @@ def test_two_indexes_at_one_address_are_never_mixed(
     assert not reader.refresh() and reader.photo(3).source == "made" and reader.thumbnail(4) == b"jpeg-4"
 
 
+@pytest.mark.parametrize("with_copy", [True, False])
+@pytest.mark.parametrize("num_more", [1, 3])
+@pytest.mark.parametrize("was_read", [True, False])
+def test_copies_of_one_index_that_were_changed_are_never_mixed(
+    tmp_path: Path, with_copy: bool, num_more: int, was_read: bool
+) -> None:
+    address, other = tmp_path / "index", tmp_path / "other"
+    filled(address, 20).close()
+    shutil.copytree(address, other)
+    with open_index(address, write=True) as writer:
+        writer.add(photos(5, first=20), units(5, 1))
+    with open_index(other, write=True) as writer:
+        for number in range(num_more):  # as many commits, or more
+            writer.add(photos(5, first=100 + 5 * number), units(5, 2 + number))
+    if not with_copy:
+        remove_reader_copies(str(address))
+        remove_reader_copies(str(other))
+    reader = open_index(address)
+    found = reader.search(units(3, 5), 4)
+    if was_read:
+        assert reader.thumbnail(22) == b"jpeg-22" and not reader.refresh()
+    address.rename(tmp_path / "former")
+    other.rename(address)
+    for read in (reader.refresh, lambda: reader.thumbnail(22), reader.refresh):
+        with pytest.raises(ReplacedIndexError, match=f"Another index is now at {address}. Restart"):
+            read()
+    assert np.array_equal(reader.search(units(3, 5), 4).ids, found.ids) and len(reader.columns()) == 25
+    with open_index(address) as new, pytest.raises(ReplacedIndexError):
+        reader.check_same(new)
+    address.rename(other)
+    (tmp_path / "former").rename(address)
+    assert not reader.refresh() and reader.thumbnail(22) == b"jpeg-22"
+
+
+def test_a_copy_that_was_only_continued_is_the_same_index(tmp_path: Path) -> None:
+    address, other = tmp_path / "index", tmp_path / "other"
+    filled(address, 20).close()
+    shutil.copytree(address, other)
+    with open_index(other, write=True) as writer:
+        writer.add(photos(5, first=20), units(5, 1))
+    with open_index(address) as reader:
+        assert len(reader.columns()) == 20
+        address.rename(tmp_path / "former")
+        other.rename(address)
+        assert reader.refresh() and len(reader.columns()) == 25
+
+
 def test_searches_continue_while_new_photos_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, go_on = threading.Event(), threading.Event()
 

@@ -224,9 +224,9 @@ def _angle(parts: Sequence[float], reference: str, letters: str) -> float:
     contradicts it: -33° north may be north or south.
     """
     letter = reference[:1].upper()
-    parts = parts[:3]
-    if not letter or letter not in letters or not parts or any(map(math.isnan, parts)):
+    if not letter or letter not in letters or not parts or not all(map(math.isfinite, parts)):
         return UNKNOWN
+    parts = parts[:3]
     if any(part < 0 for part in parts) and (letter == letters[0] or any(part > 0 for part in parts)):
         return UNKNOWN
     degrees = sum(abs(part) / 60**power for power, part in enumerate(parts))

@@ -92,6 +92,7 @@ UNREAD = {
     "signed and N": {1: ascii_tag("N"), 2: Tag(SRATIONAL, NEGATIVE)},
     "signs that differ": {2: Tag(SRATIONAL, [(-33, 1), (51, 1), (2448, 100)])},
     "seconds of 0/0": {2: Tag(RATIONAL, [(33, 1), (51, 1), (0, 0)])},
+    "a fourth value of 0/0": {2: Tag(RATIONAL, [*RATIONALS, (0, 0)])},
     "only 0/0": {2: Tag(RATIONAL, [(0, 0)] * 3)},
     "zeros": {2: degrees(0), 4: degrees(0)},
     "beyond the pole": {2: degrees(95)},

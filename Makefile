@@ -71,25 +71,31 @@ ROWS ?= 1000000
 bench-index: $(VENV)/.dev  ## the photo index with ROWS synthetic photos
 	$(BIN)/python -m benchmarks.index --rows $(ROWS)
 
+# `make UV=PATH` installs with uv, which takes a fifth of the time, and with pip where uv fails.
+# install: environment, extras, constraints.
+COMMA := ,
+ARGS_OF_INSTALL = install --quiet --editable '.[$(2)]' --constraint $(3)
+install = $(if $(UV),VIRTUAL_ENV=$(CURDIR)/$(1) $(UV) pip $(ARGS_OF_INSTALL) ||) $(1)/bin/pip $(ARGS_OF_INSTALL)
+
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --editable '.[serve]' --constraint constraints.txt
+	$(call install,$(VENV),serve,constraints.txt)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(call install,$(VENV),dev,constraints.txt)
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --editable '.[dev,cluster,openvino]' --constraint constraints.txt
+	$(call install,$(VENV),dev$(COMMA)cluster$(COMMA)openvino,constraints.txt)
 	@touch $@ $(VENV)/.dev $(VENV)/.demo
 
 .venv-minimum/.installed: pyproject.toml constraints-minimum.txt
 	$(PYTHON) -m venv .venv-minimum
-	.venv-minimum/bin/pip install --quiet --editable '.[dev]' --constraint constraints-minimum.txt
+	$(call install,.venv-minimum,dev,constraints-minimum.txt)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) site .venv-minimum .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) site .venv-minimum .venv-uv .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -179,7 +179,7 @@ def test_each_aggregation(tmp_path: Path, aggregation: str, precision: str) -> N
     ("name", "precision"),
     [
         ("test_resnet", "fp32"),
-        ("test_vit", "fp32"),
+        pytest.param("test_vit", "fp32", marks=pytest.mark.long),
         pytest.param("test_convnext", "fp32", marks=pytest.mark.long),
         pytest.param("test_vit", "fp16", marks=pytest.mark.long),
     ],

@@ -120,7 +120,9 @@ def test_changed_bytes_of_a_photo_are_noticed_when_it_is_read(intact: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [lambda path: flip(path, 100), cut, Path.unlink])
+@pytest.mark.parametrize(
+    "damage", [lambda path: flip(path, 100), pytest.param(cut, marks=pytest.mark.long), Path.unlink]
+)
 def test_a_damaged_search_index_is_not_used(
     intact_approximate: Path, tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:

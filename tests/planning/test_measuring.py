@@ -63,7 +63,7 @@ def test_generated_photos_resemble_street_photos(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dimension", "dtype"), [(64, "float32"), (60, "float16")])
+@pytest.mark.parametrize(("dimension", "dtype"), [(64, "float32"), pytest.param(60, "float16", marks=pytest.mark.long)])
 def test_size_of_the_search_index_of_a_real_index(dimension: int, dtype: str, tmp_path: Path) -> None:
     rows = 12_000
     spec = ModelSpec(model="m", checksum="c", dimension=dimension)

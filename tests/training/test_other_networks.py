@@ -74,7 +74,7 @@ class StoppedError(Exception):
     [
         {"aggregation": "salad", "image_size": 64},  # dropout draws random numbers
         {"backbone": "timm:test_vit", "features_stage": None, "aggregation": "mixvpr", "use_amp16": True},
-        {"compile": True, "aggregation": "gem", "epochs_num": 2},
+        pytest.param({"compile": True, "aggregation": "gem", "epochs_num": 2}, marks=pytest.mark.long),
     ],
 )
 def test_a_stopped_run_resumes_exactly(dataset_folder: Path, tmp_path: Path, changes: dict) -> None:

@@ -165,7 +165,7 @@ def test_every_mode_resumes_exactly(dataset_folder: Path, tmp_path: Path, mode: 
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_network_learns_the_same(dataset_folder: Path, whole_run: Path, tmp_path: Path) -> None:
     train(prepare(settings(dataset_folder, compile=True)), tmp_path)
     ours, plain = (

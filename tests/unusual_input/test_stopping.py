@@ -102,7 +102,7 @@ def wait_until(condition: Callable[[], object], seconds: float) -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_a_second_signal_ends_training_at_once(dataset: Path, number: int) -> None:
     """The shell: the process is ended by the second signal, not by the first; a step takes two minutes here."""
     process = start(SLOW_STEPS.format(seconds=120), "train", *FLAGS, "--dataset_folder", dataset, "--epochs_num", 1)
@@ -119,7 +119,7 @@ def test_a_second_signal_ends_training_at_once(dataset: Path, number: int) -> No
     assert "Resume from" not in err  # the first signal would have printed it
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_a_run_that_was_stopped_continues_as_if_nothing_had_happened(
     dataset: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

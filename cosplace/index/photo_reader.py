@@ -22,7 +22,7 @@ from cosplace.index.lance import OutdatedError
 from cosplace.index.records import Columns, Matches, Photo, spec_from_record
 from cosplace.index.root_folders import RootFolders
 from cosplace.index.snapshot import Snapshot, load_snapshot
-from cosplace.index.store import Store
+from cosplace.index.store import RECORDS, Store
 from cosplace.models.views import PLAIN_VIEWS, PhotoViews
 
 if TYPE_CHECKING:
@@ -262,6 +262,11 @@ class PhotoReader:
     def read_record(self, key: str) -> dict[str, Any] | None:
         """Record stored under a key (letters, digits, - and _); None if there is none."""
         return self._retry_if_outdated(lambda: self._store.read_record(key))
+
+    @property
+    def records_version(self) -> int:
+        """Version of the records that are read; another one after they were changed."""
+        return self._store.versions()[RECORDS]
 
     @property
     def roots(self) -> tuple[str, ...]:

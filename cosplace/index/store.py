@@ -83,8 +83,8 @@ class Store:
                 f"{address} {problem}. Build an index with `cosplace index build DATASET --model MODEL --to {address}`."
             )
         self.files.check()
-        self.files.check_versions(self._versions())
-        self._opened = version_files(address, self._versions())
+        self.files.check_versions(self.versions())
+        self._opened = version_files(address, self.versions())
         self.checked_from = 0
         self._read_checked_from()
 
@@ -164,7 +164,8 @@ class Store:
             return self.copy.descriptors.shape[1]
         return int(self.photos.schema.field("descriptor").type.list_size)
 
-    def _versions(self) -> dict[str, int]:
+    def versions(self) -> dict[str, int]:
+        """Versions of the tables that are read."""
         if self.copy is not None:
             return self.copy.versions
         return {PHOTOS: int(self.photos.version), RECORDS: int(self.records.version)}
@@ -172,7 +173,7 @@ class Store:
     def record_checksums(self, *, again: bool = False) -> None:
         """Record the checksums of new files, after each commit.  again: of all files."""
         with translated_errors(self.address):
-            self.files.record(self._versions(), again=again)
+            self.files.record(self.versions(), again=again)
 
     def lacks_file_checksums(self) -> bool:
         """Whether the checksums of the files were deleted: a writer of this version records them."""
@@ -192,8 +193,8 @@ class Store:
         with translated_errors(self.address):
             self.photos.checkout_latest()
             self.records.checkout_latest()
-        self.files.check_versions(self._versions())
-        self._opened = version_files(self.address, self._versions())
+        self.files.check_versions(self.versions())
+        self._opened = version_files(self.address, self.versions())
         self._read_checked_from()
 
     def check_place(self) -> None:
@@ -452,7 +453,7 @@ class Store:
         with translated_errors(self.address):
             rows = self.records.search().select(["key", "json"]).to_arrow()
         records = dict(zip(rows["key"].to_pylist(), rows["json"].to_pylist(), strict=True))
-        copy = ReaderCopy(versions=self._versions(), columns=columns, descriptors=descriptors, records=records)
+        copy = ReaderCopy(versions=self.versions(), columns=columns, descriptors=descriptors, records=records)
         write_reader_copy(self.address, copy)
         self.record_checksums()
 

@@ -5,6 +5,7 @@
 >>> location.latitude, location.longitude, location.radius_m, location.confidence
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,10 +24,10 @@ from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.index.records import Columns, Matches
 from cosplace.localization.answers import Answer, Guess, Location, Match, Unreadable
+from cosplace.localization.certainty import Certainty
 from cosplace.localization.confidence import RADIUS_SHARE, Calibration, from_record
-from cosplace.localization.fusion import AGREE_M, TEMPERATURE, Fusion, fuse, radius_with_accuracy, share_within
+from cosplace.localization.fusion import Fusion, radius_with_accuracy
 from cosplace.localization.sequences import estimate_track
-from cosplace.localization.signals import compute_signals
 from cosplace.localization.verdicts import GUESS_CONFIDENCE, percent_text
 from cosplace.photos.opening import open_pixels
 from cosplace.photos.paths import path_text
@@ -39,6 +40,8 @@ BATCH_SIZE = 8
 INTERPOLATED = "not recognized; interpolated between the frames before and after"
 MIN_PHOTOS = 100  # with a position: with fewer, the share of correct answers is known to 10 points at best
 MAX_SIZE_CHANGE = 1.5  # factor by which an index may grow or shrink before it needs a new calibration
+
+log = logging.getLogger(__name__)
 
 
 class Localizer:
@@ -56,7 +59,8 @@ class Localizer:
 
     Raises ConfigError for an index without calibration and for a precision out of reach, PhotoIndexError for a model
     that is not the one of the index.
-    `locate_descriptors` may be called from several threads.
+    `locate_descriptors` may be called from several threads.  When the index is read again (`index.refresh()`), so is
+    its calibration.  A new one that is damaged or does not reach `precision` is not used, but the one before.
     """
 
     def __init__(
@@ -84,17 +88,9 @@ class Localizer:
         self.index = index if isinstance(index, PhotoIndex) else open_index(str(index), roots=roots)
         self.device, self.k, self.exact, self.model = device, k, exact, model
         self.trust_remote_code, self.engine = trust_remote_code, engine
-        self.calibration = read_calibration(self.index)
-        if self.calibration is None and not uncalibrated and not answers_uncalibrated(self.index):
-            raise ConfigError(
-                f"The index {self.index.address} has not been calibrated. Run `cosplace index calibrate "
-                f"{self.index.address}`, or use --uncalibrated."
-            )
-        if self.calibration is None and precision is not None:
-            raise ConfigError(f"--precision needs a calibrated index. {_how_to_calibrate(self.index)}")
-        self.min_confidence = MIN_CONFIDENCE if min_confidence is None else min_confidence
-        if self.calibration is not None and precision is not None:
-            self.min_confidence = self.calibration.confidence_threshold(precision)
+        self.precision, self.uncalibrated = precision, uncalibrated
+        self.least_confidence = MIN_CONFIDENCE if min_confidence is None else min_confidence  # without precision
+        self._certainty = self._read_certainty()
         if encoder is not None:
             self.index.check_encoder(encoder)
         self._encoder = encoder
@@ -111,6 +107,44 @@ class Localizer:
                 engine=self.engine,
             )
         return self._encoder
+
+    # --- calibration -------------------------------------------------------------------------------------------------
+
+    def certainty(self) -> Certainty:
+        """The calibration and the threshold for the photos that the index has now."""
+        version = self.index.records_version
+        if version != self._certainty.version:
+            try:
+                self._certainty = self._read_certainty()
+            except ConfigError as error:
+                log.warning("The index has another calibration, and the one before is still used: %s", error)
+                self._certainty = replace(self._certainty, version=version, is_former=True)
+        return self._certainty
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration in use; None for an index without one."""
+        return self.certainty().calibration
+
+    @property
+    def min_confidence(self) -> float:
+        """Answers below are unknown."""
+        return self.certainty().min_confidence
+
+    def _read_certainty(self) -> Certainty:
+        version = self.index.records_version  # first: a change while it is read is found by the next call
+        calibration = read_calibration(self.index)
+        if calibration is None and not self.uncalibrated and not answers_uncalibrated(self.index):
+            raise ConfigError(
+                f"The index {self.index.address} has not been calibrated. Run `cosplace index calibrate "
+                f"{self.index.address}`, or use --uncalibrated."
+            )
+        if calibration is None and self.precision is not None:
+            raise ConfigError(f"--precision needs a calibrated index. {_how_to_calibrate(self.index)}")
+        threshold = self.least_confidence
+        if calibration is not None and self.precision is not None:
+            threshold = calibration.confidence_threshold(self.precision)
+        return Certainty(calibration=calibration, min_confidence=threshold, version=version)
 
     # --- photos ------------------------------------------------------------------------------------------------------
 
@@ -154,8 +188,9 @@ class Localizer:
         if not len(descriptors):
             return []
         matches = self.search(descriptors, where=where)
-        fusion = self.fuse(matches)
-        return self._locations(matches, fusion, self.confidences(matches, fusion), names)
+        certainty = self.certainty()
+        fusion = certainty.fuse(matches)
+        return self._locations(matches, fusion, certainty.confidences(matches, fusion), names, certainty)
 
     def locate_sequence(
         self,
@@ -179,12 +214,13 @@ class Localizer:
         if not len(descriptors):
             return []
         matches = self.search(descriptors, where=where)
-        fusion = self.fuse(matches)
+        certainty = self.certainty()
+        fusion = certainty.fuse(matches)
         track = estimate_track(
             fusion,
             matches.latitudes,
             matches.longitudes,
-            self.confidences(matches, fusion),
+            certainty.confidences(matches, fusion),
             np.asarray(times_s, np.float64),
             max_speed_mps=max_speed_mps,
         )
@@ -198,7 +234,7 @@ class Localizer:
             longitudes=np.where(lost, fusion.longitudes, track.longitudes),
             distances_m=np.where(lost[:, None], fusion.distances_m, distances_m),
         )
-        locations = self._locations(matches, on_track, track.confidences, names)
+        locations = self._locations(matches, on_track, track.confidences, names, certainty)
         return [
             replace(location, reason=INTERPOLATED) if is_interpolated and not location.unknown else location
             for location, is_interpolated in zip(locations, track.interpolated, strict=True)
@@ -210,32 +246,26 @@ class Localizer:
 
     def fuse(self, matches: Matches) -> Fusion:
         """Compute the positions of queries from their matches."""
-        calibration = self.calibration
-        return fuse(
-            matches.similarities,
-            matches.latitudes,
-            matches.longitudes,
-            accuracies_m=matches.accuracies_m,
-            temperature=TEMPERATURE if calibration is None else calibration.temperature,
-            agree_m=AGREE_M if calibration is None else calibration.agree_m,
-        )
+        return self.certainty().fuse(matches)
 
     def confidences(self, matches: Matches, fusion: Fusion) -> np.ndarray:
         """Compute the confidences (Q,) of fused positions."""
-        if self.calibration is None:
-            confidences = (fusion.votes * fusion.agreeing).sum(axis=1)
-        else:
-            confidences = self.calibration.confidences(compute_signals(matches.similarities, fusion))
-        return confidences * share_within(RADIUS_M, fusion.accuracies_m)
+        return self.certainty().confidences(matches, fusion)
 
     def _locations(
-        self, matches: Matches, fusion: Fusion, confidences: np.ndarray, names: Sequence[str]
+        self,
+        matches: Matches,
+        fusion: Fusion,
+        confidences: np.ndarray,
+        names: Sequence[str],
+        certainty: Certainty,
     ) -> list[Location]:
-        radii_m = np.full(len(names), np.nan) if self.calibration is None else self.calibration.radius_m(confidences)
+        calibration = certainty.calibration
+        radii_m = np.full(len(names), np.nan) if calibration is None else calibration.radius_m(confidences)
         radii_m = radius_with_accuracy(radii_m, fusion.accuracies_m, RADIUS_SHARE)
-        unknown = np.isnan(fusion.latitudes) | (confidences < self.min_confidence)
+        unknown = np.isnan(fusion.latitudes) | (confidences < certainty.min_confidence)
         guesses = [
-            self._guess(fusion, row, float(confidences[row]), radii_m) if unknown[row] else None
+            _guess(fusion, row, float(confidences[row]), radii_m, certainty) if unknown[row] else None
             for row in range(len(names))
         ]
         return [
@@ -246,39 +276,39 @@ class Localizer:
                 radius_m=None if unknown[row] else _none_if_nan(radii_m[row]),
                 confidence=float(confidences[row]),
                 unknown=bool(unknown[row]),
-                reason=self._reason(matches, fusion, row, float(confidences[row])),
+                reason=self._reason(matches, fusion, row, float(confidences[row]), certainty),
                 neighbours=_reported_matches(
                     matches, fusion, row, self.k, has_place=not unknown[row] or guesses[row] is not None
                 ),
-                calibrated=self.calibration is not None,
+                calibrated=calibration is not None,
                 guess=guesses[row],
             )
             for row, name in enumerate(names)
         ]
 
-    def _guess(self, fusion: Fusion, row: int, confidence: float, radii_m: np.ndarray) -> Guess | None:
-        if np.isnan(fusion.latitudes[row]) or (self.calibration is not None and confidence < GUESS_CONFIDENCE):
-            return None
-        return Guess(
-            latitude=float(fusion.latitudes[row]),
-            longitude=float(fusion.longitudes[row]),
-            radius_m=_none_if_nan(radii_m[row]),
-        )
-
-    def _reason(self, matches: Matches, fusion: Fusion, row: int, confidence: float) -> str:
+    def _reason(self, matches: Matches, fusion: Fusion, row: int, confidence: float, certainty: Certainty) -> str:
         num_matches = int((matches.ids[row] >= 0).sum())
         if num_matches == 0:
             return "no photo of the index matches the filter" if len(self.index) else "the index is empty"
         if np.isnan(fusion.latitudes[row]):
             return f"none of the {num_matches} most similar photos has a position"
-        if confidence < self.min_confidence:
+        if confidence < certainty.min_confidence:
             accuracy_m = fusion.accuracies_m[row]
             why = f"; the positions of its matches have an error of {accuracy_m:.0f} m" if accuracy_m > RADIUS_M else ""
-            mark = " (uncalibrated)" if self.calibration is None else ""
-            return (
-                f"confidence {percent_text(confidence)}{mark}, the threshold is {100 * self.min_confidence:.4g}%{why}"
-            )
-        return f"uncalibrated: {percent_text(confidence)} of the votes agree" if self.calibration is None else ""
+            mark = " (uncalibrated)" if certainty.calibration is None else ""
+            threshold = f"{100 * certainty.min_confidence:.4g}%"
+            return f"confidence {percent_text(confidence)}{mark}, the threshold is {threshold}{why}"
+        return f"uncalibrated: {percent_text(confidence)} of the votes agree" if certainty.calibration is None else ""
+
+
+def _guess(fusion: Fusion, row: int, confidence: float, radii_m: np.ndarray, certainty: Certainty) -> Guess | None:
+    if np.isnan(fusion.latitudes[row]) or (certainty.calibration is not None and confidence < GUESS_CONFIDENCE):
+        return None
+    return Guess(
+        latitude=float(fusion.latitudes[row]),
+        longitude=float(fusion.longitudes[row]),
+        radius_m=_none_if_nan(radii_m[row]),
+    )
 
 
 def _photo_name(photo: Any) -> str:

@@ -109,7 +109,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None, wor
     add_matching_route(app, served, reader)
     add_conversion_route(app, served, reader)
     _add_status_routes(app, queue, served, metrics, samples, worker=worker)
-    _add_page_routes(app, localizer)
+    _add_page_routes(app, served)
     return app
 
 
@@ -256,7 +256,7 @@ def _add_status_routes(
                 "can_write": settings.token is not None,
                 "can_match": can_match(),
                 "can_convert_heic": can_convert(),
-                "calibrated": served.localizer.calibration is not None,
+                "calibrated": served.certainty.calibration is not None,
                 "count": served.num_photos,
                 "last_id": served.last_id,
                 "bounds": served.bounds,
@@ -282,7 +282,7 @@ def _add_status_routes(
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def _add_page_routes(app: FastAPI, localizer: Localizer) -> None:
+def _add_page_routes(app: FastAPI, served: ServedIndex) -> None:
     files, style = read_static_files(), api_style_sheet()
 
     @app.get("/", include_in_schema=False)
@@ -295,9 +295,10 @@ def _add_page_routes(app: FastAPI, localizer: Localizer) -> None:
 
     @app.get("/calibration", include_in_schema=False)
     async def show_calibration() -> Response:
-        if localizer.calibration is None:
+        calibration = served.certainty.calibration
+        if calibration is None:
             raise HTTPException(404, "This index is not calibrated. Run `cosplace index calibrate INDEX`.")
-        return HTMLResponse(public_calibration_page(localizer))
+        return HTMLResponse(public_calibration_page(calibration, served.index))
 
     @app.get("/docs", include_in_schema=False)
     async def show_docs(request: Request) -> Response:

@@ -50,6 +50,7 @@ class ServedIndex:
         self.is_outdated = False  # the index has changed, and reading the changes failed
         self.reading = threading.Lock()  # so that what was read last is what is shown
         self._sequences: Sequences | None = None
+        self.certainty = localizer.certainty()  # for the pages; read with the photos
         self._read_columns()
 
     @property
@@ -105,6 +106,7 @@ class ServedIndex:
         """Read what other processes have written."""
         if self.index.refresh():
             self.is_outdated = True
+        self.certainty = self.localizer.certainty()
         if self.is_outdated:
             self._read_columns()
 
@@ -123,6 +125,14 @@ class ServedIndex:
 
     def problems(self) -> list[str]:
         """Problems that need attention although photos are located; empty if there are none."""
+        problems = self._index_problems()
+        if self.certainty.is_former:
+            problems.append(
+                "The new calibration of the index cannot be used. Answers use the one before. See the server log."
+            )
+        return problems
+
+    def _index_problems(self) -> list[str]:
         interval_s, seconds = self.settings.refresh_s, time.monotonic() - self.checked_at
         if self.failure == ReplacedIndexError.__name__:
             return [
@@ -209,5 +219,6 @@ class ServedIndex:
                 result = change(writable)
             self.is_outdated = True  # also if reading it fails here
             self.index.refresh()
+        self.certainty = self.localizer.certainty()
         self._read_columns()
         return result

@@ -11,7 +11,8 @@ from fastapi import HTTPException, Request, Response
 
 import cosplace
 from cosplace.config.server import NO_TILES
-from cosplace.localization.localizer import Localizer
+from cosplace.index.photo_index import PhotoIndex
+from cosplace.localization.confidence import Calibration
 from cosplace.report.calibration_page import calibration_page
 from cosplace.report.render import render, style_sheet
 from cosplace.server.settings import OFFERED_TILES, ServerSettings, tile_origin
@@ -157,15 +158,11 @@ def _route(method: str, path: str, operation: Mapping[str, Any]) -> Route:
 # --- the page about the confidence -----------------------------------------------------------------------------------
 
 
-def public_calibration_page(localizer: Localizer) -> str:
-    """Return the page about the calibration of an index, without paths of this machine.
-
-    The localizer has a calibration.
-    """
-    assert localizer.calibration is not None
+def public_calibration_page(calibration: Calibration, index: PhotoIndex) -> str:
+    """Return the page about the calibration of an index, without paths of this machine."""
     names = {
         key: Path(str(value)).name if key in ("queries", "unlabeled") else value
-        for key, value in localizer.calibration.about.items()
+        for key, value in calibration.about.items()
     }
-    calibration = replace(localizer.calibration, about=names)
-    return calibration_page(calibration, Path(localizer.index.address).name, style_sheet="docs.css")
+    calibration = replace(calibration, about=names)
+    return calibration_page(calibration, Path(index.address).name, style_sheet="docs.css")

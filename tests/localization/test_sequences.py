@@ -28,7 +28,9 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 class Street:
     """A street of 40 places 10 m apart, and a copy 3 km away that looks the same except for every fifth place."""
 
-    def __init__(self, address: Path, latitude: float = 45.0, longitude: float = 7.0) -> None:
+    def __init__(
+        self, address: Path, latitude: float = 45.0, longitude: float = 7.0, min_confidence: float = 0.0
+    ) -> None:
         rng = np.random.default_rng(0)
         self.vectors = units(rng.standard_normal((40, D)))
         along = 10.0 * np.arange(40)
@@ -41,7 +43,7 @@ class Street:
                 new_photos(np.concatenate([self.latitudes, lat_2]), np.concatenate([self.longitudes, lon_2])),
                 units(np.concatenate([self.vectors, copies])),
             )
-        self.localizer = Localizer(address, uncalibrated=True, min_confidence=0.0)
+        self.localizer = Localizer(address, uncalibrated=True, min_confidence=min_confidence)
 
     def frames(self, seed: int = 1, noise: float = 0.15) -> np.ndarray:
         rng = np.random.default_rng(seed)
@@ -86,8 +88,7 @@ def _positions(answers: list[Location]) -> tuple[np.ndarray, np.ndarray]:
 def test_a_short_gap_is_interpolated_and_a_long_one_stays_unknown(
     tmp_path, num_hidden: int, seconds: float, is_filled: bool
 ) -> None:
-    street = Street(tmp_path / "index")
-    street.localizer.min_confidence = 0.5
+    street = Street(tmp_path / "index", min_confidence=0.5)
     frames = street.frames()
     frames[10 : 10 + num_hidden] = units(np.random.default_rng(3).standard_normal((num_hidden, D)))
     answers = street.localizer.locate_sequence(

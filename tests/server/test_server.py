@@ -98,6 +98,7 @@ class InterceptedLocalizer:
         self.encoder = self
         self.name, self.image_size = localizer.encoder.name, localizer.encoder.image_size
         self.views, self.device = localizer.encoder.views, localizer.encoder.device
+        self.certainty = localizer.certainty
         self.batches: list[int] = []
         self.before_encode = before_encode or (lambda photos: None)
 

@@ -354,7 +354,7 @@ def test_what_was_read_last_is_shown() -> None:
         return columns_at(found, found)
 
     index = SimpleNamespace(columns=columns, refresh=lambda: True)
-    localizer = SimpleNamespace(index=index, encoder=SimpleNamespace(name="model"))
+    localizer = SimpleNamespace(index=index, encoder=SimpleNamespace(name="model"), certainty=lambda: None)
     served = ServedIndex(cast(Localizer, localizer), ServerSettings())
     reading.set()
     with ThreadPoolExecutor(2) as pool:

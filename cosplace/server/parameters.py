@@ -1,7 +1,7 @@
 """Parse parameters of a request: `near`, `bbox`, dates, numbers of a form.  Invalid values raise HTTPException 422."""
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, TypeVar
 
 from fastapi import HTTPException, Query, Request
@@ -31,6 +31,15 @@ async def check_names(request: Request) -> None:  # async: FastAPI would run it 
         if given.count(name) > 1:
             raise HTTPException(
                 422, f"{name} is given {given.count(name)} times. Give each of {', '.join(names)} once."
+            )
+
+
+def check_once(names: Sequence[str]) -> None:
+    """Refuse form fields that occur twice.  names: of all fields that were sent."""
+    for name in names:
+        if names.count(name) > 1:
+            raise HTTPException(
+                422, f"The form field '{one_line(name[:40])}' is given {names.count(name)} times. Send it once."
             )
 
 

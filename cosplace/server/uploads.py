@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from cosplace.server.failures import describe_upload_failure
-from cosplace.server.parameters import check_fields
+from cosplace.server.parameters import check_fields, check_once
 from cosplace.server.settings import ServerSettings
 
 MAX_FIELDS = 16  # form fields besides the files
@@ -73,7 +73,8 @@ class UploadReader:
 
         fields: names of further form fields.
         Raises HTTPException: 400 for a broken or empty body, 413 above a limit, 415 for another content type, 422 for
-        an unknown form field, 429 when too many bytes are being uploaded, 503 or 507 when the server cannot store them.
+        a form field that is unknown or given twice, 429 when too many bytes are being uploaded, 503 or 507 when the
+        server cannot store them.
         """
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         self._check_content_length(request)
@@ -133,13 +134,14 @@ class UploadReader:
             raise HTTPException(status, f"The form cannot be read: {error}") from error
         try:
             files = [part for _, part in parts.multi_items() if isinstance(part, UploadFile)]
-            fields = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
+            given = [(name, value) for name, value in parts.multi_items() if isinstance(value, str)]
             uploads = tuple([Upload(name=safe_name(file.filename), raw=await file.read()) for file in files])
         finally:
             await parts.close()
+        check_once([name for name, _ in given])
         if not uploads:
             raise HTTPException(400, "The form contains no file. Send photos in the field `files`.")
-        return Form(uploads=uploads, fields=fields)
+        return Form(uploads=uploads, fields=dict(given))
 
 
 class _PhotoFormParser(MultiPartParser):

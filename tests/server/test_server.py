@@ -196,6 +196,19 @@ def test_unknown_form_fields_are_refused(localizer, path: str, field: str, words
         assert "cosplace_body_bytes 0.0" in client.get("/metrics").text
 
 
+def test_a_form_field_that_is_given_twice_is_refused(own_folder) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    with client_of(localizer, token=TOKEN) as client:
+        files = [("files", ("a.jpg", good_photo(1, variant=9)))]
+        form = {"latitude": ["45.0", "46.0"], "longitude": "7.0"}
+        refused = client.post("/photos", files=files, data=form, headers=BEARER)
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == "The form field 'latitude' is given 2 times. Send it once."
+        assert client.get("/health").json()["photos"] == 3 * NUM_PLACES
+        accepted = client.post("/photos", files=files, data=form | {"latitude": "45.0"}, headers=BEARER)
+        assert accepted.status_code == 201, accepted.text
+
+
 def test_photos_of_several_requests_share_batches(localizer) -> None:
     gate = threading.Event()
     intercepted = InterceptedLocalizer(localizer, lambda photos: gate.wait(10))

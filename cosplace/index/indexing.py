@@ -16,7 +16,7 @@ from cosplace.errors import ImageError
 from cosplace.geo import ecef_from_lla
 from cosplace.index.keys import content_of
 from cosplace.index.photo_index import PhotoIndex
-from cosplace.index.records import AddResult, NewPhoto
+from cosplace.index.records import AddResult, Columns, NewPhoto
 from cosplace.photos.headings import are_all_zero
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.metadata import (
@@ -24,6 +24,7 @@ from cosplace.photos.metadata import (
     SAME_POSITION_M,
     PhotoMetadata,
     former_photo_key,
+    metadata_from_name,
     photo_key,
     read_metadata,
 )
@@ -35,6 +36,7 @@ from cosplace.progress import Progress, Stopwatch, no_progress
 from cosplace.retrieval.extraction import EQUAL_WITHIN, NETWORK, ExtractionSettings, extract
 
 TASK = "indexing photos"
+SAME_TIME_S = 1e-3  # times that differ by no more are the same: a label has microseconds
 DECODING, WRITING = "decoding", "writing"  # parts of the time, beside NETWORK
 
 log = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ class Indexing:
         return row not in self.changed_labels and self.holds(stored_path(self.photos, row))
 
     def find_changed_labels(self) -> None:
-        """Find the photos that the index has with another position or heading than their label."""
+        """Find the photos that the index has with another position, heading, time or accuracy than their label."""
         if self.photos.labels is None:
             return
         columns = self.index.columns()
@@ -157,6 +159,8 @@ class Indexing:
         is_new = np.isnan(latitudes) != np.isnan(columns.latitudes[indexed])
         is_new |= (moved_m > SAME_POSITION_M) | (turns > SAME_HEADING_DEG)
         is_new |= ~np.isnan(headings) & np.isnan(columns.headings[indexed])
+        for number, (row, place) in enumerate(zip(rows.tolist(), indexed.tolist(), strict=True)):
+            is_new[number] |= _is_other_time_or_accuracy(metadata_from_name(self.photos.label(row)), columns, place)
         self.changed_labels = set(rows[is_new].tolist())
 
     def holds(self, path: str) -> bool:
@@ -219,7 +223,8 @@ class Indexing:
     def _move(self, entries: Sequence[NewPhoto], ids: dict[str, int]) -> None:
         """Update the paths of photos that have moved; of several copies, the first path is kept."""
         moved = self.find_moved(entries, ids)
-        self.index.move(list(moved), list(moved.values()))
+        dated = self.find_dated(entries, ids)
+        self.index.move([*moved, *dated], [*moved.values(), *dated.values()])
         self.num_moved += len(moved)
         self.moved |= moved.keys()
 
@@ -238,6 +243,17 @@ class Indexing:
             if is_elsewhere and (former is None or not (self.holds(former) or _is_copy(former, entry.key))):
                 moved[photo_id] = entry
         return moved
+
+    def find_dated(self, entries: Sequence[NewPhoto], ids: dict[str, int]) -> dict[int, NewPhoto]:
+        """Photos, by id, that are where they were, but whose label has another time or accuracy."""
+        if not self.changed_labels:
+            return {}
+        paths = {stored_path(self.photos, row) for row in self.changed_labels}
+        return {
+            ids[entry.path]: entry
+            for entry in entries
+            if entry.path in paths and entry.path in self.stamps and self.stamps[entry.path][2] == ids[entry.path]
+        }
 
     def count_added(self, entries: Sequence[NewPhoto], result: AddResult) -> dict[str, int]:
         """Count and report new photos that were stored; returns their ids by path."""
@@ -354,6 +370,17 @@ def describe_photos(
 def find_known(index: PhotoIndex, entries: Sequence[NewPhoto]) -> list[int]:
     """Id of each photo that the index has; -1 for the others."""
     return index.find([entry.key for entry in entries], [entry.former_key for entry in entries]).tolist()
+
+
+def _is_other_time_or_accuracy(label: PhotoMetadata, columns: Columns, row: int) -> bool:
+    """Whether a label has another time or position error than a row of the index.
+
+    A time that the label lacks may be from EXIF, but its position error belongs to its position.
+    """
+    if not np.isnan(label.time) and not abs(label.time - columns.times[row]) <= SAME_TIME_S:
+        return True
+    accuracy_m = columns.accuracies_m[row]
+    return label.has_position and not np.isclose(label.accuracy_m, accuracy_m, rtol=1e-5, atol=1e-3, equal_nan=True)
 
 
 def _is_copy(path: str, key: str) -> bool:

@@ -277,7 +277,7 @@ class PhotoIndex(PhotoReader):
             return len(present)
 
     def move(self, ids: Sequence[int] | np.ndarray, photos: Sequence[NewPhoto]) -> None:
-        """Change the path, size and time of photos to those of another file with the same content."""
+        """Change the path, file, time and accuracy of photos to those of another file with the same content."""
         self._check_writable()
         if not len(ids):
             return
@@ -285,7 +285,8 @@ class PhotoIndex(PhotoReader):
             roots, paths = zip(*(self._roots.stored_path(writable(photo.path)) for photo in photos), strict=True)
             columns: dict[str, Sequence] = {"root": roots, "path": paths}
             columns |= {
-                name: [getattr(photo, name) for photo in photos] for name in ("source", "num_bytes", "modified_ns")
+                name: [getattr(photo, name) for photo in photos]
+                for name in ("source", "num_bytes", "modified_ns", "time", "accuracy_m")
             }
             self._store.replace_columns(np.asarray(ids, np.int64), columns)
             self._snapshot = None

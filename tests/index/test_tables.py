@@ -53,6 +53,25 @@ def index(records: list[PhotoRecord], tmp_path: Path, encoder: Encoder) -> Itera
         yield opened
 
 
+def test_a_changed_time_and_accuracy_of_a_table_are_updated(
+    index: PhotoIndex, records: list[PhotoRecord], tmp_path: Path, encoder: Encoder
+) -> None:
+    before = index.columns()
+    changed = [
+        replace(records[0], time=records[0].time + 86_400),
+        replace(records[1], accuracy_m=50.0),
+        replace(records[2], accuracy_m=math.nan),
+        *records[3:],
+    ]
+    folder = write_records(tmp_path / "city", changed, with_files=False)
+    result = add_photos(index, encoder, find_photos(folder))
+    assert (result.num_added, result.num_known, result.num_moved, result.num_replaced) == (0, 8, 0, 0)
+    columns = index.columns()
+    assert columns.ids.tolist() == before.ids.tolist() and columns.names() == before.names()
+    assert columns.times.tolist() == [one.time for one in changed]
+    assert columns.accuracies_m == pytest.approx([one.accuracy_m for one in changed], nan_ok=True)
+
+
 def names(images: ImageList) -> list[str]:
     return [images.name(row) for row in range(len(images))]
 

@@ -182,7 +182,13 @@ def run_add(config: IndexAddConfig) -> None:
                 require_positions(photos, config.photos)
             record_part(index, config.photos, photos.folder, part)
             encoder = _open_encoder(index, config)
-            result = add_photos(index, encoder, photos, **_encoding_options(config, photos.folder, bars))
+            result = add_photos(
+                index,
+                encoder,
+                photos,
+                check_content=config.check_content,
+                **_encoding_options(config, photos.folder, bars),
+            )
             bars.close()
             _print_counts(result)
         _finish(config.index, encoder, bars, calibrate=False)
@@ -208,6 +214,7 @@ def run_sync(config: IndexSyncConfig) -> None:
                 part=config.part,
                 without_positions=config.without_positions,
                 follow_outside=config.follow_outside,
+                check_content=config.check_content,
                 **_encoding_options(config, config.photos.resolve(), bars),
             )
             bars.close()

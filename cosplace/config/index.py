@@ -128,6 +128,11 @@ class IndexAddConfig(Section):
     )  # fmt: skip
     part: str | None = part_setting()
     source: str = setting("", SOURCE_HELP, metavar="LABEL", default_text="their folder")
+    check_content: bool = setting(
+        False,
+        "read all photos, also files whose size and modification time have not changed, for example after "
+        "`exiftool -P`; only photos with another content are encoded again",
+    )
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = without_positions_setting()
     model: str | None = moved_model_setting()

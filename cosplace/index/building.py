@@ -104,6 +104,7 @@ def add_photos(
     source: str = "",
     batch_size: int = 16,
     num_workers: int = 0,
+    check_content: bool = False,
     photos_per_commit: int = PHOTOS_PER_COMMIT,
     progress: Progress = no_progress,
     stored: OnStored | None = None,
@@ -112,7 +113,7 @@ def add_photos(
 
     A photo whose file has changed replaces its earlier version.  A photo that has moved keeps its id and gets its new
     path.  Photos that cannot be opened are left out and reported.  stored: called after each commit; what it reports
-    survives any kill.
+    survives any kill.  check_content: also read files of the same size and modification time as in the index.
     Raises PhotoIndexError for an index of another model, StorageError if the disk is full.
     """
     if photos_per_commit < 1:
@@ -134,6 +135,7 @@ def add_photos(
         extraction=extraction,
         stored=stored,
         stamps=index.stamps(),
+        check_content=check_content,
     )
     new_rows = indexing.find_new_rows()
     num_done = indexing.num_known
@@ -171,10 +173,15 @@ def _read_ahead(
 
 
 def plan_photos(
-    index: PhotoIndex, photos: ImageList, num_workers: int = 0, progress: Progress = no_progress
+    index: PhotoIndex,
+    photos: ImageList,
+    num_workers: int = 0,
+    progress: Progress = no_progress,
+    *,
+    check_content: bool = False,
 ) -> tuple[IndexingResult, frozenset[int]]:
     """What `add_photos` would do, and the ids of photos that have moved; new and changed files are read and decoded."""
-    plan = Indexing(index=index, photos=photos, stamps=index.stamps())
+    plan = Indexing(index=index, photos=photos, stamps=index.stamps(), check_content=check_content)
     new_rows = plan.find_new_rows()
     num_done = plan.num_known
     read: list[tuple[NewPhoto | str, str]] = []  # with an error message for a photo that cannot be decoded

@@ -74,6 +74,7 @@ class Indexing:
     encoder: Encoder | None = None  # None: nothing is added
     extraction: ExtractionSettings | None = None
     source: str = ""
+    check_content: bool = False  # read all files, also those whose size and time are those in the index
     stored: OnStored | None = None
     progress: Progress = no_progress  # of the photos of one commit
     num_added: int = 0
@@ -140,7 +141,9 @@ class Indexing:
 
     def is_unchanged(self, row: int) -> bool:
         """Whether the index has this file, and neither the file nor its label has changed since."""
-        return row not in self.changed_labels and self.holds(stored_path(self.photos, row))
+        if self.check_content or row in self.changed_labels:
+            return False
+        return self.holds(stored_path(self.photos, row))
 
     def find_changed_labels(self) -> None:
         """Find the photos that the index has with another position, heading, time or accuracy than their label."""

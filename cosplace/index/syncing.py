@@ -72,7 +72,7 @@ def sync_folder(
     num_known = len(rows_below(index.columns().paths(), folder))
     result, moved = None, frozenset()
     if photos is not None and dry_run:
-        plan_options = {name: options[name] for name in ("num_workers", "progress") if name in options}
+        plan_options = {name: options[name] for name in ("num_workers", "progress", "check_content") if name in options}
         result, moved = plan_photos(index, photos, **plan_options)
     elif photos is not None:
         assert encoder is not None

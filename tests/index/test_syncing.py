@@ -22,6 +22,8 @@ from cosplace.index.sources import find_photos, require_positions
 from cosplace.index.syncing import sync_folder
 from cosplace.index.verification import verify_index
 from cosplace.models.network import GeoLocalizationNet
+from tests.synthetic_dataset import place_image
+from tests.table_samples import around, write_exif_photo
 
 
 class Colors(nn.Module):
@@ -118,6 +120,31 @@ def test_sync_adds_moves_replaces_and_removes(index: PhotoIndex, library: Path, 
     assert paths_of(index) == sorted([*files_of(library), str(outside)])
     again = sync_folder(index, encoder, library)
     assert again.indexing is not None and (again.indexing.num_added, again.num_removed) == (0, 0)
+
+
+def test_a_change_that_keeps_size_and_time_is_found_by_the_content(tmp_path: Path, encoder: Encoder) -> None:
+    """As `exiftool -P` does when it corrects a position; the other photos are read, but not encoded again."""
+    folder = tmp_path / "photos"
+    records = around(45.0, 7.0, 4, 200)
+    paths = [write_exif_photo(folder / one.path, one, place_image(n, 0, side=16)) for n, one in enumerate(records)]
+    status = paths[0].stat()
+    build_index(folder, encoder, tmp_path / "index")
+    write_exif_photo(paths[0], replace(records[0], latitude=45.5), place_image(0, 0, side=16))
+    assert paths[0].stat().st_size == status.st_size
+    os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    with open_index(tmp_path / "index", write=True) as index:
+        before = index.columns().ids
+        unnoticed = sync_folder(index, encoder, folder).indexing
+        assert unnoticed is not None and unnoticed.num_known == 4
+        planned = sync_folder(index, None, folder, dry_run=True, check_content=True)
+        done = sync_folder(index, encoder, folder, check_content=True)
+        for result in (planned, done):
+            counts = result.indexing
+            assert counts is not None and result.num_removed == 0
+            assert (counts.num_added, counts.num_known, counts.num_replaced, counts.num_copies) == (1, 3, 1, 0)
+        columns = index.columns()
+        assert set(before[1:]) < set(columns.ids) and len(index) == 4
+        assert columns.latitudes[columns.names().index(records[0].path)] == pytest.approx(45.5, abs=1e-6)
 
 
 def test_a_dry_run_counts_what_the_real_run_counts(index: PhotoIndex, library: Path, encoder: Encoder) -> None:

@@ -29,8 +29,9 @@ from cosplace.geo import ecef_from_lla
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
 from cosplace.localization.leave_one_out import BLOCK_ROWS, squared_distances
-from cosplace.models.training_card import MIN_UNSEEN, TrainingCard, ValidationMatches, read_training_card
+from cosplace.models.training_card import MIN_UNSEEN, USUAL_SIZE, TrainingCard, ValidationMatches, read_training_card
 from cosplace.models.views import how_described
+from cosplace.photos.opening import NUM_MEASURED, typical_side
 from cosplace.photos.paths import path_from_text, printable
 from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
 from cosplace.retrieval.recall import RADIUS_M
@@ -39,6 +40,7 @@ SECONDS_PER_YEAR = 365 * 86_400
 MAX_REVISITED = 500  # photos for which other photos within 25 m are searched for
 MIN_KNOWN_TIMES = 0.5  # share of photos that must have a capture time
 LIKE_ONE_CAPTURE = 0.5  # share of new photos that are expected to be like those of an index of one capture
+MAX_SIZE_RATIO = 1.25  # between the usual sizes of photos that keep theirs, to be compared with each other
 MAX_LIKE_INDEX = 0.95  # larger shares count as 1
 
 log = logging.getLogger(__name__)
@@ -188,6 +190,13 @@ def _difference(index: PhotoIndex, matches: ValidationMatches) -> str:
     """How the photos of a model card were described, where the index does it in another way; "" for an unknown way."""
     here = how_described(index.spec.image_size, index.spec.views)
     there = here if matches.described is None else matches.described
+    usual = there.get(USUAL_SIZE)
+    if isinstance(usual, int) and usual > 0 and index.spec.image_size is None:
+        columns = index.columns()
+        some = np.unique(np.linspace(0, len(columns) - 1, NUM_MEASURED).astype(np.int64))
+        size = typical_side([path_from_text(path) for path in columns.paths(some)])
+        if size is not None and not usual / MAX_SIZE_RATIO <= size <= usual * MAX_SIZE_RATIO:
+            here, there = {"photos of": f"{size} pixels"} | here, {"photos of": f"{usual} pixels"} | dict(there)
     return one_line(
         "; ".join(
             f"{name} {_text(there.get(name))} instead of {_text(value)}"

@@ -22,6 +22,7 @@ from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha
 from cosplace.photos.viewpoints import ViewpointDigest, decompress, digest_from_text, digest_text
 
 TRAINING_PHOTOS, VALIDATION_MATCHES = "training_photos", "validation_matches"
+USUAL_SIZE = "usual_size"  # shorter side, in pixels, of validation photos that keep their size
 MAX_QUERIES, MAX_MATCHES = 500, 50
 MIN_UNSEEN = 200  # photos of an index, other than training photos, that suffice for its calibration
 SIMILARITY, OFFSET = np.dtype("<f2"), np.dtype("<f4")
@@ -34,7 +35,7 @@ class ValidationMatches:
     similarities: np.ndarray  # (Q, K) float32, cosine, best first
     east_m: np.ndarray  # (Q, K) float32, from the query to the match
     north_m: np.ndarray  # (Q, K) float32
-    # Size and views of the photos, as of `how_described`; None in cards of earlier versions
+    # Size and views of the photos, as of `how_described`, and USUAL_SIZE; None in cards of earlier versions
     described: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and scanning does not need i
     from PIL import Image
 
 MAX_PIXELS = 200_000_000  # larger photos are refused before they are decoded
+NUM_MEASURED = 15  # photos that are opened to find out the usual size
 MAX_PILLOW_PIXELS = 178_900_000  # of what Pillow opens: it refuses more, as if the photo were damaged
 MAX_FILE_BYTES = 500_000_000
 START_BYTES = 1 << 17  # of a JPEG, with its size and orientation, unless its metadata are large
@@ -67,6 +68,17 @@ def open_image(path: str | Path) -> "torch.Tensor":
     FORMATS, or larger than MAX_PIXELS (checked before decoding).
     """
     return decode_image(read_file(path), path)
+
+
+def typical_side(paths: Sequence[Path]) -> int | None:
+    """Median of the shorter sides, in pixels, of a few of some photos; None if none of them can be read."""
+    sides = []
+    for number in np.unique(np.linspace(0, len(paths) - 1, min(NUM_MEASURED, len(paths))).astype(np.int64)):
+        try:
+            sides.append(min(open_image(paths[number]).shape[-2:]))
+        except (ImageError, OSError):
+            continue
+    return int(np.median(sides)) if sides else None
 
 
 def decode_image(raw: bytes, name: str | Path) -> "torch.Tensor":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from cosplace.models.opening import weights_path
 from cosplace.models.training_card import (
     MAX_MATCHES,
     MAX_QUERIES,
+    USUAL_SIZE,
     TrainingCard,
     ValidationMatches,
     card_entries,
@@ -24,6 +26,7 @@ from cosplace.models.training_card import (
 )
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.photos.names import optional_fields, zones_of
+from cosplace.photos.opening import typical_side
 from cosplace.photos.viewpoints import (
     UNSEEN,
     ViewpointDigest,
@@ -132,8 +135,18 @@ def validation_matches(
         similarities=1 - validation.squared_distances[rows, :MAX_MATCHES] / 2,
         east_m=east_m,
         north_m=north_m,
-        described={"image_size": validation.image_size, **validation.views} if validation.views else None,
+        described=_described(validation, dataset.queries, rows),
     )
+
+
+def _described(validation: Evaluation, queries: ImageList, rows: np.ndarray) -> dict[str, Any] | None:
+    """Size and views of the validation photos; of photos that keep their size, also the usual one."""
+    if not validation.views:
+        return None
+    described = {"image_size": validation.image_size, **validation.views}
+    if validation.image_size is None:
+        described[USUAL_SIZE] = typical_side([queries.folder / queries.name(row) for row in rows.tolist()])
+    return described
 
 
 def _east_north(origins: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

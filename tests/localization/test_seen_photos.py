@@ -70,12 +70,20 @@ def validation(num_places: int = 250) -> ValidationMatches:
             how_described(320),
             "image_size 320 instead of none; query_policy short_side instead of native; query_size 320",
         ),
+        (how_described(None) | {"usual_size": 512}, "photos of 512 pixels instead of 128 pixels)"),
+        (how_described(None) | {"usual_size": 140}, ""),
+        (how_described(None) | {"usual_size": None}, ""),
         (how_described(None, PhotoViews(flip=True, scales=(0.7, 1.0))), "scales 0.7 1.0 instead of 1.0; flip True"),
     ],
 )
 def test_validation_photos_that_were_described_in_another_way_are_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, described: dict[str, Any] | None, difference: str
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    described: dict[str, Any] | None,
+    difference: str,
 ) -> None:
+    monkeypatch.setattr("cosplace.photos.opening.open_image", lambda _: np.zeros((3, 128, 200)))
     matches = replace(validation(), described=described)
     address = trained_index(tmp_path, make_world(100, seed=1), matches=matches)
     with open_index(address) as index, caplog.at_level(logging.WARNING):

@@ -1,10 +1,12 @@
 """The card of the best model: training photos and validation matches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cosplace.geo import destination, ecef_from_lla
 from cosplace.models.training_card import TrainingCard, card_entries, read_training_card
@@ -86,6 +88,12 @@ def test_matches_of_the_validation(tmp_path: Path) -> None:
     assert found.similarities == pytest.approx(np.take_along_axis(similarities, best, 1), abs=1e-5)
     offsets_m = dataset.database_positions[best] - dataset.query_positions[kept][:, None]
     assert found.east_m == pytest.approx(offsets_m[..., 0]) and found.north_m == pytest.approx(offsets_m[..., 1])
+    native = replace(evaluation, image_size=None, views={"flip": False})
+    described = validation_matches(photos, native, dataset)
+    assert described is not None and described.described is not None
+    with Image.open(dataset.queries.path(kept[0])) as photo:
+        side = min(photo.size)
+    assert described.described == {"image_size": None, "flip": False, "usual_size": side}
     assert validation_matches(digest_of([viewpoints_of_names(dataset.queries)]), evaluation, dataset) is None
 
 

@@ -11,7 +11,7 @@ removes some.
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,6 +144,21 @@ def damaged_shards(files: StoreFiles, meta: StoreMeta, sizes: dict[str, int], nu
     with ThreadPoolExecutor(NUM_READERS) as pool:
         found = dict(zip(map(shard_name, numbers), pool.map(problem_of, numbers), strict=True))
     return {name: problem for name, problem in found.items() if problem}
+
+
+def recorded_photos(
+    files: StoreFiles, meta: StoreMeta, sizes: dict[str, int], numbers: Sequence[int]
+) -> dict[int, Mapping[str, str]]:
+    """Checksums of the photos of some shards, see `ShardFile`; without the shards that cannot be opened."""
+
+    def read(number: int) -> Mapping[str, str]:
+        try:
+            return open_shard_file(files, number, meta, sizes[shard_name(number)]).photos
+        except DatasetError:
+            return {}
+
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return {number: photos for number, photos in zip(numbers, pool.map(read, numbers), strict=True) if photos}
 
 
 # --- state -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from cosplace.photos.loading import choose_loader, load_ahead
 from cosplace.photos.opening import open_image
 from cosplace.photos.resizing import batch_size_for, resize_shorter_side
 from cosplace.progress import Progress, Stopwatch, no_progress
+from cosplace.retrieval.photo_changes import photo_files
 from cosplace.retrieval.shards import (
     SHARD_ROWS,
     Descriptors,
@@ -200,12 +201,14 @@ def _extract_to_folder(run: ExtractionRun, folder: Path) -> tuple[DescriptorShar
     settings = run.settings
     meta = extraction_meta(run.images, settings, run.engine.checksum, int8_text(run.engine))
     remove_unfinished(folder)
-    finished, dimension = find_finished_shards(folder, meta, complete=not settings.skip_unreadable)
+    photos = [photo_files(run.images, meta.shard(number)) for number in range(meta.num_shards)]
+    finished, dimension = find_finished_shards(folder, meta, photos, complete=not settings.skip_unreadable)
     missing = [meta.shard(number) for number in range(meta.num_shards) if number not in finished]
     num_done = len(run.images) - sum(map(len, missing))
     with closing(extract_shards(run, missing, dimension, num_done)) as extracted:
         for shard, descriptors, failed in extracted:
-            write_shard(folder, shard.start // settings.shard_rows, meta, rows=descriptors, unreadable=failed)
+            number = shard.start // settings.shard_rows
+            write_shard(folder, number, meta, rows=descriptors, unreadable=failed, photos=photos[number])
     return read_shards(folder)
 
 

@@ -5,9 +5,9 @@
             descriptors-00001.npy   ... the last shard is shorter
 
 Each file is written atomically, so a shard that exists is finished.  After the rows, a shard has a trailer: the photos
-that could not be opened, a digest of the settings, and the SHA-256 of all that.  It is in the same file, so that a
-shard and its checksum change in one step; numpy does not read it.  Older folders have no trailers, and an
-unreadable-00001.json for the photos of a shard that could not be opened.
+that could not be opened, checksums of the photos' files, a digest of the settings, and the SHA-256 of all that.  It is
+in the same file, so that a shard and its checksum change in one step; numpy does not read it.  Older folders have no
+trailers, and an unreadable-00001.json for the photos of a shard that could not be opened.
 
 Legend: I images, D descriptor dimension, W values of a row: D, or the words of 64 bits of a binary code.
 Side effects: reads and writes these files.
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from cosplace.errors import DatasetError
+from cosplace.retrieval.photo_changes import PhotoFiles, have_changed
 from cosplace.retrieval.store_files import StoreFiles, open_files
 
 SHARD_ROWS = 65_536
@@ -235,16 +236,24 @@ class ShardFile:
     shape: tuple[int, int]
     unreadable: tuple[UnreadableImage, ...]
     checksum: bytes  # SHA-256 of all bytes before it; empty in older folders
+    photos: Mapping[str, str] = field(default_factory=dict)  # checksums, see `PhotoFiles`; none in older folders
 
 
 def write_shard_file(
-    files: StoreFiles, number: int, meta: StoreMeta, *, rows: np.ndarray, unreadable: Sequence[UnreadableImage]
+    files: StoreFiles,
+    number: int,
+    meta: StoreMeta,
+    *,
+    rows: np.ndarray,
+    unreadable: Sequence[UnreadableImage],
+    photos: PhotoFiles | None = None,
 ) -> None:
     """Write one shard (n, W) with its trailer."""
     assert rows.shape == meta.shape(number) and rows.dtype == meta.array_type
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
-    record = {"extraction": meta.digest, "unreadable": [asdict(entry) for entry in unreadable]}
+    record: dict[str, Any] = {"extraction": meta.digest, "unreadable": [asdict(entry) for entry in unreadable]}
+    record |= {"photos": photos._asdict()} if photos else {}
     text = json.dumps(record).encode()
     content = np.ascontiguousarray(rows)
     parts: list[bytes | memoryview] = [header.getvalue(), content.view(np.uint8).reshape(-1).data, text]
@@ -278,8 +287,9 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
             if record["extraction"] == meta.digest:
                 unreadable = tuple(UnreadableImage(**entry) for entry in record["unreadable"])
                 return ShardFile(
-                    name=name, first_byte=first_byte, shape=shape, unreadable=unreadable, checksum=checksum
-                )
+                    name=name, first_byte=first_byte, shape=shape, unreadable=unreadable, checksum=checksum,
+                    photos=dict(record.get("photos", {})),
+                )  # fmt: skip
             problem = "is of another extraction"
     except (ValueError, EOFError, KeyError, TypeError, FileNotFoundError):
         problem = "is truncated"
@@ -346,9 +356,12 @@ def read_shards(folder: str | Path) -> tuple[DescriptorShards, list[UnreadableIm
     return DescriptorShards(shards), unreadable
 
 
-def find_finished_shards(folder: Path, meta: ShardsMeta, *, complete: bool) -> tuple[frozenset[int], int | None]:
+def find_finished_shards(
+    folder: Path, meta: ShardsMeta, photos: Sequence[PhotoFiles], *, complete: bool
+) -> tuple[frozenset[int], int | None]:
     """Find the numbers of the shards that are finished, and their dimension D (None if there are none).
 
+    photos: of each shard; those whose photos have changed are left out.
     complete: leave out shards with photos that could not be opened, as these may have been replaced since.
     Raises DatasetError when the folder has descriptors of another extraction than `meta`.
     """
@@ -358,7 +371,7 @@ def find_finished_shards(folder: Path, meta: ShardsMeta, *, complete: bool) -> t
         return frozenset(), None
     before = require_meta(files)
     check_same_extraction(files, before.extraction, meta)
-    finished = set()
+    finished, num_changed = set(), 0
     for number in range(meta.num_shards):
         if shard_name(number) not in sizes:
             continue
@@ -367,20 +380,35 @@ def find_finished_shards(folder: Path, meta: ShardsMeta, *, complete: bool) -> t
         except DatasetError as error:
             log.warning("%s Extracting it again.", error)
             continue
-        if not (complete and shard.unreadable):
+        if complete and shard.unreadable:
+            continue
+        if have_changed(shard.photos, photos[number]):
+            num_changed += 1
+        else:
             finished.add(number)
+    if num_changed:
+        log.warning(
+            "%s has descriptors of photos whose files have changed or were copied since (%d of %d shards). "
+            "Extracting them again.", files.address, num_changed, meta.num_shards,
+        )  # fmt: skip
     return frozenset(finished), before.dimension
 
 
 def write_shard(
-    folder: Path, number: int, meta: ShardsMeta, *, rows: np.ndarray, unreadable: Sequence[UnreadableImage]
+    folder: Path,
+    number: int,
+    meta: ShardsMeta,
+    *,
+    rows: np.ndarray,
+    unreadable: Sequence[UnreadableImage],
+    photos: PhotoFiles,
 ) -> None:
     """Write one shard (n, D) of descriptors, and meta.json before the first one."""
     files = open_files(folder)
     stored = StoreMeta(extraction=meta, dimension=rows.shape[1])
     if not (Path(folder) / META).exists():
         files.create(META, stored.text().encode())
-    write_shard_file(files, number, stored, rows=rows, unreadable=unreadable)
+    write_shard_file(files, number, stored, rows=rows, unreadable=unreadable, photos=photos)
     files.remove(UNREADABLE.format(f"{number:05}"))  # of an older folder: the trailer replaces it
 
 

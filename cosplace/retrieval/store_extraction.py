@@ -25,7 +25,7 @@ from cosplace.errors import DatasetError, ImageError
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.progress import Progress, format_count, no_progress
 from cosplace.ranks import ALONE, Ranks
-from cosplace.retrieval.descriptor_store import damaged_shards, finished_shards
+from cosplace.retrieval.descriptor_store import damaged_shards, finished_shards, recorded_photos
 from cosplace.retrieval.extraction import (
     TASK,
     ExtractionRun,
@@ -36,6 +36,7 @@ from cosplace.retrieval.extraction import (
     running_engine,
     sample_file_sizes,
 )
+from cosplace.retrieval.photo_changes import PhotoFiles, have_changed, photo_files
 from cosplace.retrieval.shard_claims import PHOTOS_CLAIM, RENEW_S, STALE_S, ShardClaims, claim_name
 from cosplace.retrieval.shards import (
     META,
@@ -159,6 +160,7 @@ class _Worker:
         order = [*range(first, num_shards), *range(first)]  # at the end, a rank helps the others
         allowed = None if only is None else frozenset(only)
         self.order = [number for number in order if allowed is None or number in allowed]
+        self.photos: dict[int, PhotoFiles] = {}  # of the shards that this worker has begun
         self.num_done = 0  # photos of finished shards of this worker
         self.num_finished = 0  # photos of finished shards of all workers, when they were last counted
         self.done_at_count = 0  # photos of this worker at that time
@@ -167,6 +169,7 @@ class _Worker:
     def work(self, wait: bool) -> None:
         """Compute shards until all are finished."""
         self._remove_damaged()
+        self._remove_changed()
         while True:
             self._write_photos_once()
             # The shards of a worker: an iterator, as the next one is claimed when loading of its photos begins.
@@ -190,9 +193,35 @@ class _Worker:
             log.warning("%s Extracting it again.", problem)
             self.files.remove(name)
 
+    def _remove_changed(self) -> None:
+        """Remove finished shards whose photos have changed; says so if their files may be copies."""
+        sizes = self.files.sizes()
+        numbers = [number for number in sorted(self.order) if shard_name(number) in sizes]
+        num_changed = num_copied = 0
+        for number, before in recorded_photos(self.files, self.meta, sizes, numbers).items():
+            now = photo_files(self.run.images, self.extraction.shard(number))
+            if have_changed(before, now, may_be_copies=True):
+                self.files.remove(shard_name(number))
+                num_changed += 1
+            else:
+                num_copied += have_changed(before, now)
+        if num_changed:
+            log.warning(
+                "%s has descriptors of photos whose files have changed since (%d of %d shards). Extracting them again.",
+                self.files.address, num_changed, self.extraction.num_shards,
+            )  # fmt: skip
+        if num_copied:
+            log.warning(
+                "%s has descriptors of photos with other times of change (%d of %d shards). They count as copies, as "
+                "their sizes and the contents of some agree. Use another store if photos have changed.",
+                self.files.address, num_copied, self.extraction.num_shards,
+            )  # fmt: skip
+
     def _claimed(self) -> Iterator[range]:
         while (number := self._claim_next()) is not None:
-            yield self.extraction.shard(number)
+            shard = self.extraction.shard(number)
+            self.photos[number] = photo_files(self.run.images, shard)
+            yield shard
 
     def _claim_next(self) -> int | None:
         """Claim a shard that nobody computes, or else one whose worker has ended; None if there is none."""
@@ -231,7 +260,10 @@ class _Worker:
         if stored.digest != self.meta.digest:  # on object storage, workers that begin together may both write it
             check_same_extraction(self.files, stored.extraction, self.extraction)
             self.meta = stored
-        write_shard_file(self.files, number, self.meta, rows=stored_rows(rows, self.meta), unreadable=failed)
+        write_shard_file(
+            self.files, number, self.meta, rows=stored_rows(rows, self.meta), unreadable=failed,
+            photos=self.photos.pop(number),
+        )  # fmt: skip
         self.num_done += len(shard)
         self.claims.release(claim_name(number))
 

@@ -303,6 +303,19 @@ def test_photos_may_move(images: ImageList, tmp_path: Path) -> None:
     assert model.batches == []
 
 
+def test_photos_with_changed_files_are_extracted_again(images: ImageList, tmp_path: Path, caplog) -> None:
+    extract(TinyNet(), images, to=tmp_path / "to", shard_rows=2)
+    small, *_, large = sorted(map(images.path, range(7)), key=lambda path: path.stat().st_size)
+    status = large.stat()
+    large.write_bytes(small.read_bytes().ljust(status.st_size, b"\0"))  # of the same size
+    os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    model = TinyNet()
+    found = extract(model, images, to=tmp_path / "to", shard_rows=2)
+    assert sum(batch[0] for batch in model.batches) <= 2  # one shard
+    assert "(1 of 4 shards). Extracting them again." in caplog.text
+    np.testing.assert_allclose(found.descriptors[:], extract(TinyNet(), images).descriptors, atol=1e-6)
+
+
 # --- photos that cannot be opened ------------------------------------------------------------------------------------
 
 

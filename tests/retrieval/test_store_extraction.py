@@ -383,6 +383,19 @@ def test_photos_that_are_all_gone_are_no_damaged_photos(images: ImageList, tmp_p
     assert store_state(tmp_path / "store").unreadable == ()
 
 
+def test_changed_photos_are_extracted_again_but_not_their_copies(images: ImageList, tmp_path: Path, caplog) -> None:
+    run(images, tmp_path / "store")
+    for row in range(NUM_PHOTOS):
+        os.utime(images.path(row), (10**9, 10**9))  # as by `cp -r`
+    assert run(images, tmp_path / "store") == 0
+    assert "other times of change (5 of 5 shards)" in caplog.text
+    path = images.path(5)
+    content = path.read_bytes()
+    path.write_bytes(content[:-40] + bytes(40))  # of the same size
+    assert run(images, tmp_path / "store") == 4
+    assert "files have changed since (1 of 5 shards)" in caplog.text
+
+
 # --- folders that cannot be written ----------------------------------------------------------------------------------
 
 

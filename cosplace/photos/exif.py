@@ -26,7 +26,8 @@ LATITUDE_REF, LATITUDE, LONGITUDE_REF, LONGITUDE, GPS_TIME = 1, 2, 3, 4, 7
 HEADING_REF, HEADING, GPS_DATE, POSITION_ERROR = 16, 17, 29, 31
 DATE_TAGS = ((0x9003, 0x9011, 0x9291), (0x9004, 0x9012, 0x9292), (0x0132, 0x9010, 0x9290))
 """Tags of a date, its offset from UTC and its fraction of a second: when taken, digitized, changed."""
-OFFSET_TAGS = (0x9011, 0x9012, 0x9010)
+OFFSET_TAGS = (0x9011, 0x9012)
+CHANGED = 0x0132
 DATE_PATTERN = re.compile(
     r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)[T ]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?\s*(Z|UTC|[+-]\d\d?(?::?\d\d)?)?",
     re.IGNORECASE,
@@ -319,8 +320,12 @@ def _gps_time(gps: Directory) -> float:
 
 def _camera_time(taken: Directory, image: Directory) -> tuple[float, bool]:
     tags = {**image, **taken}
-    # A camera has one clock, so an offset given for another of its dates applies, too.
+    # A camera has one clock, so an offset given for another of its dates applies, too; but not that of a later change,
+    # which may have been made on a computer in another time zone.
     offsets = [_offset_s(text_of(tags.get(tag))) for tag in OFFSET_TAGS]
+    changed = text_of(tags.get(CHANGED))
+    if not changed or changed in [text_of(tags.get(tag)) for tag, *_ in DATE_TAGS if tag != CHANGED]:
+        offsets.append(_offset_s(text_of(tags.get(0x9010))))
     for date_tag, offset_tag, fraction_tag in DATE_TAGS:
         offset_s = next((one for one in (_offset_s(text_of(tags.get(offset_tag))), *offsets) if one is not None), None)
         time, is_local = time_of_date(text_of(tags.get(date_tag)), offset_s, text_of(tags.get(fraction_tag)))

@@ -317,6 +317,8 @@ DATES = {
     "date of the change": ({0x9003: "0000:00:00 00:00:00", 0x0132: NOON}, 0.0),
     "own offset": ({0x9003: NOON, 0x9010: "+09:00", 0x9011: "+02:00", 0x9012: "+08:00"}, -7200.0),
     "offset of the change": ({0x9003: NOON, 0x9010: "+02:00"}, -7200.0),
+    "offset of a change at once": ({0x9003: NOON, 0x0132: NOON, 0x9010: "+02:00"}, -7200.0),
+    "offset of a later change": ({0x9003: NOON, 0x0132: "2020:06:02 08:00:00", 0x9010: "+09:00"}, 0.0),
     "offset of digitizing": ({0x9003: NOON, 0x9012: "-05:30"}, 19_800.0),
     "digitized, with its offset": ({0x9004: NOON, 0x9011: "+02:00", 0x9012: "-05:00"}, 18_000.0),
     "offset without colon": ({0x9003: NOON, 0x9011: "+0200"}, -7200.0),

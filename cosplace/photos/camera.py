@@ -12,6 +12,7 @@ from typing import Any
 
 from cosplace.geo import wrap_heading
 from cosplace.photos.exif import UNKNOWN, PhotoTags, number_of, text_of
+from cosplace.photos.panoramas import is_of_another_image
 from cosplace.photos.xmp import CAMERA_NAMESPACE, DJI_NAMESPACE, EXIF_NAMESPACE, GPANO_NAMESPACE, contains, read_xmp
 
 ALTITUDE_REF, ALTITUDE, MAKE, MODEL, FOCAL_LENGTH_35MM = 5, 6, 0x010F, 0x0110, 0xA405
@@ -47,7 +48,9 @@ def camera_facts(tags: PhotoTags, width: int, height: int) -> CameraFacts:
         facts |= {name: value for name, value in values.items() if _is_known(value)}
     for packet in tags.packets:
         if any(contains(packet, word) for word in (GPANO_NAMESPACE, DJI_NAMESPACE, CAMERA_NAMESPACE, "GPSAltitude")):
-            found = {name: value for name, value in _xmp_facts(read_xmp(packet)).items() if _is_known(value)}
+            found = {
+                name: value for name, value in _xmp_facts(read_xmp(packet), width, height).items() if _is_known(value)
+            }
             if "projection" in found:
                 facts.pop("field_of_view", None)  # that of the lens, not of the panorama
             facts = found | facts
@@ -88,8 +91,8 @@ def _camera(make: str, model: str) -> str:
 # --- XMP -------------------------------------------------------------------------------------------------------------
 
 
-def _xmp_facts(properties: Mapping[str, str]) -> dict[str, Any]:
-    """Facts of one packet, also unknown ones."""
+def _xmp_facts(properties: Mapping[str, str], width: int, height: int) -> dict[str, Any]:
+    """Facts of one packet, also unknown ones.  Those of a panorama that the photo was cut from later are not used."""
 
     def number(namespace: str, name: str) -> float:
         return number_of(properties.get(f"{{{namespace}}}{name}", ""))
@@ -98,7 +101,7 @@ def _xmp_facts(properties: Mapping[str, str]) -> dict[str, Any]:
         return next((value for value in values if abs(value) <= limit), UNKNOWN)
 
     projection = properties.get(f"{{{GPANO_NAMESPACE}}}ProjectionType", "").lower()
-    is_panorama = projection == EQUIRECTANGULAR
+    is_panorama = projection == EQUIRECTANGULAR and not is_of_another_image(width, height, properties)
     altitude_m = _altitude_m(number(EXIF_NAMESPACE, "GPSAltitude"), number(EXIF_NAMESPACE, "GPSAltitudeRef"))
     if math.isnan(altitude_m):
         altitude_m = _altitude_m(number(DJI_NAMESPACE, "AbsoluteAltitude"), UNKNOWN)

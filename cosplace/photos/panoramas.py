@@ -29,6 +29,7 @@ MAX_ASPECT_ERROR = 0.002  # of 2:1; a few pixels of rounding
 HALF_PIXEL = 0.5
 PITCH_STEP, MAX_FITTED_PITCH = 0.05, 60.0  # degrees
 BLENDING_ROUND = 0.5
+MAX_SHAPE_ERROR = 0.02  # of width / height, from that which the properties of an image state
 VIEW_COLUMNS = 512  # of a strip of STRIP_SIZE: the views of SF-XL and EigenPlaces, 55.4 degrees
 FULL_ROWS = 1664  # of the panoramas that the strips are cut from
 
@@ -131,6 +132,14 @@ def gpano_tilt(properties: Mapping[str, str]) -> float:
     return max(abs(angle) if abs(angle) <= 180 else 0.0 for angle in angles)
 
 
+def is_of_another_image(width: int, height: int, properties: Mapping[str, str]) -> bool:
+    """Whether GPano states the size of an image of another shape: a part was cut out later, with its properties."""
+    part_width, part_height = (_number(properties, f"CroppedAreaImage{side}Pixels") for side in ("Width", "Height"))
+    return min(width, height, part_width, part_height) > 0 and (
+        abs(width / part_width * part_height / height - 1) > MAX_SHAPE_ERROR
+    )
+
+
 def _gpano_coverage(width: int, height: int, properties: Mapping[str, str]) -> Coverage | None:
     """Of an image that may have been resized after its properties were written; None without valid ones."""
     full_width, full_height, part_width, part_height, left, top = (
@@ -144,7 +153,7 @@ def _gpano_coverage(width: int, height: int, properties: Mapping[str, str]) -> C
         return None
     if not 0 <= top <= full_height - part_height or max(full_width, full_height) > 1e9:
         return None
-    if abs(width / part_width * part_height / height - 1) > 0.02:  # of another image
+    if is_of_another_image(width, height, properties):
         return None
     shift = ((left + part_width / 2) / full_width - 0.5) * 360
     coverage = Coverage(

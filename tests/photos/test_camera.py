@@ -101,6 +101,16 @@ def test_a_part_of_a_panorama(left: int, width: int, full: int, heading: float |
     assert found.field_of_view == field_of_view
 
 
+@pytest.mark.parametrize(("size", "projection"), [((1024, 512), "equirectangular"), ((768, 512), "")])
+def test_a_part_that_was_cut_from_a_panorama_later(size: tuple[int, int], projection: str) -> None:
+    whole = {"GPano:CroppedAreaLeftPixels": "0", "GPano:CroppedAreaImageWidthPixels": "1024",
+             "GPano:CroppedAreaTopPixels": "0", "GPano:CroppedAreaImageHeightPixels": "512",
+             "GPano:FullPanoWidthPixels": "1024", "GPano:FullPanoHeightPixels": "512"}  # fmt: skip
+    found = facts(xmp=PANORAMA | whole, size=size)
+    assert found.projection == projection
+    assert math.isnan(found.heading) == math.isnan(found.field_of_view) == (projection == "")
+
+
 def test_a_drone() -> None:
     xmp = {"drone-dji:GimbalYawDegree": "-90.5", "drone-dji:GimbalPitchDegree": "-45.0",
            "drone-dji:GimbalRollDegree": "+0.00", "drone-dji:AbsoluteAltitude": "+120.5"}  # fmt: skip

@@ -19,12 +19,12 @@ crops           crops of one size from photos of any size
 duplicates      near-duplicates: photos that were resized, encoded again, or taken a moment later
 normalization   ImageNet mean and standard deviation
 exif            position, heading and time in EXIF blocks and XMP packets
-camera          altitude, pitch, roll, field of view, model and projection in EXIF blocks and XMP packets
 metadata        where and when a photo was taken, from its name or its EXIF block
 labels          '@' texts of photos whose position is in a table or in EXIF
 table_lists     the photos of a table, or of a part of it
 scanning        list the photos of a folder
 panoramas       perspective crops of equirectangular panoramas: the geometry
+camera          altitude, pitch, roll, field of view, model and projection in EXIF blocks and XMP packets
 compiled_panoramas  the same crops, compiled by numba
 viewpoints      whether a photo is one of a set of photos, by position, heading and time
 batch_memory    photos decoded into memory that earlier batches used

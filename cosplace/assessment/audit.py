@@ -77,7 +77,7 @@ class JudgedRecalls:
     recalls: Mapping[int, Estimate]  # N -> percent
     counts: Mapping[str, int]  # pairs of this dataset by verdict
     num_contradicted: int  # pairs that one person calls the same and another one different: not used
-    num_unknown: int  # verdicts on queries that the dataset does not have
+    num_unknown: int  # verdicts on queries or photos that the dataset does not have
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -222,7 +222,11 @@ def judged_recalls(
     A pair counts as the same place if at least one person says so, and nobody that it is different.
     """
     opinions: dict[str, dict[str, set[str]]] = {}
+    judged_photos = {one.photo for one in file.verdicts}
+    photos = judged_photos.intersection(map(dataset.database.name, range(len(dataset.database))))
     for one in file.verdicts:
+        if one.photo not in photos:
+            continue
         opinions.setdefault(one.query, {}).setdefault(one.photo, set()).add(one.verdict)
     row_of = {name: row for row in range(len(dataset.queries)) if (name := dataset.queries.name(row)) in opinions}
     hits, counts, num_contradicted = evaluation.hits.copy(), dict.fromkeys(VERDICTS, 0), 0
@@ -241,7 +245,7 @@ def judged_recalls(
         recalls={n: clustered_share(is_found[:, n - 1], clusters) for n in evaluation.recalls},
         counts=counts,
         num_contradicted=num_contradicted,
-        num_unknown=sum(one.query not in row_of for one in file.verdicts),
+        num_unknown=sum(one.query not in row_of or one.photo not in photos for one in file.verdicts),
     )
 
 
@@ -261,4 +265,8 @@ def judged_line(judged: JudgedRecalls) -> str:
     """Both counts and recalls in one line, for the terminal."""
     recalls = ", ".join(f"R@{n}: {one.text()}" for n, one in judged.recalls.items())
     num_pairs = sum(judged.counts.values()) + judged.num_contradicted
-    return f"with verdicts ({judged.counts[SAME]:,} of {num_pairs:,} judged pairs show the same place): {recalls}"
+    same = f"{judged.counts[SAME]:,} of {num_pairs:,} judged pairs show the same place"
+    unknown = (
+        f"; {judged.num_unknown:,} verdicts are on photos that are not in the dataset" if judged.num_unknown else ""
+    )
+    return f"with verdicts ({same}{unknown}): {recalls}"

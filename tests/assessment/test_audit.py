@@ -186,6 +186,7 @@ def test_photos_of_the_same_place_are_additional_positives(dataset: RetrievalDat
         verdict_on(dataset, 7, predicted[7, 0], "different", "Eve"),  # contradicted: not used
         verdict_on(dataset, 0, predicted[0, 0], "different"),  # a labeled positive stays one
         Verdict(query="gone.jpg", photo="d0001.jpg", verdict="same"),
+        Verdict(query=dataset.queries.name(5), photo="renamed.jpg", verdict="same"),
     ]
     clusters = np.arange(len(RANKS))
     judged = judged_recalls(evaluation, dataset, VerdictFile(path=Path("v.csv"), verdicts=verdicts), clusters)
@@ -195,10 +196,13 @@ def test_photos_of_the_same_place_are_additional_positives(dataset: RetrievalDat
     assert (judged.counts, judged.num_contradicted, judged.num_unknown) == (
         {"same": 2, "different": 1, "unsure": 1},
         1,
-        1,
+        2,
     )
     assert evaluation.recalls == {1: 60.0, K: 80.0}  # as labeled
-    assert "2 of 5 judged pairs show the same place): R@1: 70.0 [" in judged_line(judged)
+    assert (
+        "2 of 5 judged pairs show the same place; 2 verdicts are on photos that are not in the dataset): R@1: 70.0 ["
+        in judged_line(judged)
+    )
     record = json.loads(json.dumps(judged_record(judged)))
     assert record["recalls"] == {"1": 70.0, "5": 100.0} and record["intervals"]["1"][0] < 70
 

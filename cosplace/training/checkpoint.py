@@ -100,10 +100,17 @@ class RunState:
 
 
 def save_checkpoint(
-    folder: Path, state: RunState, config: Mapping[str, Any], data_digest: str, *, is_writer: bool = True
+    folder: Path,
+    state: RunState,
+    config: Mapping[str, Any],
+    data_digest: str,
+    *,
+    val_digest: str = "",
+    is_writer: bool = True,
 ) -> None:
     """Write last_checkpoint.pth; the previous one stays until the new one is complete.  Raises StorageError.
 
+    data_digest, val_digest: of the photos to train on, and of the validation set; "" without one.
     is_writer: whether this process writes the file; the others only send their parts of split classifiers.
     """
     classifiers, classifier_optimizers = whole_states(state.classifiers, state.classifier_optimizers)
@@ -113,6 +120,7 @@ def save_checkpoint(
         "format": FORMAT,
         "config": {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
         "data_digest": data_digest,
+        "val_digest": val_digest,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "classifiers": classifiers,

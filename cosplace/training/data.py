@@ -117,6 +117,14 @@ class TrainingData:
                     names.update(name)
         return f"{parts.hexdigest()} {names.hexdigest()}" if self.locations is not None else parts.hexdigest()
 
+    def val_digest(self) -> str:
+        """Checksum of names and positions of the validation set: recalls are comparable if it is equal."""
+        found, val = hashlib.sha256(), self.val
+        for images, positions in ((val.database, val.database_positions), (val.queries, val.query_positions)):
+            found.update(images.text(0, int(images.starts[-1])).tobytes())
+            found.update(positions.tobytes())
+        return found.hexdigest()
+
 
 def open_training_data(config: TrainConfig, progress: Progress = no_progress) -> TrainingData:
     """Scan the three sets and form the groups.

@@ -78,7 +78,10 @@ class Run:
     def checkpoint(self) -> None:
         """Write last_checkpoint.pth.  All processes call it."""
         self.collect_unreadable()
-        save_checkpoint(self.folder, self.state, to_values(self.config), self.data.digest(), is_writer=self.is_main)
+        save_checkpoint(
+            self.folder, self.state, to_values(self.config), self.data.digest(), val_digest=self.data.val_digest(),
+            is_writer=self.is_main,
+        )  # fmt: skip
         self.checkpoint_time = time.monotonic()
 
     def collect_unreadable(self) -> None:

@@ -107,6 +107,12 @@ def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig
             f"{file} was trained on other photos than those in {folders}. Use the same photos, or start a "
             f"new run from its best_model.pth with --resume_model."
         )
+    if content.get("val_digest", "") not in ("", data.val_digest()):  # earlier versions wrote none
+        raise CheckpointError(
+            f"{file} was validated on other photos or positions than those in {data.val.folder}, so that its best "
+            f"recall is not comparable. Use the same validation set, or start a new run from its best_model.pth with "
+            f"--resume_model."
+        )
     restore(state, content, file)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,13 @@ def test_resuming_refuses_what_would_change_the_result(dataset_folder: Path, who
         resumed_config(str(whole_run), {"lr": 0.5})
     same = {"lr": 1e-3, "recall_values": [1, 2], "device": "auto"}
     assert resumed_config(str(whole_run), same).running.device == "auto"
+    moved = tmp_path / "val"  # one query is at another place
+    shutil.copytree(dataset_folder / "val", moved)
+    query = sorted((moved / "queries").iterdir())[0]
+    parts = query.name.split("@")
+    query.rename(query.with_name("@".join([*parts[:1], f"{float(parts[1]) + 5:.2f}", *parts[2:]])))
+    with pytest.raises(CheckpointError, match="was validated on other photos or positions"):
+        prepare(resumed_config(str(whole_run), {"val_set_folder": str(moved)}))
     other = write_dataset(tmp_path, num_places=10)
     with pytest.raises(CheckpointError, match="was trained on other photos"):
         train(prepare(resumed_config(str(whole_run), {"dataset_folder": str(other)})), whole_run)

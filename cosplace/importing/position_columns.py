@@ -63,7 +63,7 @@ class PositionTable:
     columns: dict[str, str]  # name of the column of each field
     problems: tuple[Problem, ...]
     is_magnetic: np.ndarray  # bool, of headings: from magnetic north
-    repeated: frozenset[int]  # rows that equal an earlier one, whose name is ""
+    repeated: frozenset[int]  # rows that are not used, whose name is "": they equal an earlier one, or are too long
 
 
 def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezone: str = "") -> PositionTable:
@@ -74,6 +74,7 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
     that is not a coordinate system.
     """
     table = read_raw_table(path)
+    _refuse_too_long(table)
     columns = find_columns(table, named)
     if "filename" not in columns:
         raise DatasetError(
@@ -115,7 +116,30 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
     if repeated:
         reason = f"rows that equal earlier ones, which are used: {len(repeated):,}"
         problems.append(Problem(name=str(path), reason=reason, is_left_out=False))
+    problems += _without_too_long(names, table)
+    repeated |= frozenset(table.too_long)
     return PositionTable(path, names, latitudes, longitudes, values, columns, tuple(problems), is_magnetic, repeated)
+
+
+def _refuse_too_long(table: RawTable) -> None:
+    """Raise DatasetError if most rows have more values than the header."""
+    if len(table.too_long) > MOSTLY * table.num_rows:
+        raise DatasetError(
+            f"{table.path}: {len(table.too_long):,} of {table.num_rows:,} rows have more values than the "
+            f"{len(table.columns)} columns of the header, such as row {table.too_long[0] + 1}. With decimal commas, "
+            f"separate columns by semicolons, or put numbers in quotes."
+        )
+
+
+def _without_too_long(names: list[str], table: RawTable) -> list[Problem]:
+    """Problems with single rows that have more values than the header, whose names are cleared in place."""
+    problems = []
+    for row in table.too_long:
+        if names[row]:
+            reason = f"the row of {names[row]} has more values than the header, and is not used. Quote decimal commas."
+            problems.append(Problem(name=f"{table.path} row {row + 1}", reason=reason, is_left_out=False))
+            names[row] = ""
+    return problems
 
 
 def _without_repeated(names: list[str], table: RawTable) -> tuple[list[str], frozenset[int]]:

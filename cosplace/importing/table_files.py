@@ -42,6 +42,7 @@ class RawTable:
     num_rows: int
     crs: Any = None  # of its geometry, as pyproj accepts it; None: longitude and latitude
     repeated: frozenset[str] = frozenset()  # names of several columns, of which the second is "NAME 2"
+    too_long: tuple[int, ...] = ()  # rows with more values than there are columns
 
 
 def read_raw_table(path: Path) -> RawTable:
@@ -97,17 +98,19 @@ def _read_csv(path: Path) -> RawTable:
         names = _unique(header)
         columns: dict[str, list[Any]] = {name: [] for name in names}
         values = list(columns.values())
-        num_rows = 0
+        num_rows, too_long = 0, []
         for row in rows:
             if not any(row):  # an empty line
                 continue
+            if any(row[len(names) :]):
+                too_long.append(num_rows)
             num_rows += 1
             for column, value in zip(values, chain(row, [""] * (len(names) - len(row))), strict=False):
                 column.append(value)
     except csv.Error as error:
         raise DatasetError(f"{path} is not a valid CSV table ({error}). Export it again.") from error
     repeated = frozenset(name.removesuffix(" 2") for name in set(names) - set(header))
-    return RawTable(path, columns, num_rows, repeated=repeated)
+    return RawTable(path, columns, num_rows, repeated=repeated, too_long=tuple(too_long))
 
 
 def _delimiter(text: str) -> str:

@@ -304,6 +304,7 @@ def test_one_of_two_columns_of_the_same_name_is_chosen_unless_they_are_equal(tmp
         ("file,color\na.jpg,red\n", "", "no columns of latitude and longitude; it has file, color"),
         ("lat,lon\n1,2\n", "", "no column of file names"),
         ("file,lat,lat,lon\na.jpg,1,2,3\n", "", "several columns named 'lat'.*: --column 'latitude=lat' for the first"),
+        ("file,lat,lon\na.jpg,45,1,7,2\n", "", r"1 of 1 rows have more values than the 3 columns .*semicolons"),
         ("file,lat,lon\n", "", "no rows"),
         ("", "", "no rows"),
     ],
@@ -312,6 +313,14 @@ def test_tables_that_cannot_be_right_are_refused(text: str, crs: str, problem: s
     with pytest.raises(DatasetError, match=problem) as raised:
         read(write(tmp_path / "table.csv", text), crs)
     assert "\n" not in str(raised.value)
+
+
+def test_single_rows_with_too_many_values_are_not_used(tmp_path: Path) -> None:
+    text = "file,lat,lon\na.jpg,1,2,,\nb.jpg,45,1,7,2\nc.jpg,1,3\n"
+    found = read(write(tmp_path / "table.csv", text))
+    assert found.names == ["a.jpg", "", "c.jpg"] and found.repeated == {1}
+    (problem,) = found.problems
+    assert problem.name.endswith("row 2") and "b.jpg has more values than the header" in problem.reason
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ SEA_LEVEL = re.compile(r"\s*\b(?:(above|below) (?:mean )?(?:sea level|ellipsoid(
 REMARK = re.compile(r"\s*\(\d[^)]*\)$")  # of exiftool, as in 69.4 deg (0.5 m)
 LETTER = re.compile(r"(?<![A-Z])(?:N(?:ORTH)?|S(?:OUTH)?|E(?:AST)?|W(?:EST)?)(?![A-Z])|[-+]")
 OFFSET = re.compile(r"\s*([+-]\d\d(?::?\d\d)?|Z)\s*")
+AMBIGUOUS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}(?![\d.,])")  # a decimal comma, or a separator of thousands
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+\.\d+")
 MISSING_TEXTS = frozenset(("", "-", "--", "na", "n/a", "#n/a", "nan", "nil", "none", "null", "undef", "unknown"))
 MIN_SECONDS = 1e8  # since or before 1970, of a number: smaller ones are seconds of a video or of a day
@@ -159,6 +160,12 @@ def number(value: Any) -> float:
     found = float(match[0]) * math.prod(UNITS.get(word, UNKNOWN) for word in unit.split())  # also "deg true"
     found = -abs(found) if level and level[1] == "below" else found
     return found if math.isfinite(found) else UNKNOWN
+
+
+def altitude(value: Any) -> float:
+    """Meters; nan also for "1,234", which may be 1234 or 1.234."""
+    is_unclear = isinstance(value, str) and AMBIGUOUS.match(value.translate(MINUS_SIGNS).strip())
+    return UNKNOWN if is_unclear else number(value)
 
 
 def _with_point(text: str) -> str:

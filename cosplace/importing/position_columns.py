@@ -20,6 +20,7 @@ from cosplace.importing.columns import (
     MISSING_TEXTS,
     REFERENCES,
     TEXT_FIELDS,
+    altitude,
     angle,
     find_columns,
     numbers,
@@ -98,7 +99,8 @@ def read_position_table(path: Path, named: dict[str, str], crs: str = "", timezo
         problems += found
     for name, field in VALUES.items():
         if field in raw:
-            values[name] = texts(raw[field]) if field in TEXT_FIELDS else numbers(raw[field])
+            parse = altitude if field == "altitude" else None
+            values[name] = texts(raw[field]) if field in TEXT_FIELDS else numbers(raw[field], parse)
             if field not in TEXT_FIELDS:
                 problems += _unread(path, field, raw[field], values[name], "Write plain numbers")
             if field in REFERENCES and REFERENCES[field] in raw:

@@ -315,6 +315,16 @@ def test_tables_that_cannot_be_right_are_refused(text: str, crs: str, problem: s
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "altitude_m"),
+    [("1,234", math.nan), ("-1,234 m", math.nan), ("1,234.5", 1234.5), ("12,5", 12.5), ("0,123", 0.123), ("7", 7)],
+)
+def test_altitudes_that_may_be_thousands_are_unknown(text: str, altitude_m: float, tmp_path: Path) -> None:
+    found = read(write(tmp_path / "table.csv", f"file;lat;lon;altitude\na.jpg;1;2;{text}\n"))
+    assert found.values["altitude_m"][0] == pytest.approx(altitude_m, nan_ok=True)
+    assert [text in problem.reason for problem in found.problems] == [True] * math.isnan(altitude_m)
+
+
 def test_single_rows_with_too_many_values_are_not_used(tmp_path: Path) -> None:
     text = "file,lat,lon\na.jpg,1,2,,\nb.jpg,45,1,7,2\nc.jpg,1,3\n"
     found = read(write(tmp_path / "table.csv", text))

@@ -56,6 +56,12 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "place": ("place", "placeid"),
 }  # fmt: skip
 """Fields of a table, and the names of their columns, in lower case and without other characters; the first is used."""
+DEGREES = {
+    "latitude": ("latitude", "lat", "gpslatitude", "latitudedeg", "latdeg", "decimallatitude"),
+    "longitude": ("longitude", "lon", "lng", "long", "gpslongitude", "longitudedeg", "londeg", "decimallongitude"),
+}
+"""Names of columns that mean the same."""
+SAME_DEGREES = 1e-4  # columns may have different precision
 REFERENCES = {"latitude": "latitude_ref", "longitude": "longitude_ref", "altitude": "altitude_ref"}
 TEXT_FIELDS = ("filename", "sequence", "camera", "projection", "split", "place")
 MINUS_SIGNS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-"))
@@ -102,6 +108,9 @@ def find_columns(table: RawTable, named: Mapping[str, str]) -> dict[str, str]:
         column = next((by_name[name] for name in names if name in by_name), None)
         if field not in columns and column is not None:
             columns[field] = column
+    for field in ("latitude", "longitude"):
+        if field not in named:
+            _refuse_contradictions(table, field, [by_name[name] for name in DEGREES[field] if name in by_name])
     geometry = {"latitude": GEOMETRY_Y, "longitude": GEOMETRY_X, "altitude": GEOMETRY_Z}
     if not {"latitude", "longitude"} & set(named) and GEOMETRY_X in table.columns:
         columns |= {field: name for field, name in geometry.items() if name in table.columns}
@@ -112,6 +121,18 @@ def find_columns(table: RawTable, named: Mapping[str, str]) -> dict[str, str]:
                 f"--column '{field}={name}' for the first, '{field}={name} 2' for the second."
             )
     return columns
+
+
+def _refuse_contradictions(table: RawTable, field: str, names: Sequence[str]) -> None:
+    """Raise DatasetError if columns of degrees contradict each other; their signs may be in another column."""
+    first, *others = names or ("",)
+    for other in others:
+        here, there = (np.abs(numbers(table.columns[name], angle)) for name in (first, other))
+        if np.any(np.abs(here - there) > SAME_DEGREES):
+            raise DatasetError(
+                f"{table.path} has the columns '{first}' and '{other}' of {field}, with different values. Name the one "
+                f"to use: --column '{field}={first}' or '{field}={other}'."
+            )
 
 
 def parse_named_columns(words: Sequence[str]) -> dict[str, str]:

@@ -304,6 +304,8 @@ def test_one_of_two_columns_of_the_same_name_is_chosen_unless_they_are_equal(tmp
         ("file,color\na.jpg,red\n", "", "no columns of latitude and longitude; it has file, color"),
         ("lat,lon\n1,2\n", "", "no column of file names"),
         ("file,lat,lat,lon\na.jpg,1,2,3\n", "", "several columns named 'lat'.*: --column 'latitude=lat' for the first"),
+        ("file,lat,latitude,lon\na.jpg,1,2,3\n", "", r"'latitude' and 'lat' of latitude.*'latitude=lat'"),
+        ("file,lat,lon,lng\na.jpg,1,2,2\nb.jpg,1,2,3\n", "", "'lon' and 'lng' of longitude"),
         ("file,lat,lon\na.jpg,45,1,7,2\n", "", r"1 of 1 rows have more values than the 3 columns .*semicolons"),
         ("file,lat,lon\n", "", "no rows"),
         ("", "", "no rows"),
@@ -323,6 +325,14 @@ def test_altitudes_that_may_be_thousands_are_unknown(text: str, altitude_m: floa
     found = read(write(tmp_path / "table.csv", f"file;lat;lon;altitude\na.jpg;1;2;{text}\n"))
     assert found.values["altitude_m"][0] == pytest.approx(altitude_m, nan_ok=True)
     assert [text in problem.reason for problem in found.problems] == [True] * math.isnan(altitude_m)
+
+
+def test_equal_columns_of_one_meaning_are_read(tmp_path: Path) -> None:
+    text = "file,lat,latitude,GPSLatitude,utmnorth,lon\na.jpg,-1.5,-1.50001,1 deg 30' 0,9834000,3\nb.jpg,2,,,1,3\n"
+    found = read(write(tmp_path / "table.csv", text))
+    assert found.latitudes[0] == -1.50001
+    table = write(tmp_path / "other.csv", "file,lat,latitude,lon\na.jpg,1,2,3\n")
+    assert read(table, latitude="lat").latitudes.tolist() == [1]
 
 
 def test_single_rows_with_too_many_values_are_not_used(tmp_path: Path) -> None:

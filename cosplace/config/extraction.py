@@ -98,7 +98,7 @@ class ExtractConfig(Section):
         "with DATASET and --model, also compute them again",
     )  # fmt: skip
     retry_unreadable: bool = setting(
-        False, "compute shards again that have photos which could not be opened, after these were repaired"
+        False, "compute shards again that have photos which could not be opened, also where their files are as before"
     )
     json: bool = json_setting("the result of --status or --verify")
     accept_license: bool = accept_license_setting()

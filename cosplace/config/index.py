@@ -130,8 +130,8 @@ class IndexAddConfig(Section):
     source: str = setting("", SOURCE_HELP, metavar="LABEL", default_text="their folder")
     check_content: bool = setting(
         False,
-        "read all photos, also files whose size and modification time have not changed, for example after "
-        "`exiftool -P`; only photos with another content are encoded again",
+        "read all photos, even those whose size and modification time have not changed, for example after "
+        "`exiftool -P`; only photos whose content has changed are encoded again",
     )
     follow_outside: bool = follow_outside_setting()
     without_positions: bool = without_positions_setting()

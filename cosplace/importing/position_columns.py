@@ -138,7 +138,7 @@ def _without_too_long(names: list[str], table: RawTable) -> list[Problem]:
     problems = []
     for row in table.too_long:
         if names[row]:
-            reason = f"the row of {names[row]} has more values than the header, and is not used. Quote decimal commas."
+            reason = f"the row of {names[row]} has more values than the header. Put decimal commas in quotes."
             problems.append(Problem(name=f"{table.path} row {row + 1}", reason=reason, is_left_out=False))
             names[row] = ""
     return problems

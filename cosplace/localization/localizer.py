@@ -60,7 +60,7 @@ class Localizer:
     Raises ConfigError for an index without calibration and for a precision out of reach, PhotoIndexError for a model
     that is not the one of the index.
     `locate_descriptors` may be called from several threads.  When the index is read again (`index.refresh()`), so is
-    its calibration.  A new one that is damaged or does not reach `precision` is not used, but the one before.
+    its calibration.  If a new one is damaged or does not reach `precision`, the previous one stays in use.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Localizer:
             try:
                 self._certainty = self._read_certainty()
             except ConfigError as error:
-                log.warning("The index has another calibration, and the one before is still used: %s", error)
+                log.warning("The new calibration of the index cannot be used; the previous one stays in use: %s", error)
                 self._certainty = replace(self._certainty, version=version, is_former=True)
         return self._certainty
 

@@ -126,7 +126,7 @@ def clock_problems(images: ImageList, times: CaptureTimes, points: np.ndarray) -
         (f"same second as {MANY} or more photos at other positions", _crowded(times, points)),
         ("earlier than the photo before it in its sequence", backwards),
         (
-            "time without a time zone, taken as UTC, but other photos have one: `cosplace import --timezone` names it",
+            "time without a time zone, taken as UTC, but other photos have one: set it by `import --timezone`",
             times.are_local & ~np.isnan(seconds) & is_zoned.any(),
         ),
     ]

@@ -1,7 +1,8 @@
 """Have the files of photos changed since their descriptors were computed?
 
-Sizes and times of change of all files are compared, which needs no reading.  A copy may have other times, and workers
-on several machines may have a copy each: for them, the contents of some photos decide.  Side effects: reads files.
+Sizes and modification times of all files are compared, which needs no reading.  A copy may have other times, and
+workers on several machines may have a copy each: for them, the contents of some photos decide.  Side effects: reads
+files.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ class PhotoFiles(NamedTuple):
     """Checksums of the files of some photos."""
 
     sizes: str  # of all
-    times: str  # of the last changes of all
+    times: str  # modification times of all
     contents: str  # of up to NUM_CONTENTS of them
 
 

@@ -212,8 +212,9 @@ class _Worker:
             )  # fmt: skip
         if num_copied:
             log.warning(
-                "%s has descriptors of photos with other times of change (%d of %d shards). They count as copies, as "
-                "their sizes and the contents of some agree. Use another store if photos have changed.",
+                "%s: photos have other modification times than when they were described (%d of %d shards). They are "
+                "treated as unchanged copies, because all sizes and some contents agree. If photos were edited, use a "
+                "new store.",
                 self.files.address, num_copied, self.extraction.num_shards,
             )  # fmt: skip
 

@@ -48,10 +48,12 @@ def check_fields(request: Request, given: Iterable[str], names: Collection[str])
     in_query = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     for name in given:
         if name in in_query:
-            raise HTTPException(422, f"{name} is a parameter of the query, not a form field. Use ?{name}=VALUE.")
+            raise HTTPException(422, f"{name} is a URL parameter, not a form field. Use ?{name}=VALUE.")
         if name not in names:
-            message = f"There is no form field '{one_line(name[:40])}'. Use {', '.join(['files', *names])}"
-            raise HTTPException(422, f"{message}; in the query: {', '.join(in_query)}." if in_query else f"{message}.")
+            message = f"There is no form field '{one_line(name[:40])}'. Form fields: {', '.join(['files', *names])}"
+            raise HTTPException(
+                422, f"{message}; URL parameters: {', '.join(in_query)}." if in_query else f"{message}."
+            )
 
 
 def parse_filter(

@@ -128,7 +128,7 @@ class ServedIndex:
         problems = self._index_problems()
         if self.certainty.is_former:
             problems.append(
-                "The new calibration of the index cannot be used. Answers use the one before. See the server log."
+                "The new calibration of the index cannot be used; answers use the previous one. See the server log."
             )
         return problems
 

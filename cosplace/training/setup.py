@@ -109,9 +109,9 @@ def _restore_checkpoint(state: RunState, data: TrainingData, config: TrainConfig
         )
     if content.get("val_digest", "") not in ("", data.val_digest()):  # earlier versions wrote none
         raise CheckpointError(
-            f"{file} was validated on other photos or positions than those in {data.val.folder}, so that its best "
-            f"recall is not comparable. Use the same validation set, or start a new run from its best_model.pth with "
-            f"--resume_model."
+            f"{file} was validated on other photos or positions than those now in {data.val.folder}, so its best "
+            f"recall cannot be compared with new ones. Use the same validation set, or start a new run from its "
+            f"best_model.pth with --resume_model."
         )
     restore(state, content, file)
 

@@ -388,7 +388,7 @@ def test_changed_photos_are_extracted_again_but_not_their_copies(images: ImageLi
     for row in range(NUM_PHOTOS):
         os.utime(images.path(row), (10**9, 10**9))  # as by `cp -r`
     assert run(images, tmp_path / "store") == 0
-    assert "other times of change (5 of 5 shards)" in caplog.text
+    assert "(5 of 5 shards). They are treated as unchanged copies" in caplog.text
     path = images.path(5)
     content = path.read_bytes()
     path.write_bytes(content[:-40] + bytes(40))  # of the same size

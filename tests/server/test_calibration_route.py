@@ -121,7 +121,7 @@ def test_a_calibration_that_cannot_be_used_is_reported(city: Path, *, is_damaged
                 "calibration", {} if is_damaged else record | {"curve": (0 * sample_calibration().curve).tolist()}
             )
         wait_until(client, lambda: client.get("/health").json()["status"] == "degraded")
-        assert "Answers use the one before" in client.get("/health").json()["problems"][0]
+        assert "answers use the previous one" in client.get("/health").json()["problems"][0]
         assert str(city.parent) not in client.get("/health").text
         assert "376" in client.get("/calibration").text
         answer = client.post("/locate", files={"files": ("a.jpg", good_photo(1))}).json()["results"][0]

@@ -181,10 +181,10 @@ def test_unknown_and_repeated_parameters_are_refused(client, query, words) -> No
 @pytest.mark.parametrize(
     ("path", "field", "words"),
     [
-        ("/locate", "near", "near is a parameter of the query, not a form field. Use ?near=VALUE."),
-        ("/locate", "topk", "There is no form field 'topk'. Use files; in the query: near, bbox, "),
+        ("/locate", "near", "near is a URL parameter, not a form field. Use ?near=VALUE."),
+        ("/locate", "topk", "There is no form field 'topk'. Form fields: files; URL parameters: near, bbox, "),
         ("/locate", "a\nb", "There is no form field 'a"),
-        ("/photos", "lat", "There is no form field 'lat'. Use files, latitude, longitude, heading."),
+        ("/photos", "lat", "There is no form field 'lat'. Form fields: files, latitude, longitude, heading."),
     ],
 )
 def test_unknown_form_fields_are_refused(localizer, path: str, field: str, words: str) -> None:

@@ -75,7 +75,7 @@ bench-index: $(VENV)/.dev  ## the photo index with ROWS synthetic photos
 # install: environment, extras, constraints.
 COMMA := ,
 ARGS_OF_INSTALL = install --quiet --editable '.[$(2)]' --constraint $(3)
-install = $(if $(UV),VIRTUAL_ENV=$(CURDIR)/$(1) $(UV) pip $(ARGS_OF_INSTALL) ||) $(1)/bin/pip $(ARGS_OF_INSTALL)
+install = $(if $(UV),UV_COMPILE_BYTECODE=1 VIRTUAL_ENV=$(CURDIR)/$(1) $(UV) pip $(ARGS_OF_INSTALL) ||) $(1)/bin/pip $(ARGS_OF_INSTALL)
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -201,6 +201,15 @@ class DatasetTable:
         )
         return next((one.path for one in map(_record, found) if is_same_photo(record, one)), "")
 
+    def path_of_content(self, checksum: str) -> str:
+        """Path of a photo with the same content, wherever it was taken; "" if there is none."""
+        if not self._contents.may_have(checksum):
+            return ""
+        found = self._query(
+            "SELECT path FROM photos WHERE checksum = ? AND NOT is_missing ORDER BY rowid LIMIT 1", (checksum,)
+        ).fetchone()
+        return stored_path(found[0]) if found else ""
+
     def add(self, record: PhotoRecord) -> None:
         """Add a photo whose path is not in the table yet."""
         self._insert(record, is_missing=False)

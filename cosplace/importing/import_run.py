@@ -319,6 +319,11 @@ def _decisions(photos: Iterable[FoundPhoto], placement: Placement, *, keep_unpla
             if not keep_unplaced:
                 placement.cancel(decision)
                 continue
+        if isinstance(decision, Job) and decision.is_new and (other := placement.other_with_content(decision)):
+            reason = (
+                f"a photo with the same content is in the dataset at another position or heading: {printable(other)}"
+            )
+            yield Problem(name=placement.name_of(photo), reason=reason, is_left_out=False)
         yield decision
 
 

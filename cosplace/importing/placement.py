@@ -103,6 +103,12 @@ class Placement:
         paths = self.waiting_paths.get(record.checksum, ())
         return next((path for path in paths if is_same_photo(record, self.waiting[path])), "")
 
+    def other_with_content(self, job: Job) -> str:
+        """The path of another photo with the content of a new one, at another position or heading; "" without."""
+        record = job.photo.record
+        waiting = (path for path in self.waiting_paths.get(record.checksum, ()) if path != record.path)
+        return self.table.path_of_content(record.checksum) or next(waiting, "")
+
     def _forget(self, path: str) -> None:
         """A photo is not waiting anymore."""
         if path in self.waiting:

@@ -66,6 +66,20 @@ def test_the_same_photo_by_exif_and_by_a_table_is_imported_once(tmp_path: Path) 
     assert dict(result.report.left_out) == {"the same photo at the same position is already in the dataset": 3}
 
 
+def test_the_same_photo_at_another_position_is_added_and_reported(tmp_path: Path) -> None:
+    """From a folder with a new name and corrected positions: both may be right, so a person must decide."""
+    for number in range(3):
+        write_photo(tmp_path / "camera" / f"{number}.jpg", 45.1 + number * 1e-3, 7.9, seed=number)
+    import_all(tmp_path / "camera", to=tmp_path / "city")
+    (tmp_path / "camera").rename(tmp_path / "backup")
+    (tmp_path / "positions.csv").write_text("file,lat,lon\n" + "".join(f"{n}.jpg,45.2,7.{n}\n" for n in range(3)))
+    result = import_all(tmp_path / "backup", tmp_path / "positions.csv", to=tmp_path / "city")
+    assert (result.num_added, result.num_photos, len(result.report.left_out)) == (3, 6, 0)
+    reason = "a photo with the same content is in the dataset at another position or heading"
+    assert dict(result.report.uncertain) == {reason: 3}
+    assert result.report.first[reason].reason == f"{reason}: photos/camera/0.jpg"
+
+
 def test_rows_are_read_and_written_unchanged(tmp_path: Path) -> None:
     """All columns, bytes of paths that are not UTF-8, and the mark of `cosplace split`; sorted by path."""
     rows = [photo(number) for number in range(5)]

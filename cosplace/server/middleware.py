@@ -80,6 +80,10 @@ class RequestMiddleware:
             limit = f"{MAX_HEADER_BYTES:,} bytes"
             return JSONResponse({"detail": f"The header of the request is larger than the limit of {limit}."}, 431)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy may use the other one, and take the rest of the body for a request (RFC 9112, section 6.3).
+            detail = "The request has both Content-Length and Transfer-Encoding. Send one of them."
+            return JSONResponse({"detail": detail}, 400, {"Connection": "close"})
         host = parse_host(headers.get(b"host", ""))
         if self.host_names is not None and (host is None or host.name not in self.host_names):
             return JSONResponse(

@@ -876,6 +876,20 @@ def test_large_headers_are_refused(client) -> None:
     assert client.get("/health", headers={"X-Long": "a" * 8_000}).status_code == 200
 
 
+def test_a_body_of_two_lengths_is_refused(localizer) -> None:
+    """A proxy may read the other length, and would pass what follows as a request of somebody else."""
+    hidden = b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with client_of(localizer) as client, socket.create_connection((client.base_url.host, client.base_url.port)) as link:
+        link.settimeout(10)
+        link.sendall(
+            b"POST /locate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"0\r\n\r\n%b" % (5 + len(hidden), hidden)
+        )
+        answer = b"".join(iter(lambda: link.recv(4096), b""))  # until the server closes the connection
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
+    assert b"both Content-Length and Transfer-Encoding" in answer
+
+
 def test_responses_contain_no_paths_of_the_server(tmp_path) -> None:
     secret = "/home/somebody/holiday"
     folder = make_index(tmp_path)

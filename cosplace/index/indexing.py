@@ -16,7 +16,7 @@ from cosplace.errors import ImageError
 from cosplace.geo import ecef_from_lla
 from cosplace.index.keys import content_of
 from cosplace.index.photo_index import PhotoIndex
-from cosplace.index.records import AddResult, Columns, NewPhoto
+from cosplace.index.records import AddResult, NewPhoto
 from cosplace.photos.headings import are_all_zero
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.metadata import (
@@ -24,9 +24,9 @@ from cosplace.photos.metadata import (
     SAME_POSITION_M,
     PhotoMetadata,
     former_photo_key,
-    metadata_from_name,
     photo_key,
     read_metadata,
+    time_and_accuracy,
 )
 from cosplace.photos.names import MAX_CONTRADICTION_M, optional_fields
 from cosplace.photos.opening import read_file
@@ -162,8 +162,12 @@ class Indexing:
         is_new = np.isnan(latitudes) != np.isnan(columns.latitudes[indexed])
         is_new |= (moved_m > SAME_POSITION_M) | (turns > SAME_HEADING_DEG)
         is_new |= ~np.isnan(headings) & np.isnan(columns.headings[indexed])
-        for number, (row, place) in enumerate(zip(rows.tolist(), indexed.tolist(), strict=True)):
-            is_new[number] |= _is_other_time_or_accuracy(metadata_from_name(self.photos.label(row)), columns, place)
+        # A time that the label lacks may be from EXIF, too, but its position error belongs to its position.
+        labels = [time_and_accuracy(self.photos.label(row)) for row in rows.tolist()]
+        times, accuracies_m = np.array(labels, np.float64).reshape(-1, 2).T
+        is_new |= ~np.isnan(times) & ~(np.abs(times - columns.times[indexed]) <= SAME_TIME_S)
+        is_same = np.isclose(accuracies_m, columns.accuracies_m[indexed], rtol=1e-5, atol=1e-3, equal_nan=True)
+        is_new |= ~np.isnan(latitudes) & ~is_same
         self.changed_labels = set(rows[is_new].tolist())
 
     def holds(self, path: str) -> bool:
@@ -373,17 +377,6 @@ def describe_photos(
 def find_known(index: PhotoIndex, entries: Sequence[NewPhoto]) -> list[int]:
     """Id of each photo that the index has; -1 for the others."""
     return index.find([entry.key for entry in entries], [entry.former_key for entry in entries]).tolist()
-
-
-def _is_other_time_or_accuracy(label: PhotoMetadata, columns: Columns, row: int) -> bool:
-    """Whether a label has another time or position error than a row of the index.
-
-    A time that the label lacks may be from EXIF, but its position error belongs to its position.
-    """
-    if not np.isnan(label.time) and not abs(label.time - columns.times[row]) <= SAME_TIME_S:
-        return True
-    accuracy_m = columns.accuracies_m[row]
-    return label.has_position and not np.isclose(label.accuracy_m, accuracy_m, rtol=1e-5, atol=1e-3, equal_nan=True)
 
 
 def _is_copy(path: str, key: str) -> bool:

@@ -113,6 +113,12 @@ def metadata_from_name(name: str) -> PhotoMetadata:
     )
 
 
+def time_and_accuracy(name: str) -> tuple[float, float]:
+    """Capture time and position error in an '@' name, as in `metadata_from_name`; nan where unknown."""
+    fields = split_name(name)
+    return time_of_timestamp(fields.get("timestamp", "")), _accuracy_of_note(fields.get("note", ""))
+
+
 def _accuracy_of_note(note: str) -> float:
     """Error of the position in a note such as accuracy_m=4.5; nan in other notes."""
     note = note.partition(" ")[0]

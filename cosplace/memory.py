@@ -30,6 +30,12 @@ def keep_freed_memory() -> None:
             libc.mallopt(name, value)
 
 
+def return_freed_memory() -> None:
+    """Give the memory that this process has freed back to the system (Linux with glibc)."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def resident_bytes() -> int:
     """Memory that this process uses now; the most that it has used, where only that is known."""
     with suppress(OSError, ValueError, IndexError):  # not Linux

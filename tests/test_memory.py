@@ -32,3 +32,22 @@ def test_freed_memory_is_used_again() -> None:
     assert without - kept > 15 * once
     # Settings in the environment are those of the user.
     assert page_faults("keep_freed_memory()", MALLOC_ARENA_MAX="4") - kept > 15 * once
+
+
+RETURNED = """
+from cosplace.memory import keep_freed_memory, resident_bytes, return_freed_memory
+keep_freed_memory()
+blocks = [bytearray(b"1" * (1 << 20)) for _ in range(64)]
+last = bytearray(b"1")  # above them
+del blocks
+kept = resident_bytes()
+return_freed_memory()
+print(kept - resident_bytes())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is a function of glibc")
+def test_freed_memory_is_returned() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    returned = int(subprocess.check_output([sys.executable, "-c", RETURNED], env=environment, text=True))
+    assert returned > 60 << 20

@@ -21,6 +21,7 @@ from cosplace.photos.metadata import metadata_from_exif
 from cosplace.server.batching import PhotoQueue, SharedLimit
 from cosplace.server.conversion import add_conversion_route, can_convert
 from cosplace.server.failures import BusyError, ExpiredError, FailureLog, describe_failure
+from cosplace.server.freed_memory import FreedMemory
 from cosplace.server.matching import add_matching_route, can_match
 from cosplace.server.metrics import Metrics
 from cosplace.server.middleware import RequestMiddleware
@@ -85,7 +86,8 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None, wor
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         queue.start()
         served.start()
-        tasks = [asyncio.create_task(work) for work in (served.refresh_forever(), metrics.share_forever())]
+        works = (served.refresh_forever(), metrics.share_forever(), FreedMemory().check_forever())
+        tasks = [asyncio.create_task(work) for work in works]
         yield
         for task in tasks:
             task.cancel()

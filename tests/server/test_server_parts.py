@@ -1,5 +1,6 @@
 """Parts of the server on their own: points and clusters, settings, parameters, file names, log lines."""
 
+import asyncio
 import json
 import logging
 import threading
@@ -24,6 +25,7 @@ from cosplace.localization.localizer import Localizer
 from cosplace.server import ServerSettings
 from cosplace.server.batching import SharedLimit, split_by_pixels
 from cosplace.server.fair_queue import FairQueue
+from cosplace.server.freed_memory import FreedMemory
 from cosplace.server.hosts import Host, is_foreign, is_public, parse_host
 from cosplace.server.json_lines import JsonLines
 from cosplace.server.parameters import parse_box, parse_filter
@@ -367,3 +369,40 @@ def test_what_was_read_last_is_shown() -> None:
         go_on.set()
         slow.result(), fast.result()
     assert served.num_photos == len(served.points) == 2
+
+
+def test_memory_is_given_back_after_growth_only() -> None:
+    used, given_back = [], []
+    memory = FreedMemory(lambda: used[-1], lambda: given_back.append(used[-1]))
+    for number in (800 << 20, 900 << 20, 1000 << 20):  # the first batches
+        used.append(number)
+        memory.check()
+    assert not given_back
+    used.append(1100 << 20)
+    memory.check()
+    assert given_back == [1100 << 20]
+    for _ in range(5):  # what the load needs all the time is not given back again and again
+        used.append(1300 << 20)
+        memory.check()
+    used.append(1557 << 20)
+    memory.check()
+    assert given_back == [1100 << 20, 1557 << 20]
+
+
+def test_checks_of_memory_go_on_after_a_failure(monkeypatch) -> None:
+    monkeypatch.setattr("cosplace.server.freed_memory.CHECK_S", 0.001)
+    calls = []
+
+    def used() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("no /proc")
+        return 0
+
+    async def run() -> None:
+        task = asyncio.create_task(FreedMemory(used).check_forever())
+        while len(calls) < 3:
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 10))

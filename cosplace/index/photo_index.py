@@ -34,11 +34,12 @@ from cosplace.index.search_index import (
     drop_vector_index,
     search_index_state,
 )
-from cosplace.index.store import READ_ROWS, Store
+from cosplace.index.store import READ_ROWS, Store, has_index
 from cosplace.index.writer_lease import WriterLease
 from cosplace.index.writer_lock import WriterLock, lock_for_writing
 from cosplace.photos.paths import path_text, printable, writable
 from cosplace.progress import Progress, no_progress
+from cosplace.storage import storage_errors
 
 NEXT_ID = "next_id"  # the key of the record of the lowest id that was never used
 PHOTO_COLUMNS = (
@@ -59,7 +60,7 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
     """Create an empty index and open it for writing.
 
     address: a folder, or object storage such as s3://bucket/name.  spec: the model; descriptors of other models are
-    refused.  Raises PhotoIndexError if there is already an index.
+    refused.  Raises PhotoIndexError if there is already an index, IndexInUseError if another process creates one.
     """
     settings = settings or IndexSettings()
     if writable(str(address)) != str(address):  # LanceDB opens no other paths
@@ -75,10 +76,21 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
         "model": spec.record(),
         "settings": dataclasses.asdict(settings),
     }
-    is_shared = not is_local(str(address)) and not str(address).startswith(("file:", "memory:"))
-    with creating_alone(str(address)) if is_shared else nullcontext():
-        Store.create(str(address), photo_schema(spec.dimension, settings.stored_dtype), {SPEC: record})
-        return open_index(address, write=True)
+    address, schema = str(address), photo_schema(spec.dimension, settings.stored_dtype)
+    is_shared = not is_local(address) and not address.startswith(("file:", "memory:"))
+    with creating_alone(address) if is_shared else nullcontext():
+        lock = None
+        if is_local(address) and not has_index(address):  # held until the index is closed
+            with storage_errors(Path(address)):
+                Path(address).mkdir(parents=True, exist_ok=True)
+            lock = WriterLock(address)
+        try:
+            store = Store.create(address, schema, {SPEC: record})
+            return _opened(store, lock or lock_for_writing(address))
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
 
 
 def open_index(address: str | Path, *, write: bool = False, roots: Sequence[str] = ()) -> "PhotoIndex":
@@ -88,7 +100,10 @@ def open_index(address: str | Path, *, write: bool = False, roots: Sequence[str]
     is no index, DamagedIndexError if its files have changed, and IndexInUseError if another writer has it open.
     """
     store = Store(str(address), with_copy=not write)
-    lock = lock_for_writing(str(address)) if write else None
+    return _opened(store, lock_for_writing(str(address)) if write else None, roots)
+
+
+def _opened(store: Store, lock: WriterLock | WriterLease | None, roots: Sequence[str] = ()) -> "PhotoIndex":
     try:
         if lock is not None:
             store.catch_up()

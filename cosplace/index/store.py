@@ -40,7 +40,6 @@ from cosplace.index.photo_table import (
 from cosplace.index.reader_copy import ReaderCopy, find_reader_copy, reader_copies, write_reader_copy
 from cosplace.index.records import Columns
 from cosplace.memory import resident_bytes
-from cosplace.storage import storage_errors
 
 PHOTOS, RECORDS = "photos", "records"
 SPARE_BYTES = 64_000_000  # kept free on the disk, for manifests of Lance
@@ -122,7 +121,7 @@ class Store:
 
     @classmethod
     def create(cls, address: str, schema: Any, records: dict[str, dict[str, Any]]) -> "Store":
-        """Create an empty store.  Raises PhotoIndexError if there is already one."""
+        """Create an empty store.  Raises PhotoIndexError if there is already one.  Call it as the only writer."""
         import pyarrow as pa
 
         exists = PhotoIndexError(f"{address} already contains an index. Add photos to it, or choose another address.")
@@ -130,8 +129,6 @@ class Store:
             raise exists
         with translated_errors(address):
             if is_local(address):
-                with storage_errors(Path(address)):
-                    Path(address).mkdir(parents=True, exist_ok=True)
                 (Path(address) / FILE_NAME).unlink(missing_ok=True)
             database = connect(address)
             if is_local(address):

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 
 from benchmarks.index import SyntheticPlaces, index_table, measure_index
 from cosplace.config.index import IndexSettings
-from cosplace.errors import ConfigError, PhotoIndexError, ReplacedIndexError, StorageError
+from cosplace.errors import ConfigError, IndexInUseError, PhotoIndexError, ReplacedIndexError, StorageError
 from cosplace.geo import great_circle_distances_m
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.records import Columns, ModelSpec, NewPhoto
 from cosplace.index.snapshot import load_snapshot
+from cosplace.index.store import has_index
+from cosplace.index.writer_lock import WriterLock
 from cosplace.retrieval.search import nearest
 
 D = 16
@@ -418,6 +420,24 @@ def test_another_model_is_refused_with_both_names(tmp_path: Path) -> None:
             index.check_model("other", "d" * 64, None)
         with pytest.raises(PhotoIndexError, match="at their original size, not at 224 pixels"):
             index.check_model("made", "c" * 64, 224)
+
+
+def test_one_process_creates_an_index(tmp_path: Path) -> None:
+    """The second one must not replace the tables that the first one has begun to fill."""
+    folder = tmp_path / "new/index"
+    folder.mkdir(parents=True)
+    first = WriterLock(str(folder))  # of a process that has not created the tables yet
+    with pytest.raises(IndexInUseError, match="in use by another writer"):
+        create_index(folder, SPEC)
+    assert not has_index(str(folder))
+    first.release()
+    with create_index(folder, SPEC) as index:
+        with pytest.raises(PhotoIndexError, match="already contains an index"):
+            create_index(folder, SPEC)
+        with pytest.raises(IndexInUseError):  # the creator is the writer from the beginning
+            open_index(folder, write=True)
+        index.add(photos(3), units(3, 1))
+    assert len(open_index(folder)) == 3
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

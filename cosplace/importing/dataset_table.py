@@ -68,7 +68,7 @@ NAMES, NUM_VALUES = ", ".join(COLUMNS), len(COLUMNS) + 1  # of a row
 
 @contextmanager
 def locked_dataset(folder: Path) -> Generator[None]:
-    """Within: the folder exists, and no other import writes to it.  Raises StorageError if one does.
+    """Within: the folder exists, and no other command writes to its table.  Raises StorageError if one does.
 
     After an error, folders that were made here are removed if there are no photos in them.
     """
@@ -76,7 +76,9 @@ def locked_dataset(folder: Path) -> Generator[None]:
     try:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with lock_file(folder / LOCK, StorageError(f"{folder} is in use by another import. Wait for it to end.")):
+        with lock_file(
+            folder / LOCK, StorageError(f"{folder} is in use by another import or split. Wait until it ends.")
+        ):
             yield
     except BaseException:
         with suppress(OSError):  # such as a folder that is not empty

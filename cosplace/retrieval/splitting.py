@@ -6,6 +6,7 @@ Legend: I photos.
 """
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from cosplace.config.defaults import RADIUS_M
 from cosplace.config.splitting import SplitConfig
 from cosplace.errors import DatasetError
 from cosplace.geo import EARTH_RADIUS_M, distances_m, ecef_from_lla, lla_from_ecef
+from cosplace.importing.dataset_table import locked_dataset
 from cosplace.photos.tables import GEOMETRY, TABLE_NAME, from_table, read_table, to_table, write_table
 from cosplace.retrieval.query_choice import (
     QUERY,
@@ -84,19 +86,18 @@ def split_dataset(config: SplitConfig) -> tuple[SplitResult, dict[str, int]]:
     """Split a dataset and, unless it is a dry run, write its table; also returns the counts of the former splits.
 
     The distances of the result are measured in the table as it was written.
-    Raises DatasetError if there is no table, or if a split would be empty.
+    Raises DatasetError if there is no table, or if a split would be empty; StorageError during an import.
     """
     path = table_path(config.dataset)
-    table = read_table(path)
-    former = Counter(text for text in table["split"].to_pylist() if text)
-    result = plan_splits(read_places(table), config)
-    if not config.dry_run:
-        _write_splits(path, table, result.splits)
-        written = read_table(path, ("path", "latitude", "longitude", "time", "sequence", "split"))
-        splits = np.array([text or "" for text in written["split"].to_pylist()], str)
-        result.distances_m.update(smallest_distances_m(read_places(written).points, splits))
-    else:
-        result.distances_m.update(smallest_distances_m(read_places(table).points, result.splits))
+    with nullcontext() if config.dry_run else locked_dataset(path.parent):  # an import writes the table, too
+        table = read_table(path)
+        former = Counter(text for text in table["split"].to_pylist() if text)
+        result = plan_splits(read_places(table), config)
+        if not config.dry_run:
+            _write_splits(path, table, result.splits)
+            table = read_table(path)
+    splits = result.splits if config.dry_run else np.array([text or "" for text in table["split"].to_pylist()], str)
+    result.distances_m.update(smallest_distances_m(read_places(table).points, splits))
     return result, dict(former)
 
 

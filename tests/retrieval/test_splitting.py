@@ -1,6 +1,7 @@
 """Splits keep their distance anywhere on Earth, and each photo is in one split or counted as unused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from pyproj import Geod
 
 from cosplace.cli import main
 from cosplace.config.splitting import SplitConfig
-from cosplace.errors import ConfigError, DatasetError
+from cosplace.errors import ConfigError, DatasetError, StorageError
 from cosplace.geo import ecef_from_lla
+from cosplace.importing.dataset_table import locked_dataset
 from cosplace.photos.scanning import is_dataset_part, scan_images
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, from_table, read_table, to_table, write_table
 from cosplace.retrieval.query_choice import QUERY, choose_queries, visits_of
@@ -202,6 +204,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "warning: --buffer_m 0 is not more than the 25 m" in capsys.readouterr().out
     assert main(["split", str(city / "0")]) == 2
     assert "cosplace import" in capsys.readouterr().err
+
+
+def test_a_dataset_that_an_import_writes_is_not_split(tmp_path: Path) -> None:
+    """The import would write its rows without the splits, or the split would drop the rows that are new."""
+    city = write_city(tmp_path)
+    before = (city / TABLE_NAME).read_bytes()
+    with ThreadPoolExecutor(1) as other, locked_dataset(city):
+        with pytest.raises(StorageError, match="in use by another import or split"):
+            other.submit(split_dataset, config(dataset=str(city))).result()
+        assert (city / TABLE_NAME).read_bytes() == before
+        other.submit(split_dataset, config(dataset=str(city), dry_run=True)).result()
+    split_dataset(config(dataset=str(city)))
 
 
 def test_columns_of_other_programs_stay(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def _unreadable(photos: Sequence[UnreadableImage]) -> dict[str, Any]:
     return {"count": len(photos), "photos": named}
 
 
-def deviations(evaluation: Evaluation) -> list[str]:
+def deviations(evaluation: Evaluation, dataset: RetrievalDataset) -> list[str]:
     """What makes an evaluation differ from its protocol although the dataset matches."""
     found = []
     for photos, one, several in (
@@ -173,7 +173,7 @@ def deviations(evaluation: Evaluation) -> list[str]:
     ):
         if photos:
             found.append(f"{len(photos):,} {one if len(photos) == 1 else several} could not be opened")
-    return found
+    return [*found, *([dataset.copies] if dataset.copies else [])]
 
 
 # --- model -----------------------------------------------------------------------------------------------------------

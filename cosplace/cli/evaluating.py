@@ -117,11 +117,10 @@ def evaluate_run(
         similar = matching_protocol(dataset, radius_m, source, evaluation.image_size, protocols) if is_custom else None
         if similar is not None:
             log.info("recorded as custom; --protocol %s evaluates the same", similar.id)
-        differences = [*deviations(evaluation), *([prepared.copies] if prepared.copies else [])]
         origin = provenance(
             evaluation,
             dataset,
-            protocol=protocol_record(protocol, radius_m, similar=similar, deviations=differences),
+            protocol=protocol_record(protocol, radius_m, similar=similar, deviations=deviations(evaluation, dataset)),
             model=model_record,
             run=run,
         )
@@ -156,7 +155,6 @@ class _PreparedEvaluation:
     settings: "EvaluationSettings"
     run: "RunInfo"
     dataset: "RetrievalDataset"
-    copies: str  # what is wrong with a dataset whose queries are in the database too; "" if none are
     verdicts: "VerdictFile | None"
 
 
@@ -170,7 +168,7 @@ def _prepare_evaluation(
     from cosplace.cli.answering import UnlabeledPhotos, check_flags, open_test_photos
     from cosplace.device import choose_device
     from cosplace.retrieval.evaluation import evaluation_settings
-    from cosplace.retrieval.two_folders import check_copies
+    from cosplace.retrieval.two_folders import with_copies
 
     check_flags(config, given)
     device, name = choose_device(config.running.device), config.protocol.protocol
@@ -186,7 +184,7 @@ def _prepare_evaluation(
     if isinstance(dataset, UnlabeledPhotos):
         _answer(config, given, dataset, settings)
         return None
-    copies = check_copies(dataset.database, dataset.queries, refuse=protocol is None, progress=bars)
+    dataset = with_copies(dataset, refuse=protocol is None, progress=bars)
     bars.close()
     if protocol is not None:
         config = with_radius(config, given, protocol, dataset, remedy)
@@ -199,7 +197,7 @@ def _prepare_evaluation(
     if verdicts is not None:
         log.info("verdicts on pairs of photos: %s", verdicts.path)
     return _PreparedEvaluation(
-        config=config, protocol=protocol, settings=settings, run=run, dataset=dataset, copies=copies, verdicts=verdicts
+        config=config, protocol=protocol, settings=settings, run=run, dataset=dataset, verdicts=verdicts
     )
 
 

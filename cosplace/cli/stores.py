@@ -101,7 +101,7 @@ def _write(
         origin = provenance(
             evaluation,
             dataset,
-            protocol=protocol_record(None, radius_m, deviations=deviations(evaluation)),
+            protocol=protocol_record(None, radius_m, deviations=deviations(evaluation, dataset)),
             model=about.get("model_record") or _unknown_model(name, stores),
             run=run,
         )

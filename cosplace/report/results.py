@@ -67,7 +67,7 @@ def write_evaluation_results(
     judged = None if verdicts is None else judged_recalls(evaluation, dataset, verdicts, measures.clusters)
     report = Report(
         title=f"CosPlace on {dataset.name}",
-        summary=[f"{model}, evaluated on {dataset.folder}.", evaluation_summary(evaluation), *_note(dataset)],
+        summary=[f"{model}, evaluated on {dataset.folder}.", evaluation_summary(evaluation, dataset), *_note(dataset)],
         recall_rows=[
             chance_row(evaluation),
             *([] if exact is None else [RecallRow(name="exact search", recalls=exact.recalls, note="not compressed")]),
@@ -106,7 +106,7 @@ def _note(dataset: RetrievalDataset) -> list[str]:
     return [f"{dataset.note[:1].upper()}{dataset.note[1:]}"] if dataset.note else []
 
 
-def evaluation_summary(evaluation: Evaluation) -> str:
+def evaluation_summary(evaluation: Evaluation, dataset: RetrievalDataset) -> str:
     """Describe the sizes of the dataset, and the photos that count against the model."""
     size = f"resized to {evaluation.image_size} pixels" if evaluation.image_size else "at their original size"
     sentences = [
@@ -126,6 +126,8 @@ def evaluation_summary(evaluation: Evaluation) -> str:
         sentences.append(about_left_out(evaluation.recall_values_left_out, evaluation.num_searchable))
     if evaluation.num_unreadable:
         sentences.append(f"{format_count(evaluation.num_unreadable, 'photo')} could not be opened.")
+    if dataset.copies:
+        sentences.append(f"{dataset.copies}.")
     return " ".join(sentences)
 
 

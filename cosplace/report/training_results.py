@@ -15,7 +15,7 @@ from cosplace.assessment.conditions import find_conditions
 from cosplace.assessment.measures import Measures
 from cosplace.assessment.metrics import measure
 from cosplace.assessment.protocols import matching_protocol, protocol_record
-from cosplace.assessment.provenance import Provenance, RunInfo, describe_model, provenance
+from cosplace.assessment.provenance import Provenance, RunInfo, describe_model, deviations, provenance
 from cosplace.config.defaults import REPORT_MATCHES
 from cosplace.config.methods import METHOD_NAMES
 from cosplace.config.sections import TrainConfig
@@ -71,7 +71,7 @@ def write_training_results(
             f"{_trained_on(data)}.",
             f"Tested model: {epoch_text(result.best_epoch)}, the best on {data.val.name}.",
             *_validation_summary(result),
-            evaluation_summary(result.test),
+            evaluation_summary(result.test, data.test),
         ],
         recall_rows=[
             chance_row(result.test),
@@ -101,15 +101,17 @@ def _origin_of(  # noqa: PLR0917
     dataset: RetrievalDataset,
     evaluation: Evaluation,
     run: RunInfo,
-    deviations: Sequence[str] = (),
+    reused: Sequence[str] = (),
 ) -> Provenance:
-    """Where the evaluation of the best model of a run comes from.  deviations: what is wrong with its photos."""
+    """Where the evaluation of the best model of a run comes from.  reused: what is wrong with its photos."""
     radius_m = evaluation.positive_dist_threshold
     similar = matching_protocol(dataset, radius_m, None, evaluation.image_size)
     return provenance(
         evaluation,
         dataset,
-        protocol=protocol_record(None, radius_m, similar=similar, deviations=deviations),
+        protocol=protocol_record(
+            None, radius_m, similar=similar, deviations=[*deviations(evaluation, dataset), *reused]
+        ),
         model=describe_model(folder / BEST_MODEL, model),
         run=run,
     )
@@ -143,7 +145,7 @@ def write_finetuning_results(result: FinetuneResult, *, progress: Progress = no_
             *([] if result.test_comparison is None else [result.test_comparison.text("test")]),
             *prepared.describe(),
             f"Recalls are those on {on}.",
-            evaluation_summary(result.evaluation),
+            evaluation_summary(result.evaluation, result.dataset),
         ],
         recall_rows=[chance_row(result.evaluation), start, *([trained] if result.is_better else [])],
         highlight=trained.name if result.is_better else start.name,
@@ -202,7 +204,7 @@ def write_distillation_results(
                 *(f"{line[:1].upper()}{line[1:]}." for line in result.lines()[:-1]),
                 result.lines()[-1],
                 *(f"{line[:1].upper()}{line[1:]}." for line in prepared.describe()[1:]),
-                evaluation_summary(kept.student),
+                evaluation_summary(kept.student, kept.dataset),
             ],
             recall_rows=[chance_row(kept.student), teacher, student],
             highlight=student.name,

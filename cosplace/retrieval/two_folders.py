@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from cosplace.photos.image_list import ImageList
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
 from cosplace.progress import Progress, no_progress
+from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import EvaluationSettings, check_finite, extract_lists, warn_of_equal_descriptors
 from cosplace.retrieval.query_views import search
 from cosplace.retrieval.shards import UnreadableImage
@@ -59,6 +60,16 @@ def check_copies(
             log.warning("%s", printable(text))
             found.append(f"{len(rows):,} of {len(queries):,} queries {'is' if len(rows) == 1 else 'are'} {what}")
     return "; ".join(found)
+
+
+def with_copies(
+    dataset: RetrievalDataset, *, refuse: bool = False, progress: Progress = no_progress
+) -> RetrievalDataset:
+    """A dataset that says how many of its queries are in the database too; see `check_copies`.
+
+    By default, they are only reported: published datasets have copies.
+    """
+    return replace(dataset, copies=check_copies(dataset.database, dataset.queries, refuse=refuse, progress=progress))
 
 
 def _about_copies(database: ImageList, queries: ImageList, copies: list[tuple[int, int]]) -> str:

@@ -19,7 +19,7 @@ from cosplace.photos.loading import choose_loader
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import check_places as check_database
-from cosplace.retrieval.two_folders import check_copies
+from cosplace.retrieval.two_folders import with_copies
 from cosplace.training.advice import check_enough, data_warnings
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch, GroupImages, training_batches
@@ -135,13 +135,14 @@ def open_training_data(config: TrainConfig, progress: Progress = no_progress) ->
     follow = config.folders.follow_outside
     first, *further = (_open_training_set(config, one, progress) for one in _training_folders(config.folders))
     val, test = (
-        open_retrieval_dataset(
-            folders[split], config.folders.queries_folder, split=split, follow_outside=follow, progress=progress
+        with_copies(
+            open_retrieval_dataset(
+                folders[split], config.folders.queries_folder, split=split, follow_outside=follow, progress=progress
+            )
         )
         for split in ("val", "test")
     )
-    for part in (val, test):  # published datasets have copies, so these are only reported
-        check_copies(part.database, part.queries, refuse=False)
+    for part in (val, test):
         check_database(part, config.testing.positive_dist_threshold)  # not after days of training
     return TrainingData(
         groups=first.groups, num_used=first.num_used, locations=first.locations, further=tuple(further), val=val,

@@ -29,7 +29,7 @@ from cosplace.retrieval.dataset import USUAL_FOLDERS, RetrievalDataset, open_ret
 from cosplace.retrieval.evaluation import check_places
 from cosplace.retrieval.recall import RADIUS_M, find_positives
 from cosplace.retrieval.splitting import plan_splits
-from cosplace.retrieval.two_folders import check_copies
+from cosplace.retrieval.two_folders import with_copies
 from cosplace.training.enough_places import points_of, split_places, unusable_headings
 
 VAL_SHARE = 0.2  # of the training photos, for a validation set where there is none
@@ -152,8 +152,7 @@ def open_split(
     except DatasetError as error:
         log.warning("%s is not used: %s", folder, error)
         return None
-    check_copies(found.database, found.queries, refuse=False)
-    return found
+    return with_copies(found)
 
 
 def num_with_positives(val: RetrievalDataset) -> int:

@@ -166,8 +166,11 @@ def test_what_was_left_out_is_listed(network, dataset: RetrievalDataset, evaluat
     assert unreadable["queries"]["count"] == 1
     (photo,) = unreadable["queries"]["photos"]
     assert photo["name"].endswith(".jpg") and photo["reason"]
-    assert deviations(evaluation) == ["1 query could not be opened"]
-    assert deviations(dataclasses.replace(evaluation, unreadable_queries=())) == []
+    assert deviations(evaluation, dataset) == ["1 query could not be opened"]
+    readable = dataclasses.replace(evaluation, unreadable_queries=())
+    assert deviations(readable, dataset) == []
+    copies = "1 of 2 queries is in the database too"
+    assert deviations(readable, dataclasses.replace(dataset, copies=copies)) == [copies]
 
 
 def test_times_add_up(dataset: RetrievalDataset, evaluation: Evaluation) -> None:

@@ -38,12 +38,14 @@ def test_results_of_an_evaluation(dataset: RetrievalDataset, evaluation: Evaluat
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_summary_counts_photos_in_correct_english(evaluation: Evaluation, count: int) -> None:
+def test_summary_counts_photos_in_correct_english(
+    evaluation: Evaluation, dataset: RetrievalDataset, count: int
+) -> None:
     unreadable = (UnreadableImage(index=0, name="a.jpg", message="empty"),) * count
     changed = dataclasses.replace(
         evaluation, num_queries_without_positives=count, unreadable_queries=unreadable, image_size=224, views={}
     )
-    assert evaluation_summary(changed) == (
+    assert evaluation_summary(changed, dataset) == (
         "4 queries, 12 database images, resized to 224 pixels; correct = within 25 m. "
         + ("1 query has no positive and counts as a miss. 1 photo could not be opened." if count == 1 else
            "2 queries have no positive and count as misses. 2 photos could not be opened.")

@@ -303,10 +303,10 @@ def test_the_database_is_averaged_too(dataset: RetrievalDataset) -> None:
 
 
 def test_the_report_says_what_was_used(dataset: RetrievalDataset) -> None:
-    plain = evaluation_summary(evaluate(SmallNetwork(), dataset, recall_values=(1,)))
+    plain = evaluation_summary(evaluate(SmallNetwork(), dataset, recall_values=(1,)), dataset)
     assert plain == "5 queries, 14 database images, at their original size; correct = within 25 m."
     options = {"query_policy": "five_crops", "query_size": SIZE, "scales": (0.7, 1.0), "flip": True}
-    found = evaluation_summary(evaluate(SmallNetwork(), dataset, recall_values=(1,), **options))
+    found = evaluation_summary(evaluate(SmallNetwork(), dataset, recall_values=(1,), **options), dataset)
     more = "Queries: five_crops at 32 pixels. Descriptors are averaged over scales 0.7, 1 and mirror images."
     assert found == f"{plain} {more}"
 

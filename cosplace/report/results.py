@@ -126,6 +126,13 @@ def evaluation_summary(evaluation: Evaluation, dataset: RetrievalDataset) -> str
         sentences.append(about_left_out(evaluation.recall_values_left_out, evaluation.num_searchable))
     if evaluation.num_unreadable:
         sentences.append(f"{format_count(evaluation.num_unreadable, 'photo')} could not be opened.")
+    for number, one, several in (
+        (dataset.num_unknown_queries, "query", "queries"),
+        (dataset.num_unknown_database, "database image", "database images"),
+    ):
+        if number:
+            verb, what = ("is", "its position is") if number == 1 else ("are", "their positions are")
+            sentences.append(f"{format_count(number, one, several)} {verb} left out: {what} unknown.")
     if dataset.copies:
         sentences.append(f"{dataset.copies}.")
     return " ".join(sentences)

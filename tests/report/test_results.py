@@ -50,3 +50,9 @@ def test_summary_counts_photos_in_correct_english(
         + ("1 query has no positive and counts as a miss. 1 photo could not be opened." if count == 1 else
            "2 queries have no positive and count as misses. 2 photos could not be opened.")
     )  # fmt: skip
+    left_out = dataclasses.replace(dataset, num_unknown_queries=count, num_unknown_database=2)
+    assert evaluation_summary(evaluation, left_out).endswith(
+        ("1 query is left out: its position is unknown." if count == 1 else
+         "2 queries are left out: their positions are unknown.")
+        + " 2 database images are left out: their positions are unknown."
+    )  # fmt: skip

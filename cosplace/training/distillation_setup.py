@@ -28,6 +28,7 @@ from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, EvaluationSettings
 from cosplace.retrieval.extraction import Extraction, ExtractionSettings
 from cosplace.retrieval.recall import RECALL_VALUES
+from cosplace.retrieval.two_folders import with_copies
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.checkpoint import RunState, checkpoint_file, read_checkpoint, restore
 from cosplace.training.finetuning_data import FEWEST_QUERIES, find_split, num_with_positives, open_split
@@ -240,8 +241,8 @@ def _open_set(config: DistillConfig, split: str, images: ImageList, progress: Pr
     """The validation or test set.  One in the dataset that has no positions is left out, with a warning."""
     own, follow = getattr(config, f"{split}_set_folder"), config.follow_outside
     if own:
-        dataset = open_retrieval_dataset(
-            own, config.queries_folder, split=split, follow_outside=follow, progress=progress
+        dataset = with_copies(
+            open_retrieval_dataset(own, config.queries_folder, split=split, follow_outside=follow, progress=progress)
         )
     else:
         try:

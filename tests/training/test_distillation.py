@@ -257,6 +257,15 @@ def test_a_dataset_without_a_validation_set_is_warned_of(
     assert "its val/ has no usable database/ and queries/" in caplog.text
 
 
+def test_queries_that_are_in_the_database_too_are_known(dataset: Path, teacher: Path, tmp_path: Path) -> None:
+    test = shutil.copytree(dataset / "test", tmp_path / "city" / "test")
+    shutil.copytree(dataset / "train", tmp_path / "city" / "train")
+    shutil.copy(sorted((test / "queries_v1").iterdir())[0], test / "database")
+    for changes in ({}, {"test_set_folder": str(test)}):
+        found = open_photos(config(tmp_path / "city", teacher, **changes)).test
+        assert found is not None and found.copies.startswith("1 of 12 queries is in the database too")
+
+
 @pytest.mark.slow
 def test_a_student_that_did_not_learn_is_reported(
     photos: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

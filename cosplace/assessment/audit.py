@@ -19,6 +19,7 @@ from cosplace.assessment.intervals import Estimate, clustered_share
 from cosplace.assessment.run_files import QueryResults, read_json
 from cosplace.errors import ConfigError, one_line
 from cosplace.photos.paths import csv_line, path_from_text, path_text, printable
+from cosplace.progress import format_count
 from cosplace.storage import write_text
 
 if TYPE_CHECKING:  # these import torch, which reading a run does not need
@@ -261,12 +262,19 @@ def judged_record(judged: JudgedRecalls) -> dict[str, Any]:
     }
 
 
+def judged_text(judged: JudgedRecalls) -> str:
+    """How many judged pairs show the same place, and how many are not used."""
+    num_contradicted = judged.num_contradicted
+    num_pairs = sum(judged.counts.values()) + num_contradicted
+    unused = format_count(num_contradicted, "contradicted pair") + (" is" if num_contradicted == 1 else " are")
+    text = f"{judged.counts[SAME]:,} of {num_pairs:,} judged pairs show the same place"
+    return f"{text}; {unused} not used" if num_contradicted else text
+
+
 def judged_line(judged: JudgedRecalls) -> str:
     """Both counts and recalls in one line, for the terminal."""
     recalls = ", ".join(f"R@{n}: {one.text()}" for n, one in judged.recalls.items())
-    num_pairs = sum(judged.counts.values()) + judged.num_contradicted
-    same = f"{judged.counts[SAME]:,} of {num_pairs:,} judged pairs show the same place"
     unknown = (
         f"; {judged.num_unknown:,} verdicts are on photos that are not in the dataset" if judged.num_unknown else ""
     )
-    return f"with verdicts ({same}{unknown}): {recalls}"
+    return f"with verdicts ({judged_text(judged)}{unknown}): {recalls}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.assessment.audit import SAME, JudgedRecalls, VerdictFile, judged_recalls, judged_record
+from cosplace.assessment.audit import JudgedRecalls, VerdictFile, judged_recalls, judged_record, judged_text
 from cosplace.assessment.compression_loss import compression_text, loss_record, measure_loss
 from cosplace.assessment.conditions import find_conditions
 from cosplace.assessment.measures import Measures
@@ -92,12 +92,11 @@ def write_evaluation_results(
 
 
 def _judged_row(judged: JudgedRecalls) -> RecallRow:
-    num_pairs = sum(judged.counts.values()) + judged.num_contradicted
     return RecallRow(
         name="with verdicts",
         recalls={n: one.value for n, one in judged.recalls.items()},
         intervals=judged.recalls,
-        note=f"{judged.counts[SAME]:,} of {num_pairs:,} judged pairs show the same place",
+        note=judged_text(judged),
     )
 
 

@@ -20,6 +20,7 @@ from cosplace.assessment.audit import (
     judged_line,
     judged_recalls,
     judged_record,
+    judged_text,
     merge,
     read_export,
     read_verdicts,
@@ -199,10 +200,9 @@ def test_photos_of_the_same_place_are_additional_positives(dataset: RetrievalDat
         2,
     )
     assert evaluation.recalls == {1: 60.0, K: 80.0}  # as labeled
-    assert (
-        "2 of 5 judged pairs show the same place; 2 verdicts are on photos that are not in the dataset): R@1: 70.0 ["
-        in judged_line(judged)
-    )
+    text = "2 of 5 judged pairs show the same place; 1 contradicted pair is not used"
+    assert judged_text(judged) == text
+    assert f"{text}; 2 verdicts are on photos that are not in the dataset): R@1: 70.0 [" in judged_line(judged)
     record = json.loads(json.dumps(judged_record(judged)))
     assert record["recalls"] == {"1": 70.0, "5": 100.0} and record["intervals"]["1"][0] < 70
 

@@ -25,6 +25,7 @@ from cosplace.assessment.records import SCHEMA_VERSION
 from cosplace.errors import ConfigError, DatasetError, one_line
 from cosplace.photos.image_list import BLOCK_BYTES, evenly_spaced, image_list
 from cosplace.photos.paths import path_from_text, path_text
+from cosplace.photos.table_lists import find_part
 from cosplace.storage import write_atomically
 
 if TYPE_CHECKING:  # these import torch, which reading a run does not need
@@ -43,6 +44,7 @@ MAX_JSON_BYTES = 1 << 26
 MAX_DIGITS = 10  # of the N of a recall
 MAX_TABLE_BYTES = 1 << 32  # uncompressed
 MAX_QUERIES = 20_000_000
+MAX_ABOVE = 2  # folders between a dataset and its test set, with it
 NUM_LOOKED_FOR = 20  # queries, of which one must be there
 
 
@@ -346,12 +348,17 @@ def _values(table: pa.Table, name: str, kind: type) -> list[Any]:
 def folder_now(run: QueryResults, part: Path, moved_to: Path | None) -> Path:
     """The folder of the database or of the queries of a run, where it is now.
 
-    part: `database_folder` or `queries_folder` of the run.  moved_to: the dataset, if it has moved.
+    part: `database_folder` or `queries_folder` of the run.  moved_to: the dataset or its test set, if it has moved.
     """
     if moved_to is None:
         return part
     if part.is_relative_to(run.folder) and part != run.folder:
-        return moved_to / part.relative_to(run.folder)
+        # As for an evaluation, it may be a folder above that of the run, such as DATASET of DATASET/images/test.
+        parts, below = run.folder.parts, part.relative_to(run.folder)
+        places = [moved_to.joinpath(*parts[len(parts) - depth :], below) for depth in range(MAX_ABOVE + 1)]
+        return next(filter(Path.is_dir, places), places[0])
+    if run.folder.is_relative_to(part) and part != run.folder and (table := find_part(moved_to)) is not None:
+        return table.folder  # the folder of the run was a part of a table
     by_name = moved_to / part.name  # where database and queries were any two folders
     if by_name.is_dir():
         return by_name
@@ -366,10 +373,9 @@ def check_dataset(run: QueryResults, run_folder: Path, moved_to: Path | None) ->
     folder = folder_now(run, run.queries_folder, moved_to)
     queries = image_list(folder, run.queries.names)
     if not any(queries.path(row).is_file() for row in evenly_spaced(queries, NUM_LOOKED_FOR)):
-        dataset = moved_to or run.folder
+        dataset = moved_to or (run.folder if folder.is_relative_to(run.folder) else folder)
         raise ConfigError(
-            f"The dataset of {run_folder} is not at {dataset if folder.is_relative_to(dataset) else folder}. Use "
-            f"--dataset FOLDER, the folder that it has moved to."
+            f"The dataset of {run_folder} is not at {dataset}. Use --dataset FOLDER, the folder that it has moved to."
         )
 
 

@@ -18,6 +18,7 @@ def run_compare(config: CompareConfig) -> None:
     """Compare runs with the first one, and print their differences."""
     from cosplace.assessment.comparison import compare, open_runs
     from cosplace.assessment.run_files import check_dataset
+    from cosplace.photos.scanning import is_dataset_part
     from cosplace.report.comparison_page import write_comparison_page
     from cosplace.report.comparison_tables import comparison_record, latex_table, markdown_table, terminal_lines
     from cosplace.storage import write_text
@@ -26,7 +27,7 @@ def run_compare(config: CompareConfig) -> None:
     printed = [name for name, path in tables.items() if path == STDOUT] + ["json"] * config.json
     if len(printed) > 1:
         raise ConfigError(f"Only one of --{' and --'.join(printed)} can be printed. Write the others to a file.")
-    if config.dataset is not None and not config.dataset.is_dir():
+    if config.dataset is not None and not is_dataset_part(config.dataset):
         raise ConfigError(f"--dataset {config.dataset} is not a folder. Use the folder that the dataset has moved to.")
     reference, *others = open_runs(config.runs)
     comparisons = [compare(reference, other) for other in others]

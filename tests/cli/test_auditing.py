@@ -13,8 +13,11 @@ from cosplace.assessment.audit import read_verdicts
 from cosplace.cli import main
 from cosplace.cli.auditing import run_audit
 from cosplace.config.auditing import AuditConfig
+from cosplace.photos.image_list import image_list
+from cosplace.photos.tables import PhotoRecord
 from tests.assessment.comparison_samples import city_dataset, write_run
 from tests.synthetic_dataset import write_dataset
+from tests.table_samples import write_records
 
 RANKS = [1, 1, 0, 0]
 
@@ -88,6 +91,39 @@ def test_a_dataset_that_is_not_found_changes_nothing(
     assert main(["audit", str(run), "--apply", str(export), "--verdicts", str(tmp_path / "mine.csv")]) == 0
     (tmp_path / "moved" / "queries" / "q0000.jpg").unlink()
     assert main(["audit", str(run), "--dataset", str(tmp_path / "moved")]) == 0
+
+
+def test_a_table_that_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of its test set is none on disk; photos are below the folder of the table."""
+    city = city_dataset(tmp_path / "city", len(RANKS), photos=True)
+    lists, records = {}, []
+    for part, images in (("database", city.database), ("queries", city.queries)):
+        names = [f"{part}/{images.name(row)}" for row in range(len(images))]
+        lists[part] = image_list(tmp_path / "city", names)
+        records += [PhotoRecord(path=name, latitude=1.0, longitude=2.0, split=f"test/{part}") for name in names]
+    write_records(tmp_path / "city", records, with_files=False)
+    dataset = replace(city, folder=tmp_path / "city" / "test", **lists)
+    runs = [str(write_run(tmp_path / name, dataset, RANKS)) for name in ("run", "other")]
+    (tmp_path / "city").rename(tmp_path / "moved")
+    for place in ("moved", "moved/test"):
+        words = ["--dataset", str(tmp_path / place)]
+        assert main(["audit", runs[0], "--more_similar_than", "0", *words]) == 0
+        sources = re.findall(r'src="(data:[^"]+)"', (tmp_path / "run" / "audit.html").read_text("utf-8"))
+        assert len(sources) == 4 and len(set(sources)) > 2  # photos that cannot be opened are all the same gray
+        assert main(["compare", *runs, "--html", str(tmp_path / "c.html"), *words]) == 0
+    (tmp_path / "wrong").mkdir()
+    capsys.readouterr()
+    for place in ("wrong", "moved/val"):
+        assert main(["audit", runs[0], "--dataset", str(tmp_path / place)]) == 2
+        assert f"The dataset of {runs[0]} is not at {tmp_path / place}. Use --dataset" in capsys.readouterr().err
+
+
+def test_the_folder_above_a_test_set_that_moved(tmp_path: Path) -> None:
+    dataset = city_dataset(tmp_path / "city" / "images" / "test", len(RANKS), photos=True)
+    run = write_run(tmp_path / "run", dataset, RANKS)
+    (tmp_path / "city").rename(tmp_path / "moved")
+    for place in ("moved", "moved/images", "moved/images/test"):
+        run_audit(AuditConfig(run=run, more_similar_than=0.0, dataset=tmp_path / place))
 
 
 def test_two_folders_that_moved(tmp_path: Path) -> None:

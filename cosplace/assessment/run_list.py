@@ -96,7 +96,7 @@ def summarize(folder: Path) -> RunSummary:
         recalls = None if results is None else _recalls(results)
     except (ConfigError, OSError) as error:
         return RunSummary(folder=folder, state=UNREADABLE, reason=one_line(str(error)), time=_time(folder, {}))
-    results = results or {}
+    results = results or _answers(folder)
     model = _section(results, "model")
     backbone = _text(model.get("backbone")) or ("" if config.get("resume_model") else _text(config.get("backbone")))
     is_finished = recalls is not None or any((folder / name).exists() for name in ANSWERS)
@@ -120,6 +120,14 @@ def summarize(folder: Path) -> RunSummary:
         if kind == "eval"
         else _count(_section(config, "recipe").get("epochs_num") or config.get("epochs_num")),
     )
+
+
+def _answers(folder: Path) -> Mapping[str, Any]:
+    """What a run whose queries have no labels says of its model and dataset; empty for other runs."""
+    for name in UNMEASURED:
+        with suppress(ConfigError, OSError):
+            return read_json(folder / name)
+    return {}
 
 
 def _unfinished_state(folder: Path) -> tuple[str, str]:
@@ -201,7 +209,7 @@ def _model(config: Mapping[str, Any], results: Mapping[str, Any], kind: str, fol
 
 def _dataset(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Name of the test set, or of the folder of the dataset; of a fine-tuning both, as in mine: test/queries."""
-    if name := _text(_section(results, "dataset").get("name")):
+    if name := _text(_section(results, "dataset").get("name") or results.get("dataset")):
         return name
     path = next(
         (

@@ -44,6 +44,18 @@ def test_names_are_those_of_training() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["answers.json", "neighbors.json"])
+def test_a_run_without_labels_has_model_and_dataset(tmp_path: Path, name: str) -> None:
+    folder = make_run(tmp_path / "run", {"resume_model": "/weights/best.pth", "database_folder": "mini/db"})
+    answers = {"measured": False, "dataset": "db+qn", "model": {"name": "/weights/best.pth", "backbone": "VGG16"}}
+    (folder / name).write_text(json.dumps(answers))
+    (found,) = list_runs(tmp_path)
+    assert (found.state, found.model, found.backbone, found.dataset) == ("finished", "best.pth", "VGG16", "db+qn")
+    assert found.recalls is None
+    (folder / name).write_text("[")
+    assert summarize(folder).state == "finished"
+
+
 def test_runs_with_their_figures(tmp_path: Path) -> None:
     model = {"name": "/weights/best.pth", "backbone": "VGG16", "descriptor_dim": 512, "reduced_to": 64}
     results = {

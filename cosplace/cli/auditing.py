@@ -1,10 +1,12 @@
 """cosplace audit, and eval --audit: wrong answers that look right, judged by people."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosplace.cli.console import print_result
 from cosplace.config.auditing import AuditConfig
+from cosplace.photos.paths import printable
 
 if TYPE_CHECKING:
     from cosplace.assessment.run_files import QueryResults
@@ -22,14 +24,25 @@ def run_audit(config: AuditConfig) -> None:
     if config.apply is None:
         write_audit(config, run)
     else:
-        _apply(config.apply, run, _verdicts_path(config, run))
+        _apply(config, run, config.apply)
 
 
 def _verdicts_path(config: AuditConfig, run: "QueryResults") -> Path:
+    return config.verdicts or _usual_path(config, run)
+
+
+def _usual_path(config: AuditConfig, run: "QueryResults") -> Path:
     from cosplace.assessment.audit import verdicts_path
     from cosplace.assessment.run_files import folder_now
 
-    return config.verdicts or verdicts_path(folder_now(run, run.queries_folder, config.dataset))
+    return verdicts_path(folder_now(run, run.queries_folder, config.dataset))
+
+
+def _verdicts_flag(config: AuditConfig, run: "QueryResults") -> str:
+    """The flag that `cosplace eval` needs to find the verdicts; "" where it looks for them anyway."""
+    if config.verdicts is None or config.verdicts.resolve() == _usual_path(config, run):
+        return ""
+    return f"--verdicts {shlex.quote(printable(config.verdicts))}"
 
 
 def write_audit(config: AuditConfig, run: "QueryResults") -> None:
@@ -50,19 +63,21 @@ def write_audit(config: AuditConfig, run: "QueryResults") -> None:
         num_judged=len(all_pairs) - len(pairs),
         all_wrong=config.more_similar_than == 0,
         dataset_folder=config.dataset,
+        verdicts_flag=_verdicts_flag(config, run),
         follow_outside=config.follow_outside,
     )
     what = "wrong answers that look right" if config.more_similar_than else "wrong answers"
     print_result(f"audit of {what}, {pairs_text(num_shown, len(pairs))}: {html}")
 
 
-def _apply(exported: Path, run: "QueryResults", path: Path) -> None:
+def _apply(config: AuditConfig, run: "QueryResults", exported: Path) -> None:
     from cosplace.assessment.audit import VERDICTS, merge, read_export, read_verdicts, write_verdicts
 
+    path, flag = _verdicts_path(config, run), _verdicts_flag(config, run)
     new = read_export(exported, run)
     before = read_verdicts(path) if path.exists() else []
     merged = merge(before, new)
     write_verdicts(path, merged)
     counts = ", ".join(f"{sum(one.verdict == verdict for one in new):,} {verdict}" for verdict in VERDICTS)
     print_result(f"{path}: {len(merged):,} verdicts, {len(merged) - len(before):,} of them new ({counts} applied)")
-    print_result("Evaluate again: recalls are reported as labeled, and with verdicts.")
+    print_result(f"Evaluate again{flag and f' with {flag}'}: recalls are reported as labeled, and with verdicts.")

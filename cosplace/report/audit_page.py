@@ -48,12 +48,14 @@ def write_audit_page(
     num_judged: int = 0,
     all_wrong: bool = False,
     dataset_folder: Path | None = None,
+    verdicts_flag: str = "",
     follow_outside: bool = False,
 ) -> int:
     """Write the page atomically; returns how many pairs it shows.
 
     num_judged: pairs that are left out because they have verdicts.  all_wrong: the pairs are all wrong answers,
     also those that do not look right.  dataset_folder: the dataset, if it has moved.
+    verdicts_flag: --verdicts FILE, if `cosplace eval` needs it to find the verdicts.
     follow_outside: also show photos that links lead to outside the dataset.
     Raises StorageError if the disk is full or not writable.
     """
@@ -73,6 +75,7 @@ def write_audit_page(
         num_queries=len(run.queries.names),
         radius=f"{run.queries.radius_m:g} m",
         folder=printable(run_folder),
+        verdicts_flag=verdicts_flag,
         script=script("audit.js"),
     )
     write_text(path, text)

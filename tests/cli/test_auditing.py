@@ -59,7 +59,9 @@ def test_page_verdicts_and_the_next_page(run: Path, tmp_path: Path, capsys: pyte
     assert "No wrong answer looks right: there is nothing to judge" in (run / "audit.html").read_text("utf-8")
 
 
-def test_another_place_for_verdicts_and_a_dataset_that_moved(run: Path, tmp_path: Path) -> None:
+def test_another_place_for_verdicts_and_a_dataset_that_moved(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.move(tmp_path / "city", tmp_path / "moved")
     words = {"run": run, "more_similar_than": 0.0, "dataset": tmp_path / "moved"}
     run_audit(AuditConfig(**words))
@@ -69,8 +71,18 @@ def test_another_place_for_verdicts_and_a_dataset_that_moved(run: Path, tmp_path
     export.write_text(json.dumps(verdicts_of(page, "different")))
     run_audit(AuditConfig(**words, apply=export))
     assert len(read_verdicts(tmp_path / "moved" / "queries_verdicts.csv")) == 2
+    assert "\nEvaluate again: recalls are reported" in capsys.readouterr().out
+    run_audit(AuditConfig(**words, apply=export, verdicts=tmp_path / "moved" / "queries_verdicts.csv"))
+    assert "\nEvaluate again: recalls are reported" in capsys.readouterr().out
     run_audit(AuditConfig(**words, apply=export, verdicts=tmp_path / "mine.csv"))
     assert len(read_verdicts(tmp_path / "mine.csv")) == 2
+    flag = f"--verdicts {tmp_path / 'mine.csv'}"
+    assert f"\nEvaluate again with {flag}: recalls are reported" in capsys.readouterr().out
+    assert "they are stored next to the folder of the queries, and each later evaluation reports" in page
+    (tmp_path / "mine.csv").unlink()
+    run_audit(AuditConfig(**words, verdicts=tmp_path / "mine.csv"))
+    page = (run / "audit.html").read_text("utf-8")
+    assert f"--apply verdicts.json {flag}</code>. Each later evaluation with <code>{flag}</code> reports" in page
 
 
 def test_a_dataset_that_is_not_found_changes_nothing(

@@ -84,7 +84,7 @@ class Provenance:
             "started": self.started,
             "finished": self.finished,
             "seconds": self.seconds,
-            "model": self.model,
+            "model": {key: value for key, value in self.model.items() if value is not None},
             "dataset": dataset,
             **self.environment,
         }

@@ -173,6 +173,15 @@ def test_what_was_left_out_is_listed(network, dataset: RetrievalDataset, evaluat
     assert deviations(readable, dataclasses.replace(dataset, copies=copies)) == [copies]
 
 
+def test_the_report_leaves_out_what_a_model_does_not_have(
+    network, dataset: RetrievalDataset, evaluation: Evaluation
+) -> None:
+    model = describe_model(None, network)
+    assert model["reduced_to"] is None
+    origin = provenance(evaluation, dataset, protocol=protocol_record(None, 25.0), model=model, run=run_info())
+    assert origin.summary()["model"].keys() == model.keys() - {"name", "file", "sha256", "reduced_to"}
+
+
 def test_times_add_up(dataset: RetrievalDataset, evaluation: Evaluation) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     origin = provenance(

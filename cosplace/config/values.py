@@ -109,7 +109,8 @@ def set_folder(folders: DatasetFolders, split: str) -> Path:
         return found or (Path(dataset) if is_test_set else usual[0])
     raise ConfigError(
         f"--dataset_folder is required: the folder with train/, val/ and test/. Or use --{split}_set_folder, or set "
-        f"the environment variable {DATASET_VARIABLE}."
+        f"the environment variable {DATASET_VARIABLE}.",
+        "For two folders of photos, use --database_folder and --queries_folder.",
     )
 
 

@@ -121,7 +121,7 @@ def two_folder_lists(
     Raises DatasetError when a folder is missing or has no photos.
     """
     database_folder = Path(database_folder)
-    queries_folder_path = queries_place(database_folder.parent, queries_folder)
+    queries_folder_path = queries_place(database_folder.parent, queries_folder, database=database_folder.name)
     database, queries = (
         scan_images(path, follow_outside=follow_outside) for path in (database_folder, queries_folder_path)
     )
@@ -129,10 +129,11 @@ def two_folder_lists(
     return RetrievalLists(name=name, folder=database_folder, database=database, queries=queries)
 
 
-def queries_place(folder: Path, queries_folder: str | None = None) -> Path:
+def queries_place(folder: Path, queries_folder: str | None = None, *, database: str = "database") -> Path:
     """The folder of queries: a name next to the database, which is in `folder`, or the path of any folder.
 
     None: queries_v1, else queries, next to the database; in a table with splits, only these count.
+    database: name of the folder of the database, which a hint leaves out.
     Raises DatasetError for a folder that does not exist, and for a relative path that could mean two folders.
     """
     candidates = [queries_folder] if queries_folder else QUERIES_FOLDERS
@@ -148,7 +149,10 @@ def queries_place(folder: Path, queries_folder: str | None = None) -> Path:
         )
     found = beside or elsewhere
     if found is None:
-        others = [name for name in part_names(folder) if name not in DATABASE_FOLDERS]
+        for path in (folder / candidates[0], Path(candidates[0])):
+            if path.is_file():
+                raise missing_folder(path, "Use the folder of the queries.")
+        others = [name for name in part_names(folder) if name not in (*DATABASE_FOLDERS, database)]
         hint = [f"Choose one of its subfolders with --queries_folder: {', '.join(others[:8])}."] if others else []
         raise DatasetError(f"{folder} has no subfolder of queries ({' or '.join(candidates)}).", *hint)
     return found

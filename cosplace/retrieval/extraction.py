@@ -296,7 +296,7 @@ def _extract_shard(
     if unreadable and not skip_unreadable:
         raise ImageError(
             _describe_failures(unreadable, len(shard)),
-            "replace or remove them",
+            "replace them",
             "continue without them (--skip_unreadable)",
         )
     if len(unreadable) == len(shard) and dimension is None:
@@ -307,8 +307,8 @@ def _extract_shard(
 def _describe_failures(unreadable: Sequence[UnreadableImage], num_photos: int) -> str:
     if num_photos == 1:
         return unreadable[0].message
-    count = "any" if len(unreadable) == num_photos else len(unreadable)
-    return f"Cannot open {count} of {num_photos} photos. The first: {unreadable[0].message}"
+    count = "any" if len(unreadable) == num_photos else f"{len(unreadable):,}"
+    return f"Cannot open {count} of {num_photos:,} photos. The first: {unreadable[0].message}"
 
 
 def _to_stored_dtype(run: ExtractionRun, shard: range, descriptors: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
     ("arguments", "message"),
     [
         (["train"], "--dataset_folder is required"),
-        (["eval"], "--dataset_folder is required"),
+        (["eval", "--queries_folder", "q"], "For two folders of photos, use --database_folder and --queries_folder."),
         (["train", "--dataset_folder", "nowhere"], "nowhere/train does not exist"),
         (["eval", "--dataset_folder", "nowhere"], "nowhere/test does not exist"),
         (["groups", "nowhere"], "nowhere does not exist"),

@@ -330,6 +330,8 @@ def test_unreadable_photos_raise_an_error(images: ImageList, num_workers: int) -
     damage(images, 5, 2)
     with pytest.raises(ImageError, match=r"Cannot open 2 of 7 photos\. The first: .*002\.jpg") as error:
         extract(TinyNet(), images, batch_size=2, num_workers=num_workers)
+    # Without a photo, a dataset would no longer match its protocol.
+    assert str(error.value).endswith(". Replace them, or continue without them (--skip_unreadable).")
     assert "\n" not in str(error.value)
 
 

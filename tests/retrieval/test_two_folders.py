@@ -60,6 +60,16 @@ def test_queries_are_a_name_next_to_the_database_or_a_path(city: Path, monkeypat
         queries_place(city, "queries_night")
 
 
+def test_a_hint_names_folders_of_queries_and_a_file_is_called_one(city: Path) -> None:
+    (city / "database").rename(city / "db")
+    with pytest.raises(DatasetError, match=r"--queries_folder: queries_v1\.$"):
+        two_folder_lists(city / "db", "nowhere")
+    photo = next((city / "queries_v1").iterdir())
+    for name in (f"queries_v1/{photo.name}", str(photo)):
+        with pytest.raises(DatasetError, match=r"is a file, not a folder\. Use the folder of the queries\.$"):
+            two_folder_lists(city / "db", name)
+
+
 def test_a_path_that_could_mean_two_folders_is_refused(city: Path) -> None:
     (city / "plain").mkdir()
     with pytest.raises(DatasetError, match=r"may be .*test/plain or .*/plain\. Use the absolute path"):

@@ -68,9 +68,9 @@ def metric_rows(measures: Measures, radius_m: float) -> list[tuple[str, str, str
         for quantile, estimate in sorted(measures.error_m.items())
         if math.isfinite(estimate.value)
     ]  # fmt: skip
-    near = f"near misses: first prediction {radius_m:g} to {2 * radius_m:g}\u00a0m away"
+    near = f"near misses: first prediction {radius_m:g} to {2 * radius_m:g}\u00a0m away" if radius_m else ""
     for name, estimate in ((near, measures.near_misses), ("mean average precision", measures.mean_average_precision)):
-        if math.isfinite(estimate.value):
+        if name and math.isfinite(estimate.value):
             rows.append((name, *percent_texts(estimate)))
     if math.isfinite(measures.longest_miss_m):
         queries = format_count(measures.longest_miss_queries, "query", "queries")

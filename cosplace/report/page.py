@@ -93,8 +93,11 @@ def _key_figures(report: Report) -> list[tuple[str, str, str]]:
             figures.append((*distance_texts(report.measures.error_m[50]), meaning))
         elif np.isfinite(first).any():
             figures.append((format_distance(float(np.nanmedian(first))), "", meaning))
-        figures.append((f"{report.evaluation.num_queries:,}", "", "queries"))
-        figures.append((f"{report.evaluation.num_database:,}", "", "database images"))
+        counts = (
+            format_count(report.evaluation.num_queries, "query", "queries"),
+            format_count(report.evaluation.num_database, "database image"),
+        )
+        figures += [(number, "", noun) for number, _, noun in (text.partition(" ") for text in counts)]
     return figures
 
 

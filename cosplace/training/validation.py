@@ -42,16 +42,16 @@ def reused_photos(data: TrainingData) -> list[str]:
     num_queries, doubts = len(data.val.queries), []
     for kind, queries in (("validation", data.val.queries), ("test", data.test.queries)):
         if num_trained := _num_trained_on(data, queries):
-            are = "is also a training photo" if num_trained == 1 else "are also training photos"
+            are, them = ("is also a training photo", "it") if num_trained == 1 else ("are also training photos", "them")
             doubts.append(
-                f"{num_trained} of {len(queries)} {kind} queries {are}, so the {kind} recalls are too high. Remove "
-                f"them from one of the two."
+                f"{num_trained:,} of {len(queries):,} {kind} queries {are}, so the {kind} recalls are too high. Remove "
+                f"{them} from one of the two."
             )
     if num_shared := _num_shared(data.val.queries, data.test.queries):
         are = "is also a test query" if num_shared == 1 else "are also test queries"
         doubts.append(
-            f"{num_shared} of {num_queries} validation queries {are}: the best epoch is chosen on them, so the test "
-            f"recalls are too high. Use other photos with --val_set_folder."
+            f"{num_shared:,} of {num_queries:,} validation queries {are}: the best epoch is chosen on them, so the "
+            f"test recalls are too high. Use other photos with --val_set_folder."
         )
     return doubts
 

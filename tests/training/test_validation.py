@@ -163,7 +163,7 @@ def test_queries_that_are_trained_on_are_doubted(dataset_folder: Path, tmp_path:
     data = open_training_data(settings(tmp_path / "data", N=1, L=1, M=10, min_images_per_class=1))
     first, second = doubts_about(data)[:2]
     assert first.startswith(
-        "1 of 14 validation queries is also a training photo, so the validation recalls are too high"
+        "1 of 14 validation queries is also a training photo, so the validation recalls are too high. Remove it from"
     )
     assert second.startswith("2 of 14 test queries are also training photos, so the test recalls are too high")
 

@@ -123,8 +123,8 @@ def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[s
         median, ninety = measures.error_m[50], measures.error_m[90]
         lines += [
             f"first prediction: median error {_meters(median)}, 90% within {_meters(ninety)}",
-            f"near misses ({radius_m:g} to {2 * radius_m:g} m): {measures.near_misses.text()}%, "
-            f"mAP {measures.mean_average_precision.text()}",
+            (f"near misses ({radius_m:g} to {2 * radius_m:g} m): {measures.near_misses.text()}%, " if radius_m else "")
+            + f"mAP {measures.mean_average_precision.text()}",
         ]
         if math.isfinite(measures.longest_miss_m):
             lines.append(

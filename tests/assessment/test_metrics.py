@@ -15,6 +15,7 @@ from cosplace.assessment.measures import Measures
 from cosplace.assessment.metrics import L2, RATIO, SPREAD, average_precisions, longest_miss, measure
 from cosplace.assessment.records import few_clusters_text, intervals_record, metrics_record, summary_lines
 from cosplace.photos.image_list import image_list
+from cosplace.report.measures_section import metric_rows
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
 from cosplace.retrieval.extraction import Extraction
@@ -228,6 +229,8 @@ def test_lines(measures: Measures) -> None:
     error = measures.scores[0].calibration_error
     assert f"calibration error (ECE) of confidence: {error.value:.3f} [{error.low:.3f}, {error.high:.3f}]" in text
     assert "near misses" not in "\n".join(summary_lines(measures, 25.0, note="positions are frames"))
+    assert "near misses" not in "\n".join(summary_lines(measures, 0.0))
+    assert "near misses" not in "\n".join(name for name, *_ in metric_rows(measures, 0.0))
 
 
 def test_intervals_of_few_clusters_are_marked(measures: Measures) -> None:

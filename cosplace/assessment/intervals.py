@@ -299,7 +299,7 @@ def mcnemar(won: int, lost: int) -> float:
     """
     from scipy.special import bdtr
 
-    return min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5))) if won + lost else 1.0
+    return 1.0 if abs(won - lost) <= 1 else 2 * float(bdtr(min(won, lost), won + lost, 0.5))
 
 
 # --- bootstrap -------------------------------------------------------------------------------------------------------

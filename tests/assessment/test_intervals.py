@@ -319,6 +319,10 @@ def test_mcnemar_sums_binomial_probabilities(won: int, lost: int) -> None:
     assert mcnemar(won, lost) == pytest.approx(min(1.0, 2 * tail))
 
 
+def test_mcnemar_of_the_most_even_split_is_one() -> None:
+    assert {mcnemar(lost + more, lost) for lost in range(100) for more in (0, 1)} == {1.0}
+
+
 # --- bootstrap -------------------------------------------------------------------------------------------------------
 
 

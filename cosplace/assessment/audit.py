@@ -10,6 +10,7 @@ Side effects: reads and writes files of verdicts.
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,12 @@ def _verdict(row: Any, place: str) -> Verdict:
     values = {name: value for name in HEADER if isinstance(value := row.get(name), str)}
     if len(values) < len(HEADER) or values["verdict"] not in VERDICTS:
         raise ConfigError(f"{place} is damaged: it needs {', '.join(HEADER)}, and a verdict of {', '.join(VERDICTS)}.")
+    try:
+        datetime.fromisoformat(values["when"] or "2000-01-01")
+    except ValueError as error:
+        raise ConfigError(
+            f"{place}: '{printable(values['when'])}' is not a time. Use one such as 2026-01-31T12:00:00Z, or nothing."
+        ) from error
     return Verdict(
         # A spreadsheet-safe "./" in front of a path does not change it.
         query=str(path_from_text(values["query"])),

@@ -134,7 +134,13 @@ def open_test_photos(config: EvalConfig, progress: "Progress") -> "RetrievalData
     """
     from dataclasses import replace
 
-    from cosplace.retrieval.dataset import dataset_lists, photos_with_positions, two_folder_lists, with_known_positions
+    from cosplace.retrieval.dataset import (
+        dataset_lists,
+        dataset_of_lists,
+        photos_with_positions,
+        two_folder_lists,
+        with_known_positions,
+    )
 
     folders = config.folders
     if folders.database_folder:
@@ -146,12 +152,12 @@ def open_test_photos(config: EvalConfig, progress: "Progress") -> "RetrievalData
         return UnlabeledPhotos(lists=lists, has_positions=False)
     if not folders.database_folder:
         return with_known_positions(lists, progress)
-    database, _ = photos_with_positions(lists.database, progress)
+    database = photos_with_positions(lists.database, progress)
     try:
-        photos_with_positions(lists.queries, progress)
+        queries = photos_with_positions(lists.queries, progress)
     except NoPositionsError:
-        return UnlabeledPhotos(lists=replace(lists, database=database), has_positions=True)
-    return with_known_positions(lists, progress)
+        return UnlabeledPhotos(lists=replace(lists, database=database[0]), has_positions=True)
+    return dataset_of_lists(lists, database, queries)
 
 
 def answer_run(

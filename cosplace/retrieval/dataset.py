@@ -182,9 +182,16 @@ def with_known_positions(lists: RetrievalLists, progress: Progress = no_progress
 
     Raises NoPositionsError if no position of a list is known, DatasetError for names without coordinates.
     """
-    (database, database_utm), (queries, query_utm) = (
-        photos_with_positions(images, progress) for images in (lists.database, lists.queries)
+    return dataset_of_lists(
+        lists, photos_with_positions(lists.database, progress), photos_with_positions(lists.queries, progress)
     )
+
+
+def dataset_of_lists(
+    lists: RetrievalLists, with_database: tuple[ImageList, UtmPositions], with_queries: tuple[ImageList, UtmPositions]
+) -> RetrievalDataset:
+    """The dataset of two lists.  with_database, with_queries: what `photos_with_positions` returns for them."""
+    (database, database_utm), (queries, query_utm) = with_database, with_queries
     zones = different_zones(database_utm.zones, query_utm.zones)
     if len(zones) > 1 or database.map_center != queries.map_center:
         positions = earth_positions(database, database_utm), earth_positions(queries, query_utm)

@@ -45,7 +45,7 @@ def check_copies(
     equal '@' names.  False for published datasets, whose photos are what they are.
     """
     copies = find_copies(database, queries, progress)
-    same = _same_names(database, queries)
+    same = sorted(set(_same_names(database, queries)) - {query for query, _ in copies})
     about_copies, about_names = _about_copies(database, queries, copies), _about_names(queries, same)
     if refuse and any(_file_name(queries, query) == _file_name(database, image) for query, image in copies):
         raise DatasetError(f"{about_copies} Remove such photos from one of the two folders.")
@@ -85,7 +85,7 @@ def _about_copies(database: ImageList, queries: ImageList, copies: list[tuple[in
 
 
 def _about_names(queries: ImageList, same: list[int]) -> str:
-    if not 0 < len(same) < len(queries):  # where all have the same names, as in Nordland, names are numbers of frames
+    if not same:
         return ""
     return (
         f"{len(same):,} of {len(queries):,} queries in {printable(queries.folder)} "
@@ -95,10 +95,14 @@ def _about_names(queries: ImageList, same: list[int]) -> str:
 
 
 def _same_names(database: ImageList, queries: ImageList) -> list[int]:
-    """Queries whose file name has labels and is that of a database image, ascending."""
+    """Queries whose file name has labels and is that of a database image, ascending.
+
+    None where all queries have such names: these are numbers of frames, as in Nordland.
+    """
     names = {name for row in range(len(queries)) if (name := _file_name(queries, row)).startswith("@")}
     names.intersection_update(_file_name(database, row) for row in range(len(database)) if names)
-    return [row for row in range(len(queries)) if _file_name(queries, row) in names]
+    same = [row for row in range(len(queries)) if _file_name(queries, row) in names]
+    return same if len(same) < len(queries) else []
 
 
 def find_copies(database: ImageList, queries: ImageList, progress: Progress = no_progress) -> list[tuple[int, int]]:

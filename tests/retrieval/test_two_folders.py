@@ -135,6 +135,15 @@ def test_no_labels_gives_neighbors_only(city: Path, capsys: pytest.CaptureFixtur
     assert run("--test_set_folder", city, "--no_labels") == 0
 
 
+def test_photos_without_a_position_are_reported_once(city: Path, caplog: pytest.LogCaptureFixture) -> None:
+    queries = city / "queries_v1"
+    shutil.copy(next(queries.iterdir()), queries / "@0@0@.jpg")
+    assert run("--database_folder", city / "database", "--queries_folder", queries) == 0
+    assert sum("unknown" in text for text in caplog.messages) == 1
+    results = json.loads((only_run() / "results.json").read_text())
+    assert results["dataset"]["unknown_positions"] == {"database": 0, "queries": 1}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -220,7 +229,7 @@ def test_copies_are_found_by_content(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert f"is in the database too ({twin.name} = {original.name})" in caplog.text
 
 
-def test_copies_with_the_same_name_are_refused(tmp_path: Path) -> None:
+def test_copies_with_the_same_name_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for place in range(4):
         write_place(tmp_path / "database", place, 0)
     write_place(tmp_path / "queries", 9, 1)
@@ -230,6 +239,8 @@ def test_copies_with_the_same_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="1 of 2 queries") as error:
         check_copies(lists.database, lists.queries)
     assert f"is in the database too ({original.name} = {original.name})" in str(error.value)
+    assert check_copies(lists.database, lists.queries, refuse=False) == "1 of 2 queries is in the database too"
+    assert len(caplog.messages) == 1
 
 
 def test_equal_names_with_other_content_are_refused(tmp_path: Path) -> None:

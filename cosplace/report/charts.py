@@ -18,6 +18,7 @@ from cosplace.report.words import shorten
 WIDTH, HEIGHT = 460, 320  # units of the drawing; small, so that 13-unit text stays readable at phone width
 LEFT, TOP, BOTTOM = 50, 16, 46  # margins
 LABEL_GAP = 16  # smallest distance between the baselines of two labels
+LABEL_ROOM = 26  # a curve that is nearer to the x axis would run through a label there
 NUM_COLORS = 6  # colors in style.css; markers differ too
 MAX_LABEL = 23  # characters: trained EfficientNet_B0
 CHARACTER_WIDTH = 7.9  # units, a generous mean
@@ -115,8 +116,10 @@ def chart(
     if threshold is not None:
         value, text = threshold
         at = float(plot.across(np.array([value]))[0])
+        floor = HEIGHT - BOTTOM
+        is_low = any(floor - np.interp(at, plot.across(one.xs), plot.down(one.ys)) < LABEL_ROOM for one in series)
         parts.append(_element("path", class_="threshold", d=f"M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"))
-        parts.append(_element("text", text, class_="note", x=at + 5, y=HEIGHT - BOTTOM - 8))
+        parts.append(_element("text", text, class_="note", x=at + 5, y=TOP + 14 if is_low else floor - 8))
     order = ("faint", "reference", "dashed", "line", "strong")  # the last is drawn above the others
     for one in sorted(series, key=lambda one: order.index(one.style)):
         parts += _curve(plot, one) if one.shares is None else _dots(plot, one, one.shares)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosplace.report.charts import BOTTOM, HEIGHT, LEFT, TOP, Axis, Series, chart, spread
+from cosplace.report.charts import BOTTOM, HEIGHT, LEFT, TOP, Axis, Series, chart, percent_axis, spread
 from cosplace.report.colors import GROUP_COLORS
 from cosplace.report.curves import loss_chart, read_epochs, read_losses, recall_chart, validation_chart
 from cosplace.report.data import RecallRow
@@ -88,6 +88,14 @@ def test_the_strip_shows_the_group_of_each_epoch() -> None:
         ]
         one_group = [{**row, "group": 0} if "group" in row else row for row in METRICS]
         assert "<rect" not in (draw(one_group) or "<rect")
+
+
+@pytest.mark.parametrize(("share", "is_at_the_top"), [(0.0, True), (60.0, False)])
+def test_a_curve_does_not_run_through_the_label_of_the_threshold(share: float, is_at_the_top: bool) -> None:
+    ends, axis = np.array([0.0, 100.0]), percent_axis("%")
+    svg = chart([Series(xs=ends, ys=np.full(2, share))], axis, axis, description="", threshold=(50.0, "here"))
+    (y,) = re.findall(r'class="note" x="[\d.]+" y="(\d+)"', svg)
+    assert (int(y) < HEIGHT / 2) is is_at_the_top
 
 
 def test_texts_of_a_chart_are_escaped() -> None:

@@ -137,7 +137,7 @@ def test_recall_table_has_one_decimal_and_a_highlighted_row() -> None:
         RecallRow(name="ours", recalls={1: 66.66, 10: 100.0}),
     ]
     html = report_html(Report(title="t", recall_rows=rows, highlight="ours"))
-    table = html[html.index("<table>") : html.index("</table>")]
+    table = html[html.index('<table class="stacked"') : html.index("</table>")]
     lines = [" ".join(re.sub(r"<[^>]*>", " ", "<tr" + line).split()) for line in table.split("<tr")[1:]]
     assert lines == ["model R@1 R@5 R@10", "chance random 0.0 12.3 –", "ours 66.7 – 100.0"]
     assert table.count('class="ours"') == 1 and table.index('class="ours"') > table.index("chance")

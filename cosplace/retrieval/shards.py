@@ -290,7 +290,10 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
                     name=name, first_byte=first_byte, shape=shape, unreadable=unreadable, checksum=checksum,
                     photos=dict(record.get("photos", {})),
                 )  # fmt: skip
-            problem = "is of another extraction"
+            raise DatasetError(
+                f"{_place(files, name)} is of another extraction, perhaps one that runs now. Use another folder for "
+                f"one of them, or run this one again to replace the file."
+            )
     except (ValueError, EOFError, KeyError, TypeError, FileNotFoundError):
         problem = "is truncated"
     raise DatasetError(

@@ -16,6 +16,7 @@ from cosplace.photos.metadata import metadata_from_exif
 from cosplace.photos.opening import read_file
 
 SECONDS_PER_DAY = 86_400
+ROUNDING_S = 0.001  # of times in videos
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
@@ -93,14 +94,16 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[str, float, np.ndarra
     try:
         if not video.isOpened():
             raise DatasetError(f"{path} cannot be read as a video. Check the file, or use a folder of its frames.")
-        video_fps = video.get(cv2.CAP_PROP_FPS) or 30.0
-        number, next_s = 0, 0.0
+        frame_s = 1 / (video.get(cv2.CAP_PROP_FPS) or 30.0)
+        time_s, next_s, start_s = -frame_s, 0.0, math.nan
         while video.grab():
-            time_s = number / video_fps
-            number += 1
-            if time_s + 1e-9 < next_s:
+            container_s = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            start_s = container_s if math.isnan(start_s) else start_s
+            # The rate may vary.  Where the container has no times, or wrong ones, its mean rate counts.
+            time_s = container_s - start_s if container_s - start_s > time_s else time_s + frame_s
+            if time_s + ROUNDING_S < next_s:
                 continue
-            next_s += 1 / fps
+            next_s = (math.floor((time_s + ROUNDING_S) * fps) + 1) / fps
             is_decoded, pixels = video.retrieve()
             if not is_decoded:
                 raise ImageError(f"{path} is damaged after {time_s:.1f} seconds. Cut the video there.")

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import sys
+from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -208,6 +209,25 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
     (tmp_path / "b.avi").write_bytes(b"no video")
     with pytest.raises(DatasetError, match="cannot be read as a video"):
         next(video_frames(tmp_path / "b.avi", fps=1))
+
+
+def test_times_of_a_video_with_a_variable_rate(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width = stream.height = 64
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms in (*range(0, 10_000, 1000), *(10_000 + round(number / 0.03) for number in range(60))):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    times = {fps: [at for _, at, _ in video_frames(path, fps)] for fps in (0.5, 1, 2)}
+    assert times[0.5] == pytest.approx([0, 2, 4, 6, 8, 10])
+    assert times[1] == pytest.approx(range(12))
+    assert times[2] == pytest.approx([*range(11), 10.5, 11, 11.5])  # no more frames than that after 10 s
 
 
 # --- GPX -------------------------------------------------------------------------------------------------------------

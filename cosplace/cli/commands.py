@@ -270,6 +270,7 @@ atexit.register(_leave_at_once)  # before all others, which then run earlier
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str | None = None) -> int:
     """Run a command line; returns its exit code.  only: a command, for the scripts train.py and eval.py."""
+    _open_closed_streams()
     if argv is not None:
         return _exit_code(argv, prog, only)
     gc.set_threshold(COLLECT_AFTER)
@@ -277,6 +278,15 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
     code = _exit_code(argv, prog, only)
     _LEAVE.append(code)
     return code
+
+
+def _open_closed_streams() -> None:
+    """Open the null device where stdin, stdout or stderr is closed, as some daemons start programs."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the lowest free descriptor is the one that is closed
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
 
 
 def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:

@@ -1,0 +1,31 @@
+"""Commands whose streams are closed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.synthetic_dataset import write_dataset
+
+pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+
+
+def run(redirected: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a shell, with some of its streams redirected."""
+    line = ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "cosplace", *words]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | variables
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_command_without_stderr_works(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "city", num_places=2)
+    words = "import", f"{tmp_path}/city/test/database", "--to", f"{tmp_path}/photos", "--dry_run"
+    done = run("2>&-", *words)
+    assert done.returncode == 0 and "24 photos would be added" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
+def test_an_error_without_streams_has_its_exit_code(closed: str) -> None:
+    assert run(closed, "zoo", "info", "nothing").returncode == 2

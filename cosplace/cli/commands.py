@@ -1,6 +1,7 @@
 """All commands; from a command line to an exit code."""
 
 import atexit
+import errno
 import gc
 import logging
 import os
@@ -15,7 +16,7 @@ from cosplace.cli.help import help_text
 from cosplace.cli.parser import HelpRequested, about_missing_action, about_unknown_action, flag_names, parse_words
 from cosplace.cli.second_signal import EXIT_SIGNAL
 from cosplace.config.terminal import TERMINAL_FLAGS, take_terminal_settings
-from cosplace.errors import ConfigError, CosPlaceError, advise_only
+from cosplace.errors import ConfigError, CosPlaceError, StorageError, advise_only
 from cosplace.memory import keep_freed_memory
 from cosplace.progress import StopRequest
 
@@ -298,7 +299,9 @@ def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
         with end_on_signals(owns_process=argv is None):
             shown, words = take_terminal_settings(list(sys.argv[1:] if argv is None else argv))
             set_terminal(shown)
-            return _run(words, prog, only)
+            code = _run(words, prog, only)
+            sys.stdout.flush()
+            return code
     except CosPlaceError as error:
         return _report(error)
     except StopRequest as stop:
@@ -312,6 +315,10 @@ def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a path that is too long, or that this user may not read or write
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _report(
+                StorageError("No space left while writing the output. Free some space, or use another disk.")
+            )
         if error.filename is None:
             raise
         path = os.fsdecode(error.filename)

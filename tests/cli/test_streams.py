@@ -1,4 +1,4 @@
-"""Commands whose streams are closed."""
+"""Commands whose stderr is closed, and whose stdout is on a full disk."""
 
 import os
 import subprocess
@@ -29,3 +29,11 @@ def test_a_command_without_stderr_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
 def test_an_error_without_streams_has_its_exit_code(closed: str) -> None:
     assert run(closed, "zoo", "info", "nothing").returncode == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("word", ["--help", "--version", "protocols"])
+def test_a_full_disk_is_reported_in_one_line(word: str, unbuffered: str) -> None:
+    done = run(">/dev/full", word, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 2
+    assert done.stderr == "error: No space left while writing the output. Free some space, or use another disk.\n"

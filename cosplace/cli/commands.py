@@ -293,7 +293,7 @@ def _open_closed_streams() -> None:
 def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
     # Before torch and numpy are imported: their threads would spin while they wait for work.  When other threads or
     # processes load photos on the same cores, that makes a training step ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # in lower case, as libgomp refuses I in Turkish
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the binary logarithm of a number of cycles; 4 is the least
     try:
         with end_on_signals(owns_process=argv is None):

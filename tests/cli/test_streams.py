@@ -1,6 +1,7 @@
-"""Commands whose stderr is closed, and whose stdout is on a full disk."""
+"""Commands whose streams are closed or on a full disk, and in other locales."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,14 @@ def test_a_full_disk_is_reported_in_one_line(word: str, unbuffered: str) -> None
     done = run(">/dev/full", word, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 2
     assert done.stderr == "error: No space left while writing the output. Free some space, or use another disk.\n"
+
+
+@pytest.mark.slow
+def test_no_library_complains_in_a_turkish_locale(tmp_path: Path) -> None:
+    if shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/tr_TR").exists():
+        pytest.skip("needs the sources of locales")
+    subprocess.run(["localedef", "-i", "tr_TR", "-f", "UTF-8", tmp_path / "tr_TR.UTF-8"], check=True)
+    write_dataset(tmp_path / "city", num_places=1)
+    locale = {"LOCPATH": str(tmp_path), "LC_ALL": "tr_TR.UTF-8"}
+    done = run("", "groups", f"{tmp_path}/city/train", "--min_images_per_class", "1", **locale)
+    assert "libgomp" not in done.stderr

@@ -1,6 +1,7 @@
 """Frames of a sequence with their times, frames of a video, GPX tracks."""
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,7 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[str, float, np.ndarra
         ) from error
     if not 0 < fps < float("inf"):
         raise ConfigError(f"--fps must be above 0, got {fps:g}. Use for example 2.")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg prints nothing
     video = cv2.VideoCapture(str(path))
     try:
         if not video.isOpened():

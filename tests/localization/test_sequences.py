@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -228,6 +229,15 @@ def test_times_of_a_video_with_a_variable_rate(tmp_path: Path) -> None:
     assert times[0.5] == pytest.approx([0, 2, 4, 6, 8, 10])
     assert times[1] == pytest.approx(range(12))
     assert times[2] == pytest.approx([*range(11), 10.5, 11, 11.5])  # no more frames than that after 10 s
+
+
+def test_a_truncated_video_is_refused_without_a_line_of_ffmpeg(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isommp41\0\0\1\0mdat" + bytes(300))
+    code = "import sys; from cosplace.localization.tracks import *; next(video_frames(Path(sys.argv[1]), 1))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "cannot be read as a video" in done.stderr and "moov" not in done.stderr
 
 
 # --- GPX -------------------------------------------------------------------------------------------------------------

@@ -19,14 +19,16 @@ from cosplace.importing.tracks import METERS_PER_DOP, UNKNOWN, Track, TrackPoint
 MAX_TRACK_BYTES = 500_000_000
 HEAD_BYTES = 65_536  # enough to recognize a file
 FIRST_YEAR = 1990  # receivers that do not know the time yet write 1980
+UTF_16 = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"<\0": "utf-16-le", b"\0<": "utf-16-be"}  # by the first bytes
+GPX_START = re.compile(r"<([\w.-]+:)?gpx\b")
 NMEA_SENTENCE = re.compile(rb"\$[A-Z]{2}(?:RMC|GGA|ZDA),[^\r\n$]*")
 DAY_S = 86_400
 
 
 def is_gpx(path: Path) -> bool:
     """Whether a file is GPX."""
-    head = _head(path)
-    return b"<gpx" in head and b"\0" not in head
+    head = _xml_text(_head(path))
+    return GPX_START.search(head) is not None and "\0" not in head
 
 
 def is_nmea(path: Path) -> bool:
@@ -86,9 +88,12 @@ def read_gpx(raw: bytes, path: Path, max_gap_s: float) -> tuple[Track, list[Prob
 def _parse_gpx(raw: bytes, path: Path) -> tuple[Any, list[Problem]]:
     """The parsed file; of a truncated file, the part before the damage."""
     gpxpy = optional_module("gpxpy", "Reading GPX")
-    if re.search(rb"<!(DOCTYPE|ENTITY)", raw, re.IGNORECASE):
+    text = _xml_text(raw)
+    if re.search(r"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):
         raise DatasetError(f"{path} has a document type declaration, which GPX does not need. Export it again.")
-    text = raw.decode("utf-8-sig", "replace") if b"encoding" not in raw[:200].lower() else _decoded(raw)
+    start = GPX_START.search(text)
+    if start and start[1]:  # a prefix of the namespace, which gpxpy does not know
+        text = re.sub(rf"(</?){re.escape(start[1])}", r"\1", text)
     try:
         return gpxpy.parse(text), []
     except Exception as error:  # of gpxpy, or of the XML parser that it found
@@ -103,13 +108,15 @@ def _parse_gpx(raw: bytes, path: Path) -> tuple[Any, list[Problem]]:
     return gpx, [_doubt(path, f"the file is damaged ({damage}); the part before the damage is used")]
 
 
-def _decoded(raw: bytes) -> str:
-    """Text of an XML file with a declared encoding, without the declaration."""
-    declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([\w-]+)[\"']", raw)
+def _xml_text(raw: bytes) -> str:
+    """Text of an XML file, or of its start, without the declaration."""
+    declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"'](?!(?i:utf-?16))([\w-]+)[\"']", raw)
+    encoding = UTF_16.get(raw[:2]) or (declared[1].decode() if declared else "utf-8-sig")
     try:
-        return raw.decode(declared[1].decode() if declared else "utf-8-sig", "replace")
-    except LookupError:
-        return raw.decode("utf-8-sig", "replace")
+        text = raw.decode(encoding, "replace")
+    except (LookupError, ValueError):  # not an encoding of text
+        text = raw.decode("utf-8-sig", "replace")
+    return re.sub(r"^\s*<\?xml[^>]*\?>", "", text, count=1)
 
 
 def _gpx_point(point: Any) -> TrackPoint:

@@ -1,5 +1,6 @@
 """GPX files and NMEA logs."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,31 @@ def test_gpx_times_have_zones(file: Path) -> None:
     file.write_text(text.replace("10:00:00+00:00", "12:00:00+02:00").replace("10:00:01+00:00", "10:00:01"))
     track, _ = read_track_file(file, 30)
     assert (track.start, track.end) == (START, START + 1)
+
+
+@pytest.mark.parametrize("prefix", ["", "g:", "gpx-1.1:"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "iso-8859-1", "idna"])
+def test_gpx_in_any_encoding_and_with_a_prefix(file: Path, encoding: str, prefix: str) -> None:
+    text = gpx([points(TIMES, *spiral(TIMES))]).replace("UTF-8", encoding[:6] if "16" in encoding else encoding)
+    text = re.sub("<(/?)(?=[a-z])", rf"<\1{prefix}", text)
+    if prefix:
+        text = text.replace("xmlns=", f"xmlns:{prefix[:-1]}=")
+    file.write_bytes(text.encode("ascii" if encoding == "idna" else encoding))
+    assert is_track_file(file)
+    track, problems = read_track_file(file, 30)
+    assert not problems and [len(segment) for segment in track.segments] == [60]
+
+
+def test_gpx_in_utf_8_that_declares_utf_16(file: Path) -> None:
+    file.write_text(gpx([points(TIMES, *spiral(TIMES))]).replace("UTF-8", "UTF-16"))
+    assert len(read_track_file(file, 30)[0].segments[0]) == 60
+
+
+def test_entities_in_utf_16_are_refused(file: Path) -> None:
+    text = gpx([points(TIMES, *spiral(TIMES))])
+    file.write_bytes(text.replace("<gpx", '<!DOCTYPE gpx [<!ENTITY a "b">]><gpx').encode("utf-16"))
+    with pytest.raises(DatasetError, match="document type declaration"):
+        read_track_file(file, 30)
 
 
 def test_gpx_without_time_is_refused(file: Path) -> None:

@@ -274,6 +274,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
     _open_closed_streams()
     if argv is not None:
         return _exit_code(argv, prog, only)
+    _read_names_as_utf_8()
     gc.set_threshold(COLLECT_AFTER)
     keep_freed_memory()
     code = _exit_code(argv, prog, only)
@@ -290,6 +291,12 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
 
 
+def _read_names_as_utf_8() -> None:
+    """Start this process again with PYTHONUTF8=1 if its locale has another encoding; tables of photos are in UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
+
+
 def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
     # Before torch and numpy are imported: their threads would spin while they wait for work.  When other threads or
     # processes load photos on the same cores, that makes a training step ten times slower.
@@ -297,6 +304,8 @@ def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the binary logarithm of a number of cycles; 4 is the least
     try:
         with end_on_signals(owns_process=argv is None):
+            if sys.getfilesystemencoding() != "utf-8":
+                raise ConfigError(f"Python reads file names as {sys.getfilesystemencoding()} here. Set PYTHONUTF8=1.")
             shown, words = take_terminal_settings(list(sys.argv[1:] if argv is None else argv))
             set_terminal(shown)
             code = _run(words, prog, only)

@@ -1,5 +1,6 @@
 """Commands whose streams are closed or on a full disk, and in other locales."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.synthetic_dataset import write_dataset
 
@@ -49,3 +51,29 @@ def test_no_library_complains_in_a_turkish_locale(tmp_path: Path) -> None:
     locale = {"LOCPATH": str(tmp_path), "LC_ALL": "tr_TR.UTF-8"}
     done = run("", "groups", f"{tmp_path}/city/train", "--min_images_per_class", "1", **locale)
     assert "libgomp" not in done.stderr
+
+
+def test_names_are_utf_8_in_any_locale(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rows = ["name,latitude,longitude"]
+    for number in range(3):
+        Image.new("RGB", (64, 64), (60 * number, 0, 0)).save(photos / f"Zürich 東{number}.jpg")
+        rows.append(f"Zürich 東{number}.jpg,45.{number},7.5")
+    (tmp_path / "positions.csv").write_text("\n".join(rows), encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    sources = f"{photos}", f"{tmp_path}/positions.csv"
+    done = run("", "import", *sources, "--to", f"{tmp_path}/city", **ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (tmp_path / "city").rglob("*.jpg")} == {f"Zürich 東{number}" for number in range(3)}
+    done = run("", "validate", f"{tmp_path}/city", "--json", **ascii_only)
+    assert done.returncode == 0 and json.loads(done.stdout)
+
+
+def test_a_process_that_cannot_use_utf_8_says_so() -> None:
+    code = "from cosplace.cli import main; main(['--version'])"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | ascii_only
+    )
+    assert done.stderr == "error: Python reads file names as ascii here. Set PYTHONUTF8=1.\n" and not done.stdout

@@ -372,21 +372,21 @@ def test_what_was_read_last_is_shown() -> None:
 
 
 def test_memory_is_given_back_after_growth_only() -> None:
-    used, given_back = [], []
-    memory = FreedMemory(lambda: used[-1], lambda: given_back.append(used[-1]))
-    for number in (800 << 20, 900 << 20, 1000 << 20):  # the first batches
-        used.append(number)
+    mib, used, given_back = 1 << 20, [0], []
+
+    def give_back() -> None:
+        given_back.append(used[0] // mib)
+        used[0] = 950 * mib
+
+    memory = FreedMemory(lambda: used[0], give_back)
+    for number in (900, 800, 1000, 1312):  # the start, an idle server, the first batches
+        used[0] = number * mib
         memory.check()
     assert not given_back
-    used.append(1100 << 20)
-    memory.check()
-    assert given_back == [1100 << 20]
-    for _ in range(5):  # what the load needs all the time is not given back again and again
-        used.append(1300 << 20)
+    for number in (1313, 1400, 1462, 1463, 1000):
+        used[0] = number * mib
         memory.check()
-    used.append(1557 << 20)
-    memory.check()
-    assert given_back == [1100 << 20, 1557 << 20]
+    assert given_back == [1313, 1463]  # more than 512 MiB above 800, then above 950
 
 
 def test_checks_of_memory_go_on_after_a_failure(monkeypatch) -> None:

@@ -31,7 +31,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the memory that this process has freed back to the system (Linux with glibc)."""
+    """Return memory that this process has freed to the system (Linux with glibc)."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

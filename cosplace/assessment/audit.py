@@ -180,7 +180,8 @@ def _verdict(row: Any, place: str) -> Verdict:
         datetime.fromisoformat(values["when"] or "2000-01-01")
     except ValueError as error:
         raise ConfigError(
-            f"{place}: '{printable(values['when'])}' is not a time. Use one such as 2026-01-31T12:00:00Z, or nothing."
+            f"{place}: `when` is '{printable(values['when'])}', which is not a time. Use one such as "
+            "2026-01-31T12:00:00Z, or leave it empty."
         ) from error
     return Verdict(
         # A spreadsheet-safe "./" in front of a path does not change it.

@@ -44,7 +44,7 @@ MAX_JSON_BYTES = 1 << 26
 MAX_DIGITS = 10  # of the N of a recall
 MAX_TABLE_BYTES = 1 << 32  # uncompressed
 MAX_QUERIES = 20_000_000
-MAX_ABOVE = 2  # folders between a dataset and its test set, with it
+MAX_ABOVE = 2  # levels from a dataset down to its test set
 NUM_LOOKED_FOR = 20  # queries, of which one must be there
 
 
@@ -353,7 +353,7 @@ def folder_now(run: QueryResults, part: Path, moved_to: Path | None) -> Path:
     if moved_to is None:
         return part
     if part.is_relative_to(run.folder) and part != run.folder:
-        # As for an evaluation, it may be a folder above that of the run, such as DATASET of DATASET/images/test.
+        # As in `eval`, moved_to may be a folder above the test set: DATASET instead of DATASET/images/test.
         parts, below = run.folder.parts, part.relative_to(run.folder)
         places = [moved_to.joinpath(*parts[len(parts) - depth :], below) for depth in range(MAX_ABOVE + 1)]
         return next(filter(Path.is_dir, places), places[0])

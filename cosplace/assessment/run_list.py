@@ -123,7 +123,7 @@ def summarize(folder: Path) -> RunSummary:
 
 
 def _answers(folder: Path) -> Mapping[str, Any]:
-    """What a run whose queries have no labels says of its model and dataset; empty for other runs."""
+    """What a run whose queries have no labels says about its model and dataset; empty for other runs."""
     for name in UNMEASURED:
         with suppress(ConfigError, OSError):
             return read_json(folder / name)

@@ -80,4 +80,4 @@ def _apply(config: AuditConfig, run: "QueryResults", exported: Path) -> None:
     write_verdicts(path, merged)
     counts = ", ".join(f"{sum(one.verdict == verdict for one in new):,} {verdict}" for verdict in VERDICTS)
     print_result(f"{path}: {len(merged):,} verdicts, {len(merged) - len(before):,} of them new ({counts} applied)")
-    print_result(f"Evaluate again{flag and f' with {flag}'}: recalls are reported as labeled, and with verdicts.")
+    print_result(f"Evaluate again{flag and f' with {flag}'} to get recalls both as labeled and with verdicts.")

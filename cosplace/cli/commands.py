@@ -283,9 +283,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
 
 
 def _open_closed_streams() -> None:
-    """Open the null device where stdin, stdout or stderr is closed, as some daemons start programs."""
+    """Open the null device where stdin, stdout or stderr is closed, as under some daemons."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # the lowest free descriptor is the one that is closed
+        if getattr(sys, name) is None:  # os.open takes the lowest free descriptor, which is the closed one
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
@@ -300,12 +300,13 @@ def _read_names_as_utf_8() -> None:
 def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
     # Before torch and numpy are imported: their threads would spin while they wait for work.  When other threads or
     # processes load photos on the same cores, that makes a training step ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # in lower case, as libgomp refuses I in Turkish
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # lower case: in a Turkish locale, libgomp rejects PASSIVE
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the binary logarithm of a number of cycles; 4 is the least
     try:
         with end_on_signals(owns_process=argv is None):
             if sys.getfilesystemencoding() != "utf-8":
-                raise ConfigError(f"Python reads file names as {sys.getfilesystemencoding()} here. Set PYTHONUTF8=1.")
+                encoding = sys.getfilesystemencoding()
+                raise ConfigError(f"File names are read as {encoding}, not as UTF-8. Set PYTHONUTF8=1.")
             shown, words = take_terminal_settings(list(sys.argv[1:] if argv is None else argv))
             set_terminal(shown)
             code = _run(words, prog, only)
@@ -326,7 +327,7 @@ def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
     except OSError as error:  # a path that is too long, or that this user may not read or write
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _report(
-                StorageError("No space left while writing the output. Free some space, or use another disk.")
+                StorageError(f"Cannot write the output: {error.strerror}. Free some space, or use another disk.")
             )
         if error.filename is None:
             raise

@@ -27,5 +27,5 @@ class AuditConfig(Section):
         None, "another place for the stored verdicts, such as for a dataset that cannot be written", metavar="FILE",
         default_text="<queries>_verdicts.csv next to the folder of the queries",
     )  # fmt: skip
-    dataset: Path | None = setting(None, "folder of the dataset, if it has moved since the run", metavar="FOLDER")
+    dataset: Path | None = setting(None, "the dataset or its test set, if it has moved since the run", metavar="FOLDER")
     follow_outside: bool = follow_outside_setting()

@@ -23,6 +23,6 @@ class CompareConfig(Section):
     latex: Path | None = setting(None, "also write a table in LaTeX; - prints it instead", metavar="FILE|-")
     json: bool = json_setting("the comparison, with the names of all queries won and lost,")
     dataset: Path | None = setting(
-        None, "with --html, folder of the dataset, if it has moved since the runs", metavar="FOLDER"
+        None, "with --html, the dataset or its test set, if it has moved since the runs", metavar="FOLDER"
     )
     follow_outside: bool = follow_outside_setting()

@@ -77,7 +77,7 @@ def locked_dataset(folder: Path) -> Generator[None]:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with lock_file(
-            folder / LOCK, StorageError(f"{folder} is in use by another import or split. Wait until it ends.")
+            folder / LOCK, StorageError(f"{folder} is in use by another command that writes to it. Wait until it ends.")
         ):
             yield
     except BaseException:

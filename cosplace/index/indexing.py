@@ -162,7 +162,7 @@ class Indexing:
         is_new = np.isnan(latitudes) != np.isnan(columns.latitudes[indexed])
         is_new |= (moved_m > SAME_POSITION_M) | (turns > SAME_HEADING_DEG)
         is_new |= ~np.isnan(headings) & np.isnan(columns.headings[indexed])
-        # A time that the label lacks may be from EXIF, too, but its position error belongs to its position.
+        # If a label has no time, that in the index may be from EXIF.  A position error belongs to the position.
         labels = [time_and_accuracy(self.photos.label(row)) for row in rows.tolist()]
         times, accuracies_m = np.array(labels, np.float64).reshape(-1, 2).T
         is_new |= ~np.isnan(times) & ~(np.abs(times - columns.times[indexed]) <= SAME_TIME_S)

@@ -60,7 +60,7 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
     """Create an empty index and open it for writing.
 
     address: a folder, or object storage such as s3://bucket/name.  spec: the model; descriptors of other models are
-    refused.  Raises PhotoIndexError if there is already an index, IndexInUseError if another process creates one.
+    refused.  Raises PhotoIndexError if there is already an index, IndexInUseError if another process is creating one.
     """
     settings = settings or IndexSettings()
     if writable(str(address)) != str(address):  # LanceDB opens no other paths

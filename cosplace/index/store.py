@@ -121,7 +121,7 @@ class Store:
 
     @classmethod
     def create(cls, address: str, schema: Any, records: dict[str, dict[str, Any]]) -> "Store":
-        """Create an empty store.  Raises PhotoIndexError if there is already one.  Call it as the only writer."""
+        """Create an empty store.  Raises PhotoIndexError if there is already one.  The caller is the only writer."""
         import pyarrow as pa
 
         exists = PhotoIndexError(f"{address} already contains an index. Add photos to it, or choose another address.")

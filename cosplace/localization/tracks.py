@@ -91,7 +91,7 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[str, float, np.ndarra
         ) from error
     if not 0 < fps < float("inf"):
         raise ConfigError(f"--fps must be above 0, got {fps:g}. Use for example 2.")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg prints nothing
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # -8 is quiet: FFmpeg prints nothing
     video = cv2.VideoCapture(str(path))
     try:
         if not video.isOpened():
@@ -101,7 +101,7 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[str, float, np.ndarra
         while video.grab():
             container_s = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
             start_s = container_s if math.isnan(start_s) else start_s
-            # The rate may vary.  Where the container has no times, or wrong ones, its mean rate counts.
+            # The rate may vary.  Where the container has no times, or wrong ones, its mean rate is used.
             time_s = container_s - start_s if container_s - start_s > time_s else time_s + frame_s
             if time_s + ROUNDING_S < next_s:
                 continue

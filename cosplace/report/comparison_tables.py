@@ -69,8 +69,8 @@ def facts(runs: Sequence[ComparedRun]) -> list[str]:
     num_verdicts = len(runs) - 1
     if num_verdicts > 1:
         lines.append(
-            f"There are {num_verdicts} comparisons: if all runs were equal, about 4% of the verdicts for each N would "
-            f"be wrong, at most 6%."
+            f"There are {num_verdicts} comparisons. If all runs were equally good, about 4% (at most 6%) of the verdicts "
+            f"for each N would still name a better one."
         )
     return lines
 

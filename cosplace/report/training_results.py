@@ -103,7 +103,7 @@ def _origin_of(  # noqa: PLR0917
     run: RunInfo,
     reused: Sequence[str] = (),
 ) -> Provenance:
-    """Where the evaluation of the best model of a run comes from.  reused: what is wrong with its photos."""
+    """Where the evaluation of the best model of a run comes from.  reused: sentences of `reused_photos`."""
     radius_m = evaluation.positive_dist_threshold
     similar = matching_protocol(dataset, radius_m, None, evaluation.image_size)
     return provenance(

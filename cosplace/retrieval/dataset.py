@@ -53,7 +53,7 @@ class RetrievalDataset:
     note: str = ""  # what distances are, if they are not meters on the ground
     num_unknown_database: int = 0  # photos that were left out, because their position is unknown
     num_unknown_queries: int = 0
-    copies: str = ""  # how many queries are in the database too, as a sentence; "" if none are, or nobody looked
+    copies: str = ""  # how many queries are in the database too, in words; "" if none are, or if nobody looked
 
 
 def open_retrieval_dataset(

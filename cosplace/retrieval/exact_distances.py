@@ -7,7 +7,7 @@ import numpy as np
 
 from cosplace.retrieval.shards import Descriptors
 
-EXACT_BYTES = 2_000_000  # of differences at once; what the caches of a core hold is read twice as fast
+EXACT_BYTES = 2_000_000  # of differences at once: blocks that fit in a core's caches are twice as fast
 
 
 def nearest_of_few(

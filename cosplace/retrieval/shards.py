@@ -291,8 +291,8 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
                     photos=dict(record.get("photos", {})),
                 )  # fmt: skip
             raise DatasetError(
-                f"{_place(files, name)} is of another extraction, perhaps one that runs now. Use another folder for "
-                f"one of them, or run this one again to replace the file."
+                f"{_place(files, name)} is of another extraction, which may still be running. Use another folder, "
+                f"or run this extraction again to replace the file."
             )
     except (ValueError, EOFError, KeyError, TypeError, FileNotFoundError):
         problem = "is truncated"

@@ -13,7 +13,7 @@ Files, each importing only files listed above it:
     workers        several processes on one port: start them, start them again, stop them
     metrics        Prometheus metrics
     failures       errors as responses: status and message
-    freed_memory   memory that requests leave behind is given back
+    freed_memory   return memory that requests leave behind to the system
     threads        how many threads compute a batch, and how many batches are computed at a time
     fair_queue     a queue in which requests take turns
     parameters     parse `near`, `bbox`, dates and numbers of a request; refuse unknown names

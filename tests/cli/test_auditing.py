@@ -71,13 +71,13 @@ def test_another_place_for_verdicts_and_a_dataset_that_moved(
     export.write_text(json.dumps(verdicts_of(page, "different")))
     run_audit(AuditConfig(**words, apply=export))
     assert len(read_verdicts(tmp_path / "moved" / "queries_verdicts.csv")) == 2
-    assert "\nEvaluate again: recalls are reported" in capsys.readouterr().out
+    assert "\nEvaluate again to get recalls" in capsys.readouterr().out
     run_audit(AuditConfig(**words, apply=export, verdicts=tmp_path / "moved" / "queries_verdicts.csv"))
-    assert "\nEvaluate again: recalls are reported" in capsys.readouterr().out
+    assert "\nEvaluate again to get recalls" in capsys.readouterr().out
     run_audit(AuditConfig(**words, apply=export, verdicts=tmp_path / "mine.csv"))
     assert len(read_verdicts(tmp_path / "mine.csv")) == 2
     flag = f"--verdicts {tmp_path / 'mine.csv'}"
-    assert f"\nEvaluate again with {flag}: recalls are reported" in capsys.readouterr().out
+    assert f"\nEvaluate again with {flag} to get recalls" in capsys.readouterr().out
     assert "they are stored next to the folder of the queries, and each later evaluation reports" in page
     (tmp_path / "mine.csv").unlink()
     run_audit(AuditConfig(**words, verdicts=tmp_path / "mine.csv"))

@@ -39,7 +39,7 @@ def test_an_error_without_streams_has_its_exit_code(closed: str) -> None:
 def test_a_full_disk_is_reported_in_one_line(word: str, unbuffered: str) -> None:
     done = run(">/dev/full", word, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 2
-    assert done.stderr == "error: No space left while writing the output. Free some space, or use another disk.\n"
+    assert done.stderr == "error: Cannot write the output: No space left on device. Free some space, or use another disk.\n"
 
 
 @pytest.mark.slow
@@ -76,4 +76,4 @@ def test_a_process_that_cannot_use_utf_8_says_so() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | ascii_only
     )
-    assert done.stderr == "error: Python reads file names as ascii here. Set PYTHONUTF8=1.\n" and not done.stdout
+    assert done.stderr == "error: File names are read as ascii, not as UTF-8. Set PYTHONUTF8=1.\n" and not done.stdout

@@ -207,7 +207,7 @@ def test_query_without_predictions(dataset: RetrievalDataset, evaluation: Evalua
     html = report_html(Report(title="t", recall_rows=rows, dataset=dataset, evaluation=unreadable))
     assert_single_file(html)
     assert "the photo could not be opened" in html
-    assert "1 query has no prediction, so no distance." in html
+    assert "1 query has no prediction, so the curve stays below 100%." in html
 
 
 def test_counts_of_one_are_singular(dataset: RetrievalDataset, evaluation: Evaluation) -> None:
@@ -215,7 +215,7 @@ def test_counts_of_one_are_singular(dataset: RetrievalDataset, evaluation: Evalu
     rows = [RecallRow(name="ours", recalls=one.recalls)]
     html = report_html(Report(title="t", recall_rows=rows, evaluation=one))
     assert "<b>1</b> <span>query</span>" in html and "<b>1</b> <span>database image</span>" in html
-    assert "1 query has no database image within that distance, which counts as not found." in html
+    assert "1 query has no database image within that distance, so recall cannot reach 100%." in html
 
 
 def test_unreadable_photo_has_a_gray_thumbnail(tmp_path: Path) -> None:

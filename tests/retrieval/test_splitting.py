@@ -211,7 +211,7 @@ def test_a_dataset_that_an_import_writes_is_not_split(tmp_path: Path) -> None:
     city = write_city(tmp_path)
     before = (city / TABLE_NAME).read_bytes()
     with ThreadPoolExecutor(1) as other, locked_dataset(city):
-        with pytest.raises(StorageError, match="in use by another import or split"):
+        with pytest.raises(StorageError, match="in use by another command"):
             other.submit(split_dataset, config(dataset=str(city))).result()
         assert (city / TABLE_NAME).read_bytes() == before
         other.submit(split_dataset, config(dataset=str(city), dry_run=True)).result()

@@ -28,7 +28,9 @@ def run_compare(config: CompareConfig) -> None:
     if len(printed) > 1:
         raise ConfigError(f"Only one of --{' and --'.join(printed)} can be printed. Write the others to a file.")
     if config.dataset is not None and not is_dataset_part(config.dataset):
-        raise ConfigError(f"--dataset {config.dataset} is not a folder or table of photos. Use the place that the dataset has moved to.")
+        raise ConfigError(
+            f"--dataset {config.dataset} is not a folder or table of photos. Use the place that it has moved to."
+        )
     reference, *others = open_runs(config.runs)
     comparisons = [compare(reference, other) for other in others]
     if config.html is not None:

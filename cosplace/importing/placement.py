@@ -104,7 +104,7 @@ class Placement:
         return next((path for path in paths if is_same_photo(record, self.waiting[path])), "")
 
     def other_with_content(self, job: Job) -> str:
-        """The path of another photo with the content of a new one, at another position or heading; "" if there is none."""
+        """The path of a photo with the content of a new one, at another position or heading; "" if there is none."""
         record = job.photo.record
         waiting = (path for path in self.waiting_paths.get(record.checksum, ()) if path != record.path)
         return self.table.path_of_content(record.checksum) or next(waiting, "")

@@ -69,8 +69,8 @@ def facts(runs: Sequence[ComparedRun]) -> list[str]:
     num_verdicts = len(runs) - 1
     if num_verdicts > 1:
         lines.append(
-            f"There are {num_verdicts} comparisons. If all runs were equally good, about 4% (at most 6%) of the verdicts "
-            f"for each N would still name a better one."
+            f"There are {num_verdicts} comparisons. If all runs were equally good, about 4% (at most 6%) of the "
+            f"verdicts for each N would still name a better one."
         )
     return lines
 

@@ -81,7 +81,7 @@ class RequestMiddleware:
             return JSONResponse({"detail": f"The header of the request is larger than the limit of {limit}."}, 431)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if b"content-length" in headers and b"transfer-encoding" in headers:
-            # A proxy may go by the other header, and treat the rest of the body as another request (RFC 9112, section 6.3).
+            # A proxy may go by the other header, and treat the rest as another request (RFC 9112, section 6.3).
             detail = "The request has both Content-Length and Transfer-Encoding. Send one of them."
             return JSONResponse({"detail": detail}, 400, {"Connection": "close"})
         host = parse_host(headers.get(b"host", ""))

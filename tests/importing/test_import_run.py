@@ -420,7 +420,7 @@ def test_two_imports_at_a_time_are_refused(phone: Path, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(StorageError, match="another import"):
+        with pytest.raises(StorageError, match="another command"):
             import_all(phone, to=tmp_path / "city")
         assert other.stdin is not None
         other.stdin.close()

@@ -246,6 +246,8 @@ def _both_spans(track: Track, times: np.ndarray) -> str:
         " to ".join(str(np.datetime64(round(time), "s")).replace("T", " ") for time in (one.min(), one.max()))
         for one in (times, track_times)
     )
+    if track_times.min() <= times.max() and times.min() <= track_times.max():
+        return f"the track, from {points} (UTC), has gaps at all times of the photos, from {photos}"
     return (
         f"the photos were not taken during the track, but from {photos}; the track is from {points} (UTC). If the "
         "clock of the camera was wrong, pass --clock_offset"

@@ -100,6 +100,14 @@ def test_several_time_zones_fit_a_short_visit() -> None:
         assert choice in found.reason
 
 
+def test_photos_in_a_gap_of_the_track() -> None:
+    times = np.array([0.0, 1, 2, 1000, 1001, 1002])
+    track = build_track([points(times, *spiral(times))])
+    assert track is not None
+    found = offset_from_span(track, START + np.array([500.0]))
+    assert not found.is_known and "has gaps at all times of the photos, from 2026-05-01 10:08:20" in found.reason
+
+
 def test_photos_of_another_day() -> None:
     found = offset_from_span(spiral_track(), START + 5 * 86_400 + np.arange(9.0))
     assert (found.seconds, found.is_known) == (0, False)

@@ -16,7 +16,7 @@ from cosplace.errors import ConfigError, CosPlaceError
 
 PROG = "python -m benchmarks"
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks.load_server import TOLERANCE, difference
 from cosplace.memory import keep_freed_memory
 
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # of all sides: threads that wait do not spin
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}  # of all sides: threads that wait do not spin
 NUM_CLIENTS = (1, 16, 64)
 BATCH_SIZES = (1, 4, 8, 16, 32)
 START_S, STOP_S = 300, 60

@@ -193,7 +193,7 @@ def _choose_engine(side: Contestant, task: Task) -> None:
 def _measure(side: Contestant, task: Task, folder: Path) -> Figures:
     # Otherwise the threads of the plain sides spin while they wait, which is slower on a busy machine; `cosplace` sets
     # these itself.
-    passive = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
+    passive = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "4"}
     environment = os.environ | passive | {"PYTHONPATH": str(ROOT)}
     command = measure_command(side.command(task), folder, environment, name=side.name)
     (folder / "output.log").unlink()

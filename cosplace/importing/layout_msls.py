@@ -22,6 +22,7 @@ from cosplace.importing.layout_parts import (
     day_times,
     folder_names,
     numbers,
+    possible_positions,
     raw_folders,
     read_csv,
 )
@@ -83,7 +84,7 @@ class _Folder:
         if not (table / "images").is_dir():
             raise DatasetError(f"{table / 'images'} is missing. Unpack all image archives of MSLS.")
         self.paths = np.array([f"{CITIES}/{city}/{name}/images/{key}.jpg" for key in keys], object)
-        self.latitudes, self.longitudes = numbers(raw["lat"]), numbers(raw["lon"])
+        self.latitudes, self.longitudes = possible_positions(numbers(raw["lat"]), numbers(raw["lon"]))
         self.headings = np.mod(numbers(raw["ca"]), 360) if "ca" in raw else np.full(len(keys), np.nan)
         self.times = day_times(raw["captured_at"]) if "captured_at" in raw else np.full(len(keys), np.nan)
         self.kept = ~_are_true(raw.get("pano", [None] * len(keys)))

@@ -109,8 +109,13 @@ def _listed(folder: Path) -> dict[str, int] | None:
         return None
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(MAX_LIST_BYTES)
-    stems = {PurePosixPath(line.strip()).stem for line in text.splitlines() if line.strip()}
-    return {stem: frame for frame, stem in enumerate(sorted(stems))}
+    names = {PurePosixPath(line.strip()).name for line in text.splitlines() if line.strip()}
+    return {PurePosixPath(name).stem: frame for frame, name in enumerate(sorted(names, key=_number_and_name))}
+
+
+def _number_and_name(name: str) -> tuple[int, str]:
+    match = FRAME_NAME.fullmatch(name)
+    return (-1 if match is None else int(match[2])), name
 
 
 # --- AmsterTime ------------------------------------------------------------------------------------------------------

@@ -37,6 +37,19 @@ class LayoutPart:
     has_names: bool = False  # positions are in '@' names
     problems: tuple[Problem, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.latitudes is not None and self.longitudes is not None:
+            for name, values in zip(
+                ("latitudes", "longitudes"), possible_positions(self.latitudes, self.longitudes), strict=True
+            ):
+                object.__setattr__(self, name, values)
+
+
+def possible_positions(latitudes: np.ndarray, longitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Latitudes and longitudes (I,); nan for both where they are not a position on Earth."""
+    possible = (np.abs(latitudes) <= 90) & (np.abs(longitudes) <= 180)
+    return np.where(possible, latitudes, np.nan), np.where(possible, longitudes, np.nan)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:

@@ -148,7 +148,7 @@ def compute_calibration(
     with_images_without_place = queries is not None or num_altered > 0
     if queries is not None:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
-        parts = [queries_of_folder(Path(queries), encoder, num_queries, rng, progress)]
+        parts = [queries_of_folder(index, Path(queries), encoder, num_queries, rng, progress)]
         num_altered = 0
         about |= {"queries": path_text(queries)}
     else:

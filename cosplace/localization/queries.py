@@ -63,27 +63,36 @@ def queries_of_index(columns: Columns, rows: np.ndarray, descriptors: np.ndarray
     )
 
 
-def queries_of_folder(
-    folder: Path, encoder: Encoder, num_queries: int, rng: np.random.Generator, progress: Progress
+def queries_of_folder(  # noqa: PLR0917
+    index: PhotoIndex, folder: Path, encoder: Encoder, num_queries: int, rng: np.random.Generator, progress: Progress
 ) -> Queries:
-    """Photos of a folder that can be read and have a position.  Raises ConfigError if there are too few."""
+    """Photos of a folder that can be read, have a position and are not in the index.
+
+    Raises ConfigError if there are too few.
+    """
     images = scan_images(folder)
     chosen = np.sort(rng.permutation(len(images))[:num_queries])
-    descriptors, metadata = [np.empty((0, encoder.dimension), np.float32)], []
+    descriptors, metadata, num_known = [np.empty((0, encoder.dimension), np.float32)], [], 0
     for number, row in enumerate(chosen.tolist()):
         progress(TASK, number, len(chosen))
         try:
             path = images.path(row)
             raw = read_file(path)
             known = read_metadata(path, raw, None if images.labels is None else images.label(row))
-            if known.has_position and not known.accuracy_m > RADIUS_M:  # others have no exact position
+            if index.find([photo_key(raw, known)], [former_photo_key(raw, known)])[0] >= 0:
+                num_known += 1
+            elif known.has_position and not known.accuracy_m > RADIUS_M:  # others have no exact position
                 descriptors.append(encoder.encode(decode_image(raw, path)))
                 metadata.append(known)
         except ImageError as error:
             log.warning("%s", error)
+    if num_known:
+        left_out = format_count(num_known, "photo is left out: it is", "photos are left out: they are")
+        log.warning("%s: %s in the index, so the confidence would be too high or too low.", folder, left_out)
     if len(metadata) < 2 * NUM_FOLDS:
+        new = "" if not num_known else " that are new"
         raise ConfigError(
-            f"{folder} has {len(metadata)} readable photos with a position, but calibration needs at least "
+            f"{folder} has {len(metadata)} readable photos with a position{new}, but calibration needs at least "
             f"{2 * NUM_FOLDS}. Use a folder with more photos, or omit --queries."
         )
     return Queries(

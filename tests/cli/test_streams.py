@@ -18,8 +18,10 @@ pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Li
 def run(redirected: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a shell, with some of its streams redirected."""
     line = ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "cosplace", *words]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | variables
-    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "OMP_WAIT_POLICY")
+    }
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=inherited | variables)
 
 
 def test_a_command_without_stderr_works(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from cosplace.config.importing import ImportSettings
 from cosplace.errors import DatasetError
 from cosplace.importing.dataset_layouts import detect_layout, read
 from cosplace.importing.import_run import run_import
+from cosplace.importing.layout_parts import LayoutPart
 from cosplace.importing.matlab_structs import read_struct
 from cosplace.importing.records import FoundPhoto, Problem
 from cosplace.importing.sources import find_source
 from cosplace.photos.names import optional_fields
 from cosplace.photos.scanning import scan_images
-from cosplace.photos.tables import PhotoRecord, from_table, read_table
+from cosplace.photos.tables import TABLE_NAME, PhotoRecord, from_table, read_table
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.recall import find_positives
 from tests.importing import layout_samples as samples
@@ -254,6 +255,33 @@ def test_frames_of_nordland(tmp_path: Path) -> None:
     assert spring.queries.name(0) == "spring/images-00001.png"
     with pytest.raises(DatasetError, match="--queries_folder: queries, queries_fall, queries_spring"):
         open_retrieval_dataset(tmp_path / "a", "queries_autumn")
+
+
+def test_listed_frames_of_nordland_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """Also without zeros in front of them: images-10 is not the frame after images-1."""
+    for season in ("summer", "winter"):
+        for frame in range(1, 26):
+            samples.photo(tmp_path / season / f"images-{frame}.png")
+    samples.write_lines(tmp_path / "cleanImageNames.txt", [f"images-{frame}.png" for frame in range(1, 26)])
+    found = matches(open_retrieval_dataset(tmp_path))["winter/images-1.png"]
+    assert found == sorted(f"summer/images-{frame}.png" for frame in range(1, 12))
+
+
+def test_impossible_positions_are_unknown(tmp_path: Path) -> None:
+    """999 degrees in a table; the rows are listed, and the other photos are used."""
+    folder = samples.msls(tmp_path / "msls")
+    for table in folder.glob("train_val/*/*/raw.csv"):
+        lines = table.read_text().splitlines()
+        fields = lines[1].split(",")
+        fields[3] = "999"
+        table.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]))
+    result = run_import([folder], tmp_path / "dataset", ImportSettings())
+    records = from_table(read_table(tmp_path / "dataset" / TABLE_NAME))
+    latitudes = np.array([record.latitude for record in records])
+    assert np.isnan(latitudes).sum() == 6 and np.nanmax(np.abs(latitudes)) < 90  # they have a place without one
+    assert result.counts is not None and len(records) - 6 in result.counts.values()
+    part = LayoutPart(split="", paths=["a", "b", "c"], latitudes=np.array([1, np.inf, -91.0]), longitudes=np.zeros(3))
+    assert part.latitudes is not None and np.isnan(part.latitudes).tolist() == [False, True, True]
 
 
 def test_photos_of_a_season_are_not_nordland(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from cosplace.engines.encoder import Encoder
-from cosplace.index.photo_index import create_index
+from cosplace.index.photo_index import PhotoIndex, create_index
 from cosplace.index.records import ModelSpec, NewPhoto
 from cosplace.localization import queries
 from cosplace.localization.photo_changes import alter_photo
 from cosplace.localization.queries import altered_queries, queries_of_folder
 from cosplace.models.views import PLAIN_VIEWS
-from cosplace.photos.metadata import PhotoMetadata, read_metadata
+from cosplace.photos.metadata import PhotoMetadata, photo_key, read_metadata
 from cosplace.photos.opening import open_image
 from cosplace.photos.resizing import resize_shorter_side
 from cosplace.progress import no_progress
@@ -35,9 +35,28 @@ def test_photos_of_uncertain_position_are_left_out(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(queries, "read_metadata", metadata)
     rng: Any = np.random.default_rng(0)
-    found = queries_of_folder(tmp_path, STUB, 100, rng, no_progress)
+    index = cast(PhotoIndex, SimpleNamespace(find=lambda *_: np.array([-1])))
+    found = queries_of_folder(index, tmp_path, STUB, 100, rng, no_progress)
     assert len(found.rows) == 11
     assert found.descriptors.shape == (11, DIMENSION)
+
+
+def test_photos_of_the_index_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Copies whose time is unknown are not hidden from themselves, so they would find themselves."""
+    paths = [write_place(tmp_path / "photos", place, 0) for place in range(14)]
+    entries = []
+    for path in paths[:3]:
+        raw = path.read_bytes()
+        known = read_metadata(path, raw, None)
+        entries.append(
+            NewPhoto(path=str(path), key=photo_key(raw, known), latitude=known.latitude, longitude=known.longitude)
+        )
+    rng: Any = np.random.default_rng(0)
+    with create_index(tmp_path / "index", ModelSpec(model="m", checksum="c", dimension=DIMENSION)) as index:
+        index.add(entries, np.full((3, DIMENSION), 0.5, np.float32))
+        found = queries_of_folder(index, tmp_path / "photos", STUB, 100, rng, no_progress)
+    assert len(found.rows) == 11
+    assert "3 photos are left out: they are in the index" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])

@@ -222,8 +222,7 @@ def run_sync(config: IndexSyncConfig) -> None:
             print_result("Nothing was changed. Without --dry_run:")
         if result.indexing is not None:
             _print_counts(result.indexing, is_plan=config.dry_run)
-        gone = "its file is gone" if result.num_removed == 1 else "their files are gone"
-        print_result(f"{format_count(result.num_removed, 'photo')} removed ({gone})")
+        print_result(f"{format_count(result.num_removed, 'photo')} removed (no longer in the dataset)")
         if encoder is not None:
             _finish(config.index, encoder, bars, calibrate=False)
 

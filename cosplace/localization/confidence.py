@@ -16,6 +16,7 @@ from cosplace.assessment.intervals import clustered_mean
 from cosplace.errors import ConfigError
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE
 from cosplace.localization.signals import SIGNALS, SIGNS
+from cosplace.progress import format_count
 
 OUT_OF_INDEX_SHARE = 0.05  # assumed share of photos that show no place of the index
 RIDGE = 1e-3
@@ -169,7 +170,7 @@ def check_examples(examples: Examples) -> Examples:
     if num_correct < NUM_FOLDS or num_wrong < NUM_FOLDS or len(folds) < 2 or not each_fit_sees_both:
         raise ConfigError(
             f"Calibration needs more examples: there are {num_correct} correct and {num_wrong} wrong answers in "
-            f"{len(folds)} areas. Index more photos of more places."
+            f"{format_count(len(folds), 'area')}. Use more photos of more places, in the index or in --queries."
         )
     return examples
 

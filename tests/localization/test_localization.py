@@ -160,9 +160,9 @@ def test_an_error_names_the_highest_precision() -> None:
 
 def test_too_few_examples_raise() -> None:
     examples = synthetic_examples(100, 8)
-    with pytest.raises(ConfigError, match="Index more photos"):
+    with pytest.raises(ConfigError, match="Use more photos of more places"):
         fit_calibration(replace(examples, correct=np.ones(100, bool)))
-    with pytest.raises(ConfigError, match="Index more photos"):
+    with pytest.raises(ConfigError, match="Use more photos of more places"):
         fit_calibration(replace(examples, folds=np.zeros(100, np.int64)))
 
 

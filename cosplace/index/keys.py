@@ -102,16 +102,27 @@ class KeyTable:
             found = np.where(found < 0, self._find(former_keys), found)
         return found
 
-    def _find(self, keys: Sequence[str]) -> np.ndarray:
-        if not len(keys):
-            return np.empty(0, np.int64)
+    def have_content(self, keys: Sequence[str]) -> np.ndarray:
+        """Whether a photo has the content of each key, wherever and in whatever direction it was taken, (n,) bool."""
+        contents = {content_of(key) for key, _ in self._with_content(keys)}
+        return np.array([content_of(key) in contents for key in keys], bool)
+
+    def _with_content(self, keys: Sequence[str]) -> list[tuple[str, int]]:
+        """Keys and ids of the photos that have the content of one of some keys."""
         hashes = _hashes(keys)
         first, last = (np.searchsorted(self.hashes, hashes, side=side) for side in ("left", "right"))
         candidates = {
             int(self.ids[row]) for a, b in zip(first.tolist(), last.tolist(), strict=True) for row in range(a, b)
         }
         pairs = self.store.keys_of(np.array(sorted(candidates))) if candidates else []
-        pairs += [pair for content in dict.fromkeys(map(content_of, keys)) for pair in self.recent.get(content, ())]
+        return pairs + [
+            pair for content in dict.fromkeys(map(content_of, keys)) for pair in self.recent.get(content, ())
+        ]
+
+    def _find(self, keys: Sequence[str]) -> np.ndarray:
+        if not len(keys):
+            return np.empty(0, np.int64)
+        pairs = self._with_content(keys)
         groups: dict[str, list[int]] = {}
         for number, (key, _) in enumerate(pairs):
             groups.setdefault(content_of(key), []).append(number)

@@ -383,6 +383,11 @@ class PhotoIndex(PhotoReader):
         with self._guard:
             return self._key_table().find(keys, former_keys)
 
+    def have_content(self, keys: Sequence[str]) -> np.ndarray:
+        """Whether a photo of the index has the content of each key, at any position and heading, (n,) bool."""
+        with self._guard:
+            return self._key_table().have_content(keys)
+
     def stamps(self) -> dict[str, tuple[int, int, int]]:
         """Path -> (bytes, modification time in ns, id) of the photos that come from files."""
         columns = self.columns()

@@ -79,7 +79,7 @@ def queries_of_folder(  # noqa: PLR0917
             path = images.path(row)
             raw = read_file(path)
             known = read_metadata(path, raw, None if images.labels is None else images.label(row))
-            if index.find([photo_key(raw, known)], [former_photo_key(raw, known)])[0] >= 0:
+            if index.have_content([photo_key(raw, known), former_photo_key(raw, known)]).any():
                 num_known += 1
             elif known.has_position and not known.accuracy_m > RADIUS_M:  # others have no exact position
                 descriptors.append(encoder.encode(decode_image(raw, path)))
@@ -131,8 +131,8 @@ def photos_of_folder(  # noqa: PLR0917
             content = hashlib.sha256(raw).digest()
             label = None if images.labels is None else images.label(row)
             metadata = read_metadata(path, raw, label)
-            keys = [photo_key(raw, metadata)], [former_photo_key(raw, metadata)]
-            if content in contents or index.find(*keys)[0] >= 0:
+            keys = [photo_key(raw, metadata), former_photo_key(raw, metadata)]
+            if content in contents or index.have_content(keys).any():
                 num_known += 1
                 continue
             descriptors.append(encoder.encode(decode_image(raw, path)))

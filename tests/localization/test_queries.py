@@ -35,7 +35,7 @@ def test_photos_of_uncertain_position_are_left_out(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(queries, "read_metadata", metadata)
     rng: Any = np.random.default_rng(0)
-    index = cast(PhotoIndex, SimpleNamespace(find=lambda *_: np.array([-1])))
+    index = cast(PhotoIndex, SimpleNamespace(have_content=lambda _: np.array([False])))
     found = queries_of_folder(index, tmp_path, STUB, 100, rng, no_progress)
     assert len(found.rows) == 11
     assert found.descriptors.shape == (11, DIMENSION)
@@ -49,7 +49,13 @@ def test_photos_of_the_index_are_left_out(tmp_path: Path, caplog: pytest.LogCapt
         raw = path.read_bytes()
         known = read_metadata(path, raw, None)
         entries.append(
-            NewPhoto(path=str(path), key=photo_key(raw, known), latitude=known.latitude, longitude=known.longitude)
+            # Elsewhere, and in another direction: the content alone counts.
+            NewPhoto(
+                path=str(path),
+                key=photo_key(raw, replace(known, latitude=1.0, heading=7.0)),
+                latitude=1.0,
+                longitude=2.0,
+            )
         )
     rng: Any = np.random.default_rng(0)
     with create_index(tmp_path / "index", ModelSpec(model="m", checksum="c", dimension=DIMENSION)) as index:

@@ -154,8 +154,8 @@ def test_a_folder_needs_enough_photos_that_can_be_read(tmp_path: Path, caplog: p
     indexed: list[str] = []
 
     class Index:
-        def find(self, keys: list[str], former_keys: list[str]) -> np.ndarray:
-            return np.array([0 if key in indexed else -1 for key in keys])
+        def have_content(self, keys: list[str]) -> np.ndarray:
+            return np.array([key in indexed for key in keys])
 
     def read() -> Queries:
         options = 2000, np.random.default_rng(0), no_progress

@@ -39,10 +39,9 @@ class LayoutPart:
 
     def __post_init__(self) -> None:
         if self.latitudes is not None and self.longitudes is not None:
-            for name, values in zip(
-                ("latitudes", "longitudes"), possible_positions(self.latitudes, self.longitudes), strict=True
-            ):
-                object.__setattr__(self, name, values)
+            latitudes, longitudes = possible_positions(self.latitudes, self.longitudes)
+            object.__setattr__(self, "latitudes", latitudes)
+            object.__setattr__(self, "longitudes", longitudes)
 
 
 def possible_positions(latitudes: np.ndarray, longitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

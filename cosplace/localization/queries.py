@@ -22,7 +22,7 @@ from cosplace.index.records import Columns
 from cosplace.localization.confidence import NUM_FOLDS
 from cosplace.localization.photo_changes import alter_photo, images_without_place
 from cosplace.photos.loading import load_ahead
-from cosplace.photos.metadata import former_photo_key, photo_key, read_metadata
+from cosplace.photos.metadata import PhotoMetadata, former_photo_key, photo_key, read_metadata
 from cosplace.photos.opening import decode_image, read_file
 from cosplace.photos.scanning import scan_images
 from cosplace.progress import Progress, format_count
@@ -79,7 +79,7 @@ def queries_of_folder(  # noqa: PLR0917
             path = images.path(row)
             raw = read_file(path)
             known = read_metadata(path, raw, None if images.labels is None else images.label(row))
-            if index.have_content([photo_key(raw, known), former_photo_key(raw, known)]).any():
+            if _is_in_index(index, raw, known):
                 num_known += 1
             elif known.has_position and not known.accuracy_m > RADIUS_M:  # others have no exact position
                 descriptors.append(encoder.encode(decode_image(raw, path)))
@@ -102,6 +102,11 @@ def queries_of_folder(  # noqa: PLR0917
         longitudes=np.array([known.longitude for known in metadata]),
         times=np.array([known.time for known in metadata]),
     )
+
+
+def _is_in_index(index: PhotoIndex, raw: bytes, metadata: PhotoMetadata) -> bool:
+    """Whether a photo of the index has the same content, at any position and heading."""
+    return bool(index.have_content([photo_key(raw, metadata), former_photo_key(raw, metadata)]).any())
 
 
 def _too_few(folder: Path, found: str) -> str:
@@ -131,8 +136,7 @@ def photos_of_folder(  # noqa: PLR0917
             content = hashlib.sha256(raw).digest()
             label = None if images.labels is None else images.label(row)
             metadata = read_metadata(path, raw, label)
-            keys = [photo_key(raw, metadata), former_photo_key(raw, metadata)]
-            if content in contents or index.have_content(keys).any():
+            if content in contents or _is_in_index(index, raw, metadata):
                 num_known += 1
                 continue
             descriptors.append(encoder.encode(decode_image(raw, path)))

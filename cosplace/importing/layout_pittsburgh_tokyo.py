@@ -11,20 +11,20 @@ import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from cosplace.errors import DatasetError
+from cosplace.errors import DatasetError, one_line
 from cosplace.geo import utm_to_latlon
 from cosplace.importing.layout_parts import DATABASE, QUERIES, Layout, LayoutPart, photo_names, raw_folders
 from cosplace.importing.matlab_structs import read_struct
 from cosplace.importing.records import Problem
 
 PITTSBURGH_QUERIES = "queries_real"
-PITTSBURGH_ZONE, TOKYO_ZONE = (17, "T"), (54, "S")
 STRUCT_FOLDERS = ("datasets", "", "netvlad_v100_datasets", "../datasets", "..")
 SPLITS = ("train", "val", "test")
 LARGE_FOLDERS = ("007", "010")  # Pitts30k uses 000 to 006
@@ -34,6 +34,21 @@ TOKYO_QUERIES = ("247query_subset_v2", "247query_v3")
 QUERY_PREFIXES = ("", "tokyo247", "queries", "query", "tokyo247/query")
 OTHER_QUERIES, ALL_QUERIES = "queries_other", "queries_all"
 MAX_LINE = 10_000  # characters of the CSV file of a query
+MAX_DEG_AWAY = 1.0  # latitude and longitude of the median position of a file from those of the city
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _City:
+    """Where a dataset is."""
+
+    name: str
+    latitude: float  # degrees
+    longitude: float  # degrees
+    zone: tuple[int, str]  # UTM
+
+
+PITTSBURGH = _City(name="Pittsburgh", latitude=40.44, longitude=-80.00, zone=(17, "T"))
+TOKYO = _City(name="Tokyo", latitude=35.68, longitude=139.76, zone=(54, "S"))
 
 
 def find_pittsburgh(folder: Path) -> Layout | None:
@@ -81,15 +96,35 @@ def _pittsburgh_parts(name: str, folder: Path, split: str) -> Iterator[LayoutPar
         content = read_struct(found[one])
         is_train = one == "train" and not split
         database, queries = ("train", "train") if is_train else (f"{one}/{DATABASE}", f"{one}/{QUERIES}")
-        yield _utm_part(database, content.database, content.database_utm, PITTSBURGH_ZONE)
+        yield _utm_part(database, content.database, content.database_utm, PITTSBURGH, found[one])
         paths = [f"{PITTSBURGH_QUERIES}/{path}" for path in content.queries]
-        yield _utm_part(queries, paths, content.query_utm, PITTSBURGH_ZONE)
+        yield _utm_part(queries, paths, content.query_utm, PITTSBURGH, found[one])
 
 
-def _utm_part(split: str, paths: Sequence[str], utm: np.ndarray, zone: tuple[int, str]) -> LayoutPart:
-    latitudes, longitudes = utm_to_latlon(utm[:, 0], utm[:, 1], *zone)
+def _utm_part(split: str, paths: Sequence[str], utm: np.ndarray, city: _City, table: Path) -> LayoutPart:
+    latitudes, longitudes = _utm_positions(utm, city, table)
     panoramas = [path.rpartition("/")[2].partition("_pitch")[0] for path in paths]
     return LayoutPart(split=split, paths=paths, latitudes=latitudes, longitudes=longitudes, sequences=panoramas)
+
+
+def _utm_positions(utm: np.ndarray, city: _City, table: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Latitudes and longitudes (I,); nan for both where east and north (I, 2) are 0, which means unknown.
+
+    Raises DatasetError if they are not in the city, as of a table with swapped columns.
+    """
+    latitudes, longitudes = utm_to_latlon(*np.where(utm.any(axis=1, keepdims=True), utm, np.nan).T, *city.zone)
+    known = np.isfinite(latitudes) & np.isfinite(longitudes)
+    if known.any():
+        latitude, longitude = float(np.median(latitudes[known])), float(np.median(longitudes[known]))
+        if max(abs(latitude - city.latitude), abs(longitude - city.longitude)) > MAX_DEG_AWAY:
+            raise DatasetError(
+                one_line(
+                    f"{table}: the median of its positions is latitude {latitude:.2f}, longitude {longitude:.2f}, but "
+                    f"{city.name} is at {city.latitude:.2f}, {city.longitude:.2f}. Write east, then north, in meters "
+                    f"of UTM zone {city.zone[0]}, or use the file of the dataset."
+                )
+            )
+    return latitudes, longitudes
 
 
 # --- Tokyo 24/7 ------------------------------------------------------------------------------------------------------
@@ -143,10 +178,10 @@ def _tokyo_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
     if database and not (folder / database[0]).is_file():
         as_listed = [prefix + name for name in content.database]
         database = as_listed if (folder / as_listed[0]).is_file() else database
-    part = _utm_part(f"test/{DATABASE}", database, content.database_utm, TOKYO_ZONE)
+    part = _utm_part(f"test/{DATABASE}", database, content.database_utm, TOKYO, path)
     yield LayoutPart(split=part.split, paths=part.paths, latitudes=part.latitudes, longitudes=part.longitudes)
     listed = {name.rpartition("/")[2]: row for row, name in enumerate(content.queries)}
-    latitudes, longitudes = utm_to_latlon(content.query_utm[:, 0], content.query_utm[:, 1], *TOKYO_ZONE)
+    latitudes, longitudes = _utm_positions(content.query_utm, TOKYO, path)
     used: set[str] = set()
     for name in folders:
         is_subset = name.endswith(TOKYO_QUERIES[0])

@@ -28,8 +28,8 @@ pose_positions    reconstructions give positions and headings to photos by name
 colmap            models and pose priors of COLMAP
 opensfm           reconstructions of OpenSfM
 nerfstudio        poses of Nerfstudio
-matlab_structs    dbStruct files of Pittsburgh and Tokyo 24/7
 layout_parts      photos of one split of a dataset of the field
+matlab_structs    dbStruct files of Pittsburgh and Tokyo 24/7
 layout_gsv_cities  GSV-Cities as it is downloaded
 layout_msls       Mapillary Street-level Sequences as it is downloaded
 layout_pittsburgh_tokyo  Pitts30k, Pitts250k and Tokyo 24/7 as they are downloaded

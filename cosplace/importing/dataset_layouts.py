@@ -176,6 +176,7 @@ class RetrievalLists:
     database: ImageList
     queries: ImageList
     note: str = ""  # what distances mean, if they are not meters on the ground
+    problems: tuple[Problem, ...] = ()  # of all sets of the split
 
 
 def retrieval_lists(
@@ -197,7 +198,9 @@ def retrieval_lists(
             f"DATASET`, then evaluate on DATASET."
         )
     parts: dict[str, list[LayoutPart]] = {}
+    problems: list[Problem] = []
     for part in layout.read_parts(layout.folder, split):
+        problems += part.problems
         if len(part.paths):
             parts.setdefault(part.split.removeprefix(f"{split}/"), []).append(part)
     name = queries_name or QUERIES
@@ -219,6 +222,7 @@ def retrieval_lists(
         database=_image_list(layout, database, center, inside),
         queries=_image_list(layout, queries, center, inside),
         note=layout.note,
+        problems=tuple(problems),
     )
 
 

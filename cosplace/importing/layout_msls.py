@@ -8,6 +8,7 @@ Side effects: reads files.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from cosplace.importing.layout_parts import (
     Layout,
     LayoutPart,
     day_times,
+    first_rows,
     folder_names,
     numbers,
     possible_positions,
@@ -59,13 +61,15 @@ def read_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
             continue
         database, queries = (_read_folder(folder, city, name) for name in (DATABASE, QUERY))
         if not split and city_split == "train":
-            yield _part(database, "train", database.kept)
-            yield _part(queries, "train", queries.kept)
+            yield _part(database, "train", database.kept, database.panoramas)
+            yield _part(queries, "train", queries.kept, queries.panoramas)
             continue
+        panoramas = () if split else (*database.panoramas, *queries.panoramas)
         official = queries.kept & queries.is_in_task & _has_positive(queries, database)
-        yield _part(database, f"{city_split}/{DATABASE}", database.kept & database.is_in_task)
+        yield _part(database, f"{city_split}/{DATABASE}", database.kept & database.is_in_task, panoramas)
         yield _part(queries, f"{city_split}/{QUERIES}", official)
-        yield _part(queries, f"{city_split}/{OTHER_QUERIES}", queries.kept & ~official, with_problems=False)
+        others = _part(queries, f"{city_split}/{OTHER_QUERIES}", queries.kept & ~official)
+        yield replace(others, problems=())  # those of the queries
     if not split:
         for city in folder_names(folder / TEST_CITIES):
             if (folder / TEST_CITIES / city / QUERY).is_dir():
@@ -84,10 +88,14 @@ class _Folder:
         if not (table / "images").is_dir():
             raise DatasetError(f"{table / 'images'} is missing. Unpack all image archives of MSLS.")
         self.paths = np.array([f"{CITIES}/{city}/{name}/images/{key}.jpg" for key in keys], object)
-        self.latitudes, self.longitudes = possible_positions(numbers(raw["lat"]), numbers(raw["lon"]))
+        positions = numbers(raw["lat"]), numbers(raw["lon"])
+        is_first, self.problems = first_rows(table / "raw.csv", keys, positions)
+        self.latitudes, self.longitudes = possible_positions(*positions)
         self.headings = np.mod(numbers(raw["ca"]), 360) if "ca" in raw else np.full(len(keys), np.nan)
         self.times = day_times(raw["captured_at"]) if "captured_at" in raw else np.full(len(keys), np.nan)
-        self.kept = ~_are_true(raw.get("pano", [None] * len(keys)))
+        is_panorama = _are_true(raw.get("pano", [None] * len(keys)))
+        self.num_panoramas = int((is_panorama & is_first).sum())
+        self.kept = ~is_panorama & is_first
         sequences = _column(table / "seq_info.csv", keys, ("sequence_key", "sequence_id"))
         places = _column(table / "postprocessed.csv", keys, ("unique_cluster",))
         self.sequences = np.array(sequences, object)
@@ -96,10 +104,12 @@ class _Folder:
         self.is_in_task = _are_true(in_task) if any(in_task) else np.ones(len(keys), bool)
 
     @property
-    def problems(self) -> tuple[Problem, ...]:
-        count = int((~self.kept).sum())
+    def panoramas(self) -> tuple[Problem, ...]:
+        """The problem that there are panoramas."""
+        if not self.num_panoramas:
+            return ()
         name = str(self.folder / CITIES / self.city / self.name)
-        return (Problem(name=f"{name}: {count:,} photos", reason="panoramas are left out"),) if count else ()
+        return (Problem(name=f"{name}: {self.num_panoramas:,} photos", reason="panoramas are left out"),)
 
 
 def _read_folder(folder: Path, city: str, name: str) -> _Folder:
@@ -138,7 +148,7 @@ def _has_positive(queries: _Folder, database: _Folder) -> np.ndarray:
     return found
 
 
-def _part(photos: _Folder, split: str, rows: np.ndarray, *, with_problems: bool = True) -> LayoutPart:
+def _part(photos: _Folder, split: str, rows: np.ndarray, panoramas: tuple[Problem, ...] = ()) -> LayoutPart:
     return LayoutPart(
         split=split,
         paths=photos.paths[rows].tolist(),
@@ -148,5 +158,5 @@ def _part(photos: _Folder, split: str, rows: np.ndarray, *, with_problems: bool 
         times=photos.times[rows],
         sequences=photos.sequences[rows].tolist(),
         places=photos.places[rows].tolist(),
-        problems=photos.problems if with_problems else (),
+        problems=photos.problems + panoramas,
     )

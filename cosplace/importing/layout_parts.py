@@ -50,6 +50,32 @@ def possible_positions(latitudes: np.ndarray, longitudes: np.ndarray) -> tuple[n
     return np.where(possible, latitudes, np.nan), np.where(possible, longitudes, np.nan)
 
 
+def first_rows(
+    table: Path, names: Sequence[str], positions: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, tuple[Problem, ...]]:
+    """Which rows of a table are the first one of their photo, (I,) bool, and a problem for each other row.
+
+    positions: two coordinates (I,).  Raises DatasetError if a photo has two positions.
+    """
+    is_first, first, problems = np.ones(len(names), bool), dict[str, int](), []
+    a, b = positions
+    for row, name in enumerate(names):
+        earlier = first.setdefault(name, row)
+        if earlier == row:
+            continue
+        if not np.array_equal((a[earlier], b[earlier]), (a[row], b[row]), equal_nan=True):
+            raise DatasetError(
+                one_line(
+                    f"{table} lists '{name}' at two positions: {a[earlier]:.10g}, {b[earlier]:.10g} and {a[row]:.10g}, "
+                    f"{b[row]:.10g}. Remove the wrong row."
+                )
+            )
+        is_first[row] = False
+        reason = "listed twice at the same position; only the first row is used"
+        problems.append(Problem(name=f"{table}: {name}", reason=reason))
+    return is_first, tuple(problems)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """A dataset of the field in a folder."""

@@ -7,12 +7,15 @@ Side effects: reads files.
 import struct
 import zlib
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from cosplace.errors import DatasetError, one_line
+from cosplace.importing.layout_parts import first_rows
+from cosplace.importing.records import Problem
 
 MAX_BYTES = 1 << 28  # of the file
 MAX_CONTENT_BYTES = 1 << 30  # decompressed; the largest of these datasets has 50 MB
@@ -29,10 +32,11 @@ class DatabaseStruct:
     queries: list[str]  # Q paths
     database_utm: np.ndarray  # (R, 2) float64, east and north in meters
     query_utm: np.ndarray  # (Q, 2)
+    problems: tuple[Problem, ...] = ()
 
 
 def read_struct(path: Path) -> DatabaseStruct:
-    """Read a dbStruct.  Raises DatasetError that names the file and what is wrong."""
+    """Read a dbStruct, each photo once.  Raises DatasetError that names the file and what is wrong."""
     from scipy.io import loadmat
 
     try:
@@ -56,11 +60,16 @@ def read_struct(path: Path) -> DatabaseStruct:
         raise DatasetError(f"{path} has no struct {VARIABLE}. Use the files of the dataset.")
     record = value.reshape(())[()]
     database, queries = (_texts(record, field, path) for field in ("dbImageFns", "qImageFns"))
+    database_utm = _positions(record, "utmDb", len(database), path)
+    query_utm = _positions(record, "utmQ", len(queries), path)
+    is_first, problems = first_rows(path, database, (database_utm[:, 0], database_utm[:, 1]))
+    is_first_query, query_problems = first_rows(path, queries, (query_utm[:, 0], query_utm[:, 1]))
     return DatabaseStruct(
-        database=database,
-        queries=queries,
-        database_utm=_positions(record, "utmDb", len(database), path),
-        query_utm=_positions(record, "utmQ", len(queries), path),
+        database=list(compress(database, is_first)),
+        queries=list(compress(queries, is_first_query)),
+        database_utm=database_utm[is_first],
+        query_utm=query_utm[is_first_query],
+        problems=problems + query_problems,
     )
 
 

@@ -5,6 +5,7 @@ Side effects: writes a CSV file, line by line.
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -76,4 +77,17 @@ def report_lines(report: ImportReport) -> list[str]:
             lines.append(f"  {count:,} {outcome}: {printable(reason)}")
         if more := sum(counts.values()) - sum(count for _, count in reasons):
             lines.append(f"  {more:,} {outcome}: for other reasons")
+    return lines
+
+
+def problem_lines(problems: Iterable[Problem]) -> list[str]:
+    """A line for each kind of reason: the first file or row that has it, and how many others."""
+    report = ImportReport(None)
+    for problem in problems:
+        report.add(problem)
+    lines = []
+    for kind, first in report.first.items():
+        more = report.left_out[kind] + report.uncertain[kind] - 1
+        others = f" (and {format_count(more, 'other file or row', 'other files or rows')})" if more else ""
+        lines.append(printable(f"{first.name}: {first.reason.rstrip('.')}{others}."))
     return lines

@@ -13,6 +13,7 @@ import numpy as np
 
 from cosplace.errors import DatasetError, NoPositionsError
 from cosplace.importing.dataset_layouts import RetrievalLists, retrieval_lists
+from cosplace.importing.report import problem_lines
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.labels import NO_LABELS, with_positions
 from cosplace.photos.names import (
@@ -99,6 +100,8 @@ def dataset_lists(
         if lists is None:
             raise _missing(folder)
         log.info("%s: %s", printable(folder), lists.name)
+        for warning in problem_lines(lists.problems):
+            log.warning("%s", warning)
         return lists
     if database_folder.parent != folder:
         folder = database_folder.parent

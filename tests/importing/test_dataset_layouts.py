@@ -421,49 +421,6 @@ def test_a_struct_cannot_name_files_outside(tmp_path: Path, name: str) -> None:
         read_struct(tmp_path / "x.mat")
 
 
-def swap_positions(folder: Path, column: str) -> None:
-    """Write north, then east, for the database or the queries of the dbStruct files in a folder."""
-    for path in (folder / "datasets").glob("*.mat"):
-        content = read_struct(path)
-        utm = {"database_utm": content.database_utm, "query_utm": content.query_utm}
-        utm[column] = utm[column][:, ::-1]
-        samples.write_struct(path, content.database, utm["database_utm"], content.queries, utm["query_utm"])
-
-
-@pytest.mark.parametrize("column", ["database_utm", "query_utm"])
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (samples.pittsburgh, r"pitts30k_test\.mat: .* latitude 4\.42, longitude -47\.\d+, but .* 40\.44, -80\.00\. Wr"),
-        (
-            samples.tokyo,
-            r"tokyo247\.mat: .* latitude 3\.00, longitude 170\.60, but Tokyo is at 35\.68, 139\.76\. Write",
-        ),
-    ],
-)
-def test_positions_of_another_place_are_refused(
-    tmp_path: Path, write: Callable[[Path], Path], message: str, column: str
-) -> None:
-    folder = write(tmp_path / "raw")
-    swap_positions(folder, column)
-    with pytest.raises(DatasetError, match=message):
-        open_retrieval_dataset(folder)
-    with pytest.raises(DatasetError, match=r"but .* is at"):
-        imported(folder, tmp_path / "dataset")
-
-
-def test_positions_that_are_all_unknown_are_not_compared_with_the_city(tmp_path: Path) -> None:
-    folder = samples.pittsburgh(tmp_path / "raw")
-    for path, unknown in zip(sorted((folder / "datasets").glob("*.mat")), (0.0, np.nan, np.inf), strict=True):
-        content = read_struct(path)
-        utm = np.full_like(content.query_utm, unknown)
-        samples.write_struct(path, content.database, content.database_utm, content.queries, utm)
-    records = found(folder)
-    assert sum(np.isnan(record.latitude) for record in records) == 9
-    with pytest.raises(DatasetError, match="all positions are unknown"):
-        open_retrieval_dataset(folder)
-
-
 def test_damaged_structs(tmp_path: Path) -> None:
     path = tmp_path / "x.mat"
     samples.write_struct(path, ["a.jpg"], np.ones((1, 2)), ["b.jpg"], np.ones((1, 2)))

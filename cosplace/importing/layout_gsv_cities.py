@@ -8,6 +8,7 @@ are the database.  Ali-bey et al., GSV-Cities (2022).  Side effects: reads folde
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def read_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
         part = _read_city(folder, city)
         if split:
             is_query = _latest_of_each_place(part)
-            yield _subset(part, f"{split}/{DATABASE}", ~is_query)
+            yield replace(_subset(part, f"{split}/{DATABASE}", ~is_query), problems=part.problems)
             yield _subset(part, f"{split}/{QUERIES}", is_query)
         else:
             yield part

@@ -8,7 +8,6 @@ Side effects: reads files.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,15 +60,16 @@ def read_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
             continue
         database, queries = (_read_folder(folder, city, name) for name in (DATABASE, QUERY))
         if not split and city_split == "train":
-            yield _part(database, "train", database.kept, database.panoramas)
-            yield _part(queries, "train", queries.kept, queries.panoramas)
+            yield _part(database, "train", database.kept, database.repeated + database.panoramas)
+            yield _part(queries, "train", queries.kept, queries.repeated + queries.panoramas)
             continue
-        panoramas = () if split else (*database.panoramas, *queries.panoramas)
+        problems = database.repeated + queries.repeated
+        if not split:
+            problems += database.panoramas + queries.panoramas
         official = queries.kept & queries.is_in_task & _has_positive(queries, database)
-        yield _part(database, f"{city_split}/{DATABASE}", database.kept & database.is_in_task, panoramas)
+        yield _part(database, f"{city_split}/{DATABASE}", database.kept & database.is_in_task, problems)
         yield _part(queries, f"{city_split}/{QUERIES}", official)
-        others = _part(queries, f"{city_split}/{OTHER_QUERIES}", queries.kept & ~official)
-        yield replace(others, problems=())  # those of the queries
+        yield _part(queries, f"{city_split}/{OTHER_QUERIES}", queries.kept & ~official)
     if not split:
         for city in folder_names(folder / TEST_CITIES):
             if (folder / TEST_CITIES / city / QUERY).is_dir():
@@ -88,9 +88,8 @@ class _Folder:
         if not (table / "images").is_dir():
             raise DatasetError(f"{table / 'images'} is missing. Unpack all image archives of MSLS.")
         self.paths = np.array([f"{CITIES}/{city}/{name}/images/{key}.jpg" for key in keys], object)
-        positions = numbers(raw["lat"]), numbers(raw["lon"])
-        is_first, self.problems = first_rows(table / "raw.csv", keys, positions)
-        self.latitudes, self.longitudes = possible_positions(*positions)
+        self.latitudes, self.longitudes = numbers(raw["lat"]), numbers(raw["lon"])
+        is_first, self.repeated = first_rows(table / "raw.csv", keys, (self.latitudes, self.longitudes))
         self.headings = np.mod(numbers(raw["ca"]), 360) if "ca" in raw else np.full(len(keys), np.nan)
         self.times = day_times(raw["captured_at"]) if "captured_at" in raw else np.full(len(keys), np.nan)
         is_panorama = _are_true(raw.get("pano", [None] * len(keys)))
@@ -105,7 +104,7 @@ class _Folder:
 
     @property
     def panoramas(self) -> tuple[Problem, ...]:
-        """The problem that there are panoramas."""
+        """A problem if there are panoramas."""
         if not self.num_panoramas:
             return ()
         name = str(self.folder / CITIES / self.city / self.name)
@@ -138,17 +137,18 @@ def _has_positive(queries: _Folder, database: _Folder) -> np.ndarray:
     """Which queries have a database photo within 25 m, (Q,) bool."""
     from scipy.spatial import KDTree  # takes long to import
 
-    usable = database.kept & database.is_in_task & np.isfinite(database.latitudes) & np.isfinite(database.longitudes)
-    points = ecef_from_lla(queries.latitudes, queries.longitudes)
+    latitudes, longitudes = possible_positions(database.latitudes, database.longitudes)
+    usable = database.kept & database.is_in_task & np.isfinite(latitudes)
+    points = ecef_from_lla(*possible_positions(queries.latitudes, queries.longitudes))
     known = np.isfinite(points[:, 0])
     found = np.zeros(len(points), bool)
     if usable.any() and known.any():
-        tree = KDTree(ecef_from_lla(database.latitudes[usable], database.longitudes[usable]))
+        tree = KDTree(ecef_from_lla(latitudes[usable], longitudes[usable]))
         found[known] = tree.query(points[known])[0] <= RADIUS_M
     return found
 
 
-def _part(photos: _Folder, split: str, rows: np.ndarray, panoramas: tuple[Problem, ...] = ()) -> LayoutPart:
+def _part(photos: _Folder, split: str, rows: np.ndarray, problems: tuple[Problem, ...] = ()) -> LayoutPart:
     return LayoutPart(
         split=split,
         paths=photos.paths[rows].tolist(),
@@ -158,5 +158,5 @@ def _part(photos: _Folder, split: str, rows: np.ndarray, panoramas: tuple[Proble
         times=photos.times[rows],
         sequences=photos.sequences[rows].tolist(),
         places=photos.places[rows].tolist(),
-        problems=photos.problems + panoramas,
+        problems=problems,
     )

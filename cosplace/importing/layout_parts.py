@@ -40,6 +40,13 @@ class LayoutPart:
     def __post_init__(self) -> None:
         if self.latitudes is not None and self.longitudes is not None:
             latitudes, longitudes = possible_positions(self.latitudes, self.longitudes)
+            problems = list(self.problems)
+            is_given = ~np.isnan(self.latitudes) & ~np.isnan(self.longitudes)
+            for row in np.flatnonzero(np.isnan(latitudes) & is_given).tolist():
+                position = f"({self.latitudes[row]:g}, {self.longitudes[row]:g})"
+                reason = f"position {position} is not on Earth; it is unknown"
+                problems.append(Problem(name=self.paths[row], reason=reason, is_left_out=False))
+            object.__setattr__(self, "problems", tuple(problems))
             object.__setattr__(self, "latitudes", latitudes)
             object.__setattr__(self, "longitudes", longitudes)
 

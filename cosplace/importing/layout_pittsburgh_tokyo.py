@@ -97,7 +97,7 @@ def _pittsburgh_parts(name: str, folder: Path, split: str) -> Iterator[LayoutPar
         is_train = one == "train" and not split
         database, queries = ("train", "train") if is_train else (f"{one}/{DATABASE}", f"{one}/{QUERIES}")
         part = _utm_part(database, content.database, content.database_utm, PITTSBURGH, found[one])
-        yield replace(part, problems=content.problems)
+        yield replace(part, problems=part.problems + content.problems)
         paths = [f"{PITTSBURGH_QUERIES}/{path}" for path in content.queries]
         yield _utm_part(queries, paths, content.query_utm, PITTSBURGH, found[one])
 
@@ -180,7 +180,7 @@ def _tokyo_parts(folder: Path, split: str) -> Iterator[LayoutPart]:
         as_listed = [prefix + name for name in content.database]
         database = as_listed if (folder / as_listed[0]).is_file() else database
     part = _utm_part(f"test/{DATABASE}", database, content.database_utm, TOKYO, path)
-    yield replace(part, sequences=(), problems=content.problems)
+    yield replace(part, sequences=(), problems=part.problems + content.problems)
     listed = {name.rpartition("/")[2]: row for row, name in enumerate(content.queries)}
     latitudes, longitudes = _utm_positions(content.query_utm, TOKYO, path)
     used: set[str] = set()

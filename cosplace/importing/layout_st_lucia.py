@@ -24,6 +24,7 @@ from cosplace.importing.layout_parts import (
     LayoutPart,
     folder_names,
     photo_names,
+    possible_positions,
     raw_folders,
 )
 from cosplace.importing.packages import optional_module
@@ -104,7 +105,8 @@ def _read_parts(drives: list[str], folder: Path, split: str) -> Iterator[LayoutP
                     f"{folder / drive / POSITIONS} has {len(latitudes):,} positions, but there is {photos[-1]}. "
                     f"Extract all frames, or number them as in the video, from 0."
                 )
-        kept = spaced(latitudes[rows], longitudes[rows])
+        possible = possible_positions(latitudes[rows], longitudes[rows])
+        kept = sorted({*spaced(*possible), *np.flatnonzero(np.isnan(possible[0])).tolist()})
         yield LayoutPart(
             split=f"test/{_part_name(drives, drive)}",
             paths=[f"{place}/{photos[row]}" for row in kept],
@@ -120,10 +122,10 @@ def _number(name: str) -> int:
 
 
 def spaced(latitudes: np.ndarray, longitudes: np.ndarray) -> list[int]:
-    """Rows of the positions that are 5 m away from the one chosen before."""
-    points, chosen = ecef_from_lla(latitudes, longitudes), [0]
-    for row in range(1, len(points)):
-        if np.linalg.norm(points[row] - points[chosen[-1]]) >= SPACING_M:
+    """Rows of the known positions that are 5 m away from the one chosen before."""
+    points, chosen = ecef_from_lla(latitudes, longitudes), list[int]()
+    for row in np.flatnonzero(np.isfinite(points[:, 0])).tolist():
+        if not chosen or np.linalg.norm(points[row] - points[chosen[-1]]) >= SPACING_M:
             chosen.append(row)
     return chosen
 

@@ -10,6 +10,7 @@ from cosplace.config.importing import ImportSettings
 from cosplace.errors import DatasetError
 from cosplace.importing.import_run import run_import
 from cosplace.importing.matlab_structs import read_struct
+from cosplace.importing.report import REPORT_NAME
 from cosplace.retrieval.dataset import open_retrieval_dataset
 from tests.importing import layout_samples as samples
 from tests.importing.test_dataset_layouts import counts, found, imported
@@ -65,6 +66,69 @@ def test_positions_that_are_all_unknown_are_not_compared_with_the_city(tmp_path:
     assert sum(np.isnan(record.latitude) for record in records) == 9
     with pytest.raises(DatasetError, match="all positions are unknown"):
         open_retrieval_dataset(folder)
+
+
+def impossible_msls(folder: Path) -> str:
+    samples.msls(folder)
+    for part in ("database", "query"):
+        table = folder / "train_val" / "cph" / part / "raw.csv"
+        lines = table.read_text().splitlines()
+        fields = lines[1].split(",")
+        samples.write_lines(table, [lines[0], ",".join([*fields[:3], "999", *fields[4:]]), *lines[2:]])
+    return "train_val/cph/database/images/cphd_0-k.jpg: position (999, 12.57) "
+
+
+def impossible_pittsburgh(folder: Path) -> str:
+    samples.pittsburgh(folder)
+    path = folder / "datasets" / "pitts30k_test.mat"
+    content = read_struct(path)
+    content.database_utm[1] = content.query_utm[0] = np.inf
+    samples.write_struct(path, content.database, content.database_utm, content.queries, content.query_utm)
+    return "002/002000_pitch1_yaw2.jpg: position (inf, inf) "
+
+
+def impossible_tokyo(folder: Path) -> str:
+    samples.tokyo(folder)
+    path = folder / "datasets" / "tokyo247.mat"
+    content = read_struct(path)
+    content.database_utm[:2] = np.inf
+    samples.write_struct(path, content.database, content.database_utm, content.queries, content.query_utm)
+    return f"{content.database[0].replace('.jpg', '.png')}: position (inf, inf) "
+
+
+def impossible_gsv_cities(folder: Path) -> str:
+    samples.gsv_cities(folder)
+    first, second = sorted((folder / "Images" / "Paris").iterdir())[:2]
+    new = first.with_name(first.name.replace("_48.", "_948."))
+    first.rename(new)
+    second.rename(second.with_name(second.name.replace("_2.35_", "_200.35_").replace("_48.", "_948.")))
+    return f"Images/Paris/{new.name}: position (948.85, 2.35) "
+
+
+def impossible_st_lucia(folder: Path) -> str:
+    samples.st_lucia(folder)
+    for drive in samples.DRIVES[::2]:
+        path = folder / drive / "fGPS.txt"
+        samples.write_lines(path, ["27.5,1520.99", *path.read_text().split()[1:]])
+    return "100909_0845/frames/0001.jpg: position (-27.5, 1520.99) "
+
+
+@pytest.mark.parametrize(
+    "write", [impossible_msls, impossible_pittsburgh, impossible_tokyo, impossible_gsv_cities, impossible_st_lucia]
+)
+def test_positions_that_are_not_on_earth_are_listed(
+    tmp_path: Path, write: Callable[[Path], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "raw"
+    first = write(folder)
+    open_retrieval_dataset(folder)
+    (warning,) = [message for message in warnings(caplog) if "not on Earth" in message]
+    assert warning == f"{first}is not on Earth; it is unknown (and 1 other file or row)."
+    result = run_import([folder], tmp_path / "dataset", ImportSettings())
+    assert result.report.uncertain == {"position … is not on Earth; it is unknown": 2}
+    path, _, reason = first.partition(": ")
+    rows = [line for line in (tmp_path / "dataset" / REPORT_NAME).read_text().splitlines() if path in line]
+    assert any(f'uncertain,"{reason}' in row for row in rows)
 
 
 # --- photos that are listed twice -------------------------------------------------------------------------------------

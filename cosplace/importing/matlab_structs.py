@@ -104,8 +104,13 @@ def _field(record: Any, field: str, path: Path) -> np.ndarray:
 def _texts(record: Any, field: str, path: Path) -> list[str]:
     """The texts of a cell array."""
     cells = _field(record, field, path).ravel()
-    texts = [str(cell.ravel()[0]) if isinstance(cell, np.ndarray) and cell.size else str(cell) for cell in cells]
-    for text in texts:
+    values = [cell.ravel()[0] if isinstance(cell, np.ndarray) and cell.size else cell for cell in cells]
+    texts = [str(value) if isinstance(value, str) else "" for value in values]
+    for row, text in enumerate(texts):
+        if not text.strip():
+            raise DatasetError(
+                f"{path}: row {row + 1:,} of {field} is empty or not a path. Use the file of the dataset."
+            )
         if text.startswith("/") or "\\" in text or ".." in text.split("/") or not text.isprintable():
             raise DatasetError(one_line(f"{path}: '{text}' is not a path inside the dataset."))
     return texts

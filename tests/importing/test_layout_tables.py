@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,3 +203,18 @@ def test_a_photo_at_two_positions_is_refused(tmp_path: Path, part: str) -> None:
             open_retrieval_dataset(folder)
         with pytest.raises(DatasetError, match="at two positions"):
             imported(folder, tmp_path / "dataset")
+
+
+# --- empty cells -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["", " ", np.zeros((0, 0)), 3.0])
+@pytest.mark.parametrize("field", ["dbImageFns", "qImageFns"])
+def test_an_empty_cell_of_a_struct_is_named(tmp_path: Path, field: str, cell: Any) -> None:
+    folder = samples.pittsburgh(tmp_path / "raw")
+    path = folder / "datasets" / "pitts30k_test.mat"
+    content = read_struct(path)
+    {"dbImageFns": content.database, "qImageFns": content.queries}[field][1] = cell
+    samples.write_struct(path, content.database, content.database_utm, content.queries, content.query_utm)
+    with pytest.raises(DatasetError, match=rf"pitts30k_test\.mat: row 2 of {field} is empty or not a path\. Use"):
+        open_retrieval_dataset(folder)

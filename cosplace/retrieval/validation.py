@@ -47,6 +47,10 @@ UTM_LIMITS_M = (1e6, 1e7)  # of east and north in a zone
 ENOUGH_TO_DIFFER = 10  # photos; the positions or headings of so many are not all the same by chance
 NUM_SIZES = 5  # most frequent sizes that a report names
 NO_ZONE = "no UTM zone, but other photos are in several"
+NO_POSITION = (
+    "no position in the table, so train, eval and index leave it out; add it with `cosplace import PHOTOS TABLE --to "
+    "DATASET`"
+)
 TINY_PIXELS = 64  # of the shorter side; networks need more
 
 
@@ -243,7 +247,7 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
     report.add_rows(kind, images, missing, is_error=True)
     on_line = not missing.any() and is_line(UtmPositions(east_north=np.stack([east, north], 1), zones=zones))
     unknown = (east == 0) & (north == 0) & (not on_line)
-    kind = "position 0, 0, which means unknown; left out" if images.labels is None else "no position; left out"
+    kind = "position 0, 0, which means unknown; left out" if images.labels is None else NO_POSITION
     report.add_rows(kind, images, unknown, is_error=bool(unknown.all()))
     outside = (east <= 0) | (east >= UTM_LIMITS_M[0]) | (north < 0) | (north > UTM_LIMITS_M[1])
     impossible = has_zone(images) & ~unknown & outside | (np.abs(latitudes) > 90) | (np.abs(longitudes) > 180)
@@ -427,7 +431,6 @@ def _check_queries(database: Part, queries: Part) -> None:
                 )
                 report.add(kind, (), is_error=True, count=1)
             return
-    counts = num_positives(database, queries)
-    alone = counts == 0
+    alone = (num_positives(database, queries) == 0) & queries.is_located
     report.add_rows(f"no database photo within {RADIUS_M:g} m; counts as a miss", queries.images, alone, is_error=False)
-    report.facts["share_without_positives"] = round(float(alone.mean()), 4)
+    report.facts["share_without_positives"] = round(float(alone.sum() / max(queries.is_located.sum(), 1)), 4)

@@ -248,13 +248,25 @@ def test_missing_positions_and_changed_files(tmp_path: Path) -> None:
     records += [PhotoRecord(path="x.png"), record("y.png", 0, latitude=0.0, longitude=0.0, heading=float("nan"))]
     report = validate(write_city(tmp_path / "city", records))
     assert problems(report.folders[0]) == {
-        "no position; left out": (2, False),
+        "no position in the table, so train, eval and index leave it out; add it with `cosplace import PHOTOS TABLE "
+        "--to DATASET`": (2, False),
         "no heading": (2, False),
         "changed since the import: import the photos again": (1, False),
     }
     facts = report.folders[0].facts
     assert facts["num_located"] == 5 and facts["sizes"] == [{"width": 64, "height": 64, "count": 7}]
     assert facts["extent"]["height_m"] == pytest.approx(80, abs=0.5) and facts["extent"]["width_m"] == 0
+
+
+def test_a_query_without_a_position_is_left_out_and_no_miss(tmp_path: Path) -> None:
+    records = [record(f"{number}.png", 20 * number, split="test/database") for number in range(5)]
+    records += [record(f"q{number}.png", 20 * number + 5, split="test/queries") for number in range(3)]
+    records += [record("far.png", 2000, split="test/queries"), PhotoRecord(path="x.png", split="test/queries")]
+    queries = validate(write_city(tmp_path / "city", records)).folders[1]
+    left_out, alone = queries.problems[0], queries.problems[-1]
+    assert left_out.kind.startswith("no position in the table") and left_out.examples == ["x.png"]
+    assert alone.kind.endswith("counts as a miss") and alone.examples == ["far.png"]
+    assert queries.facts["share_without_positives"] == 0.25
 
 
 def test_photos_without_names_and_exif(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import AddResult, NewPhoto
 from cosplace.photos.headings import are_all_zero
 from cosplace.photos.image_list import ImageList
+from cosplace.photos.labels import read_start
 from cosplace.photos.metadata import (
     SAME_HEADING_DEG,
     SAME_POSITION_M,
@@ -157,18 +158,33 @@ class Indexing:
         points = ecef_from_lla(columns.latitudes[indexed], columns.longitudes[indexed])
         moved_m = np.linalg.norm(ecef_from_lla(latitudes, longitudes) - points, axis=1)
         turns = np.abs((headings - columns.headings[indexed] + 180) % 360 - 180)
-        # A value that the label lacks may be from EXIF, so only a new value is a change; but a position that is gone
-        # must not stay in the index.
+        # A value that the label lacks may be from EXIF, else it is gone from the label and must not stay in the index.
         is_new = np.isnan(latitudes) != np.isnan(columns.latitudes[indexed])
         is_new |= (moved_m > SAME_POSITION_M) | (turns > SAME_HEADING_DEG)
         is_new |= ~np.isnan(headings) & np.isnan(columns.headings[indexed])
-        # If a label has no time, that in the index may be from EXIF.  A position error belongs to the position.
+        # A position error belongs to the position.
         labels = [time_and_accuracy(self.photos.label(row)) for row in rows.tolist()]
         times, accuracies_m = np.array(labels, np.float64).reshape(-1, 2).T
         is_new |= ~np.isnan(times) & ~(np.abs(times - columns.times[indexed]) <= SAME_TIME_S)
         is_same = np.isclose(accuracies_m, columns.accuracies_m[indexed], rtol=1e-5, atol=1e-3, equal_nan=True)
         is_new |= ~np.isnan(latitudes) & ~is_same
+        is_gone = np.isnan(times) & ~np.isnan(columns.times[indexed])
+        is_gone |= np.isnan(headings) & ~np.isnan(columns.headings[indexed])
+        for place in np.flatnonzero(is_gone & ~is_new).tolist():
+            known = float(columns.times[indexed[place]]), float(columns.headings[indexed[place]])
+            is_new[place] = not self._is_from_exif(int(rows[place]), *known)
         self.changed_labels = set(rows[is_new].tolist())
+
+    def _is_from_exif(self, row: int, time: float, heading: float) -> bool:
+        """Whether a photo has this time and heading by its label and, where that lacks them, by EXIF."""
+        try:
+            path = self.photos.path(row)
+            found = read_metadata(path, read_start(path), self.photos.label(row))
+        except (ImageError, OSError, ValueError):  # reported when it is read
+            return False
+        has_time = abs(found.time - time) <= SAME_TIME_S or np.isnan([found.time, time]).all()
+        turn = abs((found.heading - heading + 180) % 360 - 180)
+        return bool(has_time and (turn <= SAME_HEADING_DEG or np.isnan([found.heading, heading]).all()))
 
     def holds(self, path: str) -> bool:
         """Whether the index has the file at a path as it is now."""
@@ -231,7 +247,8 @@ class Indexing:
         """Update the paths of photos that have moved; of several copies, the first path is kept."""
         moved = self.find_moved(entries, ids)
         dated = self.find_dated(entries, ids)
-        self.index.move([*moved, *dated], [*moved.values(), *dated.values()])
+        self.index.move(list(moved), list(moved.values()))
+        self.index.move(list(dated), list(dated.values()), with_place=True)
         self.num_moved += len(moved)
         self.moved |= moved.keys()
 
@@ -252,7 +269,7 @@ class Indexing:
         return moved
 
     def find_dated(self, entries: Sequence[NewPhoto], ids: dict[str, int]) -> dict[int, NewPhoto]:
-        """Photos, by id, that are where they were, but whose label has another time or accuracy."""
+        """Photos, by id, that are where they were, but whose label has another time or accuracy, or no heading now."""
         if not self.changed_labels:
             return {}
         paths = {stored_path(self.photos, row) for row in self.changed_labels}

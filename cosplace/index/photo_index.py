@@ -291,18 +291,20 @@ class PhotoIndex(PhotoReader):
                 self._snapshot = None
             return len(present)
 
-    def move(self, ids: Sequence[int] | np.ndarray, photos: Sequence[NewPhoto]) -> None:
-        """Change the path, file, time and accuracy of photos to those of another file with the same content."""
+    def move(self, ids: Sequence[int] | np.ndarray, photos: Sequence[NewPhoto], *, with_place: bool = False) -> None:
+        """Change the path, file, time and accuracy of photos to those of another file with the same content.
+
+        with_place: change position and heading, too.
+        """
         self._check_writable()
         if not len(ids):
             return
         with self._guard:
             roots, paths = zip(*(self._roots.stored_path(writable(photo.path)) for photo in photos), strict=True)
             columns: dict[str, Sequence] = {"root": roots, "path": paths}
-            columns |= {
-                name: [getattr(photo, name) for photo in photos]
-                for name in ("source", "num_bytes", "modified_ns", "time", "accuracy_m")
-            }
+            names = ("source", "num_bytes", "modified_ns", "time", "accuracy_m")
+            names += ("key", "latitude", "longitude", "heading") if with_place else ()
+            columns |= {name: [getattr(photo, name) for photo in photos] for name in names}
             self._store.replace_columns(np.asarray(ids, np.int64), columns)
             self._snapshot = None
 

@@ -255,13 +255,15 @@ def has_names(images: ImageList) -> bool:
 def _read_photo(images: ImageList, row: int) -> PhotoMetadata:
     """Metadata of one photo; all unknown if it cannot be read."""
     try:
-        path = images.path(row)
-        raw = read_file(path, START_BYTES)
-        if len(raw) == START_BYTES and not has_all_metadata(raw):
-            raw = read_file(path)
+        return metadata_from_exif(read_start(images.path(row)))
     except ImageError:  # reported when the photo is opened
         return PhotoMetadata()
-    return metadata_from_exif(raw)
+
+
+def read_start(path: Path) -> bytes:
+    """The first bytes of a photo, with all its metadata.  Raises ImageError if it cannot be read."""
+    raw = read_file(path, START_BYTES)
+    return read_file(path) if len(raw) == START_BYTES and not has_all_metadata(raw) else raw
 
 
 def _fields_of(photos: list[PhotoMetadata]) -> PhotoFields:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cosplace.cli.locate import _find_photos
@@ -18,6 +19,7 @@ from cosplace.engines.encoder import Encoder
 from cosplace.errors import DatasetError
 from cosplace.importing.import_run import run_import
 from cosplace.index.building import add_photos, build_index
+from cosplace.index.indexing import Indexing
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.index.sources import find_photos, require_positions
 from cosplace.index.syncing import sync_folder
@@ -70,6 +72,47 @@ def test_a_changed_time_and_accuracy_of_a_table_are_updated(
     assert columns.ids.tolist() == before.ids.tolist() and columns.names() == before.names()
     assert columns.times.tolist() == [one.time for one in changed]
     assert columns.accuracies_m == pytest.approx([one.accuracy_m for one in changed], nan_ok=True)
+
+
+def test_a_time_and_heading_that_are_gone_from_a_table_are_unknown_unless_exif_has_them(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    """Photos 0 and 1 have EXIF: that of photo 0 is the value of the table, that of photo 1 is another."""
+    records = [replace(one, time=1_600_000_000.0 + number) for number, one in enumerate(around(45.0, 7.0, 6, 200))]
+    for number, record in enumerate(records):
+        in_exif = replace(record, heading=record.heading if number == 0 else 77.0)
+        write_exif_photo(tmp_path / "city" / record.path, in_exif, place_image(number, 0, side=16))
+    for number in range(2, 6):
+        Image.fromarray(place_image(number, 0, side=16)).save(tmp_path / "city" / records[number].path)
+    folder = write_records(tmp_path / "city", records, with_files=False)
+    build_index(folder, encoder, tmp_path / "index")
+    gone = [
+        replace(records[0], heading=math.nan),
+        replace(records[1], heading=math.nan),
+        replace(records[2], heading=math.nan),
+        replace(records[3], time=math.nan),
+        replace(records[4], time=math.nan, heading=math.nan, accuracy_m=math.nan),
+        records[5],
+    ]
+    write_records(folder, gone, with_files=False)
+    with open_index(tmp_path / "index", write=True) as index:
+        ids = index.columns().ids.tolist()
+        for planned in (sync_folder(index, None, folder, dry_run=True), sync_folder(index, encoder, folder)):
+            assert planned.indexing is not None
+            assert (planned.indexing.num_added, planned.indexing.num_replaced) == (1, 1)  # photo 1 has a new heading
+        columns = index.columns()
+        assert columns.ids.tolist() == [ids[0], *ids[2:], 6]
+        headings = dict(zip(columns.names(), columns.headings.tolist(), strict=True))
+        expected = [records[0].heading, 77.0, math.nan, records[3].heading, math.nan, records[5].heading]
+        assert [headings[one.path] for one in records] == pytest.approx(expected, abs=0.01, nan_ok=True)
+        times = dict(zip(columns.names(), columns.times.tolist(), strict=True))
+        assert [times[one.path] for one in records[2:]] == pytest.approx([one.time for one in gone[2:]], nan_ok=True)
+        assert not Indexing(index=index, photos=find_photos(folder), stamps=index.stamps()).find_new_rows()
+        write_records(folder, records, with_files=False)
+        sync_folder(index, encoder, folder)
+        columns = index.columns()
+        again = dict(zip(columns.names(), columns.headings.tolist(), strict=True))
+        assert [again[one.path] for one in records] == pytest.approx([one.heading for one in records], abs=0.01)
 
 
 def names(images: ImageList) -> list[str]:

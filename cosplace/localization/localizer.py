@@ -8,6 +8,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -398,7 +399,8 @@ def open_index_encoder(
 
     network = open_model(source, trust_remote_code=trust_remote_code)
     if getattr(network, "fc_output_dim", 0) > spec.dimension:  # the index has only its first dimensions
-        network = first_dimensions(network, spec.dimension)
+        with suppress(ConfigError):  # its dimensions have no order: it is another model, which check_encoder reports
+            network = first_dimensions(network, spec.dimension)
     encoder = encoder_of(
         network,
         source,

@@ -49,6 +49,15 @@ def test_another_model_raises(city: Path) -> None:
         Localizer(city / "index", encoder=load_model(city / "other.pth", image_size=SIDE, device="cpu"))
 
 
+def test_another_model_of_more_dimensions_is_named(city: Path, tmp_path: Path) -> None:
+    """An index may have the first dimensions of a model, but this model is not the index's."""
+    torch.save(GeoLocalizationNet("ResNet18_Small", 32).state_dict(), tmp_path / "other.pth")
+    localizer = Localizer(city / "index", model=str(tmp_path / "other.pth"), device="cpu")
+    expected = r"was built with the model .*model\.pth \(checksum .*not with .*other\.pth .*Use that model, or build"
+    with pytest.raises(PhotoIndexError, match=expected):
+        localizer.locate(queries(city)[0])
+
+
 def test_photos_in_memory_and_unreadable_photos(city: Path) -> None:
     localizer = Localizer(city / "index", device="cpu", min_confidence=0)
     path = queries(city)[0]

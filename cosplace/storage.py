@@ -13,6 +13,7 @@ from cosplace.errors import ConfigError, CosPlaceError, StorageError
 
 UNFINISHED = re.compile(r"\..+\.\d+\.part")  # names of files that `write_atomically` has not finished
 DAY_S = 86_400.0  # writing one file takes less time
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing where there is no space
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that have no locks
 
 
@@ -72,7 +73,7 @@ def storage_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL_DISK:
             raise StorageError(
                 f"No space left while writing {path}. Free some space; an existing file is unchanged."
             ) from error

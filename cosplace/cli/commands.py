@@ -1,13 +1,14 @@
 """All commands; from a command line to an exit code."""
 
 import atexit
-import errno
 import gc
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from cosplace import __version__
 from cosplace.cli.command import Command
@@ -19,6 +20,7 @@ from cosplace.config.terminal import TERMINAL_FLAGS, take_terminal_settings
 from cosplace.errors import ConfigError, CosPlaceError, StorageError, advise_only
 from cosplace.memory import keep_freed_memory
 from cosplace.progress import StopRequest
+from cosplace.storage import FULL_DISK
 
 EXIT_USER_ERROR = 2
 COSPLACE = Command(
@@ -275,6 +277,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cosplace", only: str
     if argv is not None:
         return _exit_code(argv, prog, only)
     _read_names_as_utf_8()
+    _lose_messages_on_a_full_disk()
     gc.set_threshold(COLLECT_AFTER)
     keep_freed_memory()
     code = _exit_code(argv, prog, only)
@@ -289,6 +292,26 @@ def _open_closed_streams() -> None:
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
+
+
+class _LossyFile(io.FileIO):
+    """A file that loses what a full disk has no space for."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            return memoryview(data).nbytes
+
+
+def _lose_messages_on_a_full_disk() -> None:
+    """Let commands work, with their results and exit codes, if stderr is a file on a full disk."""
+    stream = sys.stderr
+    if stream is sys.__stderr__:  # else a caller's
+        file = io.BufferedWriter(_LossyFile(stream.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True)
 
 
 def _read_names_as_utf_8() -> None:
@@ -325,7 +348,7 @@ def _exit_code(argv: Sequence[str] | None, prog: str, only: str | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a path that is too long, or that this user may not read or write
-        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.filename is None and error.errno in FULL_DISK:
             return _report(
                 StorageError(f"Cannot write the output: {error.strerror}. Free some space, or use another disk.")
             )

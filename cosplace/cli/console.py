@@ -281,7 +281,8 @@ def end_on_signals(*, owns_process: bool = False) -> Generator[None]:
     def receive(number: int, frame: FrameType | None) -> None:
         if signals.is_first(number):
             if owns_process and _is_importing(frame):
-                os.write(2, f"{interruption_text(number, _ADVICE[-1])}\n".encode())
+                with suppress(OSError):  # a full disk
+                    os.write(2, f"{interruption_text(number, _ADVICE[-1])}\n".encode())
                 os._exit(EXIT_SIGNAL + number)
             raise Interruption(number)
 
@@ -354,8 +355,8 @@ def stop_on_signals(progress: Progress, advice: str, *, is_silent: bool = False)
         if is_silent:
             return
         how = "press Ctrl+C" if number == signal.SIGINT else "send SIGTERM"
-        # Not with print: the signal may have interrupted a call of it.
-        os.write(2, f"\n{_clock()}  stopping; {how} again to stop at once\n".encode())
+        with suppress(OSError):  # a full disk; not with print: the signal may have interrupted a call of it
+            os.write(2, f"\n{_clock()}  stopping; {how} again to stop at once\n".encode())
 
     def report(task: str, done: int, total: int, note: str = "", /) -> None:
         progress(task, done, total, note)

@@ -21,8 +21,8 @@ from cosplace.errors import (
     ReplacedIndexError,
     StorageError,
 )
+from cosplace.storage import FULL_DISK
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 RETRY_STORAGE_S = 30
 FORGET_FAILURES_S = 60.0  # a kind of failure that has not occurred for this long is new

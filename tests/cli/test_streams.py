@@ -45,6 +45,35 @@ def test_a_full_disk_is_reported_in_one_line(word: str, unbuffered: str) -> None
     assert done.stderr == f"error: {problem}. Free some space, or use another disk.\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_works_with_stderr_on_a_full_disk(tmp_path: Path, unbuffered: str) -> None:
+    variables = {"PYTHONUNBUFFERED": unbuffered, "COSPLACE_HOME": str(tmp_path)}
+    for words, code in (
+        (("protocols",), 0),
+        (("protocols", "--log_format=json"), 0),
+        (("zoo", "info", "nothing"), 2),
+    ):
+        expected = run("", *words, **variables)
+        done = run("2>/dev/full", *words, **variables)
+        assert (done.returncode, done.stdout) == (expected.returncode, expected.stdout)
+        assert done.returncode == code
+    assert run(">/dev/full 2>&1", "protocols", **variables).returncode == 2
+
+
+def test_log_lines_are_lost_on_a_full_disk() -> None:
+    code = (
+        "import functools, logging, sys; sys.argv = ['cosplace', 'protocols']\n"
+        "from cosplace.cli import main, reproduce\n"
+        "log, show = logging.getLogger('cosplace'), reproduce.run_protocols\n"
+        "show_all = lambda config: (log.warning('a warning'), show(config))\n"
+        "reproduce.run_protocols = functools.wraps(show)(show_all)\n"
+        "main()"
+    )
+    line = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh", sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == run("", "protocols").stdout != ""
+
+
 @pytest.mark.slow
 def test_no_library_complains_in_a_turkish_locale(tmp_path: Path) -> None:
     if shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/tr_TR").exists():

@@ -2,12 +2,15 @@
 
 A query's best match may show the same place although it is outside the radius: positions are wrong, or a building is
 seen from afar.  People judge such pairs; their verdicts are stored next to the folder of the queries, in
-`<queries>_verdicts.csv`: query, photo, verdict (same, different or unsure), who, when.  Photos that are judged to show
-the same place are additional positives of their query.  Legend: Q queries, K predictions per query.
-Side effects: reads and writes files of verdicts.
+`<queries>_verdicts.csv`: query, photo, verdict (same, different or unsure), who, when, and checksums of both photos.
+Photos that are judged to show the same place are additional positives of their query.  Legend: Q queries, K
+predictions per query.  Side effects: reads and writes files of verdicts, and reads photos.
 """
 
 import csv
+import hashlib
+import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +21,9 @@ import numpy as np
 
 from cosplace.assessment.intervals import Estimate, clustered_share
 from cosplace.assessment.run_files import QueryResults, read_json
-from cosplace.errors import ConfigError, one_line
+from cosplace.errors import ConfigError, ImageError, one_line
+from cosplace.photos.image_list import ImageList
+from cosplace.photos.opening import read_file
 from cosplace.photos.paths import csv_line, path_from_text, path_text, printable
 from cosplace.progress import format_count
 from cosplace.storage import write_text
@@ -30,10 +35,13 @@ if TYPE_CHECKING:  # these import torch, which reading a run does not need
 SAME, DIFFERENT, UNSURE = "same", "different", "unsure"
 VERDICTS = (SAME, DIFFERENT, UNSURE)
 HEADER = ("query", "photo", "verdict", "who", "when")
+CHECKSUMS = ("query_sha256", "photo_sha256")  # columns that files of earlier versions do not have
 FILE_ENDING = "_verdicts.csv"
 FORMAT = "cosplace-audit-1"  # of the file that the page exports
 MAX_CSV_BYTES = 1 << 28
 MAX_TEXT = 80  # characters of who and when
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,8 @@ class Verdict:
     verdict: str  # same, different or unsure
     who: str = ""
     when: str = ""  # ISO 8601, UTC
+    query_sha256: str = ""  # of the files that the person has seen; empty if unknown
+    photo_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +79,7 @@ class VerdictFile:
 
     path: Path
     verdicts: Sequence[Verdict]
+    num_changed: int = 0  # verdicts that are left out because a photo has changed since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +91,7 @@ class JudgedRecalls:
     counts: Mapping[str, int]  # pairs of this dataset by verdict
     num_contradicted: int  # pairs that one person calls the same and another one different: not used
     num_unknown: int  # verdicts on queries or photos that the dataset does not have
+    num_changed: int = 0  # verdicts on photos that have changed since: not used
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -176,6 +188,9 @@ def _verdict(row: Any, place: str) -> Verdict:
     values = {name: value for name in HEADER if isinstance(value := row.get(name), str)}
     if len(values) < len(HEADER) or values["verdict"] not in VERDICTS:
         raise ConfigError(f"{place} is damaged: it needs {', '.join(HEADER)}, and a verdict of {', '.join(VERDICTS)}.")
+    checksums = {name: row.get(name) or "" for name in CHECKSUMS}
+    if not all(isinstance(one, str) and re.fullmatch("[0-9a-f]{64}|", one) for one in checksums.values()):
+        raise ConfigError(f"{place} is damaged: {' and '.join(CHECKSUMS)} must be 64 hexadecimal digits, or empty.")
     try:
         datetime.fromisoformat(values["when"] or "2000-01-01")
     except ValueError as error:
@@ -190,6 +205,7 @@ def _verdict(row: Any, place: str) -> Verdict:
         verdict=values["verdict"],
         who=one_line(values["who"]).removeprefix("./")[:MAX_TEXT],
         when=one_line(values["when"])[:MAX_TEXT],
+        **checksums,
     )
 
 
@@ -201,8 +217,44 @@ def merge(before: Sequence[Verdict], new: Sequence[Verdict]) -> list[Verdict]:
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
     """Write verdicts to a CSV file, atomically.  Raises StorageError if it cannot be written."""
-    rows = [(path_text(one.query), path_text(one.photo), one.verdict, one.who, one.when) for one in verdicts]
-    write_text(path, "".join(map(csv_line, (HEADER, *rows))))
+    rows = [
+        (path_text(one.query), path_text(one.photo), one.verdict, one.who, one.when, one.query_sha256, one.photo_sha256)
+        for one in verdicts
+    ]
+    write_text(path, "".join(map(csv_line, (HEADER + CHECKSUMS, *rows))))
+
+
+def photo_checksum(images: ImageList, row: int) -> str:
+    """SHA-256 of a photo's file in hexadecimal; empty for one that cannot be read."""
+    try:
+        return hashlib.sha256(read_file(images.path(row))).hexdigest()
+    except ImageError:
+        return ""
+
+
+def without_changed(verdicts: Sequence[Verdict], queries: ImageList, database: ImageList) -> list[Verdict]:
+    """The verdicts on photos that have not changed since.
+
+    Those without checksums, or on photos that cannot be read, are kept.
+    """
+    now: list[dict[str, str]] = []
+    for images, seen in (
+        (queries, {one.query for one in verdicts if one.query_sha256}),
+        (database, {one.photo for one in verdicts if one.photo_sha256}),
+    ):
+        rows = range(len(images)) if seen else ()
+        now.append({name: photo_checksum(images, row) for row in rows if (name := images.name(row)) in seen})
+    return [
+        one
+        for one in verdicts
+        if all(
+            not (before and after) or before == after
+            for before, after in (
+                (one.query_sha256, now[0].get(one.query)),
+                (one.photo_sha256, now[1].get(one.photo)),
+            )
+        )
+    ]
 
 
 # --- recalls ---------------------------------------------------------------------------------------------------------
@@ -211,6 +263,7 @@ def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
 def find_verdicts(dataset: "RetrievalDataset", path: Path | None = None) -> VerdictFile | None:
     """The verdicts on the queries of a dataset: in a file, or next to the folder of the queries if they are there.
 
+    Those on photos that have changed since are left out, with a warning.
     Raises ConfigError for a file that is missing or damaged, or has no verdict on a query of the dataset.
     """
     beside = verdicts_path(dataset.queries.folder)
@@ -220,7 +273,16 @@ def find_verdicts(dataset: "RetrievalDataset", path: Path | None = None) -> Verd
     names = {one.query for one in found.verdicts}
     if path is not None and not any(dataset.queries.name(row) in names for row in range(len(dataset.queries))):
         raise ConfigError(f"{path} has no verdict on a query of {dataset.name}. Use the file of this dataset.")
-    return found
+    current = without_changed(found.verdicts, dataset.queries, dataset.database)
+    if num_changed := len(found.verdicts) - len(current):
+        first = next(one for one in found.verdicts if one not in current)
+        log.warning(
+            "%s: %s of %s verdicts are left out, for example that on %s and %s: a photo has changed since. "
+            "Use `cosplace audit RUN` to judge them again.",
+            printable(found.path), f"{num_changed:,}", f"{len(found.verdicts):,}", printable(first.query),
+            printable(first.photo),
+        )  # fmt: skip
+    return VerdictFile(path=found.path, verdicts=current, num_changed=num_changed)
 
 
 def judged_recalls(
@@ -255,6 +317,7 @@ def judged_recalls(
         counts=counts,
         num_contradicted=num_contradicted,
         num_unknown=sum(one.query not in row_of or one.photo not in photos for one in file.verdicts),
+        num_changed=file.num_changed,
     )
 
 
@@ -267,6 +330,7 @@ def judged_record(judged: JudgedRecalls) -> dict[str, Any]:
         "pairs": dict(judged.counts),
         "contradicted": judged.num_contradicted,
         "unknown": judged.num_unknown,
+        "changed": judged.num_changed,
     }
 
 

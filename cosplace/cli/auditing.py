@@ -47,11 +47,19 @@ def _verdicts_flag(config: AuditConfig, run: "QueryResults") -> str:
 
 def write_audit(config: AuditConfig, run: "QueryResults") -> None:
     """Write the page with the pairs that have no verdict yet."""
-    from cosplace.assessment.audit import audit_pairs, read_verdicts
-    from cosplace.report.audit_page import pairs_text, write_audit_page
+    from cosplace.assessment.audit import audit_pairs, read_verdicts, without_changed
+    from cosplace.report.audit_page import pairs_text, photos_of_run, write_audit_page
 
     path = _verdicts_path(config, run)
     judged = read_verdicts(path) if path.exists() else []
+    queries, database = (
+        photos_of_run(run, folder, names, config.dataset, config.follow_outside)[0]
+        for folder, names in (
+            (run.queries_folder, [one.query for one in judged]),
+            (run.database_folder, [one.photo for one in judged]),
+        )
+    )
+    judged = without_changed(judged, queries, database)
     pairs = audit_pairs(run, more_similar_than=config.more_similar_than, judged=judged)
     all_pairs = audit_pairs(run, more_similar_than=config.more_similar_than)
     html = config.html or config.run / PAGE

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cosplace.assessment.audit import FORMAT, AuditPair
+from cosplace.assessment.audit import FORMAT, AuditPair, photo_checksum
 from cosplace.assessment.run_files import QueryResults, folder_now
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.photos.paths import path_text, printable
@@ -30,6 +30,8 @@ class ShownPair:
 
     query: str  # as stored in verdicts
     photo: str
+    query_sha256: str
+    photo_sha256: str
     query_name: str  # as shown
     photo_name: str
     query_thumbnail: Thumbnail
@@ -86,10 +88,10 @@ def _shown_pairs(
     run: QueryResults, pairs: Sequence[AuditPair], dataset_folder: Path | None, follow_outside: bool
 ) -> list[ShownPair]:
     """The first pairs, as many as the budget of the photos allows."""
-    queries, query_rows = _photos(
+    queries, query_rows = photos_of_run(
         run, run.queries_folder, [pair.query for pair in pairs], dataset_folder, follow_outside
     )
-    database, image_rows = _photos(
+    database, image_rows = photos_of_run(
         run, run.database_folder, [pair.photo for pair in pairs], dataset_folder, follow_outside
     )
     photos = [
@@ -97,10 +99,16 @@ def _shown_pairs(
     ]
     found = make_thumbnails(photos, PHOTO_SIZE, QUALITY, PHOTO_BYTES)
     thumbnails = zip(found[::2], found[1::2], strict=False)  # a pair whose second photo does not fit is left out
-    return [_shown_pair(pair, query, photo) for pair, (query, photo) in zip(pairs, thumbnails, strict=False)]
+    return [
+        _shown_pair(
+            pair, query, photo, photo_checksum(queries, query_rows[pair.query]),
+            photo_checksum(database, image_rows[pair.photo]),
+        )
+        for pair, (query, photo) in zip(pairs, thumbnails, strict=False)
+    ]  # fmt: skip
 
 
-def _photos(
+def photos_of_run(
     run: QueryResults, folder: Path, names: Sequence[str], dataset_folder: Path | None, follow_outside: bool
 ) -> tuple[ImageList, dict[str, int]]:
     """Some photos below a folder of the run, and their rows by name.  dataset_folder: the dataset, if it has moved."""
@@ -110,10 +118,12 @@ def _photos(
     return images, {images.name(row): row for row in range(len(images))}
 
 
-def _shown_pair(pair: AuditPair, query: Thumbnail, photo: Thumbnail) -> ShownPair:
+def _shown_pair(pair: AuditPair, query: Thumbnail, photo: Thumbnail, query_sha256: str, photo_sha256: str) -> ShownPair:
     return ShownPair(
         query=path_text(pair.query),
         photo=path_text(pair.photo),
+        query_sha256=query_sha256,
+        photo_sha256=photo_sha256,
         query_name=printable(pair.query),
         photo_name=printable(pair.photo),
         query_thumbnail=query,

@@ -157,6 +157,7 @@ def test_exports_of_something_else_are_refused(change: Any, message: str, run: Q
         (b"query,photo,verdict,who,when\na,b,perhaps,,\n", "line 2 is damaged"),
         (b"query,photo,verdict,who,when\na,b,same,,yesterday\n", "line 2: `when` is 'yesterday', which is not a time"),
         (b"\xff\xfe\x00", "is damaged"),
+        (b"query,photo,verdict,who,when,photo_sha256\na,b,same,,,x\n", "line 2 is damaged: .* 64 hexadecimal digits"),
     ],
 )
 def test_damaged_tables_are_refused(content: bytes, message: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cosplace.assessment.audit import read_verdicts
+from cosplace.assessment.audit import find_verdicts, read_verdicts
 from cosplace.cli import main
 from cosplace.cli.auditing import run_audit
 from cosplace.config.auditing import AuditConfig
@@ -29,9 +29,10 @@ def run(tmp_path: Path) -> Path:
 
 def verdicts_of(page: str, verdict: str = "same") -> dict[str, Any]:
     """What the page would export if all pairs had this verdict."""
-    pairs = re.findall(r'data-query="(.*?)" data-photo="(.*?)"', page)
+    names = ("query", "photo", "query_sha256", "photo_sha256")
+    pairs = re.findall(" ".join(rf'data-{name.replace("_", "-")}="(.*?)"' for name in names), page)
     data = dict(re.findall(r'data-(format|dataset|checksum)="(.*?)"', page))
-    rows = [{"query": q, "photo": p, "verdict": verdict, "who": "Ada", "when": ""} for q, p in pairs]
+    rows = [dict(zip(names, pair, strict=True)) | {"verdict": verdict, "who": "Ada", "when": ""} for pair in pairs]
     return {
         "format": data["format"], "dataset": data["dataset"], "database_sha256": data["checksum"], "verdicts": rows,
     }  # fmt: skip
@@ -57,6 +58,61 @@ def test_page_verdicts_and_the_next_page(run: Path, tmp_path: Path, capsys: pyte
     assert main(["audit", str(run)]) == 0
     assert "audit of wrong answers that look right, 0 pairs" in capsys.readouterr().out
     assert "No wrong answer looks right: there is nothing to judge" in (run / "audit.html").read_text("utf-8")
+
+
+def test_verdicts_on_photos_that_were_exchanged_are_not_used(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Names and positions stay the same, so the run and its database do, too."""
+    dataset = city_dataset(tmp_path / "city", len(RANKS))
+    words = {"run": run, "more_similar_than": 0.0}
+    run_audit(AuditConfig(**words))
+    export = tmp_path / "verdicts.json"
+    export.write_text(json.dumps(verdicts_of((run / "audit.html").read_text("utf-8"))))
+    run_audit(AuditConfig(**words, apply=export))
+    stored = tmp_path / "city" / "queries_verdicts.csv"
+    before = read_verdicts(stored)
+    found = find_verdicts(dataset)
+    assert found is not None and (found.verdicts, found.num_changed) == (before, 0) and not caplog.text
+    exchanged, other = (tmp_path / "city" / "queries" / name for name in (before[0].query, "q0000.jpg"))
+    contents = exchanged.read_bytes(), other.read_bytes()
+    assert contents[0] != contents[1]
+    other.write_bytes(contents[0])
+    exchanged.write_bytes(contents[1])
+    found = find_verdicts(dataset)
+    assert found is not None and (found.verdicts, found.num_changed) == (before[1:], 1)
+    expected = f"{stored}: 1 of 2 verdicts are left out, for example that on {before[0].query} and {before[0].photo}: "
+    assert expected in caplog.text
+    run_audit(AuditConfig(**words))  # to judge it again
+    page = (run / "audit.html").read_text("utf-8")
+    assert page.count('class="audited"') == 1 and before[0].query in page
+    export.write_text(json.dumps(verdicts_of(page, "different")))
+    run_audit(AuditConfig(**words, apply=export))
+    found = find_verdicts(dataset)
+    assert found is not None and [one.verdict for one in found.verdicts] == ["different", "same"]
+    # A photo of the database.
+    (tmp_path / "city" / "database" / before[1].photo).write_bytes(contents[0])
+    found = find_verdicts(dataset)
+    assert found is not None and found.num_changed == sum(one.photo == before[1].photo for one in before)
+
+
+def test_verdicts_of_earlier_versions_have_no_checksums(run: Path, tmp_path: Path) -> None:
+    dataset = city_dataset(tmp_path / "city", len(RANKS))
+    query, photo = dataset.queries.name(3), dataset.database.name(0)
+    stored = tmp_path / "city" / "queries_verdicts.csv"
+    stored.write_text(f"query,photo,verdict,who,when\n{query},{photo},same,Ada,\n")
+    (tmp_path / "city" / "queries" / query).write_bytes(b"another photo")
+    found = find_verdicts(dataset)
+    assert found is not None and (len(found.verdicts), found.num_changed) == (1, 0)
+    run_audit(AuditConfig(run=run, more_similar_than=0.0))
+    export = tmp_path / "verdicts.json"
+    content = verdicts_of((run / "audit.html").read_text("utf-8"))
+    for row in content["verdicts"]:
+        del row["query_sha256"], row["photo_sha256"]
+    export.write_text(json.dumps(content))
+    run_audit(AuditConfig(run=run, apply=export))
+    found = find_verdicts(dataset)
+    assert found is not None and {one.query_sha256 for one in found.verdicts} == {""}
 
 
 def test_another_place_for_verdicts_and_a_dataset_that_moved(

@@ -1,5 +1,6 @@
 """The script of the audit in a real browser: keys, verdicts that are kept, and the export."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,9 @@ def test_keys_verdicts_and_export(browser: Any, run: QueryResults, tmp_path: Pat
     download.value.save_as(tmp_path / "verdicts.json")
     verdicts = read_export(tmp_path / "verdicts.json", run)
     assert [(one.verdict, one.who) for one in verdicts] == [("same", "nuy"), ("unsure", "Ada"), ("unsure", "nuy")]
+    files = [run.queries_folder / verdicts[0].query, run.database_folder / verdicts[0].photo]
+    checksums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [verdicts[0].query_sha256, verdicts[0].photo_sha256] == checksums
     assert json.loads((tmp_path / "verdicts.json").read_text())["dataset"] == "city/queries"
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.emulate_media(media="print")

@@ -8,11 +8,12 @@
   const who = document.getElementById("who");
   const storageKey = `cosplace-audit-${audit.dataset.key}`;
   const keys = { y: "same", n: "different", u: "unsure" };
-  let verdicts = {}; // by query and photo
+  let verdicts = {}; // by query and photo, and their contents
   let current = 0;
   let stored = true;
 
-  const idOf = (pair) => JSON.stringify([pair.dataset.query, pair.dataset.photo]);
+  const idOf = ({ dataset: { query, photo, querySha256, photoSha256 } }) =>
+    JSON.stringify([query, photo, querySha256, photoSha256]);
   const verdictOf = (pair) => (Object.hasOwn(verdicts, idOf(pair)) ? verdicts[idOf(pair)] : null);
 
   function load() {
@@ -65,7 +66,8 @@
 
   function download() {
     const rows = pairs.filter(verdictOf).map((pair) => ({
-      query: pair.dataset.query, photo: pair.dataset.photo, ...verdictOf(pair),
+      query: pair.dataset.query, photo: pair.dataset.photo,
+      query_sha256: pair.dataset.querySha256, photo_sha256: pair.dataset.photoSha256, ...verdictOf(pair),
       who: verdictOf(pair).who || who.value.trim(), // several people may have judged in this browser
     }));
     const content = {

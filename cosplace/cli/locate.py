@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cosplace.cli.console import Bars, print_result
-from cosplace.cli.sidecars import undo_sidecars, write_sidecars
+from cosplace.cli.sidecars import left_sidecars, undo_sidecars, write_sidecars
 from cosplace.config.defaults import MAX_SPEED_MPS
 from cosplace.config.locate import FilterSettings, LocateConfig, OutputSettings
 from cosplace.errors import ConfigError, DatasetError, ImageError, UnknownLocationError
@@ -31,15 +31,15 @@ Row = tuple["Answer", dict[str, Any] | None]
 
 def run_locate(config: LocateConfig) -> None:
     """Locate photos, and print the answers."""
+    if config.sidecars.undo:
+        _undo(config)
+        return
     paths = _find_photos(
         config.photos,
         is_sequence=config.sequence.sequence,
         is_writing=config.sidecars.write is not None,
         follow_outside=config.follow_outside,
     )
-    if config.sidecars.undo:
-        undo_sidecars(paths, config.sidecars)
-        return
     is_list = len(config.photos) > 1 or _is_list(config.photos[0]) or config.sequence.sequence
     where = _search_filter(config.filter)
     if config.rerank:
@@ -93,6 +93,24 @@ def run_locate(config: LocateConfig) -> None:
 
 def _none_readable(errors: list[str]) -> str:
     return errors[0] if len(errors) == 1 else f"None of the {len(errors)} photos can be read. The first: {errors[0]}"
+
+
+def _undo(config: LocateConfig) -> None:
+    """Remove the positions in sidecars of photos, and in those of folders whose photos are gone."""
+    paths: list[Path] = []
+    for path in config.photos:
+        try:
+            paths += _find_photos(
+                [path],
+                is_sequence=config.sequence.sequence,
+                is_writing=True,
+                follow_outside=config.follow_outside,
+            )
+        except DatasetError:  # a folder without photos
+            if not (path.is_dir() and left_sidecars(path, ())):
+                raise
+    left = [sidecar for path in config.photos if path.is_dir() for sidecar in left_sidecars(path, paths)]
+    undo_sidecars(paths, left, config.sidecars)
 
 
 def _find_photos(photos: Sequence[Path], *, is_sequence: bool, is_writing: bool, follow_outside: bool) -> list[Path]:

@@ -42,9 +42,31 @@ def write_sidecars(answers: "Sequence[Answer]", settings: SidecarSettings) -> No
     _run(list(by_photo), lambda photo: _addition(photo, by_photo[photo]), "write", settings)
 
 
-def undo_sidecars(photos: Sequence[Path], settings: SidecarSettings) -> None:
-    """Remove the positions that `write_sidecars` has stored, after the list of changes and a confirmation."""
-    _run(list(dict.fromkeys(photos)), _removal, "restore", settings)
+def undo_sidecars(photos: Sequence[Path], left: Sequence[Path], settings: SidecarSettings) -> None:
+    """Remove the positions that `write_sidecars` has stored, after the list of changes and a confirmation.
+
+    left: sidecars whose photos are gone, see `left_sidecars`.
+    """
+    from cosplace.photos.sidecars import sidecar_path
+
+    path_of = {photo: sidecar_path(photo) for photo in photos} | {path: path for path in left}
+    _run(list(path_of), lambda photo: _removal(photo, path_of[photo]), "restore", settings)
+
+
+def left_sidecars(folder: Path, photos: Sequence[Path]) -> list[Path]:
+    """Sidecars below a folder with a stored position, but of none of these photos, nor of another file next to them."""
+    from cosplace.photos.sidecars import ESTIMATE_NAMESPACE, SUFFIX, sidecar_path
+
+    known, listed = {sidecar_path(photo) for photo in photos}, set(photos)
+    found = []
+    for path in sorted(folder.rglob(f"*{SUFFIX}")):
+        if path in known or path.is_symlink() or not path.is_file():
+            continue
+        others = (one for one in path.parent.iterdir() if path.stem in (one.name, one.stem) and one.suffix != SUFFIX)
+        with suppress(ImageError, OSError):  # it stays as it is
+            if ESTIMATE_NAMESPACE.encode() in (_read(path) or b"") and listed.issuperset(others):
+                found.append(path)
+    return found
 
 
 def _addition(photo: Path, answer: "Answer") -> Change:
@@ -75,10 +97,9 @@ def _addition(photo: Path, answer: "Answer") -> Change:
     return Change(photo=photo, path=path, old=old, new=add_position(old, position), text=f"{action}: {where}")
 
 
-def _removal(photo: Path) -> Change:
-    from cosplace.photos.sidecars import SidecarError, remove_position, sidecar_path
+def _removal(photo: Path, path: Path) -> Change:
+    from cosplace.photos.sidecars import SidecarError, remove_position
 
-    path = sidecar_path(photo)
     old = _read(path)
     if old is None:
         raise SidecarError("it has no sidecar")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cosplace.cli import main, sidecars
-from cosplace.photos.sidecars import remove_position
+from cosplace.photos.sidecars import EstimatedPosition, add_position, remove_position
 from cosplace.photos.xmp import EXIF_NAMESPACE, read_xmp
 from tests.indexed_city import queries, write_indexed_city
 from tests.photos.test_sidecars import DARKTABLE
@@ -96,6 +96,41 @@ def test_writing_and_undoing(city: Path, photos: Path, capsys, monkeypatch) -> N
     assert "delete a.jpg.xmp" in out and "remove the position from b.xmp" in out and "2 sidecars restored." in out
     code, out, _ = run(city, photos, capsys, "--undo", "--yes")
     assert code == 0 and "skipped: its sidecar has no estimated position" in out and contents(photos) == before
+
+
+def test_sidecars_whose_photos_are_gone_are_restored_too(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    position = EstimatedPosition(latitude=1.0, longitude=2.0, radius_m=None, confidence=0.9, verdict="found")
+    before = contents(photos)
+    own = add_position(None, position)
+    kept = {"rewritten.jpg.xmp": own.replace(b'"', b"'"), "other.jpg.xmp": DARKTABLE, "raw.cr2.xmp": own}
+    for name, content in kept.items():
+        (photos / name).write_bytes(content)
+    (photos / "raw.cr2").write_bytes(b"a file that is not one of the photos")
+    (photos / "sub").mkdir()
+    added = {"gone.jpg.xmp": own, "sub/gone.jpg.xmp": own, "extended.xmp": add_position(DARKTABLE, position)}
+    added |= {"b.xmp": add_position(DARKTABLE, position)}
+    for name, content in added.items():
+        (photos / name).write_bytes(content)
+    (photos / "b.png").write_bytes(before["b.jpg"])  # so that b.xmp is no longer the sidecar of b.jpg alone
+    words = ["locate", str(photos), "--index", "none", "--write", "xmp", "--undo"]
+    assert main([*words, "--yes"]) == 0
+    out = capsys.readouterr().out
+    assert "4 sidecars restored." in out and "gone.jpg.xmp\n    delete gone.jpg.xmp" in out
+    assert "rewritten.jpg.xmp\n    skipped: another program has written its sidecar again" in out
+    assert not list((photos / "sub").iterdir())
+    (photos / "sub").rmdir()
+    for name in ("b.png", "raw.cr2"):
+        (photos / name).unlink()
+    assert contents(photos) == before | kept | {"extended.xmp": DARKTABLE}
+
+
+def test_a_folder_whose_photos_are_all_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    position = EstimatedPosition(latitude=1.0, longitude=2.0, radius_m=None, confidence=0.9, verdict="found")
+    (tmp_path / "gone.jpg.xmp").write_bytes(add_position(None, position))
+    words = ["locate", str(tmp_path), "--index", "none", "--write", "xmp", "--undo", "--yes"]
+    assert main(words) == 0 and "1 sidecar restored." in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert main(words) == 2 and "has no photos" in capsys.readouterr().err
 
 
 def test_unknown_and_uncalibrated_answers_are_not_written(city: Path, photos: Path, capsys) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from cosplace.cli.command import Command
 from cosplace.config.names import either, similar_names
-from cosplace.config.setting import Setting, parse_path
+from cosplace.config.setting import Setting, parse_path, parse_whole
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
 
@@ -21,7 +21,7 @@ DATASET_FLAG = "dataset_folder"  # of train and eval, where other commands have 
 FLAGS_OF_DATASETS = {DATASET_FLAG, "test_set_folder", "dataset", "folder", "photos"}
 NAMES_OF_DATASETS = {"DATASET", "FOLDER", "PHOTO", "PHOTOS"}  # of positional arguments
 MANY_ACTIONS = 10  # more are not listed in an error
-KINDS = {int: "a whole number", float: "a number", parse_path: "a path"}
+KINDS = {parse_whole: "a whole number", int: "a whole number", float: "a number", parse_path: "a path"}
 
 
 class HelpRequested(Exception):  # noqa: N818 - not an error
@@ -173,7 +173,10 @@ def _about_unknown_flag(flag: str, command: Command, prog: str, root: Command) -
     argument = next((one.metavar for one in command.settings if one.positional), "")
     if name in FLAGS_OF_DATASETS and argument in NAMES_OF_DATASETS:
         return f"`{prog}` has no {flag}. Give the folder without a flag: `{prog} {argument}`."
-    owners = [path for path, other in leaf_commands(root) if other != command and name in flag_names(other)]
+    same = name.replace("-", "_")
+    owners = [path for path, other in leaf_commands(root) if same in flag_names(other) - flag_names(command)]
+    group = prog.rpartition(" ")[0]  # actions of the same command are nearest
+    owners.sort(key=lambda path: path.rpartition(" ")[0] != group or group == "cosplace")
     similar = similar_flag(name, command, by_help=not owners)
     hint = f" Did you mean --{similar}?" if similar else ""
     if owners:

@@ -169,7 +169,7 @@ def _as_setting(item: dataclasses.Field) -> Setting:
     if is_list:
         kind = get_args(kind)[0]
     kind = kind if isinstance(kind, type) else str
-    known["parse"] = known["parse"] or (parse_path if kind is Path else kind)
+    known["parse"] = known["parse"] or PARSERS.get(kind, kind)
     known["metavar"] = known["metavar"] or "|".join(known["choices"] or ()) or _metavar(item.name, kind)
     return Setting(name=item.name, default=item.default, type=kind, is_list=is_list, **known)
 
@@ -189,6 +189,17 @@ def parse_path(text: str) -> Path:
     if not text:
         raise ValueError("an empty path")
     return Path(text)
+
+
+def parse_whole(text: str) -> int:
+    """A whole number, also such as 1e7.  Raises ValueError for anything else."""
+    number = float(text) if "e" in text.lower() else int(text)
+    if not float(number).is_integer():
+        raise ValueError(f"{text} is not a whole number")
+    return int(number)
+
+
+PARSERS: dict[type, Callable[[str], Any]] = {Path: parse_path, int: parse_whole}  # of types, unless they parse
 
 
 def _without_none(kind: Any) -> Any:

@@ -103,6 +103,8 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         (["train", "--backbone", "resnet19"], "Did you mean ResNet18"),
         (["train", "--batch_size", "0", "--dataset_folder", "x"], "--batch_size must be 2 or more, got 0"),
         (["train", "--batch_size", "many"], "--batch_size must be a whole number, got 'many'"),
+        (["train", "--batch_size", "1.5e0"], "--batch_size must be a whole number, got '1.5e0'"),
+        (["plan", "--photos", "1e8", "--exact_rows", "1e999"], "--exact_rows must be a whole number, got '1e999'"),
         (["train", "--batch_size"], "--batch_size needs a value"),
         (["train", "--use_amp16=yes"], "--use_amp16 takes no value, got 'yes'"),
         (["train", "--re", "x"], "--re could match --resume_train"),
@@ -147,6 +149,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
         (["trian"], "Did you mean `train`?"),
         (["index", "bild"], "Did you mean `build`?"),
         (["train", "--itertions_per_epoch", "5"], "Did you mean --iterations_per_epoch?"),
+        (["train", "--image-size", "5"], "Unknown flag --image-size. Did you mean --image_size?"),
         (["train", "--learning_rate", "5"], "Did you mean --lr?"),
         (["train", "--num_epochs", "5"], "Did you mean --epochs_num?"),
         (["index", "build", "x", "--modle", "y"], "Did you mean --model?"),
@@ -155,11 +158,19 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
         (["reproduce", "--test_set_folder", "x"], "Give the folder without a flag: `cosplace reproduce DATASET`"),
         (["validate", "--dataset_folder", "x"], "Give the folder without a flag: `cosplace validate DATASET`"),
         (["locate", "a.jpg", "--tiles", "x"], "--tiles belongs to `cosplace serve`"),
+        (["index", "remove", "i", "7", "--dry_run"], "--dry_run belongs to `cosplace index sync` and `cosplace train`"),
+        (["index", "remove", "i", "7", "--dry-run"], "--dry-run belongs to `cosplace index sync` and `cosplace train`"),
     ],
 )
 def test_misspelled_words_get_a_suggestion(arguments: list[str], suggestion: str, capsys) -> None:
     assert run(*arguments)[0] == 2
     assert suggestion in capsys.readouterr().err
+
+
+def test_whole_numbers_may_have_an_exponent() -> None:
+    words = ["--photos", "1e9", "--exact_rows", "1.5e7", "--shard_rows", "4_096"]
+    config, _ = parse_words(COSPLACE.find_action("plan"), words, "cosplace plan", COSPLACE)
+    assert (config.exact_rows, config.shard_rows) == (15_000_000, 4096) and isinstance(config.exact_rows, int)
 
 
 def test_positional_arguments_may_stand_anywhere() -> None:

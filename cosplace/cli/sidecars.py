@@ -57,14 +57,14 @@ def left_sidecars(folder: Path, photos: Sequence[Path]) -> list[Path]:
     """Sidecars below a folder with a stored position, but of none of these photos, nor of another file next to them."""
     from cosplace.photos.sidecars import ESTIMATE_NAMESPACE, SUFFIX, sidecar_path
 
-    known, listed = {sidecar_path(photo) for photo in photos}, set(photos)
-    found = []
+    known, listed, found = {sidecar_path(photo) for photo in photos}, set(photos), []
+    others = (path for path in folder.rglob("*") if path.suffix != SUFFIX and path not in listed)
+    taken = {(path.parent, name) for path in others for name in (path.name, path.stem)}
     for path in sorted(folder.rglob(f"*{SUFFIX}")):
-        if path in known or path.is_symlink() or not path.is_file():
+        if path in known or path.is_symlink() or not path.is_file() or (path.parent, path.stem) in taken:
             continue
-        others = (one for one in path.parent.iterdir() if path.stem in (one.name, one.stem) and one.suffix != SUFFIX)
         with suppress(ImageError, OSError):  # it stays as it is
-            if ESTIMATE_NAMESPACE.encode() in (_read(path) or b"") and listed.issuperset(others):
+            if ESTIMATE_NAMESPACE.encode() in (_read(path) or b""):
                 found.append(path)
     return found
 

@@ -40,9 +40,9 @@ check: lint
 
 # Tests of texts and pages do not depend on versions of libraries.
 WITHOUT_TEXTS := -m "not slow and not long" --ignore tests/test_language.py --ignore tests/test_site.py --ignore tests/web
+MINIMUM := OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -o cache_dir=.venv-minimum/.pytest_cache
 minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies
-	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n $(WORKERS) $(BY_FILE) $(WITHOUT_TEXTS) || \
-	  OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q $(AGAIN) $(WITHOUT_TEXTS)
+	$(MINIMUM) -n $(WORKERS) $(BY_FILE) $(WITHOUT_TEXTS) || $(MINIMUM) $(AGAIN) $(WITHOUT_TEXTS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

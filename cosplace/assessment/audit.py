@@ -277,10 +277,10 @@ def find_verdicts(dataset: "RetrievalDataset", path: Path | None = None) -> Verd
     if num_changed := len(found.verdicts) - len(current):
         first = next(one for one in found.verdicts if one not in current)
         log.warning(
-            "%s: %s of %s verdicts are left out, for example that on %s and %s: a photo has changed since. "
-            "Use `cosplace audit RUN` to judge them again.",
-            printable(found.path), f"{num_changed:,}", f"{len(found.verdicts):,}", printable(first.query),
-            printable(first.photo),
+            "%s: %s of %s left out, because a photo has changed since, for example that on %s and %s. Use `cosplace "
+            "audit RUN` to judge again.",
+            printable(found.path), f"{num_changed:,}", format_count(len(found.verdicts), "verdict"),
+            printable(first.query), printable(first.photo),
         )  # fmt: skip
     return VerdictFile(path=found.path, verdicts=current, num_changed=num_changed)
 

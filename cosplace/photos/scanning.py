@@ -50,6 +50,7 @@ MAX_PART_DEPTH = 3  # levels of a part below the dataset that its user named, as
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".json", ".geojson", ".jsonl", ".ndjson", ".gpkg", ".gpx")
 """Files with positions of photos, which `cosplace import` reads."""
 VIDEOS, RAW_IMAGES, OUTSIDE = "videos", "raw images", "links that lead outside the folder"
+LISTED = "links to folders that are already listed"
 log = logging.getLogger("cosplace")
 
 
@@ -81,7 +82,7 @@ def scan_images(folder: str | Path, *, dataset: str | Path | None = None, follow
         list_file = path.parent / (path.name + LIST_SUFFIX)
         if list_file.is_file():
             return _read_list(folder, list_file, inside)
-    scan = _Scan(inside=inside)
+    scan = _Scan(folder=os.path.realpath(folder), inside=inside)
     try:
         _scan_into(scan, os.fsencode(folder), b"", frozenset())
     except OSError as error:
@@ -188,18 +189,29 @@ class _Scan:
 
     names: bytearray = field(default_factory=bytearray)  # relative paths, each ended by a newline
     skipped: SkippedFiles = field(default_factory=SkippedFiles)
+    folder: str  # the real path of the folder that is scanned
     inside: tuple[str, ...]  # real folders that links may lead to; () for any
+    linked: set[tuple[int, int]] = field(default_factory=set)  # folders that links led to, and those below them
 
     def skip(self, kind: str, name: bytes) -> None:
         self.skipped.add(kind, os.fsdecode(name))
 
 
-def _scan_into(scan: _Scan, folder: bytes, prefix: bytes, parents: frozenset[tuple[int, int]]) -> None:
-    """Append the relative paths below `folder` in sorted order, without building a list of all paths."""
+def _scan_into(
+    scan: _Scan, folder: bytes, prefix: bytes, parents: frozenset[tuple[int, int]], *, is_linked: bool = False
+) -> None:
+    """Append the relative paths below `folder` in sorted order, without building a list of all paths.
+
+    is_linked: a link leads to the folder, or to one above it.
+    """
     status = os.stat(folder)  # noqa: PTH116 - bytes, as file names may not be valid text
-    if (status.st_dev, status.st_ino) in parents:  # a link to a folder above
+    identity = (status.st_dev, status.st_ino)
+    if identity in parents or (is_linked and identity in scan.linked):
+        scan.skip(LISTED, prefix[:-1])
         return
-    parents |= {(status.st_dev, status.st_ino)}
+    parents |= {identity}
+    if is_linked:
+        scan.linked.add(identity)
     with os.scandir(folder) as entries:
         # With a slash after folders, a depth-first scan gives the order of whole paths.
         entry_names = [
@@ -219,13 +231,19 @@ def _scan_into(scan: _Scan, folder: bytes, prefix: bytes, parents: frozenset[tup
     next_index = 0
     for index in folders:
         _append_photos(scan, prefix, entry_names[next_index:index])
-        _scan_subfolder(scan, folder, prefix, entry_names[index], parents)
+        _scan_subfolder(scan, folder, prefix, entry_names[index], parents, is_linked=is_linked)
         next_index = index + 1
     _append_photos(scan, prefix, entry_names[next_index:])
 
 
 def _scan_subfolder(
-    scan: _Scan, folder: bytes, prefix: bytes, subfolder: bytes, parents: frozenset[tuple[int, int]]
+    scan: _Scan,
+    folder: bytes,
+    prefix: bytes,
+    subfolder: bytes,
+    parents: frozenset[tuple[int, int]],
+    *,
+    is_linked: bool,
 ) -> None:
     name = subfolder[:-1]
     if name in SYSTEM_FOLDERS:
@@ -235,17 +253,30 @@ def _scan_subfolder(
     elif prefix.count(b"/") >= MAX_DEPTH:
         scan.skip(f"folders more than {MAX_DEPTH} levels deep", prefix + name)
     else:
-        path, inside = folder + b"/" + name, scan.inside
-        if inside and not prefix and os.path.islink(path):  # noqa: PTH114 - a split of the dataset
-            scan.inside += (os.path.realpath(os.fsdecode(path)),)
+        path, inside, linked = folder + b"/" + name, scan.inside, scan.linked
+        if os.path.islink(path):  # noqa: PTH114
+            is_linked, place = True, os.path.realpath(os.fsdecode(path))
+            if not prefix and name.startswith(SPLIT_FOLDERS):
+                scan.inside, scan.linked = (*inside, place) if inside else (), set()
+            elif _is_scanned(place, scan.folder):
+                scan.skip(LISTED, prefix + name)
+                return
         try:
-            _scan_into(scan, path, prefix + subfolder, parents)
+            _scan_into(scan, path, prefix + subfolder, parents, is_linked=is_linked)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not a problem of this folder
                 raise
             scan.skip(f"folders that cannot be read ({error.strerror})", prefix + name)
         finally:
-            scan.inside = inside
+            scan.inside, scan.linked = inside, linked
+
+
+def _is_scanned(place: str, folder: str) -> bool:
+    """Whether a scan of a folder finds this place without links.  Both are real paths."""
+    if not is_below(place, (folder,)):
+        return False
+    names = [os.fsencode(name) for name in Path(place).relative_to(folder).parts]
+    return not any(name.startswith(b".") or name in SYSTEM_FOLDERS for name in names)
 
 
 def _other_entry(scan: _Scan, entry: "os.DirEntry[bytes]", folder: bytes, prefix: bytes) -> bytes:

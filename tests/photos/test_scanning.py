@@ -47,6 +47,33 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert names_of(tmp_path / "link") == ["deep/y.jpg", "x.jpg"]
 
 
+def test_links_to_folders_that_are_listed_anyway_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folders = [tmp_path / f"{number}" for number in range(9)]
+    for folder in folders:
+        touch(folder, "a.jpg")
+        for other in folders:
+            if other != folder:
+                (folder / f"to_{other.name}").symlink_to(other)
+    (folders[0] / "self").symlink_to(".")
+    (folders[0] / "up").symlink_to("..")
+    assert names_of(tmp_path) == [f"{number}/a.jpg" for number in range(9)]
+    assert "links to folders that are already listed: 74 (0/self, 0/to_1" in caplog.text
+
+
+def test_linked_folders_are_listed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "pool", "a/1.jpg", "b/2.jpg")
+    (tmp_path / "pool" / "a" / "b").symlink_to("../b")
+    (tmp_path / "pool" / "b" / "a").symlink_to("../a")
+    touch(tmp_path / "city", ".store/3.jpg", "4.jpg")
+    (tmp_path / "city" / "first").symlink_to("../pool")
+    (tmp_path / "city" / "second").symlink_to("../pool")
+    (tmp_path / "city" / "stored").symlink_to(".store")
+    images = scan_images(tmp_path / "city", dataset=tmp_path)
+    names = [images.name(row) for row in range(len(images))]
+    assert names == ["4.jpg", "first/a/1.jpg", "first/a/b/2.jpg", "stored/3.jpg"]
+    assert "links to folders that are already listed" in caplog.text
+
+
 def test_paths_other_than_folders_with_photos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="does not exist"):
         scan_images(tmp_path / "missing")

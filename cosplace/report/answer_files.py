@@ -76,19 +76,18 @@ def _known(value: float, decimals: int) -> float | None:
 
 
 def _write_csv(file: BinaryIO, neighbors: Neighbors, coordinates: list[dict[str, Any]] | None) -> None:
-    # Paths are written byte by byte as they are on disk, even those that are not valid UTF-8.
     header = NEIGHBOR_HEADER if coordinates is None else ANSWER_HEADER
     file.write(csv_line(header).encode())
     distances = neighbors.descriptor_distances
     for query, images in enumerate(neighbors.predictions.tolist()):
-        name = neighbors.queries.folder / neighbors.queries.name(query)
+        name = path_text(neighbors.queries.folder / neighbors.queries.name(query))
         for rank, image in enumerate(images if coordinates is None else images[:1]):
             if image < 0:
                 continue
-            photo, distance = neighbors.database.folder / neighbors.database.name(image), distances[query, rank]
+            photo = path_text(neighbors.database.folder / neighbors.database.name(image))
             middle = () if coordinates is None else coordinates[query].values()
             start = (name, rank + 1, photo) if coordinates is None else (name, photo)
-            file.write(csv_line((*start, *middle, f"{distance:.4f}")).encode("utf-8", "surrogateescape"))
+            file.write(csv_line((*start, *middle, f"{distances[query, rank]:.4f}")).encode())
 
 
 def _record(neighbors: Neighbors, coordinates: list[dict[str, Any]] | None, query: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cosplace.photos.paths import csv_line
+from cosplace.photos.paths import csv_line, path_text
 from cosplace.progress import Progress, no_progress
 from cosplace.report.colors import CORRECT_RGB, INCORRECT_RGB, QUERY_RGB
 from cosplace.report.thumbnails import open_photo, placeholder
@@ -94,17 +94,16 @@ def save_neighbors(
 def _write_csv(
     file: BinaryIO, dataset: RetrievalDataset, evaluation: Evaluation, hits: np.ndarray, names: dict[int, str]
 ) -> None:
-    # Paths are written byte by byte as they are on disk, even those that are not valid UTF-8.
     file.write(csv_line(CSV_HEADER).encode())
     for query, correct in enumerate(hits):
-        query_path = dataset.queries.folder / dataset.queries.name(query)
+        query_path = path_text(dataset.queries.folder / dataset.queries.name(query))
         for rank, is_correct in enumerate(correct):
             image = int(evaluation.predictions[query, rank])
             if image >= 0:
-                path = dataset.database.folder / dataset.database.name(image)
+                path = path_text(dataset.database.folder / dataset.database.name(image))
                 distance = f"{evaluation.distances_m[query, rank]:.2f}"
                 cells = query, query_path, rank + 1, path, distance, int(is_correct), names.get(query, "")
-                file.write(csv_line(cells).encode("utf-8", "surrogateescape"))
+                file.write(csv_line(cells).encode())
 
 
 def _query_image(dataset: RetrievalDataset, evaluation: Evaluation, query: int, hits: np.ndarray) -> Image.Image:

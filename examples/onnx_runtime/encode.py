@@ -27,7 +27,10 @@ class Model:
 
     def encode(self, path: Path) -> np.ndarray:
         """Compute the descriptor (D,) float32 of one photo."""
-        pixels = self.pixels(path)[None]  # (1, H, W, 3) uint8
+        try:
+            pixels = self.pixels(path)[None]  # (1, H, W, 3) uint8
+        except (OSError, ValueError, Image.DecompressionBombError) as error:  # ValueError: more metadata than allowed
+            sys.exit(f"{path} cannot be opened: {error}")
         if self.metadata["input_type"] == "float32":
             pixels = pixels.astype(np.float32) / 255
         if self.metadata["normalisation"] != "inside":

@@ -84,9 +84,9 @@ def test_eval_writes_a_report_of_any_names(odd: Path, city: Path, capsys) -> Non
     for name in ("info.log", "debug.log", "report.html", "results.json"):
         assert (folder / name).read_bytes().decode("utf-8")
     assert r"two\nlines.jpg" in err
-    table = (folder / "preds" / "predictions.csv").read_bytes().decode("utf-8", "surrogateescape")
+    table = (folder / "preds" / "predictions.csv").read_bytes().decode("utf-8")
     rows = list(csv.reader(io.StringIO(table, newline="")))
-    assert {len(row) for row in rows} == {7} and all(Path(row[1]).is_file() for row in rows[1:])
+    assert {len(row) for row in rows} == {7} and all(path_from_text(row[1]).is_file() for row in rows[1:])
 
 
 def test_groups_count_photos_of_any_names(odd: Path, capsys) -> None:

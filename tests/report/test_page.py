@@ -125,7 +125,7 @@ def test_hostile_file_names_are_escaped(tmp_path: Path) -> None:
     descriptions = [image["alt"] for image in Page(html).of("img")]
     assert sum(evil in text for text in descriptions) == 3  # the prediction is the expected match, too
     save_predictions(tmp_path / "preds", dataset, evaluation, 1)
-    assert b"\xff@.jpg" in (tmp_path / "preds" / "predictions.csv").read_bytes()
+    assert r"\xff@.jpg" in (tmp_path / "preds" / "predictions.csv").read_text("utf-8")
 
 
 # --- recalls and training --------------------------------------------------------------------------------------------

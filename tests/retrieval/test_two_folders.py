@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -133,6 +134,13 @@ def test_no_labels_gives_neighbors_only(city: Path, capsys: pytest.CaptureFixtur
     # The database needs no positions, and may be a test set.
     assert run("--database_folder", "plain", "--queries_folder", city / "queries_v1", "--no_labels") == 0
     assert run("--test_set_folder", city, "--no_labels") == 0
+
+
+def test_tables_are_utf_8_whatever_the_names(city: Path) -> None:
+    photo = next(Path("plain").iterdir())
+    shutil.copy(photo, os.fsencode(photo.parent) + b"/caf\xe9.jpg")
+    assert run("--database_folder", city / "database", "--queries_folder", "plain", "--no_labels") == 0
+    assert "plain/caf\\xe9.jpg" in (only_run() / "neighbors.csv").read_text("utf-8")
 
 
 def test_photos_without_a_position_are_reported_once(city: Path, caplog: pytest.LogCaptureFixture) -> None:

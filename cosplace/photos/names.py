@@ -168,7 +168,7 @@ def earth_positions(images: ImageList, utm: UtmPositions) -> np.ndarray:
     Raises DatasetError for a photo that has neither a zone nor a latitude and longitude.
     """
     from_utm, from_latlon = utm_points(utm), _latlon_points(images)
-    ambiguous = _hemisphere_is_ambiguous(images, from_utm)
+    ambiguous = hemisphere_is_ambiguous(images, from_utm)
     from_utm[ambiguous] = np.nan
     differ = np.linalg.norm(from_utm - from_latlon, axis=1) > MAX_CONTRADICTION_M  # false for nan
     points = np.where((differ | np.isnan(from_utm[:, 0]))[:, None], from_latlon, from_utm)
@@ -188,7 +188,7 @@ def earth_positions(images: ImageList, utm: UtmPositions) -> np.ndarray:
     return points
 
 
-def _hemisphere_is_ambiguous(images: ImageList, from_utm: np.ndarray) -> np.ndarray:
+def hemisphere_is_ambiguous(images: ImageList, from_utm: np.ndarray) -> np.ndarray:
     """Names with the letter S whose position, taken as north of the equator, is not in band S; (I,) bool.
 
     Some people write S for the southern hemisphere.  In a name with a latitude, the letter is not used.

@@ -24,7 +24,9 @@ from cosplace.photos.names import (
     different_zones,
     earth_positions,
     has_zone,
+    hemisphere_is_ambiguous,
     optional_fields,
+    utm_points,
     zones_of,
 )
 from cosplace.photos.scanning import has_part, part_names, scan_images
@@ -47,6 +49,10 @@ UTM_LIMITS_M = (1e6, 1e7)  # of east and north in a zone
 ENOUGH_TO_DIFFER = 10  # photos; the positions or headings of so many are not all the same by chance
 NUM_SIZES = 5  # most frequent sizes that a report names
 NO_ZONE = "no UTM zone, but other photos are in several"
+AMBIGUOUS = (
+    "letter S of the zone means the band of 32° to 40° north or the southern hemisphere, so index and import take the "
+    "position as unknown: add latitude and longitude (fields 5 and 6 of the name)"
+)
 NO_POSITION = (
     "no position in the table, so train, eval and index leave it out; add it with `cosplace import PHOTOS TABLE --to "
     "DATASET`"
@@ -257,6 +263,8 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
         contradictions = contradictions_m(images, utm) > MAX_CONTRADICTION_M
         kind = f"UTM fields more than {MAX_CONTRADICTION_M:g} m from latitude and longitude"
         report.add_rows(kind, images, contradictions, is_error=True)
+        ambiguous = hemisphere_is_ambiguous(images, utm_points(utm))
+        report.add_rows(AMBIGUOUS, images, ambiguous, is_error=len(different_zones(zones)) > 1)
     same = _all_equal(utm.east_north[:, 0]) and _all_equal(utm.east_north[:, 1])
     report.add("the same position as all others: counts as missing", (), is_error=False, count=len(images) * same)
     needs_headings = for_training or (needs_headings and not missing.all())

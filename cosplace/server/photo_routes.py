@@ -39,7 +39,8 @@ CELLS_HELP = (
     "is 2**level cells wide; `cells`, [x, y, count, x, y, count, ...] from the northwest"
 )
 SAMPLE_HELP = "return at most this many photos, spread evenly, and no clusters"
-ABSOLUTE_PATH = re.compile(r"[/\\]|[A-Za-z]:[/\\]|\w+://")  # the start of one, also of Windows
+SLASH = r"(?:/|\\(?!x[0-9a-f]{2}))"  # also of Windows; "\xff" is a byte that is not UTF-8, see `path_text`
+ABSOLUTE_PATH = re.compile(rf"{SLASH}|[A-Za-z]:{SLASH}|\w+://")  # the start of one
 
 PhotoId = Annotated[int, Path(ge=0, le=MAX_PHOTO_ID, description="the id in an answer")]
 
@@ -188,7 +189,7 @@ def public_name(name: str) -> str:
 
 def last_part(path: str) -> str:
     """Return the last part of a path."""
-    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return next((part for part in reversed(re.split(SLASH, path)) if part), "")
 
 
 def _json_response(content: dict[str, Any], *, accepts_gzip: bool) -> Response:

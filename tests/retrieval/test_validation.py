@@ -278,6 +278,15 @@ def test_photos_without_names_and_exif(tmp_path: Path) -> None:
     assert problem.is_error and problem.count == 3 and "cosplace import" in problem.kind
 
 
+def test_a_letter_s_that_may_mean_two_places_is_reported(tmp_path: Path) -> None:
+    for number in range(2):  # in Sydney, which is in band H; the other name has a latitude
+        write_photo(tmp_path / "one", f"@334900.57@625228{number}.75@56@S@@@{number}@@90@.jpg")
+    write_photo(tmp_path / "one", "@334900.57@6252288.75@56@S@-033.85680@0151.21530@2@@90@.jpg")
+    (folder,) = validate(tmp_path / "one").folders
+    (kind,) = [problem for problem in folder.problems if "letter S" in problem.kind]
+    assert kind.count == 2 and "add latitude and longitude" in kind.kind
+
+
 def test_a_good_dataset_across_the_antimeridian(tmp_path: Path) -> None:
     records = [
         record(f"{number}.png", number, longitude=(180 + (number - 10) / 1000 + 180) % 360 - 180)

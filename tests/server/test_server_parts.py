@@ -155,6 +155,7 @@ def test_names_for_strangers_contain_no_folders_of_the_server() -> None:
     for name, shown in (
         ("street/0-0.jpg", "street/0-0.jpg"), ("upload:1234/a.jpg", "upload:1234/a.jpg"), ("/home/me/a.jpg", "a.jpg"),
         ("C:\\Users\\me\\a.jpg", "a.jpg"), ("s3://bucket/a.jpg", "a.jpg"), ("\\\\server\\share\\a.jpg", "a.jpg"),
+        (r"\xff\xfe.jpg", r"\xff\xfe.jpg"), (r"/home/caf\xe9/\xff\xfe.jpg", r"\xff\xfe.jpg"),
     ):  # fmt: skip
         assert public_name(name) == shown
 

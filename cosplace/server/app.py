@@ -18,7 +18,7 @@ from cosplace.localization.answers import Location, as_json
 from cosplace.localization.exif_positions import compare_with_exif
 from cosplace.localization.localizer import Localizer
 from cosplace.photos.metadata import metadata_from_exif
-from cosplace.server.batching import PhotoQueue, SharedLimit
+from cosplace.server.batching import DecodingMemory, PhotoQueue
 from cosplace.server.conversion import add_conversion_route, can_convert
 from cosplace.server.failures import BusyError, ExpiredError, FailureLog, describe_failure
 from cosplace.server.freed_memory import FreedMemory
@@ -73,7 +73,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None, wor
             f"{settings.workers}`."
         )
     metrics = Metrics()
-    memory = SharedLimit()
+    memory = DecodingMemory()
     queue = PhotoQueue(localizer, settings, metrics, memory)
     reader = UploadReader(settings)
     served = ServedIndex(localizer, settings, memory)

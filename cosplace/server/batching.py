@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +34,7 @@ from cosplace.photos.resizing import resize, resized_shape
 from cosplace.server.failures import BusyError, ExpiredError
 from cosplace.server.fair_queue import FairQueue
 from cosplace.server.metrics import Metrics
-from cosplace.server.settings import ServerSettings
+from cosplace.server.settings import MEGABYTE, ServerSettings
 from cosplace.server.threads import cores_of_network, decoders, plan_batch, use_torch_threads
 from cosplace.server.uploads import Upload
 
@@ -43,7 +43,7 @@ MAX_ASPECT_RATIO = 8  # a 360 degree panorama has about 6
 NORMAL_ASPECT_RATIO = 2  # photos up to it are accepted for any image size of an index
 PLACE_BYTES = 128_000_000  # to decode a JPEG of 21 megapixels; a larger photo takes several places in the queue
 MAX_PIXEL_BYTES = 32  # to decode one pixel of any format
-MAX_DECODING_BYTES = 512_000_000  # of all photos that are decoded at one time, unless one alone is larger
+MAX_DECODING_BYTES = 512_000_000  # of all photos that are decoded at one time, except one that alone is larger
 MAX_WAITING_BYTES = 256_000_000  # of all decoded and resized photos that wait for the network
 WAIT_SHARE = 0.1  # of the time of a batch, to wait for more photos
 PEAK_BATCHES = 2  # the largest number of photos in the queue counts for the time of so many batches
@@ -78,7 +78,7 @@ class _QueuedPhoto:
 class SharedLimit:
     """A limit on the sum of what several threads use at a time, such as the memory of photos that are being decoded."""
 
-    def __init__(self, largest: int = MAX_DECODING_BYTES) -> None:
+    def __init__(self, largest: int) -> None:
         self.largest, self.used, self.changed = largest, 0, threading.Condition()
 
     @contextmanager
@@ -95,16 +95,31 @@ class SharedLimit:
                 self.changed.notify_all()
 
 
+class DecodingMemory:
+    """Memory of photos that are being decoded: of all that are within the limit, and of one larger photo at a time.
+
+    Photos within the limit do not wait for larger ones, each of which can take more than a second.
+    """
+
+    def __init__(self) -> None:
+        self.usual, self.larger = SharedLimit(MAX_DECODING_BYTES), SharedLimit(MAX_DECODING_BYTES)
+
+    def reserve(self, num_bytes: int) -> AbstractContextManager[None]:
+        """Within: the memory may be used.  Waits for others."""
+        limit = self.usual if num_bytes <= self.usual.largest else self.larger
+        return limit.reserve(num_bytes)
+
+
 class PhotoQueue:
     """The queue of one server.  `start` it, `submit` photos, `close` it; closing finishes all accepted photos."""
 
     def __init__(
-        self, localizer: Localizer, settings: ServerSettings, metrics: Metrics, memory: SharedLimit | None = None
+        self, localizer: Localizer, settings: ServerSettings, metrics: Metrics, memory: DecodingMemory | None = None
     ) -> None:
         self.localizer, self.settings, self.metrics = localizer, settings, metrics
         encoder = localizer.encoder
         self.image_size = encoder.views.size_of_query(encoder.image_size)
-        self.memory = memory or SharedLimit()
+        self.memory = memory or DecodingMemory()
         self.num_cores = cores_of_network(encoder.device)
         self.pixels_in_network = SharedLimit(settings.max_batch_pixels)
         self.num_running = 0  # batches that are being computed
@@ -157,15 +172,21 @@ class PhotoQueue:
     ) -> "list[Future[Location]]":
         """Locate the photos of one request.  The futures raise ImageError, ExpiredError or an unexpected error.
 
-        Raises BusyError, for all of them, if they do not fit into the queue.
+        Raises, for all of them, PhotoSizeError if together they cost too much for one request, and BusyError if they do
+        not fit into the queue.
         """
         request = object()
         costs = [num_places(upload.raw, self.settings) for upload in uploads]
+        limit = max_places(self.settings)
+        if len(uploads) > 1 and sum(costs) > limit:
+            raise PhotoSizeError(
+                f"The photos take about {sum(costs) * PLACE_BYTES // MEGABYTE:,} MB to decode; the limit of one "
+                f"request is {limit * PLACE_BYTES // MEGABYTE:,} MB. Send fewer photos at once."
+            )
         with self.lock:
             if self.closed:
                 raise BusyError("The server is stopping.")
-            # An empty queue takes any request, so that none is refused forever.
-            if self.num_places and self.num_places + sum(costs) > self.settings.max_queue:
+            if self.num_places + sum(costs) > self.settings.max_queue:
                 raise BusyError("The server is busy; try again in a moment.")
             self.num_photos += len(uploads)
             self.num_places += sum(costs)
@@ -322,6 +343,11 @@ def _fail(photo: _QueuedPhoto, error: BaseException, what: str) -> None:
 def num_places(raw: bytes, settings: ServerSettings) -> int:
     """Return the places in the queue that a photo takes, at most all of them."""
     return min(max(1, math.ceil(decoding_cost(raw, settings) / PLACE_BYTES)), settings.max_queue)
+
+
+def max_places(settings: ServerSettings) -> int:
+    """Return the places in the queue that several photos of one request may take: half, or one for each photo."""
+    return max(settings.max_queue // 2, settings.max_files)
 
 
 def decoding_cost(raw: bytes, settings: ServerSettings) -> int:

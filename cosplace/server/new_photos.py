@@ -15,7 +15,7 @@ from cosplace.localization.localizer import Localizer
 from cosplace.photos.metadata import former_photo_key, photo_key, read_metadata
 from cosplace.photos.opening import decode_upload
 from cosplace.photos.thumbnails import make_thumbnail
-from cosplace.server.batching import SharedLimit, decoding_cost, resize_photo
+from cosplace.server.batching import DecodingMemory, decoding_cost, resize_photo
 from cosplace.server.parameters import parse_number
 from cosplace.server.settings import ServerSettings
 from cosplace.server.uploads import Upload
@@ -34,7 +34,7 @@ def read_new_photo(
     fields: Mapping[str, str],
     settings: ServerSettings,
     localizer: Localizer,
-    memory: SharedLimit,
+    memory: DecodingMemory,
 ) -> tuple[NewPhoto, Tensor]:
     """Return a new photo, and its pixels (3, H, W) uint8 for the network.
 

@@ -15,7 +15,7 @@ from cosplace.errors import CosPlaceError, ImageError, ReplacedIndexError
 from cosplace.geo import bounding_box
 from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.localization.localizer import Localizer
-from cosplace.server.batching import SharedLimit, encode_in_batches
+from cosplace.server.batching import DecodingMemory, encode_in_batches
 from cosplace.server.failures import BusyError, is_logged
 from cosplace.server.new_photos import read_new_photo
 from cosplace.server.points import map_points, times_of
@@ -40,8 +40,8 @@ def index_name(address: str) -> str:
 class ServedIndex:
     """The index of a localizer, with its positions in memory and one thread for changes."""
 
-    def __init__(self, localizer: Localizer, settings: ServerSettings, memory: SharedLimit | None = None) -> None:
-        self.localizer, self.settings, self.memory = localizer, settings, memory or SharedLimit()
+    def __init__(self, localizer: Localizer, settings: ServerSettings, memory: DecodingMemory | None = None) -> None:
+        self.localizer, self.settings, self.memory = localizer, settings, memory or DecodingMemory()
         self.model = localizer.encoder.name.rpartition("/")[2] or "model"
         self.num_changes, self.lock = 0, threading.Lock()  # waiting or running
         self.writer: ThreadPoolExecutor | None = None

@@ -29,7 +29,9 @@ from cosplace.index.records import NewPhoto
 from cosplace.localization.answers import as_json
 from cosplace.localization.localizer import Localizer
 from cosplace.photos.opening import decode_upload
+from cosplace.server.batching import max_places, num_places
 from cosplace.server.json_lines import JsonLines
+from cosplace.server.settings import ServerSettings
 from tests.server.server_samples import (
     NUM_PLACES,
     SIDE,
@@ -427,10 +429,36 @@ def test_places_in_the_queue_are_taken_by_decoded_bytes(localizer) -> None:
         gate.set()
         assert waiting.result().status_code == 200
         wait_until(lambda: client.get("/health").json()["in_line"] == 0)
-        # Alone in the queue, any request is accepted.  A photo that its header refuses takes one place.
-        files = [("files", ("a.png", large)), ("files", ("b.png", png_with_size(60_000, 60_000)))]
+        # A photo that its header refuses takes one place.
+        files = [("files", ("a.jpg", good_photo(1))), ("files", ("b.png", png_with_size(60_000, 60_000)))]
         first, second = client.post("/locate", files=files).json()["results"]
         assert "error" not in first and "megapixels" in second["error"]
+
+
+def test_one_request_does_not_take_the_whole_queue(localizer) -> None:
+    gate = threading.Event()
+    intercepted = InterceptedLocalizer(localizer, lambda photos: gate.wait(10))
+    large = long_png(6_000, 6_000)  # takes 4 places
+    files = [("files", (f"{number}.png", large)) for number in range(3)]
+    with client_of(intercepted, max_queue=18, max_files=4) as client, ThreadPoolExecutor(2) as clients:
+        refused = client.post("/locate", files=files)
+        assert refused.status_code == 413
+        assert refused.json()["detail"] == (
+            "The photos take about 1,536 MB to decode; the limit of one request is 1,152 MB. Send fewer photos at once."
+        )
+        waiting = clients.submit(client.post, "/locate", files=files[:2])
+        wait_until(lambda: client.get("/health").json()["in_line"] == 2)
+        other = clients.submit(client.post, "/locate", content=good_photo(1))
+        wait_until(lambda: client.get("/health").json()["in_line"] == 3)
+        gate.set()
+        assert other.result().status_code == waiting.result().status_code == 200
+
+
+@pytest.mark.parametrize("bytes_per_pixel", [6, 28])  # JPEG, WebP
+def test_a_request_may_have_the_largest_number_of_ordinary_photos(bytes_per_pixel: int, monkeypatch) -> None:
+    monkeypatch.setattr("cosplace.server.batching.decoded_bytes", lambda raw: bytes_per_pixel * 12_000_000)
+    settings = ServerSettings()
+    assert settings.max_files * num_places(b"", settings) <= max_places(settings)
 
 
 def test_photos_that_are_added_are_encoded_within_the_limits(tmp_path) -> None:

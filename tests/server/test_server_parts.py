@@ -23,7 +23,7 @@ from cosplace.index.filters import SearchFilter
 from cosplace.index.records import Columns
 from cosplace.localization.localizer import Localizer
 from cosplace.server import ServerSettings
-from cosplace.server.batching import SharedLimit, split_by_pixels
+from cosplace.server.batching import MAX_DECODING_BYTES, DecodingMemory, SharedLimit, split_by_pixels
 from cosplace.server.fair_queue import FairQueue
 from cosplace.server.freed_memory import FreedMemory
 from cosplace.server.hosts import Host, is_foreign, is_public, parse_host
@@ -272,6 +272,23 @@ def test_a_limit_is_shared() -> None:
     with memory.reserve(1_000):  # alone
         assert memory.used == 1_000
     assert memory.used == 0
+
+
+def test_photos_do_not_wait_for_a_large_one_that_is_decoded() -> None:
+    memory = DecodingMemory()
+    has_started = threading.Event()
+
+    def decode_large() -> None:
+        with memory.reserve(2 * MAX_DECODING_BYTES):
+            has_started.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        with memory.reserve(3 * MAX_DECODING_BYTES):
+            second = threads.submit(decode_large)
+            with memory.reserve(MAX_DECODING_BYTES):  # does not wait
+                assert not has_started.wait(0.1)  # one large photo at a time
+        second.result(10)
+    assert has_started.is_set()
 
 
 def test_photos_are_split_by_pixels() -> None:

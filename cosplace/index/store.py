@@ -106,10 +106,11 @@ class Store:
     def _open(self, name: str) -> Any:
         """Open the newest version of a table, or that of the copy."""
         with translated_errors(self.address):
+            if self.copy is not None:
+                self.check_place()  # before Lance, which creates the folder of an index that was moved away
             table = self.database.open_table(name)
             if self.copy is None:
                 return table
-            self.check_place()
             check_tables(self.address, self.database, self.copy.records[SPEC])
             if table.version == self.copy.versions[name]:
                 return table

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cosplace.errors import MissingIndexError
 from cosplace.index import photo_index
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, open_index
@@ -108,6 +109,17 @@ def test_a_reader_of_the_copy_follows_a_writer(address: Path) -> None:
         assert reader.thumbnail(299)  # read from the newest version
         assert reader.refresh() or len(reader) == 291
         assert len(reader) == 291 and len(reader.columns()) == 291
+
+
+def test_reading_creates_no_folder_while_the_index_is_moved_away(address: Path, tmp_path: Path) -> None:
+    for read in (PhotoIndex.photo, PhotoIndex.thumbnail, lambda index, _: index.refresh()):
+        with open_index(address) as reader:
+            address.rename(tmp_path / "away")
+            with pytest.raises(MissingIndexError):
+                read(reader, 0)
+            assert not address.exists()
+            (tmp_path / "away").rename(address)
+            assert reader.photo(0).id == 0
 
 
 @pytest.mark.parametrize("place", [4, 100, -100])

@@ -77,7 +77,7 @@ def _report_count(photos: ImageList, dataset: Path, table: TablePart | None, dat
             "indexed: %s of %s of %s%s; `--part %s` indexes the others too",
             f"{len(photos):,}", format_count(num_photos, "photo"), printable(dataset), which, ALL,
         )  # fmt: skip
-    elif database and (others := [name for name in part_names(dataset) if name != database.partition("/")[0]]):
+    elif database and (others := _other_parts(dataset, database)):
         log.info(
             "indexed: %s of %s, not those next to it (%s); `--part %s` indexes them too",
             format_count(len(photos), "photo"), printable(dataset / database),
@@ -85,6 +85,14 @@ def _report_count(photos: ImageList, dataset: Path, table: TablePart | None, dat
         )  # fmt: skip
     elif table is not None and splits_of(table):
         log.info("indexed: all %s of %s", format_count(num_photos, "photo"), printable(dataset))
+
+
+def _other_parts(dataset: Path, database: str) -> list[str]:
+    """Folders of a dataset next to those that its database is in: images/train for images/test/gallery."""
+    used = [Path(database), *Path(database).parents][:-1]  # images/test/gallery, images/test, images
+    folders = [folder.parent for folder in reversed(used)]
+    parts = [str(folder / name) for folder in folders for name in part_names(dataset / folder)]
+    return [name for name in parts if Path(name) not in used]
 
 
 def _part_without_queries(part: TablePart) -> TablePart:

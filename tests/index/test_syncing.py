@@ -246,6 +246,24 @@ def test_folders_next_to_a_database_are_reported(tmp_path: Path, caplog: pytest.
     assert "Left out next to it: holiday, my photos." in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("dataset", "others"),
+    [
+        ("svox", "images/train, images/test/queries_night"),
+        ("svox/images", "train, test/queries_night"),
+        ("svox/images/test", "queries_night"),
+    ],
+)
+def test_parts_that_are_not_indexed_are_reported(
+    tmp_path: Path, dataset: str, others: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "cosplace")
+    for number, file in enumerate(["test/gallery/1.jpg", "test/queries_night/2.jpg", "train/3.jpg"]):
+        photo(tmp_path / "svox" / "images" / file, number)
+    assert len(find_photos(tmp_path / dataset)) == 1
+    assert f"not those next to it ({others}); `--part all` indexes them too" in caplog.text
+
+
 def test_only_queries_are_refused_unless_that_folder_is_given(tmp_path: Path) -> None:
     photo(tmp_path / "dataset" / "queries_v1" / "1.jpg", 1)
     with pytest.raises(DatasetError, match="only in folders of queries"):

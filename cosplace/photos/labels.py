@@ -330,12 +330,15 @@ def tables_hint(dataset: Path, images: ImageList) -> str:
 
 
 def _tables_beside(dataset: Path, images: ImageList) -> Iterator[Path]:
-    """Files that may contain positions: in and next to the dataset, and in the folders between it and its photos."""
+    """Files that may contain positions: in and next to the dataset, in its folders, and on the way to its photos.
+
+    Folders next to the dataset are other datasets, so their files are not listed.
+    """
     dataset = dataset.resolve()
     first = (images.folder.resolve() / images.name(0)).parent
     between = [folder for folder in (first, *first.parents) if folder.is_relative_to(dataset)]
     seen = set()
-    for folder in [*between, *_folders_in(dataset), dataset.parent, *_folders_in(dataset.parent)]:
+    for folder in [*between, *_folders_in(dataset), dataset.parent]:
         for path in _entries(folder):
             if path not in seen and path.is_file() and _may_have_positions(path):
                 seen.add(path)

@@ -72,3 +72,14 @@ def test_only_files_that_may_have_positions_are_named(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=rf"Positions may be in \S+/{name}\."):
             require_positions(find_photos(tmp_path / "city"), tmp_path / "city")
         (tmp_path / "city" / name).unlink()
+
+
+def test_tables_of_other_datasets_are_not_named(tmp_path: Path) -> None:
+    plain(tmp_path / "city" / "photos" / "1.png", 1)
+    for file in ("other/positions.csv", "positions.csv", "city/tables/positions.csv"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("name,latitude,longitude\n")
+    with pytest.raises(DatasetError) as caught:
+        require_positions(find_photos(tmp_path / "city"), tmp_path / "city")
+    tables = [tmp_path / "city" / "tables" / "positions.csv", tmp_path / "positions.csv"]
+    assert f"Positions may be in {tables[0]}, {tables[1]}." in str(caught.value)

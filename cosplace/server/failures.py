@@ -70,8 +70,8 @@ STATUSES: tuple[tuple[type[Exception], int, str | None], ...] = (
     (
         StorageError,
         507,
-        "The server cannot write: its disk is full, or it has no permission. Free some space on the server, then try "
-        "again. Nothing was lost.",
+        "The server cannot write: too little space is free on its disk, or it has no permission. Free some space on "
+        "the server, then try again; its log has the details. Nothing was lost.",
     ),
 )
 RETRY_AFTER_S: tuple[tuple[type[Exception], int], ...] = (

@@ -138,7 +138,7 @@ def _add_write_routes(app: FastAPI, served: ServedIndex, reader: UploadReader) -
         403: {"description": "this server is read-only"},
         409: {"description": "another process is writing to the index"},
         503: {"description": "the index is missing or damaged"},
-        507: {"description": "the disk of the server is full"},
+        507: {"description": "too little space is free on the disk of the server, or it may not write"},
     }
 
     @app.post(

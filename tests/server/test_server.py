@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -575,6 +576,16 @@ def test_a_full_temporary_folder_is_named(localizer, monkeypatch, code) -> None:
         assert "secret" not in refused.text and ("TMPDIR" in refused.text or code == errno.EMFILE)
         assert client.post("/locate", files=[("files", ("a.png", large))]).status_code == 200
         assert "cosplace_body_bytes 0.0" in client.get("/metrics").text
+
+
+def test_too_little_free_space_is_not_called_a_full_disk(own_folder, monkeypatch) -> None:
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 20_000_000, 20_000_000)
+    with client_of(Localizer(own_folder, device="cpu", uncalibrated=True), token=TOKEN) as client:
+        monkeypatch.setattr("cosplace.index.store.shutil.disk_usage", lambda path: usage)
+        files, form = [("files", ("a.jpg", good_photo(1)))], {"latitude": "1", "longitude": "2"}
+        refused = client.post("/photos", files=files, data=form, headers=BEARER)
+    assert refused.status_code == 507 and "too little space is free" in refused.json()["detail"]
+    assert "is full" not in refused.text and str(own_folder) not in refused.text
 
 
 def test_an_index_that_was_away_is_read_again(own_folder) -> None:

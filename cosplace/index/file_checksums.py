@@ -156,6 +156,11 @@ def damaged(address: str, problem: str) -> DamagedIndexError:
     return DamagedIndexError(f"{address} is damaged: {problem}. Run `cosplace index verify {address}`.")
 
 
+def warn_not_used(address: str, name: str) -> None:
+    """Warn that a derived file is damaged."""
+    log.warning("%s/%s is damaged and not used. Run `cosplace index compact %s`.", address, name, address)
+
+
 def _checksum_of(content: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -221,9 +226,7 @@ class CheckedFiles:
         except OSError:  # a writer has removed it
             return None
         if (len(raw), content_checksum(raw)) != checksums.files[name]:
-            log.warning(
-                "%s/%s is damaged and not used. Run `cosplace index compact %s`.", self.address, name, self.address
-            )
+            warn_not_used(self.address, name)
             return None
         return raw
 

@@ -4,7 +4,10 @@
 
 A writer removes it when it opens the index, and makes it when it closes the index.  The name says which versions of the
 tables it is a copy of, so a copy of other versions is never read, and its checksum is recorded like those of other
-files (`cosplace.index.file_checksums`).  Thumbnails are not in it.  Legend: I photos, D dimension.
+files (`cosplace.index.file_checksums`).  Thumbnails are not in it.
+
+Whoever can write an index can also write its checksums, so everything in the copy is checked before it is used: wrong
+offsets of texts would be read outside of them.  Legend: I photos, D dimension.
 Side effects: reads and writes that file.
 """
 
@@ -17,14 +20,29 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.index.file_checksums import CheckedFiles, is_local, newest_version, reader_copy_name
+from cosplace.errors import DamagedIndexError
+from cosplace.index.checksums import NUMBER_COLUMNS, numbers_checks
+from cosplace.index.file_checksums import CheckedFiles, is_local, newest_version, reader_copy_name, warn_not_used
+from cosplace.index.identity import SPEC
 from cosplace.index.records import Columns
 from cosplace.storage import write_atomically
 
 MAX_COPY_BYTES = 64_000_000  # of descriptors: 31,000 photos with 512 float32 numbers
 TABLES = ("photos", "records")
-NUMBERS = ("ids", "latitudes", "longitudes", "headings", "times", "accuracies_m", "row_ids", "roots")
-FORMAT = "1"
+NUMBERS = ("latitudes", "longitudes", "headings", "times", "accuracies_m", "roots")  # in the order of NUMBER_COLUMNS
+DTYPES = dict(zip(NUMBERS, NUMBER_COLUMNS.values(), strict=True)) | {
+    "ids": np.int64,
+    "row_ids": np.uint64,
+    "path_checks": np.int64,
+    "numbers_checks": np.uint32,  # see `cosplace.index.checksums`
+}
+OTHERS = ("path_offsets", "path_characters", "descriptors")
+FORMAT = "2"  # 1: without numbers_checks
+MAX_SECONDS = 253_402_300_800  # of a time: until the year 9999
+LENGTH_TOLERANCE = 0.05  # of the square of the length of a descriptor
+BLOCK_ROWS = 512
+HALF_EXPONENT = np.uint16(0x7C00)  # of float16: all bits are set in nan and infinity
+ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError)  # of a damaged copy
 
 log = logging.getLogger(__name__)
 
@@ -56,27 +74,23 @@ def find_reader_copy(files: CheckedFiles) -> ReaderCopy | None:
     if raw is None:
         return None
     try:
-        return _parse(raw, newest)
-    except (ValueError, KeyError, TypeError, OSError) as error:  # its checksum is right: of another version of cosplace
-        log.debug("%s/%s is not used: %s", files.address, name, error)
+        return parse_reader_copy(raw, newest)
+    except DamagedIndexError as error:
+        log.debug("%s/%s: %s", files.address, name, error)
+        warn_not_used(files.address, name)
         return None
 
 
 def write_reader_copy(address: str, copy: ReaderCopy) -> None:
     """Write the copy; afterwards, the checksums must be recorded."""
-    import pyarrow as pa
     from safetensors.numpy import save
 
-    columns = copy.columns
-    texts = pa.array(columns.texts.to_pylist(), pa.large_string())
-    _, offsets, characters = texts.buffers()
-    checks = np.full(len(columns), -1, np.int64) if columns.path_checks is None else columns.path_checks
-    tensors = {name: np.ascontiguousarray(getattr(columns, name)) for name in NUMBERS} | {
-        "path_checks": checks,
-        "path_offsets": np.frombuffer(offsets or bytes(8), np.int64)[: len(columns) + 1],
-        "path_characters": np.frombuffer(characters or b"", np.uint8),
-        "descriptors": np.ascontiguousarray(copy.descriptors),
-    }
+    tensors = _tensors(copy)
+    try:
+        _check(tensors, copy.records)
+    except ERRORS as error:  # such as a longitude of 200 degrees: readers would not use it
+        log.debug("%s: no copy for readers: %s", address, error)
+        return
     content = save(tensors, {"format": FORMAT, "records": json.dumps(copy.records)})
     path = Path(address) / reader_copy_name(copy.versions)
     write_atomically(path, lambda file: file.write(content))
@@ -93,22 +107,99 @@ def remove_reader_copies(address: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _parse(raw: bytes, versions: dict[str, int]) -> ReaderCopy:
+def is_same(copy: ReaderCopy, other: ReaderCopy) -> bool:
+    """Whether two copies have the same content."""
+    first, second = _tensors(copy), _tensors(other)
+    return copy.records == other.records and all(
+        np.array_equal(values, second[name], equal_nan=values.dtype.kind == "f") for name, values in first.items()
+    )
+
+
+def parse_reader_copy(raw: bytes, versions: dict[str, int]) -> ReaderCopy | None:
+    """The copy in the content of a file; None if another version of cosplace wrote it.  Raises DamagedIndexError."""
     import pyarrow as pa
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    length = int.from_bytes(raw[:8], "little")
-    metadata: Mapping[str, str] = json.loads(raw[8 : 8 + length])["__metadata__"]
-    if metadata["format"] != FORMAT:
-        raise ValueError(f"format {metadata['format']}")
-    tensors = load(raw)
-    offsets, characters = (pa.py_buffer(tensors[name]) for name in ("path_offsets", "path_characters"))
-    texts = pa.LargeStringArray.from_buffers(len(tensors["ids"]), offsets, characters)
-    numbers: dict[str, Any] = {name: tensors[name] for name in NUMBERS}
-    columns = Columns(**numbers, texts=texts, path_checks=tensors["path_checks"])
-    return ReaderCopy(
-        versions=versions,
-        columns=columns,
-        descriptors=tensors["descriptors"],
-        records=json.loads(metadata["records"]),
-    )
+    try:
+        length = int.from_bytes(raw[:8], "little")
+        metadata: Mapping[str, str] = json.loads(raw[8 : 8 + length])["__metadata__"]
+        if metadata["format"] != FORMAT:
+            return None
+        tensors, records = load(raw), json.loads(metadata["records"])
+        _check(tensors, records)
+        offsets, characters = (pa.py_buffer(tensors[name]) for name in ("path_offsets", "path_characters"))
+        texts = pa.LargeStringArray.from_buffers(len(tensors["ids"]), offsets, characters)
+        texts.validate(full=True)  # that they are UTF-8
+    except (*ERRORS, SafetensorError) as error:
+        raise DamagedIndexError(f"The copy for readers cannot be read ({error}).") from error
+    numbers: dict[str, Any] = {name: tensors[name] for name in ("ids", *NUMBERS, "row_ids", "path_checks")}
+    columns = Columns(**numbers, texts=texts)
+    return ReaderCopy(versions=versions, columns=columns, descriptors=tensors["descriptors"], records=records)
+
+
+def _tensors(copy: ReaderCopy) -> dict[str, np.ndarray]:
+    """What the file of a copy holds, but its records."""
+    import pyarrow as pa
+
+    columns = copy.columns
+    texts = pa.array(columns.texts.to_pylist(), pa.large_string())
+    _, buffer, characters = texts.buffers()
+    offsets = np.frombuffer(buffer or bytes(8), np.int64)[: len(columns) + 1]
+    checks = np.full(len(columns), -1, np.int64) if columns.path_checks is None else columns.path_checks
+    return {name: np.ascontiguousarray(getattr(columns, name)) for name in ("ids", *NUMBERS, "row_ids")} | {
+        "path_checks": checks,
+        "numbers_checks": _numbers_checks({name: getattr(columns, name) for name in ("ids", *NUMBERS)}),
+        "path_offsets": offsets,
+        "path_characters": np.frombuffer(characters or b"", np.uint8)[: offsets[-1]],
+        "descriptors": np.ascontiguousarray(copy.descriptors),
+    }
+
+
+def _numbers_checks(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Checksums (I,) of the numbers of the photos."""
+    columns = {column: tensors[name] for column, name in zip(NUMBER_COLUMNS, NUMBERS, strict=True)}
+    return numbers_checks(tensors["ids"], columns)
+
+
+def _check(tensors: Mapping[str, np.ndarray], records: Mapping[str, str]) -> None:
+    """Raise one of ERRORS unless the arrays and records of a copy are what a writer stores."""
+    if not all(isinstance(text, str) for text in (*records.keys(), *records.values())):
+        raise ValueError("records")
+    spec = json.loads(records[SPEC])
+    if set(tensors) != {*DTYPES, *OTHERS} or spec["settings"]["stored_dtype"] not in ("float32", "float16"):
+        raise ValueError("names or settings")
+    count = tensors["ids"].size
+    shapes = {name: ((count,), dtype) for name, dtype in DTYPES.items()} | {
+        "path_offsets": ((count + 1,), np.int64),
+        "path_characters": ((tensors["path_characters"].size,), np.uint8),
+        "descriptors": ((count, spec["model"]["dimension"]), spec["settings"]["stored_dtype"]),
+    }
+    for name, (shape, dtype) in shapes.items():
+        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+            raise ValueError(f"{name} {tensors[name].dtype} {tensors[name].shape}")
+    ids, offsets, characters = (tensors[name] for name in ("ids", "path_offsets", "path_characters"))
+    latitudes, longitudes = tensors["latitudes"], tensors["longitudes"]
+    is_valid = {
+        "ids": bool((ids[1:] > ids[:-1]).all()) and ids.min(initial=0) >= 0,
+        "offsets": offsets[0] == 0 and offsets[-1] == characters.size and bool((offsets[1:] >= offsets[:-1]).all()),
+        "characters": bool(characters.all()),  # no name of a file has a zero
+        "positions": np.array_equal(np.isnan(latitudes), np.isnan(longitudes)),
+        "latitudes": not (np.abs(latitudes) > 90).any(),
+        "longitudes": not (np.abs(longitudes) > 180).any(),
+        "headings": not np.isinf(tensors["headings"]).any(),
+        "times": not (np.abs(tensors["times"]) > MAX_SECONDS).any(),
+        "accuracies_m": not (np.isinf(tensors["accuracies_m"]) | (tensors["accuracies_m"] < 0)).any(),
+        "numbers_checks": np.array_equal(tensors["numbers_checks"], _numbers_checks(tensors)),
+        "descriptors": _are_descriptors(tensors["descriptors"]),
+    }
+    if wrong := [name for name, holds in is_valid.items() if not holds]:
+        raise ValueError(wrong[0])
+
+
+def _are_descriptors(rows: np.ndarray) -> bool:
+    """Whether rows (I, D) are finite; those of float32 have length 1, too: that costs nothing more."""
+    if rows.dtype == np.float16:
+        blocks = (rows[at : at + BLOCK_ROWS].view(np.uint16) for at in range(0, len(rows), BLOCK_ROWS))
+        return all((block & HALF_EXPONENT).max() < HALF_EXPONENT for block in blocks)
+    return bool((np.abs(np.einsum("id,id->i", rows, rows) - 1) < LENGTH_TOLERANCE).all())  # not for nan

@@ -1,20 +1,26 @@
 """The copy of a small index that readers open without Lance."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load, save
 
 from cosplace.errors import MissingIndexError
 from cosplace.index import photo_index
+from cosplace.index.file_checksums import record_checksums
 from cosplace.index.filters import SearchFilter
-from cosplace.index.photo_index import PhotoIndex, open_index
+from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.store import Store
 from cosplace.index.verification import repair_index, verify_index
-from tests.index.index_samples import some_photos, unit_rows, write_index
+from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
 
 QUERIES = unit_rows(20, 2)
 
@@ -141,6 +147,110 @@ def test_a_damaged_copy_is_not_used(address: Path, place: int, caplog: pytest.Lo
     with open_index(address) as reader:
         np.testing.assert_equal(look(reader), expected)
         assert reader.store.copy is not None
+
+
+def edit_copy(address: Path, name: str, edit: Callable[[np.ndarray], np.ndarray], records: str = "") -> Path:
+    """Change one array of the copy, or all records, and record the checksum of the changed file."""
+    (copy,) = copies(address)
+    with safe_open(copy, "np") as file:
+        metadata = file.metadata() | ({"records": records} if records else {})
+    tensors = load(copy.read_bytes())
+    if name:
+        tensors[name] = np.ascontiguousarray(edit(tensors[name].copy()))
+    copy.write_bytes(save(tensors, metadata))
+    _, photos, records_version = copy.stem.split("-")
+    record_checksums(str(address), {"photos": int(photos), "records": int(records_version)}, None)
+    return copy
+
+
+def put(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """An edit that sets some values of an array."""
+
+    def edit(values: np.ndarray) -> np.ndarray:
+        values[place] = value
+        return values
+
+    return edit
+
+
+EDITS = {
+    "offsets beyond the end": ("path_offsets", lambda values: values + 10**12),
+    "one offset beyond the end": ("path_offsets", put(5, 10**9)),
+    "last offset beyond the end": ("path_offsets", put(-1, 10**9)),
+    "negative offset": ("path_offsets", put(5, -(10**9))),
+    "one offset for all": ("path_offsets", lambda values: values[:1]),
+    "offsets of 32 bits": ("path_offsets", lambda values: values.astype(np.int32)),
+    "not UTF-8": ("path_characters", put(3, 0xFF)),
+    "a zero in a path": ("path_characters", put(3, 0)),
+    "few characters": ("path_characters", lambda values: values[:9]),
+    "one id for all": ("ids", lambda values: values * 0),
+    "descending ids": ("ids", lambda values: values[::-1]),
+    "negative id": ("ids", put(0, -5)),
+    "other ids": ("ids", lambda values: values + 1),
+    "few ids": ("ids", lambda values: values[:5]),
+    "no ids": ("ids", lambda values: values[:0]),
+    "ids as a number": ("ids", lambda values: values[0]),
+    "few descriptors": ("descriptors", lambda values: values[:100]),
+    "another dimension": ("descriptors", lambda values: values[:, :8]),
+    "descriptors in one row": ("descriptors", lambda values: values.reshape(-1)),
+    "descriptors of float64": ("descriptors", lambda values: values.astype(np.float64)),
+    "a nan in a descriptor": ("descriptors", put((7, 3), np.nan)),
+    "large descriptors": ("descriptors", lambda values: values * np.float32(1e30)),
+    "latitudes unknown": ("latitudes", put(slice(None), np.nan)),
+    "latitude of 91 degrees": ("latitudes", put(4, 91)),
+    "infinite longitude": ("longitudes", put(4, np.inf)),
+    "few latitudes": ("latitudes", lambda values: values[:3]),
+    "latitudes as whole numbers": ("latitudes", lambda values: values.astype(np.int64)),
+    "infinite heading": ("headings", put(4, np.inf)),
+    "time beyond the year 9999": ("times", put(4, 1e300)),
+    "negative position error": ("accuracies_m", put(4, -1)),
+    "unknown root": ("roots", lambda values: values + 10**6),
+    "few row ids": ("row_ids", lambda values: values[:3]),
+    "few checksums of paths": ("path_checks", lambda values: values[:3]),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_copy_that_no_writer_wrote_is_not_used(address: Path, edit: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its checksum is right: who can write the copy can also write checksums.json."""
+    with open_index(address) as reader:
+        expected = look(reader)
+    copy = edit_copy(address, *EDITS[edit])
+    with open_index(address) as reader:
+        np.testing.assert_equal(look(reader), expected)
+        assert reader.store.copy is None
+    assert f"{copy.name} is damaged and not used" in caplog.text
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("records", [DEEP, "[]", "{}", '{"spec": 1}', '{"spec": "[]"}', f'{{"spec": "{DEEP}"}}'])
+def test_a_copy_with_other_records_is_not_used(address: Path, records: str, caplog: pytest.LogCaptureFixture) -> None:
+    with open_index(address) as reader:
+        expected = look(reader)
+    copy = edit_copy(address, "", lambda values: values, records)
+    with open_index(address) as reader:
+        np.testing.assert_equal(look(reader), expected)
+        assert reader.store.copy is None
+    assert f"{copy.name} is damaged and not used" in caplog.text
+
+
+def test_half_descriptors_of_a_copy_are_finite(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_index(tmp_path / "index", stored_dtype="float16").close()
+    edit_copy(tmp_path / "index", "descriptors", put((7, 3), np.nan))
+    with open_index(tmp_path / "index") as reader:
+        assert reader.store.copy is None and np.isfinite(reader.search(QUERIES, 3).similarities).all()
+    assert "is damaged and not used" in caplog.text
+
+
+def test_positions_that_a_copy_refuses_are_read_from_the_tables(tmp_path: Path) -> None:
+    photos = [dataclasses.replace(photo, longitude=200.0) for photo in some_photos(range(5))]
+    with create_index(tmp_path / "index", SPEC) as writer:
+        writer.add(photos, unit_rows(5, 1))
+    assert not copies(tmp_path / "index")
+    with open_index(tmp_path / "index") as reader:
+        assert reader.columns().longitudes.tolist() == [200.0] * 5
 
 
 def test_a_missing_copy_is_no_damage(address: Path) -> None:

@@ -166,6 +166,9 @@ class PhotoReader:
 
     def info(self) -> dict[str, Any]:
         """Facts about the index: photos, model, settings, search, size."""
+        return self._retry_if_outdated(self._info)
+
+    def _info(self) -> dict[str, Any]:
         snapshot = self._snapshot_now()
         columns = snapshot.columns
         placed = ~np.isnan(columns.latitudes)

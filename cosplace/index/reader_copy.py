@@ -24,6 +24,7 @@ from cosplace.errors import DamagedIndexError
 from cosplace.index.checksums import NUMBER_COLUMNS, numbers_checks
 from cosplace.index.file_checksums import CheckedFiles, is_local, newest_version, reader_copy_name, warn_not_used
 from cosplace.index.identity import SPEC
+from cosplace.index.lance import OutdatedError
 from cosplace.index.records import Columns
 from cosplace.storage import write_atomically
 
@@ -105,6 +106,13 @@ def remove_reader_copies(address: str) -> None:
     """Remove the copies of a local index."""
     for path in reader_copies(address):
         path.unlink(missing_ok=True)
+
+
+def check_ids(address: str, copy: ReaderCopy, stored: np.ndarray) -> None:
+    """Raise OutdatedError unless a copy has the photos of the table, whose ids (n,) are `stored`, in any order."""
+    if not np.array_equal(np.sort(stored), copy.columns.ids):
+        warn_not_used(address, reader_copy_name(copy.versions))
+        raise OutdatedError(f"The copy for readers of {address} is damaged. Read the index again.")
 
 
 def is_same(copy: ReaderCopy, other: ReaderCopy) -> bool:

@@ -37,7 +37,7 @@ from cosplace.index.photo_table import (
     photo_rows,
     with_checks,
 )
-from cosplace.index.reader_copy import ReaderCopy, find_reader_copy, reader_copies, write_reader_copy
+from cosplace.index.reader_copy import ReaderCopy, check_ids, find_reader_copy, reader_copies, write_reader_copy
 from cosplace.index.records import Columns
 from cosplace.memory import resident_bytes
 
@@ -112,12 +112,13 @@ class Store:
             if self.copy is None:
                 return table
             check_tables(self.address, self.database, self.copy.records[SPEC])
-            if table.version == self.copy.versions[name]:
-                return table
-            try:
-                table.checkout(self.copy.versions[name])
-            except (RuntimeError, ValueError, OSError) as error:  # a writer has removed that version
-                raise OutdatedError(f"The photos of {self.address} have changed. Read the index again.") from error
+            if table.version != self.copy.versions[name]:
+                try:
+                    table.checkout(self.copy.versions[name])
+                except (RuntimeError, ValueError, OSError) as error:  # a writer has removed that version
+                    raise OutdatedError(f"The photos of {self.address} have changed. Read the index again.") from error
+            if name == PHOTOS:
+                check_ids(self.address, self.copy, table.search().select(["id"]).to_arrow()["id"].to_numpy())
             return table
 
     @classmethod
@@ -439,10 +440,14 @@ class Store:
 
     def write_copy(self) -> None:
         """Write the copy for readers, unless an earlier version stored some of the photos."""
+        if not self.checked_from:
+            write_reader_copy(self.address, self.make_copy())
+            self.record_checksums()
+
+    def make_copy(self) -> ReaderCopy:
+        """Read everything that a copy for readers holds.  The store must not read one itself."""
         import pyarrow as pa
 
-        if self.checked_from:
-            return
         columns = self.columns()
         is_half = pa.types.is_float16(self.photos.schema.field("descriptor").type.value_type)
         descriptors = np.empty((len(columns), self.dimension), np.float16 if is_half else np.float32)
@@ -451,9 +456,7 @@ class Store:
         with translated_errors(self.address):
             rows = self.records.search().select(["key", "json"]).to_arrow()
         records = dict(zip(rows["key"].to_pylist(), rows["json"].to_pylist(), strict=True))
-        copy = ReaderCopy(versions=self.versions(), columns=columns, descriptors=descriptors, records=records)
-        write_reader_copy(self.address, copy)
-        self.record_checksums()
+        return ReaderCopy(versions=self.versions(), columns=columns, descriptors=descriptors, records=records)
 
     # --- records -----------------------------------------------------------------------------------------------------
 

@@ -29,11 +29,12 @@ from cosplace.index.file_checksums import (
     is_local,
     is_of_photos,
     read_checksums,
+    reader_copy_name,
 )
 from cosplace.index.lance import is_panic
 from cosplace.index.photo_index import open_index
 from cosplace.index.photo_table import matrix
-from cosplace.index.reader_copy import remove_reader_copies
+from cosplace.index.reader_copy import is_same, parse_reader_copy, remove_reader_copies
 from cosplace.index.search_index import drop_vector_index, has_vector_index
 from cosplace.index.store import Store, has_index
 from cosplace.index.writer_lock import lock_for_writing
@@ -93,6 +94,8 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
                 ids.update(changed_ids)
                 problems.append(f"the {part} of {_named(changed_ids)} has changed")
         store.columns()
+        if not (ids or changed):
+            problems += _copy_problems(store)
         if store.lacks_file_checksums():
             problems.append(f"{FILE_NAME} is missing: the search index is not used until its files can be checked")
         can_read = True
@@ -146,6 +149,21 @@ def repair_index(address: str | Path, found: Verification, progress: Progress = 
         lock.release()
     with open_index(address, write=True) as index:
         index.update_search(progress)
+
+
+def _copy_problems(store: Store) -> list[str]:
+    """What is wrong with the copy for readers of the newest version, whose checksum may be right."""
+    name = reader_copy_name(store.versions())
+    path = Path(store.address) / name
+    if not is_local(store.address) or not path.is_file():
+        return []
+    try:
+        copy = parse_reader_copy(path.read_bytes(), store.versions())
+        if copy is None or is_same(copy, store.make_copy()):
+            return []
+    except (DamagedIndexError, OSError) as error:
+        log.debug("%s", path, exc_info=error)
+    return [f"{name} differs from the photos or records of the index"]
 
 
 def _damaged_photos(batch: Any, checked_from: int) -> dict[str, list[int]]:

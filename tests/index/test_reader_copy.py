@@ -18,6 +18,8 @@ from cosplace.index import photo_index
 from cosplace.index.file_checksums import record_checksums
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
+from cosplace.index.reader_copy import write_reader_copy
+from cosplace.index.records import Columns
 from cosplace.index.store import Store
 from cosplace.index.verification import repair_index, verify_index
 from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
@@ -234,6 +236,52 @@ def test_a_copy_with_other_records_is_not_used(address: Path, records: str, capl
         np.testing.assert_equal(look(reader), expected)
         assert reader.store.copy is None
     assert f"{copy.name} is damaged and not used" in caplog.text
+
+
+def edit_photos(address: Path, edit: Callable[[Columns], Columns], rows: slice = slice(None)) -> Path:
+    """Write a copy of other photos, all of whose checksums are right."""
+    with PhotoIndex(Store(str(address)), None) as index:
+        found = index.store.make_copy()
+    changed = dataclasses.replace(found, columns=edit(found.columns), descriptors=found.descriptors[rows])
+    write_reader_copy(str(address), changed)
+    return edit_copy(address, "", lambda values: values)
+
+
+def test_a_copy_with_other_photos_is_found(address: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open_index(address) as reader:
+        expected = look(reader)
+    copy = edit_photos(address, lambda columns: columns.take(np.arange(200)), slice(200))
+    with open_index(address) as reader:
+        assert len(reader) == 200
+        assert reader.thumbnail(5)  # opens the table
+        assert reader.store.copy is None
+        np.testing.assert_equal(look(reader), expected)
+    with open_index(address) as reader:
+        assert reader.info()["count"] == 290
+    assert f"{copy.name} is damaged and not used" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["latitudes", "ids", "row_ids"])
+def test_verification_compares_the_copy_with_the_tables(address: Path, name: str) -> None:
+    def edit(columns: Columns) -> Columns:
+        unknown = np.full(len(columns), np.nan)
+        changes = {"latitudes": unknown, "longitudes": unknown} if name == "latitudes" else {}
+        return dataclasses.replace(columns, **changes or {name: getattr(columns, name) + 1}, path_checks=None)
+
+    copy = edit_photos(address, edit)
+    with open_index(address) as reader:
+        assert reader.store.copy is not None
+    found = verify_index(address)
+    assert found.problems == (f"{copy.name} differs from the photos or records of the index",) and found.can_repair
+    repair_index(address, found)
+    assert not verify_index(address).problems
+    with open_index(address) as reader:
+        assert reader.columns().latitudes[1] == pytest.approx(10.001)
+
+
+def test_verification_finds_an_edited_copy(address: Path) -> None:
+    copy = edit_copy(address, *EDITS["one offset beyond the end"])
+    assert verify_index(address).problems == (f"{copy.name} differs from the photos or records of the index",)
 
 
 def test_half_descriptors_of_a_copy_are_finite(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

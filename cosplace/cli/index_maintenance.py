@@ -39,6 +39,7 @@ def run_info(config: IndexInfoConfig) -> None:
 
 def run_verify(config: IndexVerifyConfig) -> None:
     """Compare all files and photos of an index with their checksums, and repair what can be."""
+    from cosplace.index.photo_index import open_index
     from cosplace.index.verification import repair_index, verify_index
 
     bars = Bars()
@@ -56,11 +57,14 @@ def run_verify(config: IndexVerifyConfig) -> None:
                 f"  without checksums, from an earlier version: {format_count(found.num_unchecked, 'photo')} "
                 f"(`cosplace index compact {config.index}` adds them)"
             )
-        for line in found.problems:
+        for line in (*found.problems, *found.notes):
             print_result(f"  {line}")
     if not found.problems:
         if config.repair and not found.num_files:
             repair_index(config.index, found, bars)
+        elif config.repair and found.notes:
+            with open_index(config.index, write=True):  # the copy for readers is made when it is closed
+                pass
         return
     if config.repair:
         repair_index(config.index, found, bars)

@@ -117,7 +117,12 @@ def is_of_search(name: str) -> bool:
 
 def is_derived(name: str) -> bool:
     """Whether a file can be made again from others: of the search index, or a copy for readers."""
-    return is_of_search(name) or fnmatch(name, reader_copy_name(dict.fromkeys(("photos", "records"), "*")))
+    return is_of_search(name) or is_copy(name)
+
+
+def is_copy(name: str) -> bool:
+    """Whether a file is a copy for readers, of any versions."""
+    return fnmatch(name, reader_copy_name(dict.fromkeys(("photos", "records"), "*")))
 
 
 def reader_copy_name(versions: Mapping[str, int | str]) -> str:

@@ -25,6 +25,7 @@ from cosplace.index.file_checksums import (
     FileChecksums,
     damaged,
     find_changes,
+    is_copy,
     is_derived,
     is_local,
     is_of_photos,
@@ -54,6 +55,7 @@ class Verification:
     num_unchecked: int  # photos stored by an earlier version, without checksums
     num_files: int  # files that were compared with their checksums; 0 on object storage and for earlier versions
     problems: tuple[str, ...]  # one line each
+    notes: tuple[str, ...]  # one line each, about what is no damage
     damaged_ids: tuple[int, ...]  # of photos
     can_repair: bool  # whether everything that is damaged can be removed or rebuilt
 
@@ -86,7 +88,7 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
                      for table, version in checksums.versions.items() if current[table] < version]  # fmt: skip
         if current == checksums.versions:
             missing = [name for name in names if not (Path(address) / name).is_file()]
-            problems += [f"{name} is missing" for name in missing]
+            problems += [f"{name} is missing" for name in missing if not is_copy(name)]
         num_photos = store.count()
         for batch in store.scan(store.photos.schema.names):
             num_unchecked += int(np.count_nonzero(batch["id"].to_numpy() < store.checked_from))
@@ -121,6 +123,11 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
         num_unchecked=num_unchecked,
         num_files=len(names),
         problems=tuple(dict.fromkeys(problems)),
+        notes=tuple(
+            f"{name} is missing: readers read the tables, which takes longer; the next writer makes it again"
+            for name in missing
+            if is_copy(name)
+        ),
         damaged_ids=tuple(sorted(ids)),
         can_repair=can_read and not broken and not lost and "newest version" not in " ".join(problems),
     )

@@ -136,9 +136,11 @@ def compute_calibration(
     columns = index.columns()
     located = exact_rows(columns)
     if len(located) < MIN_PHOTOS:
+        num_inexact = int(np.isfinite(columns.latitudes).sum()) - len(located)
+        inexact = f", and {num_inexact:,} whose position has an error above {RADIUS_M:g} m" if num_inexact else ""
         raise ConfigError(
-            f"Calibration needs {MIN_PHOTOS} photos with a position, the index has {len(located)}. Add at least "
-            f"{MIN_PHOTOS - len(located)} more."
+            f"Calibration needs {MIN_PHOTOS} photos with a position, the index has {len(located)}{inexact}. Add at "
+            f"least {MIN_PHOTOS - len(located)} more{' with a smaller error' if num_inexact else ''}."
         )
     log.info("calibrating the confidence: photos of %s are located as if they were new", queries or "the index")
     # These keys are stored with the index.

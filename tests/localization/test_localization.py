@@ -426,7 +426,7 @@ def test_invalid_arguments_raise(calibrated, tmp_path: Path) -> None:
 def test_calibrating_a_small_index_raises(tmp_path: Path) -> None:
     with (
         world_index(tmp_path / "index", make_world(1), captures=3) as index,
-        pytest.raises(ConfigError, match="needs 100 photos with a position, the index has 3"),
+        pytest.raises(ConfigError, match=r"needs 100 photos with a position, the index has 3\. Add at least 97 more\."),
     ):
         calibrate(index, num_altered=0)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from cosplace.errors import ReplacedIndexError
 from cosplace.index.lance import record_text
+from cosplace.index.record_checks import parse_record
 
 SPEC = "spec"  # the key of the record that describes the index
 
@@ -26,7 +27,7 @@ def replaced(address: str) -> ReplacedIndexError:
 def check_tables(address: str, database: Any, former: str) -> None:
     """Raise ReplacedIndexError unless the tables are of the open index.  former: its record of SPEC, as JSON."""
     found = record_text(database.open_table("records"), SPEC)
-    check_identity(address, json.loads(former), None if found is None else json.loads(found))
+    check_identity(address, json.loads(former), None if found is None else parse_record(SPEC, found))
 
 
 def _identity(spec: dict[str, Any]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cosplace.index.file_checksums import damaged
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.roots import is_below
 from cosplace.photos.paths import path_text, printable
@@ -49,7 +50,10 @@ def record_part(index: PhotoIndex, dataset: str | Path, photos: Path, part: str 
 
 
 def _entries(index: PhotoIndex) -> list[dict[str, Any]]:
-    return list((index.read_record(RECORD) or {}).get("datasets", ()))
+    entries = list((index.read_record(RECORD) or {}).get("datasets", ()))
+    if any(entry["root"] >= len(index.roots) for entry in entries):
+        raise damaged(index.address, f"the record '{RECORD}' names an unknown root")
+    return entries
 
 
 def _place(index: PhotoIndex, entry: dict[str, Any]) -> str:

@@ -52,6 +52,10 @@ class PhotoReader:
             self._created = str(record["created"])
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise damaged(store.address, "its settings cannot be read") from error
+        if self.spec.dimension != store.dimension:
+            raise damaged(
+                store.address, f"its settings name {self.spec.dimension} dimensions, its photos have {store.dimension}"
+            )
         self._store, self._record = store, record
         self._guard = threading.RLock()  # of everything that is loaded when it is first needed
         self._snapshot: Snapshot | None = None

@@ -25,6 +25,7 @@ from cosplace.index.checksums import NUMBER_COLUMNS, numbers_checks
 from cosplace.index.file_checksums import CheckedFiles, is_local, newest_version, reader_copy_name, warn_not_used
 from cosplace.index.identity import SPEC
 from cosplace.index.lance import OutdatedError
+from cosplace.index.record_checks import parse_record
 from cosplace.index.records import Columns
 from cosplace.storage import write_atomically
 
@@ -172,7 +173,7 @@ def _numbers_checks(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _check(tensors: Mapping[str, np.ndarray], records: Mapping[str, str]) -> None:
     """Raise one of ERRORS unless the arrays and records of a copy are what a writer stores."""
-    if not all(isinstance(text, str) for text in (*records.keys(), *records.values())):
+    if any(parse_record(key, text) is None for key, text in records.items()):
         raise ValueError("records")
     spec = json.loads(records[SPEC])
     if set(tensors) != {*DTYPES, *OTHERS} or spec["settings"]["stored_dtype"] not in ("float32", "float16"):

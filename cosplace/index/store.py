@@ -38,6 +38,7 @@ from cosplace.index.photo_table import (
     with_checks,
 )
 from cosplace.index.reader_copy import ReaderCopy, check_ids, find_reader_copy, reader_copies, write_reader_copy
+from cosplace.index.record_checks import parse_record
 from cosplace.index.records import Columns
 from cosplace.memory import resident_bytes
 
@@ -461,15 +462,10 @@ class Store:
     # --- records -----------------------------------------------------------------------------------------------------
 
     def read_record(self, key: str) -> dict[str, Any] | None:
-        """The record of a key; None if there is none."""
+        """The record of a key; None if there is none.  Raises DamagedIndexError."""
         text = self._record_text(key)
-        if text is None:
-            return None
-        try:
-            record = json.loads(text)
-        except ValueError as error:
-            raise damaged(self.address, f"the record '{key}' cannot be read") from error
-        if not isinstance(record, dict):
+        record = None if text is None else parse_record(key, text)
+        if text is not None and record is None:
             raise damaged(self.address, f"the record '{key}' cannot be read")
         return record
 

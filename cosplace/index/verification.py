@@ -36,6 +36,7 @@ from cosplace.index.lance import is_panic
 from cosplace.index.photo_index import open_index
 from cosplace.index.photo_table import matrix
 from cosplace.index.reader_copy import is_same, parse_reader_copy, remove_reader_copies
+from cosplace.index.record_checks import RECORDS
 from cosplace.index.search_index import drop_vector_index, has_vector_index
 from cosplace.index.store import Store, has_index
 from cosplace.index.writer_lock import lock_for_writing
@@ -96,8 +97,8 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
                 ids.update(changed_ids)
                 problems.append(f"the {part} of {_named(changed_ids)} has changed")
         store.columns()
-        if not (ids or changed):
-            problems += _copy_problems(store)
+        _read_records(store)
+        problems += [] if ids or changed else _copy_problems(store)
         if store.lacks_file_checksums():
             problems.append(f"{FILE_NAME} is missing: the search index is not used until its files can be checked")
         can_read = True
@@ -156,6 +157,12 @@ def repair_index(address: str | Path, found: Verification, progress: Progress = 
         lock.release()
     with open_index(address, write=True) as index:
         index.update_search(progress)
+
+
+def _read_records(store: Store) -> None:
+    """Raise DamagedIndexError for a record that cannot be read."""
+    for key in RECORDS:
+        store.read_record(key)
 
 
 def _copy_problems(store: Store) -> list[str]:

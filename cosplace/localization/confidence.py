@@ -333,6 +333,7 @@ ARRAYS = (
     "reliability",
 )
 NUMBERS = ("temperature", "agree_m", "bias", "calibration_error", "out_of_index_share")
+LARGEST = 1e9  # of the temperature and the distance of a calibration
 STORED_KEYS = {"center": "centre", "out_of_index_share": "share_elsewhere"}  # of fields whose key is not their name
 
 
@@ -356,12 +357,28 @@ def from_record(record: Mapping[str, Any]) -> Calibration:
         arrays = {field: np.array(record[_key(field)], np.float64) for field in ARRAYS}
         numbers = {field: float(record[_key(field)]) for field in NUMBERS}
         calibration = Calibration(**cast(Any, arrays | numbers), about=dict(record["about"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"The calibration of the index is damaged ({error}). {advice}") from error
     is_finite = all(np.isfinite(array).all() for array in arrays.values())
-    if not is_finite or calibration.weights.shape != (len(SIGNALS),):
+    is_positive = all(0 < value < LARGEST for value in (calibration.temperature, calibration.agree_m))
+    if not (is_finite and is_positive and _have_shapes(calibration)):
         raise ConfigError(f"The calibration of the index is damaged (wrong numbers). {advice}")
     return calibration
+
+
+def _have_shapes(calibration: Calibration) -> bool:
+    """Whether the arrays of a calibration have the sizes that belong together."""
+    per_signal = (calibration.center, calibration.scale, calibration.weights)
+    maps = (
+        (calibration.logits, calibration.frequencies),
+        (calibration.radius_confidences, calibration.radii_m),
+    )
+    tables = ((calibration.curve, len(CURVE)), (calibration.reliability, 3))
+    return (
+        all(array.shape == (len(SIGNALS),) for array in per_signal)
+        and all(knots.ndim == 1 and knots.size > 0 and knots.shape == values.shape for knots, values in maps)
+        and all(table.ndim == 2 and len(table) > 0 and table.shape[1] == width for table, width in tables)
+    )
 
 
 def _key(field: str) -> str:

@@ -1,0 +1,99 @@
+"""The records of an index, checked when they are read: whoever can write an index can also write its checksums.
+
+A record that no writer stores is damage, which is reported, not used.  Pure functions.
+"""
+
+import json
+import math
+from typing import Any
+
+MAX_COUNT = 1 << 62  # of an id or a number of photos
+
+
+def parse_record(key: str, text: str) -> dict[str, Any] | None:
+    """The record in a JSON text; None unless it has the values that a writer stores under this key.
+
+    Other keys and values are not checked.
+    """
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and _fits(record, RECORDS.get(key, {})) else None
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether a value has a shape: a test, the shapes of entries of a dict (`name?` may be missing), or of a list."""
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            _fits(value[name.removesuffix("?")], part) if name.removesuffix("?") in value else name.endswith("?")
+            for name, part in shape.items()
+        )
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
+    return bool(shape(value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value  # no path has a zero
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or _is_text(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > MAX_COUNT
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int) and value >= 0
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_finite(value)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) in (0, 2) and all(_is_number(end) for end in value)
+
+
+MODEL = {
+    "model": _is_text,
+    "checksum": _is_text,
+    "dimension": _is_count,
+    "image_size?": lambda size: size is None or (_is_count(size) and size > 0),
+    "engine?": _is_text,
+    "engine_file?": _is_text,
+}
+ABOUT = {  # a calibration; those of earlier versions lack some
+    **dict.fromkeys(("queries?", "unlabeled?", "correction?", "training_photos?"), _is_text),
+    **dict.fromkeys(
+        ("num_photos?", "num_queries?", "num_validation?", "num_training_photos?", "num_unlabeled?"), _is_count
+    ),
+    "days?": _is_number,
+    "share_revisited?": _is_finite,
+    "share_like_training?": _is_finite,
+    "calibration_error_interval?": _is_interval,
+    "overconfidence?": {
+        **dict.fromkeys(("value", "low", "high"), _is_number_or_none),
+        "num_areas": _is_count,
+    },
+}
+RECORDS: dict[str, Any] = {
+    "spec": {"model": MODEL, "settings": {"exact_rows?": _is_count}},
+    "roots": {"folders": [{"path": _is_text, "relative?": _is_text_or_none}]},
+    "checked_from": {"id": _is_count},
+    "next_id": {"next_id": _is_count},
+    "search": {
+        **dict.fromkeys(("count", "num_partitions", "num_probed", "num_measured"), _is_count),
+        **dict.fromkeys(("last_id", "recall_at_1", "recall_at_20"), _is_number),
+    },
+    "calibration": {"about?": ABOUT},
+    "calibration_failed": {"num_photos": _is_count, "reason": _is_text},
+    "parts": {"datasets": [{"root": _is_count, "folder": _is_text, "part": _is_text}]},
+}

@@ -1,0 +1,131 @@
+"""Records of an index that no writer stores: the index is damaged, one line says so."""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cosplace.cli.index_maintenance import print_info
+from cosplace.errors import CosPlaceError, DamagedIndexError
+from cosplace.index.parts import choose_part
+from cosplace.index.photo_index import open_index
+from cosplace.index.record_checks import parse_record
+from cosplace.index.verification import verify_index
+from cosplace.localization.calibration import calibrate
+from cosplace.localization.confidence import Calibration
+from cosplace.localization.localizer import Localizer, read_calibration
+from cosplace.report.calibration_page import calibration_page
+from tests.places import make_world, world_index
+
+OTHERS: tuple[Any, ...] = (None, True, "x", "a\0b", -1, 1e300, float("inf"), 10**400, [], [1], ["x"], {}, {"a": 1})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated index with all kinds of records."""
+    address = tmp_path_factory.mktemp("written") / "index"
+    with world_index(address, make_world(30)) as index:
+        index.add_root("/photos")
+        index.write_record("parts", {"datasets": [{"root": 0, "folder": ".", "part": "database"}]})
+        calibrate(index, num_altered=0)
+        index.write_record("next_id", {"next_id": 1000})
+        index.write_record("checked_from", {"id": 0})
+    return address
+
+
+def changed(record: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """A record with one value changed or removed, and its place, for each value."""
+
+    def value_at(whole: Any, where: tuple[Any, ...]) -> Any:
+        for step in where:
+            whole = whole[step]
+        return whole
+
+    value = value_at(record, place)
+    if place:
+        for other in OTHERS:
+            new = copy.deepcopy(record)
+            value_at(new, place[:-1])[place[-1]] = other
+            yield place, new
+        new = copy.deepcopy(record)
+        del value_at(new, place[:-1])[place[-1]]
+        yield place, new
+    for step in value if isinstance(value, dict) else range(min(1, len(value))) if isinstance(value, list) else ():
+        yield from changed(record, (*place, step))
+
+
+def use(address: Path, queries: np.ndarray) -> None:
+    """Read everything that records say."""
+    with open_index(address) as index:
+        print_info(index.info())
+        index.search(queries, 3)
+        choose_part(index, "/photos", None)
+        calibration = read_calibration(index)
+        assert isinstance(calibration, Calibration)
+        calibration_page(calibration, "made")
+    Localizer(address).locate_descriptors(queries)
+    Localizer(address, precision=0.5).locate_descriptors(queries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["spec", "roots", "parts", "calibration", "next_id", "checked_from"])
+def test_any_changed_value_gives_an_answer_or_an_error(written: Path, key: str, monkeypatch) -> None:
+    """The record is as if it were in the table: `read_record` is given its text."""
+    from cosplace.index.store import Store
+
+    queries = make_world(30).capture(np.arange(3), np.random.default_rng(5), (0.3, 1.2))[0]
+    use(written, queries)
+    with open_index(written) as index:
+        record = index.read_record(key)
+    read, wrong = Store._record_text, []
+    for place, new in changed(record):
+        text = json.dumps(new)
+        monkeypatch.setattr(Store, "_record_text", lambda self, name, t=text: t if name == key else read(self, name))
+        try:
+            use(written, queries)
+        except CosPlaceError as error:
+            wrong += [f"{place}: {error}"] if "\n" in str(error) else []
+        except Exception as error:
+            wrong.append(f"{place}: {type(error).__name__} {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("roots", '{"folders": [{"path": 5}]}'),
+        ("roots", '{"folders": [{"path": "/photos", "relative": ["x"]}]}'),
+        ("checked_from", "{}"),
+        ("checked_from", '{"id": Infinity}'),
+        ("calibration", '{"about": 1}'),
+        ("calibration", '{"about": {"overconfidence": true}}'),
+        ("spec", '{"model": {"model": null, "checksum": "c", "dimension": 4}, "settings": {}}'),
+        ("note", "[1]"),
+        ("note", "[" * 100_000),
+    ],
+)
+def test_a_record_that_no_writer_stores_is_not_read(key: str, text: str) -> None:
+    assert parse_record(key, text) is None
+
+
+def test_settings_with_another_dimension_are_damage(tmp_path: Path) -> None:
+    with world_index(tmp_path / "index", make_world(3)) as index:
+        record = index.read_record("spec")
+        assert record is not None
+        index.write_record("spec", record | {"model": record["model"] | {"dimension": 8}})
+    with pytest.raises(DamagedIndexError, match="its settings name 8 dimensions, its photos have 32"):
+        open_index(tmp_path / "index")
+
+
+def test_verification_reads_the_records(written: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(written, tmp_path / "index")
+    assert not verify_index(address).problems
+    with open_index(address, write=True) as index:
+        index.write_record("parts", {"datasets": [{"root": 0}]})
+    found = verify_index(address)
+    assert found.problems == ("the record 'parts' cannot be read",) and not found.can_repair

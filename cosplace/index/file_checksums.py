@@ -12,6 +12,7 @@ files by `cosplace index verify`.  Side effects: reads the files of the index, w
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from cosplace.storage import write_text
 
 FILE_NAME = "checksums.json"
 FORMAT = 1
+TABLES = ("photos", "records")
+MAX_NAME_BYTES = 255
 SKIPPED_FOLDERS = ("_transactions",)  # of concurrent commits; readers never open them
 SEARCH_FOLDER, DATA_FOLDER, VERSIONS_FOLDER = "_indices", "data", "_versions"
 MANIFEST_DIGITS = 20  # of names of versions that count down from 2^64 - 1; others are the version itself
@@ -51,12 +54,23 @@ def read_checksums(address: str) -> FileChecksums | None:
         content = record["content"]
         if record["checksum"] != _checksum_of(content) or content["format"] != FORMAT:
             raise ValueError("checksum")
-        files = {name: (int(size), str(checksum)) for name, (size, checksum) in content["files"].items()}
-        return FileChecksums(versions=dict(content["versions"]), files=files)
+        files = {_inside(name): (int(size), str(checksum)) for name, (size, checksum) in content["files"].items()}
+        versions = dict(content["versions"])
+        if not (set(versions) <= set(TABLES) and all(isinstance(version, int) for version in versions.values())):
+            raise ValueError("versions")
+        return FileChecksums(versions=versions, files=files)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise damaged(address, f"{FILE_NAME} cannot be read") from error
+
+
+def _inside(name: str) -> str:
+    """A path of a file below an index.  Raises ValueError for any other."""
+    parts = name.split("/")
+    if {"", ".."} & set(parts) or "\0" in name or max(map(len, map(os.fsencode, parts))) > MAX_NAME_BYTES:
+        raise ValueError(name)
+    return name
 
 
 def record_checksums(address: str, versions: dict[str, int], former: FileChecksums | None) -> FileChecksums:
@@ -85,7 +99,10 @@ def find_changes(
     for name in names:
         path, (size, checksum) = Path(address) / name, checksums.files[name]
         try:
-            if path.stat().st_size != size or not (only_sizes or file_checksum(path) == checksum):
+            is_same_size = (
+                path.stat().st_size == size and path.is_file()
+            )  # else a pipe or a device, which may never end
+            if not (is_same_size and (only_sizes or file_checksum(path) == checksum)):
                 changed.append(name)
         except FileNotFoundError:  # a writer removes the files of earlier versions
             continue
@@ -122,7 +139,7 @@ def is_derived(name: str) -> bool:
 
 def is_copy(name: str) -> bool:
     """Whether a file is a copy for readers, of any versions."""
-    return fnmatch(name, reader_copy_name(dict.fromkeys(("photos", "records"), "*")))
+    return fnmatch(name, reader_copy_name(dict.fromkeys(TABLES, "*")))
 
 
 def reader_copy_name(versions: Mapping[str, int | str]) -> str:

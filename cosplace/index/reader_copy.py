@@ -22,7 +22,14 @@ import numpy as np
 
 from cosplace.errors import DamagedIndexError
 from cosplace.index.checksums import NUMBER_COLUMNS, numbers_checks
-from cosplace.index.file_checksums import CheckedFiles, is_local, newest_version, reader_copy_name, warn_not_used
+from cosplace.index.file_checksums import (
+    TABLES,
+    CheckedFiles,
+    is_local,
+    newest_version,
+    reader_copy_name,
+    warn_not_used,
+)
 from cosplace.index.identity import SPEC
 from cosplace.index.lance import OutdatedError
 from cosplace.index.record_checks import parse_record
@@ -30,7 +37,6 @@ from cosplace.index.records import Columns
 from cosplace.storage import write_atomically
 
 MAX_COPY_BYTES = 64_000_000  # of descriptors: 31,000 photos with 512 float32 numbers
-TABLES = ("photos", "records")
 NUMBERS = ("latitudes", "longitudes", "headings", "times", "accuracies_m", "roots")  # in the order of NUMBER_COLUMNS
 DTYPES = dict(zip(NUMBERS, NUMBER_COLUMNS.values(), strict=True)) | {
     "ids": np.int64,

@@ -1,7 +1,9 @@
-"""Records of an index that no writer stores: the index is damaged, one line says so."""
+"""Records and checksums of an index that no writer stores: the index is damaged, one line says so."""
 
 import copy
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +131,49 @@ def test_verification_reads_the_records(written: Path, tmp_path: Path) -> None:
         index.write_record("parts", {"datasets": [{"root": 0}]})
     found = verify_index(address)
     assert found.problems == ("the record 'parts' cannot be read",) and not found.can_repair
+
+
+CHECKSUMS = {
+    "a file elsewhere": lambda content: content["files"].update({"../other": [0, "x"]}),
+    "an absolute path": lambda content: content["files"].update({"/etc/passwd": [0, "x"]}),
+    "a zero": lambda content: content["files"].update({"a\0b": [0, "x"]}),
+    "not Unicode": lambda content: content["files"].update({"\ud800": [0, "x"]}),
+    "a long name": lambda content: content["files"].update({"a" * 5000: [0, "x"]}),
+    "an infinite size": lambda content: content["files"].update({"x": [float("inf"), "x"]}),
+    "a version as text": lambda content: content["versions"].update({"photos": "x"}),
+    "another table": lambda content: content["versions"].update({"other": 1}),
+}
+
+
+@pytest.mark.parametrize("edit", CHECKSUMS)
+def test_checksums_that_no_writer_stores_are_damage(written: Path, tmp_path: Path, edit: str) -> None:
+    """The checksum of checksums.json is right."""
+    address = shutil.copytree(written, tmp_path / "index")
+    path = address / "checksums.json"
+    content = json.loads(path.read_text())["content"]
+    CHECKSUMS[edit](content)
+    checksum = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+    path.write_text(json.dumps({"checksum": checksum, "content": content}))
+    with pytest.raises(DamagedIndexError, match=r"checksums\.json cannot be read"):
+        open_index(address)
+    assert verify_index(address).problems == ("checksums.json cannot be read",)
+
+
+def test_deep_checksums_are_damage(written: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(written, tmp_path / "index")
+    (address / "checksums.json").write_text("[" * 100_000)
+    with pytest.raises(DamagedIndexError, match=r"checksums\.json cannot be read"):
+        open_index(address)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
+def test_a_pipe_in_place_of_a_file_is_not_read(written: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(written, tmp_path / "index")
+    name = "records.lance/pipe"
+    (address / name).write_bytes(b"")
+    with open_index(address, write=True) as index:
+        index.write_record("next_id", {"next_id": 1001})  # records its checksum
+    (address / name).unlink()
+    os.mkfifo(address / name)
+    with pytest.raises(DamagedIndexError, match=f"{name} has changed"):
+        open_index(address)

@@ -5,6 +5,7 @@ file_checksums  checksums of files
 roots           the folders that the paths of photos are relative to
 records         plain data: the model of an index, its settings, photos, neighbors
 filters         restrict a search to an area or a span of time
+record_checks   whether a record has values that a writer stores
 lance           the tables of an address, and the errors of Lance
 identity        what tells an index from another one at its address
 conditional_writes  whether an object store keeps two writers apart

@@ -99,9 +99,7 @@ def find_changes(
     for name in names:
         path, (size, checksum) = Path(address) / name, checksums.files[name]
         try:
-            is_same_size = (
-                path.stat().st_size == size and path.is_file()
-            )  # else a pipe or a device, which may never end
+            is_same_size = path.stat().st_size == size and path.is_file()  # a pipe or a device may never end
             if not (is_same_size and (only_sizes or file_checksum(path) == checksum)):
                 changed.append(name)
         except FileNotFoundError:  # a writer removes the files of earlier versions

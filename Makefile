@@ -40,7 +40,7 @@ check: lint
 
 # Tests of texts and pages do not depend on versions of libraries.
 WITHOUT_TEXTS := -m "not slow and not long" --ignore tests/test_language.py --ignore tests/test_site.py --ignore tests/web
-MINIMUM := OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -o cache_dir=.venv-minimum/.pytest_cache
+MINIMUM := OMP_NUM_THREADS=1 COSPLACE_EXAMPLES=20 .venv-minimum/bin/pytest -q -o cache_dir=.venv-minimum/.pytest_cache
 minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies
 	$(MINIMUM) -n $(WORKERS) $(BY_FILE) $(WITHOUT_TEXTS) || $(MINIMUM) $(AGAIN) $(WITHOUT_TEXTS)
 

@@ -8,7 +8,12 @@ from hypothesis import settings
 
 # A busy machine may take long for any example, and no test is about time.  `.ci/run` always tries the same examples, so
 # that a rare one does not stop a change that has nothing to do with it.
-settings.register_profile("cosplace", deadline=None, derandomize="COSPLACE_SAME_EXAMPLES" in os.environ)
+settings.register_profile(
+    "cosplace",
+    deadline=None,
+    derandomize="COSPLACE_SAME_EXAMPLES" in os.environ,
+    max_examples=int(os.environ.get("COSPLACE_EXAMPLES", "100")),  # of tests that name no number
+)
 settings.load_profile("cosplace")
 # Ray would replace its processes that take a minute to start, again and again.
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")

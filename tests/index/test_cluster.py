@@ -253,7 +253,7 @@ def command(folder: Path, *words: str) -> list[str]:
 
 @needs_ray
 @pytest.mark.extras
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_build_continues(tmp_path: Path) -> None:
     folder = write_indexed_city(tmp_path)
     for place in range(3000, 3200):

@@ -75,7 +75,10 @@ def use(address: Path, queries: np.ndarray) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", ["spec", "roots", "parts", "calibration", "next_id", "checked_from"])
+@pytest.mark.parametrize(
+    "key",
+    ["spec", "roots", "parts", pytest.param("calibration", marks=pytest.mark.long), "next_id", "checked_from"],
+)
 def test_any_changed_value_gives_an_answer_or_an_error(written: Path, key: str, monkeypatch) -> None:
     """The record is as if it were in the table: `read_record` is given its text."""
     from cosplace.index.store import Store

@@ -102,7 +102,7 @@ def _undo(config: LocateConfig) -> None:
         try:
             paths += _find_photos(
                 [path],
-                is_sequence=config.sequence.sequence,
+                is_sequence=config.sequence.sequence and path.exists(),  # a frame that is gone may have a sidecar
                 is_writing=True,
                 follow_outside=config.follow_outside,
             )

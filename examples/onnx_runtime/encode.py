@@ -7,6 +7,7 @@ python encode.py model.onnx photos/ --to photos.npy         # descriptors (N, D)
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from PIL import Image, ImageOps
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow knows more, some of which start other programs
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}  # pixels and orientation
 
 
 class Model:
@@ -29,7 +32,7 @@ class Model:
         """Compute the descriptor (D,) float32 of one photo."""
         try:
             pixels = self.pixels(path)[None]  # (1, H, W, 3) uint8
-        except (OSError, ValueError, Image.DecompressionBombError) as error:  # ValueError: more metadata than allowed
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             sys.exit(f"{path} cannot be opened: {error}")
         if self.metadata["input_type"] == "float32":
             pixels = pixels.astype(np.float32) / 255
@@ -43,7 +46,7 @@ class Model:
 
     def pixels(self, path: Path) -> np.ndarray:
         """Open a photo (H, W, 3) uint8, rotated as its EXIF says and resized to the image size of the model."""
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(io.BytesIO(without_png_metadata(path.read_bytes())), formats=FORMATS) as file:
             photo = ImageOps.exif_transpose(file)
             if photo.mode.startswith("I"):  # 16 bits: Pillow would cut values off at 255
                 photo = Image.fromarray(np.round(np.clip(np.asarray(photo), 0, 65535) / 257).astype(np.uint8))
@@ -56,6 +59,19 @@ class Model:
             short = min(width, height)
             photo = photo.resize((size * width // short, size * height // short), Image.Resampling.BILINEAR)
         return np.asarray(photo)
+
+
+def without_png_metadata(content: bytes) -> bytes:
+    """Remove the texts and profiles of a PNG file: Pillow opens none whose metadata is large or damaged."""
+    if not content.startswith(PNG_START):
+        return content
+    kept, start = [PNG_START], len(PNG_START)
+    while start + 12 <= len(content):  # length, type, data and checksum
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if content[start + 4 : start + 8] in PNG_CHUNKS:
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def find_photos(path: Path) -> list[Path]:

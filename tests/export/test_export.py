@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from cosplace.models.weight_files import write_weights
 from cosplace.photos.normalization import normalize
 from cosplace.retrieval.dataset import open_retrieval_dataset
 from cosplace.retrieval.extraction import extract
+from tests.photos.exif_blocks import png_chunk
 from tests.synthetic_dataset import write_dataset
 
 pytestmark = pytest.mark.slow  # too slow for `make check`; `make test` runs them
@@ -516,8 +518,23 @@ def test_the_example_needs_no_torch(
     assert shown[1].split("  ")[0] <= shown[0].split("  ")[0]
 
 
+def test_the_example_opens_a_png_with_large_or_damaged_metadata(
+    report: ExportReport, dataset_folder: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    with Image.open(next((dataset_folder / "test" / "database").rglob("*.jpg"))) as photo:
+        photo.save(photos / "a.png")
+    raw = (photos / "a.png").read_bytes()
+    large, damaged = png_chunk(b"zTXt", b"text\0\0" + zlib.compress(bytes(8_000_000))), png_chunk(b"iCCP", b"p\0\0?")
+    (photos / "b.png").write_bytes(raw[:33] + large + damaged[:-1] + b"?" + raw[33:])
+    run_example(report.path, photos, "--to", tmp_path / "photos.npy")
+    found = np.load(tmp_path / "photos.npy")
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_the_example_is_short() -> None:
     lines = EXAMPLE.read_text().splitlines()
-    assert len(lines) < 100
+    assert len(lines) < 120
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert imported <= {"argparse", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
+    assert imported <= {"argparse", "io", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}

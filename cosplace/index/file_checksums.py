@@ -50,7 +50,10 @@ class FileChecksums:
 def read_checksums(address: str) -> FileChecksums | None:
     """The recorded checksums; None if there are none.  Raises DamagedIndexError."""
     try:
-        record = json.loads((Path(address) / FILE_NAME).read_bytes())
+        path = Path(address) / FILE_NAME
+        if path.exists() and not path.is_file():  # a pipe never ends
+            raise ValueError("no regular file")
+        record = json.loads(path.read_bytes())
         content = record["content"]
         if record["checksum"] != _checksum_of(content) or content["format"] != FORMAT:
             raise ValueError("checksum")
@@ -171,6 +174,15 @@ def _manifest_names(version: int) -> tuple[str, str]:
     return f"{version}.manifest", f"{2**64 - 1 - version:0{MANIFEST_DIGITS}}.manifest"
 
 
+def check_kinds(address: str) -> None:
+    """Raise DamagedIndexError if a table of a local index has a pipe, a socket or a device; they may never end."""
+    for table in TABLES:
+        for folder, _, names in os.walk(Path(address) / f"{table}.lance"):
+            for path in (Path(folder) / name for name in names):
+                if path.exists() and not path.is_file():
+                    raise damaged(address, f"{path.relative_to(address).as_posix()} is not a regular file")
+
+
 def damaged(address: str, problem: str) -> DamagedIndexError:
     """The error of a damaged index."""
     return DamagedIndexError(f"{address} is damaged: {problem}. Run `cosplace index verify {address}`.")
@@ -215,6 +227,8 @@ class CheckedFiles:
 
     def check(self) -> None:
         """Compare files with their checksums before Lance reads them.  Raises DamagedIndexError."""
+        if is_local(self.address):
+            check_kinds(self.address)
         checksums = read_checksums(self.address) if self.is_checked else None
         self.versions = {} if checksums is None else checksums.versions
         if checksums is None:

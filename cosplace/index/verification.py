@@ -34,6 +34,7 @@ from cosplace.index.file_checksums import (
 )
 from cosplace.index.lance import is_panic
 from cosplace.index.photo_index import open_index
+from cosplace.index.photo_reader import PhotoReader
 from cosplace.index.photo_table import matrix
 from cosplace.index.reader_copy import is_same, parse_reader_copy, remove_reader_copies
 from cosplace.index.record_checks import RECORDS
@@ -160,9 +161,10 @@ def repair_index(address: str | Path, found: Verification, progress: Progress = 
 
 
 def _read_records(store: Store) -> None:
-    """Raise DamagedIndexError for a record that cannot be read."""
+    """Raise DamagedIndexError for a record that cannot be read, or settings that do not fit the photos."""
     for key in RECORDS:
         store.read_record(key)
+    PhotoReader(store)
 
 
 def _copy_problems(store: Store) -> list[str]:

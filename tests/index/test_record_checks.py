@@ -23,6 +23,7 @@ from cosplace.localization.confidence import Calibration
 from cosplace.localization.localizer import Localizer, read_calibration
 from cosplace.report.calibration_page import calibration_page
 from tests.places import make_world, world_index
+from tests.unusual_input.samples import within
 
 OTHERS: tuple[Any, ...] = (None, True, "x", "a\0b", -1, 1e300, float("inf"), 10**400, [], [1], ["x"], {}, {"a": 1})
 
@@ -125,6 +126,8 @@ def test_settings_with_another_dimension_are_damage(tmp_path: Path) -> None:
         index.write_record("spec", record | {"model": record["model"] | {"dimension": 8}})
     with pytest.raises(DamagedIndexError, match="its settings name 8 dimensions, its photos have 32"):
         open_index(tmp_path / "index")
+    found = verify_index(tmp_path / "index")
+    assert found.problems == ("its settings name 8 dimensions, its photos have 32",) and not found.can_repair
 
 
 def test_verification_reads_the_records(written: Path, tmp_path: Path) -> None:
@@ -170,13 +173,31 @@ def test_deep_checksums_are_damage(written: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
-def test_a_pipe_in_place_of_a_file_is_not_read(written: Path, tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_the_checksums_is_not_read(written: Path, tmp_path: Path) -> None:
     address = shutil.copytree(written, tmp_path / "index")
-    name = "records.lance/pipe"
-    (address / name).write_bytes(b"")
-    with open_index(address, write=True) as index:
-        index.write_record("next_id", {"next_id": 1001})  # records its checksum
-    (address / name).unlink()
-    os.mkfifo(address / name)
-    with pytest.raises(DamagedIndexError, match=f"{name} has changed"):
+    (address / "checksums.json").unlink()
+    os.mkfifo(address / "checksums.json")
+    with within(20), pytest.raises(DamagedIndexError, match=r"checksums\.json cannot be read"):
         open_index(address)
+    with within(20):
+        assert verify_index(address).problems[0] == "checksums.json cannot be read"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
+@pytest.mark.parametrize("with_checksums", [True, False])
+@pytest.mark.parametrize("pattern", ["photos.lance/data/*", "records.lance/_versions/*.manifest"])
+def test_a_pipe_in_place_of_a_file_is_not_read(
+    written: Path, tmp_path: Path, pattern: str, *, with_checksums: bool
+) -> None:
+    address = shutil.copytree(written, tmp_path / "index")
+    if not with_checksums:  # as of an earlier version
+        (address / "checksums.json").unlink()
+    path = next(address.glob(pattern))
+    path.unlink()
+    os.mkfifo(path)
+    name = path.relative_to(address).as_posix()
+    with within(20), pytest.raises(DamagedIndexError, match=f"{name} is not a regular file"):
+        open_index(address)
+    with within(20):
+        found = verify_index(address)
+    assert f"{name} is not a regular file" in found.problems and not found.can_repair

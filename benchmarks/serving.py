@@ -37,6 +37,7 @@ from cosplace.memory import keep_freed_memory
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}  # of all sides: threads that wait do not spin
 NUM_CLIENTS = (1, 16, 64)
 BATCH_SIZES = (1, 4, 8, 16, 32)
+NUM_REPEATS = 3  # of the best of them
 START_S, STOP_S = 300, 60
 WARM_UP_REQUESTS = 16
 
@@ -174,7 +175,13 @@ def measure_engine(index: str, photos: Path, seconds: float) -> Figures:
     encoder.encode(decoded, batch_size=max(BATCH_SIZES))
     tried = [measure(count, size) for size in BATCH_SIZES for count in sorted({1, num_cores})]
     best = max(tried, key=lambda figures: figures["photos_per_s"])
-    return best | {"cpu_ms": min(figures["cpu_ms"] for figures in tried), "tried": tried}
+    # Measured again: the highest of several measurements is too high by chance.
+    again = [measure(best["batches"], best["batch_size"]) for _ in range(NUM_REPEATS)]
+    return (
+        best
+        | {name: statistics.median(figures[name] for figures in again) for name in ("photos_per_s", "cpu_ms")}
+        | {"tried": tried}
+    )
 
 
 # --- comparison of results -------------------------------------------------------------------------------------------

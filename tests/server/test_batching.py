@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from cosplace.localization.localizer import Localizer
 from cosplace.models.views import PLAIN_VIEWS
+from cosplace.photos.opening import decode_upload
 from cosplace.server import ServerSettings
 from cosplace.server.batching import PhotoQueue
+from cosplace.server.failures import ExpiredError
 from cosplace.server.metrics import Metrics
 from cosplace.server.threads import PHOTOS_PER_BATCH, decoders, plan_batch
 from cosplace.server.uploads import Upload
@@ -150,6 +152,24 @@ def test_all_batches_together_stay_within_the_limit_of_pixels() -> None:
             future.result(WAIT_S)
     assert sum(encoder.batches) == 80 and max(encoder.batches) <= 24
     assert 0 < most[0] <= 100_000
+
+
+def test_photos_whose_time_is_over_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+
+    def decode(raw: bytes, name: str, **limits: int) -> torch.Tensor:
+        decoded.append(name)
+        return decode_upload(raw, name, **limits)
+
+    monkeypatch.setattr("cosplace.server.batching.decode_upload", decode)
+    uploads = [Upload(name=f"{number}.jpg", raw=good_photo(number)) for number in range(2)]
+    with running_queue(StubEncoder(), 1) as queue:
+        (late,) = queue.submit(uploads[:1], None, time.monotonic() - 1)
+        (other,) = queue.submit(uploads[1:], None, time.monotonic() + 60)
+        with pytest.raises(ExpiredError, match=r"0\.jpg was not processed within the time limit"):
+            late.result(WAIT_S)
+        assert other.result(WAIT_S) == "1.jpg"
+    assert decoded == ["1.jpg"]
 
 
 def test_a_failed_batch_leaves_all_threads_working() -> None:

@@ -17,10 +17,11 @@ from cosplace.cli.index_maintenance import run_verify
 from cosplace.config.index import IndexVerifyConfig
 from cosplace.errors import MissingIndexError
 from cosplace.index import photo_index
+from cosplace.index.checksums import NUMBER_COLUMNS, numbers_checks
 from cosplace.index.file_checksums import record_checksums
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
-from cosplace.index.reader_copy import write_reader_copy
+from cosplace.index.reader_copy import NUMBERS, write_reader_copy
 from cosplace.index.records import Columns
 from cosplace.index.store import Store
 from cosplace.index.verification import repair_index, verify_index
@@ -224,6 +225,26 @@ def test_a_copy_that_no_writer_wrote_is_not_used(address: Path, edit: str, caplo
         np.testing.assert_equal(look(reader), expected)
         assert reader.store.copy is None
     assert f"{copy.name} is damaged and not used" in caplog.text
+
+
+IMPOSSIBLE = (
+    "one id for all", "descending ids", "negative id", "latitudes unknown", "latitude of 91 degrees",
+    "infinite longitude", "infinite heading", "time beyond the year 9999", "negative position error",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", IMPOSSIBLE)
+def test_impossible_numbers_of_a_copy_are_not_used_whatever_their_checksums(address: Path, edit: str) -> None:
+    """Who can write the copy can also write the checksums in it."""
+    with open_index(address) as reader:
+        expected = look(reader)
+    copy = edit_copy(address, *EDITS[edit])
+    tensors = load(copy.read_bytes())
+    numbers = {column: tensors[name] for column, name in zip(NUMBER_COLUMNS, NUMBERS, strict=True)}
+    edit_copy(address, "numbers_checks", lambda _: numbers_checks(tensors["ids"], numbers))
+    with open_index(address) as reader:
+        np.testing.assert_equal(look(reader), expected)
+        assert reader.store.copy is None
 
 
 DEEP = "[" * 100_000

@@ -46,9 +46,10 @@ def read_new_photo(
     with memory.reserve(decoding_cost(upload.raw, settings)):
         pixels = decode_upload(upload.raw, upload.name, max_pixels=settings.max_pixels)
         pixels = resize_photo(pixels, upload.name, settings, localizer.encoder.image_size)
-    metadata = replace(read_metadata(Path(upload.name), upload.raw), **form_values)
-    if not metadata.has_position:
-        raise ImageError(f"{upload.name} has no position in its EXIF data. Send latitude and longitude with it.")
+        metadata = replace(read_metadata(Path(upload.name), upload.raw), **form_values)
+        if not metadata.has_position:
+            raise ImageError(f"{upload.name} has no position in its EXIF data. Send latitude and longitude with it.")
+        thumbnail = make_thumbnail(upload.raw, localizer.index.settings.thumbnail_size)  # decodes the photo again
     photo = NewPhoto(
         # Phones give many photos the same name, and paths must differ.
         path=f"{SOURCE}:{hashlib.sha256(upload.raw).hexdigest()[:12]}/{upload.name}",
@@ -60,7 +61,7 @@ def read_new_photo(
         time=metadata.time,
         accuracy_m=metadata.accuracy_m,
         source=SOURCE,
-        thumbnail=make_thumbnail(upload.raw, localizer.index.settings.thumbnail_size),
+        thumbnail=thumbnail,
     )
     return photo, pixels
 

@@ -5,10 +5,11 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,13 @@ from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError
 from cosplace.index.filters import SearchFilter
 from cosplace.index.records import Columns
 from cosplace.localization.localizer import Localizer
-from cosplace.server import ServerSettings
+from cosplace.photos.opening import decoded_bytes
+from cosplace.server import ServerSettings, new_photos
 from cosplace.server.batching import MAX_DECODING_BYTES, DecodingMemory, SharedLimit, split_by_pixels
 from cosplace.server.fair_queue import FairQueue
 from cosplace.server.freed_memory import FreedMemory
@@ -34,7 +37,8 @@ from cosplace.server.points import MapPoints, find_in_box, map_points
 from cosplace.server.served_index import ServedIndex
 from cosplace.server.settings import is_loopback, tile_origin
 from cosplace.server.static import api_page, read_static_files
-from cosplace.server.uploads import MAX_NAME_LENGTH, safe_name
+from cosplace.server.uploads import MAX_NAME_LENGTH, Upload, safe_name
+from tests.server.server_samples import good_photo
 
 
 def columns_at(latitudes, longitudes, headings=None) -> Columns:
@@ -289,6 +293,26 @@ def test_photos_do_not_wait_for_a_large_one_that_is_decoded() -> None:
                 assert not has_started.wait(0.1)  # one large photo at a time
         second.result(10)
     assert has_started.is_set()
+
+
+def test_photos_of_an_index_are_decoded_within_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, used = DecodingMemory(), {}
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            used[name] = memory.usual.used
+            return function(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(new_photos, "decode_upload", noting("photo", new_photos.decode_upload))
+    monkeypatch.setattr(new_photos, "make_thumbnail", noting("thumbnail", new_photos.make_thumbnail))
+    parts = {"encoder": SimpleNamespace(image_size=64), "index": SimpleNamespace(settings=IndexSettings())}
+    localizer, upload = cast(Localizer, SimpleNamespace(**parts)), Upload(name="a.jpg", raw=good_photo(1))
+    position = {"latitude": "1", "longitude": "2"}
+    photo, _ = new_photos.read_new_photo(upload, position, ServerSettings(), localizer, memory)
+    assert photo.thumbnail and used == dict.fromkeys(("photo", "thumbnail"), decoded_bytes(upload.raw))
+    assert memory.usual.used == 0
 
 
 def test_photos_are_split_by_pixels() -> None:

@@ -17,7 +17,7 @@ from cosplace.localization.localizer import Localizer
 from cosplace.models.views import PLAIN_VIEWS
 from cosplace.photos.opening import decode_upload
 from cosplace.server import ServerSettings
-from cosplace.server.batching import PhotoQueue
+from cosplace.server.batching import MAX_DECODING_BYTES, PhotoQueue
 from cosplace.server.failures import ExpiredError
 from cosplace.server.metrics import Metrics
 from cosplace.server.threads import PHOTOS_PER_BATCH, decoders, plan_batch
@@ -152,6 +152,15 @@ def test_all_batches_together_stay_within_the_limit_of_pixels() -> None:
             future.result(WAIT_S)
     assert sum(encoder.batches) == 80 and max(encoder.batches) <= 24
     assert 0 < most[0] <= 100_000
+
+
+def test_photos_wait_for_the_memory_of_others_that_are_decoded() -> None:
+    with running_queue(StubEncoder(), 1) as queue:
+        with queue.memory.reserve(MAX_DECODING_BYTES):
+            (future,) = submit(queue, 1)
+            with pytest.raises(TimeoutError):
+                future.result(0.3)
+        assert future.result(WAIT_S) == "0.jpg"
 
 
 def test_photos_whose_time_is_over_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

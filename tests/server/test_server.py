@@ -962,7 +962,9 @@ def test_responses_contain_no_paths_of_the_server(tmp_path) -> None:
 
 def test_logs_contain_requests_but_no_photos_or_positions(client, caplog) -> None:
     with caplog.at_level("INFO", "cosplace.server"):
-        client.post("/locate", params={"near": "37.70001,-122.4,5000"}, files=[("files", ("secret.jpg", good_photo(1)))])
+        client.post(
+            "/locate", params={"near": "37.70001,-122.4,5000"}, files=[("files", ("secret.jpg", good_photo(1)))]
+        )
         client.get("/%0afake-line")
         for page in ("/", "/static/app.js", "/static/gone.js", "/docs", "/docs.css", "/health"):
             client.get(page)

@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
@@ -19,6 +20,7 @@ from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosplace.cli.serve import serve_index
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError
 from cosplace.index.filters import SearchFilter
@@ -363,6 +365,30 @@ def test_a_log_line_is_one_json_object() -> None:
     line = JsonLines().format(record)
     assert "\n" not in line
     assert json.loads(line)["message"] == "a\nb" and "second" in json.loads(line)["traceback"]
+
+
+def test_everything_that_a_server_logs_is_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also what asyncio, uvicorn and threads report, as when the process may open no more files."""
+
+    def serve(*_: Any, **__: Any) -> None:
+        for name in ("asyncio", "uvicorn.error", "cosplace.index.store"):
+            logging.getLogger(name).error("%s:\ntoo many open files", name, exc_info=OSError(24, "Too many open files"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("a warning", UserWarning, stacklevel=1)
+        thread = threading.Thread(target=lambda: {}["missing"])
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr("cosplace.server.serve", serve)
+    monkeypatch.setattr("cosplace.localization.localizer.Localizer", lambda *_, **__: None)
+    serve_index("index")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["level"] for line in lines] == ["error", "error", "error", "warning", "error"]
+    assert "too many open files" in lines[0]["message"] and "Too many open files" in lines[0]["traceback"]
+    assert "KeyError" in lines[4]["traceback"]
 
 
 def test_only_files_for_the_browser_are_read(tmp_path) -> None:

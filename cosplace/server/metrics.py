@@ -5,6 +5,7 @@ them answers with the sums: counters of workers that have ended are kept, gauges
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from typing import Literal
@@ -12,12 +13,15 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from cosplace.server.failures import is_logged
 from cosplace.server.workers import METRICS_VARIABLE
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARE_S = 1.0  # between two updates of the gauges that other workers read
 METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"})
+
+log = logging.getLogger("cosplace.server")
 
 
 class Metrics:
@@ -68,9 +72,16 @@ class Metrics:
             gauge.set(value())
 
     async def share_forever(self) -> None:
-        """Keep the gauges of this process up to date for other workers that are scraped."""
+        """Keep the gauges of this process up to date for other workers that are scraped, also after errors."""
+        num_failures = 0  # in a row
         while METRICS_VARIABLE in os.environ:
-            self._update_gauges()
+            try:
+                self._update_gauges()
+                num_failures = 0
+            except Exception:
+                num_failures += 1
+                if is_logged(num_failures):
+                    log.exception("metrics could not be shared with other workers", extra={"event": "metrics"})
             await asyncio.sleep(SHARE_S)
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:

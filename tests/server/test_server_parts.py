@@ -33,6 +33,7 @@ from cosplace.server.fair_queue import FairQueue
 from cosplace.server.freed_memory import FreedMemory
 from cosplace.server.hosts import Host, is_foreign, is_public, parse_host
 from cosplace.server.json_lines import JsonLines
+from cosplace.server.metrics import Metrics
 from cosplace.server.parameters import parse_box, parse_filter
 from cosplace.server.photo_routes import public_name
 from cosplace.server.points import MapPoints, find_in_box, map_points
@@ -40,6 +41,7 @@ from cosplace.server.served_index import ServedIndex
 from cosplace.server.settings import is_loopback, tile_origin
 from cosplace.server.static import api_page, read_static_files
 from cosplace.server.uploads import MAX_NAME_LENGTH, Upload, safe_name
+from cosplace.server.workers import METRICS_VARIABLE
 from tests.server.server_samples import good_photo
 
 
@@ -474,3 +476,28 @@ def test_checks_of_memory_go_on_after_a_failure(monkeypatch) -> None:
         task.cancel()
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_sharing_metrics_goes_on_after_failures(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cosplace.server.metrics.SHARE_S", 0.001)
+    monkeypatch.setenv(METRICS_VARIABLE, "folder")
+    calls, metrics = list[int](), Metrics()
+
+    def queued() -> float:
+        calls.append(1)
+        if len(calls) <= 5:
+            raise OSError("no space left on the disk")
+        return 3
+
+    metrics.set_gauges(queued=queued, indexed=lambda: 7, body_bytes=lambda: 0)
+
+    async def run() -> None:
+        task = asyncio.create_task(metrics.share_forever())
+        while metrics.registry.get_sample_value("cosplace_index_photos") != 7:
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert caplog.text.count("metrics could not be shared") == 3  # of five failures, the 1st, 2nd and 4th

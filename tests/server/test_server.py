@@ -960,6 +960,19 @@ def test_responses_contain_no_paths_of_the_server(tmp_path) -> None:
         assert "path" not in photo.json() and "path" not in answer.json()["results"][0]["neighbours"][0]
 
 
+@pytest.mark.parametrize("path", ["C:\\Users\\somebody\\31.jpg", "file:///home/somebody/31.jpg"])
+def test_names_of_photos_from_other_places_contain_no_folders(tmp_path, path: str) -> None:
+    folder = make_index(tmp_path)
+    with open_index(folder, write=True) as index:
+        photo = NewPhoto(path=path, key="s", latitude=50.0, longitude=8.0, source=path)
+        (photo_id,) = index.add([photo], np.eye(1, index.spec.dimension, dtype=np.float32)).ids.tolist()
+    with client_of(Localizer(folder, device="cpu", uncalibrated=True)) as client:
+        answer = client.post("/locate", content=good_photo(31), params={"near": "50,8,1000"})
+        photo = client.get(f"/photos/{photo_id}")
+    assert "somebody" not in answer.text + photo.text
+    assert photo.json()["name"] == answer.json()["results"][0]["neighbours"][0]["name"] == "31.jpg"
+
+
 def test_logs_contain_requests_but_no_photos_or_positions(client, caplog) -> None:
     with caplog.at_level("INFO", "cosplace.server"):
         client.post(

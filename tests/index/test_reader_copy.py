@@ -203,6 +203,7 @@ EDITS = {
     "large descriptors": ("descriptors", lambda values: values * np.float32(1e30)),
     "latitudes unknown": ("latitudes", put(slice(None), np.nan)),
     "latitude of 91 degrees": ("latitudes", put(4, 91)),
+    "another latitude": ("latitudes", put(4, 11)),
     "infinite longitude": ("longitudes", put(4, np.inf)),
     "few latitudes": ("latitudes", lambda values: values[:3]),
     "latitudes as whole numbers": ("latitudes", lambda values: values.astype(np.int64)),

@@ -272,6 +272,19 @@ def test_a_fake_scan_in_a_comment_does_not_hide_scans() -> None:
         decode_image(raw[:at] + fake + raw[at:], "x")
 
 
+def test_bytes_between_segments_do_not_hide_scans() -> None:
+    def with_bytes(scans: int) -> bytes:
+        raw = jpeg_with_scans(64, 48, scans)
+        at = raw.index(b"\xff\xc2")
+        return raw[:at] + b"\0\0" + raw[at:]
+
+    assert jpeg_header(with_bytes(20)) is None  # decoders look for the next segment
+    assert decode_image(with_bytes(20), "x").shape == (3, 48, 64)
+    for decode in (decode_image, decode_upload):
+        with pytest.raises(ImageError, match="more than 64 scans"):
+            decode(with_bytes(65), "x")
+
+
 PEAK = """
 import re, sys
 from pathlib import Path

@@ -668,6 +668,18 @@ def test_checks_for_changes_survive_any_error(localizer, monkeypatch, caplog) ->
     assert events.count("recovered") == 1
 
 
+def test_health_reports_a_check_for_changes_that_does_not_end(localizer, monkeypatch) -> None:
+    monkeypatch.setattr("cosplace.server.served_index.LATE_S", 0.1)
+    storage_responds = threading.Event()
+    with client_of(localizer, refresh_s=0.1) as client:
+        monkeypatch.setattr(type(localizer.index), "refresh", lambda _: not storage_responds.wait(30))
+        wait_until(lambda: client.get("/health").json()["status"] == "degraded")
+        (problem,) = client.get("/health").json()["problems"]
+        assert "has not ended" in problem and "storage" in problem
+        storage_responds.set()
+        wait_until(lambda: client.get("/health").json()["status"] == "ok")
+
+
 # --- photos of the index ---------------------------------------------------------------------------------------------
 
 

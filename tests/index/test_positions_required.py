@@ -51,6 +51,17 @@ def test_add_and_sync_refuse_what_build_refuses(tmp_path: Path, capsys: pytest.C
     assert main(["index", "sync", address, str(unknown), "--without_positions", *options]) == 0
 
 
+def test_photos_without_positions_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = plain(tmp_path / "unknown" / "1.png", 1).parent
+    words = ["index", "build", str(folder), "--to", str(tmp_path / "index"), "--model", str(tmp_path / "missing.pth")]
+    assert main(words) == 2
+    assert "has no position" in capsys.readouterr().err and not (tmp_path / "index").exists()
+    assert main([*words, "--without_positions"]) == 2
+    assert "missing.pth" in capsys.readouterr().err
+
+
 def test_only_files_that_may_have_positions_are_named(tmp_path: Path) -> None:
     for number in range(3):
         plain(tmp_path / "city" / "photos" / f"{number}.png", number)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cosplace.cli import main
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import NewPhoto
@@ -61,6 +62,20 @@ def test_a_new_place_of_the_photos_is_given_and_recorded_by_a_writer(tmp_path: P
     assert open_index(tmp_path / "index").columns().paths() == [f"{new}/1.jpg"]
     with pytest.raises(DatasetError, match="does not exist"):
         open_index(tmp_path / "index", roots=[str(tmp_path / "nothing")])
+
+
+def test_a_server_uses_the_new_place_of_the_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    photos = files(tmp_path / "photos", "1.jpg")
+    index_of(tmp_path / "index", photos).close()
+    photos.rename(tmp_path / "other")
+    served: list[list[str]] = []
+    monkeypatch.setattr(
+        "cosplace.server.serve", lambda localizer, *_, **__: served.append(localizer.index.columns().paths())
+    )
+    words = ["serve", "--index", str(tmp_path / "index"), "--uncalibrated"]
+    assert main(words) == main([*words, "--root", str(tmp_path / "other")]) == 0
+    assert served == [[str(photos / "1.jpg")], [str(tmp_path / "other" / "1.jpg")]]
 
 
 def test_each_folder_that_is_not_below_another_is_a_root(tmp_path: Path) -> None:

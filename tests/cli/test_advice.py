@@ -191,6 +191,9 @@ def test_a_photo_that_cannot_be_read_is_reported_once(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("gone.jpg") == 1
+    assert captured.err.splitlines()[-1].startswith(
+        f"error: Cannot read {gone}: No such file"
+    )  # not "None of 1 photos"
 
 
 def test_one_photo_that_cannot_be_read_is_its_own_reason(

@@ -334,6 +334,21 @@ def test_settings_are_found_for_300_photos_of_a_walk() -> None:
         check_enough(partition(images, Grouping()), Grouping(), images)
 
 
+STARS = [name(550_000 + 60 * (i // 8), 4_180_000, 45 * (i % 8) + 3, i) for i in range(320)]  # 8 directions, 60 m apart
+
+
+@pytest.mark.parametrize(
+    "names",
+    [walk(300, 18), STARS, area(300, 200), walk(300, 5)],
+    ids=["large cells", "wide ranges of headings", "small N and L", "few groups and images per class"],
+)
+def test_settings_are_found_where_most_photos_need_others(names: list[str]) -> None:
+    images = image_list(Path("x"), names)
+    found = advice(partition(images, Grouping()), Grouping(), images)
+    assert found is not None and found.refused and found.settings is not None
+    check_enough(partition(images, found.settings), found.settings, images)  # does not raise
+
+
 def test_photos_that_no_settings_suit() -> None:
     images = image_list(Path("x"), area(30, 5000))
     with pytest.raises(DatasetError, match=r"do not train .* `cosplace index build x --model .*`; `cosplace zoo list`"):

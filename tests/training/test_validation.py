@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from cosplace.models.downloads import file_sha256
 from cosplace.models.network import new_network
 from cosplace.models.weight_files import read_card
 from cosplace.report.training_results import write_training_results
-from cosplace.retrieval.evaluation import evaluate, evaluation_settings
+from cosplace.retrieval.evaluation import Evaluation, evaluate, evaluation_settings
 from cosplace.training.best_model import BEST_MODEL, BEST_MODEL_SAFE, START
 from cosplace.training.checkpoint import LAST_CHECKPOINT, read_checkpoint
 from cosplace.training.data import open_training_data
@@ -111,6 +113,21 @@ def test_a_start_that_is_already_good_stays_the_best(dataset_folder: Path, worse
     result = train(prepare(settings(dataset_folder, resume_model=str(good), lr=0.1, epochs_num=1)), tmp_path)
     assert result.best_epoch == START
     assert (tmp_path / BEST_MODEL).read_bytes() == good.read_bytes()
+
+
+@pytest.mark.slow
+def test_an_epoch_that_is_as_good_as_the_start_does_not_replace_it(
+    dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate_alike(*arguments: Any, **options: Any) -> Evaluation:
+        evaluation = evaluate(*arguments, **options)
+        return replace(evaluation, recalls=dict.fromkeys(evaluation.recalls, 50.0))
+
+    monkeypatch.setattr("cosplace.training.loop.evaluate", evaluate_alike)
+    result = train(prepare(settings(dataset_folder, epochs_num=1)), tmp_path)
+    assert recalls_by_epoch(tmp_path) == [50.0, 50.0]
+    assert result.best_epoch == START
+    assert read_card(tmp_path / BEST_MODEL_SAFE)["source"] == "cosplace train, the network before training"
 
 
 @pytest.mark.slow

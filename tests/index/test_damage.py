@@ -119,6 +119,18 @@ def test_changed_bytes_of_a_photo_are_noticed_when_it_is_read(intact: Path, tmp_
         index.thumbnail(250)
 
 
+def test_a_photo_that_is_stored_twice_is_damage(intact: Path, tmp_path: Path) -> None:
+    """All checksums are right."""
+    address = shutil.copytree(intact, tmp_path / "index")
+    with open_index(address, write=True) as index:
+        photos = index.store.photos
+        photos.add(photos.search().where("id = 30").select(photos.schema.names).to_arrow())
+        index.store.record_checksums()
+    with pytest.raises(DamagedIndexError, match="an id occurs twice"):
+        look(address)
+    assert "an id occurs twice" in verify_index(address).problems
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", [lambda path: flip(path, 100), pytest.param(cut, marks=pytest.mark.long), Path.unlink]

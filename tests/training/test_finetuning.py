@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from cosplace.cli import main
 from cosplace.config.finetuning import FinetuneConfig
 from cosplace.config.values import from_values
-from cosplace.errors import CheckpointError
+from cosplace.errors import CheckpointError, ConfigError
 from cosplace.index.photo_index import open_index
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model
@@ -26,6 +27,7 @@ from cosplace.report.training_results import write_finetuning_results
 from cosplace.training.finetuning import FinetuneResult, finetune
 from cosplace.training.finetuning_setup import prepare_finetuning
 from cosplace.training.metrics import read_metrics
+from cosplace.training.run import LOCK, lock_run
 from tests.synthetic_dataset import write_dataset
 from tests.table_samples import write_records
 
@@ -61,6 +63,15 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 def same(a: Path, b: Path) -> bool:
     ours, theirs = tensors(a), tensors(b)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_refused(dataset: Path, start: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with ThreadPoolExecutor(1) as pool, lock_run(folder):
+        with pytest.raises(ConfigError, match="in use by another training run"):
+            pool.submit(run, dataset, start, folder).result()
+        assert {path.name for path in folder.iterdir()} == {LOCK}
 
 
 @pytest.mark.slow

@@ -333,3 +333,12 @@ def test_the_commands(
     text = report.read_text()
     assert "Multi-similarity trained on" in text
     assert "18 images each, on 16 places, and on 1 further dataset" in text
+
+
+def test_groups_refuses_places_that_are_too_few(dataset_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["groups", str(dataset_folder / "train"), "--method", "multi_similarity", "--min_images_per_class"]
+    assert main([*words, "6"]) == 0
+    capsys.readouterr()
+    assert main([*words, "7"]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(dataset_folder / "train") in error

@@ -154,6 +154,19 @@ def test_confidence_of_new_photos_in_an_index_of_photos_of_training(tmp_path: Pa
     assert error < 0.1 and abs(promised - kept) <= 0.07
 
 
+@pytest.mark.parametrize(
+    ("correction", "said"),
+    [
+        ("left out", "calibrated on its own photos, without 1,500 photos that the model was trained on"),
+        ("validation", "and 250 validation queries, because it contains 1,500 photos that the model was trained on"),
+        ("none", "too high for new photos, because it contains 1,500 photos that the model was trained on"),
+    ],
+)
+def test_an_index_says_how_it_was_calibrated_with_photos_of_training(correction: str, said: str) -> None:
+    counts = {"num_training_photos": 1500} | ({"num_validation": 250} if correction == "validation" else {})
+    assert said in calibration_text({"correction": correction, **counts})
+
+
 @pytest.mark.slow
 def test_photos_of_training_are_left_out_where_there_are_enough_others(tmp_path: Path) -> None:
     world = make_world(300)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from cosplace.index.checksums import descriptor_checks, numbers_checks, path_che
 from cosplace.index.lance import OutdatedError, translated_errors
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
+from cosplace.index.search_index import find_nearest
 from cosplace.index.store import Store
 from cosplace.index.verification import repair_index, verify_index
 from tests.index.index_samples import SPEC, D, some_photos, unit_rows, write_index
@@ -203,6 +205,31 @@ def test_lost_checksums_of_files_are_recorded_again(intact: Path, tmp_path: Path
     assert found.can_repair and not found.damaged_ids
     repair_index(address, found)
     assert not verify_index(address).problems and verify_index(address).num_files > 0
+
+
+@pytest.mark.slow
+def test_a_reader_does_not_trust_a_search_index_without_checksums(
+    intact_approximate: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = shutil.copytree(intact_approximate, tmp_path / "index")
+    (address / "checksums.json").unlink()
+    with open_index(address) as reader:
+        found = reader.search(QUERIES, 3).ids
+        assert np.array_equal(found, reader.search(QUERIES, 3, exact=True).ids)
+    assert "is damaged and not used" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_search_index_with_photos_that_the_index_does_not_have_is_an_error(
+    intact_approximate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_others(*arguments: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        ids, descriptors = find_nearest(*arguments, **options)
+        return ids + 1000, descriptors
+
+    monkeypatch.setattr("cosplace.index.snapshot.find_nearest", find_others)
+    with open_index(intact_approximate) as reader, pytest.raises(CosPlaceError, match="index verify"):
+        reader.search(QUERIES, 3)
 
 
 @pytest.mark.slow

@@ -233,14 +233,17 @@ def test_a_search_index_with_photos_that_the_index_does_not_have_is_an_error(
 
 
 @pytest.mark.slow
-def test_a_writer_does_not_trust_a_search_index_without_checksums(intact_approximate: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [lambda index: index.remove([0]), lambda index: index.write_record("note", {})])
+def test_a_writer_does_not_trust_a_search_index_without_checksums(
+    intact_approximate: Path, tmp_path: Path, change: Callable[[PhotoIndex], object]
+) -> None:
     address = shutil.copytree(intact_approximate, tmp_path / "index")
     (address / "checksums.json").unlink()
     changed = list((address / "photos.lance" / "_indices").rglob("*.idx"))
     for path in changed:
         flip(path, 100)
     with open_index(address, write=True) as index:
-        index.remove([0])  # a commit records checksums
+        change(index)  # a commit records checksums
     assert changed and not any(path.exists() for path in changed)
     assert not verify_index(address).problems
 

@@ -533,6 +533,14 @@ def test_the_example_opens_a_png_with_large_or_damaged_metadata(
     np.testing.assert_array_equal(found[0], found[1])
 
 
+def test_the_example_opens_16_bits_as_libpng_does(report: ExportReport, tmp_path: Path) -> None:
+    """OpenCV (libpng) divides 16 bits by 257; Pillow alone would make nearly all of the photo white."""
+    gray = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)
+    Image.fromarray(gray).save(tmp_path / "8.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    assert run_example(report.path, tmp_path / "8.png", tmp_path / "16.png").split()[0] == "1.0000"
+
+
 def test_the_example_is_short() -> None:
     lines = EXAMPLE.read_text().splitlines()
     assert len(lines) < 120

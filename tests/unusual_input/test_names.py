@@ -81,6 +81,15 @@ def test_equal_directions_are_in_one_class(tmp_path: Path, capsys) -> None:
     assert (code, found["groups"]) == (0, [{"num_classes": 2, "num_images": 8}])
 
 
+def test_names_that_contradict_themselves_are_a_warning(tmp_path: Path, capsys) -> None:
+    """pyproj: 0.001 degrees of latitude are 111 m there, and 0.0004 degrees are 44 m."""
+    right, near, wrong = (utm_name(37.7, -122.4 - 0.001 * place, zone=10) for place in range(3))
+    names = right, near.replace("@37.7000000@", "@37.7004000@"), wrong.replace("@37.7000000@", "@37.7010000@")
+    code, found, err = groups(capsys, touch(tmp_path / "train", *names), *GROUPS, "--min_images_per_class", 1)
+    assert (code, found["groups"]) == (0, [{"num_classes": 3, "num_images": 3}])
+    assert "in 1 of 3 file names" in err and f"111 m in {names[2]}" in err
+
+
 @pytest.mark.parametrize(("alpha", "L"), [(50, 2), (60, 4)])
 def test_sectors_that_do_not_divide_the_circle_are_reported(tmp_path: Path, capsys, alpha: int, L: int) -> None:
     """The formula: the sectors of a group are equally far apart only if alpha x L divides 360."""

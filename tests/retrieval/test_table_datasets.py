@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cosplace.errors import DatasetError
+from cosplace.geo import distances_m
 from cosplace.photos.names import format_image_name
 from cosplace.photos.opening import open_pixels
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord
@@ -103,6 +104,23 @@ def test_lists_on_different_maps_are_compared_on_earth(tmp_path: Path) -> None:
     order = [int(dataset.queries.name(row).split("@")[1]) - 1 for row in range(40)]
     meters = np.linalg.norm(dataset.database_positions[order] - dataset.query_positions, axis=1)
     assert meters.max() < 2  # names have five decimals of a degree
+
+
+@pytest.mark.parametrize(("latitude", "longitude"), [(45.06, 12.0), (45.0, 12.01)], ids=["other map", "one zone"])
+def test_a_database_on_a_map_is_compared_with_queries_that_are_not_on_it(
+    tmp_path: Path, latitude: float, longitude: float
+) -> None:
+    """pyproj: the distances on Earth, which points in space give up to 0.6%."""
+    database, queries = around(45.0, 12.0, 20, 100), around(latitude, longitude, 20, 100)
+    write_records(tmp_path / "database", database)
+    write_records(tmp_path / "queries", queries)
+    dataset = open_retrieval_dataset(tmp_path)
+    assert dataset.database.map_center == (45.0, 12.0) != dataset.queries.map_center
+    expected = [
+        GEOD.inv(query.longitude, query.latitude, one.longitude, one.latitude)[2]
+        for query, one in zip(queries, database, strict=True)
+    ]
+    assert distances_m(dataset.database_positions, dataset.query_positions) == pytest.approx(expected, rel=0.006)
 
 
 def test_unknown_positions_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

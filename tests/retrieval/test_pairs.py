@@ -23,6 +23,7 @@ from cosplace.retrieval.pairs import (
     write_pairs,
 )
 from tests.synthetic_dataset import place_image
+from tests.unusual_input.samples import utm_name
 
 
 def photo(east: float, north: float, heading: int | str = 0, name: str = "", timestamp: str = "") -> str:
@@ -66,6 +67,19 @@ def test_queries_are_paired_with_the_database_nearest_first() -> None:
     for row in range(10):
         distances = np.hypot(*(numbers[:, :2] - own[row, :2]).T)
         assert found[found[:, 0] == row, 1].tolist() == np.argsort(distances)[:3].tolist()
+
+
+def test_pairs_across_the_border_of_two_zones() -> None:
+    """pyproj: 8.8 m across the border of zones 10 and 11, and 529 km between equal coordinates of these zones."""
+    west, east = utm_name(37.7, -120.00005, zone=10), utm_name(37.7, -119.99995, zone=11)
+    alike = utm_name(37.7, -123.0, zone=10), utm_name(37.7, -117.0, zone=11)
+    assert alike[0].split("@")[1:3] == alike[1].split("@")[1:3]
+    images = image_list(Path("photos"), [west, east, *alike])
+    found = pairs_by_position(None, *viewpoints_of(images), 25.0, 180.0, 10)
+    assert [{images.name(row) for row in pair} for pair in join_pairs([found], within=True).tolist()] == [{west, east}]
+    queries, database = image_list(Path("queries"), [west, alike[0]]), image_list(Path("database"), [east, alike[1]])
+    found = pairs_by_position(*viewpoints_of(queries, database), 25.0, 180.0, 10).tolist()
+    assert [(queries.name(query), database.name(match)) for query, match in found] == [(west, east)]
 
 
 def test_photos_without_position_have_no_pairs() -> None:

@@ -80,10 +80,13 @@ def test_positions_that_are_not_on_earth_are_unknown(latitude: float, longitude:
     assert not metadata_from_name(images.label(0)).has_position
 
 
-@pytest.mark.parametrize(("heading", "expected"), [(370.0, 10.0), (-90.0, 270.0), (65535.0, math.nan)])
+@pytest.mark.parametrize(
+    ("heading", "expected"), [(370.0, 10.0), (-90.0, 270.0), (360.0, 0.0), (720.0, 0.0), (65535.0, math.nan)]
+)
 def test_headings_are_in_the_circle_or_unknown(heading: float, expected: float) -> None:
     images = labeled(fields_of([45.0], [7.0], headings=[heading]))
     assert metadata_from_name(images.label(0)).heading == pytest.approx(expected, nan_ok=True)
+    assert optional_fields(images, ("heading",)).tolist() == [[pytest.approx(expected, nan_ok=True)]]
 
 
 def test_whole_seconds_have_no_fraction() -> None:

@@ -11,6 +11,7 @@ from cosplace.cli.commands import main
 from cosplace.errors import DatasetError
 from cosplace.photos.image_list import image_list
 from cosplace.photos.names import format_image_name
+from cosplace.photos.scanning import scan_images
 from cosplace.photos.tables import PhotoRecord, to_table, write_table
 from cosplace.retrieval.pairs import (
     join_pairs,
@@ -80,6 +81,23 @@ def test_pairs_across_the_border_of_two_zones() -> None:
     queries, database = image_list(Path("queries"), [west, alike[0]]), image_list(Path("database"), [east, alike[1]])
     found = pairs_by_position(*viewpoints_of(queries, database), 25.0, 180.0, 10).tolist()
     assert [(queries.name(query), database.name(match)) for query, match in found] == [(west, east)]
+
+
+def test_pairs_of_a_list_on_a_map_and_one_in_a_zone(tmp_path: Path) -> None:
+    """pyproj: 100.02 m between the nearest photos; the database is on both sides of a zone's border, the query not."""
+    for part, places in (
+        ("database", [(45.0, 11.9999), (45.0, 12.0001), (45.0, 12.1)]),
+        ("queries", [(45.0009, 12.1)]),
+    ):
+        (tmp_path / part).mkdir()
+        records = [PhotoRecord(path=f"{n}.jpg", latitude=y, longitude=x) for n, (y, x) in enumerate(places)]
+        for record in records:
+            (tmp_path / part / record.path).touch()
+        write_table(tmp_path / part / "photos.parquet", to_table(records))
+    queries, database = scan_images(tmp_path / "queries"), scan_images(tmp_path / "database")
+    assert (queries.map_center, database.map_center) == (None, (45.0, 12.0))
+    found = [pairs_by_position(*viewpoints_of(queries, database), radius_m, 180.0, 5) for radius_m in (99, 101)]
+    assert [one.tolist() for one in found] == [[], [[0, 2]]]
 
 
 def test_photos_without_position_have_no_pairs() -> None:

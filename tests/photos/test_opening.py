@@ -227,8 +227,12 @@ def with_xmp(kind: str, compressed: bool = False) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "compressed"), [("JPEG", False), ("PNG", False), ("PNG", True), ("WEBP", False)])
-def test_orientation_in_xmp_counts_for_pixels_uploads_and_thumbnails(kind: str, compressed: bool) -> None:
+def test_orientation_in_xmp_counts_for_pixels_uploads_and_thumbnails(
+    tmp_path: Path, kind: str, compressed: bool
+) -> None:
     raw = with_xmp(kind, compressed)
+    (tmp_path / "x").write_bytes(raw)
+    assert upright_shape(tmp_path / "x") == (64, 48)
     upright = decode_image(raw, "x")
     assert upright.shape == (3, 64, 48)
     expected = np.rot90(PIXELS, -1)

@@ -125,6 +125,14 @@ def test_headings_of_xmp_and_panoramas(tmp_path: Path) -> None:
     assert (read(tmp_path / "b.jpg").heading, read(tmp_path / "b.jpg").heading_source) == (16.5, "xmp")
 
 
+def test_an_orientation_in_xmp_alone_counts_for_the_size(tmp_path: Path) -> None:
+    """exiftool: Orientation 6, a turn of 90° clockwise."""
+    raw = jpeg_pixels(size=(16, 12))
+    (tmp_path / "a.jpg").write_bytes(raw[:2] + xmp_segment(xmp_packet({"tiff:Orientation": "6"})) + raw[2:])
+    record = read(tmp_path / "a.jpg")
+    assert (record.width, record.height) == (12, 16)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_size_is_that_of_the_upright_photo(orientation: int, tmp_path: Path) -> None:
     file = write_photo(tmp_path / "a.jpg", image={0x0112: Tag(SHORT, [orientation])})

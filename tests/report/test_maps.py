@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cosplace.geo import ecef_from_lla
 from cosplace.report.colors import GROUP_COLORS, OUTCOME_COLORS
 from cosplace.report.data import CORRECT_FIRST, CORRECT_LATER, NOT_FOUND, Report
-from cosplace.report.maps import MapImage, canvas_around, common_step, groups_map, outcome_map
+from cosplace.report.maps import MapImage, canvas_around, common_step, groups_map, on_one_plane, outcome_map
 from cosplace.report.page import report_html
 from tests.report.report_samples import SQUARE, make_groups
 
@@ -112,3 +113,9 @@ def test_canvas_holds_all_positions(positions: list[tuple[float, float]], cell_m
 def test_common_step_of_corners() -> None:
     assert common_step(np.array([1000, 1030, 1050])) == 10
     assert common_step(np.array([7, 7])) == 0
+
+
+def test_places_on_both_sides_of_the_antimeridian_are_next_to_each_other() -> None:
+    """pyproj: the second place is 106.49 m east of the first one."""
+    (plane,) = on_one_plane(ecef_from_lla(np.array([-17.0, -17.0]), np.array([179.9995, -179.9995])))
+    assert plane[1] - plane[0] == pytest.approx([106.49, 0], rel=0.006, abs=0.01)

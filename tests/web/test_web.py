@@ -299,7 +299,9 @@ class Fiji(FakeCity):
 
     def answer(self, name: str) -> dict:
         found = self.inland.answer(name)
-        for row in (found, *found["neighbours"]):
+        if "exif" in found:
+            found["exif"]["longitude"] += 0.0002  # 21 m, to the other side
+        for row in (found, *found["neighbours"], *([found["exif"]] if "exif" in found else [])):
             row["longitude"] = float(self.moved(row["longitude"]))
         return found
 
@@ -330,6 +332,23 @@ def test_answers_near_the_antimeridian_are_drawn_next_to_their_matches(browser: 
         page.wait_for_timeout(300)
         drawn = page.evaluate(DRAWN)
         assert 0 < drawn["pin"][0] < drawn["size"][0]
+
+
+def test_an_exif_position_on_the_other_side_of_the_antimeridian_is_drawn_next_to_the_answer(browser: Any) -> None:
+    city = Fiji()
+    answer = city.answer("here-exif-1.jpg")
+    assert answer["longitude"] > 179.99 and answer["exif"]["longitude"] < -179.99
+    with opened(browser, city) as page:
+        place = [float(city.positions[37 * 12, 0]), 179.9999]
+        page.evaluate("(place) => { cosplace.map.setView(place, 17, { animate: false }) }", place)
+        locate(page, "here-exif-1.jpg")
+        page.wait_for_timeout(400)
+        assert page.evaluate("() => cosplace.map.getZoom()") > 14
+        left, width, line = page.evaluate("""() => {
+            const box = (selector) => document.querySelector(selector).getBoundingClientRect();
+            return [box(".match-icon:has(.exif)").x - box("#map").x, box("#map").width, box("path.exif-line").width];
+        }""")
+        assert 0 < left < width and line < width
 
 
 def test_boxes_across_the_antimeridian(browser: Any) -> None:

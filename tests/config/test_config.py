@@ -1,6 +1,7 @@
 """Settings: defaults, limits, names, and their flat form in config.json."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
@@ -231,6 +232,17 @@ def test_folders_come_from_their_flag_the_dataset_or_the_environment(monkeypatch
 )
 def test_dates_with_and_without_an_offset(text: str, seconds: float) -> None:
     assert parse_date(text) == seconds
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone of a process cannot be changed")
+@pytest.mark.parametrize("text", ["2020-05-01T12:00", "2020-05-01T12:00:00.0", "2020-05-01T14:00+02:00"])
+def test_the_time_zone_of_the_machine_does_not_change_dates(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "America/Los_Angeles")
+        time.tzset()
+        found = parse_date(text)
+    time.tzset()
+    assert found == 1_588_334_400
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 import shutil
 import struct
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -341,6 +342,18 @@ def test_dates_of_the_camera(texts: dict[int, str], seconds: float) -> None:
     image = {number: tag for number, tag in tags.items() if number == 0x0132}
     taken = {number: tag for number, tag in tags.items() if number != 0x0132}
     assert metadata_from_exif(photo(None, taken, image)).time == pytest.approx(NOON_UTC + seconds, abs=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone of a process cannot be changed")
+def test_the_time_zone_of_the_machine_does_not_change_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    raws = [photo(None, {0x9003: ascii_tag(NOON), 0x9011: ascii_tag(offset)}) for offset in ("", "+02:00")]
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "America/Los_Angeles")
+        time.tzset()
+        found = [metadata_from_exif(raw).time for raw in raws]
+        named = read_metadata(Path("@1@1@10@S@37.7@-122.4@@@@@@@20200601120000@@.jpg"), b"").time
+    time.tzset()
+    assert [*found, named] == [NOON_UTC, NOON_UTC - 7200, NOON_UTC]
 
 
 GPS_NOON = datetime(2021, 5, 4, 12, 0, 30, tzinfo=UTC).timestamp()

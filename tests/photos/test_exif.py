@@ -144,6 +144,15 @@ def test_positions_in_a_second_block() -> None:
         assert has_no_position(metadata_from_exif(jpeg(north, exif_segment(exif_block(SYDNEY)), *others)))
 
 
+def test_heading_accuracy_and_time_in_a_second_block() -> None:
+    """exiftool reads every block."""
+    gps = {16: ascii_tag("T"), 17: Tag(RATIONAL, [(2705, 10)]), 31: Tag(RATIONAL, [(12, 1)])}
+    facts = metadata_from_exif(
+        jpeg(exif_segment(exif_block(SYDNEY)), exif_segment(exif_block(gps, {0x9003: ascii_tag(NOON)})))
+    )
+    assert (facts.heading, facts.accuracy_m, facts.time) == (270.5, 12.0, NOON_UTC) and is_in_sydney(facts)
+
+
 def test_a_block_of_two_segments() -> None:
     block = exif_block({**SYDNEY, 27: Tag(UNDEFINED, bytes(80_000))})
     first, second = block[:60_000], block[60_000:]

@@ -3,10 +3,10 @@
     submit -> wait -> decode and resize (threads) -> wait -> encode and locate (threads, batch by batch)
 
 Photos of all requests share batches; `cosplace.server.threads` divides the photos in the queue, and the cores, among
-the batches that are computed at a time.  A batch waits for its share of the photos, but not longer than a tenth of the
-time that batches take: clients that have just been answered often send their next photo within it, and a lone photo
-does not wait.  Where photos wait, requests take turns.  Every accepted photo gets a location or an error, even when the
-server stops.
+the batches that are computed at a time.  A batch waits for its share of the photos, or ENOUGH_PHOTOS, but not longer
+than a tenth of the time that batches take: clients that have just been answered often send their next photo within it,
+and a lone photo does not wait.  Where photos wait, requests take turns.  Every accepted photo gets a location or an
+error, even when the server stops.
 
 Limits are on what photos cost, not only on their number: on decoded bytes for places in the queue, on bytes for photos
 that are being decoded or wait for the network, and on pixels for all batches that are computed at a time.
@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from cosplace.engines.encoder import Encoder
@@ -35,7 +36,13 @@ from cosplace.server.failures import BusyError, ExpiredError
 from cosplace.server.fair_queue import FairQueue
 from cosplace.server.metrics import Metrics
 from cosplace.server.settings import MEGABYTE, ServerSettings
-from cosplace.server.threads import cores_of_network, decoders, plan_batch, use_torch_threads
+from cosplace.server.threads import (
+    cores_of_network,
+    decoders,
+    plan_batch,
+    use_one_thread_of_numpy,
+    use_torch_threads,
+)
 from cosplace.server.uploads import Upload
 
 MIN_SIDE = 32  # pixels; smaller photos show too little of a place
@@ -45,6 +52,7 @@ PLACE_BYTES = 128_000_000  # to decode a JPEG of 21 megapixels; a larger photo t
 MAX_PIXEL_BYTES = 32  # to decode one pixel of any format
 MAX_DECODING_BYTES = 512_000_000  # of all photos that are decoded at one time, except one that alone is larger
 MAX_WAITING_BYTES = 256_000_000  # of all decoded and resized photos that wait for the network
+ENOUGH_PHOTOS = 12  # a batch of more takes hardly less time per photo, and its core would be idle while it waits
 WAIT_SHARE = 0.1  # of the time of a batch, to wait for more photos
 PEAK_BATCHES = 2  # the largest number of photos in the queue counts for the time of so many batches
 
@@ -132,9 +140,12 @@ class PhotoQueue:
         self.decoders: list[threading.Thread] = []
         self.networks: list[threading.Thread] = []
         self.closed = True
+        self.former_threads: threadpool_limits | None = None  # of numpy
 
     def start(self) -> None:
         """Start the threads."""
+        if self.num_cores > 1:
+            self.former_threads = use_one_thread_of_numpy()
         # Daemon threads: a photo that takes too long does not keep the process from ending.
         self.decoders = [
             threading.Thread(target=self._run_decoder, name=f"cosplace-decode-{number}", daemon=True)
@@ -158,6 +169,8 @@ class PhotoQueue:
         self.decoded.close()  # now all accepted photos are in it
         for thread in self.networks:
             thread.join()
+        if self.former_threads is not None:
+            self.former_threads.restore_original_limits()
 
     def is_working(self) -> bool:
         """Whether photos are accepted and processed."""
@@ -252,8 +265,9 @@ class PhotoQueue:
         plan = plan_batch(self._photos_lately(), self.num_cores, self.num_running)
         until = time.monotonic() + self._max_wait_s()
         num_bytes = 3 * self.settings.max_batch_pixels // plan.num_batches - _num_bytes(batch[0])
-        while len(batch) < min(plan.max_photos, self.settings.max_batch) and num_bytes > 0:
-            photo = self.decoded.get_up_to(num_bytes, until)
+        most = min(plan.max_photos, self.settings.max_batch)
+        while len(batch) < most and num_bytes > 0:
+            photo = self.decoded.get_up_to(num_bytes, until if len(batch) < ENOUGH_PHOTOS else 0.0)
             if photo is None:
                 break
             batch.append(photo)

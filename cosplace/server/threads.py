@@ -11,6 +11,7 @@ more time of the cores than it needs.
 from dataclasses import dataclass
 
 import torch
+from threadpoolctl import threadpool_limits
 
 PHOTOS_PER_BATCH = 4  # takes 7% more time per photo than a batch of 8; a batch of 1 takes 44% more (ResNet-18)
 MIN_DECODERS = 2  # so that one photo that takes long to decode does not hold up all others
@@ -42,6 +43,14 @@ def cores_of_network(device: torch.device | str) -> int:
 def decoders(wanted: int | None) -> int:
     """Number of threads that decode: as set by the user, or one for each core."""
     return max(MIN_DECODERS, torch.get_num_threads()) if wanted is None else wanted
+
+
+def use_one_thread_of_numpy() -> threadpool_limits:
+    """Let numpy compute products of matrices with one thread, in the whole process; the result can restore the former.
+
+    OpenBLAS has a thread for each further core, which goes on waiting busily for some milliseconds after a product.
+    """
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def use_torch_threads(number: int) -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from cosplace.localization.localizer import Localizer
 from cosplace.models.views import PLAIN_VIEWS
 from cosplace.photos.opening import decode_upload
 from cosplace.server import ServerSettings
-from cosplace.server.batching import MAX_DECODING_BYTES, PhotoQueue
+from cosplace.server.batching import ENOUGH_PHOTOS, MAX_DECODING_BYTES, PhotoQueue
 from cosplace.server.failures import ExpiredError
 from cosplace.server.metrics import Metrics
 from cosplace.server.threads import PHOTOS_PER_BATCH, decoders, plan_batch
@@ -121,6 +122,27 @@ def test_a_batch_waits_for_clients_that_were_just_answered() -> None:
         queue.batch_s = 0.0
         submit(queue, 1)[0].result(WAIT_S)
     assert encoder.batches == [4, 4, 1]
+
+
+def test_a_batch_with_enough_photos_does_not_wait_for_its_share() -> None:
+    encoder = StubEncoder()
+    with running_queue(encoder, 1) as queue:
+        queue.batch_s = LONG_BATCH_S
+        queue.peak, queue.peak_at = 2 * ENOUGH_PHOTOS, time.monotonic()  # so many were in the queue lately
+        for future in submit(queue, ENOUGH_PHOTOS):
+            future.result(WAIT_S)
+    assert encoder.batches == [ENOUGH_PHOTOS]
+
+
+def test_numpy_has_one_thread_next_to_the_network() -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threads()
+        with running_queue(StubEncoder(), 2):
+            assert threads() == {1}
+        assert threads() == before
 
 
 def test_a_batch_waits_no_longer_than_a_tenth_of_the_time_of_a_batch() -> None:

@@ -11,8 +11,8 @@ Files, each importing only files listed above it:
     settings       address, limits, token
     sockets        sockets that a server listens on
     workers        several processes on one port: start them, start them again, stop them
-    metrics        Prometheus metrics
     failures       errors as responses: status and message
+    metrics        Prometheus metrics
     freed_memory   return memory that requests leave behind to the system
     threads        how many threads compute a batch, and how many batches are computed at a time
     fair_queue     a queue in which requests take turns
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from cosplace.server.app import create_app as create_app
     from cosplace.server.process import serve as serve
 
-REQUIRED_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+REQUIRED_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "threadpoolctl")
 
 
 def require_extra() -> None:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from cosplace.assessment.intervals import clustered_quantile, clustered_share
+from cosplace.assessment.intervals import clustered_quantile, clustered_share, effective_clusters
 from cosplace.assessment.measures import ConditionRow
 from cosplace.photos.headings import known_headings
 from cosplace.photos.image_list import ImageList
@@ -109,6 +109,7 @@ def condition_rows(
                     value=name,
                     num_queries=int(which.sum()),
                     num_clusters=len(np.unique(clusters[which])),
+                    effective_clusters=effective_clusters(clusters[which]),
                     recall1=clustered_share(right[which], clusters[which]),
                     median_error_m=clustered_quantile(errors_m[which], clusters[which], 0.5),
                 )

@@ -52,7 +52,8 @@ class ConditionRow:
     condition: str  # "time of day", "season", "years between", "heading difference", "camera", "sequence"
     value: str  # "night", "1–3 years", …
     num_queries: int
-    num_clusters: int  # that these queries are in; with few, the interval is approximate
+    num_clusters: int  # that these queries are in
+    effective_clusters: float  # how many of equal size these are worth; with few, the interval is approximate
     recall1: Estimate  # percent
     median_error_m: Estimate
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.assessment.intervals import FEW_CLUSTERS, LEVEL, Estimate
+from cosplace.assessment.intervals import FEW_CLUSTERS, LEVEL, Estimate, effective_clusters
 from cosplace.assessment.measures import Measures, ScoreMetrics
 from cosplace.progress import format_count
 
@@ -25,7 +25,7 @@ def intervals_record(measures: Measures) -> dict[str, Any]:
         "level": LEVEL,
         "clustered_by": measures.clustered_by,
         "num_clusters": num_clusters(measures),
-        "approximate": num_clusters(measures) < FEW_CLUSTERS,
+        "approximate": effective_clusters(measures.clusters) < FEW_CLUSTERS,
         "recalls": {str(n): _interval(one) for n, one in measures.recalls.items()},
     }
 
@@ -94,13 +94,20 @@ def num_clusters(measures: Measures) -> int:
     return len(np.unique(measures.clusters))
 
 
-def few_clusters_text(count: int, clustered_by: str) -> str:
+def few_clusters_text(count: int, effective: float, clustered_by: str) -> str:
     """What to say beside an interval from too few groups of queries; "" for enough.
 
-    >>> few_clusters_text(6, "place")
+    effective: see `effective_clusters`.
+
+    >>> few_clusters_text(6, 5.2, "place")
     'approximate, from 6 cells of 50 m only'
+    >>> few_clusters_text(60, 26.0, "sequence")
+    'approximate, from 60 sequences of very unequal size'
     """
-    return f"approximate, from {_clusters(count, clustered_by)} only" if count < FEW_CLUSTERS else ""
+    if effective >= FEW_CLUSTERS:
+        return ""
+    groups = _clusters(count, clustered_by)
+    return f"approximate, from {groups} {'only' if count < FEW_CLUSTERS else 'of very unequal size'}"
 
 
 def _clusters(count: int, clustered_by: str) -> str:
@@ -116,7 +123,7 @@ def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[s
     together = (
         "" if measures.clustered_by == "query" else f" (queries are in {_clusters(count, measures.clustered_by)})"
     )
-    few = few_clusters_text(count, measures.clustered_by)
+    few = few_clusters_text(count, effective_clusters(measures.clusters), measures.clustered_by)
     recalls = ", ".join(f"R@{n} [{one.low:.1f}, {one.high:.1f}]" for n, one in measures.recalls.items())
     lines = [f"95% intervals: {recalls}{f' ({few})' if few else together}"]
     if not note:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cosplace.assessment.intervals import FEW_CLUSTERS, Estimate
+from cosplace.assessment.intervals import Estimate
 from cosplace.localization.confidence import RADIUS_SHARE, Calibration
 from cosplace.photos.paths import printable
 from cosplace.report.charts import Series, chart, percent_axis
@@ -19,6 +19,7 @@ PAGE = "calibration.html"
 ONE_CAPTURE_DAYS = 27  # file names may have only the month, and months begin 28 days apart or more
 DEFAULT_THRESHOLD = 0.5  # of `--min_confidence`
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
+FEW_AREAS = 10
 # Names of the entries of `Calibration.about`, in the order in which they are shown.
 DATA_NAMES = {
     "num_photos": "photos in the index",
@@ -110,7 +111,7 @@ def overconfidence_text(about: Mapping[str, Any]) -> str:
     if None in (found.get("value"), found.get("low"), found.get("high")):
         return ""
     value, low, high = (_too_high(found[name]) for name in ("value", "low", "high"))
-    few = "; approximate, as the areas are few" if found["num_areas"] < FEW_CLUSTERS else ""
+    few = "; approximate, as the areas are few" if found["num_areas"] < FEW_AREAS else ""
     number, direction = value.split(" ", 1)
     return (
         f"mean confidence on photos of {found['num_areas']:,} held-out areas: {number} points {direction} "

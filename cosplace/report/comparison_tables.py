@@ -15,7 +15,7 @@ from cosplace.assessment.comparison import (
     RecallDifference,
     recall_values,
 )
-from cosplace.assessment.intervals import FEW_CLUSTERS, Estimate
+from cosplace.assessment.intervals import FEW_CLUSTERS, Estimate, effective_clusters
 from cosplace.assessment.run_files import variant_text
 from cosplace.photos.paths import printable
 from cosplace.progress import format_count
@@ -53,11 +53,23 @@ def signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
+def few_groups_text(clusters: np.ndarray) -> str:
+    """Why intervals are approximate; "" if they are not.
+
+    >>> few_groups_text(np.arange(9))
+    ', which are few: intervals are approximate'
+    """
+    if effective_clusters(clusters) >= FEW_CLUSTERS:
+        return ""
+    are_few = len(np.unique(clusters)) < FEW_CLUSTERS
+    return f", which are {'few' if are_few else 'of very unequal size'}: intervals are approximate"
+
+
 def facts(runs: Sequence[ComparedRun]) -> list[str]:
     """Sentences about the queries, and how a difference is tested."""
     queries = runs[0].queries
     num_clusters = len(np.unique(queries.clusters))
-    few = ", which are few: intervals are approximate" if num_clusters < FEW_CLUSTERS else ""
+    few = few_groups_text(queries.clusters)
     lines = [
         f"{printable(queries.dataset)}: {format_count(len(queries.queries.names), 'query', 'queries')}, "
         f"{format_count(queries.queries.num_database, 'database image')}; correct = within "
@@ -210,7 +222,7 @@ def comparison_record(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "num_database": queries.queries.num_database,
         "positive_dist_threshold_m": queries.queries.radius_m,
         "num_clusters": num_clusters,
-        "approximate": num_clusters < FEW_CLUSTERS,
+        "approximate": effective_clusters(queries.clusters) < FEW_CLUSTERS,
         "runs": [
             {
                 "letter": run.letter,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from cosplace.assessment.intervals import Estimate
+from cosplace.assessment.intervals import Estimate, effective_clusters
 from cosplace.assessment.measures import ConditionRow, Measures
 from cosplace.assessment.records import few_clusters_text, num_clusters
 from cosplace.progress import format_count
@@ -51,7 +51,7 @@ def distance_texts(estimate: Estimate) -> tuple[str, str]:
 
 def interval_note(measures: Measures) -> str:
     """What the intervals are."""
-    few = few_clusters_text(num_clusters(measures), measures.clustered_by)
+    few = few_clusters_text(num_clusters(measures), effective_clusters(measures.clusters), measures.clustered_by)
     parts = [
         "Brackets and bands are 95% intervals.",
         CLUSTERS[measures.clustered_by],
@@ -138,4 +138,6 @@ def condition_groups(measures: Measures | None) -> list[dict[str, Any]]:
 
 def _recall1_texts(row: ConditionRow, measures: Measures) -> tuple[str, str, str]:
     """Recall@1, its interval, and a text if this is from few groups of queries."""
-    return *percent_texts(row.recall1), few_clusters_text(row.num_clusters, measures.clustered_by)
+    return *percent_texts(row.recall1), few_clusters_text(
+        row.num_clusters, row.effective_clusters, measures.clustered_by
+    )

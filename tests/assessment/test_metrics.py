@@ -234,10 +234,15 @@ def test_lines(measures: Measures) -> None:
 
 
 def test_intervals_of_few_clusters_are_marked(measures: Measures) -> None:
-    for count in (9, 10):
-        few = dataclasses.replace(measures, clusters=np.arange(NUM_QUERIES) % count, clustered_by="place")
-        assert intervals_record(few)["approximate"] == (count == 9)
-        first = summary_lines(few, 25.0)[0]
-        text = "approximate, from 9 cells of 50 m only" if count == 9 else "queries are in 10 cells of 50 m"
-        assert first.endswith(f"({text})")
-    assert few_clusters_text(1, "place") == "approximate, from 1 cell of 50 m only"
+    sizes = {
+        "approximate, from 29 cells of 50 m only": np.arange(NUM_QUERIES) % 29,
+        "queries are in 30 cells of 50 m": np.repeat(np.arange(30), NUM_QUERIES // 30),
+        "approximate, from 31 cells of 50 m of very unequal size": np.maximum(
+            np.arange(NUM_QUERIES) - NUM_QUERIES + 31, 0
+        ),
+    }
+    for text, clusters in sizes.items():
+        few = dataclasses.replace(measures, clusters=clusters, clustered_by="place")
+        assert intervals_record(few)["approximate"] == text.startswith("approximate")
+        assert summary_lines(few, 25.0)[0].endswith(f"({text})")
+    assert few_clusters_text(1, 1.0, "place") == "approximate, from 1 cell of 50 m only"

@@ -39,7 +39,7 @@ def path(
     path = tmp_path_factory.mktemp("page") / "report.html"
     conditions = {"weather": ["sun", HOSTILE, "", "sun"]}
     rare = ConditionRow(
-        condition="season", value="other or unknown", num_queries=2, num_clusters=2,
+        condition="season", value="other or unknown", num_queries=2, num_clusters=2, effective_clusters=2.0,
         recall1=Estimate(56.0, 56.0, 74.7), median_error_m=Estimate(561.0, 316.0, 1234.0),
     )  # fmt: skip
     measures = dataclasses.replace(measure(evaluation, dataset), conditions=(rare,))

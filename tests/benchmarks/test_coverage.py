@@ -20,6 +20,7 @@ from benchmarks.coverage import (
 )
 
 PLACES = "100 places of 5"
+FEW = "10 places of 10"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,9 +57,10 @@ def test_halves_have_the_rows_of_the_whole() -> None:
 def test_the_table_has_a_line_for_each_setting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(coverage, "STRUCTURES", {name: STRUCTURES[name] for name in ("100 independent", PLACES)})
+    monkeypatch.setattr(coverage, "STRUCTURES", {name: STRUCTURES[name] for name in ("100 independent", PLACES, FEW)})
     monkeypatch.setattr(sys, "argv", ["coverage", "--differences", "--runs", "3"])
     coverage.main()
     lines = capsys.readouterr().out.splitlines()
     assert len([one for one in lines if one.startswith("| 100")]) == 2 + 2 * 4
-    assert lines[-1].startswith("10 settings: ")
+    assert lines[-2].startswith("18 settings: ")
+    assert lines[-1].startswith("without those that are called approximate: 10 settings: ")

@@ -30,7 +30,7 @@ from cosplace.report.data import RecallRow, Report, expected_matches
 from cosplace.report.page import write_report
 from cosplace.report.prediction_images import save_predictions
 from cosplace.retrieval.dataset import RetrievalDataset
-from cosplace.retrieval.evaluation import Evaluation, about_left_out, about_missing_positives, about_single_image
+from cosplace.retrieval.evaluation import Evaluation, about_left_out, about_missing_positives
 from cosplace.storage import write_text
 
 RESULTS, REPORT, PREDICTIONS = "results.json", "report.html", "preds"
@@ -119,8 +119,6 @@ def evaluation_summary(evaluation: Evaluation, dataset: RetrievalDataset) -> str
         sentences.append(f"Search by {compression_text(compression.method, compression.shortlist)}.")
     if missing := evaluation.num_queries_without_positives:
         sentences.append(f"{about_missing_positives(missing)}.")
-    if evaluation.num_database == 1:
-        sentences.append(about_single_image(evaluation.name))
     if evaluation.recall_values_left_out:
         sentences.append(about_left_out(evaluation.recall_values_left_out, evaluation.num_searchable))
     if evaluation.num_unreadable:

@@ -164,10 +164,7 @@ def extract_dataset(
     Raises what `extract` raises, and DatasetError for a database smaller than all recall values, or with one place.
     """
     _possible_recall_values(dataset, settings, len(dataset.database))
-    if len(dataset.database) == 1:
-        log.warning("%s", about_single_image(dataset.name))
-    else:
-        check_places(dataset, settings.positive_dist_threshold)
+    check_places(dataset, settings.positive_dist_threshold)
     return extract_lists(model, dataset.database, dataset.queries, settings, progress=progress)
 
 
@@ -316,7 +313,10 @@ def check_places(dataset: RetrievalDataset, radius_m: float) -> None:
     """Raise DatasetError if the database is a single image or place, within the radius: recalls would say nothing."""
     positions = dataset.database_positions
     if len(positions) == 1:
-        raise DatasetError(about_single_image(dataset.name))
+        raise DatasetError(
+            f"The database of {dataset.name} is a single image, so each query has the same prediction, and recalls say "
+            f"nothing about the model. Add photos of other places."
+        )
     if len(positions) and np.linalg.norm(np.ptp(positions, axis=0)) <= radius_m:
         raise DatasetError(
             f"The {len(positions):,} database images for {dataset.name} are a single place, within {radius_m:g} m of "
@@ -379,14 +379,6 @@ def _as_extraction(descriptors: Extraction | Descriptors) -> Extraction:
         return descriptors
     readable = np.ones(len(descriptors), bool)
     return Extraction(descriptors=descriptors, readable=readable, unreadable=(), seconds=0.0)
-
-
-def about_single_image(name: str) -> str:
-    """Say what recalls in a database of one image mean."""
-    return (
-        f"The database of {name} is a single image, so each query has the same prediction, and recalls say nothing "
-        f"about the model. Add photos of other places."
-    )
 
 
 def about_left_out(recall_values: Sequence[int], num_searchable: int) -> str:

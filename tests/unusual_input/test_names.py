@@ -145,6 +145,7 @@ def test_following_the_advice_of_groups_once_is_enough(tmp_path: Path, capsys) -
 def write_split(folder: Path, database: list[str], queries: list[str]) -> Path:
     for place, name in enumerate(database):
         write_photo(folder / "database", name, place)
+    write_photo(folder / "database", utm_name(37.9, -120.5, zone=10), 9)  # another place
     for place, name in enumerate(queries):
         write_photo(folder / "queries", name, place, variant=1)
     return folder

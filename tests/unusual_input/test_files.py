@@ -198,12 +198,13 @@ def test_a_very_narrow_photo_is_left_out_and_named(tmp_path: Path, capsys, model
 def test_the_only_photo_that_cannot_be_read_is_its_own_reason(tmp_path, capsys, monkeypatch, model: Path) -> None:
     """The file system: the photo is empty."""
     monkeypatch.chdir(tmp_path)  # logs/ is created there
-    for split in ("database", "queries"):
-        write_photo(tmp_path / "test" / split, utm_name(37.7, -122.4, zone=10)).write_bytes(b"")
+    for place in range(2):
+        write_photo(tmp_path / "test" / "database", utm_name(37.7 + place / 100, -122.4, zone=10), place)
+    write_photo(tmp_path / "test" / "queries", utm_name(37.7, -122.4, zone=10)).write_bytes(b"")
     words = "--model", model, "--recall_values", 1, *ENCODING
     code, _, err = run(capsys, "eval", "--test_set_folder", tmp_path / "test", *words)
     last = err.splitlines()[-1]
-    assert code == 2 and re.match(rf"error: {re.escape(str(tmp_path))}/test/database/\S+ is empty", last)
+    assert code == 2 and re.match(rf"error: {re.escape(str(tmp_path))}/test/queries/\S+ is empty", last)
 
 
 @pytest.mark.parametrize("command", [["locate"], ["index", "add"]])

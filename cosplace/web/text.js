@@ -177,8 +177,9 @@ export function letter(number) {
   return (rest > 0 ? letter(rest - 1) : "") + String.fromCharCode(65 + (number % 26));
 }
 
-/** Label of a grid line: 37.742, "latitude" -> "37.742° N". */
-export function degrees(value, axis, decimals) {
+/** Label of a grid line: 37.742, "latitude" -> "37.742° N"; 180.01, "longitude" -> "179.99° W". */
+export function degrees(degree, axis, decimals) {
+  const value = axis === "latitude" ? degree : degree - 360 * Math.round(degree / 360);
   const side = axis === "latitude" ? (value < 0 ? "S" : "N") : value < 0 ? "W" : "E";
   return `${Math.abs(value).toFixed(decimals)}° ${side}`;
 }

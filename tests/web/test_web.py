@@ -541,6 +541,7 @@ def test_texts(browser: Any) -> None:
         "letter(27)": "AB",
         "fileName('a\\\\b/c.jpg')": "c.jpg",
         "degrees(-122.4, 'longitude', 2)": "122.40° W",
+        "degrees(180.01, 'longitude', 2)": "179.99° W",
         "month(1412000000)": "September 2014",
     }
     with opened(browser) as page:

@@ -124,10 +124,11 @@ def photo_names(folder: Path) -> list[str]:
 
 
 def folder_names(folder: Path) -> list[str]:
-    """Names of the folders directly in a folder, sorted; none if it cannot be read."""
+    """Names of the folders directly in a folder that can be read, sorted; none if it cannot be read itself."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+            names = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+            return sorted(name for name in names if os.access(folder / name, os.R_OK | os.X_OK))
     except OSError:
         return []
 

@@ -31,7 +31,7 @@ from cosplace.photos.image_list import ImageList
 from cosplace.photos.names import parse_fields, text_keys
 from cosplace.photos.opening import open_pixels
 from cosplace.photos.panoramas import cut_view
-from cosplace.training.groups import Groups, cells_along, form_classes
+from cosplace.training.groups import Groups, cells_along, check_zones, form_classes
 
 VIEWS = ("lateral", "frontal")
 WITHOUT_HEADINGS = "--method cosplace --alpha 360"  # flags to train without headings
@@ -144,6 +144,7 @@ def _read_photos(images: ImageList, grouping: Grouping, method: MethodSettings) 
         for column, value in zip(columns, values[:2], strict=False):
             column[rows] = cells_along(value, grouping.M, images, rows.start)
     unknown = np.flatnonzero((east == 0) & (north == 0))
+    check_zones(images, zones, unknown)
     classes = form_classes(columns, zones, unknown)
     known = np.flatnonzero(classes.keys >= 0)
     # Those without a position come first: their key is -1.

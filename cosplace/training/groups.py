@@ -22,7 +22,7 @@ from cosplace.errors import DatasetError
 from cosplace.importing.dataset_layouts import refuse_download
 from cosplace.photos.image_list import ImageList, photo_path
 from cosplace.photos.labels import with_headings, with_positions
-from cosplace.photos.names import different_zones, parse_fields
+from cosplace.photos.names import FIELDS, different_zones, parse_fields
 from cosplace.photos.scanning import scan_images
 from cosplace.progress import Progress, no_progress
 
@@ -315,7 +315,21 @@ def _read_keys(images: ImageList, grouping: Grouping) -> tuple[np.ndarray, list[
         zones[rows] = zone
         unknown.append(rows.start + np.flatnonzero((east == 0) & (north == 0)))
     rows_unknown = np.concatenate(unknown)
+    check_zones(images, zones, rows_unknown)
     return *_class_keys(columns, zones, rows_unknown), len(rows_unknown)
+
+
+def check_zones(images: ImageList, zones: np.ndarray, unknown: np.ndarray) -> None:
+    """Raise DatasetError for a photo without a zone if the others are in several.  unknown: rows without a position."""
+    if len(different_zones(np.delete(zones, unknown))) < 2:
+        return
+    lost = np.setdiff1d(np.flatnonzero(zones == 0), unknown)
+    if len(lost):
+        raise DatasetError(
+            f"{images.path(int(lost[0]))}: it has no UTM zone, but the other photos are in several. Correct fields "
+            f"{FIELDS['zone']} and {FIELDS['letter']} of the file name (zone, letter), or add latitude and longitude "
+            f"as fields {FIELDS['latitude']} and {FIELDS['longitude']}."
+        )
 
 
 def parse_coordinates(images: ImageList, grouping: Grouping) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:

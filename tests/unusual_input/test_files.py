@@ -5,13 +5,17 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pyarrow.parquet import read_table
 
 from cosplace import GeoLocalizationNet
 from cosplace.cli import main
@@ -190,6 +194,32 @@ def test_a_very_narrow_photo_is_left_out_and_named(tmp_path: Path, capsys, model
         code, out, err = run(capsys, "index", *command)
         assert code == 0 and "Traceback" not in err
         assert narrow in out + err and narrow.replace("narrow", "other") in out + err
+
+
+@needs_posix
+def test_an_unreadable_folder_does_not_end_an_import(tmp_path: Path) -> None:
+    capabilities = "-dac_override,-dac_read_search"  # with them, root may read everything
+    as_user = ["setpriv", "--bounding-set", capabilities, "--inh-caps", capabilities] if os.geteuid() == 0 else []
+    if as_user and shutil.which("setpriv") is None:
+        pytest.skip("root without setpriv (util-linux) may read every folder")
+    write_photo(tmp_path / "photos" / "b", utm_name(37.7, -122.4, zone=10))
+    closed = tmp_path / "photos" / "a"
+    closed.mkdir(mode=0)
+    command = [
+        *as_user,
+        sys.executable,
+        "-m",
+        "cosplace",
+        "import",
+        str(tmp_path / "photos"),
+        "--to",
+        str(tmp_path / "city"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    closed.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert str(closed) in done.stdout + done.stderr
+    assert len(read_table(tmp_path / "city" / "photos.parquet")) == 1
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

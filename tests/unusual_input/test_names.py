@@ -111,6 +111,15 @@ def test_places_with_equal_coordinates_in_two_zones_are_two_classes(tmp_path: Pa
     assert (code, found["groups"]) == (0, [{"num_classes": 2, "num_images": 2}])
 
 
+def test_a_photo_without_a_zone_is_in_no_class_if_the_others_are_in_several(tmp_path: Path, capsys) -> None:
+    names = [utm_name(37.7, -123.0, zone=10), utm_name(37.7, -117.0, zone=11), "@500000@4172000@@S@@@@@0@@@@@@.jpg"]
+    folder = touch(tmp_path / "train", *names)
+    code, _, err = run(capsys, "groups", folder, *GROUPS, "--min_images_per_class", 1)
+    assert code == 2
+    error = err.splitlines()[-1]
+    assert error.startswith(f"error: {folder / names[2]}: it has no UTM zone, but the other photos are in several.")
+
+
 def test_one_range_of_headings_needs_no_headings(tmp_path: Path, capsys) -> None:
     """With --alpha 360, all headings are in one sector."""
     names = [utm_name(37.7, -122.4 - 0.001 * place, zone=10, heading="") for place in range(2)]

@@ -156,6 +156,7 @@ def _add_locate_route(app: FastAPI, queue: PhotoQueue, reader: UploadReader, ser
             futures = queue.submit(form.uploads, where, deadline)
             outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         _count_outcomes(queue.metrics, outcomes)
+        app.state.failures.note_answers(outcomes)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(errors) == len(outcomes):
             raise _combined_error(errors)
@@ -228,6 +229,8 @@ def _add_status_routes(
     async def show_health() -> Response:
         """Whether the server is processing photos; `degraded`: it is, but `problems` need attention."""
         is_working, problems = queue.is_working(), served.problems()
+        if app.state.failures.index_problem:
+            problems.append(app.state.failures.index_problem)
         if worker is not None:
             problems += worker.problems()
         content = {

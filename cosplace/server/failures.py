@@ -7,6 +7,7 @@ goes to the log.
 import errno
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cosplace.errors import (
@@ -21,6 +22,7 @@ from cosplace.errors import (
     ReplacedIndexError,
     StorageError,
 )
+from cosplace.localization.answers import Location
 from cosplace.storage import FULL_DISK
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
@@ -86,6 +88,7 @@ class FailureLog:
 
     def __init__(self) -> None:
         self.counts: dict[str, tuple[int, float]] = {}  # kind -> number in a row, time of the last
+        self.index_problem = ""  # why the index could not be read to answer the last photo
 
     def note(self, error: Exception) -> None:
         """Log a failure, or only count it."""
@@ -95,6 +98,15 @@ class FailureLog:
         self.counts[kind] = count, now
         if is_logged(count):
             log.error("%s", error, extra={"event": "failed", "details": {"failures": count}})
+
+    def note_answers(self, outcomes: Sequence[Location | BaseException]) -> None:
+        """Remember whether the index could be read to answer the photos of a request."""
+        for outcome in outcomes:
+            if isinstance(outcome, PhotoIndexError):
+                self.note(outcome)
+                self.index_problem = describe_failure(outcome).message
+            elif isinstance(outcome, Location):
+                self.index_problem = ""
 
 
 def is_logged(count: int) -> bool:

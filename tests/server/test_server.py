@@ -610,6 +610,23 @@ def test_an_index_that_was_away_is_read_again(own_folder) -> None:
         assert client.get("/photos/0").status_code == 404
 
 
+def test_health_tells_that_photos_of_the_index_cannot_be_read(own_folder, monkeypatch) -> None:
+    """As when files of photos are gone, which checks for changes do not notice."""
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+
+    def locate(*_: object, **__: object) -> list:
+        raise MissingIndexError("photos.lance/data/1.lance is missing")
+
+    with client_of(localizer) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(localizer, "locate_descriptors", locate)
+            assert client.post("/locate", files={"files": good_photo(1)}).status_code == 503
+        health = client.get("/health").json()
+        assert health["status"] == "degraded" and "missing or incomplete" in health["problems"][0]
+        assert client.post("/locate", files={"files": good_photo(1)}).status_code == 200
+        assert client.get("/health").json()["status"] == "ok"
+
+
 def test_requests_while_an_index_is_away_log_few_lines(own_folder, caplog) -> None:
     localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
     with caplog.at_level("INFO", "cosplace.server"), client_of(localizer, refresh_s=0.1) as client:

@@ -138,7 +138,7 @@ class PhotoIndexError(CosPlaceError):
 
 
 class MissingIndexError(PhotoIndexError):
-    """There is no index at an address, or a file of it is missing."""
+    """An index, or a file of it, is missing."""
 
 
 class DamagedIndexError(PhotoIndexError):

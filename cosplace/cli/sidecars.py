@@ -156,7 +156,7 @@ def _is_unchanged(change: Change) -> bool:
 
 def _is_confirmed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise ConfigError("Nothing was written: there is no terminal to ask for confirmation. Add --yes or --dry_run.")
+        raise ConfigError("Nothing was written, because without a terminal nobody can confirm. Add --yes or --dry_run.")
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -25,6 +25,7 @@ FIELDS = {
 NAMES_PER_CHUNK = 1 << 15  # names parsed at once: their bytes stay in the processor's cache
 MAX_CONTRADICTION_M = 50.0  # between the UTM fields of a name and its latitude and longitude
 BAND_S = (31.5, 40.5)  # degrees north: 32 to 40, and half a degree for positions at its border
+NO_ZONE = "it has no UTM zone, but the other photos are in several"
 NAMES_COMPARED = 10_000  # at most, when a list is checked for contradictions
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SOUTHERN = np.isin(np.arange(256), list(b"CDEFGHJKLMcdefghjklm"))  # (256,) bool, of the letters of latitude bands
@@ -179,13 +180,18 @@ def earth_positions(images: ImageList, utm: UtmPositions) -> np.ndarray:
             if ambiguous[row]
             else "its coordinates are not on Earth"
             if utm.zones[row]
-            else "it has no UTM zone, but the other photos are in several"
+            else NO_ZONE
         )
-        raise DatasetError(
-            f"{images.path(row)}: {problem}. Correct fields {FIELDS['zone']} and {FIELDS['letter']} of the file name "
-            f"(zone, letter), or add latitude and longitude as fields {FIELDS['latitude']} and {FIELDS['longitude']}."
-        )
+        raise zone_error(images, row, problem)
     return points
+
+
+def zone_error(images: ImageList, row: int, problem: str = NO_ZONE) -> DatasetError:
+    """The error of a photo whose zone or hemisphere is unknown."""
+    return DatasetError(
+        f"{images.path(row)}: {problem}. Correct fields {FIELDS['zone']} and {FIELDS['letter']} of the file name "
+        f"(zone, letter), or add latitude and longitude as fields {FIELDS['latitude']} and {FIELDS['longitude']}."
+    )
 
 
 def hemisphere_is_ambiguous(images: ImageList, from_utm: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from cosplace.errors import DatasetError
 from cosplace.importing.dataset_layouts import refuse_download
 from cosplace.photos.image_list import ImageList, photo_path
 from cosplace.photos.labels import with_headings, with_positions
-from cosplace.photos.names import FIELDS, different_zones, parse_fields
+from cosplace.photos.names import different_zones, parse_fields, zone_error
 from cosplace.photos.scanning import scan_images
 from cosplace.progress import Progress, no_progress
 
@@ -325,11 +325,7 @@ def check_zones(images: ImageList, zones: np.ndarray, unknown: np.ndarray) -> No
         return
     lost = np.setdiff1d(np.flatnonzero(zones == 0), unknown)
     if len(lost):
-        raise DatasetError(
-            f"{images.path(int(lost[0]))}: it has no UTM zone, but the other photos are in several. Correct fields "
-            f"{FIELDS['zone']} and {FIELDS['letter']} of the file name (zone, letter), or add latitude and longitude "
-            f"as fields {FIELDS['latitude']} and {FIELDS['longitude']}."
-        )
+        raise zone_error(images, int(lost[0]))
 
 
 def parse_coordinates(images: ImageList, grouping: Grouping) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:

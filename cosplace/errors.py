@@ -6,7 +6,7 @@ that line and exits with code 2, or the error's `exit_code`; any other exception
 
 import re
 import unicodedata
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 
@@ -89,6 +89,13 @@ class NoPositionsError(DatasetError):
 
 class ImageError(CosPlaceError):
     """A photo cannot be read: truncated, empty, too large or not an image."""
+
+
+def none_readable(errors: Sequence[str]) -> ImageError:
+    """The error of a command that can read none of its photos, from the error of each."""
+    if len(errors) == 1:
+        return ImageError(errors[0])
+    return ImageError(f"None of the {len(errors):,} photos can be read. The first: {errors[0]}")
 
 
 class PhotoFormatError(ImageError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cosplace.cli.console import Bars, on_interrupt, print_json, print_result
 from cosplace.config.extraction import ExtractConfig
 from cosplace.config.values import to_values
-from cosplace.errors import DatasetError
+from cosplace.errors import DatasetError, none_readable
 from cosplace.progress import format_bytes, format_count, format_duration, no_progress
 from cosplace.ranks import Ranks, local_device, ranks_from_environment
 
@@ -71,6 +71,8 @@ def _extract(config: ExtractConfig, ranks: Ranks) -> None:
         state = store_state(config.to)
         _print_store(state)
         print_result(_speed_text(num_done, seconds))
+        if len(state.unreadable) == state.num_photos:
+            raise none_readable([entry.message for entry in state.unreadable])
 
 
 def _values(config: ExtractConfig) -> dict[str, Any]:

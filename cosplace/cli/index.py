@@ -18,7 +18,7 @@ from cosplace.config.index import (
     IndexSyncConfig,
 )
 from cosplace.config.values import loading_workers
-from cosplace.errors import CosPlaceError
+from cosplace.errors import CosPlaceError, none_readable
 from cosplace.photos.paths import path_text
 from cosplace.progress import Stopwatch, format_count
 
@@ -69,6 +69,7 @@ def run_build(config: IndexBuildConfig) -> None:
         )
         bars.close()
         _print_counts(result)
+        _require_readable(result)
         for name, seconds in result.spent.items():
             watch.add(name, seconds)
         _finish(config.to, encoder, bars, watch, calibrate=not config.no_calibrate, build=builder.build)
@@ -191,6 +192,7 @@ def run_add(config: IndexAddConfig) -> None:
             )
             bars.close()
             _print_counts(result)
+            _require_readable(result)
         _finish(config.index, encoder, bars, calibrate=False)
 
 
@@ -279,6 +281,12 @@ def _print_counts(result: "IndexingResult", *, is_plan: bool = False) -> None:
             print_result(f"  {line}")
         if len(result.unreadable) > MAX_UNREADABLE_LINES:
             print_result(f"  ... and {len(result.unreadable) - MAX_UNREADABLE_LINES} more")
+
+
+def _require_readable(result: "IndexingResult") -> None:
+    """Raise ImageError if none of the photos that were given could be read."""
+    if result.unreadable and len(result.unreadable) == result.num_given:
+        raise none_readable(result.unreadable)
 
 
 def _finish(

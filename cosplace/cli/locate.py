@@ -11,7 +11,7 @@ from cosplace.cli.console import Bars, print_result
 from cosplace.cli.sidecars import left_sidecars, undo_sidecars, write_sidecars
 from cosplace.config.defaults import MAX_SPEED_MPS
 from cosplace.config.locate import FilterSettings, LocateConfig, OutputSettings
-from cosplace.errors import ConfigError, DatasetError, ImageError, UnknownLocationError
+from cosplace.errors import ConfigError, DatasetError, ImageError, UnknownLocationError, none_readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +80,7 @@ def run_locate(config: LocateConfig) -> None:
     _print_table(rows, config.output, is_list=is_list)
     unreadable = [answer for answer, _ in rows if isinstance(answer, Unreadable)]
     if len(unreadable) == len(rows):
-        raise ImageError(_none_readable([answer.error for answer in unreadable]))
+        raise none_readable([answer.error for answer in unreadable])
     if config.sidecars.write is not None:
         write_sidecars([answer for answer, _ in rows], config.sidecars)
     num_unknown = sum(isinstance(answer, Unreadable) or answer.unknown for answer, _ in rows)
@@ -89,10 +89,6 @@ def run_locate(config: LocateConfig) -> None:
             f"{num_unknown} of {len(rows)} photos have no answer, because they cannot be read or the confidence is "
             "below the threshold. Omit --fail_unknown to accept this."
         )
-
-
-def _none_readable(errors: list[str]) -> str:
-    return errors[0] if len(errors) == 1 else f"None of the {len(errors)} photos can be read. The first: {errors[0]}"
 
 
 def _undo(config: LocateConfig) -> None:

@@ -21,6 +21,7 @@ DATASET_FLAG = "dataset_folder"  # of train and eval, where other commands have 
 FLAGS_OF_DATASETS = {DATASET_FLAG, "test_set_folder", "dataset", "folder", "photos"}
 NAMES_OF_DATASETS = {"DATASET", "FOLDER", "PHOTO", "PHOTOS"}  # of positional arguments
 MANY_ACTIONS = 10  # more are not listed in an error
+MANY_OWNERS = 3  # of a flag; of more, two are listed
 KINDS = {parse_whole: "a whole number", int: "a whole number", float: "a number", parse_path: "a path"}
 
 
@@ -180,7 +181,10 @@ def _about_unknown_flag(flag: str, command: Command, prog: str, root: Command) -
     similar = similar_flag(name, command, by_help=not owners)
     hint = f" Did you mean --{similar}?" if similar else ""
     if owners:
-        shown = " and ".join(f"`{path}`" for path in owners[:2])
+        names = [f"`{path}`" for path in owners]
+        if len(names) > MANY_OWNERS:
+            names = [*names[:2], f"{len(names) - 2} other commands"]
+        shown = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
         return f"{flag} belongs to {shown}, not to `{prog}`.{hint}"
     return f"Unknown flag {flag}.{hint}"
 

@@ -128,6 +128,11 @@ def is_of_photos(name: str) -> bool:
     return name.startswith(f"photos.lance/{DATA_FOLDER}/")
 
 
+def is_manifest(name: str) -> bool:
+    """Whether a file lists the files of a version of a table."""
+    return name.endswith(".manifest")
+
+
 def is_of_search(name: str) -> bool:
     """Whether a file belongs to the search index, which is derived from the photos."""
     return f"/{SEARCH_FOLDER}/" in name
@@ -148,14 +153,16 @@ def reader_copy_name(versions: Mapping[str, int | str]) -> str:
     return f"reader-{versions['photos']}-{versions['records']}.safetensors"
 
 
-def newest_version(address: str, table: str) -> int | None:
-    """The newest version of a table of a local index; None if there is none."""
-    found = []
-    for path in (Path(address) / f"{table}.lance" / VERSIONS_FOLDER).glob("*.manifest"):
-        if path.stem.isdecimal():
-            number = int(path.stem)
-            found.append(2**64 - 1 - number if len(path.stem) == MANIFEST_DIGITS else number)
-    return max(found, default=None)
+def newest_versions(address: str) -> dict[str, int]:
+    """The newest version of each table of a local index that has any; empty for object storage."""
+    found: dict[str, int] = {}
+    for table in TABLES if is_local(address) else ():
+        for path in (Path(address) / f"{table}.lance" / VERSIONS_FOLDER).glob("*.manifest"):
+            if path.stem.isdecimal():
+                number = int(path.stem)
+                version = 2**64 - 1 - number if len(path.stem) == MANIFEST_DIGITS else number
+                found[table] = max(version, found.get(table, version))
+    return found
 
 
 def version_files(address: str, versions: dict[str, int]) -> FileChecksums:

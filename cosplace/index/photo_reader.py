@@ -15,6 +15,7 @@ import numpy as np
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, PhotoIndexError
 from cosplace.geo import bounding_box, in_box
+from cosplace.index.disk import index_bytes
 from cosplace.index.file_checksums import damaged
 from cosplace.index.filters import SearchFilter
 from cosplace.index.identity import SPEC, check_identity
@@ -158,8 +159,8 @@ class PhotoReader:
         self._store, self._roots, self._snapshot = newest, roots, snapshot
         return True
 
-    def _newest(self) -> Store:
-        newest = self._store.newest()
+    def _newest(self, *, reopen: bool = False) -> Store:
+        newest = self._store.newest(reopen=reopen)
         check_identity(self.address, self._record, newest.read_record(SPEC))
         return newest
 
@@ -211,7 +212,7 @@ class PhotoReader:
             "calibration": None if calibration is None else calibration.get("about"),
             "calibration_failed": self.read_record("calibration_failed") if calibration is None else None,
             "pieces": self._store.num_fragments(),
-            "num_bytes": self._store.num_bytes(),
+            "num_bytes": index_bytes(self.address),
         }
 
     def check_model(
@@ -309,7 +310,7 @@ class PhotoReader:
 
     def _catch_up(self) -> None:
         """Read the newest version from now on.  Raises ReplacedIndexError, and then nothing has changed."""
-        newest = self._newest()
+        newest = self._newest(reopen=True)
         self._store, self._roots = newest, RootFolders(newest, self._given_roots)
 
     def _load(self) -> Snapshot:

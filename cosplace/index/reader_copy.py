@@ -25,8 +25,7 @@ from cosplace.index.checksums import NUMBER_COLUMNS, numbers_checks
 from cosplace.index.file_checksums import (
     TABLES,
     CheckedFiles,
-    is_local,
-    newest_version,
+    newest_versions,
     reader_copy_name,
     warn_not_used,
 )
@@ -70,10 +69,7 @@ def find_reader_copy(files: CheckedFiles) -> ReaderCopy | None:
 
     files: their checksums have been read.  Raises DamagedIndexError if the newest version of a table is missing.
     """
-    if not is_local(files.address):
-        return None
-    versions = {table: newest_version(files.address, table) for table in TABLES}
-    newest = {table: version for table, version in versions.items() if version is not None}
+    newest = newest_versions(files.address)
     if len(newest) < len(TABLES):
         return None
     files.check_versions(newest)

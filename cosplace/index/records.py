@@ -166,7 +166,7 @@ def check_paths(ids: np.ndarray, paths: Sequence[str], checks: np.ndarray) -> No
     for photo_id, path, check in zip(ids.tolist(), paths, checks.tolist(), strict=True):
         if check >= 0 and check != path_check(photo_id, path):
             raise DamagedIndexError(
-                f"The stored path of photo {photo_id} is damaged. Run `cosplace index verify INDEX`."
+                f"The stored path of photo {photo_id} is damaged. Run `cosplace index verify` for this index."
             )
 
 

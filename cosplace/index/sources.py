@@ -6,15 +6,16 @@ Side effects: reads folders; `require_positions` reads some photos.
 import logging
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from cosplace.errors import DatasetError, ImageError
+from cosplace.errors import DatasetError, ImageError, none_readable
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.labels import IMPORT_ADVICE, tables_hint
 from cosplace.photos.metadata import metadata_from_name, read_metadata
-from cosplace.photos.opening import read_file
+from cosplace.photos.opening import open_image, read_file
 from cosplace.photos.paths import printable
 from cosplace.photos.scanning import has_part, part_names, scan_images, subfolders
 from cosplace.photos.table_lists import TablePart, count_photos, find_part, list_part, splits_of
@@ -151,7 +152,7 @@ def _without_queries(photos: ImageList) -> ImageList:
 
 
 def require_positions(photos: ImageList, dataset: str | Path) -> None:
-    """Raise DatasetError if no photo has a position; of more than 1,000 photos, 1,000 are read.
+    """Raise DatasetError if no photo has a position, ImageError if none can be read.  Reads at most 1,000.
 
     dataset: the folder that was given; the error names tables in it and next to it.
     """
@@ -160,6 +161,8 @@ def require_positions(photos: ImageList, dataset: str | Path) -> None:
         return
     if any(_has_position(photos, row) for row in sample):
         return
+    if errors := _opening_errors(photos, sample):
+        raise none_readable(errors)
     if len(photos) == 1:
         problem = f"The only photo of {photos.folder} has no position, so an index of it cannot locate photos."
     else:
@@ -169,6 +172,19 @@ def require_positions(photos: ImageList, dataset: str | Path) -> None:
         f"{problem}{tables_hint(Path(dataset), photos)} {IMPORT_ADVICE}",
         "use --without_positions to index them anyway",
     )
+
+
+def _opening_errors(photos: ImageList, rows: Iterable[int]) -> list[str]:
+    """The error of opening each of some photos; empty if one can be opened."""
+    errors = []
+    for row in rows:
+        try:
+            open_image(photos.path(row))
+        except ImageError as error:
+            errors.append(str(error))
+        else:
+            return []
+    return errors
 
 
 def _has_position(photos: ImageList, row: int) -> bool:

@@ -13,7 +13,6 @@ Side effects: reads and writes that address.
 
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Generator, Sequence
 from datetime import timedelta
@@ -23,9 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.errors import MissingIndexError, PhotoIndexError, StorageError
+from cosplace.errors import MissingIndexError, PhotoIndexError
 from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descriptor_checks, numbers_checks, rest_checks
-from cosplace.index.file_checksums import FILE_NAME, CheckedFiles, damaged, find_changes, is_local, version_files
+from cosplace.index.disk import check_space
+from cosplace.index.file_checksums import (
+    FILE_NAME,
+    CheckedFiles,
+    damaged,
+    find_changes,
+    is_local,
+    newest_versions,
+    version_files,
+)
 from cosplace.index.identity import SPEC, check_tables, replaced
 from cosplace.index.lance import OutdatedError, checked_key, connect, record_text, translated_errors
 from cosplace.index.photo_table import (
@@ -37,13 +45,12 @@ from cosplace.index.photo_table import (
     photo_rows,
     with_checks,
 )
-from cosplace.index.reader_copy import ReaderCopy, check_ids, find_reader_copy, reader_copies, write_reader_copy
+from cosplace.index.reader_copy import ReaderCopy, check_ids, find_reader_copy, write_reader_copy
 from cosplace.index.record_checks import parse_record
 from cosplace.index.records import Columns
 from cosplace.memory import resident_bytes
 
 PHOTOS, RECORDS = "photos", "records"
-SPARE_BYTES = 64_000_000  # kept free on the disk, for manifests of Lance
 READ_ROWS = 8192
 DELETE_ROWS = 5000  # ids in one expression
 CHECKED_FROM = "checked_from"  # the record of the first id whose photo has checksums
@@ -180,9 +187,13 @@ class Store:
         has_checks = "numbers_check" in self.photos.schema.names
         return has_checks and is_local(self.address) and not (Path(self.address) / FILE_NAME).is_file()
 
-    def newest(self) -> "Store":
-        """The newest version, in a store of its own.  Raises MissingIndexError and DamagedIndexError."""
+    def newest(self, *, reopen: bool = False) -> "Store":
+        """The newest version; this store if it has it, and not `reopen`.  Raises as __init__ does."""
         self.check_place()
+        if not reopen and newest_versions(self.address) == self.versions():  # found without opening the tables
+            self.files.check()
+            self.files.check_versions(self.versions())
+            return self
         return Store(self.address, check=self.is_checked, former=self)
 
     def catch_up(self) -> None:
@@ -344,7 +355,7 @@ class Store:
 
     def append(self, rows: dict[str, Any], num_bytes: int) -> None:
         """Add photos in one commit; they are stored when this returns.  rows: columns of the schema."""
-        self._check_disk(num_bytes)
+        check_space(self.address, num_bytes)
         with translated_errors(self.address):
             self.photos.add(photo_rows(self.photos.schema, rows))
         self.record_checksums()
@@ -353,7 +364,7 @@ class Store:
         """Replace some columns of some photos, in one commit.  columns: (n,) each, in the order of ids."""
         import pyarrow as pa
 
-        self._check_disk(0)
+        check_space(self.address)
         with translated_errors(self.address):
             table = self.photos.search().where(f"id IN ({', '.join(map(str, ids.tolist()))})").to_arrow()
         table = table.select(self.photos.schema.names)
@@ -427,18 +438,6 @@ class Store:
         """Number of files that hold less than 100,000 photos; joining them makes reading faster."""
         return int(self.photos.stats()["fragment_stats"]["num_small_fragments"])
 
-    def num_bytes(self) -> int | None:
-        """Bytes on disk of the tables, their search index and copy; None on object storage.
-
-        Other files are not counted: the folder may be that of the photos.
-        """
-        if not is_local(self.address):
-            return None
-        folder = Path(self.address)
-        own = [folder / FILE_NAME, *reader_copies(self.address)]
-        own += [path for table in (PHOTOS, RECORDS) for path in (folder / f"{table}.lance").rglob("*")]
-        return sum(path.stat().st_size for path in own if path.is_file())
-
     def write_copy(self) -> None:
         """Write the copy for readers, unless an earlier version stored some of the photos."""
         if not self.checked_from:
@@ -479,18 +478,8 @@ class Store:
         """Set the record of a key, in one commit."""
         import pyarrow as pa
 
-        self._check_disk(0)
+        check_space(self.address)
         row = pa.table({"key": [checked_key(key)], "json": [json.dumps(value)]})
         with translated_errors(self.address):
             self.records.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(row)
         self.record_checksums()
-
-    def _check_disk(self, num_bytes: int) -> None:
-        if not is_local(self.address):
-            return
-        free = shutil.disk_usage(self.address).free
-        if free < num_bytes + SPARE_BYTES:
-            raise StorageError(
-                f"{self.address} needs {(num_bytes + SPARE_BYTES) / 1e6:.0f} MB for the next photos, but only "
-                f"{free / 1e6:.0f} MB are free. Free some space and run the command again; all photos so far are kept."
-            )

@@ -4,7 +4,7 @@ Side effects: `verify_index` reads the whole index; `repair_index` writes it.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cosplace.index.file_checksums import (
     is_copy,
     is_derived,
     is_local,
+    is_manifest,
     is_of_photos,
     read_checksums,
     reader_copy_name,
@@ -80,49 +81,21 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
         progress(TASK, place, len(names) + 1)
         changed += find_changes(address, checksums, [name])
     problems += [f"{name} has changed" for name in changed]
-    missing: list[str] = []
-    ids: set[int] = set()
-    num_photos = num_unchecked = 0
-    try:
-        store = Store(address, check=False)
-        current = {"photos": store.version, "records": store.records.version}
-        problems += [f"the newest version of {table}.lance is missing"
-                     for table, version in checksums.versions.items() if current[table] < version]  # fmt: skip
-        if current == checksums.versions:
-            missing = [name for name in names if not (Path(address) / name).is_file()]
-            problems += [f"{name} is missing" for name in missing if not is_copy(name)]
-        num_photos = store.count()
-        for batch in store.scan(store.photos.schema.names):
-            num_unchecked += int(np.count_nonzero(batch["id"].to_numpy() < store.checked_from))
-            for part, changed_ids in _damaged_photos(batch, store.checked_from).items():
-                ids.update(changed_ids)
-                problems.append(f"the {part} of {_named(changed_ids)} has changed")
-        store.columns()
-        _read_records(store)
-        problems += [] if ids or changed else _copy_problems(store)
-        if store.lacks_file_checksums():
-            problems.append(f"{FILE_NAME} is missing: the search index is not used until its files can be checked")
-        can_read = True
-    except BaseException as error:
-        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic(error)):
-            raise
-        if not isinstance(error, CosPlaceError):  # such as a KeyError for a column that a damaged version lacks
-            log.debug("%s cannot be read", address, exc_info=error)
-            problem = (
-                "a file cannot be decoded" if is_panic(error) else f"the photos cannot be read ({_first_line(error)})"
-            )
-            error = damaged(address, problem)
-        text = str(error).removeprefix(f"{address} is damaged: ").removeprefix(f"{address} is not complete: ")
-        problems.append(text.removesuffix(f" Run `cosplace index verify {address}`.").rstrip("."))
-        can_read = False
+    tables = _Tables(address=address, checksums=checksums)
+    if manifests := [name for name in changed if is_manifest(name)]:
+        problems.append(f"the index cannot be read without {manifests[0]}")
+    else:
+        tables.read(is_intact=not changed)
+    problems += tables.problems
+    ids, missing = tables.damaged_ids, tables.missing
     progress(TASK, len(names) + 1, len(names) + 1)
     # A changed data file without a damaged photo: the change is in photos without checksums, or in no photo.
-    is_bounded = bool(ids) or not num_unchecked
+    is_bounded = bool(ids) or not tables.num_unchecked
     broken = [name for name in [*changed, *missing] if not (is_derived(name) or (is_of_photos(name) and is_bounded))]
     lost = [name for name in missing if not is_derived(name)]
     return Verification(
-        num_photos=num_photos,
-        num_unchecked=num_unchecked,
+        num_photos=tables.num_photos,
+        num_unchecked=tables.num_unchecked,
         num_files=len(names),
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(
@@ -131,8 +104,63 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
             if is_copy(name)
         ),
         damaged_ids=tuple(sorted(ids)),
-        can_repair=can_read and not broken and not lost and "newest version" not in " ".join(problems),
+        can_repair=tables.can_be_read and not broken and not lost and "newest version" not in " ".join(problems),
     )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tables:
+    """The photos and records of an index, and what is wrong with them."""
+
+    address: str
+    checksums: FileChecksums
+    num_photos: int = 0
+    num_unchecked: int = 0
+    damaged_ids: set[int] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)  # files
+    problems: list[str] = field(default_factory=list)
+    can_be_read: bool = False
+
+    def read(self, *, is_intact: bool) -> None:
+        """Read everything.  is_intact: no file has changed, so the copy for readers is compared, too."""
+        try:
+            self._read(is_intact)
+            self.can_be_read = True
+        except BaseException as error:
+            if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic(error)):
+                raise
+            if not isinstance(error, CosPlaceError):  # such as a KeyError for a column that a damaged version lacks
+                log.debug("%s cannot be read", self.address, exc_info=error)
+                problem = f"the photos cannot be read ({_first_line(error)})"
+                error = damaged(self.address, "a file cannot be decoded" if is_panic(error) else problem)
+            text = str(error)
+            for start in ("damaged", "not complete"):
+                text = text.removeprefix(f"{self.address} is {start}: ")
+            self.problems.append(text.removesuffix(f" Run `cosplace index verify {self.address}`.").rstrip("."))
+
+    def _read(self, is_intact: bool) -> None:
+        store = Store(self.address, check=False)
+        current = {"photos": store.version, "records": store.records.version}
+        versions = self.checksums.versions
+        self.problems += [
+            f"the newest version of {table}.lance is missing"
+            for table, version in versions.items()
+            if current[table] < version
+        ]
+        if current == versions:
+            self.missing = [name for name in self.checksums.files if not (Path(self.address) / name).is_file()]
+            self.problems += [f"{name} is missing" for name in self.missing if not is_copy(name)]
+        self.num_photos = store.count()
+        for batch in store.scan(store.photos.schema.names):
+            self.num_unchecked += int(np.count_nonzero(batch["id"].to_numpy() < store.checked_from))
+            for part, changed_ids in _damaged_photos(batch, store.checked_from).items():
+                self.damaged_ids.update(changed_ids)
+                self.problems.append(f"the {part} of {_named(changed_ids)} has changed")
+        store.columns()
+        _read_records(store)
+        self.problems += _copy_problems(store) if is_intact and not self.damaged_ids else []
+        if store.lacks_file_checksums():
+            self.problems.append(f"{FILE_NAME} is missing: the search index is not used until its files can be checked")
 
 
 def repair_index(address: str | Path, found: Verification, progress: Progress = no_progress) -> None:

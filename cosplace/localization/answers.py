@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosplace.localization.verdicts import headline_of, verdict_of
-from cosplace.photos.paths import csv_line, printable
+from cosplace.photos.paths import csv_line, path_from_text, printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +158,7 @@ def map_url(latitude: float, longitude: float) -> str:
 
 
 def plain_text(answer: Answer, num_matches: int = 3) -> str:
-    """The answer as a few lines of text."""
+    """The answer as a few lines of text, which say if the file of a match is missing."""
     if isinstance(answer, Unreadable):
         return f"{printable(answer.photo)}\n  error: {answer.error}"
     lines = [printable(answer.photo), f"  {answer.headline}"]
@@ -171,8 +171,17 @@ def plain_text(answer: Answer, num_matches: int = 3) -> str:
     matches = answer.neighbours[:num_matches]
     lines += ["  matches, with their similarity:"] if matches else []
     for match in matches:
-        lines.append(f"    {match.similarity:.3f}  {_where(match)}  {printable(match.path)}")
+        missing = "  (missing)" if _is_missing(match.path) else ""
+        lines.append(f"    {match.similarity:.3f}  {_where(match)}  {printable(match.path)}{missing}")
     return "\n".join(lines)
+
+
+def _is_missing(path: str) -> bool:
+    """Whether there is no file at a stored path."""
+    try:
+        return "://" not in path and not path_from_text(path).exists()
+    except OSError:  # a folder that may not be read
+        return False
 
 
 def _where(match: Match) -> str:

@@ -107,7 +107,7 @@ def refused_format(start: bytes | bytearray) -> str:
     if name == "HEIC":
         return "is a HEIC file. Export it as JPEG, or convert it with `cosplace import`."
     return (
-        f"is a {name} file. Export it as JPEG."
+        f"is {'an' if name in ('AVIF', 'OpenEXR') else 'a'} {name} file. Export it as JPEG."
         if name
         else "is not an image or has an unknown format. Export it as JPEG."
     )

@@ -29,6 +29,7 @@ from cosplace.geo import (
     utm_zones,
 )
 from cosplace.photos.headers import has_all_metadata
+from cosplace.photos.headings import MAX_TURNS_DEG
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.metadata import ACCURACY_NOTE, LOCAL_TIME_NOTE, UTM_LETTERS, PhotoMetadata, metadata_from_exif
 from cosplace.photos.names import optional_fields, without_rows
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 UTM_DECIMALS, DEGREE_DECIMALS, OTHER_DECIMALS = 3, 8, 4  # 1 mm; 1 mm; headings, angles and altitudes
-MAX_TURNS_DEG = 720.0  # larger values are not headings
 LAST_TIME_S = 253_402_300_800.0  # the year 10000, which a timestamp cannot have
 NUM_SAMPLED = 100  # names that decide whether a list has '@' names
 START_BYTES = 1 << 18  # of a JPEG: they contain its metadata, unless that is very large

@@ -16,6 +16,7 @@ import numpy as np
 
 from cosplace.geo import geodesic_distances_m, magnetic_declination, utm_to_latlon, wrap_heading
 from cosplace.photos.exif import UNKNOWN, ExifFacts, checked_position, read_exif
+from cosplace.photos.headings import MAX_TURNS_DEG
 from cosplace.photos.names import BAND_S, MAX_CONTRADICTION_M, split_name
 
 UTM_LETTERS = "CDEFGHJKLMNPQRSTUVWX"
@@ -105,7 +106,7 @@ def metadata_from_name(name: str) -> PhotoMetadata:
     return PhotoMetadata(
         latitude=latitude,
         longitude=longitude,
-        heading=wrap_heading(_number(fields.get("heading"))),
+        heading=_heading(fields.get("heading")),
         time=time_of_timestamp(fields.get("timestamp", "")),
         is_local_time=LOCAL_TIME_NOTE in fields.get("note", "").split(),
         accuracy_m=_accuracy_of_note(fields.get("note", "")),
@@ -177,6 +178,12 @@ def _number(text: Any) -> float:
     except (TypeError, ValueError):
         return UNKNOWN
     return number if np.isfinite(number) else UNKNOWN
+
+
+def _heading(text: Any) -> float:
+    """A heading in [0, 360); nan for anything else, also for numbers beyond two turns, such as 65535 for unknown."""
+    heading = _number(text)
+    return wrap_heading(heading) if abs(heading) <= MAX_TURNS_DEG else UNKNOWN
 
 
 def time_of_timestamp(text: str) -> float:

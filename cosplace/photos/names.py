@@ -448,6 +448,8 @@ def _number_in_name(images: ImageList, row: int, field: str) -> float:
     problem += f", as in {num:,} of {len(images):,} photos" if num > 1 else ""
     use = " CosPlace classes need it." if field == "heading" else ""
     advice = "Rename the photo: @utm_east@utm_north@zone@letter@lat@lon@pano_id@tile@heading@...@.jpg"
+    if field == "heading":
+        advice += ", or use --alpha 360 to train without headings."
     has_degrees = np.isfinite(optional_fields(images, ("latitude", "longitude"))[:, row]).all()
     if field in ("utm_east", "utm_north") and has_degrees:
         advice = "Use `cosplace import`, which computes it from the latitude and longitude in the name."

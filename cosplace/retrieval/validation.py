@@ -14,7 +14,7 @@ import numpy as np
 
 from cosplace.errors import DatasetError
 from cosplace.geo import bounding_box, geodesic_distances_m, lla_from_ecef, utm_zones
-from cosplace.photos.headings import are_all_zero
+from cosplace.photos.headings import MAX_TURNS_DEG, are_all_zero
 from cosplace.photos.image_list import OTHER_FILES, ImageList, rows_also_in
 from cosplace.photos.labels import with_positions
 from cosplace.photos.names import (
@@ -44,7 +44,6 @@ from cosplace.retrieval.leaks import add_duplicates, add_position_leaks
 from cosplace.retrieval.photo_contents import PhotoContents, read_contents
 from cosplace.retrieval.recall import RADIUS_M
 
-MAX_TURNS_DEG = 720  # values beyond two turns are not headings, such as 65535 for unknown
 UTM_LIMITS_M = (1e6, 1e7)  # of east and north in a zone
 ENOUGH_TO_DIFFER = 10  # photos; the positions or headings of so many are not all the same by chance
 NUM_SIZES = 5  # most frequent sizes that a report names

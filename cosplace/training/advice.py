@@ -11,6 +11,7 @@ import numpy as np
 
 from cosplace.config.sections import Grouping
 from cosplace.errors import DatasetError, one_line
+from cosplace.photos.headings import impossible_heading_warning
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.names import all_positions_unknown, contradiction_warning, unknown_position
 from cosplace.training.groups import Classes, Groups, class_of, form_classes, parse_coordinates, partition
@@ -181,8 +182,10 @@ def _rank(counts: tuple[np.ndarray, np.ndarray], grouping: Grouping) -> tuple[fl
 
 
 def data_warnings(groups: Groups, grouping: Grouping, images: ImageList) -> list[str]:
-    """Warn about photos without a position, names that contradict themselves, and headings that divide unevenly."""
+    """Warn about photos without a position, contradictory names, and headings that are none or divide unevenly."""
     warnings = [contradiction_warning(images), uneven_headings(grouping)]
+    if grouping.alpha < 360:
+        warnings.append(impossible_heading_warning(images))
     if groups.num_unknown:
         warnings.append(
             f"{groups.folder}: {groups.num_unknown:,} of {groups.num_scanned:,} photos are in no class: their "

@@ -158,8 +158,8 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
         (["reproduce", "--test_set_folder", "x"], "Give the folder without a flag: `cosplace reproduce DATASET`"),
         (["validate", "--dataset_folder", "x"], "Give the folder without a flag: `cosplace validate DATASET`"),
         (["locate", "a.jpg", "--tiles", "x"], "--tiles belongs to `cosplace serve`"),
-        (["index", "remove", "i", "7", "--dry_run"], "--dry_run belongs to `cosplace index sync` and `cosplace train`"),
-        (["index", "remove", "i", "7", "--dry-run"], "--dry-run belongs to `cosplace index sync` and `cosplace train`"),
+        (["index", "remove", "i", "7", "--dry_run"], "--dry_run belongs to `cosplace index sync`, `cosplace train`"),
+        (["index", "remove", "i", "7", "--dry-run"], "--dry-run belongs to `cosplace index sync`, `cosplace train`"),
     ],
 )
 def test_misspelled_words_get_a_suggestion(arguments: list[str], suggestion: str, capsys) -> None:

@@ -84,14 +84,15 @@ def test_searches_do_not_convert_the_descriptors(tmp_path: Path, stored_dtype: s
         assert held is not None and held.dtype == np.float32 and len(held) == len(index)
 
 
-def test_a_search_needs_no_lance(address: Path) -> None:
+def test_a_search_and_a_check_for_changes_need_no_lance(address: Path) -> None:
     code = (
         "import sys, numpy as np; from cosplace.index.photo_index import open_index\n"
-        f"found = open_index({str(address)!r}).search(np.eye(16, dtype=np.float32)[:1], 3)\n"
-        "print(found.ids.shape, 'lancedb' in sys.modules)"
+        f"index = open_index({str(address)!r})\n"
+        "found = index.search(np.eye(16, dtype=np.float32)[:1], 3)\n"
+        "print(found.ids.shape, index.refresh(), 'lancedb' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["(1,", "3)", "False"]
+    assert result.stdout.split() == ["(1,", "3)", "False", "False"]
 
 
 def test_a_copy_of_earlier_versions_is_not_read(address: Path) -> None:

@@ -496,5 +496,6 @@ def test_formats_of_an_answer(calibrated) -> None:
     text = plain_text(known)
     assert "https://www.openstreetmap.org/?mlat=45." in text and text.count(".jpg") == 4
     assert text.splitlines()[1] == f"  {known.headline}"
+    assert text.count("(missing)") == 3  # no match has a file
     assert re.search(r"  unknown: confidence \d+%, the threshold is 100%", plain_text(unknown))
     assert unknown.guess is not None and "m away" in plain_text(unknown)

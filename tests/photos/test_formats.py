@@ -57,7 +57,7 @@ def test_postscript_never_starts_another_program(tmp_path: Path, monkeypatch: py
     )
     text = "\n".join(lines).encode()
     (tmp_path / "x.jpg").write_bytes(text if start.startswith(b"%") else start + text)
-    with pytest.raises(PhotoFormatError, match="PostScript"):
+    with pytest.raises(PhotoFormatError, match="is a PostScript file"):
         open_image(tmp_path / "x.jpg")
     assert not started
 

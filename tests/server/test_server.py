@@ -581,7 +581,7 @@ def test_a_full_temporary_folder_is_named(localizer, monkeypatch, code) -> None:
 def test_too_little_free_space_is_not_called_a_full_disk(own_folder, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 20_000_000, 20_000_000)
     with client_of(Localizer(own_folder, device="cpu", uncalibrated=True), token=TOKEN) as client:
-        monkeypatch.setattr("cosplace.index.store.shutil.disk_usage", lambda path: usage)
+        monkeypatch.setattr("cosplace.index.disk.shutil.disk_usage", lambda path: usage)
         files, form = [("files", ("a.jpg", good_photo(1)))], {"latitude": "1", "longitude": "2"}
         refused = client.post("/photos", files=files, data=form, headers=BEARER)
     assert refused.status_code == 507 and "too little space is free" in refused.json()["detail"]

@@ -54,6 +54,29 @@ def locate(capsys: pytest.CaptureFixture, index: Path, photos: Sequence[Path], *
     return found if isinstance(found, list) else [found]
 
 
+# --- photos that cannot be read --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("has_position", [True, False])
+def test_an_index_of_photos_that_cannot_be_read_is_an_error(
+    tmp_path: Path, capsys, model: Path, has_position: bool, count: int
+) -> None:
+    folder = tmp_path / "mine" / "photos"
+    folder.mkdir(parents=True)
+    (tmp_path / "mine" / "positions.csv").write_text("latitude,longitude\n45.1,7.1\n")  # of other photos
+    for number in range(count):
+        name = utm_name(45.0, 7.0 + number, zone=32) if has_position else f"{number}.jpg"
+        (folder / name).write_bytes(b"not an image" * 9)
+    for command in (("index", "build"), ("extract",)):
+        code, _, err = run(
+            capsys, *command, folder, "--model", model, "--to", tmp_path / command[0], "--image_size", 32, *ENCODING
+        )
+        assert code == 2 and "positions.csv" not in err and "Traceback" not in err
+        last = err.splitlines()[-1]
+        assert "is not an image" in last and ("None of the 2 photos can be read" in last) == (count == 2)
+
+
 # --- which photos are indexed ----------------------------------------------------------------------------------------
 
 

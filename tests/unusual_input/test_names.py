@@ -81,6 +81,24 @@ def test_equal_directions_are_in_one_class(tmp_path: Path, capsys) -> None:
     assert (code, found["groups"]) == (0, [{"num_classes": 2, "num_images": 8}])
 
 
+@pytest.mark.parametrize("heading", [65535, 2**32 - 10, -721])
+def test_numbers_that_are_not_headings_are_unknown_or_a_warning(tmp_path: Path, capsys, heading: int) -> None:
+    """The definition: a direction is within two turns."""
+    names = [utm_name(37.7, -122.4 - 0.001 * place, zone=10, heading=h) for place, h in enumerate((90, heading))]
+    assert np.isnan(read_metadata(Path(names[1]), b"").heading)
+    folder = touch(tmp_path / "train", *names)
+    code, found, err = groups(capsys, folder, *GROUPS, "--min_images_per_class", 1)
+    assert (code, found["groups"]) == (0, [{"num_classes": 2, "num_images": 2}])
+    assert f"1 of 2 headings are more than two turns, for example {heading:g} in" in err and names[1] in err
+    assert "turns" not in groups(capsys, folder, *GROUPS, "--min_images_per_class", 1, "--alpha", 360)[2]
+
+
+def test_names_without_a_heading_are_told_of_alpha_360(tmp_path: Path, capsys) -> None:
+    names = [utm_name(37.7, -122.4 - 0.001 * place, zone=10, heading="") for place in range(2)]
+    code, _, err = groups(capsys, touch(tmp_path / "train", *names), *GROUPS)
+    assert code == 2 and err.count("\n") == 1 and "--alpha 360" in err
+
+
 def test_names_that_contradict_themselves_are_a_warning(tmp_path: Path, capsys) -> None:
     """pyproj: 0.001 degrees of latitude are 111 m there, and 0.0004 degrees are 44 m."""
     right, near, wrong = (utm_name(37.7, -122.4 - 0.001 * place, zone=10) for place in range(3))

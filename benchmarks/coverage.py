@@ -1,6 +1,6 @@
 """How often the 95% intervals of recalls contain the truth, in simulated evaluations.
 
-    python -m benchmarks.coverage [--differences] [--runs N] [--seed N] [--settings all|even|odd]
+    python -m benchmarks.coverage [--differences | --metrics] [--runs N] [--seed N] [--settings all|even|odd]
 
 The queries are in clusters like those of common test sets (STRUCTURES), and are right or wrong together (KINDS).  Hits
 are whole numbers, so the coverage at one exact recall depends on where it is between two of them, even for independent
@@ -12,20 +12,26 @@ The last line leaves out the settings with few clusters, whose intervals are cal
 
 With --differences: intervals of the difference of two runs on the same queries, whose recalls differ by up to 10
 points; how often two equally good runs are called different, as by `cosplace compare`; the mean width, in points.
+
+With --metrics: intervals of distance quantiles, mAP, and area and recall at 95% precision of a score.
 """
 
 import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
+from cosplace.assessment.confidence_scores import average_precision, recall_at_precision, score_metrics
 from cosplace.assessment.intervals import (
     FEW_CLUSTERS,
     Estimate,
     Z,
+    clustered_mean,
+    clustered_quantile,
     clustered_share,
     effective_clusters,
     mcnemar,
@@ -38,6 +44,11 @@ KINDS = ("0", "0.1", "0.3", "0.5", "whole")  # correlation of two queries of a c
 WHOLE = 0.3  # this share of the clusters is right or wrong as a whole; that is also the correlation
 SHARED = (0.5, 0.8)  # share of the variance of the scores of two runs that is the same in both
 NEAR = 1.0  # percentage points from 95
+METRICS = ("median distance", "75%", "90%", "mAP", "area", "recall at 95% precision")
+SCORE_CORRELATION = 0.75  # of a score and whether a query is easy
+MEDIAN_M, SPREAD = 20.0, 1.5  # of distances, log-normal
+MOST_QUERIES = 1_500  # of a setting, with --metrics: the area takes long for many
+NUM_TRUE = 1_000_000  # queries that the true values of METRICS are computed from
 
 
 def drives(num: int) -> np.ndarray:
@@ -201,6 +212,64 @@ def are_different(a: np.ndarray, b: np.ndarray, difference: Estimate) -> bool:
     return is_outside and mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) < 0.05
 
 
+# --- other metrics ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def true_metrics(num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`num` recalls in [0, 1], and area and recall at 95% precision of very many queries, in [0, 1]; (num,) each."""
+    recalls = np.linspace(*RECALLS, num)
+    rng = np.random.default_rng(0)
+    easiness, noise = rng.standard_normal((2, NUM_TRUE))
+    scores = score_of(easiness, noise)
+    right = [easiness > ndtri(1 - recall) for recall in recalls.tolist()]
+    areas = np.array([average_precision(scores, hits) for hits in right])
+    return recalls, areas, np.array([recall_at_precision(scores, hits, 0.95) for hits in right])
+
+
+def score_of(easiness: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Scores of queries."""
+    return SCORE_CORRELATION * easiness + math.sqrt(1 - SCORE_CORRELATION**2) * noise
+
+
+def simulate_metrics(setting: Setting, runs: int, rng: np.random.Generator) -> Row:
+    """Coverage of the intervals of METRICS; `coverage` is their mean."""
+    clusters, correlation = setting.clusters, setting.correlation
+    grid, areas, recalls_at_95 = true_metrics(24)
+    covered = np.zeros(len(METRICS))
+    for recall in rng.uniform(*RECALLS, runs).tolist():
+        # Each query has three numbers: how easy it is, how far its first prediction is, and the noise of its score.
+        of_places, of_queries = (rng.standard_normal((3, num)) for num in (len(setting.sizes), len(clusters)))
+        numbers = math.sqrt(correlation) * of_places[:, clusters] + math.sqrt(1 - correlation) * of_queries
+        easiness, distance, noise = numbers
+        right, share = easiness > ndtri(1 - recall), ndtr(distance)
+        metrics = score_metrics("score", score_of(easiness, noise), right, clusters)
+        quantiles = (0.5, 0.75, 0.9)
+        found = [clustered_quantile(MEDIAN_M * np.exp(SPREAD * distance), clusters, q) for q in quantiles]
+        # The precisions of right queries are uniform between 0.5 and 1, of others between 0 and 0.3.
+        found.append(clustered_mean(np.where(right, 1 - 0.5 * share, 0.3 * share), clusters))
+        found += [metrics.area, metrics.recall_at_95_precision]
+        truth = [
+            *(MEDIAN_M * math.exp(SPREAD * float(ndtri(q))) for q in quantiles),
+            0.75 * recall + 0.15 * (1 - recall),
+            100 * float(np.interp(recall, grid, areas)),
+            100 * float(np.interp(recall, grid, recalls_at_95)),
+        ]
+        covered += [one.low <= true <= one.high for one, true in zip(found, truth, strict=True)]
+    shares = 100 * covered / runs
+    return Row(setting, float(shares.mean()), tuple(shares.tolist()))
+
+
+def metric_summaries(rows: Sequence[Row]) -> str:
+    """How near to 95% the coverage of each metric is where intervals are not called approximate."""
+    exact = [row for row in rows if not row.setting.is_approximate]
+    lines = []
+    for number, name in enumerate(METRICS):
+        of_metric = [Row(row.setting, row.others[number], (0.0,)) for row in exact]
+        lines.append(f"{name}: {summary(of_metric).partition('; means')[0]}")
+    return "without those that are called approximate:\n" + "\n".join(lines)
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
 
 SHARES_HEAD = (
@@ -211,6 +280,9 @@ DIFFERENCES_HEAD = (
     "| queries | correlation | same in both runs | coverage | equally good, called different | width |\n"
     "|---|---|---:|---:|---:|---:|"
 )
+
+
+METRICS_HEAD = f"| queries | correlation | mean | {' | '.join(METRICS)} |\n|---|---|{'---:|' * (1 + len(METRICS))}"
 
 
 def line(row: Row, is_difference: bool) -> str:
@@ -238,10 +310,15 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
-def simulate(is_difference: bool, part: str, runs: int, seed: int) -> Iterator[Row]:
-    """The rows of all settings, or of every second one; the random numbers of a setting are its own."""
-    settings = settings_of_differences() if is_difference else settings_of_shares()
-    simulate_one = simulate_differences if is_difference else simulate_shares
+def simulate(kind: str, part: str, runs: int, seed: int) -> Iterator[Row]:
+    """The rows of all settings, or of every second one; the random numbers of a setting are its own.
+
+    kind: "shares", "differences" or "metrics".
+    """
+    settings = settings_of_differences() if kind == "differences" else settings_of_shares()
+    if kind == "metrics":
+        settings = [one for one in settings if one.kind != "whole" and one.sizes.sum() <= MOST_QUERIES]
+    simulate_one = {"differences": simulate_differences, "metrics": simulate_metrics}.get(kind, simulate_shares)
     for number, setting in enumerate(settings):
         if part == "all" or (part == "odd") == (number % 2 == 1):
             yield simulate_one(setting, runs, np.random.default_rng([seed, number]))
@@ -250,19 +327,21 @@ def simulate(is_difference: bool, part: str, runs: int, seed: int) -> Iterator[R
 def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--differences", action="store_true", help="two runs instead of one")
+    kinds = parser.add_mutually_exclusive_group()
+    for kind, text in (("differences", "two runs instead of one"), ("metrics", "distances, mAP, area, precision")):
+        kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, default="shares", help=text)
     parser.add_argument("--runs", type=int, default=4_000, help="of each setting (default: 4000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", choices=("all", "even", "odd"), default="all", help="all, or every second one")
     arguments = parser.parse_args()
     if arguments.runs < 1:
         parser.error(f"--runs must be at least 1, got {arguments.runs}")
-    print(DIFFERENCES_HEAD if arguments.differences else SHARES_HEAD, flush=True)
+    print({"differences": DIFFERENCES_HEAD, "metrics": METRICS_HEAD}.get(arguments.kind, SHARES_HEAD), flush=True)
     rows = []
-    for row in simulate(arguments.differences, arguments.settings, arguments.runs, arguments.seed):
+    for row in simulate(arguments.kind, arguments.settings, arguments.runs, arguments.seed):
         rows.append(row)
-        print(line(row, arguments.differences), flush=True)
-    print(f"\n{summaries(rows)}")
+        print(line(row, arguments.kind == "differences"), flush=True)
+    print(f"\n{metric_summaries(rows) if arguments.kind == 'metrics' else summaries(rows)}")
 
 
 if __name__ == "__main__":

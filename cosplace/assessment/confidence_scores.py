@@ -13,10 +13,10 @@ import numpy as np
 from cosplace.assessment.intervals import (
     UNKNOWN,
     Estimate,
-    bootstrap,
     clustered_share,
     jackknife,
     sum_of_absolute_means,
+    t_quantile,
 )
 from cosplace.assessment.measures import ScoreMetrics, Transfer
 
@@ -26,6 +26,9 @@ SPREAD_DECAY = 350.0  # weight exp(-350 d) of a prediction with squared descript
 MAX_OFFSET_M = 500.0  # farther predictions count as this far, in both directions
 NUM_BINS = 10  # of a reliability diagram
 TRANSFER_PRECISIONS = (1.0, 0.95)
+MAX_THRESHOLDS = 500  # at which a precision is tested
+NEAR_SHARE = 0.1  # of the queries on each side of a threshold: near it
+LAST_OF_MANY, FIRST_OF_MANY = 1.2, 0.85  # times the quantile of t, chosen in simulations
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -128,6 +131,52 @@ def _recalls_at(precision: float, answered: np.ndarray, num_right: np.ndarray, n
     return np.where(is_enough, num_right, 0).max(axis=1, initial=0) / np.maximum(num_queries, 1)
 
 
+def recall_estimate(scores: np.ndarray, right: np.ndarray, clusters: np.ndarray, precision: float) -> Estimate:
+    """`recall_at_precision` in percent, with the recalls at which the precision may be that of other queries.
+
+    The value is that of the luckiest threshold, and resamples are lucky a second time, so the interval comes from
+    tests.  At each threshold, g = right answers - precision * answers (per query) is 0 where the recall is the one
+    sought, and below 0 at larger recalls.  Its error is that at a fixed recall: g changes with the recall R by
+    dg/dR = 1 - precision / (share of right answers near this threshold).  The low end is the largest recall at which g
+    is clearly above 0; the high end is the smallest at which it is clearly below.  As the first is the last of many
+    that pass, and the second the first, LAST_OF_MANY and FIRST_OF_MANY correct how clear that must be.
+    """
+    value = 100 * recall_at_precision(scores, right, precision)
+    fixed = clustered_share(right & (scores >= lowest_threshold(scores, right, precision)), clusters)
+    order, ends = _by_score(scores)
+    groups = np.unique(clusters, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(groups)
+    if len(sizes) < 2 or not len(ends):
+        return Estimate(value, min(fixed.low, value), max(fixed.high, value))
+    num = len(scores)
+    ends = ends[np.unique(np.linspace(0, len(ends) - 1, MAX_THRESHOLDS).astype(np.int64))]
+    counts = np.zeros((2, len(sizes), len(ends)))  # answers and right answers of each cluster
+    places = groups[order], np.searchsorted(ends, np.arange(len(order)))
+    np.add.at(counts[0], places, 1)
+    np.add.at(counts[1], places, right[order])
+    answered, num_right = counts.cumsum(axis=2)
+    recalls = num_right.sum(axis=0) / num
+    surplus = num_right - precision * answered
+    means = surplus.sum(axis=0) / num
+
+    total = np.concatenate([[0], np.cumsum(right[order])])
+    reach = max(3, int(NEAR_SHARE * num))
+    first, last = np.maximum(ends + 1 - reach, 0), np.minimum(ends + 1 + reach, len(order))
+    nearby = (total[last] - total[first] + 0.5) / (last - first + 1)
+    slopes = 1 - precision / nearby
+
+    weights = sizes[:, None]
+    deviations = surplus - slopes * (num_right - recalls * weights) - means * weights
+    squares = (deviations**2 / (1 - weights / num)).sum(axis=0)
+    squares += precision**2 + (1 - precision) ** 2  # one more answer that is wrong and one that is right: none may be
+    t = means * num / np.sqrt(squares) / t_quantile(len(sizes) - 1)
+
+    above, below = np.flatnonzero(t >= LAST_OF_MANY), np.flatnonzero(t <= -FIRST_OF_MANY)
+    low = 100 * float(recalls[above].max(initial=0.0))
+    high = 100 * float(recalls[below[0]]) if len(below) else clustered_share(right, clusters).high
+    return Estimate(value, min(low, fixed.low, value), max(high, fixed.high, value))
+
+
 # --- probabilities ---------------------------------------------------------------------------------------------------
 
 
@@ -179,8 +228,7 @@ def score_metrics(
     """All metrics of one score.  scores: (Q,) float64, larger is better, -inf for queries without an answer.
 
     The interval of the recall at full precision is that of a fixed threshold.  It depends on the best wrong answer
-    alone, and no interval covers what that will be for other queries.  That of the recall at 95% precision contains the
-    interval of a fixed threshold, because no resample of queries without a right answer has any.
+    alone, and no interval covers what that will be for other queries.
     """
     recall, precision, threshold = precision_recall(scores, right)
     full = recall_at_precision(scores, right, 1.0)
@@ -189,12 +237,6 @@ def score_metrics(
     def areas(weights: np.ndarray) -> np.ndarray:
         return _average_precisions(*_counts(scores, right, weights))
 
-    def recalls_at_95(weights: np.ndarray) -> np.ndarray:
-        return 100 * _recalls_at(0.95, *_counts(scores, right, weights), weights.sum(axis=1))[None]
-
-    at_95 = 100 * recall_at_precision(scores, right, 0.95)
-    (drawn,) = bootstrap(recalls_at_95, clusters, [at_95], (0.0, 100.0))
-    fixed = clustered_share(right & (scores >= lowest_threshold(scores, right, 0.95)), clusters)
     confidences = np.where(scores > -np.inf, scores, 0.0)
     return ScoreMetrics(
         name=name,
@@ -203,7 +245,7 @@ def score_metrics(
         threshold=threshold,
         area=jackknife(areas, clusters, average_precision(scores, right)),
         recall_at_full_precision=clustered_share(right & (scores >= least), clusters),
-        recall_at_95_precision=Estimate(at_95, min(drawn.low, fixed.low), max(drawn.high, fixed.high)),
+        recall_at_95_precision=recall_estimate(scores, right, clusters, 0.95),
         calibration_error=calibration_error_estimate(confidences, right, clusters) if is_probability else UNKNOWN,
         reliability=reliability_bins(confidences, right) if is_probability else np.zeros((0, 3)),
     )

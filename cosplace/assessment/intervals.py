@@ -140,7 +140,7 @@ def _design_effect(values: np.ndarray, clusters: np.ndarray, ends: tuple[int, in
     return min(max(float(squares / independent), SMALLEST_EFFECT), mean_size)
 
 
-def _t_quantile(degrees: float) -> float:
+def t_quantile(degrees: float) -> float:
     """Quantile of the t distribution at (1 + LEVEL) / 2."""
     from scipy.special import stdtrit  # takes longer to import than this module
 
@@ -184,7 +184,7 @@ def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
     if len(sizes) == 1:
         return Estimate(100 * (num_hits / num), 0.0, 100.0)
     effect = _design_effect(np.asarray(hits, np.float64), clusters, (0, 1))
-    low, high = _wilson_ends(num_hits / num, num / effect, _t_quantile(_degrees_of_freedom(sizes, effect)))
+    low, high = _wilson_ends(num_hits / num, num / effect, t_quantile(_degrees_of_freedom(sizes, effect)))
     return Estimate(100 * (num_hits / num), 100 * low, 100 * high)
 
 
@@ -206,15 +206,23 @@ def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Es
     num, quantile = float(len(values)), Z
     if sizes.max() > 1:
         effect = _design_effect(below, clusters, (0, 1))
-        num, quantile = num / effect, _t_quantile(_degrees_of_freedom(sizes, effect))
-    low, high = _wilson_ends(q, num, quantile)
-    # Of n values, at least n * low and at most n * high are below the true quantile: it is below the next value.
-    after = float(ordered[min(int(len(ordered) * high), len(ordered) - 1)])
+        num, quantile = num / effect, t_quantile(_degrees_of_freedom(sizes, effect))
+    # Of n values, at least n * low and at most n * high are below the true quantile, so it is between the values at
+    # these places.  Values are interpolated (Beran and Hall 1993): from one whole place to the next, coverage jumps.
+    low, high = (_at_place(ordered, len(ordered) * end) for end in _wilson_ends(q, num, quantile))
     return Estimate(
         value,
-        0.0 if (1 - q) ** num > (1 - LEVEL) / 2 else _at_share(ordered, low),
-        math.inf if q**num > (1 - LEVEL) / 2 else after,
+        0.0 if (1 - q) ** num > (1 - LEVEL) / 2 else min(low, value),
+        math.inf if q**num > (1 - LEVEL) / 2 else max(high, value),
     )
+
+
+def _at_place(ordered: np.ndarray, place: float) -> float:
+    """The value at a place in ascending values, counted from 0; between two places, between their values."""
+    place = min(max(place, 0.0), len(ordered) - 1.0)
+    first = float(ordered[int(place)])
+    after = float(ordered[math.ceil(place)])
+    return first if after == first else first + (place - int(place)) * (after - first)
 
 
 def _at_share(ordered: np.ndarray, share: float) -> float:
@@ -233,7 +241,7 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
     share = sizes / sizes.sum()
     squares = float(((sums - mean * sizes) ** 2 / (1 - share)).sum())
     independent = float(((values - mean) ** 2).sum())  # what the squares would be
-    quantile = _t_quantile(_degrees_of_freedom(sizes, squares / independent if independent > 0 else 1.0))
+    quantile = t_quantile(_degrees_of_freedom(sizes, squares / independent if independent > 0 else 1.0))
     half = quantile * math.sqrt(squares) / float(sizes.sum())
     return Estimate(mean, mean - half, mean + half)
 
@@ -264,7 +272,7 @@ def jackknife(statistic: Callable[[np.ndarray], np.ndarray], clusters: np.ndarra
     inner = min(max(value, 0.5 / num), 1 - 0.5 / num)
     squares = (num_groups - 1) / num_groups * float(((without - without.mean()) ** 2).sum())
     error = math.sqrt(max(squares, inner * (1 - inner) / num if inner != value else 0.0))
-    half = _t_quantile(num_clusters - 1) * error / (inner * (1 - inner))
+    half = t_quantile(num_clusters - 1) * error / (inner * (1 - inner))
     odds = inner / (1 - inner)
     low, high = 1 / (1 + math.exp(min(half, 700.0)) / odds), 1 / (1 + math.exp(-half) / odds)
     return Estimate(100 * value, 100 * min(low, value), 100 * max(high, value))
@@ -294,7 +302,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     of_added = (1 - center) ** 2 + (1 + center) ** 2
     squares = ((sums - center * sizes) ** 2 / (1 - sizes / total)).sum() + added**2 * of_added
     independent = ((differences - center) ** 2).sum() + added * of_added  # what the squares would be
-    quantile = _t_quantile(_degrees_of_freedom(sizes, float(squares / independent)))
+    quantile = t_quantile(_degrees_of_freedom(sizes, float(squares / independent)))
     center, half = float(center), quantile * math.sqrt(squares) / float(total)
     return Estimate(value, max(-100.0, 100 * (center - half)), min(100.0, 100 * (center + half)))
 
@@ -362,7 +370,7 @@ def bootstrap(
 
 def _widening(num_clusters: int) -> float:
     """Factor of the deviations of resamples that a number of clusters, two or more, requires."""
-    return _t_quantile(num_clusters - 1) / Z * math.sqrt(num_clusters / (num_clusters - 1))
+    return t_quantile(num_clusters - 1) / Z * math.sqrt(num_clusters / (num_clusters - 1))
 
 
 def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.ndarray) -> Estimate:

@@ -68,8 +68,10 @@ class Measures:
     error_m: Mapping[int, Estimate]  # quantile in percent (50, 90) -> meters, of the first prediction
     errors_m: np.ndarray  # (Q,) float64, distance of the first prediction; nan without one
     near_misses: Estimate  # percent of queries whose first prediction is between one and two radii away
-    mean_average_precision: Estimate  # percent, over the K predictions
+    mean_average_precision: Estimate  # percent, over the K predictions of each query
+    num_predictions: int  # K
     scores: tuple[ScoreMetrics, ...]  # the calibrated confidence first, if there is one
+    scores_of_queries: Mapping[str, np.ndarray]  # by the names of `scores`: (Q,) float64, -inf without a prediction
     transfers: tuple[Transfer, ...] = ()  # of the first score
     conditions: tuple[ConditionRow, ...]
     longest_miss_m: float  # longest stretch of a sequence without a correct answer; nan without sequences

@@ -71,10 +71,12 @@ def measure(
         errors_m=errors_m,
         near_misses=clustered_share((straight_m > radius_m) & (straight_m <= 2 * radius_m), clusters),
         mean_average_precision=_mean_average_precision(precisions, clusters),
+        num_predictions=hits.shape[1],
         scores=tuple(
             score_metrics(name, values, right, clusters, is_probability=name == CONFIDENCE)
             for name, values in all_scores.items()
         ),
+        scores_of_queries=all_scores,
         transfers=transfers(best_score, all_scores[best_score], right, clusters, western_half(dataset, clusters)),
         conditions=condition_rows(conditions, right, errors_m, clusters),
         longest_miss_m=longest_m,

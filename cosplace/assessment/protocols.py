@@ -20,6 +20,7 @@ from cosplace.config.evaluation import EvalConfig
 from cosplace.config.names import either, similar_names
 from cosplace.errors import ConfigError, DatasetError
 from cosplace.models.zoo import HUB_MODELS, HubModel, NativeModel, find_model
+from cosplace.progress import format_count
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.recall import find_positives
 
@@ -145,8 +146,8 @@ def differences(protocol: Protocol, dataset: RetrievalDataset) -> tuple[str, ...
         counts = find_positives(dataset.database_positions, dataset.query_positions, radius_m).counts
         if num_missing := int((counts == 0).sum()):
             found.append(
-                f"{num_missing:,} queries have no database image within {protocol.radius_text}, "
-                f"all queries of {protocol.id} have one"
+                f"{format_count(num_missing, 'query has', 'queries have')} no database image within "
+                f"{protocol.radius_text}, all queries of {protocol.id} have one"
             )
     return tuple(found)
 

@@ -41,6 +41,7 @@ def metrics_record(measures: Measures, note: str = "") -> dict[str, Any]:
         "error_m": {str(quantile): _record(UNKNOWN if note else one) for quantile, one in measures.error_m.items()},
         "near_misses": _record(UNKNOWN if note else measures.near_misses),
         "mean_average_precision": _record(measures.mean_average_precision),
+        "num_predictions": measures.num_predictions,
         "recall1_by_radius_m": {str(limit): _record(by_radius[limit]) for limit in RADII_SHOWN if limit in by_radius},
         "scores": [_score_record(score) for score in measures.scores],
         "transfers": [
@@ -131,7 +132,7 @@ def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[s
         lines += [
             f"first prediction: median error {_meters(median)}, 90% within {_meters(ninety)}",
             (f"near misses ({radius_m:g} to {2 * radius_m:g} m): {measures.near_misses.text()}%, " if radius_m else "")
-            + f"mAP {measures.mean_average_precision.text()}",
+            + f"mAP@{measures.num_predictions} {measures.mean_average_precision.text()}",
         ]
         if math.isfinite(measures.longest_miss_m):
             lines.append(

@@ -224,6 +224,7 @@ def run_sync(config: IndexSyncConfig) -> None:
             print_result("Nothing was changed. Without --dry_run:")
         if result.indexing is not None:
             _print_counts(result.indexing, is_plan=config.dry_run)
+            _require_readable(result.indexing)
         print_result(f"{format_count(result.num_removed, 'photo')} removed (no longer in the dataset)")
         if encoder is not None:
             _finish(config.index, encoder, bars, calibrate=False)

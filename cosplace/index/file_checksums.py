@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -186,7 +187,11 @@ def check_kinds(address: str) -> None:
     for table in TABLES:
         for folder, _, names in os.walk(Path(address) / f"{table}.lance"):
             for path in (Path(folder) / name for name in names):
-                if path.exists() and not path.is_file():
+                try:
+                    is_regular = stat.S_ISREG(path.stat().st_mode)
+                except FileNotFoundError:  # a writer has just removed it
+                    continue
+                if not is_regular:
                     raise damaged(address, f"{path.relative_to(address).as_posix()} is not a regular file")
 
 
@@ -224,6 +229,7 @@ class CheckedFiles:
         """check: compare files; without it, they are only recorded."""
         self.address, self.is_checked = address, check and is_local(address)
         self.versions: dict[str, int] = {}  # newest version of each table, as recorded
+        self.names: list[str] = []  # of the files that have checksums and are not derived
         self._found_intact: set[str] = set()
 
     def record(self, versions: dict[str, int], *, again: bool = False) -> None:
@@ -238,9 +244,10 @@ class CheckedFiles:
             check_kinds(self.address)
         checksums = read_checksums(self.address) if self.is_checked else None
         self.versions = {} if checksums is None else checksums.versions
+        self.names = [] if checksums is None else [name for name in checksums.files if not is_derived(name)]
         if checksums is None:
             return
-        new = [name for name in checksums.files if name not in self._found_intact and not is_derived(name)]
+        new = [name for name in self.names if name not in self._found_intact]
         large = [name for name in new if is_of_photos(name)]
         small = [name for name in new if not is_of_photos(name)]
         changed = find_changes(self.address, checksums, large, only_sizes=True)
@@ -279,10 +286,11 @@ class CheckedFiles:
         checksums = read_checksums(self.address) if self.is_checked else None
         if checksums is None:
             return True
-        new = [name for name in checksums.files if is_of_search(name) and name not in self._found_intact]
+        names = [name for name in checksums.files if is_of_search(name)]
         is_newest = checksums.versions.get("photos") == version
-        if is_newest and not all((Path(self.address) / name).is_file() for name in new):
+        if is_newest and not all((Path(self.address) / name).is_file() for name in names):
             return False
+        new = [name for name in names if name not in self._found_intact]
         if find_changes(self.address, checksums, new):
             return False
         self._found_intact |= set(new)

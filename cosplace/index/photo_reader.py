@@ -305,7 +305,8 @@ class PhotoReader:
         except OutdatedError:
             with self._guard:
                 self._catch_up()
-                self._snapshot = None
+                if self._snapshot is not None:  # which stays if the newest version cannot be read
+                    self._snapshot = self._load()
             return read()
 
     def _catch_up(self) -> None:

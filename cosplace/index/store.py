@@ -27,11 +27,13 @@ from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descri
 from cosplace.index.disk import check_space
 from cosplace.index.file_checksums import (
     FILE_NAME,
+    TABLES,
     CheckedFiles,
     damaged,
     find_changes,
     is_local,
     newest_versions,
+    read_checksums,
     version_files,
 )
 from cosplace.index.identity import SPEC, check_tables, replaced
@@ -83,13 +85,13 @@ class Store:
         self.files = CheckedFiles(address, check=check) if former is None else former.files
         if former is not None and "database" in vars(former):
             self.database = former.database
+        self.files.check()  # before the versions are listed: a writer records checksums after each commit
         self.copy = find_reader_copy(self.files) if with_copy and former is None else None
         if self.copy is None and not has_index(address):
             problem = "does not exist" if is_local(address) and not Path(address).exists() else "is not a photo index"
             raise MissingIndexError(
                 f"{address} {problem}. Build an index with `cosplace index build DATASET --model MODEL --to {address}`."
             )
-        self.files.check()
         self.files.check_versions(self.versions())
         self._opened = version_files(address, self.versions())
         self.checked_from = 0
@@ -190,11 +192,17 @@ class Store:
     def newest(self, *, reopen: bool = False) -> "Store":
         """The newest version; this store if it has it, and not `reopen`.  Raises as __init__ does."""
         self.check_place()
-        if not reopen and newest_versions(self.address) == self.versions():  # found without opening the tables
-            self.files.check()
-            self.files.check_versions(self.versions())
+        self.files.check()
+        if not reopen and self._is_newest():
             return self
         return Store(self.address, check=self.is_checked, former=self)
+
+    def _is_newest(self) -> bool:
+        """Whether the tables have no other versions and all files are there, found without opening the tables."""
+        opened = self._opened.files
+        if len(opened) < len(TABLES) or newest_versions(self.address) != self.versions():
+            return False
+        return all((Path(self.address) / name).is_file() for name in {*opened, *self.files.names})
 
     def catch_up(self) -> None:
         """Read the newest version from now on.  Raises MissingIndexError and DamagedIndexError."""
@@ -212,7 +220,10 @@ class Store:
         """Raise MissingIndexError without an index, ReplacedIndexError with a copy that was changed separately."""
         if is_local(self.address) and not (Path(self.address) / f"{RECORDS}.lance").is_dir():
             raise MissingIndexError(f"{self.address} no longer exists. Restore it, or open another index.")
-        if find_changes(self.address, self._opened, list(self._opened.files)):
+        if changed := find_changes(self.address, self._opened, list(self._opened.files)):
+            checksums, name = read_checksums(self.address), changed[0]
+            if checksums is not None and checksums.files.get(name) == self._opened.files[name]:
+                raise damaged(self.address, f"{name} has changed")
             raise replaced(self.address)
 
     def upgrade(self) -> None:

@@ -37,6 +37,6 @@ def impossible_heading_warning(images: ImageList) -> str:
     row = int(wrong[0])
     return one_line(
         f"{images.folder}: {len(wrong):,} of {len(sample):,} headings{'' if few else ' compared'} are more than two "
-        f"turns, for example {headings[row]:g} in {sample.name(row)}; they are used modulo 360. Remove such photos, or "
-        "use --alpha 360 to train without headings."
+        f"turns, for example {headings[row]:.10g} in {sample.name(row)}; they are used modulo 360. Remove such photos, "
+        "or use --alpha 360 to train without headings."
     )

@@ -69,7 +69,8 @@ def metric_rows(measures: Measures, radius_m: float) -> list[tuple[str, str, str
         if math.isfinite(estimate.value)
     ]  # fmt: skip
     near = f"near misses: first prediction {radius_m:g} to {2 * radius_m:g}\u00a0m away" if radius_m else ""
-    for name, estimate in ((near, measures.near_misses), ("mean average precision", measures.mean_average_precision)):
+    precision = f"mean average precision of {format_count(measures.num_predictions, 'prediction')}"
+    for name, estimate in ((near, measures.near_misses), (precision, measures.mean_average_precision)):
         if name and math.isfinite(estimate.value):
             rows.append((name, *percent_texts(estimate)))
     if math.isfinite(measures.longest_miss_m):

@@ -265,7 +265,15 @@ def _list_of_queries(report: Report, progress: Progress) -> Mapping[str, Any] | 
     dataset, evaluation = report.dataset, report.evaluation
     if dataset is None or evaluation is None or report.num_queries_shown < 1 or not len(evaluation.predictions):
         return None
-    queries = open_queries(dataset, evaluation, report.num_predictions_shown, report.conditions, report.expected)
+    scores = None if report.measures is None else report.measures.scores_of_queries
+    queries = open_queries(
+        dataset,
+        evaluation,
+        report.num_predictions_shown,
+        report.conditions,
+        expected=report.expected,
+        scores=scores,
+    )
     photos, num_left_out = page_photos(queries)
     first = queries.order[: report.num_queries_shown].tolist()
     rows = [query_row(queries, photos, query) for query in first]

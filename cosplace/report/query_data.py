@@ -49,6 +49,7 @@ class Queries:
     expected: ExpectedMatches
     order: np.ndarray  # (Q,) int64: the most confident errors first, then the least confident correct answers
     conditions: Mapping[str, Sequence[str]]
+    scores: Mapping[str, np.ndarray]  # of the first prediction, (Q,) float64, -inf without one
     num_shown: int  # predictions with photos
     num_stored: int  # P, predictions in the page
 
@@ -73,9 +74,15 @@ def open_queries(
     evaluation: Evaluation,
     num_shown: int,
     conditions: Mapping[str, Sequence[str]],
+    *,
     expected: ExpectedMatches | None = None,
+    scores: Mapping[str, np.ndarray] | None = None,
 ) -> Queries:
-    """Prepare the queries of an evaluation.  conditions: name -> value of each query; expected: if they are known."""
+    """Prepare the queries of an evaluation.
+
+    conditions: name -> value of each query.  expected: if they are known.  scores: name -> (Q,), of the first
+    prediction.
+    """
     hits = evaluation.hits
     outcome, similarity = outcomes(hits), similarities(evaluation)
     num_queries, num_predictions = hits.shape
@@ -89,6 +96,7 @@ def open_queries(
         expected=expected or expected_matches(dataset, evaluation),
         order=query_order(outcome, similarity[:, 0]),
         conditions=conditions,
+        scores=scores or {},
         num_shown=num_shown,
         num_stored=min(num_predictions, max(num_shown, MAX_PREDICTIONS // max(1, num_queries))),
     )
@@ -169,6 +177,7 @@ def page_data(queries: Queries, photos: Mapping[str, Thumbnail]) -> dict[str, An
             "expectedMeters": _rounded(expected.distances_m, 2),
             "expectedTurn": _rounded(expected.heading_differences_deg, 0),
             "numPositives": evaluation.positives.counts.tolist(),
+            "scores": {name: _rounded(values, 4) for name, values in queries.scores.items()},
         },
         "images": {
             "row": images.tolist(),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import ndtr, stdtrit
 
 from cosplace.assessment.confidence_scores import (
     average_precision,
@@ -18,11 +19,13 @@ from cosplace.assessment.confidence_scores import (
     quantile_threshold,
     ratio_score,
     recall_at_precision,
+    recall_estimate,
     reliability_bins,
     score_metrics,
     spread_score,
     transfers,
 )
+from cosplace.assessment.intervals import clustered_share
 
 Answers = list[tuple[int, bool]]
 ANSWERS = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30)
@@ -189,6 +192,64 @@ def test_metrics_of_a_score() -> None:
     assert found.recall_at_full_precision.value == pytest.approx(100 * recall_at_precision(scores, right, 1.0))
     assert found.recall_at_95_precision.value == 100 * recall_at_precision(scores, right, 0.95)
     assert math.isnan(found.calibration_error.value) and not len(found.reliability)
+
+
+def naive_recall_interval(scores: np.ndarray, right: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """The formula, one threshold and one cluster after the other; all scores differ."""
+    num, precision, quantile = len(scores), 0.95, float(stdtrit(len(set(clusters)) - 1, 0.975))
+    ranked = right[np.argsort(-scores)]
+    low, high = 0.0, math.nan
+    for count, threshold in enumerate(np.sort(scores)[::-1], start=1):
+        answered = scores >= threshold
+        recall = (right & answered).sum() / num
+        reach = max(3, int(0.1 * num))
+        near = ranked[max(0, count - reach) : count + reach]
+        slope = 1 - precision / ((near.sum() + 0.5) / (len(near) + 1))
+        gains = np.where(answered, right - precision, 0.0)
+        errors = gains - gains.mean() - slope * ((right & answered) - recall)
+        variance = precision**2 + (1 - precision) ** 2
+        for cluster in set(clusters):
+            inside = clusters == cluster
+            variance += errors[inside].sum() ** 2 / (1 - inside.mean())
+        t = gains.sum() / math.sqrt(variance) / quantile
+        low = 100 * recall if t >= 1.2 else low
+        high = 100 * recall if t <= -0.85 and math.isnan(high) else high
+    return low, high
+
+
+def test_interval_of_the_recall_at_a_precision() -> None:
+    rng = np.random.default_rng(3)
+    clusters = np.arange(480) // 3
+    easiness = rng.standard_normal(480) + 0.3 * rng.standard_normal(160)[clusters]
+    scores, right = easiness + 0.9 * rng.standard_normal(480), easiness > -0.5
+    found = recall_estimate(scores, right, clusters, 0.95)
+    low, high = naive_recall_interval(scores, right, clusters)
+    fixed = clustered_share(right & (scores >= lowest_threshold(scores, right, 0.95)), clusters)
+    assert found.value == 100 * recall_at_precision(scores, right, 0.95)
+    assert (found.low, found.high) == pytest.approx((min(low, fixed.low), max(high, fixed.high)))
+    assert 0 < found.low < found.value < found.high < 100
+
+
+@pytest.mark.slow
+def test_the_recall_at_a_precision_is_covered() -> None:
+    """Independent queries; the truth is an integral."""
+    truth = 100 * recall_of_many(0.95)
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        easiness, noise = rng.standard_normal((2, 150))
+        found = recall_estimate(0.75 * easiness + math.sqrt(1 - 0.75**2) * noise, easiness > -0.5, np.arange(150), 0.95)
+        covered += found.low <= truth <= found.high
+    assert covered >= 0.93 * 400 - 2.5 * math.sqrt(400 * 0.07 * 0.93)
+
+
+def recall_of_many(precision: float) -> float:
+    """Recall of very many queries at a precision: scores and easiness are normal with a correlation of 0.75."""
+    steps = np.linspace(-5, 5, 4001)
+    density = np.exp(-(steps**2) / 2) / math.sqrt(2 * math.pi) * (steps[1] - steps[0])
+    is_right = ndtr((0.75 * steps + 0.5) / math.sqrt(1 - 0.75**2))  # easiness > -0.5, given the score
+    answered, recalled = np.cumsum(density[::-1]), np.cumsum((density * is_right)[::-1])
+    return float(recalled[recalled >= precision * answered].max())
 
 
 def test_equal_scores_have_wide_intervals() -> None:

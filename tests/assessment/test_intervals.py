@@ -213,14 +213,15 @@ def test_quantile_is_the_smallest_value_that_covers_its_share(values: list[float
     found = clustered_quantile(array, np.arange(len(array)) // 3, percent / 100)
     assert found.value == np.sort(array)[-(-percent * len(array) // 100) - 1]
     assert found.low <= found.value <= found.high
-    assert found.low in (0, *values) and found.high in (math.inf, *values)
+    assert found.low == 0 or found.low >= min(values)
+    assert found.high == math.inf or found.high <= max(values)
 
 
 def test_quantile_interval_is_that_of_its_share() -> None:
     values = np.random.default_rng(0).permutation(200).astype(float)
     found = clustered_quantile(values, np.arange(200), 0.5)
     share = wilson(100, 200)
-    assert ends(found) == (math.ceil(2 * share.low) - 1, math.floor(2 * share.high))
+    assert ends(found) == pytest.approx((2 * share.low, 2 * share.high))  # each value is its place
 
 
 @pytest.mark.parametrize(("count", "is_known"), [(35, False), (36, True)])

@@ -187,6 +187,16 @@ def test_a_flipped_bit_of_the_newest_version_is_one_line(
     assert told.err.count("error") == 1 and "Traceback" not in told.err
 
 
+def test_a_reader_does_without_a_search_index_that_is_gone(intact_approximate: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(intact_approximate, tmp_path / "index")
+    with open_index(address) as index:
+        before = index.search(QUERIES, 3).ids.tolist()
+        shutil.rmtree(address / "photos.lance" / "_indices")
+        index.refresh()
+        found = index.search(QUERIES, 3).ids
+        assert len(found) == len(before)
+
+
 def test_what_cannot_be_repaired_is_refused(intact: Path, tmp_path: Path) -> None:
     address = shutil.copytree(intact, tmp_path / "index")
     flip(newest(address, "photos"), 40)

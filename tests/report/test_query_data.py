@@ -96,7 +96,8 @@ def test_similarities_are_cosines(evaluation: Evaluation) -> None:
 
 def test_values_of_the_script(dataset: RetrievalDataset, evaluation: Evaluation) -> None:
     weather = ["sun", "", "rain", "sun"]
-    data = page_data(open_queries(dataset, evaluation, 2, {"weather": weather}), {})
+    scores = {"confidence": np.array([0.75, 0.5, -np.inf, 1.0])}
+    data = page_data(open_queries(dataset, evaluation, 2, {"weather": weather}, scores=scores), {})
     queries, images = data["queries"], data["images"]
     assert queries["name"] == [dataset.queries.name(row) for row in range(4)]
     for query, offsets in OFFSETS.items():
@@ -111,6 +112,7 @@ def test_values_of_the_script(dataset: RetrievalDataset, evaluation: Evaluation)
     assert queries["rank"] == [1, 2, 0, 1] and queries["outcome"] == [0, 1, 2, 0]
     assert queries["expected"][2] == -1 and queries["expectedMeters"][2] is None
     assert queries["numPositives"] == [2, 2, 0, 2]
+    assert queries["scores"] == {"confidence": [0.75, 0.5, None, 1.0]}
     weathers = data["conditions"]["weather"]
     assert [weathers["values"][number] for number in weathers["of"]] == weather
     assert min(data["database"] + queries["at"]) == 0

@@ -171,6 +171,8 @@ def test_csv_has_all_queries_and_predictions(
         assert row["query_path"] == dataset.queries.name(query)
         assert row["correct"] == str(int(OFFSETS[query][rank] <= 25))
         assert row["weather"] == ["sun", HOSTILE, "", "sun"][query]
+        distance = float(evaluation.squared_distances[query, 0]) ** 0.5
+        assert abs(float(row["score: L2 distance"])) == pytest.approx(distance, abs=1e-3)
     assert rows[6]["expected_path"] == "" and rows[6]["outcome"] == "not found in top 3"
 
 

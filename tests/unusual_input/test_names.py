@@ -89,7 +89,7 @@ def test_numbers_that_are_not_headings_are_unknown_or_a_warning(tmp_path: Path, 
     folder = touch(tmp_path / "train", *names)
     code, found, err = groups(capsys, folder, *GROUPS, "--min_images_per_class", 1)
     assert (code, found["groups"]) == (0, [{"num_classes": 2, "num_images": 2}])
-    assert f"1 of 2 headings are more than two turns, for example {heading:g} in" in err and names[1] in err
+    assert f"1 of 2 headings are more than two turns, for example {heading} in" in err and names[1] in err
     assert "turns" not in groups(capsys, folder, *GROUPS, "--min_images_per_class", 1, "--alpha", 360)[2]
 
 

@@ -301,8 +301,10 @@
 
   function csv() {
     const line = (values) => values.map(cell).join(",");
+    const scores = Object.entries(queries.scores);
     const header = [
-      "query", "query_path", "outcome", "first_correct_rank", ...conditions.map(([name]) => name), "expected_path",
+      "query", "query_path", "outcome", "first_correct_rank", ...scores.map(([name]) => `score: ${name}`),
+      ...conditions.map(([name]) => name), "expected_path",
       "expected_distance_m", "expected_heading_difference_deg", "rank", "prediction_path", "distance_m", "similarity",
       "correct",
     ];
@@ -310,7 +312,8 @@
     for (let query = 0; query < numQueries; query++) {
       const start = line([
         query, queries.name[query], data.outcomes[queries.outcome[query]], queries.rank[query] || "",
-        ...conditions.map((one) => conditionOf(one, query)), images.name[queries.expected[query]],
+        ...scores.map(([, values]) => values[query]), ...conditions.map((one) => conditionOf(one, query)),
+        images.name[queries.expected[query]],
         queries.expectedMeters[query], queries.expectedTurn[query],
       ]);
       const places = queries.predictions[query];

@@ -33,6 +33,7 @@ from cosplace.errors import ConfigError
 from cosplace.photos.paths import path_text
 from cosplace.retrieval.dataset import RetrievalDataset
 from tests.assessment.comparison_samples import K, city_dataset, city_evaluation, write_run
+from tests.assessment.test_provenance import SCHEMA, violations
 
 RANKS = [1] * 6 + [2] * 2 + [0] * 2
 
@@ -207,6 +208,7 @@ def test_photos_of_the_same_place_are_additional_positives(dataset: RetrievalDat
     assert f"{text}; 2 verdicts are on photos that are not in the dataset): R@1: 70.0 [" in judged_line(judged)
     record = json.loads(json.dumps(judged_record(judged)))
     assert record["recalls"] == {"1": 70.0, "5": 100.0} and record["intervals"]["1"][0] < 70
+    assert list(violations(record, SCHEMA["properties"]["verdicts"])) == []
 
 
 def test_verdicts_are_found_next_to_the_queries(dataset: RetrievalDataset, tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def test_an_index_of_photos_that_cannot_be_read_is_an_error(
         assert "is not an image" in last and ("None of the 2 photos can be read" in last) == (count == 2)
 
 
+@pytest.mark.parametrize("action", ["add", "sync"])
+def test_photos_that_cannot_be_read_are_an_error_for_an_index_too(
+    tmp_path: Path, capsys, model: Path, action: str
+) -> None:
+    write_street(tmp_path / "street", range(3))
+    assert build(capsys, tmp_path / "street", model, "--image_size", 32)[0] == 0
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"not an image" * 9)
+    words = "--without_positions", *ENCODING
+    code, _, err = run(capsys, "index", action, tmp_path / "index", tmp_path / "broken", *words)
+    assert code == 2 and "is not an image" in err.splitlines()[-1]
+
+
 # --- which photos are indexed ----------------------------------------------------------------------------------------
 
 

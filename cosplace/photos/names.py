@@ -3,8 +3,9 @@
 A name reads `@utm_east@utm_north@zone@letter@lat@lon@pano_id@tile@heading@pitch@roll@height@timestamp@note@.jpg`, as in
 SF-XL and the other datasets of the field.  Fields are counted by splitting the *file name*, not the path, on '@'.
 
-East and north of 0, 0 mean that the position is unknown.  The letter is that of a UTM latitude band (C to M are south
-of the equator), so the sign of the latitude, where the name has one, decides the hemisphere.
+East and north of 0, 0 mean that the position is unknown, unless the name has a latitude and longitude.  The letter is
+that of a UTM latitude band (C to M are south of the equator), so the sign of the latitude, where the name has one,
+decides the hemisphere.
 """
 
 import os
@@ -22,6 +23,7 @@ FIELDS = {
     "heading": 9, "pitch": 10, "roll": 11, "height": 12, "timestamp": 13, "note": 14,
 }  # fmt: skip
 """Number of each field, in the order of the name."""
+EAST_NORTH = ("utm_east", "utm_north")
 NAMES_PER_CHUNK = 1 << 15  # names parsed at once: their bytes stay in the processor's cache
 MAX_CONTRADICTION_M = 50.0  # between the UTM fields of a name and its latitude and longitude
 BAND_S = (31.5, 40.5)  # degrees north: 32 to 40, and half a degree for positions at its border
@@ -70,7 +72,8 @@ def parse_fields(
     """Parse numbers in the names of a list; yield (rows, values (len(fields), rows) float64), chunk by chunk.
 
     fields: keys of FIELDS.  Values equal Python's float() of the text, bit for bit.
-    with_zone: add one row, the zone as in `UtmPositions.zones`.
+    with_zone: add one row, the zone as in `UtmPositions.zones`.  east and north, as the first fields, are then those of
+    latitude and longitude where they are 0, 0 (`fill_from_degrees`).
     Raises DatasetError that names the first photo and field without a number.
     """
     last_field = max([FIELDS[field] for field in fields] + [FIELDS["longitude"]] * with_zone)
@@ -83,7 +86,28 @@ def parse_fields(
             values[index] = [_number_in_name(images, row, field) for row in chunk.rows] if numbers is None else numbers
         if with_zone:
             values[-1] = 0 if images.map_center else _zones(chunk)
+            if tuple(fields[:2]) == EAST_NORTH and images.labels is None and _are_zero(values).any():
+                degrees = (_optional_numbers(chunk, field) for field in ("latitude", "longitude"))
+                fill_from_degrees(values[:2], values[-1], *degrees)
         yield slice(chunk.rows.start, chunk.rows.stop), values
+
+
+def _are_zero(east_north: np.ndarray) -> np.ndarray:
+    """Which positions (2, n) are 0, 0."""
+    return (east_north[0] == 0) & (east_north[1] == 0)
+
+
+def fill_from_degrees(east_north: np.ndarray, zones: np.ndarray, latitudes: np.ndarray, longitudes: np.ndarray) -> None:
+    """Replace positions (2, n) that are 0, 0 by those of latitude and longitude, where these are known.
+
+    zones: (n,), to compute them in; 0 for none.
+    """
+    from cosplace.geo import utm_from_latlon  # imports pyproj
+
+    lost = _are_zero(east_north) & (zones != 0) & _is_position(latitudes, longitudes)
+    for zone in np.unique(zones[lost]).astype(np.int64).tolist():
+        rows = np.flatnonzero(lost & (zones == zone))
+        east_north[:, rows] = utm_from_latlon(latitudes[rows], longitudes[rows], abs(zone), south=zone < 0).T
 
 
 def optional_fields(images: ImageList, fields: Sequence[str]) -> np.ndarray:
@@ -131,7 +155,7 @@ class UtmPositions:
 def utm_fields(images: ImageList) -> UtmPositions:
     """UTM positions and zones of a list.  Raises DatasetError for a name without east and north."""
     east_north, zones = np.empty((len(images), 2)), np.empty(len(images), np.int8)
-    for rows, values in parse_fields(images, ("utm_east", "utm_north"), with_zone=True):
+    for rows, values in parse_fields(images, EAST_NORTH, with_zone=True):
         east_north[rows], zones[rows] = values[:2].T, values[2]
     return UtmPositions(east_north=east_north, zones=zones)
 

@@ -23,6 +23,7 @@ from cosplace.photos.names import (
     contradictions_m,
     different_zones,
     earth_positions,
+    fill_from_degrees,
     has_zone,
     hemisphere_is_ambiguous,
     optional_fields,
@@ -243,6 +244,9 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
         images, ("utm_east", "utm_north", "latitude", "longitude", "heading")
     )
     zones = zones_of(images)
+    if images.labels is None:
+        fill_from_degrees(east_north := np.stack([east, north]), zones, latitudes, longitudes)
+        east, north = east_north
     missing = np.isnan(east) | np.isnan(north)
     kind = "no position (fields 1 and 2 of the file name)"
     if missing.all() and np.isfinite(latitudes + longitudes).all():

@@ -228,7 +228,6 @@ def test_positions_on_earth_are_those_of_pyproj() -> None:
         ("@334900.57@6252288.75@56@H@000.00000@0000.00000@.jpg", np.nan),
         ("@334900.57@6252288.75@56@H@-93.8@151.21530@.jpg", np.nan),
         ("@334900.57@6252288.75@@@-33.85680@151.21530@.jpg", np.nan),
-        ("@0@0@56@H@-33.85680@151.21530@.jpg", np.nan),
     ],
 )
 def test_names_that_contradict_themselves(name: str, meters: float) -> None:

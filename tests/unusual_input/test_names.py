@@ -62,6 +62,26 @@ def test_a_name_at_0_0_has_no_position() -> None:
     assert np.isnan(found.latitude) and np.isnan(found.longitude)
 
 
+def test_latitude_and_longitude_decide_where_the_utm_position_is_0_0(tmp_path: Path, capsys, model: Path) -> None:
+    """pyproj: the positions of the names with UTM; the same photo is then found at its place by eval and in groups."""
+    names = [utm_name(-33.85, 151.2 + 0.01 * place, zone=56, note=str(place)) for place in range(3)]
+    lost = [re.sub(r"^@[^@]*@[^@]*@", "@0@0@", name) for name in names]
+    whole, _, err = groups(capsys, touch(tmp_path / "utm", *names), *GROUPS, "--min_images_per_class", 1)
+    found, content, _ = groups(capsys, touch(tmp_path / "lost", *lost), *GROUPS, "--min_images_per_class", 1)
+    assert (whole, found) == (0, 0) and content["groups"] == [{"num_classes": 3, "num_images": 3}] and "0, 0" not in err
+    for place, name in enumerate(lost):
+        write_photo(tmp_path / "test" / "database", name, place)
+        write_photo(tmp_path / "test" / "queries", names[place], place, variant=1)
+        expected = -33.85, 151.2 + 0.01 * place
+        metadata = read_metadata(Path(name), b"")
+        *_, away_m = Geod(ellps="WGS84").inv(metadata.longitude, metadata.latitude, expected[1], expected[0])
+        assert away_m < 1
+    code, recalls, err = evaluate(capsys, model, "--test_set_folder", tmp_path / "test", "--recall_values", 1, 3)
+    assert code == 0 and recalls[3] == 100.0 and "left out" not in err  # each query has its positive
+    code, out, _ = run(capsys, "validate", tmp_path / "test")
+    assert "which means unknown" not in out
+
+
 # --- classes and groups ----------------------------------------------------------------------------------------------
 
 

@@ -217,7 +217,7 @@ def are_different(a: np.ndarray, b: np.ndarray, difference: Estimate) -> bool:
 
 @cache
 def true_metrics(num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`num` recalls in [0, 1], and area and recall at 95% precision of very many queries, in [0, 1]; (num,) each."""
+    """`num` recalls in [0, 1], and area and recall at 95% precision of a very large number of queries, (num,) each."""
     recalls = np.linspace(*RECALLS, num)
     rng = np.random.default_rng(0)
     easiness, noise = rng.standard_normal((2, NUM_TRUE))
@@ -246,7 +246,7 @@ def simulate_metrics(setting: Setting, runs: int, rng: np.random.Generator) -> R
         metrics = score_metrics("score", score_of(easiness, noise), right, clusters)
         quantiles = (0.5, 0.75, 0.9)
         found = [clustered_quantile(MEDIAN_M * np.exp(SPREAD * distance), clusters, q) for q in quantiles]
-        # The precisions of right queries are uniform between 0.5 and 1, of others between 0 and 0.3.
+        # Average precisions are uniform between 0.5 and 1 for right queries, and between 0 and 0.3 for the others.
         found.append(clustered_mean(np.where(right, 1 - 0.5 * share, 0.3 * share), clusters))
         found += [metrics.area, metrics.recall_at_95_precision]
         truth = [

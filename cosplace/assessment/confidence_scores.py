@@ -26,8 +26,9 @@ SPREAD_DECAY = 350.0  # weight exp(-350 d) of a prediction with squared descript
 MAX_OFFSET_M = 500.0  # farther predictions count as this far, in both directions
 NUM_BINS = 10  # of a reliability diagram
 TRANSFER_PRECISIONS = (1.0, 0.95)
-MAX_THRESHOLDS = 500  # at which a precision is tested
-NEAR_SHARE = 0.1  # of the queries on each side of a threshold: near it
+MIN_THRESHOLDS, MAX_THRESHOLDS = 50, 500  # at which a precision is tested
+MAX_COUNTS = 2_000_000  # of clusters at thresholds, in memory
+NEAR_SHARE = 0.1  # of the queries, on each side of a threshold, that count as near it
 LAST_OF_MANY, FIRST_OF_MANY = 1.2, 0.85  # times the quantile of t, chosen in simulations
 
 
@@ -132,14 +133,14 @@ def _recalls_at(precision: float, answered: np.ndarray, num_right: np.ndarray, n
 
 
 def recall_estimate(scores: np.ndarray, right: np.ndarray, clusters: np.ndarray, precision: float) -> Estimate:
-    """`recall_at_precision` in percent, with the recalls at which the precision may be that of other queries.
+    """`recall_at_precision` in percent, with the range of recalls at which this precision is plausible for others.
 
     The value is that of the luckiest threshold, and resamples are lucky a second time, so the interval comes from
-    tests.  At each threshold, g = right answers - precision * answers (per query) is 0 where the recall is the one
-    sought, and below 0 at larger recalls.  Its error is that at a fixed recall: g changes with the recall R by
+    tests.  At each threshold, g = right answers - precision * answers (per query) is expected to be 0 at the recall
+    sought and negative at larger recalls.  Its error is that at a fixed recall: g changes with the recall R at the rate
     dg/dR = 1 - precision / (share of right answers near this threshold).  The low end is the largest recall at which g
-    is clearly above 0; the high end is the smallest at which it is clearly below.  As the first is the last of many
-    that pass, and the second the first, LAST_OF_MANY and FIRST_OF_MANY correct how clear that must be.
+    is clearly above 0; the high end is the smallest at which it is clearly below.  The low end is the last of many
+    thresholds to pass and the high end the first, so LAST_OF_MANY and FIRST_OF_MANY adjust how clear that must be.
     """
     value = 100 * recall_at_precision(scores, right, precision)
     fixed = clustered_share(right & (scores >= lowest_threshold(scores, right, precision)), clusters)
@@ -149,7 +150,10 @@ def recall_estimate(scores: np.ndarray, right: np.ndarray, clusters: np.ndarray,
     if len(sizes) < 2 or not len(ends):
         return Estimate(value, min(fixed.low, value), max(fixed.high, value))
     num = len(scores)
-    ends = ends[np.unique(np.linspace(0, len(ends) - 1, MAX_THRESHOLDS).astype(np.int64))]
+    # How many of the first answers are right; those with equal scores are in no order.
+    places_known, right_known = np.append(0, ends + 1), np.append(0, np.cumsum(right[order])[ends])
+    num_thresholds = min(MAX_THRESHOLDS, max(MIN_THRESHOLDS, MAX_COUNTS // len(sizes)))
+    ends = ends[np.unique(np.linspace(0, len(ends) - 1, num_thresholds).astype(np.int64))]
     counts = np.zeros((2, len(sizes), len(ends)))  # answers and right answers of each cluster
     places = groups[order], np.searchsorted(ends, np.arange(len(order)))
     np.add.at(counts[0], places, 1)
@@ -159,16 +163,16 @@ def recall_estimate(scores: np.ndarray, right: np.ndarray, clusters: np.ndarray,
     surplus = num_right - precision * answered
     means = surplus.sum(axis=0) / num
 
-    total = np.concatenate([[0], np.cumsum(right[order])])
     reach = max(3, int(NEAR_SHARE * num))
     first, last = np.maximum(ends + 1 - reach, 0), np.minimum(ends + 1 + reach, len(order))
-    nearby = (total[last] - total[first] + 0.5) / (last - first + 1)
+    num_near = np.interp(last, places_known, right_known) - np.interp(first, places_known, right_known)
+    nearby = (num_near + 0.5) / (last - first + 1)
     slopes = 1 - precision / nearby
 
     weights = sizes[:, None]
     deviations = surplus - slopes * (num_right - recalls * weights) - means * weights
     squares = (deviations**2 / (1 - weights / num)).sum(axis=0)
-    squares += precision**2 + (1 - precision) ** 2  # one more answer that is wrong and one that is right: none may be
+    squares += precision**2 + (1 - precision) ** 2  # as if one more were wrong and one right: there may be none
     t = means * num / np.sqrt(squares) / t_quantile(len(sizes) - 1)
 
     above, below = np.flatnonzero(t >= LAST_OF_MANY), np.flatnonzero(t <= -FIRST_OF_MANY)

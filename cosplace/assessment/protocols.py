@@ -147,7 +147,7 @@ def differences(protocol: Protocol, dataset: RetrievalDataset) -> tuple[str, ...
         if num_missing := int((counts == 0).sum()):
             found.append(
                 f"{format_count(num_missing, 'query has', 'queries have')} no database image within "
-                f"{protocol.radius_text}, all queries of {protocol.id} have one"
+                f"{protocol.radius_text}, but all queries of {protocol.id} have one"
             )
     return tuple(found)
 

@@ -22,7 +22,7 @@ from cosplace.index.conditional_writes import creating_alone
 from cosplace.index.file_checksums import is_local
 from cosplace.index.identity import SPEC, check_identity
 from cosplace.index.keys import KeyTable, first_of_each
-from cosplace.index.lance import translated_errors
+from cosplace.index.lance import OutdatedError, translated_errors
 from cosplace.index.photo_reader import FORMAT_VERSION, PhotoReader, check_shape
 from cosplace.index.photo_table import photo_schema
 from cosplace.index.reader_copy import MAX_COPY_BYTES, remove_reader_copies
@@ -45,6 +45,7 @@ NEXT_ID = "next_id"  # the key of the record of the lowest id that was never use
 PHOTO_COLUMNS = (
     "latitude", "longitude", "heading", "time", "accuracy_m", "source", "key", "num_bytes", "modified_ns", "thumbnail",
 )  # fmt: skip
+OPEN_ATTEMPTS = 3  # of a reader, while a writer removes versions
 COMMIT_ROWS = 20_000  # photos per commit
 MAX_FRAGMENTS = 256  # small files of the table; more are joined
 KEEP_VERSIONS_S = 3600.0  # so that readers of older versions can finish
@@ -99,8 +100,16 @@ def open_index(address: str | Path, *, write: bool = False, roots: Sequence[str]
     roots: new places of folders of photos, NEW or OLD=NEW; a writer records them.  Raises MissingIndexError if there
     is no index, DamagedIndexError if its files have changed, and IndexInUseError if another writer has it open.
     """
-    store = Store(str(address), with_copy=not write)
-    return _opened(store, lock_for_writing(str(address)) if write else None, roots)
+    address = str(address)
+    if write:
+        return _opened(Store(address), lock_for_writing(address), roots)
+    for attempts_left in reversed(range(OPEN_ATTEMPTS)):
+        try:
+            return _opened(Store(address, with_copy=True), None, roots)
+        except OutdatedError:  # a writer has removed that version meanwhile
+            if not attempts_left:
+                raise
+    raise AssertionError
 
 
 def _opened(store: Store, lock: WriterLock | WriterLease | None, roots: Sequence[str] = ()) -> "PhotoIndex":

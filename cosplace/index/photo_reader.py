@@ -305,7 +305,7 @@ class PhotoReader:
         except OutdatedError:
             with self._guard:
                 self._catch_up()
-                if self._snapshot is not None:  # which stays if the newest version cannot be read
+                if self._snapshot is not None:  # the old one is kept if the newest version cannot be read
                     self._snapshot = self._load()
             return read()
 

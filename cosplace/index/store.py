@@ -198,7 +198,7 @@ class Store:
         return Store(self.address, check=self.is_checked, former=self)
 
     def _is_newest(self) -> bool:
-        """Whether the tables have no other versions and all files are there, found without opening the tables."""
+        """Whether no table has another version and no file is missing, found without opening the tables."""
         opened = self._opened.files
         if len(opened) < len(TABLES) or newest_versions(self.address) != self.versions():
             return False

@@ -72,8 +72,8 @@ def parse_fields(
     """Parse numbers in the names of a list; yield (rows, values (len(fields), rows) float64), chunk by chunk.
 
     fields: keys of FIELDS.  Values equal Python's float() of the text, bit for bit.
-    with_zone: add one row, the zone as in `UtmPositions.zones`.  east and north, as the first fields, are then those of
-    latitude and longitude where they are 0, 0 (`fill_from_degrees`).
+    with_zone: add one row, the zone as in `UtmPositions.zones`.  If east and north are the first two fields, those that
+    are 0, 0 are then replaced by the position of the latitude and longitude (`fill_from_degrees`).
     Raises DatasetError that names the first photo and field without a number.
     """
     last_field = max([FIELDS[field] for field in fields] + [FIELDS["longitude"]] * with_zone)
@@ -87,8 +87,10 @@ def parse_fields(
         if with_zone:
             values[-1] = 0 if images.map_center else _zones(chunk)
             if tuple(fields[:2]) == EAST_NORTH and images.labels is None and _are_zero(values).any():
+                begin, end, in_name = chunk.field("zone")
+                zones = np.where(in_name & (end > begin), values[-1], 0)
                 degrees = (_optional_numbers(chunk, field) for field in ("latitude", "longitude"))
-                fill_from_degrees(values[:2], values[-1], *degrees)
+                fill_from_degrees(values[:2], zones, *degrees)
         yield slice(chunk.rows.start, chunk.rows.stop), values
 
 
@@ -100,11 +102,14 @@ def _are_zero(east_north: np.ndarray) -> np.ndarray:
 def fill_from_degrees(east_north: np.ndarray, zones: np.ndarray, latitudes: np.ndarray, longitudes: np.ndarray) -> None:
     """Replace positions (2, n) that are 0, 0 by those of latitude and longitude, where these are known.
 
-    zones: (n,), to compute them in; 0 for none.
+    zones: (n,), the zone field of each name; 0 if it has none, as on a local map.  Positions are computed in that zone,
+    and stay unknown if they are farther from it than the next one.
     """
-    from cosplace.geo import utm_from_latlon  # imports pyproj
+    from cosplace.geo import utm_from_latlon, utm_zones  # imports pyproj
 
     lost = _are_zero(east_north) & (zones != 0) & _is_position(latitudes, longitudes)
+    own = np.abs(utm_zones(latitudes, longitudes).astype(np.int64))
+    lost &= np.abs((np.abs(zones) - own + 30) % 60 - 30) <= 1
     for zone in np.unique(zones[lost]).astype(np.int64).tolist():
         rows = np.flatnonzero(lost & (zones == zone))
         east_north[:, rows] = utm_from_latlon(latitudes[rows], longitudes[rows], abs(zone), south=zone < 0).T

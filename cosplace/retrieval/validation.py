@@ -245,8 +245,8 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
     )
     zones = zones_of(images)
     if images.labels is None:
-        fill_from_degrees(east_north := np.stack([east, north]), zones, latitudes, longitudes)
-        east, north = east_north
+        east, north = east_north = np.stack([east, north])
+        fill_from_degrees(east_north, np.where(has_zone(images), zones, 0), latitudes, longitudes)
     missing = np.isnan(east) | np.isnan(north)
     kind = "no position (fields 1 and 2 of the file name)"
     if missing.all() and np.isfinite(latitudes + longitudes).all():

@@ -82,6 +82,15 @@ def test_latitude_and_longitude_decide_where_the_utm_position_is_0_0(tmp_path: P
     assert "which means unknown" not in out
 
 
+@pytest.mark.parametrize("zone", ["", "10"])
+def test_a_zone_that_is_not_that_of_the_longitude_is_not_used(tmp_path: Path, capsys, zone: str) -> None:
+    """pyproj: in zone 10, 25 m at Sydney are a third longer or more; without a zone, others may be on a local map."""
+    names = [f"@{30 * place}@0@{zone}@@-33.85{place}@151.2@@@0@@@@@{place}@.jpg" for place in range(3)]
+    code, content, err = groups(capsys, touch(tmp_path / "train", *names), *GROUPS, "--min_images_per_class", 1)
+    assert code == 0 and content["groups"][0]["num_images"] == 2
+    assert "1 of 3 photos are in no class: their position is 0, 0" in err
+
+
 # --- classes and groups ----------------------------------------------------------------------------------------------
 
 

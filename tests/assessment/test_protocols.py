@@ -180,7 +180,7 @@ def test_pairs_are_neither_frames_nor_positions(tmp_path: Path) -> None:
 
 def test_queries_without_positives_are_a_difference_where_all_have_one(tmp_path: Path) -> None:
     dataset = open_retrieval_dataset(frames(tmp_path, 25 / 10.5, queries=[*range(18), 300, 301]))
-    with pytest.raises(DatasetError, match="2 queries have no database image within 10 frames, all queries"):
+    with pytest.raises(DatasetError, match="2 queries have no database image within 10 frames, but all queries"):
         check_dataset(small("nordland-10f", 20, 20), dataset)
 
 

@@ -63,7 +63,7 @@ def test_reading_the_files_gives_the_classes(tmp_path: Path) -> None:
 def test_a_row_has_what_the_name_has(tmp_path: Path) -> None:
     photos = [
         format_image_name(utm_east=550_001, utm_north=4_180_001, zone=10, letter="S", latitude=37.76544,
-                          longitude=-122.43222, pano_id=str(row), heading=725, timestamp="20191103")
+                          longitude=-122.43222, pano_id=str(row), heading=365, timestamp="20191103")
         for row in range(2)
     ]  # fmt: skip
     groups = partition(image_list(tmp_path, photos), GROUPING)

@@ -9,7 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,10 @@ def open_index(address: str | Path, *, write: bool = False, roots: Sequence[str]
     address = str(address)
     if write:
         return _opened(Store(address), lock_for_writing(address), roots)
-    for attempts_left in reversed(range(OPEN_ATTEMPTS)):
-        try:
+    for _ in range(OPEN_ATTEMPTS - 1):
+        with suppress(OutdatedError):  # a writer has removed that version meanwhile
             return _opened(Store(address, with_copy=True), None, roots)
-        except OutdatedError:  # a writer has removed that version meanwhile
-            if not attempts_left:
-                raise
-    raise AssertionError
+    return _opened(Store(address, with_copy=True), None, roots)
 
 
 def _opened(store: Store, lock: WriterLock | WriterLease | None, roots: Sequence[str] = ()) -> "PhotoIndex":

@@ -72,7 +72,8 @@ def _script(module: str) -> Callable[[Task], list[str]]:
 def _our_command(*flags: str) -> Callable[[Task], list[str]]:
     def command(task: Task) -> list[str]:
         folders = ["--database_folder", str(task.photos.database), "--queries_folder", str(task.photos.queries)]
-        model = ["--model", str(task.weights), "--descriptors_folder", "descriptors"]
+        model = ["--model", str(task.weights), "--descriptors_folder", "descriptors",
+                 "--descriptors_dtype", "float16"]  # fmt: skip
         size = ["--resize_test_imgs", "--image_size", str(task.image_size), "--infer_batch_size", str(task.batch_size)]
         return [sys.executable, "-m", "cosplace", "eval", *folders, *model, *size, *flags]
 
@@ -103,7 +104,9 @@ def _our_results(folder: Path) -> Results:
     (file,) = folder.glob(RESULTS)
     recalls = {int(k): value for k, value in json.loads(file.read_text())["recalls"].items()}
     shards = [read_shards(folder / "descriptors" / part)[0] for part in ("database", "queries")]
-    return Results(recalls=recalls, descriptors=np.concatenate([each[: len(each)] for each in shards]))
+    return Results(
+        recalls=recalls, descriptors=np.concatenate([each[: len(each)] for each in shards]).astype(np.float32)
+    )
 
 
 CONTESTANTS = (

@@ -1,6 +1,7 @@
 """Recalls by descriptors in an HDF5 file, one group per photo, and a list of pairs.
 
 It stands for hloc (`extract_features`, then `pairs_from_retrieval`), with larger batches than hloc's single photos.
+Like hloc, it stores 16-bit numbers.
 Needs h5py.
 """
 
@@ -49,9 +50,9 @@ def group_name(path: str) -> str:
 
 
 def read_descriptors(file: Path, names: Sequence[str]) -> np.ndarray:
-    """Descriptors (n, D) of photos by name."""
+    """Descriptors (n, D) float32 of photos by name."""
     with h5py.File(file, "r") as features:
-        return np.stack([features[name][DESCRIPTOR][()] for name in names])
+        return np.stack([features[name][DESCRIPTOR][()] for name in names]).astype(np.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for photos, names in loader:
             for name, descriptor in zip(names, network(photos).numpy(), strict=True):
                 group = features.create_group(name)
-                group.create_dataset(DESCRIPTOR, data=descriptor)
+                group.create_dataset(DESCRIPTOR, data=descriptor.astype(np.float16))
 
     database_names, query_names = [group_name(path) for path in database], [group_name(path) for path in queries]
     file = arguments.out / FEATURES

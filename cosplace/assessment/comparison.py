@@ -257,6 +257,9 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
     if None not in dimensions and dimensions[0] != dimensions[1]:
         texts = [_view_text(dimension) for dimension in dimensions]
         notes.append(f"Descriptors have {texts[0]} dimensions in {a.letter}, {texts[1]} in {b.letter}.")
+    dtypes = [run.results.get("descriptors_dtype", "float32") for run in (a, b)]
+    if dtypes[0] != dtypes[1]:
+        notes.append(f"Stored descriptors are {dtypes[0]} in {a.letter}, {dtypes[1]} in {b.letter}.")
     precisions = [_entry(run.results, "environment", "precision") for run in (a, b)]
     if None not in precisions and precisions[0] != precisions[1]:
         notes.append(f"Descriptors are {precisions[0]} in {a.letter}, {precisions[1]} in {b.letter}.")

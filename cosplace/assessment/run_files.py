@@ -260,6 +260,8 @@ def variant_text(results: Mapping[str, Any]) -> str:
         parts.append(f"scales {' '.join(map(str, scales))}")
     if results.get("flip") is True:
         parts.append("flip")
+    if isinstance(dtype := results.get("descriptors_dtype"), str):
+        parts.append(f"descriptors of {dtype}")
     return one_line(", ".join(parts))
 
 

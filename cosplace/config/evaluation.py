@@ -81,7 +81,18 @@ class Weights(Section):
         "folder that stores the descriptors of database and queries; an interrupted evaluation continues from it",
         metavar="FOLDER",
     )
+    descriptors_dtype: str = setting(
+        "float32",
+        "type of the numbers in --descriptors_folder; float16 needs half of the disk space and may swap predictions "
+        "that are nearly equal",
+        choices=("float32", "float16"),
+    )
     engine: str = engine_setting()
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        if self.descriptors_dtype != "float32" and self.descriptors_folder is None:
+            raise ConfigError(f"--descriptors_dtype {self.descriptors_dtype} needs --descriptors_folder. Add it.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ def estimate_evaluation(
     )
     dimension = find_dimension(model.to(device), device)
     search = _search_seconds(len(dataset.queries), len(dataset.database), dimension, device)
-    size, folder = descriptor_bytes(dataset, dimension), settings.descriptors_folder
+    size, folder = descriptor_bytes(dataset, dimension, settings.extraction.stored_dtype), settings.descriptors_folder
     in_memory = not folder and device.type == "cpu"
     memory = peak_memory_bytes(device) + (size if in_memory else 0)
     images_per_second = (len(dataset.database) + len(dataset.queries)) / extraction
@@ -109,9 +109,9 @@ def _search_seconds(num_queries: int, num_database: int, dimension: int, device:
 # --- measurements ----------------------------------------------------------------------------------------------------
 
 
-def descriptor_bytes(dataset: RetrievalDataset, dimension: int) -> int:
+def descriptor_bytes(dataset: RetrievalDataset, dimension: int, dtype: str = "float32") -> int:
     """Return the size of all descriptors of a dataset."""
-    return 4 * dimension * (len(dataset.database) + len(dataset.queries))
+    return np.dtype(dtype).itemsize * dimension * (len(dataset.database) + len(dataset.queries))
 
 
 def synchronize(device: torch.device) -> None:

@@ -306,7 +306,9 @@ def views_record(settings: EvaluationSettings) -> dict[str, Any]:
         "query_size": settings.query_size if settings.query_policy else image_size,
         "scales": list(settings.extraction.scales),
         "flip": settings.extraction.flip,
-    }
+    } | (
+        {} if settings.extraction.stored_dtype == "float32" else {"descriptors_dtype": settings.extraction.stored_dtype}
+    )
 
 
 def check_places(dataset: RetrievalDataset, radius_m: float) -> None:
@@ -439,11 +441,11 @@ def evaluation_settings(config: TrainConfig | EvalConfig, device: torch.device) 
     """Evaluation settings from the options of `cosplace train` or `cosplace eval`, for a device."""
     testing, running = config.testing, config.running
     if isinstance(config, EvalConfig):
-        image_size, views, folder = config.test_size.image_size, config.views, config.weights.descriptors_folder
-        compressing = config.compression
+        image_size, views, compressing = config.test_size.image_size, config.views, config.compression
+        folder, dtype = config.weights.descriptors_folder, config.weights.descriptors_dtype
     else:
-        image_size, views, folder = config.augmenting.image_size, ViewSettings(), None
-        compressing = CompressionSettings()
+        image_size, views, compressing = config.augmenting.image_size, ViewSettings(), CompressionSettings()
+        folder, dtype = None, "float32"
     return EvaluationSettings(
         extraction=ExtractionSettings(
             image_size=image_size if testing.resize_test_imgs else None,
@@ -455,6 +457,7 @@ def evaluation_settings(config: TrainConfig | EvalConfig, device: torch.device) 
             skip_unreadable=testing.skip_unreadable,
             scales=views.scales,
             flip=views.flip,
+            stored_dtype=dtype,
         ),
         recall_values=testing.recall_values,
         positive_dist_threshold=testing.positive_dist_threshold,

@@ -32,12 +32,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RetrievalDataset:
     return open_retrieval_dataset(write_dataset(tmp_path_factory.mktemp("dataset"), num_places=1) / "test")
 
 
-@pytest.mark.parametrize("folder", [None, "descriptors"])
+@pytest.mark.parametrize(
+    ("folder", "dtype", "num_bytes"),
+    [(None, "float32", 0), ("descriptors", "float32", 4), ("descriptors", "float16", 2)],
+)
 def test_an_evaluation_is_estimated_and_nothing_is_written(
-    dataset: RetrievalDataset, tmp_path: Path, folder: str | None
+    dataset: RetrievalDataset, tmp_path: Path, folder: str | None, dtype: str, num_bytes: int
 ) -> None:
     settings = EvaluationSettings(
-        extraction=ExtractionSettings(image_size=32, batch_size=4, num_workers=1),
+        extraction=ExtractionSettings(image_size=32, batch_size=4, num_workers=1, stored_dtype=dtype),
         descriptors_folder=None if folder is None else tmp_path / folder,
     )
     tasks = set()
@@ -48,7 +51,7 @@ def test_an_evaluation_is_estimated_and_nothing_is_written(
     text = "\n".join(estimate.lines)
     assert "photos: 24 database images, 12 queries" in text
     assert (folder or "--descriptors_folder") in text
-    assert estimate.disk_bytes == (0 if folder is None else 4 * 16 * (24 + 12))
+    assert estimate.disk_bytes == num_bytes * 16 * (24 + 12)
     assert estimate.memory_bytes > 50e6
     assert estimate.seconds > 0
     assert tasks == {"measuring"}

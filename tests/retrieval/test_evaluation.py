@@ -18,6 +18,7 @@ from cosplace.retrieval.baselines import TinyImage
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import EvaluationSettings, evaluate, evaluate_descriptors, evaluation_settings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
+from cosplace.retrieval.shards import read_shards
 from tests.synthetic_dataset import write_dataset, write_place
 
 KS = (1, 2, 5)
@@ -125,6 +126,30 @@ def test_descriptors_kept_in_a_folder_give_the_same(dataset: RetrievalDataset, t
         assert np.array_equal(kept.predictions, plain.predictions)
         assert kept.recalls == plain.recalls
     assert sorted(path.name for path in folder.iterdir()) == ["database", "queries"]
+
+
+def test_descriptors_of_16_bits_need_half_of_the_space(dataset: RetrievalDataset, tmp_path: Path) -> None:
+    """The squared distances are those between the rounded descriptors: 11 bits of each number are kept."""
+    half, whole = tmp_path / "half", tmp_path / "whole"
+    kept = evaluate(TinyImage(), dataset, recall_values=KS, descriptors_folder=whole)
+    for _ in range(2):
+        found = evaluate(TinyImage(), dataset, recall_values=KS, descriptors_folder=half, stored_dtype="float16")
+        np.testing.assert_allclose(found.squared_distances, kept.squared_distances, atol=1e-2)
+        assert found.recalls == kept.recalls and found.views["descriptors_dtype"] == "float16"
+    for part in ("database", "queries"):
+        rows, rounded = (read_shards(folder / part)[0] for folder in (whole, half))
+        assert rounded.dtype == np.float16
+        assert np.array_equal(rounded[: len(rounded)], rows[: len(rows)].astype(np.float16))
+    with pytest.raises(DatasetError, match="float16"):
+        evaluate(TinyImage(), dataset, recall_values=KS, descriptors_folder=half)
+
+
+def test_the_type_of_descriptors_needs_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--descriptors_dtype float16 needs --descriptors_folder"):
+        from_values(EvalConfig, {"dataset_folder": str(tmp_path), "descriptors_dtype": "float16"})
+    values = {"dataset_folder": str(tmp_path), "descriptors_dtype": "float16", "descriptors_folder": str(tmp_path)}
+    settings = evaluation_settings(from_values(EvalConfig, values), torch.device("cpu"))
+    assert settings.extraction.stored_dtype == "float16"
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,7 @@ def _list_of_queries(report: Report, progress: Progress) -> Mapping[str, Any] | 
         "num_rows": len(rows),
         "num_queries": len(queries.order),
         "num_errors": int((queries.outcome != CORRECT_FIRST).sum()),
+        "by_confidence": queries.confidence is not None,
         "num_shown": queries.num_shown,
         "num_predictions": queries.hits.shape[1],
         "num_left_out": num_left_out,

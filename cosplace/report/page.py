@@ -292,6 +292,7 @@ def _list_of_queries(report: Report, progress: Progress) -> Mapping[str, Any] | 
         "num_predictions": queries.hits.shape[1],
         "num_left_out": num_left_out,
         "num_matched": 0 if matches is None else len(matches["of"]),
+        "num_unmatched": 0 if matches is None else matches["leftOut"],
         "lacks_opencv": wants_matches and matches is None,
         "num_photos": len(photos),
         "radius_m": evaluation.positive_dist_threshold,

@@ -38,8 +38,11 @@ class Protocol:
     name: str
     version: int
     title: str
-    num_database: int | None = None  # R; None if it is unknown
-    num_queries: int | None = None  # Q; None if it is unknown
+    num_database: int  # R
+    num_queries: int | None = None  # Q; None if only a range is known
+    num_queries_about: int | None = None  # as published, where only a range is known
+    num_queries_from: int | None = None  # the fewest queries of that range
+    num_queries_to: int | None = None  # and the most
     radius_m: float | None = None  # None for frames
     radius_frames: int | None = None  # a prediction this number of frames away is correct
     positions: str = GROUND  # or FRAMES or PAIRS, whose positions are not places on Earth
@@ -56,9 +59,27 @@ class Protocol:
         return f"{self.name}@{self.version}"
 
     @property
-    def is_offered(self) -> bool:
-        """Whether all counts are known."""
-        return self.num_database is not None and self.num_queries is not None
+    def queries_text(self) -> str:
+        """The number of queries, or about how many, with the range."""
+        if self.num_queries is not None:
+            return f"{self.num_queries:,}"
+        return f"about {self.num_queries_about:,} ({self.num_queries_from:,} to {self.num_queries_to:,})"
+
+    def has_count(self, num_queries: int) -> bool:
+        """Whether a dataset with so many queries may be that of the protocol."""
+        if self.num_queries is not None:
+            return num_queries == self.num_queries
+        assert self.num_queries_from is not None and self.num_queries_to is not None
+        return self.num_queries_from <= num_queries <= self.num_queries_to
+
+    def inexact_text(self, num_queries: int) -> str:
+        """What cannot be checked of a dataset with so many queries; empty if the exact number is known."""
+        if self.num_queries is not None:
+            return ""
+        return (
+            f"The exact number of queries of {self.id} is unknown, {self.queries_text}; this dataset has "
+            f"{num_queries:,}, so a single query that is missing is not noticed"
+        )
 
     @property
     def has_mock_positions(self) -> bool:
@@ -87,7 +108,7 @@ def all_protocols() -> Protocols:
 def find_protocol(text: str, protocols: Protocols | None = None) -> Protocol:
     """The protocol `name@version`, or the newest version of `name`.
 
-    Raises ConfigError for an unknown name or version, and for a protocol whose counts are unknown.
+    Raises ConfigError for an unknown name or version.
     """
     protocols = all_protocols() if protocols is None else protocols
     name, _, version = text.strip().lower().partition("@")
@@ -102,10 +123,6 @@ def find_protocol(text: str, protocols: Protocols | None = None) -> Protocol:
     if found is None:
         known = ", ".join(protocol.id for protocol in versions)
         raise ConfigError(f"The protocol {name} has no version '{version}'. Choose from {known}.")
-    if not found.is_offered:
-        raise ConfigError(
-            f"{found.id} cannot be used: its exact counts are unknown. {found.note} Evaluate without --protocol."
-        )
     return found
 
 
@@ -119,7 +136,7 @@ def check_dataset(protocol: Protocol, dataset: RetrievalDataset, *remedies: str)
     """
     found = differences(protocol, dataset)
     if found:
-        has_other_queries = len(dataset.queries) != protocol.num_queries
+        has_other_queries = not protocol.has_count(len(dataset.queries))
         folder = protocol.queries_folder if has_other_queries else ""
         hint = [f"use --queries_folder {folder}"] if folder and not dataset.name.endswith(f"/{folder}") else []
         raise DatasetError(f"{dataset.folder} does not match {protocol.id}: {'; '.join(found)}.", *hint, *remedies)
@@ -129,14 +146,17 @@ def check_dataset(protocol: Protocol, dataset: RetrievalDataset, *remedies: str)
 def differences(protocol: Protocol, dataset: RetrievalDataset) -> tuple[str, ...]:
     """What is different between a dataset and a protocol, as clauses with both numbers; empty if it matches."""
     found = []
-    for what, count, wanted, num_unknown in (
-        ("queries", len(dataset.queries), protocol.num_queries, dataset.num_unknown_queries),
-        ("database images", len(dataset.database), protocol.num_database, dataset.num_unknown_database),
-    ):
-        if count != wanted:
-            known = f"{wanted:,}" if wanted is not None else "an unknown number"
+    num_queries, num_database = len(dataset.queries), len(dataset.database)
+    for what, count, fits, wanted, num_unknown in (
+        ("queries", num_queries, protocol.has_count(num_queries), protocol.queries_text, dataset.num_unknown_queries),
+        (
+            "database images", num_database, num_database == protocol.num_database, f"{protocol.num_database:,}",
+            dataset.num_unknown_database,
+        ),
+    ):  # fmt: skip
+        if not fits:
             without = f" without {num_unknown:,} whose position is unknown" if num_unknown else ""
-            found.append(f"it has {count:,} {what}{without}, {protocol.id} has {known}")
+            found.append(f"it has {count:,} {what}{without}, {protocol.id} has {wanted}")
     kind = positions_kind(dataset)
     if kind != protocol.positions:
         words = {GROUND: "positions on the ground", FRAMES: "frame numbers", PAIRS: "pairs without positions"}
@@ -194,8 +214,8 @@ def matching_protocols(
     return [
         protocol
         for protocol in newest.values()
-        if protocol.is_offered
-        and (protocol.num_queries, protocol.num_database) == (len(dataset.queries), len(dataset.database))
+        if protocol.has_count(len(dataset.queries))
+        and protocol.num_database == len(dataset.database)
         and not differences(protocol, dataset)
         and (radius_m is None or has_radius(protocol, dataset, radius_m))
     ]
@@ -277,10 +297,16 @@ def with_radius(
 
 
 def protocol_record(
-    protocol: Protocol | None, radius_m: float, *, similar: Protocol | None = None, deviations: Sequence[str] = ()
+    protocol: Protocol | None,
+    radius_m: float,
+    *,
+    num_queries: int = 0,
+    similar: Protocol | None = None,
+    deviations: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The entry of results.json.
 
+    num_queries: of the dataset, for a protocol that has only a range.
     similar: the protocol that an evaluation without one follows, see `matching_protocol`.
     deviations: what is wrong although the dataset matched or has no protocol, such as photos that cannot be opened.
     """
@@ -293,4 +319,11 @@ def protocol_record(
             "similar": None if similar is None else similar.id,
             "deviations": [*deviations],
         }
-    return {**asdict(protocol), "id": protocol.id, "radius_m": radius_m, "similar": None, "deviations": [*deviations]}
+    return {
+        **asdict(protocol),
+        "id": protocol.id,
+        "radius_m": radius_m,
+        "inexact": protocol.inexact_text(num_queries) or None,
+        "similar": None,
+        "deviations": [*deviations],
+    }

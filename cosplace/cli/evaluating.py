@@ -120,7 +120,13 @@ def evaluate_run(
         origin = provenance(
             evaluation,
             dataset,
-            protocol=protocol_record(protocol, radius_m, similar=similar, deviations=deviations(evaluation, dataset)),
+            protocol=protocol_record(
+                protocol,
+                radius_m,
+                num_queries=len(dataset.queries),
+                similar=similar,
+                deviations=deviations(evaluation, dataset),
+            ),
             model=model_record,
             run=run,
         )
@@ -188,6 +194,8 @@ def _prepare_evaluation(
     bars.close()
     if protocol is not None:
         config = with_radius(config, given, protocol, dataset, remedy)
+        if inexact := protocol.inexact_text(len(dataset.queries)):
+            log.warning("%s", inexact)
         settings = dataclasses.replace(settings, positive_dist_threshold=config.testing.positive_dist_threshold)
     if config.comparing.compare is not None:
         from cosplace.cli.comparing import check_reference

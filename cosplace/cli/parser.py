@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from cosplace.cli.command import Command
 from cosplace.config.names import either, similar_names
+from cosplace.config.sections import parse_matches
 from cosplace.config.setting import Setting, parse_path, parse_whole
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
@@ -22,7 +23,10 @@ FLAGS_OF_DATASETS = {DATASET_FLAG, "test_set_folder", "dataset", "folder", "phot
 NAMES_OF_DATASETS = {"DATASET", "FOLDER", "PHOTO", "PHOTOS"}  # of positional arguments
 MANY_ACTIONS = 10  # more are not listed in an error
 MANY_OWNERS = 3  # of a flag; of more, two are listed
-KINDS = {parse_whole: "a whole number", int: "a whole number", float: "a number", parse_path: "a path"}
+KINDS = {
+    parse_whole: "a whole number", int: "a whole number", float: "a number", parse_path: "a path",
+    parse_matches: "a whole number or all",
+}  # fmt: skip
 
 
 class HelpRequested(Exception):  # noqa: N818 - not an error

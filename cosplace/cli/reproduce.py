@@ -31,22 +31,18 @@ def run_protocols(config: ProtocolsConfig) -> None:
 
     protocols = all_protocols().values()
     if config.json:
-        print_json([{"id": one.id, **dataclasses.asdict(one), "is_offered": one.is_offered} for one in protocols])
+        print_json([{"id": one.id, **dataclasses.asdict(one)} for one in protocols])
         return
     rows = [("protocol", "database", "queries", "radius", "dataset")]
     for one in protocols:
-        title = f"{one.title}{'' if one.is_offered else ' (cannot be used)'}"
-        rows.append((one.id, _count(one.num_database), _count(one.num_queries), one.radius_text, title))
+        queries = f"about {one.num_queries_about:,}" if one.num_queries is None else one.queries_text
+        rows.append((one.id, f"{one.num_database:,}", queries, one.radius_text, one.title))
     heading, *lines = text_table(rows, numbers=[1, 2])
     print_result(heading)
     for one, line in zip(protocols, lines, strict=True):
         print_result(line)
         for note in textwrap.wrap(one.note, help_width(), initial_indent=INDENT, subsequent_indent=INDENT):
             print_result(note)
-
-
-def _count(count: int | None) -> str:
-    return "unknown" if count is None else f"{count:,}"
 
 
 def run_reproduce(config: ReproduceConfig) -> None:

@@ -2,6 +2,7 @@
 
 RECALL_VALUES = (1, 5, 10, 20)  # the N of Recall@N
 REPORT_MATCHES = 20  # queries whose matching points the report can draw; about 3 s on two cores
+ALL_MATCHES = 1_000_000  # more queries than a page has matches for
 RADIUS_M = 25.0  # a prediction is correct within this distance of its query
 # To fit a reduction: 40 photos per dimension of 512.  With more, recalls change by less than their noise.
 MAX_FITTED_PHOTOS = 20_000

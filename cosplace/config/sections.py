@@ -7,15 +7,20 @@ they are, so that old runs can be read.
 from dataclasses import dataclass
 from typing import Any
 
-from cosplace.config.defaults import MIN_CONFIDENCE, RADIUS_M, RECALL_VALUES, REPORT_MATCHES
+from cosplace.config.defaults import ALL_MATCHES, MIN_CONFIDENCE, RADIUS_M, RECALL_VALUES, REPORT_MATCHES
 from cosplace.config.methods import MethodSettings
 from cosplace.config.names import AGGREGATIONS, BACKBONES, ENGINES, canonical_backbone, parse_device
-from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.setting import Section, parse_whole, required, section, setting
 from cosplace.errors import ConfigError
 
 DATASET_VARIABLE = "SF_XL_PROCESSED_FOLDER"
 REDUCTION_METHODS = ("pca_whitening", "pca", "pca_uncentered", "truncation")
 MODEL_HELP = "weights file, name from `cosplace zoo list`, or hub:owner/repo:entry(args)"
+
+
+def parse_matches(text: str) -> int:
+    """A number of queries; `all` is ALL_MATCHES."""
+    return ALL_MATCHES if text.strip().lower() == "all" else parse_whole(text)
 
 
 # --- shared by all commands ------------------------------------------------------------------------------------------
@@ -402,8 +407,8 @@ class TestSettings(Section):
     )
     report_matches: int = setting(
         REPORT_MATCHES, "find matching points of this number of queries and their predictions, which report.html can "
-        "draw; the most confident errors first; 0 finds none. Needs `pip install 'cosplace[rerank]'`", at_least=0,
-        at_most=1000,
+        "draw; the most confident errors first; 0 finds none, all those of as many queries as fit on the page. Needs "
+        "`pip install 'cosplace[rerank]'`", parse=parse_matches, at_least=0, at_most=ALL_MATCHES, metavar="N|all",
     )  # fmt: skip
     skip_unreadable: bool = setting(
         False, "skip photos that cannot be read instead of stopping; such queries count as misses"

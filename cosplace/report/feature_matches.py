@@ -1,9 +1,11 @@
 """Matching points of a query and its first prediction, and of the query and its expected match, for the page's script.
 
 The page has no matcher: the points are found when the page is written, for a limited number of queries, and the script
-draws them.  A pair takes up to 700 bytes of the page, so the 2 pairs of 20 queries take up to 28 kB.
+draws them.  A pair takes up to 700 bytes of the page, so the 2 pairs of 20 queries take up to 28 kB; all take up to
+MATCH_BUDGET.
 """
 
+import json
 import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -20,27 +22,42 @@ from cosplace.report.query_data import Queries
 
 TASK = "matching local features"
 MAX_POINTS = 40  # of a pair; more lines hide the photos
+MATCH_BUDGET = 4_000_000  # bytes of all pairs, as JSON
+AT_ONCE = 64  # queries, after which the size is checked
 PER_SIDE = 1000  # a point is in thousandths of the width and of the height of a photo
 
 
 def feature_matches(
-    queries: Queries, photos: Collection[str], num_queries: int, progress: Progress = no_progress
+    queries: Queries,
+    photos: Collection[str],
+    num_queries: int,
+    progress: Progress = no_progress,
+    *,
+    budget: int = MATCH_BUDGET,
 ) -> dict[str, Any]:
     """The matching points of the first queries of the page's order, as plain values.  Needs OpenCV.
 
     photos: keys of the photos that the page has; see `query_data.page_photos`.  Pairs without both are left out.
-    num_queries: with at least one pair.
+    num_queries: with at least one pair.  budget: bytes, after which the other queries are only counted (`leftOut`).
     """
     chosen = _pairs_of_queries(queries, photos, num_queries)
     found: dict[str, Any] = {}
+    wanted, done, size = list(chosen), 0, 0
     # Decoding and OpenCV release the GIL.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        matched = pool.map(lambda query: _match_pairs(queries, query, chosen[query]), chosen)
-        for done, (query, pairs) in enumerate(zip(chosen, matched, strict=True), start=1):
-            if pairs:
-                found[str(query)] = pairs
-            progress(TASK, done, len(chosen))
-    return {"chanceBelow": MIN_INLIERS, "of": found}
+        while done < len(wanted) and size < budget:
+            some = wanted[done : done + AT_ONCE]
+            for query, pairs in zip(
+                some, pool.map(lambda one: _match_pairs(queries, one, chosen[one]), some), strict=True
+            ):
+                if pairs:
+                    found[str(query)] = pairs
+                    size += len(json.dumps(pairs, separators=(",", ":")))
+                done += 1
+                progress(TASK, done, len(wanted))
+    if done < len(wanted):
+        progress(TASK, len(wanted), len(wanted))
+    return {"chanceBelow": MIN_INLIERS, "of": found, "leftOut": len(wanted) - done}
 
 
 def _pairs_of_queries(queries: Queries, photos: Collection[str], num_queries: int) -> dict[int, dict[str, int]]:

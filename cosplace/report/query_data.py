@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.assessment.confidence_scores import CONFIDENCE
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.paths import writable
 from cosplace.report.data import (
@@ -52,6 +53,11 @@ class Queries:
     scores: Mapping[str, np.ndarray]  # of the first prediction, (Q,) float64, -inf without one
     num_shown: int  # predictions with photos
     num_stored: int  # P, predictions in the page
+
+    @property
+    def confidence(self) -> np.ndarray | None:
+        """Calibrated confidence of the answers, (Q,) float64; None if the run has none."""
+        return self.scores.get(CONFIDENCE)
 
     def first_correct(self, query: int) -> int:
         """Rank of the first correct prediction of a query, from 1; 0 without one."""
@@ -94,7 +100,7 @@ def open_queries(
         hits=hits,
         similarities=similarity,
         expected=expected or expected_matches(dataset, evaluation),
-        order=query_order(outcome, similarity[:, 0]),
+        order=query_order(outcome, similarity[:, 0], (scores or {}).get(CONFIDENCE)),
         conditions=conditions,
         scores=scores or {},
         num_shown=num_shown,
@@ -102,10 +108,14 @@ def open_queries(
     )
 
 
-def query_order(outcome: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    """Order of queries, (Q,) int64: errors by falling similarity, then correct answers by rising similarity."""
+def query_order(outcome: np.ndarray, similarity: np.ndarray, confidence: np.ndarray | None = None) -> np.ndarray:
+    """Order of queries, (Q,) int64: errors by falling confidence, then correct answers by rising confidence.
+
+    Equal ones, and all where there is no confidence, are ordered by similarity.
+    """
     is_correct = outcome == CORRECT_FIRST
-    return np.lexsort((np.where(is_correct, similarity, -similarity), is_correct))
+    keys = (similarity,) if confidence is None else (similarity, confidence)  # the last one decides
+    return np.lexsort((*(np.where(is_correct, key, -key) for key in keys), is_correct))
 
 
 # --- photos ----------------------------------------------------------------------------------------------------------

@@ -57,13 +57,14 @@ def query_row(queries: Queries, photos: Mapping[str, Thumbnail], query: int) -> 
 
 
 def result_text(queries: Queries, query: int) -> str:
-    """The outcome of a query in words."""
-    num_predictions = queries.hits.shape[1]
+    """The outcome of a query in words, and the confidence of its answer, if the run has one."""
+    num_predictions, confidence = queries.hits.shape[1], queries.confidence
     if (queries.evaluation.predictions[query] < 0).all():
         return "no predictions: the photo could not be opened"
+    end = "" if confidence is None else f"; confidence {confidence[query]:.3f}"
     if first := queries.first_correct(query):
-        return f"first correct prediction at rank {first} of {num_predictions}"
-    return f"none of {num_predictions} predictions is correct"
+        return f"first correct prediction at rank {first} of {num_predictions}{end}"
+    return f"none of {num_predictions} predictions is correct{end}"
 
 
 def _prediction_tile(queries: Queries, photos: Mapping[str, Thumbnail], query: int, rank: int) -> Tile:

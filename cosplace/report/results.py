@@ -67,7 +67,11 @@ def write_evaluation_results(
     judged = None if verdicts is None else judged_recalls(evaluation, dataset, verdicts, measures.clusters)
     report = Report(
         title=f"CosPlace on {dataset.name}",
-        summary=[f"{model}, evaluated on {dataset.folder}.", evaluation_summary(evaluation, dataset), *_note(dataset)],
+        summary=[
+            f"{model}, evaluated on {dataset.folder}.",
+            evaluation_summary(evaluation, dataset),
+            *_notes(dataset, origin),
+        ],
         recall_rows=[
             chance_row(evaluation),
             *([] if exact is None else [RecallRow(name="exact search", recalls=exact.recalls, note="not compressed")]),
@@ -100,9 +104,11 @@ def _judged_row(judged: JudgedRecalls) -> RecallRow:
     )
 
 
-def _note(dataset: RetrievalDataset) -> list[str]:
-    """What distances mean, if they are not meters on the ground."""
-    return [f"{dataset.note[:1].upper()}{dataset.note[1:]}"] if dataset.note else []
+def _notes(dataset: RetrievalDataset, origin: Provenance | None) -> list[str]:
+    """What distances mean, if they are not meters on the ground, and what the protocol cannot check."""
+    inexact = None if origin is None else origin.protocol.get("inexact")
+    notes = [f"{dataset.note[:1].upper()}{dataset.note[1:]}"] if dataset.note else []
+    return [*notes, *([f"{inexact}."] if inexact else [])]
 
 
 def evaluation_summary(evaluation: Evaluation, dataset: RetrievalDataset) -> str:

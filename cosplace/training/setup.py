@@ -24,6 +24,7 @@ from cosplace.training.place_batches import PlaceLocations
 from cosplace.training.processes import Processes
 from cosplace.training.split_classifier import SplitClassifier
 from cosplace.training.starting_network import open_network
+from cosplace.training.validation import check_not_trained_on
 from cosplace.training.whitened_start import check_whitening, whiten_start
 
 
@@ -62,6 +63,8 @@ def prepare(
         opened = _open_network(config, given)
         check_whitening(opened[0])  # before millions of photos are listed
     data = open_training_data(config, progress)
+    if processes is None or processes.is_main:
+        check_not_trained_on(data)
     model, config = opened or _open_network(config, given)
     check_nested_dims(config.extensions.nested_dims, model.fc_output_dim)
     locations = [one.locations for one, _ in data.used]

@@ -1,9 +1,12 @@
 """The validation set: whether it can tell models apart, and queries won and lost since the start of a run.
 
+Queries of the validation and test set must not be training photos: a run on them is refused.
+
 The start is the network before training.  A query is won if its best matches are wrong for the start and correct now,
 and lost the other way round.  Legend: Q queries, K predictions per query.
 """
 
+import filecmp
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosplace.errors import DatasetError
 from cosplace.photos.image_list import ImageList, rows_also_in
+from cosplace.photos.paths import printable
 from cosplace.progress import format_count
 from cosplace.retrieval.evaluation import Evaluation
 from cosplace.training.best_model import START
@@ -38,15 +43,8 @@ def doubts_about(data: TrainingData) -> list[str]:
 
 
 def reused_photos(data: TrainingData) -> list[str]:
-    """Sentences about queries that are also training photos, or in both val and test: recalls are then too high."""
+    """Sentences about queries in both val and test: recalls are then too high."""
     num_queries, doubts = len(data.val.queries), []
-    for kind, queries in (("validation", data.val.queries), ("test", data.test.queries)):
-        if num_trained := _num_trained_on(data, queries):
-            are, them = ("is also a training photo", "it") if num_trained == 1 else ("are also training photos", "them")
-            doubts.append(
-                f"{num_trained:,} of {len(queries):,} {kind} queries {are}, so the {kind} recalls are too high. Remove "
-                f"{them} from one of the two."
-            )
     if num_shared := _num_shared(data.val.queries, data.test.queries):
         are = "is also a test query" if num_shared == 1 else "are also test queries"
         doubts.append(
@@ -56,28 +54,39 @@ def reused_photos(data: TrainingData) -> list[str]:
     return doubts
 
 
-def _num_trained_on(data: TrainingData, queries: ImageList) -> int:
-    """The number of queries that are trained on: with the file name and size of a training photo."""
-    if not len(queries):
-        return 0
-    paths: dict[str, list[Path]] = {}
-    for row in range(len(queries)):
-        name = queries.name(row)
-        paths.setdefault(name.rpartition("/")[2], []).append(queries.folder / name)
-    found: set[Path] = set()
+def check_not_trained_on(data: TrainingData) -> None:
+    """Raise DatasetError if queries of the validation or test set are trained on: recalls would be too high."""
+    sets = {"validation": data.val.queries, "test": data.test.queries}
+    paths: dict[str, list[tuple[str, Path]]] = {}
+    for kind, queries in sets.items():
+        for row in range(len(queries)):
+            name = queries.name(row)
+            paths.setdefault(name.rpartition("/")[2], []).append((kind, queries.folder / name))
+    found: dict[str, dict[Path, Path]] = {kind: {} for kind in sets}  # the training photo of each query
     for number in range(len(data.used)):
         group = data.group(number)
         for image in range(group.num_images):
             name = group.image_name(image)
-            for path in paths.get(name.rpartition("/")[2], ()):
-                if _same_size(path, group.folder / name):
-                    found.add(path)
-    return len(found)
+            for kind, path in paths.get(name.rpartition("/")[2], ()):
+                if path not in found[kind] and is_same_photo(path, group.folder / name):
+                    found[kind][path] = group.folder / name
+    parts = [f"{len(found[kind]):,} of {len(sets[kind]):,} {kind} queries" for kind in sets if found[kind]]
+    if parts:
+        query, photo = next(min(pairs.items()) for pairs in found.values() if pairs)
+        is_one = sum(map(len, found.values())) == 1
+        raise DatasetError(
+            f"{' and '.join(parts)} {'is also a training photo' if is_one else 'are also training photos'}, such as "
+            f"{printable(query)} = {printable(photo)}: recalls would be too high. Remove {'it' if is_one else 'them'} "
+            f"from the queries or from the training photos."
+        )
 
 
-def _same_size(path: Path, other: Path) -> bool:
+def is_same_photo(path: Path, other: Path) -> bool:
+    """Whether two files of the same name and size are one photo: by an '@' name, or by content."""
     try:
-        return path.stat().st_size == other.stat().st_size
+        if path.stat().st_size != other.stat().st_size:
+            return False
+        return path.name.startswith("@") or filecmp.cmp(path, other, shallow=False)
     except OSError:  # reported when the photo is opened
         return False
 

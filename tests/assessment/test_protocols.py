@@ -44,7 +44,12 @@ def test_every_protocol_has_a_radius_and_a_source() -> None:
         assert protocol.source and protocol.title
         assert protocol.positions in ("ground", "frames", "pairs")
         assert protocol.without_positives in ("miss", "dropped")
-        assert not protocol.is_offered or (protocol.num_database and protocol.num_queries)
+        bounds = (protocol.num_queries_from, protocol.num_queries_about, protocol.num_queries_to)
+        if protocol.num_queries is None:
+            least, about, most = (one or 0 for one in bounds)
+            assert 0 < least < about < most
+        else:
+            assert protocol.num_queries and bounds == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +70,8 @@ def test_the_documentation_lists_every_protocol() -> None:
     text = DOCS.read_text("utf-8")
     for protocol in all_protocols().values():
         row = next((line for line in text.splitlines() if line.startswith(f"| `{protocol.id}`")), "")
-        for count in (protocol.num_database, protocol.num_queries):
-            assert (f"| {count:,} " if count else "| unknown ") in row, f"{protocol.id} in {DOCS.name}: {row}"
+        for text_of_count in (f"{protocol.num_database:,}", protocol.queries_text):
+            assert f"| {text_of_count} |" in row, f"{protocol.id} in {DOCS.name}: {row}"
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -87,10 +92,9 @@ def test_a_name_without_version_is_the_newest() -> None:
     ("text", "words"),
     [
         ("pits30k-test", "Did you mean pitts30k-test"), ("", "Unknown protocol ''"), ("@1", "Unknown protocol '@1'"),
-        ("eynsham", "its exact counts are unknown"), ("msls-val-all@1", "its exact counts are unknown"),
     ],
 )  # fmt: skip
-def test_unknown_names_and_counts_are_refused(text: str, words: str) -> None:
+def test_unknown_names_are_refused(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         find_protocol(text)
 
@@ -118,6 +122,51 @@ def test_one_missing_query_is_refused_and_both_counts_are_named(tmp_path: Path) 
         f"evaluate it as custom."
     )
     assert not matching_protocols(dataset, 25.0, {protocol.id: protocol})
+
+
+@pytest.mark.parametrize(
+    ("name", "fewest", "most", "known"),
+    [
+        ("msls-val-all", 10_500, 11_119, "about 11,000 (10,500 to 11,119)"),
+        ("eynsham", 23_500, 24_499, "about 24,000 (23,500 to 24,499)"),
+    ],
+)  # fmt: skip
+def test_a_count_that_is_known_roughly_is_a_range(name: str, fewest: int, most: int, known: str) -> None:
+    protocol = find_protocol(name)
+    assert protocol.queries_text == known
+    assert [protocol.has_count(count) for count in (fewest - 1, fewest, most, most + 1)] == [False, True, True, False]
+    assert protocol.inexact_text(fewest) == (
+        f"The exact number of queries of {name}@1 is unknown, {known}; this dataset has {fewest:,}, so a single query "
+        f"that is missing is not noticed"
+    )
+    assert not find_protocol("tokyo247").inexact_text(315)
+
+
+def roughly(num_database: int, num_queries_from: int, num_queries_to: int) -> Protocol:
+    """msls-val-all with the counts of a small sample."""
+    return dataclasses.replace(
+        find_protocol("msls-val-all"),
+        num_database=num_database,
+        num_queries_from=num_queries_from,
+        num_queries_to=num_queries_to,
+    )
+
+
+def test_a_dataset_inside_a_range_matches_and_others_are_refused(tmp_path: Path) -> None:
+    dataset = open_retrieval_dataset(layout_samples.pittsburgh(tmp_path / "pitts30k"))  # 6 images, 3 queries
+    for protocol, radius_m, matches in (
+        (roughly(6, 2, 3), 25.0, True),
+        (roughly(6, 3, 3), 25.0, True),
+        (roughly(6, 4, 9), 25.0, False),
+        (roughly(6, 1, 2), 25.0, False),
+        (roughly(7, 2, 3), 25.0, False),  # the range alone does not make it similar
+        (roughly(6, 2, 3), 24.0, False),
+    ):
+        assert bool(matching_protocols(dataset, radius_m, {protocol.id: protocol})) == matches
+    assert check_dataset(roughly(6, 2, 3), dataset) == 25.0
+    with pytest.raises(DatasetError) as error:
+        check_dataset(roughly(6, 10_500, 11_119), dataset)
+    assert "it has 3 queries, msls-val-all@1 has about 11,000 (10,500 to 11,119)" in str(error.value)
 
 
 def test_all_differences_are_named_and_the_usual_folder(tmp_path: Path) -> None:
@@ -204,6 +253,9 @@ def test_the_record_names_what_was_evaluated() -> None:
     record = protocol_record(protocol, 25.0, deviations=["1 photo could not be opened"])
     assert (record["id"], record["radius_m"], record["radius_frames"]) == ("nordland-10f@1", 25.0, 10)
     assert record["deviations"] == ["1 photo could not be opened"]
+    assert record["inexact"] is None
+    roughly = protocol_record(find_protocol("eynsham"), 25.0, num_queries=24_001)
+    assert roughly["num_queries"] is None and "this dataset has 24,001, so" in roughly["inexact"]
     custom = protocol_record(None, 30.0, similar=protocol)
     assert (custom["name"], custom["id"], custom["radius_m"]) == ("custom", "custom", 30.0)
     assert (custom["similar"], protocol_record(None, 25.0)["similar"]) == ("nordland-10f@1", None)

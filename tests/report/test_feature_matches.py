@@ -11,6 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosplace.cli.commands import COSPLACE
+from cosplace.cli.parser import parse_words
+from cosplace.config.defaults import ALL_MATCHES
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
@@ -144,8 +147,36 @@ def test_none_are_found_where_none_are_wanted(report: Report, monkeypatch: pytes
     assert report_html(dataclasses.replace(report, num_queries_matched=0)) == with_opencv
 
 
+def test_queries_above_the_size_budget_are_counted(
+    queries: Queries, photos: set[str], report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cv2")
+    monkeypatch.setattr("cosplace.report.feature_matches.AT_ONCE", 1)
+    calls: list[tuple[int, int]] = []
+    note = lambda task, done, total, note="", /: calls.append((done, total))  # noqa: E731
+    part = feature_matches(queries, photos, 50, note, budget=100)
+    whole = feature_matches(queries, photos, 50)
+    assert (part["leftOut"], whole["leftOut"]) == (2, 0)
+    assert list(part["of"]) == ["2", "0"] and part["of"].items() <= whole["of"].items()
+    assert calls == [(1, 4), (2, 4), (4, 4)]
+    monkeypatch.setattr("cosplace.report.page.feature_matches", lambda *_: part)
+    text = Page(report_html(report)).text()
+    assert (
+        "; 2 queries have it, the most confident errors first; those of 2 more queries would make the page too" in text
+    )
+
+
+def test_all_is_more_than_any_number(capsys: pytest.CaptureFixture) -> None:
+    command = next(one for one in COSPLACE.actions if one.name == "eval")
+    for text, number in (("all", ALL_MATCHES), ("All", ALL_MATCHES), ("1e3", 1000), ("0", 0)):
+        config, _ = parse_words(command, ["--report_matches", text], "cosplace eval", COSPLACE)
+        assert config.testing.report_matches == number
+    with pytest.raises(ConfigError, match="--report_matches must be a whole number or all, got 'many'"):
+        parse_words(command, ["--report_matches", "many"], "cosplace eval", COSPLACE)
+
+
 def test_number_of_queries_is_limited() -> None:
-    for number in (-1, 1001):
+    for number in (-1, ALL_MATCHES + 1):
         with pytest.raises(ConfigError, match="report_matches"):
             from_values(TrainConfig, {"report_matches": number})
 

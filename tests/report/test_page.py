@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pyproj import Proj
 
+from cosplace.assessment.metrics import measure
 from cosplace.config.sections import Grouping
 from cosplace.progress import format_count
 from cosplace.report.data import (
@@ -197,6 +198,22 @@ def test_captions_say_how_many_are_shown(report: Report) -> None:
     assert "Each query with its first 2 of 3 predictions" in text
     assert "2 queries have an incorrect first prediction" in text
     assert "The first 3 of 4 queries." in text
+
+
+def test_the_page_says_by_what_the_list_is_ordered(
+    report: Report, dataset: RetrievalDataset, evaluation: Evaluation
+) -> None:
+    text = Page(report_html(report)).text()
+    assert "the most confident errors, by the similarity of the first prediction, are first" in text
+    assert "; confidence" not in text
+    measures = measure(evaluation, dataset, scores={"confidence": np.array([0.9, 0.2, 0.75, 0.1])})
+    text = Page(report_html(dataclasses.replace(report, measures=measures))).text()
+    assert (
+        "the most confident errors, by calibrated confidence (equal ones by the similarity of the first prediction), "
+        "are first"
+    ) in text
+    places = [text.index(f"confidence {value}") for value in ("0.750", "0.200", "0.100", "0.900")]
+    assert places == sorted(places)
 
 
 def test_query_without_predictions(dataset: RetrievalDataset, evaluation: Evaluation) -> None:

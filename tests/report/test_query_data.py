@@ -23,6 +23,7 @@ from cosplace.report.query_data import (
     query_order,
     thinned,
 )
+from cosplace.report.query_rows import result_text
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
 from tests.report.report_samples import EAST, NORTH, OFFSETS, write_photo
@@ -78,14 +79,36 @@ def test_headings_that_are_all_zero_are_unknown(tmp_path: Path) -> None:
     assert known_headings(dataset.queries).tolist() == [0.0]  # one photo may face north
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.9, 0.5, 0.5, -1.0, -math.inf])), max_size=30))
-def test_most_confident_errors_are_first(queries: list[tuple[int, float]]) -> None:
-    outcome = np.array([kind for kind, _ in queries], np.int64)
-    similarity = np.array([value for _, value in queries], np.float64)
+SCORES = st.sampled_from([0.9, 0.5, 0.5, -1.0, -math.inf])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), SCORES, SCORES), max_size=30))
+def test_most_confident_errors_are_first(queries: list[tuple[int, float, float]]) -> None:
+    outcome = np.array([kind for kind, _, _ in queries], np.int64)
+    similarity = np.array([value for _, value, _ in queries], np.float64)
+    confidence = np.array([value for _, _, value in queries], np.float64)
+    errors = [q for q in range(len(queries)) if outcome[q] != CORRECT_FIRST]
+    correct = [q for q in range(len(queries)) if outcome[q] == CORRECT_FIRST]
     order = query_order(outcome, similarity).tolist()
-    errors = sorted((q for q in range(len(queries)) if outcome[q] != CORRECT_FIRST), key=lambda q: -similarity[q])
-    correct = sorted((q for q in range(len(queries)) if outcome[q] == CORRECT_FIRST), key=lambda q: similarity[q])
-    assert order == errors + correct
+    assert order == sorted(errors, key=lambda q: -similarity[q]) + sorted(correct, key=lambda q: similarity[q])
+    order = query_order(outcome, similarity, confidence).tolist()
+    assert order == [
+        *sorted(errors, key=lambda q: (-confidence[q], -similarity[q])),
+        *sorted(correct, key=lambda q: (confidence[q], similarity[q])),
+    ]
+
+
+def test_the_list_is_by_confidence_where_a_run_has_one(dataset: RetrievalDataset, evaluation: Evaluation) -> None:
+    by_similarity = open_queries(dataset, evaluation, 2, {})
+    assert by_similarity.confidence is None and by_similarity.order.tolist() == [1, 2, 0, 3]
+    assert "confidence" not in result_text(by_similarity, 2)
+    scores = {"confidence": np.array([0.9, 0.2, 0.75, 0.1]), "L2 distance": np.array([0.0, -1.0, -2.0, -3.0])}
+    by_confidence = open_queries(dataset, evaluation, 2, {}, scores=scores)
+    assert by_confidence.order.tolist() == [2, 1, 3, 0]
+    assert result_text(by_confidence, 2) == "none of 3 predictions is correct; confidence 0.750"
+    assert result_text(by_confidence, 1) == "first correct prediction at rank 2 of 3; confidence 0.200"
+    others = open_queries(dataset, evaluation, 2, {}, scores={"L2 distance": scores["L2 distance"]})
+    assert others.order.tolist() == by_similarity.order.tolist()
 
 
 def test_similarities_are_cosines(evaluation: Evaluation) -> None:

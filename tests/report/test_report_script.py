@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cosplace.assessment.intervals import Estimate
@@ -103,6 +104,21 @@ def test_filters_order_and_pages_of_the_list(browser: Any, path: Path) -> None:
         assert numbers(page) == ["Query 2"]
         choose(page, outcome="all", similarity_from="0.9")
         assert text.inner_text() == "No query matches these filters."
+
+
+def test_rows_by_confidence_are_those_of_the_page_without_the_script(
+    browser: Any, tmp_path: Path, report: Report, dataset: RetrievalDataset, evaluation: Evaluation
+) -> None:
+    measures = measure(evaluation, dataset, scores={"confidence": np.array([0.9, 0.2, 0.75, 0.1])})
+    write_report(tmp_path / "report.html", dataclasses.replace(report, measures=measures))
+    for javascript in (False, True):
+        with opened(browser, tmp_path / "report.html", java_script_enabled=javascript) as page:
+            rows = page.locator("#query-list .query-row p").all_inner_texts()
+            heads = [row.partition("\n")[0].replace(" show on map", "").strip() for row in rows]
+            assert heads[:2] == [
+                "Query 2: none of 3 predictions is correct; confidence 0.750",
+                "Query 1: first correct prediction at rank 2 of 3; confidence 0.200",
+            ]
 
 
 def test_rows_are_those_of_the_page_without_the_script(browser: Any, path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from cosplace.assessment.provenance import RunInfo
 from cosplace.cli import main
+from cosplace.errors import DatasetError
 from cosplace.models.downloads import file_sha256
 from cosplace.models.network import new_network
 from cosplace.models.weight_files import read_card
@@ -24,7 +25,7 @@ from cosplace.training.loop import train
 from cosplace.training.metrics import read_metrics
 from cosplace.training.resume import resumed_config
 from cosplace.training.setup import prepare
-from cosplace.training.validation import can_be_chance, doubts_about
+from cosplace.training.validation import can_be_chance, doubts_about, is_same_photo
 from tests.synthetic_dataset import SETTINGS, settings, write_dataset
 
 
@@ -171,18 +172,47 @@ def test_a_small_validation_set_and_one_that_is_the_test_set_are_doubted(dataset
     assert doubts(val_set_folder=tmp_path / "copy")[0].startswith("11 of 12 validation queries are also test queries")
 
 
-def test_queries_that_are_trained_on_are_doubted(dataset_folder: Path, tmp_path: Path) -> None:
+def test_queries_that_are_trained_on_are_refused(dataset_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset_folder, tmp_path / "data")
     photos = sorted((tmp_path / "data" / "train").rglob("*.jpg"))
     for photo, folder in ((photos[0], "test/queries_v1"), (photos[1], "test/queries_v1"), (photos[2], "val/queries")):
         shutil.copy(photo, tmp_path / "data" / folder)
     (tmp_path / "data" / "val" / "queries" / photos[3].name).write_bytes(b"another photo")
-    data = open_training_data(settings(tmp_path / "data", N=1, L=1, M=10, min_images_per_class=1))
-    first, second = doubts_about(data)[:2]
-    assert first.startswith(
-        "1 of 14 validation queries is also a training photo, so the validation recalls are too high. Remove it from"
+    config = settings(tmp_path / "data", N=1, L=1, M=10, min_images_per_class=1)
+    with pytest.raises(DatasetError) as error:
+        prepare(config)
+    assert str(error.value) == (
+        f"1 of 14 validation queries and 2 of 14 test queries are also training photos, such as "
+        f"{tmp_path / 'data' / 'val' / 'queries' / photos[2].name} = {photos[2]}: recalls would be too high. Remove "
+        f"them from the queries or from the training photos."
     )
-    assert second.startswith("2 of 14 test queries are also training photos, so the test recalls are too high")
+    # A copy in a database changes nothing, as in SF-XL.
+    for folder in ("test/queries_v1", "val/queries"):
+        for photo in photos[:4]:
+            (tmp_path / "data" / folder / photo.name).unlink(missing_ok=True)
+    shutil.copy(photos[0], tmp_path / "data" / "test" / "database")
+    prepare(config)
+
+
+def test_equal_names_and_sizes_without_labels_are_compared_by_content(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    photos = sorted((tmp_path / "train").rglob("*.jpg"))
+    photo, copy = photos[0].with_name("a.jpg"), tmp_path / "test" / "queries_v1" / "a.jpg"
+    photo.write_bytes(photos[0].read_bytes())
+    copy.write_bytes(photos[0].read_bytes()[:-1] + b"x")
+    assert not is_same_photo(photo, copy)
+    copy.write_bytes(photos[0].read_bytes())
+    assert is_same_photo(photo, copy)
+
+
+def test_a_run_that_is_resumed_is_refused_too(dataset_folder: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(dataset_folder, tmp_path / "data")
+    train(prepare(settings(tmp_path / "data", epochs_num=1)), tmp_path / "run")
+    photo = sorted((tmp_path / "data" / "train").rglob("*.jpg"))[0]
+    shutil.copy(photo, tmp_path / "data" / "test" / "queries_v1")
+    assert main(["train", "--resume_train", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 13 test queries is also a training photo, such as " in error and "Remove it from" in error
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_street(folder / "train", range(6), variant=variant)
     for split, queries in (("val", "queries"), ("test", "queries_v1")):
         write_street(folder / split / "database", range(6))
-        write_street(folder / split / queries, range(6), variant=1)
+        write_street(folder / split / queries, range(6), variant=2)
     return folder
 
 

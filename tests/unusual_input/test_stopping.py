@@ -69,7 +69,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_street(folder / "train", range(8), variant=variant)
     for split, queries in (("val", "queries"), ("test", "queries_v1")):
         write_street(folder / split / "database", range(8))
-        write_street(folder / split / queries, range(8), variant=1)
+        write_street(folder / split / queries, range(8), variant=3)
     return folder
 
 

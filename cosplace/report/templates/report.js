@@ -69,10 +69,11 @@
 
   function resultOf(query) {
     if (!queries.predictions[query].some((place) => place >= 0)) return "no predictions: the photo could not be opened";
-    const first = queries.rank[query];
+    const first = queries.rank[query], confidence = queries.scores.confidence?.[query] ?? null;
+    const end = confidence === null ? "" : `; confidence ${confidence.toFixed(3)}`;
     return first
-      ? `first correct prediction at rank ${first} of ${data.numSearched}`
-      : `none of ${data.numSearched} predictions is correct`;
+      ? `first correct prediction at rank ${first} of ${data.numSearched}${end}`
+      : `none of ${data.numSearched} predictions is correct${end}`;
   }
 
   const conditionOf = ([, { values, of }], query) => values[of[query]];

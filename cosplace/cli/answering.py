@@ -38,7 +38,7 @@ class UnlabeledPhotos:
 
 def check_flags(config: EvalConfig, given: Mapping[str, Any]) -> None:
     """Raise ConfigError for flags that make no sense together.  given: the settings of the command line."""
-    from cosplace.retrieval.query_views import WITH_SIZE
+    from cosplace.photos.crops import WITH_SIZE
 
     folders, views = config.folders, config.views
     if folders.database_folder and folders.test_set_folder:
@@ -65,7 +65,8 @@ def check_flags(config: EvalConfig, given: Mapping[str, Any]) -> None:
 
 
 def _check_compression(config: EvalConfig, given: Mapping[str, Any]) -> None:
-    from cosplace.retrieval.query_views import MAJORITY, VOTE_RANKS
+    from cosplace.photos.crops import MAJORITY
+    from cosplace.retrieval.crop_ranking import VOTE_RANKS
 
     compress, shortlist = config.compression.compress, config.compression.shortlist
     if compress is None:

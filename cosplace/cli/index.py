@@ -88,7 +88,7 @@ def _load_model(config: IndexBuildConfig, photos: "ImageList") -> "Encoder":
         device=config.device.device,
         reduce_to=config.reduce_to,
         trust_remote_code=config.device.trust_remote_code,
-        views=_views(config),
+        views=_views(config, photos),
         accept_license=config.accept_license,
         engine="torch" if config.engine == "ray" else config.engine,
         photos=photos,
@@ -158,13 +158,20 @@ def _size_note(model: str, photos: "ImageList") -> str:
     )
 
 
-def _views(config: IndexBuildConfig) -> "PhotoViews":
-    from cosplace.models.views import NATIVE, PhotoViews
+def _views(config: IndexBuildConfig, photos: "ImageList") -> "PhotoViews":
+    from cosplace.models.views import PhotoViews
+    from cosplace.photos.crops import CENTRAL_CROP, WITH_SIZE
 
-    size = config.query_size
-    if size is None and config.query_policy not in (None, NATIVE):
+    size, shape = config.query_size, None
+    if size is None and config.query_policy in WITH_SIZE:
         size = config.image_size
-    return PhotoViews(scales=config.scales, flip=config.flip, query_policy=config.query_policy, query_size=size)
+    if config.query_policy == CENTRAL_CROP and size is None:
+        from cosplace.retrieval.query_views import database_shape
+
+        shape = database_shape(photos, config.image_size)
+    return PhotoViews(
+        scales=config.scales, flip=config.flip, query_policy=config.query_policy, query_size=size, query_shape=shape
+    )
 
 
 def run_add(config: IndexAddConfig) -> None:

@@ -90,12 +90,17 @@ class IndexBuildConfig(Section):
     flip: bool = setting(False, "average the descriptors of each photo and its mirror image, also of queries")
     query_policy: str | None = setting(
         None,
-        "how photos to locate are encoded, if not as those of the index: native keeps their size, short_side resizes "
-        "the shorter side to --query_size, square makes them square, five_crops averages five square crops",
-        choices=("native", "short_side", "square", "five_crops"),
+        "how photos to locate are encoded, if not as those of the index: native keeps their size; short_side and "
+        "single_query resize the shorter side to --query_size; square makes them square; central_crop cuts them to the "
+        "size of the photos of the index, which must all have one size; five_crops averages five square crops, "
+        "nearest_crop takes the best of them, maj_voting lets them vote",
+        choices=(
+            "native", "short_side", "square", "single_query", "central_crop", "five_crops", "nearest_crop",
+            "maj_voting",
+        ),
         metavar="POLICY",
         default_text="as photos of the index",
-    )
+    )  # fmt: skip
     query_size: int | None = setting(
         None, "size to which --query_policy resizes photos, in pixels", at_least=1, default_text="--image_size"
     )

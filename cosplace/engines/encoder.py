@@ -146,6 +146,8 @@ class Encoder:
     def encode(self, photos: Any, *, batch_size: int = 16, database: bool = False) -> np.ndarray:
         """Compute unit descriptors (N, D) float32 of one photo or of many, in their order.
 
+        With the query policies nearest_crop and maj_voting, those of the five crops of each photo: (N, 5, D).
+
         database: as photos of a database, not as queries, which may have another size.
 
         A photo is a path, a PIL image (its EXIF orientation is applied), an array (H, W), (H, W, 3) or (H, W, 4)
@@ -171,7 +173,10 @@ class Encoder:
         found = np.concatenate(descriptors) if descriptors else np.empty((0, self.dimension), np.float32)
         if views.num_crops == 1:
             return found
-        means = found.reshape(-1, views.num_crops, self.dimension).mean(axis=1)
+        crops = found.reshape(-1, views.num_crops, self.dimension)
+        if views.num_descriptors > 1:
+            return crops
+        means = crops.mean(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
 
     def _encode_by_size(self, photos: list[Any], batch_size: int) -> np.ndarray:

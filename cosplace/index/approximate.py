@@ -97,8 +97,8 @@ def read_approximate_index(store: Store) -> ApproximateIndex | None:
 
 def search_exactly(
     store: Store, queries: np.ndarray, k: int, searchable_ids: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (Q, K) and descriptors (Q, K, D) of the nearest photos, by reading every descriptor once.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids (Q, K), descriptors (Q, K, D) and squared distances of the nearest photos; reads every descriptor once.
 
     The result is that of an evaluation: exact L2 distance, ties go to the lower id.  searchable_ids: ascending ids of
     the photos that may be found.  Rows of queries with fewer than k photos end with id -1.
@@ -124,7 +124,7 @@ def search_exactly(
         best_ids = np.take_along_axis(all_ids, chosen, 1)
         best_squared = np.take_along_axis(all_squared, chosen, 1)
         best = np.take_along_axis(np.concatenate([best, found], 1), chosen[:, :, None], 1)
-    return best_ids, best
+    return best_ids, best, best_squared
 
 
 def _without_itself(found: Any, own: Any) -> list[np.ndarray]:

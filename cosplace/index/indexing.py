@@ -35,6 +35,7 @@ from cosplace.photos.paths import path_from_text, path_text, printable
 from cosplace.photos.thumbnails import make_thumbnail
 from cosplace.progress import Progress, Stopwatch, no_progress
 from cosplace.retrieval.extraction import EQUAL_WITHIN, NETWORK, ExtractionSettings, extract
+from cosplace.retrieval.query_views import database_shape
 
 TASK = "indexing photos"
 SAME_TIME_S = 1e-3  # times that differ by no more are the same: a label has microseconds
@@ -97,7 +98,10 @@ class Indexing:
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def find_new_rows(self) -> list[int]:
-        """The photos that the index does not have as they are now; the others are counted as known."""
+        """The photos that the index does not have as they are now; the others are counted as known.
+
+        Raises DatasetError if all photos of the index must have one size, and these have another.
+        """
         if self.photos.labels is None and are_all_zero(optional_fields(self.photos, ("heading",))[0]):
             self.without_headings = True
             log.warning("%s: all headings are exactly 0, which means unknown.", printable(self.photos.folder))
@@ -105,6 +109,8 @@ class Indexing:
         self.first_new_id = max((stamp[2] for stamp in self.stamps.values()), default=-1) + 1
         rows = [row for row in range(len(self.photos)) if not self.is_unchanged(row)]
         self.num_known = len(self.photos) - len(rows)
+        if (shape := self.index.spec.views.query_shape) is not None:
+            database_shape(self.photos.subset(rows), self.index.spec.image_size, shape)
         return rows
 
     def result(self) -> IndexingResult:

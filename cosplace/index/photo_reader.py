@@ -85,14 +85,20 @@ class PhotoReader:
     ) -> Matches:
         """The k photos most similar to each descriptor (Q, D), by cosine; among equals the lower id comes first.
 
+        With the query policies nearest_crop and maj_voting, each query has the descriptors (Q, 5, D) of its crops.
         where: only photos that pass.  exact: compare with all of them, as an evaluation does.  Otherwise more than
         settings.exact_rows photos are searched approximately; `info` reports the measured recall.
         """
-        check_shape(descriptors, self.spec.dimension, self.address, "Queries")
+        num_crops, policy = self.spec.views.num_descriptors, self.spec.views.query_policy
+        is_of_crops = num_crops > 1 and descriptors.ndim == 3 and descriptors.shape[1] == num_crops
+        rows = descriptors.reshape(-1, descriptors.shape[2]) if is_of_crops else descriptors
+        check_shape(rows, self.spec.dimension, self.address, "Queries")
         queries = descriptors.astype(np.float32)
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}.")
-        return self._retry_if_outdated(lambda: self._snapshot_now().search(queries, k, where, exact=exact))
+        return self._retry_if_outdated(
+            lambda: self._snapshot_now().search(queries, k, where, exact=exact, policy=policy)
+        )
 
     def photo(self, photo_id: int) -> Photo:
         """One photo.  Raises PhotoIndexError if there is no photo with this id."""

@@ -68,6 +68,12 @@ class Matches:
     accuracies_m: np.ndarray  # (Q, K) float32 position error in meters, nan where unknown
     names: tuple[tuple[str, ...], ...]  # Q x K, paths relative to the photos' root, "" for none
     paths: tuple[tuple[str, ...], ...]  # Q x K, absolute paths, "" for none
+    voted: np.ndarray | None = None  # (Q, K) float32 similarities after the votes of crops; None without votes
+
+    @property
+    def scores(self) -> np.ndarray:
+        """What the photos are ordered by, and answers are computed from: similarities (Q, K), after any votes."""
+        return self.similarities if self.voted is None else self.voted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

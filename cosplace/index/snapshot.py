@@ -23,6 +23,8 @@ from cosplace.index.lance import OutdatedError
 from cosplace.index.records import Columns, Matches
 from cosplace.index.search_index import check_search_index, drop_vector_index, find_nearest, prewarm
 from cosplace.index.store import Store
+from cosplace.photos.crops import MAJORITY
+from cosplace.retrieval.crop_ranking import VOTE_RANKS, rank_crops
 from cosplace.retrieval.exact_distances import nearest_of_few
 
 FEW_QUERIES = 64  # up to so many, all compared at once, numpy is faster than torch
@@ -42,33 +44,58 @@ class Snapshot:
     held: np.ndarray | None  # (I, D) float32: all descriptors, if they are few
     approximate: ApproximateIndex | None  # if they are many and the index has been built
 
-    def search(self, queries: np.ndarray, k: int, where: SearchFilter | None, *, exact: bool) -> Matches:
-        """The k most similar photos of each query (Q, D) float32 among those that pass the filter."""
+    def search(
+        self, queries: np.ndarray, k: int, where: SearchFilter | None, *, exact: bool, policy: str | None = None
+    ) -> Matches:
+        """The k most similar photos of each query (Q, D) float32 among those that pass the filter.
+
+        queries: also the descriptors (Q, V, D) of the crops of each query; policy: how they are ranked.
+        """
+        if queries.ndim == 2:
+            rows, similarities, _ = self._find(queries, k, where, exact=exact)
+            return self._matches(rows, similarities, k)
+        num_found = max(k, *VOTE_RANKS)  # by each crop: enough for the votes
+        rows, _, squared = self._find(queries.reshape(-1, queries.shape[2]), num_found, where, exact=exact)
+        shape = (*queries.shape[:2], rows.shape[1])
+        squared = squared.reshape(shape).astype(np.float32)  # as in an evaluation
+        rows, squared, ranked_by = rank_crops(rows.reshape(shape), squared, k, policy=policy)
+        return self._matches(rows, 1 - squared / 2, k, voted=1 - ranked_by / 2 if policy == MAJORITY else None)
+
+    def _find(
+        self, queries: np.ndarray, k: int, where: SearchFilter | None, *, exact: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of the k most similar photos of each query (Q, up to K), their similarities and squared distances."""
         passes = None if where is None or where.is_everywhere else where.mask(self.columns)
         num_passing = len(self.columns) if passes is None else int(np.count_nonzero(passes))
         num_found = min(k, num_passing)
         if num_found == 0:
-            rows, similarities = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
-        elif self.held is not None:
-            rows = _nearest(queries, self.held, num_found, passes)
-            similarities = np.einsum("qkd,qd->qk", self.held[rows], queries)
-        elif exact:
-            rows, similarities = self._search_exactly(queries, num_found, passes)
-        elif passes is not None and num_passing <= MAX_GATHERED:
-            rows, similarities = self._search_gathered(queries, num_found, np.flatnonzero(passes))
-        else:
-            rows, similarities = self._search_approximately(queries, num_found, where, passes)
-        return self._matches(rows, similarities, k)
+            none = np.empty((len(queries), 0), np.float32)
+            return none.astype(np.int64), none, none
+        if self.held is not None:
+            rows, squared = _nearest(queries, self.held, num_found, passes)
+            return rows, np.einsum("qkd,qd->qk", self.held[rows], queries), squared
+        if exact:
+            return self._search_exactly(queries, num_found, passes)
+        if passes is not None and num_passing <= MAX_GATHERED:
+            return self._search_gathered(queries, num_found, np.flatnonzero(passes))
+        rows, similarities = self._search_approximately(queries, num_found, where, passes)
+        return rows, similarities, 2 - 2 * similarities  # of unit descriptors
 
-    def _search_exactly(self, queries: np.ndarray, k: int, passes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        ids, found = search_exactly(self.store, queries, k, None if passes is None else self.columns.ids[passes])
-        return self._rows_of(ids), np.einsum("qkd,qd->qk", found, queries)
+    def _search_exactly(
+        self, queries: np.ndarray, k: int, passes: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        searchable = None if passes is None else self.columns.ids[passes]
+        ids, found, squared = search_exactly(self.store, queries, k, searchable)
+        return self._rows_of(ids), np.einsum("qkd,qd->qk", found, queries), squared
 
-    def _search_gathered(self, queries: np.ndarray, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _search_gathered(
+        self, queries: np.ndarray, k: int, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Compare the queries with some photos, read for this search."""
         descriptors = self.store.descriptors_at(self.columns.row_ids[rows], self.columns.ids[rows])
-        places = _nearest(queries, descriptors, k, None)
-        return rows[places], np.einsum("qkd,qd->qk", descriptors[places].astype(np.float32), queries)
+        places, squared = _nearest(queries, descriptors, k, None)
+        similarities = np.einsum("qkd,qd->qk", descriptors[places].astype(np.float32), queries)
+        return rows[places], similarities, squared
 
     def _search_approximately(
         self, queries: np.ndarray, k: int, where: SearchFilter | None, passes: np.ndarray | None
@@ -84,7 +111,7 @@ class Snapshot:
             if passes is not None:
                 scores, candidates = scores[passes[candidates]], candidates[passes[candidates]]
                 if len(candidates) < k:  # too few of the candidates pass
-                    nearest_rows, nearest_scores = self._search_exactly(query[None], k, passes)
+                    nearest_rows, nearest_scores, _ = self._search_exactly(query[None], k, passes)
                     candidates, scores = nearest_rows[0], nearest_scores[0]
             best = np.lexsort((candidates, -scores))[:k]
             rows[number, : len(best)], similarities[number, : len(best)] = candidates[best], scores[best]
@@ -100,8 +127,8 @@ class Snapshot:
             )
         return rows
 
-    def _matches(self, rows: np.ndarray, similarities: np.ndarray, k: int) -> Matches:
-        """Columns of the rows found (Q, up to K), padded to K."""
+    def _matches(self, rows: np.ndarray, similarities: np.ndarray, k: int, voted: np.ndarray | None = None) -> Matches:
+        """Columns of the rows found (Q, up to K), padded to K.  voted: see `Matches`; (Q, K)."""
         padding = ((0, 0), (0, k - rows.shape[1]))
         rows = np.pad(rows, padding, constant_values=-1)
         similarities = np.pad(similarities.astype(np.float32), padding, constant_values=-np.inf)
@@ -127,16 +154,19 @@ class Snapshot:
                 tuple(columns.path_of(row, name) if row >= 0 else "" for row, name in zip(*line, strict=True))
                 for line in zip(rows.tolist(), names, strict=True)
             ),
+            voted=voted,
         )
 
 
-def _nearest(queries: np.ndarray, database: np.ndarray, k: int, searchable: np.ndarray | None) -> np.ndarray:
-    """Rows (Q, K) of the k nearest descriptors of a database in memory."""
+def _nearest(
+    queries: np.ndarray, database: np.ndarray, k: int, searchable: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (Q, K) of the k nearest descriptors of a database in memory, and their squared distances."""
     if len(queries) <= FEW_QUERIES and len(queries) * len(database) <= MAX_SCORES:
-        return nearest_of_few(queries, database, k, searchable)[0]
+        return nearest_of_few(queries, database, k, searchable)
     from cosplace.retrieval.search import nearest
 
-    return nearest(queries, database, k, searchable=searchable)[0]
+    return nearest(queries, database, k, searchable=searchable)
 
 
 def _names(rows: np.ndarray, columns: Columns) -> tuple[tuple[str, ...], ...]:

@@ -49,6 +49,7 @@ from cosplace.localization.localizer import (
 from cosplace.localization.queries import (
     Queries,
     altered_queries,
+    described_queries,
     photos_of_folder,
     queries_of_folder,
     queries_of_index,
@@ -64,6 +65,7 @@ from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
+NUM_CROPPED = 1000  # photos of the index if all are encoded again, because a query has several crops
 NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
 AREA_M = 100.0  # sides of the squares whose photos share a fold
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
@@ -91,7 +93,8 @@ def calibrate(
     of the photos of the index.
     unlabeled: folder of new photos of the area, without positions, to adjust the correction for training photos to.
     num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
-    of photos of users is less reliable.
+    of photos of users is less reliable.  With the query policies nearest_crop and maj_voting, all photos that are
+    located, at most NUM_CROPPED of the index, are encoded again.
     Raises ConfigError for an index with too few photos or places.
     """
     started = time.perf_counter()
@@ -150,8 +153,7 @@ def compute_calibration(
     with_images_without_place = queries is not None or num_altered > 0
     if queries is not None:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
-        parts = [queries_of_folder(index, Path(queries), encoder, num_queries, rng, progress)]
-        num_altered = 0
+        parts, num_altered = [queries_of_folder(index, Path(queries), encoder, num_queries, rng, progress)], 0
         about |= {"queries": path_text(queries)}
     else:
         choice = choose_photos(index, encoder, columns, located)
@@ -163,15 +165,16 @@ def compute_calibration(
         elif choice.matches is not None and choice.like_index == 0:
             num_queries = min(num_queries, num_corrected_queries(choice.matches))
             num_altered = 0  # the similarities are already those of new photos
-        rows = np.sort(rng.permutation(choice.rows)[:num_queries])
-        parts = [queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))]
-        if num_altered and not choice.is_training and len(columns) <= BLOCK_ROWS:
-            _check_queries(index, columns, parts[0], seed)
+        if has_crops := index.spec.views.num_descriptors > 1:
+            encoder = open_index_encoder(index, device) if encoder is None else encoder
+        rows = np.sort(rng.permutation(choice.rows)[: min(num_queries, NUM_CROPPED) if has_crops else num_queries])
+        check_seed = seed if num_altered and not choice.is_training else None
+        parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress)]
     about["num_queries"] = len(parts[0].rows)
     num_altered = min(num_altered, len(parts[0].rows))
     if num_altered:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
-        altered_rows = np.sort(rng.permutation(rows)[:num_altered])
+        altered_rows = np.sort(rng.permutation(parts[0].rows)[:num_altered])
         parts.append(altered_queries(index, encoder, columns, altered_rows, rng, progress))
         about["num_described_anew"] = len(parts[-1].rows)
     if with_images_without_place:
@@ -190,6 +193,25 @@ def compute_calibration(
     }
     measured = _measured_on_new_photos(examples, about)
     return fit_calibration(measured, temperature=temperature, agree_m=AGREE_M, about=about)
+
+
+def _photos_of_index(  # noqa: PLR0917
+    index: PhotoIndex,
+    encoder: Encoder | None,
+    columns: Columns,
+    rows: np.ndarray,
+    seed: int | None,
+    progress: Progress,
+) -> Queries:
+    """Some photos of the index, encoded again if a query has several crops.  seed: to check that there are enough."""
+    if index.spec.views.num_descriptors == 1:
+        queries = queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))
+    else:
+        assert encoder is not None
+        queries = described_queries(index, encoder, columns, rows, lambda _, pixels: pixels, progress)
+    if seed is not None and len(columns) <= BLOCK_ROWS:
+        _check_queries(index, columns, queries, seed)
+    return queries
 
 
 def _check_queries(index: PhotoIndex, columns: Columns, queries: Queries, seed: int) -> None:

@@ -27,7 +27,7 @@ class Certainty:
         """Compute the positions of queries from their matches."""
         calibration = self.calibration
         return fuse(
-            matches.similarities,
+            matches.scores,
             matches.latitudes,
             matches.longitudes,
             accuracies_m=matches.accuracies_m,
@@ -40,5 +40,5 @@ class Certainty:
         if self.calibration is None:
             confidences = (fusion.votes * fusion.agreeing).sum(axis=1)
         else:
-            confidences = self.calibration.confidences(compute_signals(matches.similarities, fusion))
+            confidences = self.calibration.confidences(compute_signals(matches.scores, fusion))
         return confidences * share_within(RADIUS_M, fusion.accuracies_m)

@@ -1,7 +1,9 @@
 """Locate photos of an index as if they were new: the photo itself, and what was captured with it, is hidden.
 
-One pass over the descriptors of the index.  Legend: N queries, K matches.  Side effects: reads the index.
+One pass over the descriptors of the index.  Legend: N queries, V crops, K matches.  Side effects: reads the index.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from cosplace.localization.queries import TASK, Queries
 from cosplace.localization.seen_photos import QueryMatches, match_similarities
 from cosplace.models.training_card import ValidationMatches
 from cosplace.progress import Progress
+from cosplace.retrieval.crop_ranking import rank_crops
 from cosplace.retrieval.recall import RADIUS_M
 
 SAME_PLACE_M = 1.0
@@ -38,11 +41,13 @@ def find_matches(  # noqa: PLR0917
     own_points = ecef_from_lla(queries.latitudes, queries.longitudes) - center
     all_times, own_times = (np.where(np.isnan(times), np.inf, times) for times in (columns.times, queries.times))
     num_queries = len(queries.rows)
-    as_new, out_of_index, positives = (_BestMatches(num_queries) for _ in range(3))
+    # With several crops, each has its own lists, as in a search of the index.
+    crops = [queries.descriptors] if queries.descriptors.ndim == 2 else list(queries.descriptors.transpose(1, 0, 2))
+    new_lists, other_lists, positive_lists = ([_BestMatches(num_queries) for _ in crops] for _ in range(3))
     in_index = np.zeros(num_queries, bool)
     for start in range(0, len(columns), BLOCK_ROWS):
         block = np.arange(start, min(start + BLOCK_ROWS, len(columns)))
-        similarities = queries.descriptors @ index.descriptors(columns.ids[block]).astype(np.float32).T
+        descriptors = index.descriptors(columns.ids[block]).astype(np.float32)
         squared_m = squared_distances(own_points, points[block])  # nan where a position is unknown
         squared_m[~queries.shows_place] = np.inf
         same_time = own_times[:, None] == all_times[block][None]  # unknown times count as the same
@@ -50,11 +55,19 @@ def find_matches(  # noqa: PLR0917
         is_positive = (squared_m <= RADIUS_M**2) & ~hidden
         in_index |= is_positive.any(axis=1)
         if correction is not None:
-            positives.add(np.where(is_positive, similarities, -np.inf), start)
             hidden |= is_positive
-        as_new.add(np.where(hidden, -np.inf, similarities), start)
-        out_of_index.add(np.where(hidden | (squared_m <= OUT_OF_INDEX_M**2), -np.inf, similarities), start)
+        is_near = hidden | (squared_m <= OUT_OF_INDEX_M**2)
+        for crop, as_new, out_of_index, positives in zip(crops, new_lists, other_lists, positive_lists, strict=True):
+            similarities = crop @ descriptors.T
+            if correction is not None:
+                positives.add(np.where(is_positive, similarities, -np.inf), start)
+            as_new.add(np.where(hidden, -np.inf, similarities), start)
+            out_of_index.add(np.where(is_near, -np.inf, similarities), start)
         progress(TASK, num_altered + int(block[-1]) + 1, num_altered + len(columns))
+    policy = None if len(crops) == 1 else index.spec.views.query_policy
+    as_new, out_of_index, positives = (
+        _BestMatches.of_crops(lists, policy) for lists in (new_lists, other_lists, positive_lists)
+    )
     if correction is not None:
         similarities = match_similarities(positives.similarities, correction)
         as_new = _BestMatches.merged(as_new, positives, similarities)
@@ -91,6 +104,18 @@ class _BestMatches:
             added = np.take_along_axis(np.pad(columns, ((0, 0), (0, 1))), np.maximum(added, 0), 1)
         self.rows = np.where(is_new, added + start, kept)
         self.similarities = np.take_along_axis(similarities, best, 1).astype(np.float32)
+
+    @classmethod
+    def of_crops(cls, crops: Sequence["_BestMatches"], policy: str | None) -> "_BestMatches":
+        """The best matches of queries from those of each crop; similarities are those after any votes."""
+        if len(crops) == 1:
+            return crops[0]
+        similarities = np.stack([crop.similarities for crop in crops], axis=1)
+        rows = np.where(np.isfinite(similarities), np.stack([crop.rows for crop in crops], axis=1), -1)
+        best = cls(len(rows))
+        found, _, ranked_by = rank_crops(rows, 2 - 2 * similarities, rows.shape[2], policy=policy)
+        best.rows, best.similarities = np.maximum(found, 0), 1 - ranked_by / 2
+        return best
 
     @classmethod
     def merged(cls, others: "_BestMatches", positives: "_BestMatches", similarities: np.ndarray) -> "_BestMatches":

@@ -183,7 +183,7 @@ class Localizer:
     def locate_descriptors(
         self, descriptors: np.ndarray, names: Sequence[str] | None = None, *, where: SearchFilter | None = None
     ) -> list[Location]:
-        """Find where the photos of descriptors (Q, D) were taken; names: `photo` of each answer."""
+        """Find where photos were taken: descriptors (Q, D), or (Q, 5, D) of crops; names: `photo` of each answer."""
         descriptors = np.atleast_2d(np.asarray(descriptors, np.float32))
         names = [str(number) for number in range(len(descriptors))] if names is None else names
         if not len(descriptors):
@@ -204,7 +204,8 @@ class Localizer:
     ) -> list[Location]:
         """Find where the frames of one camera were taken: descriptors (T, D), times (T,) in seconds, ascending.
 
-        The positions follow a track on which the camera moves at most at max_speed_mps.  Raises ConfigError.
+        descriptors: also (T, 5, D), of crops.  The positions follow a track on which the camera moves at most at
+        max_speed_mps.  Raises ConfigError.
         """
         descriptors = np.atleast_2d(np.asarray(descriptors, np.float32))
         if not len(descriptors) == len(names) == len(times_s):
@@ -341,7 +342,7 @@ def _none_if_nan(value: np.floating) -> float | None:
 
 
 def encode_photos(encoder: Encoder, photos: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
-    """Descriptors (n, D) of the photos that can be read, in order, and the errors of the others by their place."""
+    """What `encoder` gives for the photos that can be read, in order, and the errors of the others by their place."""
     opened: list[Any] = []
     errors: dict[int, str] = {}
     for place, photo in enumerate(photos):
@@ -352,7 +353,7 @@ def encode_photos(encoder: Encoder, photos: Sequence[Any]) -> tuple[np.ndarray, 
     try:
         return encoder.encode(opened), errors
     except ImageError:  # an object in memory that is not a photo: find out which
-        rows, errors = [np.empty((0, encoder.dimension), np.float32)], {}
+        rows, errors = [encoder.encode([])], {}
         for place, photo in enumerate(photos):
             try:
                 rows.append(encoder.encode(photo))

@@ -5,7 +5,7 @@ Legend: N queries, D dimension.  Side effects: reads photos.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 class Queries:
     """Photos to locate, with their true positions."""
 
-    descriptors: np.ndarray  # (N, D) float32
+    descriptors: np.ndarray  # (N, D) float32, or (N, 5, D) of crops
     rows: np.ndarray  # (N,) int64: row of the photo in the index, -1 if it is not there
     latitudes: np.ndarray  # (N,) float64, nan for an image that shows no place
     longitudes: np.ndarray  # (N,) float64
@@ -53,7 +53,7 @@ class Queries:
 
 
 def queries_of_index(columns: Columns, rows: np.ndarray, descriptors: np.ndarray) -> Queries:
-    """Photos of an index.  rows: (N,) int64; descriptors: (N, D) float32."""
+    """Photos of an index.  rows: (N,) int64; descriptors: (N, D) float32, or (N, 5, D) of crops."""
     return Queries(
         descriptors=descriptors,
         rows=rows,
@@ -72,7 +72,7 @@ def queries_of_folder(  # noqa: PLR0917
     """
     images = scan_images(folder)
     chosen = np.sort(rng.permutation(len(images))[:num_queries])
-    descriptors, metadata, num_known = [np.empty((0, encoder.dimension), np.float32)], [], 0
+    descriptors, metadata, num_known = [], [], 0
     for number, row in enumerate(chosen.tolist()):
         progress(TASK, number, len(chosen))
         try:
@@ -127,7 +127,7 @@ def photos_of_folder(  # noqa: PLR0917
     if len(images) < MIN_UNLABELED:
         raise ConfigError(_too_few(folder, format_count(len(images), "photo")))
     chosen = np.sort(rng.permutation(len(images))[:max_photos])
-    descriptors, contents, num_known = [np.empty((0, encoder.dimension), np.float32)], set[bytes](), 0
+    descriptors, contents, num_known = [], set[bytes](), 0
     for number, row in enumerate(chosen.tolist()):
         progress(TASK, number, len(chosen))
         try:
@@ -143,14 +143,13 @@ def photos_of_folder(  # noqa: PLR0917
             contents.add(content)
         except ImageError as error:
             log.warning("%s", error)
-    found = np.concatenate(descriptors)
     if num_known:
         left_out = format_count(num_known, "photo is left out: it is", "photos are left out: they are")
         log.warning("%s: %s in the index, or %s.", folder, left_out, "a copy" if num_known == 1 else "copies")
-    if len(found) < MIN_UNLABELED:
-        new = format_count(len(found), "readable photo that is new", "readable photos that are new")
+    if len(descriptors) < MIN_UNLABELED:
+        new = format_count(len(descriptors), "readable photo that is new", "readable photos that are new")
         raise ConfigError(_too_few(folder, new))
-    return _without_place(found)
+    return _without_place(np.concatenate(descriptors))
 
 
 def altered_queries(  # noqa: PLR0917
@@ -166,18 +165,32 @@ def altered_queries(  # noqa: PLR0917
     Threads open and alter the next photos while the network describes some.
     """
     size, seed = encoder.views.size_of_query(encoder.image_size), int(rng.integers(2**63))
+
+    def alter(row: int, pixels: Tensor) -> Tensor:  # depends on the row alone, so photos may be loaded in any order
+        return alter_photo(pixels, np.random.default_rng([seed, row]), size)
+
+    return described_queries(index, encoder, columns, rows, alter, progress)
+
+
+def described_queries(  # noqa: PLR0917
+    index: PhotoIndex,
+    encoder: Encoder,
+    columns: Columns,
+    rows: np.ndarray,
+    change: Callable[[int, Tensor], Tensor],
+    progress: Progress,
+) -> Queries:
+    """Photos of an index, encoded as queries; those without a file or a thumbnail are left out.
+
+    change: what is encoded in place of a photo, from its row and its pixels.
+    """
     paths = dict(zip(rows.tolist(), columns.paths(rows), strict=True))
 
     def load(batch: Sequence[int]) -> dict[int, Tensor]:
-        """Altered photos by row; each depends on its row alone, so they may be loaded in any order."""
         opened = ((row, photo_pixels(index, int(columns.ids[row]), paths[row])) for row in batch)
-        return {
-            row: alter_photo(pixels, np.random.default_rng([seed, row]), size)
-            for row, pixels in opened
-            if pixels is not None
-        }
+        return {row: change(row, pixels) for row, pixels in opened if pixels is not None}
 
-    kept, descriptors = [], [np.empty((0, index.spec.dimension), np.float32)]
+    kept, descriptors = [], []
     batches = [rows[at : at + BATCH_SIZE].tolist() for at in range(0, len(rows), BATCH_SIZE)]
     with closing(load_ahead(load, batches, num_workers=loading_workers(None), loader="threads")) as loaded:
         for number, photos in enumerate(loaded):

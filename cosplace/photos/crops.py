@@ -13,6 +13,11 @@ CENTER = "center"
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 NATIVE, SHORT_SIDE, SINGLE_QUERY, SQUARE = "native", "short_side", "single_query", "square"  # policies for queries
 CENTRAL_CROP, FIVE_CROPS, NEAREST_CROP, MAJORITY = "central_crop", "five_crops", "nearest_crop", "maj_voting"
+POLICIES = (NATIVE, SHORT_SIDE, SQUARE, SINGLE_QUERY, CENTRAL_CROP, FIVE_CROPS, NEAREST_CROP, MAJORITY)
+SEVERAL_CROPS = (FIVE_CROPS, NEAREST_CROP, MAJORITY)
+SEVERAL_DESCRIPTORS = (NEAREST_CROP, MAJORITY)  # one per crop
+WITH_SIZE = (SHORT_SIDE, SQUARE, SINGLE_QUERY, *SEVERAL_CROPS)  # those that use a size in pixels
+NUM_CROPS = 5
 WHOLE = "whole"  # the whole photo, with another aspect ratio
 
 

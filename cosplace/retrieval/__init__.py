@@ -19,6 +19,7 @@ extraction_job      model, photos and settings of `cosplace extract`
 ray_extraction      the same as tasks of a Ray cluster
 pairs               image pairs for hloc and COLMAP
 recall              positives and Recall@N
+crop_ranking        one ranked list for each query with several crops
 query_views         sizes and crops of queries; the search with several crops
 evaluation          extraction, search and recall on one dataset
 rank_group          exchange of arrays between the ranks of torchrun

@@ -16,12 +16,12 @@ from torch import nn
 from cosplace.device import choose_device
 from cosplace.memory import peak_bytes
 from cosplace.models.inference import find_dimension
+from cosplace.photos.crops import NUM_CROPS, SEVERAL_CROPS
 from cosplace.photos.image_list import evenly_spaced
 from cosplace.progress import Progress, format_bytes, format_count, format_duration, no_progress, part_of
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import EvaluationSettings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
-from cosplace.retrieval.query_views import NUM_CROPS, SEVERAL_CROPS
 from cosplace.retrieval.search import nearest
 
 MEASURED_BATCHES = 4  # per worker

@@ -24,22 +24,14 @@ from cosplace.engines.encoder import Encoder
 from cosplace.engines.engine import Engine
 from cosplace.errors import DatasetError
 from cosplace.geo import distances_m
+from cosplace.photos.crops import NATIVE, SHORT_SIDE, WITH_SIZE
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.paths import printable
 from cosplace.progress import Progress, format_count, no_progress, part_of
 from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.extraction import EQUAL_WITHIN, TASK, Extraction, ExtractionSettings, extract, not_finite_text
-from cosplace.retrieval.query_views import (
-    NATIVE,
-    SHORT_SIDE,
-    WITH_SIZE,
-    Views,
-    check_policy,
-    combine,
-    query_extractions,
-    search,
-)
+from cosplace.retrieval.query_views import Views, check_policy, combine, query_extractions, search
 from cosplace.retrieval.recall import (
     RADIUS_M,
     RECALL_VALUES,

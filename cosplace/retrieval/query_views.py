@@ -10,7 +10,7 @@ square        size x size pixels, whatever the aspect ratio was
 central_crop  the largest crop around the center with the aspect ratio of the database photos, at their size
 five_crops    five squares of size x size after short_side, four corners and the center: the mean of their descriptors
 nearest_crop  the same squares: the distance of a database image is the smallest one of the five
-maj_voting    the same squares, and images that several of them find first get closer (see `vote`)
+maj_voting    the same squares, and images that several of them find first get closer (see `crop_ranking`)
 
 Legend: Q queries, R database images, K predictions per query, V crops, D descriptor dimension.
 """
@@ -26,13 +26,13 @@ from cosplace.photos.crops import (
     CENTRAL_CROP,
     CORNERS,
     FIVE_CROPS,
-    MAJORITY,
     NATIVE,
-    NEAREST_CROP,
+    POLICIES,
     SHORT_SIDE,
     SINGLE_QUERY,
     SQUARE,
     WHOLE,
+    WITH_SIZE,
     Crop,
 )
 from cosplace.photos.image_list import ImageList
@@ -40,15 +40,9 @@ from cosplace.photos.opening import upright_shape
 from cosplace.photos.paths import printable
 from cosplace.photos.resizing import resized_shape
 from cosplace.retrieval.compression import Compression, compress, search_compressed
+from cosplace.retrieval.crop_ranking import VOTE_RANKS, rank_crops
 from cosplace.retrieval.extraction import Extraction, ExtractionSettings
 from cosplace.retrieval.search import nearest
-
-POLICIES = (NATIVE, SHORT_SIDE, SQUARE, SINGLE_QUERY, CENTRAL_CROP, FIVE_CROPS, NEAREST_CROP, MAJORITY)
-SEVERAL_CROPS = (FIVE_CROPS, NEAREST_CROP, MAJORITY)
-NUM_CROPS = 5
-WITH_SIZE = (SHORT_SIDE, SQUARE, SINGLE_QUERY, *SEVERAL_CROPS)  # those that use a size in pixels
-VOTE_WEIGHT = 0.01  # in squared distance
-VOTE_RANKS = (1, 5, 10)
 
 Views = Extraction | tuple[Extraction, ...]  # descriptors of the queries: one per query, or one per crop
 
@@ -90,13 +84,16 @@ def query_extractions(
     return [replace(extraction, crop=Crop(height=size, width=size, place=place)) for place in (*CORNERS, CENTER)]
 
 
-def database_shape(database: ImageList, image_size: int | None) -> tuple[int, int]:
+def database_shape(
+    database: ImageList, image_size: int | None, indexed: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Height and width of the photos of a database after resizing, from the headers of all of them.
 
-    Photos that cannot be opened are left out: the extraction reports them.
+    indexed: those of photos that an index has, to which these are added.  Photos that cannot be opened are left out:
+    the extraction reports them.
     Raises DatasetError if photos have different sizes, ImageError if none can be opened.
     """
-    found: tuple[int, int] | None = None
+    found = indexed
     failure: ImageError | None = None
     for row in range(len(database)):
         try:
@@ -107,9 +104,12 @@ def database_shape(database: ImageList, image_size: int | None) -> tuple[int, in
         shape = (height, width) if image_size is None else resized_shape(height, width, image_size)
         if found is not None and shape != found:
             sizes = " and ".join(f"{width} x {height}" for height, width in (found, shape))
+            advice = "Use another --query_policy, such as five_crops."
+            if indexed is not None:
+                advice = "Use photos of that size, or build an index with another --query_policy, such as five_crops."
             raise DatasetError(
                 f"central_crop crops queries to the size of the database photos, but these have different sizes, such "
-                f"as {sizes} ({printable(database.name(row))}). Use another --query_policy, such as five_crops."
+                f"as {sizes} ({printable(database.name(row))}). {advice}"
             )
         found = shape
     if found is None:
@@ -175,36 +175,5 @@ def search(
         return predictions, squared_distances
     images = np.stack([images for images, _ in found], axis=1)  # (Q, V, n)
     squared = np.stack([squared for _, squared in found], axis=1)
-    for row, (own_images, own_squared) in zip(np.flatnonzero(readable), zip(images, squared, strict=True), strict=True):
-        ranked_by = vote(own_images, own_squared) if policy == MAJORITY else own_squared
-        predictions[row], squared_distances[row] = smallest(own_images, ranked_by, own_squared, k)
+    predictions[readable], squared_distances[readable], _ = rank_crops(images, squared, k, policy=policy)
     return predictions, squared_distances
-
-
-def vote(images: np.ndarray, squared_distances: np.ndarray, weight: float = VOTE_WEIGHT) -> np.ndarray:
-    """Squared distances (V, n) after the votes of the crops of a query; images: (V, n) int64, best first per crop.
-
-    For n = 1, 5 and 10: an image that c > 1 crops have among their first n gets closer by weight * c / n, in the
-    lists where it is among the first n.
-    """
-    voted = squared_distances.astype(np.float64)
-    for n in VOTE_RANKS:
-        first = images[:, :n]
-        _, inverse, counts = np.unique(first, return_inverse=True, return_counts=True)
-        votes = np.where(counts > 1, counts, 0)[inverse.reshape(first.shape)]
-        voted[:, :n] -= weight * votes / n
-    return voted
-
-
-def smallest(
-    images: np.ndarray, ranked_by: np.ndarray, squared_distances: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k images (K,) with the smallest rank, each once, and their smallest squared distances (K,) float32.
-
-    images, ranked_by, squared_distances: (V, n), of the crops of a query.  On ties, the lower image comes first.
-    """
-    order = np.lexsort((images.ravel(), ranked_by.ravel()))
-    ranked = images.ravel()[order]
-    found = ranked[np.sort(np.unique(ranked, return_index=True)[1])[:k]]
-    own = np.where(images[None] == found[:, None, None], squared_distances[None], np.inf)
-    return found, own.min(axis=(1, 2)).astype(np.float32)

@@ -9,11 +9,13 @@ from pathlib import Path
 from fastapi import HTTPException
 from torch import Tensor
 
+from cosplace.engines.encoder import Encoder
 from cosplace.errors import ImageError
 from cosplace.index.records import NewPhoto
 from cosplace.localization.localizer import Localizer
 from cosplace.photos.metadata import former_photo_key, photo_key, read_metadata
 from cosplace.photos.opening import decode_upload
+from cosplace.photos.resizing import resized_shape
 from cosplace.photos.thumbnails import make_thumbnail
 from cosplace.server.batching import DecodingMemory, decoding_cost, resize_photo
 from cosplace.server.parameters import parse_number
@@ -45,6 +47,7 @@ def read_new_photo(
         form_values["accuracy_m"] = math.nan  # that of the EXIF position
     with memory.reserve(decoding_cost(upload.raw, settings)):
         pixels = decode_upload(upload.raw, upload.name, max_pixels=settings.max_pixels)
+        check_shape(pixels, upload.name, localizer.encoder)
         pixels = resize_photo(pixels, upload.name, settings, localizer.encoder.image_size)
         metadata = replace(read_metadata(Path(upload.name), upload.raw), **form_values)
         if not metadata.has_position:
@@ -64,6 +67,18 @@ def read_new_photo(
         thumbnail=thumbnail,
     )
     return photo, pixels
+
+
+def check_shape(pixels: Tensor, name: str, encoder: Encoder) -> None:
+    """Raise ImageError if all photos of an index must have one size, for central_crop, and this one has another."""
+    shape, found = encoder.views.query_shape, tuple(pixels.shape[1:])
+    if encoder.image_size is not None:
+        found = resized_shape(*found, encoder.image_size, name)
+    if shape is not None and found != shape:
+        raise ImageError(
+            f"{name} has {found[1]} x {found[0]} pixels, but all photos of this index must have {shape[1]} x "
+            f"{shape[0]}, for its query policy central_crop. Send a photo of that size."
+        )
 
 
 def _parse_fields(fields: Mapping[str, str]) -> dict[str, float]:

@@ -22,9 +22,13 @@ SETTINGS = [
     PhotoViews(query_policy="short_side", query_size=24),
     PhotoViews(query_policy="square", query_size=20),
     PhotoViews(query_policy="five_crops", query_size=20),
+    PhotoViews(query_policy="single_query", query_size=24),
+    PhotoViews(query_policy="nearest_crop", query_size=20),
+    PhotoViews(query_policy="maj_voting", query_size=20, flip=True),
     PhotoViews(scales=(0.5, 1.0), flip=True),
     PhotoViews(scales=(1.0, 1.5), query_policy="five_crops", query_size=16),
 ]
+CENTRAL = PhotoViews(query_policy="central_crop", query_shape=(24, 40))
 
 
 class Thirds(nn.Module):
@@ -53,16 +57,21 @@ def test_descriptors_are_those_of_an_evaluation(views: PhotoViews, folder: Path)
         extract(network, images, one) for one in query_extractions(views.query_policy, views.query_size, plain, images)
     ]
     expected = combine(views.query_policy, crops)
-    assert not isinstance(expected, tuple)
     paths = [images.path(row) for row in range(len(images))]
-    np.testing.assert_allclose(encoder.encode(paths), expected.descriptors, atol=1e-6)
+    if isinstance(expected, tuple):
+        descriptors = np.stack([crop.descriptors for crop in expected], axis=1)
+    else:
+        descriptors = expected.descriptors
+    np.testing.assert_allclose(encoder.encode(paths), descriptors, atol=1e-6)
+    assert encoder.encode([]).shape == (0, *descriptors.shape[1:])
     as_database = extract(network, images, plain).descriptors
     np.testing.assert_allclose(encoder.encode(paths, database=True), as_database, atol=1e-6)
     if views.query_policy is not None:
-        assert np.abs(encoder.encode(paths) - as_database).max() > 1e-3
+        crops = descriptors.reshape(len(paths), -1, encoder.dimension)
+        assert np.abs(crops - as_database[:, None]).max() > 1e-3
 
 
-@pytest.mark.parametrize("views", SETTINGS, ids=lambda views: views.text() or "plain")
+@pytest.mark.parametrize("views", [*SETTINGS, CENTRAL], ids=lambda views: views.text() or "plain")
 def test_a_record_gives_the_same_views(views: PhotoViews) -> None:
     assert views_from_record(views.record()) == views
     assert bool(views.record()) == (views != PLAIN_VIEWS) == bool(views.text())
@@ -71,7 +80,12 @@ def test_a_record_gives_the_same_views(views: PhotoViews) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"query_policy": "nearest_crop", "query_size": 20}, "native, short_side, square, five_crops"),
+        ({"query_policy": "ten_crops", "query_size": 20}, "native, short_side, square, single_query, central_crop"),
+        ({"query_policy": "central_crop"}, "query_shape"),
+        ({"query_policy": "central_crop", "query_shape": (0, 8)}, "query_shape"),
+        ({"query_policy": "central_crop", "query_shape": (8, 8), "query_size": 20}, "--query_size"),
+        ({"query_policy": "native", "query_shape": (8, 8)}, "query_shape"),
+        ({"query_policy": "maj_voting"}, "--query_size"),
         ({"query_policy": "square"}, "--query_size"),
         ({"query_size": 20}, "needs --query_policy"),
         ({"scales": (0.0,)}, "--scales"),

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import fft
 
 from cosplace.errors import ConfigError, DatasetError
+from cosplace.photos.crops import MAJORITY, NEAREST_CROP
 from cosplace.photos.image_list import image_list
 from cosplace.retrieval import compression as module
 from cosplace.retrieval.compression import (
@@ -31,7 +32,7 @@ from cosplace.retrieval.compression import (
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import evaluate_descriptors
 from cosplace.retrieval.extraction import Extraction
-from cosplace.retrieval.query_views import MAJORITY, NEAREST_CROP, search
+from cosplace.retrieval.query_views import search
 from cosplace.retrieval.search import nearest
 from cosplace.retrieval.shards import DescriptorShards, UnreadableImage
 

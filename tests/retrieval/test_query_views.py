@@ -18,16 +18,17 @@ from cosplace.config.evaluation import EvalConfig
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError, DatasetError, ImageError
 from cosplace.models.averaging import AveragedModel, averaged
-from cosplace.photos.crops import Crop, crop_photo
+from cosplace.photos.crops import POLICIES, Crop, crop_photo
 from cosplace.photos.image_list import image_list
 from cosplace.photos.normalization import normalize
 from cosplace.photos.opening import open_image
 from cosplace.photos.resizing import resize
 from cosplace.report.results import evaluation_summary
+from cosplace.retrieval.crop_ranking import smallest, vote
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import evaluate, evaluation_settings
 from cosplace.retrieval.extraction import ExtractionSettings, extract
-from cosplace.retrieval.query_views import POLICIES, database_shape, smallest, vote
+from cosplace.retrieval.query_views import database_shape
 
 NUM_DATABASE, NUM_QUERIES, SIZE = 14, 5, 32
 

@@ -1,6 +1,7 @@
 """Open an engine whose exported file is in the cache and was compared with PyTorch on this machine; without torch."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from cosplace.engines.machine import describe_machine
 from cosplace.errors import ConfigError
 
 AUTO = "auto"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +71,10 @@ def open_cached_engine(
     Raises ConfigError for an engine that is not installed.
     """
     use = EngineUse(checksum=checksum, image_size=image_size, scales=tuple(scales), flip=flip)
-    if name == AUTO:
-        choice = remembered_engine(use, device)
-        if choice is None:
-            return None
-        name = choice["engine"]
-    kind = find_kind(name)
+    choice = remembered_engine(use, device) if name == AUTO else None
+    if name == AUTO and choice is None:
+        return None
+    kind = find_kind(name if choice is None else choice["engine"])
     if not kind.needs_file or device not in ("auto", "cpu"):
         return None
     kind.require()
@@ -83,6 +84,8 @@ def open_cached_engine(
         file = None if kind.is_int8 else find_file(file_key(checksum, kind, use.scales))
     if file is None or not is_accurate(use, kind, file.sha256):
         return None
+    if choice is not None:
+        log.info("%s (remembered)", choice_text(choice))
     return open_file_engine(kind, file, use, num_threads)
 
 
@@ -113,6 +116,14 @@ def remembered_engine(use: EngineUse, device: str) -> dict[str, Any] | None:
         }
     except (KeyError, TypeError, ValueError, ConfigError):  # of another version
         return None
+
+
+def choice_text(choice: Mapping[str, Any]) -> str:
+    """What `auto` chose, in words."""
+    name = choice["engine"]
+    if name == "torch":
+        return "engine: torch, the fastest here"
+    return f"engine: {name}, {choice['speedup']:.1f} times PyTorch, lowest cosine similarity {choice['cosine']:.7f}"
 
 
 def is_accurate(use: EngineUse, kind: EngineKind, file_sha256: str) -> bool:

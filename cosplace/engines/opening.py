@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cosplace.device import choose_device
-from cosplace.engines.cached import AUTO, EngineUse, is_close_enough, open_file_engine, remembered_engine
+from cosplace.engines.cached import AUTO, EngineUse, choice_text, is_close_enough, open_file_engine, remembered_engine
 from cosplace.engines.comparison import lowest_cosine, measure_speedups, sample_photos
 from cosplace.engines.engine import Engine
 from cosplace.engines.exporting import choose_calibration_photos, export_file
@@ -164,7 +164,7 @@ class Opener:
             except CosPlaceError as error:
                 log.warning("the engine %s cannot be opened: %s", choice["engine"], error)
             else:
-                log.info("%s (remembered)", _choice_text(choice))
+                log.info("%s (remembered)", choice_text(choice))
                 return engine
         engines, cosines = self._candidates()
         speedups, seconds = measure_speedups(engines, "torch", self._samples, self.batch_size)
@@ -173,7 +173,7 @@ class Opener:
         compared = ", ".join(f"{name} {ratio:.2f}" for name, ratio in speedups.items())
         log.debug("times faster than PyTorch: %s; PyTorch: %.3f s per %d photos", compared, seconds, self.batch_size)
         write_record(self.use.choice_key(device), choice)
-        log.info("%s", _choice_text(choice))
+        log.info("%s", choice_text(choice))
         return engines[fastest]
 
     def _candidates(self) -> tuple[dict[str, Engine], dict[str, float]]:
@@ -201,10 +201,3 @@ class Opener:
         for problem, names in problems.items():
             log.info("engine: not %s. %s", ", ".join(names), problem)
         return engines, cosines
-
-
-def _choice_text(choice: dict) -> str:
-    name = choice["engine"]
-    if name == "torch":
-        return "engine: torch, the fastest here"
-    return f"engine: {name}, {choice['speedup']:.1f} times PyTorch, lowest cosine similarity {choice['cosine']:.7f}"

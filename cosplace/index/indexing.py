@@ -109,6 +109,8 @@ class Indexing:
         self.first_new_id = max((stamp[2] for stamp in self.stamps.values()), default=-1) + 1
         rows = [row for row in range(len(self.photos)) if not self.is_unchanged(row)]
         self.num_known = len(self.photos) - len(rows)
+        if self.num_known and rows:
+            log.info("%d of %d photos are already in the index", self.num_known, len(self.photos))
         if (shape := self.index.spec.views.query_shape) is not None:
             database_shape(self.photos.subset(rows), self.index.spec.image_size, shape)
         return rows

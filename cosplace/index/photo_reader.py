@@ -206,7 +206,7 @@ class PhotoReader:
             "with_time": int((~np.isnan(columns.times)).sum()),
             "bounds": bounding_box(columns.latitudes[placed], columns.longitudes[placed]),
             "created": self._created,
-            "model": self.spec.record(),
+            "model": {"engine": self.spec.engine} | self.spec.record(),
             "settings": dataclasses.asdict(self.settings),
             "roots": [
                 facts for root, facts in enumerate(self._roots.facts()) if root in used_roots or not len(columns)

@@ -32,13 +32,14 @@ DATE_PATTERN = re.compile(
     r"(\d{4})[:/.-](\d\d?)[:/.-](\d\d?)[T ]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?\s*(Z|UTC|[+-]\d\d?(?::?\d\d)?)?",
     re.IGNORECASE,
 )
-OFFSET_PATTERN = re.compile(r"([+-])(\d\d?)(?::?(\d\d))?")
+OFFSET_PATTERN = re.compile(r"([+-])(\d\d?)(?::?(\d\d)(?::00)?)?")
 NUMBER_PATTERN = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 XMP_DATES = (f"{{{EXIF_NAMESPACE}}}DateTimeOriginal", f"{{{EXIF_NAMESPACE}}}DateTimeDigitized",
              f"{{{PHOTOSHOP_NAMESPACE}}}DateCreated", f"{{{XMP_NAMESPACE}}}CreateDate")  # fmt: skip
 MAX_OFFSET_HOURS = 15
 FIRST_YEAR, LAST_YEAR = 1826, 2199  # of photos; clocks that were never set write others
 GPS_EPOCH = (1980, 1, 6)  # the date of a receiver that does not know the time yet
+NEVER_SET = ((1904, 1, 1), (1970, 1, 1), (1980, 1, 1), GPS_EPOCH)  # where clocks of cameras and phones begin
 MAX_ACCURACY_M = 20_000_000.0  # half the way around the Earth: larger numbers mean unknown
 SAME_POSITION_DEGREES = 1e-4  # blocks of one file may give the same position with different precision
 
@@ -345,7 +346,7 @@ def _xmp_time(properties: Mapping[str, str]) -> tuple[float, bool]:
 def time_of_date(text: str, offset_s: float | None = None, fraction: str = "") -> tuple[float, bool]:
     """Seconds since 1970 of "2020:06:01 12:00:00" and its variants, and whether it has no offset, and counts as UTC.
 
-    nan for anything else, such as zeros.
+    nan for anything else, such as zeros, and for the first day of a clock that was never set.
     offset_s, fraction: used where the text itself has no offset and no fraction of a second.
     """
     match = DATE_PATTERN.fullmatch(text)
@@ -353,7 +354,7 @@ def time_of_date(text: str, offset_s: float | None = None, fraction: str = "") -
         return UNKNOWN, False
     year, month, day, hours, minutes = (int(part) for part in match.groups()[:5])
     seconds, own_fraction, own_offset = int(match[6] or 0), match[7], match[8]
-    if hours > 23 or minutes > 59 or seconds > 60:
+    if hours > 23 or minutes > 59 or seconds > 60 or (year, month, day) in NEVER_SET:
         return UNKNOWN, False
     digits = own_fraction or (fraction if fraction.isascii() and fraction.isdigit() else "")
     if own_offset:
@@ -373,7 +374,7 @@ def _seconds_since_1970(year: int, month: int, day: int, *, seconds: float) -> f
 
 
 def _offset_s(text: str) -> float | None:
-    """Seconds from UTC of "+02:00", "+0200", "+2" or "Z"; None for anything else."""
+    """Seconds from UTC of "+02:00", "+02:00:00", "+0200", "+2" or "Z"; None for anything else."""
     if text.upper() in ("Z", "UTC"):
         return 0.0
     match = OFFSET_PATTERN.fullmatch(text)

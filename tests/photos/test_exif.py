@@ -250,8 +250,10 @@ def test_times_of_clocks_that_were_never_set_are_passed_over() -> None:
     for date in ("1980:01:06", "0001:01:01", "9999:12:31"):
         raw = jpeg(exif_segment(exif_block({29: ascii_tag(date), 7: clock}, taken)))
         assert metadata_from_exif(raw).time == expected
-        wrong = {0x9003: ascii_tag(f"{date.replace('1980', '0000')} 12:00:00"), 0x9004: taken[0x9003]}
+    for date in ("0001:01:01", "9999:12:31", "1904:01:01", "1970:01:01", "1980:01:01", "1980:01:06"):
+        wrong = {0x9003: ascii_tag(f"{date} 00:03:07"), 0x9004: taken[0x9003]}
         assert metadata_from_exif(jpeg(exif_segment(exif_block({}, wrong)))).time == expected
+        assert math.isnan(metadata_from_exif(jpeg(exif_segment(exif_block({}, {0x9003: wrong[0x9003]})))).time)
 
 
 def test_an_impossible_position_error_is_unknown() -> None:
@@ -334,6 +336,7 @@ DATES = {
     "offset of digitizing": ({0x9003: NOON, 0x9012: "-05:30"}, 19_800.0),
     "digitized, with its offset": ({0x9004: NOON, 0x9011: "+02:00", 0x9012: "-05:00"}, 18_000.0),
     "offset without colon": ({0x9003: NOON, 0x9011: "+0200"}, -7200.0),
+    "offset with seconds": ({0x9003: NOON, 0x9011: "+02:00:00"}, -7200.0),
     "offset of blanks": ({0x9003: NOON, 0x9011: "   :  "}, 0.0),
     "impossible offset": ({0x9003: NOON, 0x9011: "+99:00"}, 0.0),
     "fraction": ({0x9003: NOON, 0x9291: "70"}, 0.7),

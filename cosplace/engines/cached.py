@@ -87,7 +87,7 @@ def open_cached_engine(
 
 
 def open_file_engine(kind: EngineKind, file: EngineFile, use: EngineUse, num_threads: int | None = None) -> FileEngine:
-    """Open an engine that runs a file.  Raises CheckpointError."""
+    """Open an engine that runs a file.  Raises CheckpointError, ConfigError; see `open_session`."""
     return FileEngine(
         open_session(kind, file.path, num_threads),
         kind,

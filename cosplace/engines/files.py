@@ -49,7 +49,7 @@ def file_key(
     return {
         "format": FORMAT_VERSION,
         "model": checksum,
-        "numbers": "int8" if kind.is_int8 else "fp32",  # bf16 is a choice of the program, not of the file
+        "numbers": "int8" if kind.is_int8 else "fp32",  # 16 bits are a choice of the program, not of the file
         "values": "uint8" if tuple(scales) == (1.0,) else "unit",
         "calibration": calibration if kind.is_int8 else "",
         "made_with": versions(MAKERS),

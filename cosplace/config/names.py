@@ -28,6 +28,7 @@ ENGINES = (
     "openvino_bf16",
     "openvino_fp16",
     "openvino_int8",
+    "openvino_int8_weights",
 )
 """Programs that run a network, see `engines.kinds`."""
 AGGREGATIONS = ("gem", "salad", "boq", "mixvpr", "conv_ap", "netvlad", "tokens")

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from cosplace.engines import cached, kinds, onnx_format, opening
 from cosplace.engines.cached import EngineUse, open_cached_engine, remembered_engine
 from cosplace.engines.comparison import lowest_cosine, measure_speedups, sample_photos
 from cosplace.engines.encoder import Encoder
-from cosplace.engines.engine import INPUT, OUTPUT, Engine, FileEngine, _openvino_core, open_session
+from cosplace.engines.engine import INPUT, OUTPUT, Engine, FileEngine, open_session
 from cosplace.engines.files import file_key, find_file, find_file_by_sha256, read_record, store_file, write_record
 from cosplace.engines.kinds import KINDS, find_kind
 from cosplace.engines.opening import open_engine
@@ -33,6 +32,7 @@ from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.weight_files import model_checksum
 from cosplace.photos.normalization import normalize
 from cosplace.photos.scanning import scan_images
+from tests.engines.test_fp16 import has_fp16
 from tests.models.released_layouts import random_weights, released
 
 pytestmark = pytest.mark.slow  # too slow for `make check`; `make test` runs them
@@ -57,11 +57,6 @@ def pixels(size: Sequence[int]) -> np.ndarray:
 
 def cosines(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-
-
-def has_fp16() -> bool:
-    """Whether OpenVINO computes with 16-bit floats on this processor."""
-    return "FP16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def by_formula(network: nn.Module, photos: np.ndarray, scales: Sequence[float] = (1.0,), *, flip: bool = False) -> Any:
@@ -426,25 +421,6 @@ def test_photos_of_the_user_are_compared(tmp_path: Path) -> None:
     assert shapes == [(3, 20, 30), (3, 32, 20)]
 
 
-@pytest.mark.extras
-def test_auto_leaves_out_fp16_on_a_processor_without_it(
-    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pytest.importorskip("openvino", reason="pip install 'cosplace[openvino]'")
-    timed: list[str] = []
-
-    def speedups(engines: dict[str, Engine], *_: Any) -> Any:
-        timed.extend(engines)
-        return dict.fromkeys(engines, 1.0), 0.1
-
-    monkeypatch.setattr(opening, "measure_speedups", speedups)
-    with caplog.at_level(logging.INFO, "cosplace"):
-        open_engine("auto", new_network(), image_size=64, device="cpu")
-    line = "engine: not openvino_fp16. --engine openvino_fp16 needs a processor with 16-bit floats (fp16); here "
-    assert "openvino" in timed and ("openvino_fp16" in timed) == has_fp16()
-    assert any(message.startswith(line) for message in caplog.messages) != has_fp16()
-
-
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -483,29 +459,6 @@ def test_int8_needs_photos_or_its_file(home: Path) -> None:
         open_engine("onnx_int8", new_network(), device="cpu")
     with pytest.raises(ConfigError, match=r"The file of the engine onnx_int8 \(SHA-256 abc\) is missing or damaged"):
         open_engine("onnx_int8", new_network(), device="cpu", file_sha256="abc")
-
-
-@pytest.mark.parametrize(("used", "name"), [("bf16", "bf16"), ("f32", "fp32"), ("f16", "")])
-def test_fp16_needs_a_processor_that_computes_with_it(
-    used: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OpenVINO computes with other numbers instead, without a warning, and says so only when asked."""
-    asked: dict[str, Any] = {}
-
-    def compile_model(_: str, __: str, options: dict[str, Any]) -> Any:
-        asked.update(options)
-        return SimpleNamespace(get_property=lambda _: SimpleNamespace(to_string=lambda: used))
-
-    monkeypatch.setattr(kinds, "find_spec", lambda name: object())
-    monkeypatch.setattr("cosplace.engines.engine._openvino_core", lambda: SimpleNamespace(compile_model=compile_model))
-    if name:
-        error = f"--engine openvino_fp16 needs .* would compute with {name}. Use --engine openvino_bf16 or --engine"
-        with pytest.raises(ConfigError, match=error):
-            open_session(KINDS["openvino_fp16"], tmp_path)
-    else:
-        assert callable(open_session(KINDS["openvino_fp16"], tmp_path))
-    assert asked["INFERENCE_PRECISION_HINT"] == "f16"
-    assert callable(open_session(KINDS["openvino_bf16"], tmp_path))
 
 
 def test_photos_that_the_network_does_not_take(home: Path) -> None:

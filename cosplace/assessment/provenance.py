@@ -272,7 +272,7 @@ def describe_environment(run: RunInfo) -> dict[str, Any]:
 
 
 def _precision(run: RunInfo) -> str:
-    """The numbers that the network computed with: fp32, fp16, bf16 or int8."""
+    """The numbers that the network computed with: fp32, fp16, bf16, int8 or int8_weights."""
     if run.autocast is None:
         return find_kind(run.engine).numbers
     return {torch.float16: "fp16", torch.bfloat16: "bf16"}[run.autocast]

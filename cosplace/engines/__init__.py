@@ -10,6 +10,7 @@ input_format   what an exported file takes as input
 deployable     the network to export: folded batch norms, optional preprocessing; tracing
 onnx_format    write ONNX files
 quantization   8-bit weights and activations
+int8_weights   8-bit weights alone
 torch_engine   engines of PyTorch
 exporting      write the file of an engine
 comparison     descriptors and times compared with PyTorch

@@ -80,8 +80,8 @@ def open_cached_engine(
     kind.require()
     if file_sha256:
         file = find_file_by_sha256(file_sha256)
-    else:  # int8 is identified by its content
-        file = None if kind.is_int8 else find_file(file_key(checksum, kind, use.scales))
+    else:  # a calibrated file is identified by its content
+        file = None if kind.is_calibrated else find_file(file_key(checksum, kind, use.scales))
     if file is None or not is_accurate(use, kind, file.sha256):
         return None
     if choice is not None:
@@ -90,7 +90,7 @@ def open_cached_engine(
 
 
 def open_file_engine(kind: EngineKind, file: EngineFile, use: EngineUse, num_threads: int | None = None) -> FileEngine:
-    """Open an engine that runs a file.  Raises CheckpointError."""
+    """Open an engine that runs a file.  Raises CheckpointError, ConfigError; see `open_session`."""
     return FileEngine(
         open_session(kind, file.path, num_threads),
         kind,

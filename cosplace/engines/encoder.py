@@ -49,8 +49,8 @@ def load_model(
     written by `cosplace reduce`.  views: copies whose descriptors are averaged, and the size of queries.
     accept_license: accept the license of weights that need it, see `cosplace zoo info`.
     engine: the program that runs the network: torch, torch_bf16, onnx, onnx_int8, openvino, openvino_bf16,
-    openvino_int8, or auto, the fastest whose descriptors agree with those of torch.  photos: photos of yours, on which
-    engines are compared, and int8 is calibrated.
+    openvino_fp16, openvino_int8, openvino_int8_weights, or auto, the fastest whose descriptors agree with those of
+    torch.  photos: photos of yours, on which engines are compared, and int8 is calibrated.
 
     Raises ConfigError, CheckpointError, DownloadError, DeviceError or ExportError.
     """

@@ -16,7 +16,7 @@ import numpy as np
 
 from cosplace.engines.kinds import ONNX_RUNTIME, EngineKind
 from cosplace.engines.views import averaged_views
-from cosplace.errors import CheckpointError, DeviceError
+from cosplace.errors import CheckpointError, ConfigError, DeviceError
 
 INPUT, OUTPUT = "images", "descriptors"  # of an exported file
 # In the errors of the programs when memory runs out; other errors have parts of words, such as "cpu_memory_desc.h".
@@ -115,7 +115,8 @@ def open_session(kind: EngineKind, path: Path, num_threads: int | None = None) -
     """Open an ONNX file in the program of an engine.
 
     num_threads: that compute; None for as many as torch has, if it is loaded, else the program's default.
-    Raises CheckpointError for a file that is damaged or that the program cannot run.
+    Raises CheckpointError for a file that is damaged or that the program cannot run, ConfigError for a processor
+    without the numbers of the engine.
     """
     kind.require()
     if num_threads is None:
@@ -124,6 +125,8 @@ def open_session(kind: EngineKind, path: Path, num_threads: int | None = None) -
     open_file = _open_in_onnx_runtime if kind.program == ONNX_RUNTIME else _open_in_openvino
     try:
         return open_file(kind, path, num_threads)
+    except ConfigError:
+        raise
     except Exception as error:  # the parsers raise types of their own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
@@ -143,11 +146,17 @@ def _open_in_onnx_runtime(kind: EngineKind, path: Path, num_threads: int) -> Ses
 
 
 def _open_in_openvino(kind: EngineKind, path: Path, num_threads: int) -> Session:
-    numbers = {"bf16": "bf16", "int8": "f32", "fp32": "f32"}[kind.numbers]  # for int8: of the layers with floats
+    numbers = {"bf16": "bf16", "fp16": "f16"}.get(kind.numbers, "f32")  # for int8: of the layers with floats
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": numbers}
     if num_threads:
         options["INFERENCE_NUM_THREADS"] = num_threads
     model: Any = _openvino_core().compile_model(str(path), "CPU", options)
+    used = model.get_property("INFERENCE_PRECISION_HINT").to_string()  # fp16 becomes bf16 or fp32 without a warning
+    if kind.numbers == "fp16" and used != "f16":
+        raise ConfigError(
+            f"--engine {kind.name} needs a processor with 16-bit floats (fp16); here OpenVINO would compute with "
+            f"{used.replace('f32', 'fp32')}. Use --engine openvino_bf16 or --engine openvino."
+        )
     lock = Lock()  # a compiled model answers one call at a time
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import nn
 from cosplace.engines.deployable import DeployableNetwork, check_exportable
 from cosplace.engines.files import EngineFile, file_key, find_file, store_file
 from cosplace.engines.input_format import InputFormat
+from cosplace.engines.int8_weights import round_weights
 from cosplace.engines.kinds import EngineKind
 from cosplace.engines.onnx_format import write_onnx
 from cosplace.engines.quantization import quantize, select_photos
@@ -62,7 +63,7 @@ def export_file(
 ) -> EngineFile:
     """The file of a network for an engine, from the cache or written now.
 
-    network: without averaging over views.  checksum: its own.  calibration: needed for int8.
+    network: without averaging over views.  checksum: its own.  calibration: of calibrated engines.
     Raises ConfigError for a network that cannot be exported, or a package that is not installed; ExportError,
     StorageError.
     """
@@ -81,7 +82,7 @@ def export_file(
     with tempfile.TemporaryDirectory(prefix="cosplace-engine-") as folder, storage_errors(Path(folder)):
         path = Path(folder) / "fp32.onnx"
         write_onnx(DeployableNetwork(network, inputs=inputs, half=False), path)
-        if kind.is_int8:
+        if kind.is_calibrated:
             assert calibration is not None
             quantized = Path(folder) / "int8.onnx"
             log.info("calibrating 8-bit numbers on %d photos", len(calibration.rows))
@@ -95,4 +96,8 @@ def export_file(
                 progress=progress,
             )
             path = quantized
+        elif kind.is_int8:
+            rounded = Path(folder) / "int8_weights.onnx"
+            round_weights(path, rounded)
+            path = rounded
         return store_file(key, path, find_dimension(network, next(network.parameters()).device))

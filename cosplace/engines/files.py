@@ -44,14 +44,15 @@ def file_key(
     """What the exported file of a model depends on.
 
     checksum: of the model, see `models.weight_files.model_checksum`.  scales: of copies of photos; copies with other
-    scales than 1 have pixels that are not whole numbers.  calibration: for int8, identifies the photos and their size.
+    scales than 1 have pixels that are not whole numbers.  calibration: of calibrated engines,
+    identifies the photos and their size.
     """
     return {
         "format": FORMAT_VERSION,
         "model": checksum,
-        "numbers": "int8" if kind.is_int8 else "fp32",  # bf16 is a choice of the program, not of the file
+        "numbers": kind.numbers if kind.is_int8 else "fp32",  # 16 bits are a choice of the program, not of the file
         "values": "uint8" if tuple(scales) == (1.0,) else "unit",
-        "calibration": calibration if kind.is_int8 else "",
+        "calibration": calibration if kind.is_calibrated else "",
         "made_with": versions(MAKERS),
     }
 

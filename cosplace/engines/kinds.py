@@ -10,7 +10,7 @@ from cosplace.errors import ConfigError
 TORCH, ONNX_RUNTIME, OPENVINO = "torch", "onnxruntime", "openvino"  # programs, and the names of their packages
 MAKERS = ("torch", "onnx", "onnxscript", "onnxruntime")  # packages that write the file of an engine
 EXTRAS = {ONNX_RUNTIME: "export", OPENVINO: "openvino"}
-MIN_COSINES = {"fp32": 0.9999, "bf16": 0.9999, "int8": 0.95}
+MIN_COSINES = {"fp32": 0.9999, "bf16": 0.9999, "fp16": 0.9999, "int8": 0.95, "int8_weights": 0.95}
 """By the numbers of an engine: the lowest accepted cosine similarity of its descriptors to those of PyTorch in fp32."""
 
 
@@ -20,7 +20,7 @@ class EngineKind:
 
     name: str
     program: str  # TORCH, ONNX_RUNTIME or OPENVINO
-    numbers: str  # fp32, bf16 or int8
+    numbers: str  # fp32, bf16, fp16, int8 or int8_weights
 
     @property
     def needs_file(self) -> bool:
@@ -30,6 +30,11 @@ class EngineKind:
     @property
     def is_int8(self) -> bool:
         """Whether its descriptors differ too much from those of other engines to be compared with them."""
+        return self.numbers in ("int8", "int8_weights")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its file also depends on photos."""
         return self.numbers == "int8"
 
     @property
@@ -53,7 +58,9 @@ _KINDS = (
     EngineKind(name="onnx_int8", program=ONNX_RUNTIME, numbers="int8"),
     EngineKind(name="openvino", program=OPENVINO, numbers="fp32"),
     EngineKind(name="openvino_bf16", program=OPENVINO, numbers="bf16"),
+    EngineKind(name="openvino_fp16", program=OPENVINO, numbers="fp16"),
     EngineKind(name="openvino_int8", program=OPENVINO, numbers="int8"),
+    EngineKind(name="openvino_int8_weights", program=OPENVINO, numbers="int8_weights"),
 )
 KINDS = {kind.name: kind for kind in _KINDS}
 assert tuple(KINDS) == ENGINES

@@ -43,7 +43,8 @@ def open_engine(
     name: of an engine, or auto.  network: (B, 3, H, W) ImageNet-normalized photos -> (B, D), without averaging over
     views.  image_size: pixels of the shorter side of photos, None for the size of each.  device: auto, cpu, cuda,
     cuda:N or mps; engines that run a file compute on the CPU.  scales, flip: see `TorchEngine`.
-    photos: photos of the user, to compare engines on and to calibrate int8; None: synthetic images, and no int8.
+    photos: photos of the user, to compare engines on and to calibrate int8; None: synthetic images, and no calibrated
+    engines.
     batch_size: of the batches that are timed.  file_sha256: of the file that an int8 engine must run.
 
     Raises ConfigError for an unknown engine, one that is not installed, that cannot run the network or whose
@@ -108,7 +109,7 @@ class Opener:
                 )
         else:
             calibration = None
-            if kind.is_int8:
+            if kind.is_calibrated:
                 if self.photos is None:
                     raise ConfigError(
                         f"--engine {kind.name} needs photos to calibrate on. Use it with `cosplace index build`, "

@@ -259,7 +259,8 @@ class PhotoReader:
         if engine_file != self.spec.engine_file:
             raise PhotoIndexError(
                 f"{self.address} was built with another file of {engine} ({self.spec.engine_file[:12]}, not "
-                f"{engine_file[:12]}), calibrated on other photos. Omit --engine to use it, or build a new index."
+                f"{engine_file[:12]}), calibrated on other photos or exported by other versions. Omit --engine to use "
+                f"it, or build a new index."
             )
 
     def check_encoder(self, encoder: "Encoder") -> None:

@@ -32,7 +32,7 @@ class ModelSpec:
         built = self.engine if self.engine_file else None
         if engine is None:
             return built or "torch"
-        if engine != built and (built or engine.endswith("int8")):
+        if engine != built and (built or "int8" in engine):
             advice = f"Use --engine {built}" if built else f"Omit --engine {engine}"
             raise PhotoIndexError(
                 f"{address} was built with the engine {self.engine}, whose descriptors cannot be compared with those "

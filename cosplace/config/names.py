@@ -19,7 +19,9 @@ BACKBONES = (
 DINOV2_BACKBONES = tuple(f"dinov2_vit{size}14{registers}" for registers in ("", "_reg") for size in "sbl")
 TIMM = "timm:"  # before the name of a network of timm
 TIMM_NAME = re.compile(r"\w+(\.\w+)?")  # architecture, and tag of its weights
-ENGINES = ("torch", "torch_bf16", "onnx", "onnx_int8", "openvino", "openvino_bf16", "openvino_int8")
+ENGINES = (
+    "torch", "torch_bf16", "torch_compile", "onnx", "onnx_int8", "openvino", "openvino_bf16", "openvino_int8",
+)  # fmt: skip
 """Programs that run a network, see `engines.kinds`."""
 AGGREGATIONS = ("gem", "salad", "boq", "mixvpr", "conv_ap", "netvlad", "tokens")
 

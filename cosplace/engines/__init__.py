@@ -11,6 +11,7 @@ deployable     the network to export: folded batch norms, optional preprocessing
 onnx_format    write ONNX files
 quantization   8-bit weights and activations
 torch_engine   engines of PyTorch
+compiling      the engine of torch.compile
 exporting      write the file of an engine
 comparison     descriptors and times compared with PyTorch
 opening        open an engine by name, or the fastest

@@ -21,6 +21,7 @@ class EngineKind:
     name: str
     program: str  # TORCH, ONNX_RUNTIME or OPENVINO
     numbers: str  # fp32, bf16 or int8
+    compiles: bool = False  # whether it compiles the network in each process, for a minute or more
 
     @property
     def needs_file(self) -> bool:
@@ -31,6 +32,11 @@ class EngineKind:
     def is_int8(self) -> bool:
         """Whether its descriptors differ too much from those of other engines to be compared with them."""
         return self.numbers == "int8"
+
+    @property
+    def is_for_auto(self) -> bool:
+        """Whether `auto` may choose it."""
+        return not (self.is_int8 or self.compiles)
 
     @property
     def is_installed(self) -> bool:
@@ -49,6 +55,7 @@ class EngineKind:
 _KINDS = (
     EngineKind(name="torch", program=TORCH, numbers="fp32"),
     EngineKind(name="torch_bf16", program=TORCH, numbers="bf16"),
+    EngineKind(name="torch_compile", program=TORCH, numbers="fp32", compiles=True),
     EngineKind(name="onnx", program=ONNX_RUNTIME, numbers="fp32"),
     EngineKind(name="onnx_int8", program=ONNX_RUNTIME, numbers="int8"),
     EngineKind(name="openvino", program=OPENVINO, numbers="fp32"),

@@ -22,6 +22,7 @@ TIMM_NAME = re.compile(r"\w+(\.\w+)?")  # architecture, and tag of its weights
 ENGINES = (
     "torch",
     "torch_bf16",
+    "torch_compile",
     "onnx",
     "onnx_int8",
     "openvino",

@@ -35,12 +35,13 @@ def device_setting() -> Any:
 
 
 ENGINE_HELP = (
-    "program that runs the network: torch, the reference, and torch_bf16; onnx, onnx_int8 (ONNX Runtime) and openvino, "
-    "openvino_bf16, openvino_fp16, openvino_int8, openvino_int8_weights (OpenVINO) run an exported file on the CPU, "
-    "which is often faster and needs `pip install 'cosplace[export]'` or `'cosplace[openvino]'`; auto measures those "
-    "that are installed on your photos, takes the fastest whose descriptors agree with those of torch (cosine "
-    "similarity of at least 0.9999), and remembers it. int8 is never chosen: its descriptors cannot be compared with "
-    "those of other engines"
+    "program that runs the network: torch, the reference, torch_bf16, and torch_compile, which compiles in each "
+    "process for a minute or more (CPU or CUDA); onnx, onnx_int8 (ONNX Runtime) and openvino, openvino_bf16, "
+    "openvino_fp16, openvino_int8, openvino_int8_weights (OpenVINO) run an exported file on the CPU, which is often "
+    "faster and needs `pip install 'cosplace[export]'` or `'cosplace[openvino]'`; auto measures those that are "
+    "installed on your photos, takes the fastest whose descriptors agree with those of torch (cosine similarity of at "
+    "least 0.9999), and remembers it. torch_compile is never chosen, nor int8, whose descriptors cannot be compared "
+    "with those of other engines"
 )
 
 

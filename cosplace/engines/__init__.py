@@ -12,6 +12,7 @@ onnx_format    write ONNX files
 quantization   8-bit weights and activations
 int8_weights   8-bit weights alone
 torch_engine   engines of PyTorch
+compiling      the engine of torch.compile
 exporting      write the file of an engine
 comparison     descriptors and times compared with PyTorch
 opening        open an engine by name, or the fastest

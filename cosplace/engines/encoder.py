@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+COMPILED_BATCHES = (1, 2, 16)  # photos: torch compiles for 1, for 2 to 15, and on the CPU for 16 or more
+COMPILED_SIZE = 480  # pixels of the shorter side of photos, to compile for those that keep their size
 BATCHES_IN_MEMORY = 4  # photos are read this many batches at a time, then batched by size
 
 
@@ -48,9 +50,9 @@ def load_model(
     photo.  device: auto, cpu, cuda, cuda:N or mps.  reduce_to: keep only the first `reduce_to` dimensions of a model
     written by `cosplace reduce`.  views: copies whose descriptors are averaged, and the size of queries.
     accept_license: accept the license of weights that need it, see `cosplace zoo info`.
-    engine: the program that runs the network: torch, torch_bf16, onnx, onnx_int8, openvino, openvino_bf16,
-    openvino_fp16, openvino_int8, openvino_int8_weights, or auto, the fastest whose descriptors agree with those of
-    torch.  photos: photos of yours, on which engines are compared, and int8 is calibrated.
+    engine: the program that runs the network: torch, torch_bf16, torch_compile, onnx, onnx_int8, openvino,
+    openvino_bf16, openvino_fp16, openvino_int8, openvino_int8_weights, or auto, the fastest whose descriptors agree
+    with those of torch.  photos: photos of yours, on which engines are compared, and int8 is calibrated.
 
     Raises ConfigError, CheckpointError, DownloadError, DeviceError or ExportError.
     """
@@ -178,6 +180,17 @@ class Encoder:
             return crops
         means = crops.mean(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
+
+    def compile(self, batch_size: int) -> None:
+        """Compile now, for batches of up to `batch_size`, if the engine would do so for the first photos.
+
+        Raises ConfigError.
+        """
+        if not self.engine.kind.compiles:
+            return
+        height = self.image_size or COMPILED_SIZE
+        for count in (count for count in COMPILED_BATCHES if count <= batch_size):
+            self.engine.describe(np.zeros((count, 3, height, 4 * height // 3), np.uint8))
 
     def _encode_by_size(self, photos: list[Any], batch_size: int) -> np.ndarray:
         """Descriptors (n, D) of photos (3, H, W); photos of one size and type share batches."""

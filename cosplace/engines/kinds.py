@@ -21,6 +21,7 @@ class EngineKind:
     name: str
     program: str  # TORCH, ONNX_RUNTIME or OPENVINO
     numbers: str  # fp32, bf16, fp16, int8 or int8_weights
+    compiles: bool = False  # whether it compiles the network in each process, for a minute or more
 
     @property
     def needs_file(self) -> bool:
@@ -36,6 +37,11 @@ class EngineKind:
     def is_calibrated(self) -> bool:
         """Whether its file also depends on photos."""
         return self.numbers == "int8"
+
+    @property
+    def is_for_auto(self) -> bool:
+        """Whether `auto` may choose it."""
+        return not (self.is_int8 or self.compiles)
 
     @property
     def is_installed(self) -> bool:
@@ -54,6 +60,7 @@ class EngineKind:
 _KINDS = (
     EngineKind(name="torch", program=TORCH, numbers="fp32"),
     EngineKind(name="torch_bf16", program=TORCH, numbers="bf16"),
+    EngineKind(name="torch_compile", program=TORCH, numbers="fp32", compiles=True),
     EngineKind(name="onnx", program=ONNX_RUNTIME, numbers="fp32"),
     EngineKind(name="onnx_int8", program=ONNX_RUNTIME, numbers="int8"),
     EngineKind(name="openvino", program=OPENVINO, numbers="fp32"),

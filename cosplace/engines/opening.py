@@ -12,6 +12,7 @@ from torch import nn
 from cosplace.device import choose_device
 from cosplace.engines.cached import AUTO, EngineUse, choice_text, is_close_enough, open_file_engine, remembered_engine
 from cosplace.engines.comparison import lowest_cosine, measure_speedups, sample_photos
+from cosplace.engines.compiling import CompiledEngine
 from cosplace.engines.engine import Engine
 from cosplace.engines.exporting import choose_calibration_photos, export_file
 from cosplace.engines.files import find_file_by_sha256, read_record, write_record
@@ -127,6 +128,8 @@ class Opener:
         return open_file_engine(kind, file, self.use, torch.get_num_threads())
 
     def _torch_engine(self, kind: EngineKind) -> TorchEngine:
+        if kind.compiles:
+            return CompiledEngine(self.network, device=self.device, scales=self.use.scales, flip=self.use.flip)
         return TorchEngine(self.network, kind, device=self.device, scales=self.use.scales, flip=self.use.flip)
 
     def _check(self, engine: Engine) -> float:
@@ -156,7 +159,7 @@ class Opener:
     # --- the fastest -------------------------------------------------------------------------------------------------
 
     def open_fastest(self) -> Engine:
-        """Open the fastest engine of this machine whose descriptors agree with those of PyTorch; never int8."""
+        """Open the fastest engine of this machine whose descriptors agree with those of PyTorch; `is_for_auto`."""
         device = self.asked_device
         choice = remembered_engine(self.use, device)
         if choice is not None:
@@ -186,7 +189,7 @@ class Opener:
         problems: dict[str, list[str]] = {}  # names of engines by what is wrong, which often is the same for several
         for kind in KINDS.values():
             on_device = self.device.type == "cpu" or not kind.needs_file
-            if kind.name == "torch" or kind.is_int8 or not (on_device and kind.is_installed):
+            if kind.name == "torch" or not (kind.is_for_auto and on_device and kind.is_installed):
                 continue
             try:
                 engine = self.open(kind)

@@ -72,6 +72,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None, wor
             f"An application runs in one process, got workers={settings.workers}. Use `cosplace serve --workers "
             f"{settings.workers}`."
         )
+    localizer.encoder.compile(settings.max_batch)  # else the first requests would take longer than the time limit
     metrics = Metrics()
     memory = DecodingMemory()
     queue = PhotoQueue(localizer, settings, metrics, memory)

@@ -84,7 +84,7 @@ def test_descriptors_are_those_of_pytorch_at_any_size(caplog: pytest.LogCaptureF
 
 def test_auto_does_not_take_it() -> None:
     by_name = [kind.name for kind in KINDS.values() if not kind.is_for_auto]
-    assert by_name == ["torch_compile", "onnx_int8", "openvino_int8"]
+    assert by_name == ["torch_compile", "onnx_int8", "openvino_int8", "openvino_int8_weights"]
 
 
 def test_without_a_cpp_compiler(

@@ -155,7 +155,7 @@ def test_a_store_of_int8_is_not_continued_by_others(city: Path, capsys: pytest.C
     ("flags", "error"),
     [
         (["--engine=onnx", "--use_amp16"], "error: --use_amp16 needs --engine torch, not onnx. Omit one of them."),
-        (["--engine=tensorrt"], "error: --engine must be auto, torch, torch_bf16, onnx, "),
+        (["--engine=tensorrt"], "error: --engine must be auto, torch, torch_bf16, torch_compile, onnx, "),
         (
             ["--engine=openvino"],
             "error: --engine openvino needs openvino. Install with: pip install 'cosplace[openvino]'.",

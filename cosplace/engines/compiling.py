@@ -32,6 +32,7 @@ class CompiledEngine(TorchEngine):
 
     Sizes of photos and batches are variables of the compiled program, but it is compiled again for a batch of one
     photo, and for batches of 16 or more on the CPU: torch distinguishes them.
+    Compiled parts are kept in the cache folder.
     Raises ConfigError without a compiler, and when photos are described that the compiled network does not take.
     """
 
@@ -43,9 +44,13 @@ class CompiledEngine(TorchEngine):
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
     ) -> None:
+        # Before any part of the compiler is imported, as that sets the variable to a folder for temporary files.
+        os.environ.setdefault(CACHE_VARIABLE, str(cache_folder("engines") / "compiled"))
         _require_compiler(torch.device(device))
         super().__init__(network, KINDS["torch_compile"], device=device, scales=scales, flip=flip)
-        self._fast_network = averaged(_compile(self._optimized), scales, flip=flip)
+        # fullgraph: what cannot be compiled is an error.  Else it would be run without being compiled.
+        compiled: Any = torch.compile(self._optimized, fullgraph=True, dynamic=True)
+        self._fast_network = averaged(compiled, scales, flip=flip)
         self._num_threads = torch.get_num_threads()
         self._lock = Lock()  # a program is compiled for a number of threads, so it computes one batch at a time
 
@@ -90,13 +95,6 @@ def _require_compiler(device: torch.device) -> None:
             f"--engine torch_compile computes on the CPU and on CUDA, not on {device}. Use --engine torch, or --device "
             f"cpu."
         )
-
-
-def _compile(network: nn.Module) -> Any:
-    """The network, compiled when it is first called.  Compiled parts are kept in the cache folder."""
-    os.environ.setdefault(CACHE_VARIABLE, str(cache_folder("engines") / "compiled"))
-    # fullgraph: what cannot be compiled is an error.  Else it would be run without being compiled.
-    return torch.compile(network, fullgraph=True, dynamic=True)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """The engine torch_compile: descriptors of PyTorch, few compilations, errors in one line."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
@@ -82,6 +84,13 @@ def test_descriptors_are_those_of_pytorch_at_any_size(caplog: pytest.LogCaptureF
     assert counters["stats"]["unique_graphs"] == before + 1
 
 
+@pytest.mark.skipif(not has_compiler(), reason="torch finds no C++ compiler")
+def test_compiled_parts_are_kept_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(compiling.CACHE_VARIABLE)
+    CompiledEngine(tiny_network())
+    assert os.environ[compiling.CACHE_VARIABLE] == str(tmp_path / "home" / "engines" / "compiled")
+
+
 def test_auto_does_not_take_it() -> None:
     by_name = [kind.name for kind in KINDS.values() if not kind.is_for_auto]
     assert by_name == ["torch_compile", "onnx_int8", "openvino_int8", "openvino_int8_weights"]
@@ -94,8 +103,6 @@ def test_without_a_cpp_compiler(
     network = GeoLocalizationNet("ResNet18_Small", 16, generator=torch.Generator().manual_seed(0))
     torch.save(network.state_dict(), tmp_path / "model.pth")
     (tmp_path / "photos").mkdir()
-    from PIL import Image
-
     Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "photo.png")
     folders = [str(tmp_path / "photos"), f"--to={tmp_path / 'descriptors'}", f"--model={tmp_path / 'model.pth'}"]
     assert main(["extract", *folders, "--device=cpu", "--num_workers=0", "--engine=torch_compile"]) == 2

@@ -81,7 +81,7 @@ def list_files(
                 continue
         if name not in folders:
             yield path
-        elif os.fsencode(name) in SYSTEM_FOLDERS:
+        elif os.fsencode(name).lower() in SYSTEM_FOLDERS:
             continue
         elif depth == MAX_DEPTH:
             yield Problem(name=str(path), reason=f"is more than {MAX_DEPTH} levels deep")

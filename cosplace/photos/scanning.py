@@ -40,9 +40,10 @@ CHECKED_BYTES = 2_000_000  # of a list file: each path in this part is checked
 HIDDEN = b"."  # in place of the name of an entry that a scan leaves out
 MAX_DEPTH = 200  # levels of folders
 SYSTEM_FOLDERS = (
-    b"#recycle", b"$RECYCLE.BIN", b"@Recycle", b"@Recently-Snapshot", b"@eaDir", b"@tmp", b"RECYCLER",
-    b"System Volume Information", b"__MACOSX", b"lost+found",
+    b"#recycle", b"$recycle.bin", b"@recycle", b"@recently-snapshot", b"@eadir", b"@tmp", b"recycler",
+    b"system volume information", b"__macosx", b"lost+found",
 )  # fmt: skip
+"""Names of folders of operating systems and network drives, in lower case; they are spelled in any case."""
 SPLIT_FOLDERS = (b"train", b"val", b"test", b"database", b"queries", b"gallery", b"query")
 """Folders of a dataset, and with any ending such as queries_v1, that may be links to any other place."""
 
@@ -246,7 +247,7 @@ def _scan_subfolder(
     is_linked: bool,
 ) -> None:
     name = subfolder[:-1]
-    if name in SYSTEM_FOLDERS:
+    if name.lower() in SYSTEM_FOLDERS:
         scan.skip("system folders", prefix + name)
     elif b"\n" in name:
         scan.skip("folders with a line break in their name", prefix + name)
@@ -276,7 +277,7 @@ def _is_scanned(place: str, folder: str) -> bool:
     if not is_below(place, (folder,)):
         return False
     names = [os.fsencode(name) for name in Path(place).relative_to(folder).parts]
-    return not any(name.startswith(b".") or name in SYSTEM_FOLDERS for name in names)
+    return not any(name.startswith(b".") or name.lower() in SYSTEM_FOLDERS for name in names)
 
 
 def _other_entry(scan: _Scan, entry: "os.DirEntry[bytes]", folder: bytes, prefix: bytes) -> bytes:

@@ -230,8 +230,8 @@ def _add_status_routes(
     async def show_health() -> Response:
         """Whether the server is processing photos; `degraded`: it is, but `problems` need attention."""
         is_working, problems = queue.is_working(), served.problems()
-        if app.state.failures.index_problem:
-            problems.append(app.state.failures.index_problem)
+        if (problem := app.state.failures.index_problem) and problem not in problems:
+            problems.append(problem)
         if worker is not None:
             problems += worker.problems()
         content = {

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cosplace.errors import PhotoIndexError
+from cosplace.server.failures import describe_failure
 from cosplace.server.new_photos import FIELDS
 from cosplace.server.parameters import (
     AFTER_HELP,
@@ -175,11 +176,14 @@ def _add_write_routes(app: FastAPI, served: ServedIndex, reader: UploadReader) -
 def read_photo(served: ServedIndex, photo_id: int, read: Callable[[int], Any]) -> Any:
     """Read a photo of the index.  Raises HTTPException 404 if it has none with this id, PhotoIndexError otherwise."""
     try:
-        return read(photo_id)
-    except PhotoIndexError:
-        if served.index.columns().row_of(photo_id) is not None:
-            raise
-        raise HTTPException(404, f"There is no photo {photo_id}.") from None
+        found = read(photo_id)
+    except PhotoIndexError as error:
+        if served.index.columns().row_of(photo_id) is None:
+            raise HTTPException(404, f"There is no photo {photo_id}.") from None
+        served.photo_problem = describe_failure(error).message
+        raise
+    served.photo_problem = ""
+    return found
 
 
 def public_name(name: str) -> str:

@@ -46,6 +46,7 @@ class ServedIndex:
         self.num_changes, self.lock = 0, threading.Lock()  # waiting or running
         self.writer: ThreadPoolExecutor | None = None
         self.num_failures, self.failure = 0, ""  # of the last checks for changes, in a row
+        self.photo_problem = ""  # why the last photo that was asked for could not be read
         self.checked_at = time.monotonic()  # the last successful check
         self.is_outdated = False  # the index has changed, and reading the changes failed
         self.reading = threading.Lock()  # so that what was read last is what is shown
@@ -100,6 +101,7 @@ class ServedIndex:
             else:
                 if self.num_failures:
                     log.info("the index can be read again", extra={"event": "recovered"})
+                    self.photo_problem = ""
                 self.num_failures, self.failure, self.checked_at = 0, "", time.monotonic()
 
     def refresh(self) -> None:
@@ -125,7 +127,7 @@ class ServedIndex:
 
     def problems(self) -> list[str]:
         """Problems that need attention although photos are located; empty if there are none."""
-        problems = self._index_problems()
+        problems = self._index_problems() + ([self.photo_problem] if self.photo_problem else [])
         if self.certainty.is_former:
             problems.append(
                 "The new calibration of the index cannot be used; answers use the previous one. See the server log."

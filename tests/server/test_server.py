@@ -101,7 +101,7 @@ class InterceptedLocalizer:
         self.encoder = self
         self.name, self.image_size = localizer.encoder.name, localizer.encoder.image_size
         self.views, self.device = localizer.encoder.views, localizer.encoder.device
-        self.certainty = localizer.certainty
+        self.certainty, self.compile = localizer.certainty, localizer.encoder.compile
         self.batches: list[int] = []
         self.before_encode = before_encode or (lambda photos: None)
 
@@ -624,6 +624,23 @@ def test_health_tells_that_photos_of_the_index_cannot_be_read(own_folder, monkey
         health = client.get("/health").json()
         assert health["status"] == "degraded" and "missing or incomplete" in health["problems"][0]
         assert client.post("/locate", files={"files": good_photo(1)}).status_code == 200
+        assert client.get("/health").json()["status"] == "ok"
+
+
+def test_health_tells_that_the_last_photo_could_not_be_read(own_folder, monkeypatch) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+
+    def read(_: int) -> bytes:
+        raise MissingIndexError("photos.lance/data/1.lance is missing")
+
+    with client_of(localizer) as client:
+        assert client.get("/photos/99999/image").status_code == 404
+        with monkeypatch.context() as patched:
+            patched.setattr(localizer.index, "thumbnail", read)
+            assert client.get("/photos/3/image").status_code == 503
+        health = client.get("/health").json()
+        assert health["status"] == "degraded" and "missing or incomplete" in health["problems"][0]
+        assert client.get("/photos/3/image").status_code == 200
         assert client.get("/health").json()["status"] == "ok"
 
 

@@ -26,6 +26,7 @@ from cosplace.errors import ConfigError
 from cosplace.index.filters import SearchFilter
 from cosplace.index.records import Columns
 from cosplace.localization.localizer import Localizer
+from cosplace.models.views import PhotoViews
 from cosplace.photos.opening import decoded_bytes
 from cosplace.server import ServerSettings, new_photos
 from cosplace.server.batching import MAX_DECODING_BYTES, DecodingMemory, SharedLimit, split_by_pixels
@@ -311,7 +312,10 @@ def test_photos_of_an_index_are_decoded_within_the_memory_of_all(monkeypatch: py
 
     monkeypatch.setattr(new_photos, "decode_upload", noting("photo", new_photos.decode_upload))
     monkeypatch.setattr(new_photos, "make_thumbnail", noting("thumbnail", new_photos.make_thumbnail))
-    parts = {"encoder": SimpleNamespace(image_size=64), "index": SimpleNamespace(settings=IndexSettings())}
+    parts = {
+        "encoder": SimpleNamespace(image_size=64, views=PhotoViews()),
+        "index": SimpleNamespace(settings=IndexSettings()),
+    }
     localizer, upload = cast(Localizer, SimpleNamespace(**parts)), Upload(name="a.jpg", raw=good_photo(1))
     position = {"latitude": "1", "longitude": "2"}
     photo, _ = new_photos.read_new_photo(upload, position, ServerSettings(), localizer, memory)

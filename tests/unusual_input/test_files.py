@@ -95,7 +95,7 @@ def test_photos_with_other_suffixes_are_found_and_system_folders_left_out(tmp_pa
     for place, (suffix, kind) in enumerate(kinds.items()):
         name = utm_name(37.7, -122.4 - 0.001 * place, zone=10).removesuffix(".jpg")
         (folder / (name + suffix)).write_bytes(encoded(place_pixels(place), kind))
-    for place, system in enumerate(("@eaDir", "#recycle", "$RECYCLE.BIN", ".thumbnails")):
+    for place, system in enumerate(("@eaDir", "#recycle", "$Recycle.Bin", ".thumbnails")):
         write_photo(folder / system, utm_name(37.8, -122.4 - 0.001 * place, zone=10), place)
     assert scan(capsys, folder)[0] == 6
 

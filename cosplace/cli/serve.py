@@ -87,6 +87,7 @@ def _json_log() -> Generator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     levels = {"cosplace": logging.INFO, **dict.fromkeys(("uvicorn", "asyncio", "py.warnings"), logging.WARNING)}
+    levels |= dict.fromkeys(("python_multipart", "multipart"), logging.ERROR)  # warnings are about a request: a 400
     loggers = {logging.getLogger(name): level for name, level in levels.items()}
     before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     for logger, level in loggers.items():

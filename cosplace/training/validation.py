@@ -82,11 +82,11 @@ def check_not_trained_on(data: TrainingData) -> None:
 
 
 def is_same_photo(path: Path, other: Path) -> bool:
-    """Whether two files of the same name and size are one photo: by an '@' name, or by content."""
+    """Whether two files of the same name are one photo: by an '@' name, whatever their content, or by content."""
+    if path.name.startswith("@"):
+        return True
     try:
-        if path.stat().st_size != other.stat().st_size:
-            return False
-        return path.name.startswith("@") or filecmp.cmp(path, other, shallow=False)
+        return filecmp.cmp(path, other, shallow=False)
     except OSError:  # reported when the photo is opened
         return False
 

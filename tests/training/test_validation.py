@@ -177,12 +177,12 @@ def test_queries_that_are_trained_on_are_refused(dataset_folder: Path, tmp_path:
     photos = sorted((tmp_path / "data" / "train").rglob("*.jpg"))
     for photo, folder in ((photos[0], "test/queries_v1"), (photos[1], "test/queries_v1"), (photos[2], "val/queries")):
         shutil.copy(photo, tmp_path / "data" / folder)
-    (tmp_path / "data" / "val" / "queries" / photos[3].name).write_bytes(b"another photo")
+    (tmp_path / "data" / "val" / "queries" / photos[3].name).write_bytes(b"the same '@' name, with other content")
     config = settings(tmp_path / "data", N=1, L=1, M=10, min_images_per_class=1)
     with pytest.raises(DatasetError) as error:
         prepare(config)
     assert str(error.value) == (
-        f"1 of 14 validation queries and 2 of 14 test queries are also training photos, such as "
+        f"2 of 14 validation queries and 2 of 14 test queries are also training photos, such as "
         f"{tmp_path / 'data' / 'val' / 'queries' / photos[2].name} = {photos[2]}: recalls would be too high. Remove "
         f"them from the queries or from the training photos."
     )

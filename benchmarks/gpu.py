@@ -7,6 +7,7 @@ iteration.  Both sides run in this process and take turns, on a warm device.  Th
 Source of the schedule: Berton et al., CVPR 2022, section 4.1 (50 epochs of 10,000 iterations of 32 images).
 """
 
+import gc
 import logging
 import statistics
 import tempfile
@@ -293,6 +294,7 @@ def _compare_augmentations(bench: _Bench) -> None:
 
 def _compare_losses(bench: _Bench, backbone: str) -> None:
     """Compare the first losses in fp32: in fp16 the plain side overflows, and its gradient scaler skips those steps."""
+    gc.collect()  # a loading process in which earlier graphs are collected would be ended by CUDA
     bench = replace(bench, options=replace(bench.options, dtype=None))
     with closing(_plain_steps(bench, backbone)) as plain, closing(_our_steps(bench, backbone)) as ours:
         losses = [(float(a), float(b)) for a, b in islice(zip(plain, ours, strict=True), 3)]
@@ -304,6 +306,7 @@ def _compare_losses(bench: _Bench, backbone: str) -> None:
 
 
 def _row(bench: _Bench, title: str, backbone: str | None, plain: Any, ours: Any) -> Row:
+    gc.collect()  # as above
     options = bench.options
     with closing(plain()) as one, closing(ours()) as other:
         for side in (one, other):  # starts workers, chooses algorithms, compiles networks

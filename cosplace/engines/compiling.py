@@ -24,7 +24,7 @@ from cosplace.storage import cache_folder
 
 MAX_PROGRAMS = 64  # of all networks of this process; torch's own limit of 8 is for one network
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-LOGGERS = ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension")
+LOGGERS = ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension", "torch.utils._sympy")
 
 
 class CompiledEngine(TorchEngine):

@@ -5,6 +5,7 @@ Two graphs, recorded once, launch the forward and the backward pass as a whole. 
 and gradients are the same.
 """
 
+import gc
 import logging
 import warnings
 from contextlib import nullcontext
@@ -44,6 +45,7 @@ class RecordedNetwork:
         shape = (batch_size, 3, image_size, image_size)
         if shape == self.shape:
             return
+        gc.collect()  # a loading process in which the graphs of an earlier network are collected would be ended by CUDA
         images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
         # Recording runs the network a few times, which must not change its batch-norm statistics.
         before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]

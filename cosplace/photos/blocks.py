@@ -1,4 +1,4 @@
-"""The EXIF blocks and the XMP packet in the bytes of a photo's file: JPEG, PNG, WebP or TIFF.
+"""The EXIF blocks and the XMP packet in the bytes of a photo's file: JPEG, PNG, WebP, TIFF or GIF.
 
 Bytes are only extracted here, not interpreted.  Damaged files and files of other formats have no blocks.
 """
@@ -20,6 +20,8 @@ GUID_LENGTH = 32
 PNG_XMP_KEYWORD = b"XML:com.adobe.xmp"
 IMAGEMAGICK_XMP = b"Raw profile type xmp"
 IMAGEMAGICK_KEYWORDS = (b"Raw profile type exif", b"Raw profile type APP1", IMAGEMAGICK_XMP)
+GIF_STARTS, GIF_XMP = (b"GIF87a", b"GIF89a"), b"\x21\xff\x0bXMP DataXMP"
+GIF_XMP_END = b"\x01\xff\xfe\xfd"  # of the bytes that let other programs skip the packet
 MAX_EXIF_TEXT_BYTES = 1_000_000  # of an EXIF block that is written as text in a PNG file
 
 
@@ -41,6 +43,9 @@ def find_blocks(raw: bytes) -> MetadataBlocks:
         return _webp_blocks(raw)
     if raw[:4] in BYTE_ORDERS:
         return MetadataBlocks(exif=(raw,))  # a TIFF file is such a block itself, and holds its packet in a tag
+    if raw[:6] in GIF_STARTS:
+        packet = raw.partition(GIF_XMP)[2][: MAX_XMP_BYTES + len(GIF_XMP_END)].partition(GIF_XMP_END)[0]
+        return MetadataBlocks(xmp=(packet,) if packet else ())
     return MetadataBlocks()
 
 

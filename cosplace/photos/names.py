@@ -272,7 +272,7 @@ def contradiction_warning(images: ImageList) -> str:
     return one_line(
         f"{images.folder}: in {len(wrong):,} of {len(sample):,} file names{'' if sample is images else ' compared'}, "
         f"the UTM fields and the latitude and longitude are more than {MAX_CONTRADICTION_M:g} m apart, for example "
-        f"{meters[row]:,.0f} m in {sample.name(row)}. Correct the names: `cosplace validate` lists them."
+        f"{np.ceil(meters[row]):,.0f} m in {sample.name(row)}. Correct the names: `cosplace validate` lists them."
     )
 
 

@@ -59,4 +59,16 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["count"] = format_count
+    environment.filters["setting"] = setting_text
     return environment
+
+
+def setting_text(value: object) -> str:
+    """The value of a setting for a page, as one gives it on the command line."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return str(value)

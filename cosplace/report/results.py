@@ -23,6 +23,7 @@ from cosplace.assessment.metrics import measure
 from cosplace.assessment.provenance import Provenance
 from cosplace.assessment.records import intervals_record, metrics_record
 from cosplace.assessment.run_files import QUERIES, write_query_results
+from cosplace.config.defaults import ALL_MATCHES
 from cosplace.config.evaluation import EvalConfig
 from cosplace.config.values import to_values
 from cosplace.progress import Progress, format_count, no_progress
@@ -59,6 +60,7 @@ def write_evaluation_results(
     conditions = find_conditions(dataset, evaluation.positives)
     measures = measure(evaluation, dataset, conditions=conditions, scores=scores)
     values = to_values(config)
+    all_matches = {"report_matches": "all"} if config.testing.report_matches == ALL_MATCHES else {}
     model = config.weights.resume_model or f"untrained {config.model.backbone}"
     # In the table, a path is shortened to its last part; hub:owner/repo:entry(args) and zoo names stay whole.
     name = model if model.startswith("hub:") else Path(model).name
@@ -83,7 +85,7 @@ def write_evaluation_results(
         conditions={name: column.tolist() for name, column in conditions.values.items()},
         dataset=dataset,
         evaluation=evaluation,
-        settings=values,
+        settings=values | all_matches,
         environment={} if origin is None else origin.summary(),
         num_queries_matched=config.testing.report_matches,
     )

@@ -166,6 +166,13 @@ BIG = extended_xmp_segments(xmp_packet(XMP, elements=True) + b" " * 100_000, GUI
 PACKETS = {
     "attributes": jpeg(xmp_segment(xmp_packet(XMP))),
     "elements": jpeg(xmp_segment(xmp_packet(XMP, elements=True))),
+    "GIF": b"GIF89a"
+    + bytes(7)
+    + b"\x21\xff\x0bXMP DataXMP"
+    + xmp_packet(XMP)
+    + b"\1"
+    + bytes(range(255, -1, -1))
+    + b"\0;",
     "other prefix": jpeg(xmp_segment(xmp_packet(XMP, prefixes={"exif": "e"}))),
     "UTF-16": jpeg(xmp_segment(xmp_packet(XMP).decode().encode("utf-16-le"))),
     "UTF-16, big-endian": jpeg(xmp_segment(xmp_packet(XMP).decode().encode("utf-16-be"))),

@@ -92,6 +92,13 @@ def test_sections_without_data_are_left_out(report: Report) -> None:
     assert ids(Report(title="empty groups", groups=make_groups([], []))) == set()
 
 
+def test_settings_are_written_as_one_gives_them(report: Report) -> None:
+    settings = {"reduce_to": None, "flip": False, "resize_test_imgs": True, "scales": (0.7, 1.0), "queries": [], "N": 5}
+    text = report_html(dataclasses.replace(report, settings=settings)).partition('<section id="settings">')[2]
+    values = re.findall(r"<td class=\"text\"><code>(.*?)</code>", text)
+    assert values == ["not set", "no", "yes", "0.7 1.0", "none", "5"]
+
+
 HOSTILE = '<script>alert(1)</script>"\' onload="x" <img src=x onerror=alert(2)>&amp;'
 
 

@@ -290,17 +290,16 @@ def evaluate_predictions(
 
 
 def views_record(settings: EvaluationSettings) -> dict[str, Any]:
-    """Sizes and copies of photos that were described, for results.json."""
-    image_size = settings.extraction.image_size
-    usual = NATIVE if image_size is None else SHORT_SIDE
-    return {
+    """Sizes and copies of photos that were described, and a type of stored descriptors other than float32."""
+    extraction = settings.extraction
+    usual = NATIVE if extraction.image_size is None else SHORT_SIDE
+    record = {
         "query_policy": settings.query_policy or usual,
-        "query_size": settings.query_size if settings.query_policy else image_size,
-        "scales": list(settings.extraction.scales),
-        "flip": settings.extraction.flip,
-    } | (
-        {} if settings.extraction.stored_dtype == "float32" else {"descriptors_dtype": settings.extraction.stored_dtype}
-    )
+        "query_size": settings.query_size if settings.query_policy else extraction.image_size,
+        "scales": list(extraction.scales),
+        "flip": extraction.flip,
+    }
+    return record if extraction.stored_dtype == "float32" else record | {"descriptors_dtype": extraction.stored_dtype}
 
 
 def check_places(dataset: RetrievalDataset, radius_m: float) -> None:

@@ -68,7 +68,7 @@ def check_not_trained_on(data: TrainingData) -> None:
         for image in range(group.num_images):
             name = group.image_name(image)
             for kind, path in paths.get(name.rpartition("/")[2], ()):
-                if path not in found[kind] and is_same_photo(path, group.folder / name):
+                if path not in found[kind] and is_copy(path, group.folder / name):
                     found[kind][path] = group.folder / name
     parts = [f"{len(found[kind]):,} of {len(sets[kind]):,} {kind} queries" for kind in sets if found[kind]]
     if parts:
@@ -81,7 +81,7 @@ def check_not_trained_on(data: TrainingData) -> None:
         )
 
 
-def is_same_photo(path: Path, other: Path) -> bool:
+def is_copy(path: Path, other: Path) -> bool:
     """Whether two files of the same name are one photo: by an '@' name, whatever their content, or by content."""
     if path.name.startswith("@"):
         return True

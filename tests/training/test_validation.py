@@ -25,7 +25,7 @@ from cosplace.training.loop import train
 from cosplace.training.metrics import read_metrics
 from cosplace.training.resume import resumed_config
 from cosplace.training.setup import prepare
-from cosplace.training.validation import can_be_chance, doubts_about, is_same_photo
+from cosplace.training.validation import can_be_chance, doubts_about, is_copy
 from tests.synthetic_dataset import SETTINGS, settings, write_dataset
 
 
@@ -200,9 +200,9 @@ def test_equal_names_and_sizes_without_labels_are_compared_by_content(tmp_path: 
     photo, copy = photos[0].with_name("a.jpg"), tmp_path / "test" / "queries_v1" / "a.jpg"
     photo.write_bytes(photos[0].read_bytes())
     copy.write_bytes(photos[0].read_bytes()[:-1] + b"x")
-    assert not is_same_photo(photo, copy)
+    assert not is_copy(photo, copy)
     copy.write_bytes(photos[0].read_bytes())
-    assert is_same_photo(photo, copy)
+    assert is_copy(photo, copy)
 
 
 def test_a_run_that_is_resumed_is_refused_too(dataset_folder: Path, tmp_path: Path, capsys) -> None:

@@ -18,6 +18,7 @@ store           two Lance tables in a folder or on object storage
 search_index    the approximate search index inside the table of photos
 root_folders    where the roots are now, and paths as stored
 approximate     build the approximate search index, tuned by its measured recall
+search_trial    try a search index that was built elsewhere
 keys            which photos an index has
 snapshot        the photos of one moment, and the search among them
 photo_reader    read and search an index

@@ -13,7 +13,7 @@ from typing import Any
 
 from cosplace.errors import PhotoIndexError
 from cosplace.index.file_checksums import is_local
-from cosplace.index.search_index import CODE_BITS, VECTOR_INDEX
+from cosplace.index.search_index import CODE_BITS, VECTOR_INDEX, record_built
 from cosplace.index.store import PHOTOS, Store
 from cosplace.memory import resident_bytes
 from cosplace.ray_cluster import Cluster, wait_for
@@ -56,7 +56,7 @@ def build_on_cluster(store: Store, num_partitions: int, cluster: Cluster) -> Non
             )
         )
     store.catch_up()
-    store.record_checksums()
+    record_built(store)
 
 
 def has_many_files(store: Store) -> bool:

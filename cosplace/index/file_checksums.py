@@ -278,6 +278,12 @@ class CheckedFiles:
             return None
         return raw
 
+    def search_key(self) -> str | None:
+        """A checksum of the recorded checksums of the search index; None if there are no files, or no checksums."""
+        checksums = read_checksums(self.address) if self.is_checked else None
+        files = {} if checksums is None else {name: of for name, of in checksums.files.items() if is_of_search(name)}
+        return _checksum_of(files) if files else None
+
     def is_search_intact(self, version: int) -> bool:
         """Whether the files of the search index are as they were written; they are derived from the photos.
 

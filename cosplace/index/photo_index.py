@@ -32,6 +32,7 @@ from cosplace.index.search_index import (
     check_search_index,
     drop_unchecked_search_index,
     drop_vector_index,
+    optimize,
     search_index_state,
 )
 from cosplace.index.store import READ_ROWS, Store, has_index
@@ -236,7 +237,7 @@ class PhotoIndex(PhotoReader):
                 self._keys = None  # the ids were not used
                 raise
             if self._store.version % 64 == 0 and self._store.num_small_fragments() > MAX_FRAGMENTS:
-                self._store.optimize(forget_older_s=KEEP_VERSIONS_S)
+                optimize(self._store, forget_older_s=KEEP_VERSIONS_S)
         return result
 
     def reserve(self, photos: Sequence[NewPhoto]) -> AddResult:
@@ -340,7 +341,7 @@ class PhotoIndex(PhotoReader):
                 few_changed = max(num_added, num_removed) <= max(self.settings.exact_rows, count // 10)
                 if few_changed and num_parts <= MAX_INDEX_PARTS:
                     if num_unindexed > MAX_UNINDEXED:
-                        self._store.optimize(forget_older_s=KEEP_VERSIONS_S)
+                        optimize(self._store, forget_older_s=KEEP_VERSIONS_S)
                         self._snapshot = None
                     return False
             if not is_intact:
@@ -368,10 +369,10 @@ class PhotoIndex(PhotoReader):
         with self._guard:
             self._add_checksums()
             is_only_writer = self._lock is not None and self._lock.is_held
-            self._store.optimize(forget_older_s=0, is_only_writer=is_only_writer)
+            optimize(self._store, forget_older_s=0, is_only_writer=is_only_writer)
             self._snapshot = None
             if self.update_search(progress, always=True):  # then the files of the former search index are not needed
-                self._store.optimize(forget_older_s=0, is_only_writer=is_only_writer)
+                optimize(self._store, forget_older_s=0, is_only_writer=is_only_writer)
 
     def _add_checksums(self) -> None:
         """Rewrite the photos stored by an earlier version, with checksums."""

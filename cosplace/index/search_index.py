@@ -1,29 +1,77 @@
 """The approximate search index inside the table of photos: build, read, search and drop it.
 
-Side effects: reads and writes the address of a store.
+A search index that this machine did not build is tried in a process of its own first: with some changed files, Lance
+ends the process.  Side effects: reads and writes the address of a store, remembers in `cache_folder("search_indexes")`
+which search indexes can be used, starts a process.
 """
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from cosplace.errors import StorageError
 from cosplace.index.file_checksums import FILE_NAME, SEARCH_FOLDER, is_local
 from cosplace.index.lance import translated_errors
 from cosplace.index.photo_table import WITH_DESCRIPTOR
 from cosplace.index.store import PHOTOS, Store
+from cosplace.storage import cache_folder, write_text
 
 VECTOR_INDEX = "descriptor_idx"
 CODE_BITS = {"4bit": 4, "binary": 1}  # per dimension of RaBitQ's codes
+TRIAL = "cosplace.index.search_trial"  # the module that a process of its own runs
+TRIAL_S = 600
 REFINE = {"4bit": 2, "binary": 10, "int8": 2}  # times k candidates are compared by their full descriptors
 
 log = logging.getLogger(__name__)
 
 
 def check_search_index(store: Store) -> bool:
-    """Whether the files of the search index are as they were written; without their checksums nobody knows."""
-    return not store.lacks_file_checksums() and store.files.is_search_intact(store.version)
+    """Whether the search index can be used: its files are as they were written, here, or elsewhere and they work.
+
+    Without checksums of its files nobody knows.
+    """
+    if store.lacks_file_checksums() or not store.files.is_search_intact(store.version):
+        return False
+    while (key := store.files.search_key()) is not None and not _trusted(key).exists():
+        if _try_search_index(store.address):
+            _trust(key)
+        elif store.files.search_key() == key:  # otherwise a writer has just replaced it
+            return False
+    return True
+
+
+def _trusted(key: str) -> Path:
+    """The file that says that the search index with this checksum can be used."""
+    return cache_folder("search_indexes") / key
+
+
+def _trust(key: str | None) -> None:
+    """Remember that a search index can be used."""
+    if key is not None:
+        with suppress(OSError, StorageError):  # then it is tried again
+            write_text(_trusted(key), "")
+
+
+def _try_search_index(address: str) -> bool:
+    """Whether another process can search the newest version of a local index."""
+    log.info("%s: trying its search index, which was not built on this machine", address)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", TRIAL, str(Path(address).absolute())],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            timeout=TRIAL_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.info("%s: its search index could not be tried (%s)", address, error)
+        return False
+    return done.returncode == 0
 
 
 def build_vector_index(store: Store, num_partitions: int) -> None:
@@ -40,7 +88,21 @@ def build_vector_index(store: Store, num_partitions: int) -> None:
         config = IvfFlat(distance_type="l2", num_partitions=num_partitions)
     with translated_errors(store.address):
         store.photos.create_index("descriptor", config=config, name=VECTOR_INDEX, replace=True)
+    record_built(store)
+
+
+def record_built(store: Store) -> None:
+    """Record the checksums of the files of a search index that has just been built."""
     store.record_checksums()
+    _trust(store.files.search_key())
+
+
+def optimize(store: Store, *, forget_older_s: float, is_only_writer: bool = False) -> None:
+    """`Store.optimize`; a search index that cannot be used is removed first, as this would read it."""
+    if has_vector_index(store) and not check_search_index(store):
+        drop_vector_index(store)
+    store.optimize(forget_older_s=forget_older_s, is_only_writer=is_only_writer)
+    _trust(store.files.search_key())
 
 
 def drop_vector_index(store: Store) -> None:

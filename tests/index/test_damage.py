@@ -21,7 +21,9 @@ from cosplace.errors import (
     PhotoIndexError,
     StorageError,
 )
+from cosplace.index import search_index
 from cosplace.index.checksums import descriptor_checks, numbers_checks, path_check
+from cosplace.index.file_checksums import record_checksums
 from cosplace.index.lance import OutdatedError, translated_errors
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
@@ -227,6 +229,68 @@ def test_a_reader_does_not_trust_a_search_index_without_checksums(
         found = reader.search(QUERIES, 3).ids
         assert np.array_equal(found, reader.search(QUERIES, 3, exact=True).ids)
     assert "is damaged and not used" in caplog.text
+
+
+def record_again(address: Path) -> None:
+    """Write checksums that are right for changed files."""
+    with open_index(address) as index:
+        versions = index._store.versions()
+    record_checksums(str(address), versions, None)
+
+
+def zero_the_middle(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:16] + bytes(len(raw) - 32) + raw[-16:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [zero_the_middle, cut, lambda path: path.write_bytes(b"")])
+def test_a_search_index_that_lance_cannot_read_is_not_used_even_if_its_checksums_are_right(
+    intact_approximate: Path, tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    address = shutil.copytree(intact_approximate, tmp_path / "index")
+    for path in (address / "photos.lance" / "_indices").rglob("*.idx"):
+        damage(path)
+    record_again(address)
+    with open_index(address) as reader:
+        assert np.array_equal(reader.search(QUERIES, 3).ids, reader.search(QUERIES, 3, exact=True).ids)
+    assert "is damaged and not used" in caplog.text
+    with open_index(address, write=True) as writer:
+        writer.compact()
+    caplog.clear()
+    with open_index(address) as reader:
+        assert reader.info()["search"]["kind"] == "approximate"
+    assert "damaged" not in caplog.text and not verify_index(address).problems
+
+
+@pytest.mark.slow
+def test_a_search_index_is_tried_once_on_a_machine_that_did_not_build_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    tried: list[str] = []
+    try_search_index = search_index._try_search_index
+    monkeypatch.setattr(search_index, "_try_search_index", lambda path: tried.append(path) or try_search_index(path))
+    address = tmp_path / "index"
+    with write_index(address, exact_rows=100) as index:
+        index.compact()
+    with open_index(address) as reader:
+        assert reader.info()["search"]["kind"] == "approximate" and not tried
+    monkeypatch.setenv("COSPLACE_HOME", str(tmp_path / "another machine"))
+    for _ in range(2):
+        with open_index(address) as reader:
+            assert reader.info()["search"]["kind"] == "approximate"
+    assert tried == [str(address)] and "was not built on this machine" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_search_index_that_cannot_be_tried_is_not_used(
+    intact_approximate: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    with open_index(intact_approximate) as reader:
+        assert np.array_equal(reader.search(QUERIES, 3).ids, reader.search(QUERIES, 3, exact=True).ids)
+    assert "not used" in caplog.text
 
 
 @pytest.mark.slow

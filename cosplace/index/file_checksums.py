@@ -256,6 +256,10 @@ class CheckedFiles:
             raise damaged(self.address, f"{changed[0]} has changed")
         self._found_intact |= set(new)
 
+    def missing(self) -> list[str]:
+        """The files of the tables that were recorded and do not exist; a writer may have just removed them."""
+        return [name for name in self.names if not (Path(self.address) / name).is_file()]
+
     def check_versions(self, versions: dict[str, int]) -> None:
         """Raise DamagedIndexError if the newest version of a table is older than the one that was recorded."""
         for table, version in self.versions.items():

@@ -170,6 +170,10 @@ class PhotoReader:
         check_identity(self.address, self._record, newest.read_record(SPEC))
         return newest
 
+    def missing_files(self) -> list[str]:
+        """The files of a local index that are gone; a writer may have just removed them."""
+        return self._store.files.missing()
+
     def check_same(self, other: "PhotoReader") -> None:
         """Raise ReplacedIndexError if `other`, opened at the same address, is another index."""
         check_identity(self.address, self._record, other._record)

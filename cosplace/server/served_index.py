@@ -47,6 +47,8 @@ class ServedIndex:
         self.writer: ThreadPoolExecutor | None = None
         self.num_failures, self.failure = 0, ""  # of the last checks for changes, in a row
         self.photo_problem = ""  # why the last photo that was asked for could not be read
+        self.missing: set[str] = set()  # files of the index, at the last check
+        self.lost: list[str] = []  # those that were missing at the check before, too: no writer is replacing them
         self.checked_at = time.monotonic()  # the last successful check
         self.is_outdated = False  # the index has changed, and reading the changes failed
         self.reading = threading.Lock()  # so that what was read last is what is shown
@@ -108,6 +110,8 @@ class ServedIndex:
         """Read what other processes have written."""
         if self.index.refresh():
             self.is_outdated = True
+        missing = set(self.index.missing_files())
+        self.missing, self.lost = missing, sorted(missing & self.missing)
         self.certainty = self.localizer.certainty()
         if self.is_outdated:
             self._read_columns()
@@ -145,6 +149,11 @@ class ServedIndex:
             return [
                 f"The index could not be read for {seconds:.0f} s. Answers use the photos that were read before. See "
                 "the server log."
+            ]
+        if self.lost:
+            return [
+                f"{len(self.lost)} files of the index are missing, such as {self.lost[0]}. Answers use the photos that "
+                "were read before. Restore the files, or run `cosplace index verify`."
             ]
         if interval_s and self.writer is not None and seconds > LATE_CHECKS * interval_s + LATE_S:
             return [f"A check for changes of the index has not ended for {seconds:.0f} s. Its storage may not respond."]

@@ -611,7 +611,7 @@ def test_an_index_that_was_away_is_read_again(own_folder) -> None:
 
 
 def test_health_tells_that_photos_of_the_index_cannot_be_read(own_folder, monkeypatch) -> None:
-    """As when files of photos are gone, which checks for changes do not notice."""
+    """As when files of photos are gone, before the next check for changes."""
     localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
 
     def locate(*_: object, **__: object) -> list:
@@ -642,6 +642,19 @@ def test_health_tells_that_the_last_photo_could_not_be_read(own_folder, monkeypa
         assert health["status"] == "degraded" and "missing or incomplete" in health["problems"][0]
         assert client.get("/photos/3/image").status_code == 200
         assert client.get("/health").json()["status"] == "ok"
+
+
+def test_health_tells_that_files_of_the_index_are_gone(own_folder) -> None:
+    localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
+    data = own_folder / "photos.lance" / "data"
+    with client_of(localizer, refresh_s=0.1) as client:
+        data.rename(own_folder / "away")
+        wait_until(lambda: client.get("/health").json()["status"] == "degraded")
+        (problem,) = client.get("/health").json()["problems"]
+        assert "files of the index are missing, such as photos.lance/data/" in problem and "verify" in problem
+        assert client.post("/locate", files={"files": good_photo(1)}).status_code == 200
+        (own_folder / "away").rename(data)
+        wait_until(lambda: client.get("/health").json()["status"] == "ok")
 
 
 def test_requests_while_an_index_is_away_log_few_lines(own_folder, caplog) -> None:

@@ -429,13 +429,13 @@ def test_what_was_read_last_is_shown() -> None:
             go_on.wait(10)
         return columns_at(found, found)
 
-    index = SimpleNamespace(columns=columns, refresh=lambda: True)
+    index = SimpleNamespace(columns=columns, refresh=lambda: True, missing_files=list)
     localizer = SimpleNamespace(index=index, encoder=SimpleNamespace(name="model"), certainty=lambda: None)
     served = ServedIndex(cast(Localizer, localizer), ServerSettings())
     reading.set()
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(served.refresh)
-        while reading.is_set():
+        while reading.is_set() and not slow.done():
             time.sleep(0.01)
         photos.append(2.0)
         fast = pool.submit(served.refresh)

@@ -63,7 +63,7 @@ def _try_search_index(address: str) -> bool:
     log.info("%s: trying its search index, which was not built on this machine", address)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", TRIAL, str(Path(address).absolute())],
+            [sys.executable, "-P", "-m", TRIAL, str(Path(address).absolute())],  # -P: no modules of this folder
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             timeout=TRIAL_S, check=False,

@@ -277,6 +277,8 @@ def test_a_search_index_is_tried_once_on_a_machine_that_did_not_build_it(
     with open_index(address) as reader:
         assert reader.info()["search"]["kind"] == "approximate" and not tried
     monkeypatch.setenv("COSPLACE_HOME", str(tmp_path / "another machine"))
+    (tmp_path / "numpy.py").write_text("raise SystemExit(1)")  # must not be imported
+    monkeypatch.chdir(tmp_path)
     for _ in range(2):
         with open_index(address) as reader:
             assert reader.info()["search"]["kind"] == "approximate"

@@ -142,7 +142,7 @@ class PlanConfig(Section):
         for name in ("photos", "training_images"):
             value = getattr(self, name)
             if value is not None and value != round(value):
-                raise ConfigError(f"--{name} must be a whole number, got {value:g}. Use for example 1e6.")
+                raise ConfigError(f"--{name} must be a whole number, got {value:.12g}. Use for example 1e6.")
         if self.model is not None and self.backbone is not None:
             raise ConfigError(
                 "--model and --backbone contradict each other: use --model for a model that exists, --backbone for one "

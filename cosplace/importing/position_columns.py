@@ -189,7 +189,7 @@ def _positions(
         beyond = has_numbers & (np.abs(y) > 90)
         if np.sum(beyond) > MOSTLY * np.sum(has_numbers):
             if np.all(np.abs(y[beyond]) <= 180) and np.all(np.abs(x[beyond]) <= 90):
-                why = f"column '{columns['latitude']}' has values beyond 90 degrees, such as {y[beyond][0]:g}"
+                why = f"column '{columns['latitude']}' has values beyond 90 degrees, such as {y[beyond][0]:.12g}"
                 raise DatasetError(SWAPPED.format(path=table.path, why=why, **column_names(columns)))
             raise DatasetError(
                 f"{table.path}: positions such as {x[beyond][0]:g}, {y[beyond][0]:g} are not degrees. "

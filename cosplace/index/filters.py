@@ -93,11 +93,11 @@ def parse_near(text: str) -> tuple[float, float, float]:
     """Parse LATITUDE,LONGITUDE,RADIUS_M: degrees, and a radius in meters above 0.  Raises ConfigError."""
     latitude, longitude, radius_m = _parse_numbers("near", text, NEAR_FORMAT, "37.77,-122.42,500")
     if not -90 <= latitude <= 90:
-        raise ConfigError(f"near: the latitude must be between -90 and 90, got {latitude:g}.")
+        raise ConfigError(f"near: the latitude must be between -90 and 90, got {latitude:.12g}.")
     if not -180 <= longitude <= 180:
-        raise ConfigError(f"near: the longitude must be between -180 and 180, got {longitude:g}.")
+        raise ConfigError(f"near: the longitude must be between -180 and 180, got {longitude:.12g}.")
     if radius_m <= 0:
-        raise ConfigError(f"near: the radius must be above 0 m, got {radius_m:g}.")
+        raise ConfigError(f"near: the radius must be above 0 m, got {radius_m:.12g}.")
     return latitude, longitude, radius_m
 
 
@@ -109,7 +109,7 @@ def parse_bbox(text: str) -> Box:
     """
     west, south, east, north = _parse_numbers("bbox", text, BBOX_FORMAT, "-122.52,37.70,-122.35,37.83")
     if south > north:
-        raise ConfigError(f"bbox: south must not be above north, got south {south:g} and north {north:g}.")
+        raise ConfigError(f"bbox: south must not be above north, got south {south:.12g} and north {north:.12g}.")
     if east - west >= 360:
         west, east = -180.0, 180.0
     return _wrap(west), _limit_latitude(south), _wrap(east), _limit_latitude(north)

@@ -90,7 +90,7 @@ class Calibration:
         for a precision outside (0, 1).
         """
         if not 0 < precision < 1:
-            raise ConfigError(f"--precision must be between 0 and 1, got {precision:g}. Use for example 0.95.")
+            raise ConfigError(f"--precision must be between 0 and 1, got {precision:.12g}. Use for example 0.95.")
         thresholds, _, precision_bound, answered, rejected = self.curve.T
         rejected = 1 - (1 - rejected) / OUT_OF_INDEX_MARGIN
         is_enough = (precision_bound >= precision) & (rejected >= precision) & (answered > 0)

@@ -83,7 +83,7 @@ class Localizer:
         if min_confidence is not None and precision is not None:
             raise ConfigError("--min_confidence and --precision contradict each other. Use only one of them.")
         if min_confidence is not None and not 0 <= min_confidence <= 1:
-            raise ConfigError(f"--min_confidence must be from 0 to 1, got {min_confidence:g}. Use for example 0.5.")
+            raise ConfigError(f"--min_confidence must be from 0 to 1, got {min_confidence:.12g}. Use for example 0.5.")
         if k < 1:
             raise ConfigError(f"k must be 1 or more, got {k}.")
         self.index = index if isinstance(index, PhotoIndex) else open_index(str(index), roots=roots)

@@ -24,6 +24,11 @@ def test_boxes_are_wrapped_to_one_world() -> None:
     assert parse_bbox("0,95,1,99") == (0, 90, 1, 90)
 
 
+def test_a_value_just_beyond_the_limit_is_shown_in_full() -> None:
+    with pytest.raises(ConfigError, match=r"got 180\.0005\."):
+        parse_near("0,180.0005,5")
+
+
 @pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "a,b,c", "91,0,5", "0,181,5", "0,0,0", "0,0,-1", "nan,0,5"])
 def test_invalid_near_raises(text: str) -> None:
     with pytest.raises(ConfigError, match="near"):

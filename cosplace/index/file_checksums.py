@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import stat
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -170,11 +171,24 @@ def version_files(address: str, versions: dict[str, int]) -> FileChecksums:
     """The files of a local index that describe some versions of its tables; a copy that was changed has other ones."""
     files = {}
     for table, version in versions.items() if is_local(address) else ():
-        for name in _manifest_names(version):
-            path = Path(address) / f"{table}.lance" / VERSIONS_FOLDER / name
-            with suppress(FileNotFoundError):  # it has the other name, or a writer has removed that version
+        for path in _manifests(address, table, version):
+            with suppress(FileNotFoundError):  # a writer has just removed that version
                 files[path.relative_to(address).as_posix()] = path.stat().st_size, file_checksum(path)
     return FileChecksums(versions=versions, files=files)
+
+
+def _manifests(address: str, table: str, version: int) -> list[Path]:
+    """The manifest of a version, which has one of two names; none if a writer has removed that version."""
+    folder = Path(address) / f"{table}.lance" / VERSIONS_FOLDER
+    return [path for name in _manifest_names(version) if (path := folder / name).is_file()]
+
+
+def _is_named(folder: str, manifest: bytes) -> bool:
+    """Whether a manifest names a folder of the search index: by the 16 bytes of its UUID."""
+    try:
+        return uuid.UUID(folder).bytes in manifest
+    except ValueError:
+        return True
 
 
 def _manifest_names(version: int) -> tuple[str, str]:
@@ -282,10 +296,21 @@ class CheckedFiles:
             return None
         return raw
 
-    def search_key(self) -> str | None:
-        """A checksum of the recorded checksums of the search index; None if there are no files, or no checksums."""
+    def search_key(self, version: int) -> str | None:
+        """A checksum of the search index of one version of the photos; None without files, and for object storage.
+
+        Files that were not recorded count, too.
+        """
         checksums = read_checksums(self.address) if self.is_checked else None
-        files = {} if checksums is None else {name: of for name, of in checksums.files.items() if is_of_search(name)}
+        if checksums is None:
+            return None
+        folder = Path(self.address) / f"{TABLES[0]}.lance" / SEARCH_FOLDER
+        contents = b"".join(path.read_bytes() for path in _manifests(self.address, TABLES[0], version))
+        files = {}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and _is_named(path.relative_to(folder).parts[0], contents):
+                name = path.relative_to(self.address).as_posix()
+                files[name] = checksums.files[name][1] if name in checksums.files else file_checksum(path)
         return _checksum_of(files) if files else None
 
     def is_search_intact(self, version: int) -> bool:

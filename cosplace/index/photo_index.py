@@ -28,6 +28,7 @@ from cosplace.index.photo_table import photo_schema
 from cosplace.index.reader_copy import MAX_COPY_BYTES, remove_reader_copies
 from cosplace.index.records import AddResult, ModelSpec, NewPhoto
 from cosplace.index.search_index import (
+    MAX_UNINDEXED,
     build_vector_index,
     check_search_index,
     drop_unchecked_search_index,
@@ -52,7 +53,6 @@ MAX_FRAGMENTS = 256  # small files of the table; more are joined
 KEEP_VERSIONS_S = 3600.0  # so that readers of older versions can finish
 ROW_BYTES = 200  # of a photo without descriptor and thumbnail, roughly
 UNIT_TOLERANCE = 0.01
-MAX_UNINDEXED = 10_000  # photos that every search compares before the search index is brought up to date
 MAX_INDEX_PARTS = 8  # each update of the search index adds a part, which slows down searches
 
 log = logging.getLogger(__name__)

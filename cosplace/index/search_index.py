@@ -24,6 +24,7 @@ from cosplace.storage import cache_folder, write_text
 
 VECTOR_INDEX = "descriptor_idx"
 CODE_BITS = {"4bit": 4, "binary": 1}  # per dimension of RaBitQ's codes
+MAX_UNINDEXED = 10_000  # photos that each search compares before the search index is brought up to date
 TRIAL = "cosplace.index.search_trial"  # the module that a process of its own runs
 TRIAL_S = 600
 REFINE = {"4bit": 2, "binary": 10, "int8": 2}  # times k candidates are compared by their full descriptors
@@ -38,11 +39,13 @@ def check_search_index(store: Store) -> bool:
     """
     if store.lacks_file_checksums() or not store.files.is_search_intact(store.version):
         return False
-    while (key := store.files.search_key()) is not None and not _trusted(key).exists():
-        if _try_search_index(store.address):
-            _trust(key)
-        elif store.files.search_key() == key:  # otherwise a writer has just replaced it
+    key = store.files.search_key(store.version)
+    if key is None:  # on object storage nothing can be checked
+        return not (is_local(store.address) and has_vector_index(store))
+    if not _trusted(key).exists():
+        if not _try_search_index(store.address):
             return False
+        _trust(key)
     return True
 
 
@@ -94,7 +97,7 @@ def build_vector_index(store: Store, num_partitions: int) -> None:
 def record_built(store: Store) -> None:
     """Record the checksums of the files of a search index that has just been built."""
     store.record_checksums()
-    _trust(store.files.search_key())
+    _trust(store.files.search_key(store.version))
 
 
 def optimize(store: Store, *, forget_older_s: float, is_only_writer: bool = False) -> None:
@@ -102,7 +105,7 @@ def optimize(store: Store, *, forget_older_s: float, is_only_writer: bool = Fals
     if has_vector_index(store) and not check_search_index(store):
         drop_vector_index(store)
     store.optimize(forget_older_s=forget_older_s, is_only_writer=is_only_writer)
-    _trust(store.files.search_key())
+    _trust(store.files.search_key(store.version))
 
 
 def drop_vector_index(store: Store) -> None:
@@ -144,23 +147,25 @@ def search_index_state(store: Store) -> tuple[int, int]:
 
 
 def find_nearest(
-    store: Store, query: np.ndarray, k: int, *, num_probed: int | None, condition: str | None = None
+    store: Store, query: np.ndarray, k: int, *, num_probed: int, condition: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (n,) and descriptors (n, D) as stored of the k nearest photos by the search index, at most k.
+    """Ids (n,) and descriptors (n, D) as stored of the k nearest photos in the search index, at most k, nearest first.
 
-    Photos that are not in the index yet are compared too.  num_probed: partitions to look into; None: compare all
-    photos, without the index.  condition: SQL that photos must meet; then more partitions are probed until k photos
-    are found.
+    The best REFINE * k by the index are compared by their full descriptors.  This is done here and not by Lance, so
+    that each of these descriptors is compared with its checksum: Lance would rank a damaged one last.  For the same
+    reason, photos that are not in the search index are left to the caller, see `read_unindexed`.  num_probed:
+    partitions to look into.  condition: SQL that photos must meet; then more partitions are probed until k photos are
+    found.  Raises DamagedIndexError.
     """
+    num_candidates = k * REFINE[store.search_codes]
     with translated_errors(store.address):
-        search = store.photos.search(query, vector_column_name="descriptor").distance_type("l2").limit(k)
-        if num_probed is None:
-            search = search.bypass_vector_index()
-        else:
-            search = search.minimum_nprobes(num_probed).maximum_nprobes(0 if condition else num_probed)
-            search = search.refine_factor(REFINE[store.search_codes])
+        search = store.photos.search(query, vector_column_name="descriptor").distance_type("l2").limit(num_candidates)
+        search = search.fast_search()  # not the photos outside the search index
+        search = search.minimum_nprobes(num_probed).maximum_nprobes(0 if condition else num_probed)
         if condition:
             search = search.where(condition, prefilter=True)
         # Without _distance Lance warns.
         table = search.select([*store.present(WITH_DESCRIPTOR), "_distance"]).to_arrow()
-    return store.checked_descriptors(table)
+    ids, descriptors = store.checked_descriptors(table)
+    nearest = np.lexsort((ids, -(descriptors.astype(np.float32) @ query)))[:k]
+    return ids[nearest], descriptors[nearest]

@@ -21,8 +21,15 @@ from cosplace.index.approximate import (
 from cosplace.index.filters import SearchFilter
 from cosplace.index.lance import OutdatedError
 from cosplace.index.records import Columns, Matches
-from cosplace.index.search_index import check_search_index, drop_vector_index, find_nearest, prewarm
-from cosplace.index.store import Store
+from cosplace.index.search_index import (
+    MAX_UNINDEXED,
+    check_search_index,
+    drop_vector_index,
+    find_nearest,
+    prewarm,
+    search_index_state,
+)
+from cosplace.index.store import READ_ROWS, Store
 from cosplace.photos.crops import MAJORITY
 from cosplace.retrieval.crop_ranking import VOTE_RANKS, rank_crops
 from cosplace.retrieval.exact_distances import nearest_of_few
@@ -43,6 +50,7 @@ class Snapshot:
     columns: Columns
     held: np.ndarray | None  # (I, D) float32: all descriptors, if they are few
     approximate: ApproximateIndex | None  # if they are many and the index has been built
+    unindexed: tuple[np.ndarray, np.ndarray] | None = None  # rows (n,) and descriptors (n, D) that it does not cover
 
     def search(
         self, queries: np.ndarray, k: int, where: SearchFilter | None, *, exact: bool, policy: str | None = None
@@ -74,11 +82,11 @@ class Snapshot:
         if self.held is not None:
             rows, squared = _nearest(queries, self.held, num_found, passes)
             return rows, np.einsum("qkd,qd->qk", self.held[rows], queries), squared
-        if exact:
-            return self._search_exactly(queries, num_found, passes)
-        if passes is not None and num_passing <= MAX_GATHERED:
+        if passes is not None and num_passing <= MAX_GATHERED and not exact:
             return self._search_gathered(queries, num_found, np.flatnonzero(passes))
-        rows, similarities = self._search_approximately(queries, num_found, where, passes)
+        if exact or self.approximate is None:
+            return self._search_exactly(queries, num_found, passes)
+        rows, similarities = self._search_approximately(self.approximate, queries, num_found, where, passes)
         return rows, similarities, 2 - 2 * similarities  # of unit descriptors
 
     def _search_exactly(
@@ -98,21 +106,32 @@ class Snapshot:
         return rows[places], similarities, squared
 
     def _search_approximately(
-        self, queries: np.ndarray, k: int, where: SearchFilter | None, passes: np.ndarray | None
+        self,
+        index: ApproximateIndex,
+        queries: np.ndarray,
+        k: int,
+        where: SearchFilter | None,
+        passes: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search with the index of the store; photos added since it was built are compared too."""
-        num_probed = None if self.approximate is None else self.approximate.num_probed
+        """Search with the index of the store, and compare the photos that it does not cover."""
+        assert self.unindexed is not None
+        others, descriptors = self.unindexed
+        if passes is not None:
+            others, descriptors = others[passes[others]], descriptors[passes[others]]
         condition = None if where is None or passes is None else where.sql()
         num_candidates = k if condition is None or where is None or where.is_sql else MORE_CANDIDATES * k
         rows, similarities = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
         for number, query in enumerate(queries):
-            ids, found = find_nearest(self.store, query, num_candidates, num_probed=num_probed, condition=condition)
+            ids, found = find_nearest(
+                self.store, query, num_candidates, num_probed=index.num_probed, condition=condition
+            )
             candidates, scores = self._rows_of(ids), found.astype(np.float32) @ query
             if passes is not None:
                 scores, candidates = scores[passes[candidates]], candidates[passes[candidates]]
-                if len(candidates) < k:  # too few of the candidates pass
-                    nearest_rows, nearest_scores, _ = self._search_exactly(query[None], k, passes)
-                    candidates, scores = nearest_rows[0], nearest_scores[0]
+            candidates, scores = np.append(candidates, others), np.append(scores, descriptors @ query)
+            if passes is not None and len(candidates) < k:  # too few of the candidates pass
+                nearest_rows, nearest_scores, _ = self._search_exactly(query[None], k, passes)
+                candidates, scores = nearest_rows[0], nearest_scores[0]
             best = np.lexsort((candidates, -scores))[:k]
             rows[number, : len(best)], similarities[number, : len(best)] = candidates[best], scores[best]
         return rows, similarities
@@ -194,23 +213,47 @@ def load_snapshot(
         return Snapshot(store=store, columns=columns, held=_read_descriptors(store, columns.ids), approximate=None)
     is_intact = checked.result()
     approximate = read_approximate_index(store) if is_intact else None
+    num_unindexed = 0 if approximate is None else search_index_state(store)[0]
+    if num_unindexed > max(settings.exact_rows, MAX_UNINDEXED):
+        approximate = None
     if approximate is None and can_write:
         log.info("%s has no search index that can be used, building it", store.address)
         if not is_intact:
             drop_vector_index(store)
-        approximate = build_approximate_index(store)
+        approximate, num_unindexed = build_approximate_index(store), 0
         columns = place(store.columns())
     elif approximate is None:
         log.warning(
             "%s: searches compare all photos and are slow. Run `cosplace index compact %s`.",
-            f"{store.address} has no search index"
-            if is_intact
-            else f"The search index of {store.address} is damaged and not used",
+            f"The search index of {store.address} is damaged and not used"
+            if not is_intact
+            else f"The search index of {store.address} lacks {num_unindexed:,} photos"
+            if num_unindexed
+            else f"{store.address} has no search index",
             store.address,
         )
     else:
         prewarm(store)
-    return Snapshot(store=store, columns=columns, held=None, approximate=approximate)
+    if approximate is None:
+        return Snapshot(store=store, columns=columns, held=None, approximate=None)
+    # Rows that the search index does not cover are the last ones of the table.
+    rows = np.sort(np.argsort(columns.row_ids)[len(columns) - num_unindexed :])
+    return Snapshot(
+        store=store,
+        columns=columns,
+        held=None,
+        approximate=approximate,
+        unindexed=(rows, _descriptors_at(store, columns, rows)),
+    )
+
+
+def _descriptors_at(store: Store, columns: Columns, rows: np.ndarray) -> np.ndarray:
+    """Descriptors (n, D) float32 of rows of `columns`.  Raises DamagedIndexError."""
+    descriptors = np.empty((len(rows), store.dimension), np.float32)
+    for at in range(0, len(rows), READ_ROWS):
+        some = rows[at : at + READ_ROWS]
+        descriptors[at : at + READ_ROWS] = store.descriptors_at(columns.row_ids[some], columns.ids[some])
+    return descriptors
 
 
 def _read_descriptors(store: Store, ids: np.ndarray) -> np.ndarray:

@@ -162,22 +162,29 @@ class Store:
         return store
 
     @property
+    def schema(self) -> Any:
+        """The columns of the table of photos."""
+        with translated_errors(self.address):
+            return self.photos.schema
+
+    @property
     def version(self) -> int:
         """Version of the photo table that is read."""
-        return self.photos.version if self.copy is None else self.copy.versions[PHOTOS]
+        return self.versions()[PHOTOS]
 
     @property
     def dimension(self) -> int:
         """D, the dimension of the descriptors."""
         if self.copy is not None:
             return self.copy.descriptors.shape[1]
-        return int(self.photos.schema.field("descriptor").type.list_size)
+        return int(self.schema.field("descriptor").type.list_size)
 
     def versions(self) -> dict[str, int]:
         """Versions of the tables that are read."""
         if self.copy is not None:
             return self.copy.versions
-        return {PHOTOS: int(self.photos.version), RECORDS: int(self.records.version)}
+        with translated_errors(self.address):
+            return {PHOTOS: int(self.photos.version), RECORDS: int(self.records.version)}
 
     def record_checksums(self, *, again: bool = False) -> None:
         """Record the checksums of new files, after each commit.  again: of all files."""
@@ -186,7 +193,7 @@ class Store:
 
     def lacks_file_checksums(self) -> bool:
         """Whether the checksums of the files were deleted: a writer of this version records them."""
-        has_checks = "numbers_check" in self.photos.schema.names
+        has_checks = "numbers_check" in self.schema.names
         return has_checks and is_local(self.address) and not (Path(self.address) / FILE_NAME).is_file()
 
     def newest(self, *, reopen: bool = False) -> "Store":
@@ -228,7 +235,7 @@ class Store:
 
     def upgrade(self) -> None:
         """Add the columns that an index of an earlier version lacks; its photos do not change."""
-        names = set(self.photos.schema.names)
+        names = set(self.schema.names)
         missing = {name: value for name, value in ADDED_COLUMNS.items() if name not in names}
         if missing:
             log.info("%s: adding columns that earlier versions did not have", self.address)
@@ -245,7 +252,7 @@ class Store:
         self._read_checked_from()
 
     def _read_checked_from(self) -> None:
-        has_checks = self.copy is not None or "numbers_check" in self.photos.schema.names
+        has_checks = self.copy is not None or "numbers_check" in self.schema.names
         record = self.read_record(CHECKED_FROM) if has_checks else None
         self.checked_from = np.iinfo(np.int64).max if not has_checks else 0 if record is None else int(record["id"])
 
@@ -287,7 +294,7 @@ class Store:
 
     def present(self, names: Sequence[str]) -> list[str]:
         """Those of some columns that the table has; an index of an earlier version lacks some."""
-        present = set(self.photos.schema.names)
+        present = set(self.schema.names)
         return [name for name in names if name in present]
 
     def _numbers(self, table: Any, name: str) -> np.ndarray:
@@ -368,7 +375,7 @@ class Store:
         """Add photos in one commit; they are stored when this returns.  rows: columns of the schema."""
         check_space(self.address, num_bytes)
         with translated_errors(self.address):
-            self.photos.add(photo_rows(self.photos.schema, rows))
+            self.photos.add(photo_rows(self.schema, rows))
         self.record_checksums()
 
     def replace_columns(self, ids: np.ndarray, columns: dict[str, Sequence]) -> None:
@@ -378,7 +385,7 @@ class Store:
         check_space(self.address)
         with translated_errors(self.address):
             table = self.photos.search().where(f"id IN ({', '.join(map(str, ids.tolist()))})").to_arrow()
-        table = table.select(self.photos.schema.names)
+        table = table.select(self.schema.names)
         found, descriptors = self.checked_descriptors(table)
         rows: dict[str, Any] = {name: table[name].to_pylist() for name in table.schema.names if name != "descriptor"}
         self._check(
@@ -396,7 +403,7 @@ class Store:
             for name in table.schema.names
         ]
         with translated_errors(self.address):
-            new = pa.table(arrays, schema=self.photos.schema)
+            new = pa.table(arrays, schema=self.schema)
             self.photos.merge_insert("id").when_matched_update_all().execute(new)
         self.record_checksums()
 
@@ -460,7 +467,7 @@ class Store:
         import pyarrow as pa
 
         columns = self.columns()
-        is_half = pa.types.is_float16(self.photos.schema.field("descriptor").type.value_type)
+        is_half = pa.types.is_float16(self.schema.field("descriptor").type.value_type)
         descriptors = np.empty((len(columns), self.dimension), np.float16 if is_half else np.float32)
         for ids, rows in self.descriptors():
             descriptors[np.searchsorted(columns.ids, ids)] = rows

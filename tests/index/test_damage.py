@@ -1,5 +1,6 @@
 """Damaged files of an index: never a crash, never a wrong answer, one line that says what to do."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -121,6 +122,28 @@ def test_changed_bytes_of_a_photo_are_noticed_when_it_is_read(intact: Path, tmp_
         found = index.search(unit_rows(300, 1)[250:251], 1)
         assert found.ids[0, 0] == 250
         index.thumbnail(250)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [250, 299])
+def test_a_changed_descriptor_of_an_approximate_search_is_noticed(tmp_path: Path, number: int) -> None:
+    """Also of a photo that the search index does not cover yet.  Lance would rank it last, as if it were right."""
+    address, rows = tmp_path / "index", unit_rows(310, 1)
+    with write_index(address, exact_rows=100) as index:
+        index.add(some_photos(range(300, 310)), rows[300:])
+        row = index.descriptors([number if number == 250 else 305])[0]
+        index.move([299], some_photos(range(400, 401)))
+    for path in (address / "photos.lance" / "data").iterdir():
+        if (at := path.read_bytes().find(row.tobytes())) >= 0:
+            flip_bit_of_exponent(path, at + 7)
+    with open_index(address) as index, pytest.raises(DamagedIndexError, match="index verify"):
+        index.search(row[None], 3)
+
+
+def flip_bit_of_exponent(path: Path, place: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 0x40
+    path.write_bytes(raw)
 
 
 def test_a_photo_that_is_stored_twice_is_damage(intact: Path, tmp_path: Path) -> None:
@@ -261,6 +284,19 @@ def test_a_search_index_that_lance_cannot_read_is_not_used_even_if_its_checksums
     with open_index(address) as reader:
         assert reader.info()["search"]["kind"] == "approximate"
     assert "damaged" not in caplog.text and not verify_index(address).problems
+
+
+@pytest.mark.slow
+def test_files_of_a_search_index_that_are_not_recorded_are_tried(intact_approximate: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(intact_approximate, tmp_path / "index")
+    for path in (address / "photos.lance" / "_indices").rglob("*.idx"):
+        zero_the_middle(path)
+    content = json.loads((address / "checksums.json").read_text())["content"]
+    content["files"] = {name: of for name, of in content["files"].items() if "_indices" not in name}
+    checksum = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+    (address / "checksums.json").write_text(json.dumps({"checksum": checksum, "content": content}))
+    with open_index(address) as reader:
+        assert np.array_equal(reader.search(QUERIES, 3).ids, reader.search(QUERIES, 3, exact=True).ids)
 
 
 @pytest.mark.slow
@@ -437,6 +473,9 @@ def test_a_panic_of_lance_is_damage(intact: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(index._store.photos, "count_rows", fail)
         with pytest.raises(CosPlaceError, match="cannot be decoded"):
             len(index)
+        monkeypatch.setattr(type(index._store.photos), "schema", property(fail))
+        with pytest.raises(DamagedIndexError, match="cannot be decoded"):
+            Store(str(intact))
 
 
 @pytest.mark.parametrize(

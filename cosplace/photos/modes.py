@@ -3,7 +3,7 @@
 Pillow's own conversion clips values at 255, so nearly all of a 16-bit gray image becomes white.  Here the whole range
 of the mode is scaled to 0 ... 255:
 
-    I;16 and its variants       0 ... 65535
+    I;16 and its variants       0 ... 65535, in a TIFF of 12 bits 0 ... 4095
     I, 32 bits                  0 ... 65535 in a PNG, else by the largest value: 255, 65535, 2^31 - 1 or 2^32 - 1
     F, floats                   by the largest value: 0 ... 1 (up to 2), 0 ... 255, 0 ... 65535, or 0 ... that value
     LAB                         through the color profile of CIE L*a*b* (D50)
@@ -18,6 +18,7 @@ from PIL import Image
 MAX_16_BITS, MAX_31_BITS, MAX_32_BITS = 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF
 PHOTOMETRIC, WHITE_IS_ZERO, BLACK_IS_ZERO = 262, 0, 1  # a tag of TIFF and its values for gray images
 SAMPLE_FORMAT, UNSIGNED = 339, 1
+BITS_PER_SAMPLE = 258
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # Pillow converts these to RGB by way of another mode
 
 
@@ -33,7 +34,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         maximum = _integer_maximum(image, values)
         return _repeated(maximum - values if _is_negative(image) else values, maximum)
     if image.mode == "F":
-        return _float_to_rgb(np.asarray(image))
+        return _float_to_rgb(np.asarray(image), is_negative=_is_negative(image))
     if image.mode == "LAB":
         image = _lab_to_rgb(image)
     if image.mode in PREMULTIPLIED:
@@ -55,7 +56,8 @@ def _integers(image: Image.Image) -> np.ndarray:
 
 def _integer_maximum(image: Image.Image, values: np.ndarray) -> int:
     if image.mode != "I" or image.format == "PNG":  # older versions of Pillow open a PNG with 16 bits as I
-        return MAX_16_BITS
+        bits = _tiff_tag(image, BITS_PER_SAMPLE, 16) if image.mode.startswith("I;16") else None
+        return MAX_16_BITS if bits is None else min(MAX_16_BITS, 2**bits - 1)
     largest = values.max(initial=0)
     return next(maximum for maximum in (255, MAX_16_BITS, MAX_31_BITS, MAX_32_BITS) if largest <= maximum)
 
@@ -74,12 +76,12 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> int | None:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _float_to_rgb(values: np.ndarray) -> np.ndarray:
+def _float_to_rgb(values: np.ndarray, *, is_negative: bool) -> np.ndarray:
     finite = np.nan_to_num(values, nan=0, posinf=np.inf, neginf=0)
     largest = float(finite.max(initial=0, where=np.isfinite(finite)))
     # Sharpened images in 0 ... 1 have a few values above 1.
     maximum = 1 if largest <= 2 else 255 if largest <= 255 else MAX_16_BITS if largest <= MAX_16_BITS else largest
-    return _repeated(finite, maximum)
+    return _repeated(maximum - finite if is_negative else finite, maximum)
 
 
 def _repeated(values: np.ndarray, maximum: float) -> np.ndarray:

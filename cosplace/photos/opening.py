@@ -323,8 +323,7 @@ def open_with_pillow(
                 elif image_format == "WEBP":
                     exif, xmp = image.info.get("exif"), image.info.get("xmp")
                 elif image_format == "TIFF":
-                    if _is_raw_tiff(image):
-                        raise PhotoFormatError(f"{name} is a camera raw image. Export it as JPEG.")
+                    _check_tiff(image, name)
                     yield _upright_tiff(image), 1
                     return
                 yield image, read_orientation(exif, xmp)
@@ -337,11 +336,16 @@ def open_with_pillow(
         raise damaged_photo(name, error) from error
 
 
-def _is_raw_tiff(image: "Image.Image") -> bool:
-    """Whether a TIFF is a camera raw image, of which Pillow would open only a small preview."""
+def _check_tiff(image: "Image.Image", name: str | Path) -> None:
+    """Raise PhotoFormatError for a TIFF whose photo Pillow does not open, although it raises nothing."""
     tags = getattr(image, "tag_v2")  # noqa: B009 - only TIFF images have it
     is_preview = bool(int(tags.get(254, 0)) & 1)  # NewSubfileType
-    return 50706 in tags or (is_preview and 330 in tags)  # DNGVersion; SubIFDs
+    if 50706 in tags or (is_preview and 330 in tags):  # DNGVersion; SubIFDs: only a small preview is opened
+        raise PhotoFormatError(f"{name} is a camera raw image. Export it as JPEG.")
+    bits = tags.get(258, 8)  # BitsPerSample
+    if tags.get(284, 1) == 2 and isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8:  # PlanarConfiguration
+        # The channels follow each other, and are opened as if they had 8 bits.
+        raise PhotoFormatError(f"{name} stores its channels one by one, with {max(bits)} bits. Export it as JPEG.")
 
 
 def _upright_tiff(image: "Image.Image") -> "Image.Image":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from cosplace.errors import PhotoFormatError
 from cosplace.photos.modes import to_rgb
 from cosplace.photos.opening import decode_image, decode_upload
 
@@ -135,3 +136,34 @@ def test_a_tiff_with_unsigned_32_bits_has_no_negative_numbers() -> None:
     assert to_rgb(open_gray_tiff(values, {}))[0, :, 0].tolist() == [0, 127, 255]
     assert to_rgb(open_gray_tiff(values, {339: 1}))[0, :, 0].tolist() == [0, 127, 255]
     assert to_rgb(open_gray_tiff(values, {339: 2}))[0, :, 0].tolist() == [0, 255, 0]  # signed: -1 is black
+
+
+def test_a_tiff_with_12_bits_has_values_up_to_4095() -> None:
+    """Two values in three bytes: without the tag, they would be nearly black."""
+    values = [0, 1606, 2048, 4095]
+    packed = b"".join((a << 12 | b).to_bytes(3, "big") for a, b in zip(values[::2], values[1::2], strict=True))
+    raw = gray_tiff(np.frombuffer(packed, np.uint8)[None], {256: 4, 258: 12})
+    assert decode_image(raw, "a.tif")[0, 0].tolist() == [0, 100, 128, 255]
+
+
+def test_floats_of_a_tiff_where_0_is_white_are_inverted() -> None:
+    values = np.array([[0, 0.25, 1]], "<f4")
+    assert to_rgb(open_gray_tiff(values, {339: 3}))[0, :, 0].tolist() == [0, 64, 255]
+    assert to_rgb(open_gray_tiff(values, {339: 3, 262: 0}))[0, :, 0].tolist() == [255, 191, 0]
+
+
+@pytest.mark.parametrize(("bits", "is_refused"), [(8, False), (16, True)])
+def test_a_tiff_with_separate_channels_of_16_bits_is_refused(bits: int, is_refused: bool) -> None:
+    """Pillow opens it as if it had 8 bits: the rows would be those of other channels."""
+    planes = np.arange(3 * 4 * 6).reshape(3, 4, 6).astype(f"<u{bits // 8}") * 3 * (257 if bits == 16 else 1)
+    size = planes[0].nbytes
+    entries = [(256, 4, 1, 6), (257, 4, 1, 4), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, 14),
+               (277, 3, 1, 3), (278, 4, 1, 4), (279, 4, 3, 26), (284, 3, 1, 2)]  # fmt: skip
+    data = struct.pack("<3H3I3I", bits, bits, bits, *(40 + size * i for i in range(3)), size, size, size)
+    raw = b"II*\0" + struct.pack("<I", 40 + 3 * size) + data.ljust(32, b"\0") + planes.tobytes()
+    raw += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries) + bytes(4)
+    if is_refused:
+        with pytest.raises(PhotoFormatError, match="stores its channels one by one, with 16 bits"):
+            decode_image(raw, "a.tif")
+    else:
+        assert np.array_equal(np.asarray(decode_image(raw, "a.tif")), planes)

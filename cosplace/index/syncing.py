@@ -53,7 +53,7 @@ def sync_folder(
     allow_many: remove photos even if the folder is missing or empty, or if more than half of its photos are gone.
     dry_run: change nothing; encoder may be None.  part: see `find_photos`; by default, as when the folder was indexed.
     without_positions: accept a folder in which no photo has a position.  options: of `add_photos`.
-    Raises DatasetError instead of removing many photos.
+    Raises DatasetError instead of removing many photos, before anything is changed.
     """
     part = choose_part(index, folder, part)
     try:
@@ -69,26 +69,28 @@ def sync_folder(
     table = None if photos is None else find_part(Path(folder))
     dataset = folder
     folder = folder if table is None else table.folder
+    listed = None if table is None else _listed(table)
     num_known = len(rows_below(index.columns().paths(), folder))
-    result, moved = None, frozenset()
-    if photos is not None and dry_run:
+    most = MAX_REMOVED_SHARE * num_known
+    gone, result = _gone(index, folder, listed), None
+    if photos is not None and (dry_run or (len(gone) > most and not allow_many)):
         plan_options = {name: options[name] for name in ("num_workers", "progress", "check_content") if name in options}
         result, moved = plan_photos(index, photos, **plan_options)
-    elif photos is not None:
+        gone = gone[~np.isin(gone, list(moved))]
+    if len(gone) > most and not allow_many:
+        raise DatasetError(
+            f"{len(gone):,} of {num_known:,} indexed photos below {folder} no longer exist. Is a "
+            "drive not mounted? Nothing was changed.",
+            "use --yes to remove them",
+        )
+    if photos is not None and not dry_run:
         assert encoder is not None
         record_part(index, dataset, photos.folder, part)
         result = add_photos(index, encoder, photos, **options)
-    gone = _gone(index, folder, moved, None if table is None else _listed(table))
-    if num_known and len(gone) > MAX_REMOVED_SHARE * num_known and not allow_many:
-        raise DatasetError(
-            f"{len(gone):,} of {num_known:,} indexed photos below {folder} no longer exist. Is a drive not mounted? "
-            f"{'' if dry_run else 'New and moved photos were added, but '}nothing was removed.",
-            "use --yes to remove them",
-        )
+        gone = _gone(index, folder, listed)
     if part == DATABASE and photos is not None and table is not None:
         _report_other_parts(index, folder, photos)
-    num_removed = len(gone) if dry_run else index.remove(gone)
-    return SyncResult(indexing=result, num_removed=num_removed)
+    return SyncResult(indexing=result, num_removed=len(gone) if dry_run else index.remove(gone))
 
 
 def _report_other_parts(index: PhotoIndex, folder: str | Path, database: ImageList) -> None:
@@ -110,7 +112,7 @@ def _listed(part: TablePart) -> frozenset[str]:
     return frozenset(path_text(os.path.normpath(folder / path_from_text(name))) for name in names)
 
 
-def _gone(index: PhotoIndex, folder: str | Path, moved: frozenset[int], listed: frozenset[str] | None) -> np.ndarray:
+def _gone(index: PhotoIndex, folder: str | Path, listed: frozenset[str] | None) -> np.ndarray:
     """Ids of the photos below a folder whose files do not exist, or which its table does not list.
 
     Photos whose files cannot be checked are kept.  listed: paths in the table; None without one.
@@ -119,8 +121,7 @@ def _gone(index: PhotoIndex, folder: str | Path, moved: frozenset[int], listed: 
     paths = columns.paths()
     is_listed = [True] * len(paths) if listed is None else [path in listed for path in paths]
     rows = [row for row in rows_below(paths, folder) if not is_listed[row] or not _exists(paths[row])]
-    ids = columns.ids[np.array(rows, np.int64)]
-    return ids[~np.isin(ids, list(moved))]
+    return columns.ids[np.array(rows, np.int64)]
 
 
 def _exists(path: str) -> bool:

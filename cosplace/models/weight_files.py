@@ -253,7 +253,9 @@ def _check_tensors(state_dict: Mapping[str, Tensor], path: Path, size: int) -> N
             f"{tuple(state_dict[largest].shape)}). Use another weights file."
         )
     for key, value in state_dict.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+        is_no_number = value.is_quantized or value.is_complex()
+        is_no_number |= value.dtype == torch.bool and key.endswith((".weight", ".bias"))  # others may be masks
+        if value.layout != torch.strided or is_no_number or value.is_meta:
             kind = "without values" if value.is_meta else f"of type {value.dtype}, {value.layout}"
             raise CheckpointError(
                 f"{path}: '{key}' is a tensor {kind}. Use weights of dense real numbers, such as float32."

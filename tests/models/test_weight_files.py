@@ -292,6 +292,7 @@ def not_finite(value: float) -> torch.Tensor:
     [
         (torch.ones(3, dtype=torch.complex64), "complex64"),
         (torch.ones(3, dtype=torch.complex128), "complex128"),
+        (torch.ones(3, dtype=torch.bool), "bool"),
         (torch.eye(3).to_sparse(), "sparse"),
         (torch.ones(3, device="meta"), "without values"),
         (not_finite(float("nan")), "not finite"),

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -23,6 +23,8 @@ from cosplace.photos.xmp import DJI_NAMESPACE, EXIF_NAMESPACE, PHOTOSHOP_NAMESPA
 UNKNOWN = math.nan
 EXIF_DIRECTORY, GPS_DIRECTORY, XMP_IN_TIFF = 0x8769, 0x8825, 700  # tags of the first directory
 LATITUDE_REF, LATITUDE, LONGITUDE_REF, LONGITUDE, GPS_TIME = 1, 2, 3, 4, 7
+POSITION_TAGS = (LATITUDE_REF, LATITUDE, LONGITUDE_REF, LONGITUDE)
+DIRECTORY_ENTRY = 12  # bytes: tag, type, count, and the value or its place
 HEADING_REF, HEADING, GPS_DATE, POSITION_ERROR = 16, 17, 29, 31
 DATE_TAGS = ((0x9003, 0x9011, 0x9291), (0x9004, 0x9012, 0x9292), (0x0132, 0x9010, 0x9290))
 """Tags of a date, its offset from UTC and its fraction of a second: when taken, digitized, changed."""
@@ -156,11 +158,24 @@ def _read_tags(block: bytes) -> ExifTags:
             exif.load(block)
         except Exception:
             return ExifTags({}, {}, {})
-        return ExifTags(
-            read(lambda: dict(exif)),
-            read(lambda: exif.get_ifd(EXIF_DIRECTORY)),
-            read(lambda: exif.get_ifd(GPS_DIRECTORY)),
-        )
+        image = read(lambda: dict(exif))
+        gps = {} if _contradicts_itself(block, image.get(GPS_DIRECTORY)) else read(lambda: exif.get_ifd(GPS_DIRECTORY))
+        return ExifTags(image, read(lambda: exif.get_ifd(EXIF_DIRECTORY)), gps)
+
+
+def _contradicts_itself(block: bytes, start: Any) -> bool:
+    """Whether the directory of GPS tags at `start` has a tag of the position twice, with different values.
+
+    Readers disagree which one counts: Pillow takes the first, exiftool the last.
+    """
+    if not isinstance(start, int) or not 0 <= start <= len(block) - 2:
+        return False
+    order: Literal["little", "big"] = "little" if block[:1] == b"I" else "big"
+    size = int.from_bytes(block[start : start + 2], order)
+    places = range(start + 2, min(start + 2 + DIRECTORY_ENTRY * size, len(block)), DIRECTORY_ENTRY)
+    entries = {block[place : place + DIRECTORY_ENTRY] for place in places}
+    tags = [int.from_bytes(entry[:2], order) for entry in entries]
+    return any(tags.count(tag) > 1 for tag in POSITION_TAGS)
 
 
 def _first(values: Sequence[tuple[float, bool]]) -> tuple[float, bool]:

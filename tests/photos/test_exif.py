@@ -56,6 +56,18 @@ def is_in_sydney(facts: PhotoMetadata) -> bool:
     return facts.latitude == pytest.approx(LATITUDE, abs=1e-5) and facts.longitude == pytest.approx(LONGITUDE, abs=1e-5)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("other", "is_known"), [("S", True), ("N", False)])
+def test_a_tag_of_the_position_that_stands_twice_with_different_values_makes_it_unknown(
+    order: str, other: str, is_known: bool
+) -> None:
+    """Pillow takes the first one, exiftool the last."""
+    block = exif_block({**SYDNEY, 5: ascii_tag(other)}, order=order)
+    entries = [struct.pack(order + "HHI", number, 2, 2) for number in (5, 1)]
+    facts = metadata_from_exif(jpeg(exif_segment(block.replace(*entries))))
+    assert is_in_sydney(facts) if is_known else has_no_position(facts)
+
+
 def has_no_position(facts: PhotoMetadata) -> bool:
     return math.isnan(facts.latitude) and math.isnan(facts.longitude)
 

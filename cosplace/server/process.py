@@ -109,6 +109,8 @@ class _Server(uvicorn.Server):
         """Wait for the responses, but not longer than for a request.  Then uvicorn cancels what is left."""
         asyncio.get_running_loop().call_later(self.time_limit_s + RESPONSES_MARGIN_S / 2, self.connections.abort_all)
         await super().shutdown(sockets)
+        if self.force_exit:  # a second signal: uvicorn would leave the application running, which logs a traceback
+            await self.lifespan.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the shutdown."""

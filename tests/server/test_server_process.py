@@ -123,6 +123,17 @@ def test_a_signal_stops_the_server_after_all_accepted_photos(index_folder, numbe
     assert "a-token-from-outside" not in log + out
 
 
+def test_a_second_signal_leaves_no_traceback_in_the_log(index_folder) -> None:
+    process, address = start(index_folder)
+    assert httpx.get(f"{address}/health", trust_env=False).status_code == 200
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0 and "Traceback" not in log
+    assert json.loads(log.splitlines()[-1])["event"] == "stop"
+
+
 def test_connections_without_a_complete_header_are_closed(index_folder, monkeypatch) -> None:
     from cosplace.localization.localizer import Localizer
 

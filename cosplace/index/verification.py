@@ -39,7 +39,7 @@ from cosplace.index.photo_reader import PhotoReader
 from cosplace.index.photo_table import matrix
 from cosplace.index.reader_copy import is_same, parse_reader_copy, remove_reader_copies
 from cosplace.index.record_checks import RECORDS
-from cosplace.index.search_index import drop_vector_index, has_vector_index
+from cosplace.index.search_index import check_search_index, drop_vector_index, has_vector_index
 from cosplace.index.store import Store, has_index
 from cosplace.index.writer_lock import lock_for_writing
 from cosplace.progress import Progress, no_progress
@@ -161,6 +161,10 @@ class _Tables:
         self.problems += _copy_problems(store) if is_intact and not self.damaged_ids else []
         if store.lacks_file_checksums():
             self.problems.append(f"{FILE_NAME} is missing: the search index is not used until its files can be checked")
+        elif (
+            is_intact and not self.problems and has_vector_index(store) and not check_search_index(Store(self.address))
+        ):
+            self.problems.append("the search index cannot be searched, although its checksums are right")
 
 
 def repair_index(address: str | Path, found: Verification, progress: Progress = no_progress) -> None:

@@ -278,6 +278,10 @@ def test_a_search_index_that_lance_cannot_read_is_not_used_even_if_its_checksums
     with open_index(address) as reader:
         assert np.array_equal(reader.search(QUERIES, 3).ids, reader.search(QUERIES, 3, exact=True).ids)
     assert "is damaged and not used" in caplog.text
+    found = verify_index(address)
+    assert found.can_repair and found.problems == (
+        "the search index cannot be searched, although its checksums are right",
+    )
     with open_index(address, write=True) as writer:
         writer.compact()
     caplog.clear()

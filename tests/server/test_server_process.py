@@ -125,7 +125,7 @@ def test_a_signal_stops_the_server_after_all_accepted_photos(index_folder, numbe
 
 def test_a_second_signal_leaves_no_traceback_in_the_log(index_folder) -> None:
     process, address = start(index_folder)
-    assert httpx.get(f"{address}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"{address}health", trust_env=False).status_code == 200
     process.send_signal(signal.SIGINT)
     time.sleep(0.02)
     process.send_signal(signal.SIGINT)

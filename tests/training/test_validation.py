@@ -230,6 +230,10 @@ def test_reused_photos_are_in_the_results(dataset_folder: Path, tmp_path: Path, 
     assert len(found) == 2 and ". 1 of 12 queries is in the database too" in page
     for text in ("1 of 12 queries is in the database too", "12 of 12 validation queries are also test queries"):
         assert any(one.startswith(text) for one in found) and text in page
+    lines = (run / "info.log").read_text("utf-8").splitlines()
+    said = [number for number, line in enumerate(lines) if "12 of 12 validation queries are also test queries" in line]
+    tested = next(number for number, line in enumerate(lines) if "test/queries_v1: R@1" in line)
+    assert len(said) == 2 and said[0] < tested < said[1]
 
 
 def test_enough_other_queries_raise_no_doubt(dataset_folder: Path, tmp_path: Path) -> None:

@@ -194,6 +194,22 @@ def test_queries_that_are_trained_on_are_refused(dataset_folder: Path, tmp_path:
     prepare(config)
 
 
+def test_copies_under_other_names_are_refused(dataset_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(dataset_folder, tmp_path / "data")
+    photos = sorted((tmp_path / "data" / "train").rglob("*.jpg"))
+    query = tmp_path / "data" / "test" / "queries_v1" / photos[0].name.replace("2020", "2021")
+    assert query.name != photos[0].name
+    shutil.copy(photos[0], query)
+    config = settings(tmp_path / "data", N=1, L=1, M=10, min_images_per_class=1)
+    with pytest.raises(DatasetError) as error:
+        prepare(config)
+    assert str(error.value).startswith(
+        f"1 of 13 test queries is also a training photo, such as {query} = {photos[0]}: recalls would be too high."
+    )
+    monkeypatch.setattr("cosplace.training.validation.MOST_PHOTOS", len(photos) - 1)
+    prepare(config)  # a larger training set: its sizes are not compared
+
+
 def test_equal_names_and_sizes_without_labels_are_compared_by_content(tmp_path: Path) -> None:
     write_dataset(tmp_path)
     photos = sorted((tmp_path / "train").rglob("*.jpg"))

@@ -25,6 +25,10 @@ RUN_AXE = """async () => {
     return violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(" ")}`);
 }"""
 
+SCROLLED_TABLES = """() => [...document.querySelectorAll(".wide")]
+    .filter((part) => part.scrollWidth > part.clientWidth).map((part) => part.getAttribute("aria-label"))"""
+TABLE_ROLES = ("table", "row", "columnheader", "rowheader", "cell")
+
 
 @contextmanager
 def open_chromium() -> Iterator[Any]:
@@ -62,6 +66,16 @@ def open_firefox(log: Path) -> Iterator[Any]:
             warnings.simplefilter("ignore")
             firefox.cleanup()
             gc.collect()
+
+
+def scrolled_tables(page: Any) -> list[str]:
+    """The names of the tables that are wider than the page."""
+    return page.evaluate(SCROLLED_TABLES)
+
+
+def table_parts(page: Any) -> list[int]:
+    """How many tables, rows, titles and cells a screen reader finds."""
+    return [page.get_by_role(role).count() for role in TABLE_ROLES]
 
 
 def axe_violations(page: Any) -> list[str]:

@@ -1,10 +1,12 @@
 """cosplace train, also as one of several processes that torchrun started."""
 
 import logging
+import shutil
 import time
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from cosplace.cli.training import run_train as run_train_alone
 from cosplace.config.sections import TrainConfig
 from cosplace.errors import ConfigError, CosPlaceError
 from cosplace.progress import Progress, StopRequest, no_progress
-from cosplace.training.torchrun import Job, find_run, record_job, torchrun_command, torchrun_job
+from cosplace.training.torchrun import RECORD, Job, find_run, record_job, torchrun_command, torchrun_job
 
 if TYPE_CHECKING:
     from cosplace.training.processes import Processes
@@ -137,11 +139,21 @@ def _open_folder(config: TrainConfig, job: Job, opened: ExitStack) -> tuple[str,
     elif resumed:
         folder = resumed_folder(resumed)
         is_new = folder is None
-    folder = folder or new_run_folder(LOGS, name, timestamp())
+    if folder is None:
+        folder = new_run_folder(LOGS, name, timestamp())
+        opened.push(partial(_remove_if_refused, folder))
     _lock(folder, job, opened)
     if is_new:
         record_job(folder, job)
     return str(folder), str(folder) if (folder / LAST_CHECKPOINT).exists() else resumed
+
+
+def _remove_if_refused(folder: Path, error: type[BaseException] | None, *_: object) -> None:
+    """Remove the new folder of a run that ended before it started."""
+    from cosplace.training.run import LOCK
+
+    if error is not None and {path.name for path in folder.iterdir()} <= {LOCK, RECORD}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: Path, job: Job, opened: ExitStack) -> None:

@@ -12,12 +12,15 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cosplace.cli.console import json_text, print_result, timestamp, write_json
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import from_values, to_values
 from cosplace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cosplace.training.setup import Preparation
 
 SEEDS = "seeds.json"
 # Settings that may differ when one run resumes, but not in a group of runs.
@@ -30,23 +33,31 @@ log = logging.getLogger("cosplace")
 
 
 def train_seeds(
-    config: TrainConfig, given: Mapping[str, Any], train_one: Callable[[TrainConfig, Path], None], logs: Path
+    config: TrainConfig,
+    given: Mapping[str, Any],
+    prepare_one: "Callable[[TrainConfig], Preparation]",
+    train_one: "Callable[[TrainConfig, Path, Preparation | None], None]",
+    logs: Path,
 ) -> None:
     """Train once for each of --seeds, and print and write the mean and standard deviation of each recall.
 
-    train_one: trains with the settings of one seed in a folder, or continues the run that was stopped there.
-    Raises ConfigError for flags that contradict --seeds.
+    prepare_one: opens what the run of one seed needs.  train_one: trains with the settings of one seed in a folder,
+    or continues the run that was stopped there; it may get the preparation.
+    Raises CosPlaceError before anything is written if the first run is refused.
     """
     seeds = config.training.seeds
     _check(config, given)
-    folder = _open_group(config, logs)
+    folder, prepared = _stopped_group(config, logs), None
+    if folder is None:
+        prepared = prepare_one(_of_seed(config, seeds[0]))
+        folder = _stopped_group(config, logs) or _new_group(config, logs)  # another process may have begun it
     for seed in seeds:
         run = folder / f"seed_{seed}"
         if _recalls(run) is None:
             log.info("seed %d, run %d of %d", seed, seeds.index(seed) + 1, len(seeds))
-            values = to_values(config) | {"seed": seed, "seeds": ()}
             run.mkdir(exist_ok=True)
-            train_one(from_values(TrainConfig, values), run)
+            train_one(_of_seed(config, seed), run, prepared)
+        prepared = None  # its memory
     recalls = {seed: _recalls(folder / f"seed_{seed}") or {} for seed in seeds}
     summary = summarize_seeds(recalls)
     write_json(folder / SEEDS, {**_read(folder / SEEDS), **summary})
@@ -69,22 +80,35 @@ def _check(config: TrainConfig, given: Mapping[str, Any]) -> None:
         raise ConfigError(f"--seeds needs two or more seeds, got {seeds[0]}. Use --seed for one.")
 
 
-def _open_group(config: TrainConfig, logs: Path) -> Path:
-    """The newest group of runs of the same settings that was stopped, or a new one."""
-    from cosplace.storage import new_run_folder
-    from cosplace.training.resume import FREE_ON_RESUME
+def _of_seed(config: TrainConfig, seed: int) -> TrainConfig:
+    return from_values(TrainConfig, to_values(config) | {"seed": seed, "seeds": ()})
 
-    parent = logs / config.running.save_dir
-    free = FREE_ON_RESUME - OF_A_GROUP
-    settings = json.loads(json_text({name: value for name, value in to_values(config).items() if name not in free}))
-    for path in sorted(parent.glob(f"*/{SEEDS}"), reverse=True):
+
+def _stopped_group(config: TrainConfig, logs: Path) -> Path | None:
+    """The newest group of runs of the same settings that was stopped; None if there is none."""
+    settings = _settings(config)
+    for path in sorted((logs / config.running.save_dir).glob(f"*/{SEEDS}"), reverse=True):
         content = _read(path)
         if content.get("settings") == settings and "recalls" not in content:
             log.info("continuing %s", path.parent)
             return path.parent
+    return None
+
+
+def _new_group(config: TrainConfig, logs: Path) -> Path:
+    from cosplace.storage import new_run_folder
+
     folder = new_run_folder(logs, config.running.save_dir, timestamp())
-    write_json(folder / SEEDS, {"seeds": list(config.training.seeds), "settings": settings})
+    write_json(folder / SEEDS, {"seeds": list(config.training.seeds), "settings": _settings(config)})
     return folder
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that the runs of a group have in common, as in its file."""
+    from cosplace.training.resume import FREE_ON_RESUME
+
+    free = FREE_ON_RESUME - OF_A_GROUP
+    return json.loads(json_text({name: value for name, value in to_values(config).items() if name not in free}))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -55,7 +55,13 @@ def run_train(config: TrainConfig, given: Mapping[str, Any]) -> None:
 
         require_logger(config.training.logger)
     if config.training.seeds:
-        train_seeds(config, given, lambda one, folder: _train_seed(one, given, folder), LOGS)
+        train_seeds(
+            config,
+            given,
+            lambda one: prepare(one, given, Bars()),
+            lambda one, folder, prepared: _train_seed(one, given, folder, prepared),
+            LOGS,
+        )
         return
     config = resumed_config(resumed, given) if resumed else config
     folder = resumed_folder(resumed) if resumed else None
@@ -76,8 +82,8 @@ def _print_estimate(prepared: "Preparation", folder: Path | None) -> None:
         print_result(line)
 
 
-def _train_seed(config: TrainConfig, given: Mapping[str, Any], folder: Path) -> None:
-    """Train with one of --seeds, or continue the run of this seed that was stopped."""
+def _train_seed(config: TrainConfig, given: Mapping[str, Any], folder: Path, prepared: "Preparation | None") -> None:
+    """Train with one of --seeds, or continue the run of this seed that was stopped.  prepared: for a new run."""
     from cosplace.training.checkpoint import LAST_CHECKPOINT
     from cosplace.training.resume import resumed_config
     from cosplace.training.run import lock_run
@@ -86,7 +92,8 @@ def _train_seed(config: TrainConfig, given: Mapping[str, Any], folder: Path) -> 
     with lock_run(folder):
         if (folder / LAST_CHECKPOINT).exists():
             config = resumed_config(str(folder), {name: value for name, value in given.items() if name != "seeds"})
-        train_and_report(prepare(config, given, Bars()), folder, SAME_AGAIN)
+            prepared = None
+        train_and_report(prepared or prepare(config, given, Bars()), folder, SAME_AGAIN)
 
 
 def train_and_report(prepared: "Preparation", folder: Path | None, advice: str = "") -> None:

@@ -246,4 +246,4 @@ def _validation_summary(result: TrainResult) -> list[str]:
         text = "No epoch was better than the start: this is the network before training."
         return [text, *reused_photos(result.data)]
     counts = won_and_lost_text(result.validation)
-    return [f"On {result.data.val.name}, {counts}.", *doubts_about(result.data)] if counts else []
+    return [*([f"On {result.data.val.name}, {counts}."] if counts else []), *doubts_about(result.data)]

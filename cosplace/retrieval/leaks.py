@@ -13,6 +13,39 @@ from cosplace.retrieval.folder_report import Part, common_points
 from cosplace.retrieval.recall import RADIUS_M
 
 PAIR = "{} ~ {}"  # names of two photos
+SAME = "same bytes as"
+
+
+def add_trained_on_queries(parts: Sequence[Part]) -> None:
+    """Add queries that are training photos too, by '@' names or content, which `cosplace train` refuses."""
+    for train in filter(_is_train, parts):
+        for queries in parts:
+            if not queries.is_queries:
+                continue
+            twins = _twins(queries, train)
+            examples = (PAIR.format(queries.images.name(row), train.images.name(twins[row])) for row in sorted(twins))
+            queries.report.add(f"leak: also a photo of {train.name}", examples, is_error=True, count=len(twins))
+
+
+def _is_train(part: Part) -> bool:
+    return part.name.partition("/")[0] == "train"
+
+
+def _twins(queries: Part, train: Part) -> dict[int, int]:
+    """A photo of train for each query that is the same photo."""
+    rows = {name: row for row in range(len(queries.images)) if (name := _file_name(queries, row)).startswith("@")}
+    twins: dict[int, int] = {}
+    for other in range(len(train.images) if rows else 0):
+        name = _file_name(train, other)
+        if name in rows:
+            twins[rows[name]] = other
+    if queries.contents is not None and train.contents is not None:
+        checksums, others = queries.contents.checksums, train.contents.checksums
+        other_of = {others[other]: other for other in np.flatnonzero(np.isin(others, checksums)).tolist()}
+        for row, checksum in enumerate(checksums):
+            if checksum and checksum in other_of:
+                twins.setdefault(row, other_of[checksum])
+    return twins
 
 
 def add_duplicates(parts: Sequence[Part]) -> None:
@@ -30,7 +63,7 @@ def add_duplicates(parts: Sequence[Part]) -> None:
     same = _equal_pairs(checksums)
     near = find_near_duplicates(np.concatenate([one.thumbnails for one in contents]))
     near = near[checksums[near[:, 0]] != checksums[near[:, 1]]]
-    for pairs, what in ((same, "same bytes as"), (near, "near-duplicate of")):
+    for pairs, what in ((same, SAME), (near, "near-duplicate of")):
         for number, other in _part_pairs(part_of, pairs):
             chosen = pairs[(part_of[pairs[:, 0]] == other) & (part_of[pairs[:, 1]] == number)]
             _add_pairs(parts[number], parts[other], row_of[chosen], what)
@@ -60,13 +93,19 @@ def _add_pairs(part: Part, other: Part, pairs: np.ndarray, what: str) -> None:
             part, other, pairs[far], f"{what} a photo more than {RADIUS_M:g} m away: one of the positions is wrong"
         )
     else:
+        if part.is_queries and _is_train(other) and what == SAME:
+            return  # errors already
         if part.is_queries and other.is_database:  # those with the same name are errors already
             pairs = pairs[[not _same_file_name(part, other, row, twin) for twin, row in pairs.tolist()]]
         _add_examples(part, other, pairs, f"leak: {what} a photo of {other.name}")
 
 
 def _same_file_name(part: Part, other: Part, row: int, twin: int) -> bool:
-    return part.images.name(row).rpartition("/")[2] == other.images.name(twin).rpartition("/")[2]
+    return _file_name(part, row) == _file_name(other, twin)
+
+
+def _file_name(part: Part, row: int) -> str:
+    return part.images.name(row).rpartition("/")[2]
 
 
 def _add_examples(part: Part, other: Part, pairs: np.ndarray, kind: str) -> None:
@@ -86,7 +125,7 @@ def add_position_leaks(parts: Sequence[Part]) -> None:
     from scipy.spatial import KDTree
 
     for train in parts:
-        if train.name.partition("/")[0] != "train":
+        if not _is_train(train):
             continue
         for queries in parts:
             if not queries.is_queries:

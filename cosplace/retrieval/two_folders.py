@@ -105,10 +105,13 @@ def _same_names(database: ImageList, queries: ImageList) -> list[int]:
     return same if len(same) < len(queries) else []
 
 
-def find_copies(database: ImageList, queries: ImageList, progress: Progress = no_progress) -> list[tuple[int, int]]:
+def find_copies(
+    database: ImageList, queries: ImageList, progress: Progress = no_progress, *, most_read: int = 0
+) -> list[tuple[int, int]]:
     """Queries with the same content as a database image: (query, database image), ascending, one for each query.
 
-    Only files whose sizes are in both lists are read.
+    Only files whose sizes are in both lists are read; if more of the database than `most_read` (0: no limit), evenly
+    spaced ones.
     """
     query_sizes = _file_sizes(queries)
     database_sizes = _file_sizes(database)
@@ -116,6 +119,8 @@ def find_copies(database: ImageList, queries: ImageList, progress: Progress = no
     in_both = in_both[in_both > 0]
     query_rows = np.flatnonzero(np.isin(query_sizes, in_both)).tolist()
     database_rows = np.flatnonzero(np.isin(database_sizes, in_both)).tolist()
+    if 0 < most_read < len(database_rows):
+        database_rows = database_rows[:: -(-len(database_rows) // most_read)]
     num_files = len(query_rows) + len(database_rows)
     image_of: dict[bytes, int] = {}
     for done, row in enumerate(database_rows, 1):

@@ -41,7 +41,7 @@ from cosplace.retrieval.capture_times import (
 )
 from cosplace.retrieval.dataset import DATABASE_FOLDERS, USUAL_FOLDERS, is_line
 from cosplace.retrieval.folder_report import FolderReport, Part, num_positives
-from cosplace.retrieval.leaks import add_duplicates, add_position_leaks
+from cosplace.retrieval.leaks import add_duplicates, add_position_leaks, add_trained_on_queries
 from cosplace.retrieval.photo_contents import PhotoContents, read_contents
 from cosplace.retrieval.recall import RADIUS_M
 
@@ -117,6 +117,7 @@ def validate(
         if not names:
             database.report.add("no query folder next to database/", (), is_error=True, count=1)
         _check_zones(parts[first:])
+    add_trained_on_queries(parts)
     add_duplicates(parts)
     add_position_leaks(parts)
     has_splits = columns is not None and any(part.name != "." for part in parts)

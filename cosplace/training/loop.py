@@ -43,7 +43,7 @@ from cosplace.training.schedules import iteration_seed, learning_rate, margin, n
 from cosplace.training.seen_photos import NO_PHOTOS, digest_training_photos, training_card_entries
 from cosplace.training.setup import Preparation
 from cosplace.training.step import TrainingStep, batches_on_device, joint_step
-from cosplace.training.validation import best_epoch_summary, correct_queries
+from cosplace.training.validation import best_epoch_summary, correct_queries, reused_photos
 from cosplace.training.validation_image import validation_image
 
 PREFETCH_ITERATIONS = 8  # before the end of an epoch, the next group's classifier starts to move to the device
@@ -216,6 +216,8 @@ def test_best_model(run: Run) -> TrainResult:
     test = evaluate(best, run.data.test, settings, progress=part_of(run.progress, "test"))
     log.info("%s: %s", run.data.test.name, test.recalls_text())
     log_misses(test)
+    for doubt in reused_photos(run.data):  # said at the start, too
+        log.warning(doubt)
     run.metrics.write_recalls("test", test.recalls, num_steps(run.config))
     metrics = read_metrics(run.folder)
     return TrainResult(

@@ -64,7 +64,7 @@ def prepare(
         check_whitening(opened[0])  # before millions of photos are listed
     data = open_training_data(config, progress)
     if processes is None or processes.is_main:
-        check_not_trained_on(data)
+        check_not_trained_on(data, progress)
     model, config = opened or _open_network(config, given)
     check_nested_dims(config.extensions.nested_dims, model.fc_output_dim)
     locations = [one.locations for one, _ in data.used]

@@ -8,6 +8,7 @@ and lost the other way round.  Legend: Q queries, K predictions per query.
 
 import filecmp
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from cosplace.errors import DatasetError
-from cosplace.photos.image_list import ImageList, rows_also_in
+from cosplace.photos.image_list import ImageList, image_list, rows_also_in
 from cosplace.photos.paths import printable
-from cosplace.progress import format_count
+from cosplace.progress import Progress, format_count, no_progress
 from cosplace.retrieval.evaluation import Evaluation
+from cosplace.retrieval.two_folders import find_copies
 from cosplace.training.best_model import START
 from cosplace.training.data import TrainingData
 
@@ -27,6 +29,9 @@ FEW_QUERIES = 100
 SIGNIFICANCE = 0.05  # of the sign test
 # With this number of queries won and none lost, the sign test is significant: 2 / 2**6 < 0.05.
 LEAST_WON = 6
+# Copies under other names are looked for among up to so many training photos, of which so many of equal size are read.
+MOST_PHOTOS = 100_000
+MOST_READ = 5_000
 
 
 def doubts_about(data: TrainingData) -> list[str]:
@@ -54,9 +59,11 @@ def reused_photos(data: TrainingData) -> list[str]:
     return doubts
 
 
-def check_not_trained_on(data: TrainingData) -> None:
+def check_not_trained_on(data: TrainingData, progress: Progress = no_progress) -> None:
     """Raise DatasetError if queries of the validation or test set are trained on: recalls would be too high."""
     sets = {"validation": data.val.queries, "test": data.test.queries}
+    looks_for_copies = sum(num_images for _, num_images in data.counts()) <= MOST_PHOTOS
+    names: dict[Path, set[str]] = defaultdict(set)  # of training photos, by folder
     paths: dict[str, list[tuple[str, Path]]] = {}
     for kind, queries in sets.items():
         for row in range(len(queries)):
@@ -67,9 +74,16 @@ def check_not_trained_on(data: TrainingData) -> None:
         group = data.group(number)
         for image in range(group.num_images):
             name = group.image_name(image)
+            if looks_for_copies:
+                names[group.folder].add(name)
             for kind, path in paths.get(name.rpartition("/")[2], ()):
                 if path not in found[kind] and is_copy(path, group.folder / name):
                     found[kind][path] = group.folder / name
+    for folder, of_folder in names.items():
+        photos = image_list(folder, sorted(of_folder))
+        for kind, queries in sets.items():
+            for query, photo in find_copies(photos, queries, progress, most_read=MOST_READ):
+                found[kind].setdefault(queries.folder / queries.name(query), folder / photos.name(photo))
     parts = [f"{len(found[kind]):,} of {len(sets[kind]):,} {kind} queries" for kind in sets if found[kind]]
     if parts:
         query, photo = next(min(pairs.items()) for pairs in found.values() if pairs)

@@ -1,6 +1,7 @@
 """train --seeds: a run for each seed, and the mean and standard deviation of their recalls."""
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def test_flags_that_contradict_seeds(dataset_folder: Path, capsys: pytest.Captur
     ):
         assert run(*command, *words)[0] == 2
         assert message in capsys.readouterr().err
+    assert not Path("logs").exists()
+
+
+def test_a_group_that_is_refused_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = write_dataset(tmp_path / "city")
+    command = ["train", f"--dataset_folder={dataset}", *QUICK, "--seeds", "0", "1"]
+    assert run(*command, "--nested_dims", "9999")[0] == 2
+    assert "--nested_dims 9999 must rise" in capsys.readouterr().err
+    photo = min((dataset / "train").rglob("*.jpg"))
+    shutil.copy(photo, dataset / "test" / "queries_v1" / photo.name)
+    assert run(*command)[0] == 2
+    assert "is also a training photo" in capsys.readouterr().err
     assert not Path("logs").exists()
 
 

@@ -1,4 +1,4 @@
-"""axe-core finds no violations on any page, light or dark, on a phone or a desktop."""
+"""axe-core finds no violations on any page, light or dark, on a phone or a desktop; no table has to be scrolled."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from cosplace.report.audit_page import write_audit_page
 from cosplace.report.calibration_page import calibration_page
 from cosplace.report.comparison_page import comparison_page
 from tests.assessment.comparison_samples import city_dataset, write_run
-from tests.browsers import axe_violations, open_chromium
+from tests.browsers import axe_violations, open_chromium, scrolled_tables, table_parts
 from tests.report.calibration_samples import sample_calibration
 from tests.synthetic_dataset import write_dataset
 
@@ -60,6 +60,7 @@ def write_zoo(path: Path) -> None:
 def test_axe_finds_no_violations(write: Any, browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write(path)
+    parts = []
     for scheme in ("light", "dark"):
         for width in (390, 1280):
             context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
@@ -68,4 +69,7 @@ def test_axe_finds_no_violations(write: Any, browser: Any, tmp_path: Path) -> No
             page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
             assert axe_violations(page) == [], (scheme, width)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert scrolled_tables(page) == [], (scheme, width)
+            parts.append(table_parts(page))
             context.close()
+    assert parts == [parts[0]] * 4

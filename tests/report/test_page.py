@@ -92,6 +92,12 @@ def test_sections_without_data_are_left_out(report: Report) -> None:
     assert ids(Report(title="empty groups", groups=make_groups([], []))) == set()
 
 
+def test_the_heading_of_a_single_map_is_in_the_singular(report: Report) -> None:
+    assert "<h2>Maps</h2>" in report_html(report)
+    assert "<h2>Map</h2>" in report_html(dataclasses.replace(report, groups=None))
+    assert "<h2>Map</h2>" in report_html(Report(title="groups", groups=report.groups, groups_used=99))
+
+
 def test_settings_are_written_as_one_gives_them(report: Report) -> None:
     settings = {"reduce_to": None, "flip": False, "resize_test_imgs": True, "scales": (0.7, 1.0), "queries": [], "N": 5}
     text = report_html(dataclasses.replace(report, settings=settings)).partition('<section id="settings">')[2]

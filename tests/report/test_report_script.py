@@ -15,11 +15,11 @@ import pytest
 from cosplace.assessment.intervals import Estimate
 from cosplace.assessment.measures import ConditionRow
 from cosplace.assessment.metrics import measure
-from cosplace.report.data import Report
+from cosplace.report.data import RecallRow, Report
 from cosplace.report.page import write_report
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
-from tests.browsers import axe_violations, open_chromium
+from tests.browsers import axe_violations, open_chromium, scrolled_tables, table_parts
 from tests.report.report_samples import OFFSETS
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
@@ -43,7 +43,16 @@ def path(
         condition="season", value="other or unknown", num_queries=2, num_clusters=2, effective_clusters=2.0,
         recall1=Estimate(56.0, 56.0, 74.7), median_error_m=Estimate(561.0, 316.0, 1234.0),
     )  # fmt: skip
-    measures = dataclasses.replace(measure(evaluation, dataset), conditions=(rare,))
+    found = measure(evaluation, dataset)
+    wide = Estimate(97.2, 93.4, 98.8)
+    scores = [
+        dataclasses.replace(
+            found.scores[0], name=name, area=wide, recall_at_full_precision=wide, recall_at_95_precision=wide,
+            calibration_error=Estimate(0.137, 0.0, 0.254),
+        )
+        for name in ("confidence", "L2 distance", "spread of the first 10 positions")
+    ]  # fmt: skip
+    measures = dataclasses.replace(found, conditions=(rare,), scores=tuple(scores))
     environment = {"command": "cosplace eval"}
     write_report(
         path,
@@ -200,10 +209,25 @@ def test_values_of_charts_are_shown_at_the_pointer(browser: Any, path: Path) -> 
         assert not page.locator(".tip-box").is_visible()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_page_is_not_wider_than_the_screen(browser: Any, path: Path, width: int) -> None:
+@pytest.mark.parametrize("width", [320, 390, 640, 1280])
+def test_page_and_tables_are_not_wider_than_the_screen(browser: Any, path: Path, width: int) -> None:
     with opened(browser, path, viewport={"width": width, "height": 800}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert scrolled_tables(page) == []
+        scores = page.get_by_role("region", name="Scores")
+        assert table_parts(scores) == [1, 4, 5, 3, 12]  # also where each row looks like a list
+        label = scores.locator("tbody td").first.evaluate("cell => getComputedStyle(cell, '::before').content")
+        assert ("average precision" in label) == (width <= 640)
+
+
+def test_recalls_at_many_ranks_fit_on_a_phone(browser: Any, report: Report, tmp_path: Path) -> None:
+    recalls = dict.fromkeys((1, 2, 5, 10, 20, 50, 100), 50.0)
+    intervals = {k: Estimate(50.0, 40.1, 59.9) for k in recalls}
+    rows = [RecallRow(name="a model with a long name", recalls=recalls, intervals=intervals)]
+    write_report(tmp_path / "report.html", Report(title="t", recall_rows=rows))
+    for width in (320, 390, 1280):
+        with opened(browser, tmp_path / "report.html", viewport={"width": width, "height": 800}) as page:
+            assert scrolled_tables(page) == []
 
 
 BROKEN_INTERVALS = r"""() => {

@@ -237,6 +237,22 @@ def test_copies_are_found_by_content(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert f"is in the database too ({twin.name} = {original.name})" in caplog.text
 
 
+def test_of_many_files_of_equal_size_some_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = []
+    for folder, numbers in (("database", range(100)), ("queries", range(90, 100))):
+        (tmp_path / folder).mkdir()
+        for number in numbers:
+            (tmp_path / folder / f"{folder}{number:02}.jpg").write_bytes(b"%02d" % number)
+        lists.append(image_list(tmp_path / folder, [f"{folder}{number:02}.jpg" for number in numbers]))
+    assert find_copies(*lists) == [(row, 90 + row) for row in range(10)]
+    read: list[str] = []
+    monkeypatch.setattr(
+        "cosplace.retrieval.two_folders._checksum", lambda images, _: read.append(images.folder.name) or b""
+    )
+    find_copies(*lists, most_read=30)
+    assert read.count("database") == 25 and read.count("queries") == 10
+
+
 def test_copies_with_the_same_name_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for place in range(4):
         write_place(tmp_path / "database", place, 0)

@@ -1,6 +1,7 @@
 """`validate` counts each fault of a dataset that holds some of each kind."""
 
 import json
+import shutil
 from itertools import count
 from pathlib import Path
 
@@ -199,8 +200,30 @@ def test_planted_leaks_are_found(tmp_path: Path) -> None:
     result = found(city)
     assert result["train"] == {"leak: within 25 m of a photo of test/queries": 2}  # near and far: 15 and 21 m
     assert result["test/database"] == {"leak: near-duplicate of a photo of train": 1}
-    assert result["test/queries"] == {"leak: same bytes as a photo of train": 1}
+    assert result["test/queries"] == {"leak: also a photo of train": 1}
     assert validate(city, quick=True).num_unused == 1
+
+
+def test_queries_that_are_training_photos_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_dataset(tmp_path, num_places=2)
+    photos = sorted((folder / "train").rglob("*.jpg"))
+    queries = folder / "test" / "queries_v1"
+    (queries / photos[0].name).write_bytes(next(queries.iterdir()).read_bytes())  # equal '@' names, other content
+    kind = "leak: also a photo of train"
+
+    def of_queries(*, quick: bool) -> tuple[int, bool]:
+        return problems(validate(folder, quick=quick).folders[-1])[kind]
+
+    assert of_queries(quick=True) == of_queries(quick=False) == (1, True)
+    shutil.copy(photos[1], queries / photos[1].name)
+    shutil.copy(photos[2], queries / photos[2].name.replace("@@0@@", "@@1@@"))
+    shutil.copy(photos[2], folder / "test" / "database")  # accepted by train
+    assert (of_queries(quick=True), of_queries(quick=False)) == ((2, True), (3, True))
+    report = validate(folder)
+    assert not any("same bytes as a photo of train" in one for one in problems(report.folders[-1]))
+    assert problems(report.folders[-2])["leak: same bytes as a photo of train"] == (1, False)
+    assert main(["validate", str(folder), "--quick"]) == 2
+    assert f"error: 2 x {kind}: {photos[0].name} ~ " in capsys.readouterr().out
 
 
 def test_duplicates_in_one_folder(tmp_path: Path) -> None:

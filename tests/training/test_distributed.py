@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cosplace.cli import main
 from cosplace.cli.distillation import run_distill
 from cosplace.cli.finetuning import run_finetune
 from cosplace.config.distillation import DistillConfig
@@ -14,6 +15,7 @@ from cosplace.errors import ConfigError
 from cosplace.training.processes import part
 from cosplace.training.torchrun import Job as TorchrunJob
 from cosplace.training.torchrun import find_run, record_job, torchrun_command, torchrun_job
+from tests.synthetic_dataset import write_dataset
 from tests.training.distributed_checks import CHECKS
 from tests.training.jobs import run_job
 
@@ -83,6 +85,19 @@ def test_commands_that_train_in_one_process_refuse_several(monkeypatch: pytest.M
         run_finetune(from_values(FinetuneConfig, {"dataset": str(tmp_path), "model": "imagenet"}))
     with pytest.raises(ConfigError, match="`cosplace distill` trains in one process, and torchrun started 2"):
         run_distill(from_values(DistillConfig, {"photos": str(tmp_path), "teacher": "cosplace_resnet18_512"}), {})
+
+
+def test_a_run_that_is_refused_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "city")
+    dataset = write_dataset(tmp_path / "city", num_places=2)
+    assert main(["train", f"--dataset_folder={dataset}", "--imagenet_weights=none", "--nested_dims=9999"]) == 2
+    assert capsys.readouterr().err
+    assert list((tmp_path / "logs").rglob("*")) == [tmp_path / "logs" / "default"]
 
 
 def test_the_run_of_a_job_is_found_again(tmp_path: Path) -> None:

@@ -194,6 +194,22 @@ def test_queries_that_are_trained_on_are_refused(dataset_folder: Path, tmp_path:
     prepare(config)
 
 
+def test_copies_under_other_names_are_refused(dataset_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(dataset_folder, tmp_path / "data")
+    photos = sorted((tmp_path / "data" / "train").rglob("*.jpg"))
+    query = tmp_path / "data" / "test" / "queries_v1" / photos[0].name.replace("2020", "2021")
+    assert query.name != photos[0].name
+    shutil.copy(photos[0], query)
+    config = settings(tmp_path / "data", N=1, L=1, M=10, min_images_per_class=1)
+    with pytest.raises(DatasetError) as error:
+        prepare(config)
+    assert str(error.value).startswith(
+        f"1 of 13 test queries is also a training photo, such as {query} = {photos[0]}: recalls would be too high."
+    )
+    monkeypatch.setattr("cosplace.training.validation.MOST_PHOTOS", len(photos) - 1)
+    prepare(config)  # a larger training set: its sizes are not compared
+
+
 def test_equal_names_and_sizes_without_labels_are_compared_by_content(tmp_path: Path) -> None:
     write_dataset(tmp_path)
     photos = sorted((tmp_path / "train").rglob("*.jpg"))
@@ -230,6 +246,10 @@ def test_reused_photos_are_in_the_results(dataset_folder: Path, tmp_path: Path, 
     assert len(found) == 2 and ". 1 of 12 queries is in the database too" in page
     for text in ("1 of 12 queries is in the database too", "12 of 12 validation queries are also test queries"):
         assert any(one.startswith(text) for one in found) and text in page
+    lines = (run / "info.log").read_text("utf-8").splitlines()
+    said = [number for number, line in enumerate(lines) if "12 of 12 validation queries are also test queries" in line]
+    tested = next(number for number, line in enumerate(lines) if "test/queries_v1: R@1" in line)
+    assert len(said) == 2 and said[0] < tested < said[1]
 
 
 def test_enough_other_queries_raise_no_doubt(dataset_folder: Path, tmp_path: Path) -> None:

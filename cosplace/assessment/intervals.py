@@ -378,7 +378,8 @@ def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.nd
 
     The value is that of these queries.  Chance makes it larger than that of all queries, the more so the smaller the
     expectation of a column is.  So what was found is compared with samples, all of them `_without_bias`.  The low end
-    is the smallest sum, with the proportions found, of which 2.5% of the samples are as large: 0 if those of 0 are.
+    is the smallest sum, with the proportions of what was found, of which 2.5% of the samples are as large: 0 if 2.5% of
+    those of 0 are.
     The high end is the largest sum of which 2.5% of the samples are as small.  Its proportions are those of the
     standard errors, with which bias is least, since chance also makes columns less equal than they are.  If less was
     found than half of the samples of 0 have, the high end is that of half of them, or it could be 0.
@@ -396,7 +397,8 @@ def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.nd
     deviations /= np.sqrt(1 - sizes / num)[:, None]
     # As in `paired_difference`, but the design effect is always the root of the size of a cluster that a query sees.
     rows = np.concatenate([deviations, added * ((sizes**2).sum() / num) ** 0.25])
-    rows *= t_quantile(num_clusters - 1) / Z / num
+    effect = (deviations**2).sum() / max(((values - means) ** 2).sum(), 1e-12)
+    rows *= t_quantile(_degrees_of_freedom(sizes, float(effect))) / Z / num
     errors = np.sqrt((rows**2).sum(axis=0))
     means, rows, errors = means[errors > 0], rows[:, errors > 0], errors[errors > 0]
     factors = np.linalg.qr(rows, mode="r")  # factors.T @ factors is the covariance of the means

@@ -1,6 +1,7 @@
 """How often the 95% intervals of recalls contain the truth, in simulated evaluations.
 
-    python -m benchmarks.coverage [--differences | --metrics] [--runs N] [--seed N] [--settings all|even|odd]
+    python -m benchmarks.coverage [--differences | --metrics | --calibration] [--runs N] [--seed N]
+        [--settings all|even|odd]
 
 The queries are in clusters like those of common test sets (STRUCTURES), and are right or wrong together (KINDS).  Hits
 are whole numbers, so the coverage at one exact recall depends on where it is between two of them, even for independent
@@ -14,18 +15,30 @@ With --differences: intervals of the difference of two runs on the same queries,
 points; how often two equally good runs are called different, as by `cosplace compare`; the mean width, in points.
 
 With --metrics: intervals of distance quantiles, mAP, and area and recall at 95% precision of a score.
+
+With --calibration: intervals of the calibration error for MISCALIBRATIONS; N runs for each of them, in which
+CONFIDENCES take turns.  An interval that may begin at 0 contains a true error of 0 more often than in 95% of the runs.
 """
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from cosplace.assessment.confidence_scores import average_precision, recall_at_precision, score_metrics
+from cosplace.assessment.confidence_scores import (
+    NUM_BINS,
+    average_precision,
+    calibration_error,
+    calibration_error_estimate,
+    recall_at_precision,
+    reliability_bins,
+    score_metrics,
+)
 from cosplace.assessment.intervals import (
     FEW_CLUSTERS,
     Estimate,
@@ -49,6 +62,24 @@ SCORE_CORRELATION = 0.75  # of a score and whether a query is easy
 MEDIAN_M, SPREAD = 20.0, 1.5  # of distances, log-normal
 MOST_QUERIES = 1_500  # of a setting, with --metrics: the area takes long for many
 NUM_TRUE = 1_000_000  # queries that the true values of METRICS are computed from
+CONFIDENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # as quantiles of shares in (0, 1)
+    "most near 1": lambda shares: np.maximum(shares ** (1 / 6), 0.2),
+    "uniform": lambda shares: shares,
+    "above 0.98": lambda shares: 0.98 + 0.02 * shares,
+    "at both ends": lambda shares: np.sin(math.pi / 2 * shares) ** 2,
+}
+MISCALIBRATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # share of right answers for confidences
+    "none": lambda confidences: confidences,
+    "0.05 too high": lambda confidences: np.maximum(confidences - 0.05, 0),
+    "0.15 too high": lambda confidences: np.maximum(confidences - 0.15, 0),
+    "20% too high": lambda confidences: confidences / 1.2,
+    "too far from 0.5": lambda confidences: 0.5 + 0.7 * (confidences - 0.5),
+    "too low": lambda confidences: confidences + 0.3 * confidences * (1 - confidences),
+    "above 0.9 too high": lambda confidences: np.where(confidences > 0.9, confidences - 0.15, confidences),
+    "too low, too high, by turns": lambda confidences: np.clip(
+        confidences + 0.12 * (1 - 2 * (np.minimum(confidences * NUM_BINS, NUM_BINS - 1).astype(int) % 2)), 0, 1
+    ),
+}
 
 
 def drives(num: int) -> np.ndarray:
@@ -129,6 +160,11 @@ def settings_of_differences() -> list[Setting]:
         if setting.kind != "whole"
         for shared in SHARED
     ]
+
+
+def settings_of_metrics() -> list[Setting]:
+    """Structures and correlations of MOST_QUERIES or fewer queries."""
+    return [one for one in settings_of_shares() if one.kind != "whole" and one.sizes.sum() <= MOST_QUERIES]
 
 
 # --- shares ----------------------------------------------------------------------------------------------------------
@@ -260,14 +296,45 @@ def simulate_metrics(setting: Setting, runs: int, rng: np.random.Generator) -> R
     return Row(setting, float(shares.mean()), tuple(shares.tolist()))
 
 
-def metric_summaries(rows: Sequence[Row]) -> str:
-    """How near to 95% the coverage of each metric is where intervals are not called approximate."""
+def metric_summaries(rows: Sequence[Row], names: Iterable[str] = METRICS) -> str:
+    """How near to 95% the coverage of each column is where intervals are not called approximate."""
     exact = [row for row in rows if not row.setting.is_approximate]
     lines = []
-    for number, name in enumerate(METRICS):
+    for number, name in enumerate(names):
         of_metric = [Row(row.setting, row.others[number], (0.0,)) for row in exact]
         lines.append(f"{name}: {summary(of_metric).partition('; means')[0]}")
     return "without those that are called approximate:\n" + "\n".join(lines)
+
+
+# --- calibration error -----------------------------------------------------------------------------------------------
+
+
+@cache
+def true_calibration_error(confidences: str, miscalibration: str) -> float:
+    """The error, in bins, of a very large number of queries."""
+    stated = CONFIDENCES[confidences]((np.arange(NUM_TRUE) + 0.5) / NUM_TRUE)
+    return calibration_error(reliability_bins(stated, MISCALIBRATIONS[miscalibration](stated)))
+
+
+def simulate_calibration(setting: Setting, runs: int, rng: np.random.Generator) -> Row:
+    """Coverage of the interval of a calibration error for MISCALIBRATIONS; `coverage` is that of true errors above 0.
+
+    Both the confidences and the answers of a cluster are correlated.  The last column is the mean width, in points.
+    """
+    clusters, correlation = setting.clusters, setting.correlation
+    covered, width = np.zeros(len(MISCALIBRATIONS)), 0.0
+    for number, (name, share_right) in enumerate(MISCALIBRATIONS.items()):
+        for _, (confidences, quantiles) in zip(range(runs), cycle(CONFIDENCES.items()), strict=False):
+            of_places, of_queries = (rng.standard_normal((2, num)) for num in (len(setting.sizes), len(clusters)))
+            numbers = math.sqrt(correlation) * of_places[:, clusters] + math.sqrt(1 - correlation) * of_queries
+            shares, draw = ndtr(numbers)
+            stated = quantiles(shares)
+            found = calibration_error_estimate(stated, draw < share_right(stated), clusters)
+            covered[number] += found.low <= true_calibration_error(confidences, name) + 1e-9 <= found.high + 2e-9
+            width += 100 * (found.high - found.low)
+    shares = 100 * covered / runs
+    mean_width = width / runs / len(MISCALIBRATIONS)
+    return Row(setting, float(shares[1:].mean()), (*shares.tolist(), mean_width))
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -282,7 +349,9 @@ DIFFERENCES_HEAD = (
 )
 
 
-METRICS_HEAD = f"| queries | correlation | mean | {' | '.join(METRICS)} |\n|---|---|{'---:|' * (1 + len(METRICS))}"
+def metrics_head(names: Sequence[str]) -> str:
+    """The head of the table of these metrics."""
+    return f"| queries | correlation | mean | {' | '.join(names)} |\n|---|---|{'---:|' * (1 + len(names))}"
 
 
 def line(row: Row, is_difference: bool) -> str:
@@ -313,12 +382,14 @@ def summary(rows: Sequence[Row]) -> str:
 def simulate(kind: str, part: str, runs: int, seed: int) -> Iterator[Row]:
     """The rows of all settings, or of every second one; the random numbers of a setting are its own.
 
-    kind: "shares", "differences" or "metrics".
+    kind: "shares", "differences", "metrics" or "calibration".
     """
-    settings = settings_of_differences() if kind == "differences" else settings_of_shares()
-    if kind == "metrics":
-        settings = [one for one in settings if one.kind != "whole" and one.sizes.sum() <= MOST_QUERIES]
-    simulate_one = {"differences": simulate_differences, "metrics": simulate_metrics}.get(kind, simulate_shares)
+    settings_of, simulate_one = {
+        "differences": (settings_of_differences, simulate_differences),
+        "metrics": (settings_of_metrics, simulate_metrics),
+        "calibration": (settings_of_metrics, simulate_calibration),
+    }.get(kind, (settings_of_shares, simulate_shares))
+    settings = settings_of()
     for number, setting in enumerate(settings):
         if part == "all" or (part == "odd") == (number % 2 == 1):
             yield simulate_one(setting, runs, np.random.default_rng([seed, number]))
@@ -328,7 +399,11 @@ def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     kinds = parser.add_mutually_exclusive_group()
-    for kind, text in (("differences", "two runs instead of one"), ("metrics", "distances, mAP, area, precision")):
+    for kind, text in (
+        ("differences", "two runs instead of one"),
+        ("metrics", "distances, mAP, area, precision"),
+        ("calibration", "calibration error"),
+    ):
         kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, default="shares", help=text)
     parser.add_argument("--runs", type=int, default=4_000, help="of each setting (default: 4000)")
     parser.add_argument("--seed", type=int, default=0)
@@ -336,12 +411,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.runs < 1:
         parser.error(f"--runs must be at least 1, got {arguments.runs}")
-    print({"differences": DIFFERENCES_HEAD, "metrics": METRICS_HEAD}.get(arguments.kind, SHARES_HEAD), flush=True)
+    heads = {
+        "differences": DIFFERENCES_HEAD,
+        "metrics": metrics_head(METRICS),
+        "calibration": metrics_head([*MISCALIBRATIONS, "width"]),
+    }
+    print(heads.get(arguments.kind, SHARES_HEAD), flush=True)
     rows = []
     for row in simulate(arguments.kind, arguments.settings, arguments.runs, arguments.seed):
         rows.append(row)
         print(line(row, arguments.kind == "differences"), flush=True)
-    print(f"\n{metric_summaries(rows) if arguments.kind == 'metrics' else summaries(rows)}")
+    names = {"metrics": METRICS, "calibration": MISCALIBRATIONS}.get(arguments.kind)
+    print(f"\n{summaries(rows) if names is None else metric_summaries(rows, names)}")
 
 
 if __name__ == "__main__":

@@ -208,15 +208,21 @@ def calibration_error_estimate(
     """The calibration error of confidences (Q,), in [0, 1], with its interval.
 
     importance: (Q,) weights of the queries, sum Q; 1 each if not given.  By chance, the error of few queries is larger
-    than that of many; the interval allows for that, the value does not.
+    than that of many; the interval allows for that, the value does not.  If all queries are in one bin, the error is
+    that of the share of right answers, which has a better interval.
     """
     if not len(confidences):
         return UNKNOWN
     bins = _bins_of(confidences, NUM_BINS)
     differences = np.zeros((len(bins), NUM_BINS))
     differences[np.arange(len(bins)), bins] = (confidences - right) * (1.0 if importance is None else importance)
-    # In each bin, one more answer that is right and one that is wrong: without a wrong one, nothing would vary.
     used = np.unique(bins)
+    if len(used) == 1 and importance is None:
+        share, stated = clustered_share(right, clusters), float(confidences.mean())
+        ends = sorted([abs(stated - share.low / 100), abs(stated - share.high / 100)])
+        is_inside = share.low <= 100 * stated <= share.high
+        return Estimate(abs(stated - share.value / 100), 0.0 if is_inside else ends[0], ends[1])
+    # In each bin, one more answer that is right and one that is wrong: without a wrong one, nothing would vary.
     means = np.diag(reliability_bins(confidences, right)[:, 0])
     added = np.zeros((2 * len(used), NUM_BINS))
     added[:, used] = np.concatenate([means, means - np.eye(len(used))])

@@ -14,7 +14,7 @@ Queries taken close together, or in one drive, tend to be right or wrong togethe
 * Average precision: the variance of the delete-a-group jackknife (Kott, Journal of Official Statistics 2001) on the
   scale of log-odds, with t.  Bootstraps cover too little there (Boyd, Eng and Page, ECML PKDD 2013).
 * Other statistics: the cluster bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3).
-* Calibration error: the cluster bootstrap too, as a test of smaller errors, because chance makes it larger.
+* Calibration error: tests of smaller and larger errors, because chance makes it larger.
 
 With clusters that are worth fewer than FEW_CLUSTERS of equal size, intervals are approximate; with one cluster there is
 none.  docs/lab.md has the coverage in simulations.
@@ -34,7 +34,7 @@ MIN_RESAMPLES = 200  # for many queries, whose statistics vary little
 CHUNK = 1 << 20  # numbers in one array in memory at once
 MAX_NUMBERS = 1 << 23  # weights of queries that are drawn for one interval
 MAX_GROUPS = 200  # of clusters, for a jackknife
-BISECTIONS = 40
+PRECISION = 1e-4  # of the ends of an interval of a calibration error
 CELL_M = 50.0  # queries in one cell of this side are one cluster
 MIN_SEQUENCES = 10  # fewer say little about other drives
 FEW_CLUSTERS = 30  # effective number; with fewer, coverage is 96 to 98% and depends on what they are like
@@ -376,11 +376,15 @@ def _widening(num_clusters: int) -> float:
 def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.ndarray) -> Estimate:
     """Sum over columns of |mean of the column|, which is at most 1, as a calibration error is.
 
-    The value is that of these queries, and by chance it is larger than that of all queries, even where that is 0.
-    Resamples add chance a second time.  So the high end is their 97.5% percentile, but the low end is the smallest
-    multiple of the means around which 2.5% of the resamples reach the value: 0 if those around 0 do.
+    The value is that of these queries.  Chance makes it larger than that of all queries, the more so the smaller the
+    expectation of a column is.  So what was found is compared with samples, all of them `_without_bias`.  The low end
+    is the smallest sum, with the proportions of what was found, of which 2.5% of the samples are as large: 0 if 2.5% of
+    those of 0 are.
+    The high end is the largest sum of which 2.5% of the samples are as small.  Its proportions are those of the
+    standard errors, with which bias is least, since chance also makes columns less equal than they are.  If less was
+    found than half of the samples of 0 have, the high end is that of half of them, or it could be 0.
 
-    values: (Q, S) float64.  added: (n, S), queries that are drawn too, because a few queries vary less than all do.
+    values: (Q, S) float64.  added: (n, S), queries that count too, because a few queries vary less than all do.
     """
     groups = np.unique(clusters, return_inverse=True)[1].reshape(-1)
     sizes = np.bincount(groups)
@@ -390,22 +394,57 @@ def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.nd
         return Estimate(value, 0.0, 1.0)
     deviations = np.zeros((num_clusters, values.shape[1]))
     np.add.at(deviations, groups, values - means)
-    # As in `paired_difference`, but the design effect is always the size of a cluster that a query sees on average.
+    deviations /= np.sqrt(1 - sizes / num)[:, None]
+    # As in `paired_difference`, but the design effect is always the root of the size of a cluster that a query sees.
     rows = np.concatenate([deviations, added * ((sizes**2).sum() / num) ** 0.25])
-    drawn = np.concatenate([weights @ rows for weights in resampled_weights(np.arange(len(rows)))])
-    noise = _widening(num_clusters) / num * (drawn - rows.sum(axis=0))
+    effect = (deviations**2).sum() / max(((values - means) ** 2).sum(), 1e-12)
+    rows *= t_quantile(_degrees_of_freedom(sizes, float(effect))) / Z / num
+    errors = np.sqrt((rows**2).sum(axis=0))
+    means, rows, errors = means[errors > 0], rows[:, errors > 0], errors[errors > 0]
+    factors = np.linalg.qr(rows, mode="r")  # factors.T @ factors is the covariance of the means
+    noise = np.random.default_rng(0).standard_normal((RESAMPLES, len(factors))) @ factors
+    found = _without_bias(means, errors)
 
-    def highest(multiple: float) -> float:
-        return float(np.quantile(np.abs(multiple * means + noise).sum(axis=1), (1 + LEVEL) / 2))
+    def samples(total: float, proportions: np.ndarray) -> np.ndarray:
+        expectations = total * np.copysign(proportions / proportions.sum(), means)
+        return _without_bias(expectations + noise, errors).sum(axis=-1)
 
-    low = 0.0 if highest(0.0) >= value else value * _where(highest, value)
-    return Estimate(value, low, min(max(highest(1.0), value), 1.0))
+    usual = max(float(found.sum()), float(np.median(samples(0.0, errors))))
+    clear = np.maximum(found, 0) if found.max() > 0 else errors
+    low = _where(lambda total: float(np.quantile(samples(total, clear), (1 + LEVEL) / 2)), float(found.sum()))
+    high = _where(lambda total: float(np.quantile(samples(total, errors), (1 - LEVEL) / 2)), usual)
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def _without_bias(means: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """|means| (..., S) less their bias, which is 0.8 standard errors (S,) where an expectation is 0.
+
+    The bias that a mean shows if it is taken for the expectation, E |mean + noise| - |mean|, is then sqrt(2) - 1 times
+    the bias on average, so it is subtracted 1 / (sqrt(2) - 1) times.  Where expectations are not 0, the bias that is
+    left is from 0 to -0.4 standard errors.
+    """
+    from scipy.special import erf  # takes longer to import than this module
+
+    sizes = np.abs(means) / errors
+    expected = math.sqrt(2 / math.pi) * np.exp(-(sizes**2) / 2) + sizes * erf(sizes / math.sqrt(2))
+    return errors * (sizes - (math.sqrt(2) + 1) * (expected - sizes))
 
 
 def _where(ascending: Callable[[float], float], value: float) -> float:
-    """Where an ascending function has a value, between 0 and 1."""
+    """Where an ascending function of numbers in [0, 1] has a value, within PRECISION; 0 or 1 if it is outside.
+
+    Found by the Illinois method (Dowell and Jarratt, BIT 1971).
+    """
     low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if ascending(middle) < value else (low, middle)
+    below, above = value - ascending(low), ascending(high) - value
+    if below <= 0 or above <= 0:
+        return low if below <= 0 else high
+    side = 0
+    while high - low > PRECISION:
+        middle = low + (high - low) * min(max(below / (below + above), 0.001), 0.999)
+        missing = value - ascending(middle)
+        if missing > 0:
+            low, below, above, side = middle, missing, above / (2 if side > 0 else 1), 1
+        else:
+            high, above, below, side = middle, -missing, below / (2 if side < 0 else 1), -1
     return (low + high) / 2

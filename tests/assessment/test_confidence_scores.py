@@ -162,6 +162,26 @@ def test_calibration_error_of_few_queries_may_be_chance() -> None:
     assert (hopeless.value, hopeless.high) == (1, 1) and hopeless.low < 1
 
 
+def test_calibration_error_in_one_bin_is_that_of_the_share_of_right_answers() -> None:
+    rng = np.random.default_rng(2)
+    confidences, clusters = rng.uniform(0.91, 0.99, 120), np.arange(120) // 4
+    for share in (0.7, 0.95, 1.0):
+        right = rng.random(120) < share
+        found, expected = calibration_error_estimate(confidences, right, clusters), clustered_share(right, clusters)
+        ends = [confidences.mean() - expected.high / 100, confidences.mean() - expected.low / 100]
+        assert found.value == pytest.approx(abs(confidences.mean() - right.mean()))
+        assert found.high == pytest.approx(max(map(abs, ends)))
+        assert found.low == pytest.approx(0 if ends[0] < 0 < ends[1] else min(map(abs, ends)))
+
+
+def test_intervals_of_calibration_errors_are_not_wider_than_chance_requires() -> None:
+    """The error that chance adds to that of 94 queries, 0.1, is not added to the interval a second time."""
+    rng = np.random.default_rng(4)
+    found = [calibration_error_estimate(c, rng.random(94) < c, np.arange(94) // 2) for c in rng.random((20, 94))]
+    assert 0.08 < np.mean([one.value for one in found]) < 0.13
+    assert np.mean([one.high for one in found]) < 0.22 and sum(one.low == 0 for one in found) >= 18
+
+
 @pytest.mark.parametrize(("num_places", "size", "together"), [(47, 2, 0.3), (20, 5, 0.3), (100, 1, 0.0)])
 @pytest.mark.parametrize("excess", [0.0, 0.03, 0.15])
 def test_calibration_errors_are_covered(num_places: int, size: int, together: float, excess: float) -> None:
@@ -177,6 +197,21 @@ def test_calibration_errors_are_covered(num_places: int, size: int, together: fl
         found = calibration_error_estimate(confidences, draw < confidences - excess, clusters)
         covered += found.low <= excess <= found.high
     assert covered >= 91  # of 95 or more, two standard deviations
+
+
+@pytest.mark.slow
+def test_calibration_errors_of_a_few_confidences_are_covered() -> None:
+    """Only confidences above 0.9 are wrong: in the other bins there is only chance."""
+    rng = np.random.default_rng(5)
+    shares = (np.arange(100_000) + 0.5) / 100_000
+    truth = 0.15 * float((np.sin(math.pi / 2 * shares) ** 2 > 0.9).mean())
+    covered = 0
+    for _ in range(400):
+        confidences = np.sin(math.pi / 2 * rng.random(740)) ** 2
+        right = rng.random(740) < np.where(confidences > 0.9, confidences - 0.15, confidences)
+        found = calibration_error_estimate(confidences, right, np.arange(740))
+        covered += found.low <= truth <= found.high
+    assert covered >= 0.92 * 400 - 2.5 * math.sqrt(400 * 0.08 * 0.92)
 
 
 # --- all of a score --------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from cosplace.assessment.intervals import (
     mcnemar,
     paired_difference,
     resampled_weights,
+    sum_of_absolute_means,
     wilson,
 )
 
@@ -352,6 +353,53 @@ def test_bootstrap_of_a_mean_is_that_of_its_variance() -> None:
     exact = clustered_mean(values, np.arange(400))
     assert found == same
     assert ends(found) == pytest.approx(ends(exact), abs=0.003)
+
+
+# --- sums of absolute means ------------------------------------------------------------------------------------------
+
+
+def test_a_sum_of_large_absolute_means_has_the_interval_of_a_mean() -> None:
+    """No sample changes a sign, so nothing is biased: the sum is a mean of the queries."""
+    rng = np.random.default_rng(0)
+    values = rng.normal((0.3, -0.4), 0.2, (400, 2))
+    found = sum_of_absolute_means(values, np.arange(400), np.zeros((0, 2)))
+    assert ends(found) == pytest.approx(ends(clustered_mean(values @ (1, -1), np.arange(400))), abs=0.002)
+
+
+def debiased(means: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """The formula, in which E |mean + noise| is an integral."""
+    steps = np.linspace(-6, 6, 241)
+    weights = np.exp(-(steps**2) / 2) / np.exp(-(steps**2) / 2).sum()
+    expected = np.abs(means[..., None] + errors[:, None] * steps) @ weights
+    return np.abs(means) - (expected - np.abs(means)) / (math.sqrt(2) - 1)
+
+
+def test_of_samples_of_a_sum_at_an_end_one_in_40_is_beyond_what_was_found() -> None:
+    rng = np.random.default_rng(1)
+    clusters = np.arange(300) // 3
+    values = rng.normal((0.05, 0.1, -0.01, 0.0), 0.3, (300, 4)) + rng.normal(0, 0.05, (100, 1))[clusters]
+    found = sum_of_absolute_means(values, clusters, np.zeros((0, 4)))
+    means = values.mean(axis=0)
+    deviations = (values - means).reshape(100, 3, 4).sum(axis=1)
+    covariance = deviations.T @ deviations / 300**2 / (1 - 1 / 100) * (stdtrit(99, 0.975) / 1.959964) ** 2
+    errors = np.sqrt(np.diag(covariance))
+    noise = np.random.default_rng(2).multivariate_normal(np.zeros(4), covariance, 20_000)
+    measured = debiased(means, errors)
+
+    def share_above(total: float, proportions: np.ndarray) -> float:
+        expectations = total * np.sign(means) * proportions / proportions.sum()
+        return float((debiased(expectations + noise, errors).sum(axis=1) >= measured.sum()).mean())
+
+    assert found.value == pytest.approx(np.abs(means).sum())
+    assert 0 < found.low < found.value < found.high < 1
+    assert share_above(found.low, np.maximum(measured, 0)) == pytest.approx(0.025, abs=0.008)
+    assert share_above(found.high, errors) == pytest.approx(0.975, abs=0.008)
+
+
+def test_a_sum_smaller_than_by_chance_has_an_interval() -> None:
+    values = np.array([[1.0, -1.0], [-1.0, 1.0]] * 50)
+    found = sum_of_absolute_means(values, np.arange(100), np.zeros((0, 2)))
+    assert (found.value, found.low) == (0, 0) and 0.1 < found.high < 0.5
 
 
 # --- coverage --------------------------------------------------------------------------------------------------------

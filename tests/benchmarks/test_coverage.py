@@ -8,6 +8,7 @@ import pytest
 from benchmarks import coverage
 from benchmarks.coverage import (
     KINDS,
+    MISCALIBRATIONS,
     SHARED,
     STRUCTURES,
     Setting,
@@ -15,8 +16,10 @@ from benchmarks.coverage import (
     draw_scores,
     settings_of_shares,
     simulate,
+    simulate_calibration,
     simulate_shares,
     summary,
+    true_calibration_error,
 )
 
 PLACES = "100 places of 5"
@@ -47,6 +50,21 @@ def test_without_clusters_the_interval_is_that_of_wilson() -> None:
     assert row.others == pytest.approx((row.coverage, 100.0))
 
 
+def test_true_calibration_errors() -> None:
+    assert all(true_calibration_error(confidences, "none") < 1e-12 for confidences in coverage.CONFIDENCES)
+    assert true_calibration_error("uniform", "0.15 too high") == pytest.approx(0.85 * 0.15 + 0.15**2 / 2, abs=1e-5)
+    assert true_calibration_error("uniform", "above 0.9 too high") == pytest.approx(0.1 * 0.15, abs=1e-5)
+    assert true_calibration_error("uniform", "too low, too high, by turns") == pytest.approx(0.12, abs=0.001)
+    assert true_calibration_error("above 0.98", "0.05 too high") == pytest.approx(0.05, abs=1e-5)
+
+
+def test_intervals_of_calibration_errors_in_simulated_evaluations() -> None:
+    row = simulate_calibration(Setting(PLACES, "0.3"), 8, np.random.default_rng(0))
+    *coverages, width = row.others
+    assert len(coverages) == len(MISCALIBRATIONS) and row.coverage == pytest.approx(np.mean(coverages[1:]))
+    assert min(coverages) >= 50 and row.coverage > 80 and 4 < width < 15
+
+
 def test_halves_have_the_rows_of_the_whole() -> None:
     whole, even, odd = (list(simulate(False, part, 1, 0)) for part in ("all", "even", "odd"))
     assert whole[::2] == even and whole[1::2] == odd
@@ -64,3 +82,8 @@ def test_the_table_has_a_line_for_each_setting(
     assert len([one for one in lines if one.startswith("| 100")]) == 2 + 2 * 4
     assert lines[-2].startswith("18 settings: ")
     assert lines[-1].startswith("without those that are called approximate: 10 settings: ")
+    monkeypatch.setattr(sys, "argv", ["coverage", "--calibration", "--runs", "1"])
+    coverage.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len([one for one in lines if one.startswith("| 1")]) == 1 + 2 * 4
+    assert lines[-len(MISCALIBRATIONS)].startswith("none: 5 settings: ") and "; lowest " in lines[-1]

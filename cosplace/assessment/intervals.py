@@ -431,20 +431,11 @@ def _without_bias(means: np.ndarray, errors: np.ndarray) -> np.ndarray:
 
 
 def _where(ascending: Callable[[float], float], value: float) -> float:
-    """Where an ascending function of numbers in [0, 1] has a value, within PRECISION; 0 or 1 if it is outside.
+    """Where an ascending function of numbers in [0, 1] has a value, within PRECISION; 0 or 1 if it is outside."""
+    from scipy.optimize import brentq  # takes longer to import than this module
 
-    Found by the Illinois method (Dowell and Jarratt, BIT 1971).
-    """
-    low, high = 0.0, 1.0
-    below, above = value - ascending(low), ascending(high) - value
-    if below <= 0 or above <= 0:
-        return low if below <= 0 else high
-    side = 0
-    while high - low > PRECISION:
-        middle = low + (high - low) * min(max(below / (below + above), 0.001), 0.999)
-        missing = value - ascending(middle)
-        if missing > 0:
-            low, below, above, side = middle, missing, above / (2 if side > 0 else 1), 1
-        else:
-            high, above, below, side = middle, -missing, below / (2 if side < 0 else 1), -1
-    return (low + high) / 2
+    if ascending(0.0) >= value:
+        return 0.0
+    if ascending(1.0) <= value:
+        return 1.0
+    return float(brentq(lambda place: ascending(place) - value, 0.0, 1.0, xtol=PRECISION))

@@ -153,9 +153,9 @@ def find_nearest(
 
     The best REFINE * k by the index are compared by their full descriptors.  This is done here and not by Lance, so
     that each of these descriptors is compared with its checksum: Lance would rank a damaged one last.  For the same
-    reason, photos that are not in the search index are left to the caller, see `read_unindexed`.  num_probed:
-    partitions to look into.  condition: SQL that photos must meet; then more partitions are probed until k photos are
-    found.  Raises DamagedIndexError.
+    reason, photos that are not in the search index are left to the caller.  num_probed: partitions to look into.
+    condition: SQL that photos must meet; then more partitions are probed until k photos are found.  Raises
+    DamagedIndexError.
     """
     num_candidates = k * REFINE[store.search_codes]
     with translated_errors(store.address):

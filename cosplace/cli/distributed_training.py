@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -149,11 +149,13 @@ def _open_folder(config: TrainConfig, job: Job, opened: ExitStack) -> tuple[str,
 
 
 def _remove_if_refused(folder: Path, error: type[BaseException] | None, *_: object) -> None:
-    """Remove the new folder of a run that ended before it started."""
+    """Remove the new folder of a run that ended before it started, and the one around it if it is empty then."""
     from cosplace.training.run import LOCK
 
     if error is not None and {path.name for path in folder.iterdir()} <= {LOCK, RECORD}:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
 
 
 def _lock(folder: Path, job: Job, opened: ExitStack) -> None:

@@ -28,6 +28,9 @@ def run_validate(config: ValidateConfig) -> None:
     problems = [problem for report in result.folders for problem in report.problems]
     num_errors = sum(problem.is_error for problem in problems)
     classes, recommendation, obstacle = _recommend(result, config)
+    if recommendation is not None and num_errors:
+        reasons = ("Fix the errors first: until then, commands may refuse the dataset.", *recommendation.reasons)
+        recommendation = dataclasses.replace(recommendation, reasons=reasons)
     if config.html is not None:
         from cosplace.report.validation_page import write_validation_page
 

@@ -32,6 +32,7 @@ from cosplace.training.groups import Groups
 from cosplace.training.heading_check import headings_fit
 from cosplace.training.places import Places, Viewpoints, as_groups, form_places
 from cosplace.training.recipe import Recipe, choose_image_size, choose_recipe
+from cosplace.training.validation import check_not_trained_on
 
 SIZE_SAMPLE = 50  # photos that are opened to find the usual size
 
@@ -128,7 +129,7 @@ def prepare_finetuning(config: FinetuneConfig, progress: Progress = no_progress)
         whiten_head(network, photos, settings, progress)
     viewpoints = _viewpoints(photos, network, settings, progress)
     places = form_places(viewpoints)
-    return FinetuningPreparation(
+    prepared = FinetuningPreparation(
         config=config,
         photos=photos,
         places=places,
@@ -141,6 +142,8 @@ def prepare_finetuning(config: FinetuneConfig, progress: Progress = no_progress)
         device=device,
         dtype=dtype,
     )
+    check_not_trained_on(prepared.data, progress)
+    return prepared
 
 
 def _viewpoints(

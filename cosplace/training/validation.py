@@ -61,7 +61,9 @@ def reused_photos(data: TrainingData) -> list[str]:
 
 def check_not_trained_on(data: TrainingData, progress: Progress = no_progress) -> None:
     """Raise DatasetError if queries of the validation or test set are trained on: recalls would be too high."""
-    sets = {"validation": data.val.queries, "test": data.test.queries}
+    sets = {"validation": data.val.queries}
+    if data.test is not data.val:  # a fine-tuning may have no test set
+        sets["test"] = data.test.queries
     looks_for_copies = sum(num_images for _, num_images in data.counts()) <= MOST_PHOTOS
     names: dict[Path, set[str]] = defaultdict(set)  # of training photos, by folder
     paths: dict[str, list[tuple[str, Path]]] = {}

@@ -13,7 +13,7 @@ import torch
 from cosplace.cli import main
 from cosplace.config.finetuning import FinetuneConfig
 from cosplace.config.values import from_values
-from cosplace.errors import CheckpointError, ConfigError
+from cosplace.errors import CheckpointError, ConfigError, DatasetError
 from cosplace.index.photo_index import open_index
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.opening import open_model
@@ -72,6 +72,17 @@ def test_a_folder_in_use_is_refused(dataset: Path, start: Path, tmp_path: Path) 
         with pytest.raises(ConfigError, match="in use by another training run"):
             pool.submit(run, dataset, start, folder).result()
         assert {path.name for path in folder.iterdir()} == {LOCK}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["val/queries", "test/queries_v1"])
+def test_queries_that_are_training_photos_are_refused(dataset: Path, start: Path, tmp_path: Path, split: str) -> None:
+    city = shutil.copytree(dataset, tmp_path / "city")
+    photo = next(path for path in sorted((city / "train").rglob("*.jpg")))
+    (city / split / photo.name.replace("@.jpg", "again@.jpg")).write_bytes(photo.read_bytes())
+    with pytest.raises(DatasetError, match=rf"1 of \d+ {'validation' if 'val' in split else 'test'} queries is also a"):
+        run(city, start, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ index.  Legend: I photos, Q queries, K neighbors, D dimension.  Side effects: re
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from cosplace.engines.encoder import Encoder
 
 FORMAT_VERSION = 2  # 1: without roots, position errors and checksums; a writer adds them
+PAUSES_S = (0.0, 0.2, 0.5)  # before the newest version is read again
 
 T = TypeVar("T")
 
@@ -310,15 +313,17 @@ class PhotoReader:
             return self._snapshot
 
     def _retry_if_outdated(self, read: Callable[[], T]) -> T:
-        """Call `read`, and again if a writer has removed the version that was read."""
-        try:
-            return read()
-        except OutdatedError:
-            with self._guard:
-                self._catch_up()
-                if self._snapshot is not None:  # the old one is kept if the newest version cannot be read
-                    self._snapshot = self._load()
-            return read()
+        """Call `read`, and again if a writer has removed the version that was read, as `compact` does several times."""
+        for pause_s in PAUSES_S:
+            try:
+                return read()
+            except OutdatedError:
+                time.sleep(pause_s)
+                with self._guard, suppress(OutdatedError):  # then the next call of `read` raises it
+                    self._catch_up()
+                    if self._snapshot is not None:  # the old one is kept if the newest version cannot be read
+                        self._snapshot = self._load()
+        return read()
 
     def _catch_up(self) -> None:
         """Read the newest version from now on.  Raises ReplacedIndexError, and then nothing has changed."""

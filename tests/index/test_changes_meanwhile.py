@@ -4,11 +4,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cosplace.errors import DamagedIndexError, PhotoIndexError, ReplacedIndexError
 from cosplace.index import file_checksums
 from cosplace.index.file_checksums import check_kinds
+from cosplace.index.lance import OutdatedError
 from cosplace.index.photo_index import PhotoIndex, open_index
 from tests.index.index_samples import unit_rows, write_index
 
@@ -30,6 +32,28 @@ def address(written: Path, tmp_path: Path) -> Path:
 def newest_manifest(address: Path, table: str) -> Path:
     """The newest version has the smallest number in its name."""
     return min((address / f"{table}.lance" / "_versions").glob("*.manifest"))
+
+
+@pytest.mark.parametrize(("num_removed", "is_answered"), [(1, True), (3, True), (4, False)])
+def test_a_version_that_is_removed_several_times_is_read_again(
+    address: Path, monkeypatch: pytest.MonkeyPatch, num_removed: int, is_answered: bool
+) -> None:
+    """As when an index is compacted: it removes the former versions after each of its steps."""
+    left = [OutdatedError("_deletions/1.arrow is missing")] * num_removed
+    with open_index(address) as reader:
+        read = reader._descriptors
+
+        def fail_first(ids: np.ndarray) -> np.ndarray:
+            if left:
+                raise left.pop()
+            return read(ids)
+
+        monkeypatch.setattr(reader, "_descriptors", fail_first)
+        if is_answered:
+            assert len(reader.descriptors([5, 6])) == 2
+        else:
+            with pytest.raises(OutdatedError):
+                reader.descriptors([5, 6])
 
 
 @pytest.mark.parametrize("read", [PhotoIndex.refresh, lambda index: len(open_index(index.address))])

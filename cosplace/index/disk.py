@@ -8,6 +8,7 @@ from cosplace.index.file_checksums import FILE_NAME, TABLES, is_local
 from cosplace.index.reader_copy import reader_copies
 
 SPARE_BYTES = 64_000_000  # kept free, for manifests of Lance
+RECORD_BYTES = 2_000_000  # enough for a record: photos can be removed from a disk that is nearly full
 
 
 def index_bytes(address: str) -> int | None:
@@ -23,13 +24,13 @@ def index_bytes(address: str) -> int | None:
     return sum(path.stat().st_size for path in own if path.is_file())
 
 
-def check_space(address: str, num_bytes: int = 0) -> None:
-    """Raise StorageError if there is not enough space for some bytes of photos."""
+def check_space(address: str, num_bytes: int = SPARE_BYTES) -> None:
+    """Raise StorageError if there is not enough space for some bytes."""
     if not is_local(address):
         return
     free = shutil.disk_usage(address).free
-    if free < num_bytes + SPARE_BYTES:
+    if free < num_bytes:
         raise StorageError(
-            f"{address} needs {(num_bytes + SPARE_BYTES) / 1e6:.0f} MB for the next photos, but only "
-            f"{free / 1e6:.0f} MB are free. Free some space and run the command again; all photos so far are kept."
+            f"{address} needs {num_bytes / 1e6:.0f} MB to be written, but only {free / 1e6:.0f} MB are free. Free some "
+            "space and run the command again; all photos so far are kept."
         )

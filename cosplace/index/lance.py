@@ -79,6 +79,8 @@ def _translate(address: str, error: BaseException) -> CosPlaceError:
             f"{address}: no space left on the disk, or in the folder for temporary files. Free some space and run the "
             "command again; all photos so far are kept."
         )
+    if "os error 27" in text or "File too large" in text:
+        return StorageError(f"{address}: a file is larger than allowed here (`ulimit -f`). Raise that limit.")
     if "Incompatible transaction" in text or "ommit conflict" in text:
         return IndexInUseError(
             f"{address} was taken over by another writer; photos stored before are kept. Run the command again."

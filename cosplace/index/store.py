@@ -24,7 +24,7 @@ import numpy as np
 
 from cosplace.errors import MissingIndexError, PhotoIndexError
 from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descriptor_checks, numbers_checks, rest_checks
-from cosplace.index.disk import check_space
+from cosplace.index.disk import RECORD_BYTES, SPARE_BYTES, check_space
 from cosplace.index.file_checksums import (
     FILE_NAME,
     TABLES,
@@ -373,7 +373,7 @@ class Store:
 
     def append(self, rows: dict[str, Any], num_bytes: int) -> None:
         """Add photos in one commit; they are stored when this returns.  rows: columns of the schema."""
-        check_space(self.address, num_bytes)
+        check_space(self.address, num_bytes + SPARE_BYTES)
         with translated_errors(self.address):
             self.photos.add(photo_rows(self.schema, rows))
         self.record_checksums()
@@ -496,7 +496,7 @@ class Store:
         """Set the record of a key, in one commit."""
         import pyarrow as pa
 
-        check_space(self.address)
+        check_space(self.address, RECORD_BYTES)
         row = pa.table({"key": [checked_key(key)], "json": [json.dumps(value)]})
         with translated_errors(self.address):
             self.records.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(row)

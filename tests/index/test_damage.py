@@ -488,6 +488,7 @@ def test_a_panic_of_lance_is_damage(intact: Path, monkeypatch: pytest.MonkeyPatc
         ("s3://bucket/city", "IO { source: RetryError(dns error), /x/.cargo/lance-1/src/io.rs:5:9 }",
          PhotoIndexError, "cannot be reached"),
         ("city", "LanceError(IO): No space left on device (os error 28), io.rs:5", StorageError, "temporary files"),
+        ("city", "LanceError(IO): File too large (os error 27), io.rs:5", StorageError, "ulimit -f"),
         ("city", "LanceError(IO): Permission denied (os error 13)", StorageError, "permission denied"),
         ("city", "Too many open files (os error 24), src/io.rs:5:9", PhotoIndexError, "Too many open files"),
         ("city", "Encountered corrupt data: 3, rust/lance/src/io.rs:5:9", DamagedIndexError, "corrupt data: 3. Run"),

@@ -267,7 +267,14 @@ def zero_the_middle(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [zero_the_middle, cut, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        zero_the_middle,
+        pytest.param(cut, marks=pytest.mark.long),
+        pytest.param(lambda path: path.write_bytes(b""), marks=pytest.mark.long),
+    ],
+)
 def test_a_search_index_that_lance_cannot_read_is_not_used_even_if_its_checksums_are_right(
     intact_approximate: Path, tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:

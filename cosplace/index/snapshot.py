@@ -223,14 +223,13 @@ def load_snapshot(
         approximate, num_unindexed = build_approximate_index(store), 0
         columns = place(store.columns())
     elif approximate is None:
+        problem = f"{store.address} has no search index"
+        if not is_intact:
+            problem = f"The search index of {store.address} is damaged and not used"
+        elif num_unindexed:
+            problem = f"The search index of {store.address} lacks {num_unindexed:,} photos"
         log.warning(
-            "%s: searches compare all photos and are slow. Run `cosplace index compact %s`.",
-            f"The search index of {store.address} is damaged and not used"
-            if not is_intact
-            else f"The search index of {store.address} lacks {num_unindexed:,} photos"
-            if num_unindexed
-            else f"{store.address} has no search index",
-            store.address,
+            "%s: searches compare all photos and are slow. Run `cosplace index compact %s`.", problem, store.address
         )
     else:
         prewarm(store)

@@ -53,9 +53,9 @@ def intact_approximate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return address
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, place: int, bit: int = 4) -> None:
     raw = bytearray(path.read_bytes())
-    raw[place] ^= 4
+    raw[place] ^= bit
     path.write_bytes(raw)
 
 
@@ -135,15 +135,9 @@ def test_a_changed_descriptor_of_an_approximate_search_is_noticed(tmp_path: Path
         index.move([299], some_photos(range(400, 401)))
     for path in (address / "photos.lance" / "data").iterdir():
         if (at := path.read_bytes().find(row.tobytes())) >= 0:
-            flip_bit_of_exponent(path, at + 7)
+            flip(path, at + 7, bit=0x40)  # of an exponent
     with open_index(address) as index, pytest.raises(DamagedIndexError, match="index verify"):
         index.search(row[None], 3)
-
-
-def flip_bit_of_exponent(path: Path, place: int) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[place] ^= 0x40
-    path.write_bytes(raw)
 
 
 def test_a_photo_that_is_stored_twice_is_damage(intact: Path, tmp_path: Path) -> None:

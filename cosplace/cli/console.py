@@ -223,6 +223,11 @@ def print_result(text: str) -> None:
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
+def print_main_file(folder: Path, *, no_report: bool) -> None:
+    """Print the file of an evaluation that a user opens."""
+    print_result(f"results: {folder / 'results.json'}" if no_report else f"report: {folder / 'report.html'}")
+
+
 def print_json(content: Any) -> None:
     """Print a result as JSON."""
     print_result(json_text(content))

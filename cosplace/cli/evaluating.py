@@ -12,6 +12,7 @@ from cosplace.cli.console import (
     command_line,
     log_to_folder,
     on_interrupt,
+    print_main_file,
     print_result,
     timestamp,
     write_json,
@@ -148,7 +149,7 @@ def evaluate_run(
             print_result(line)
     if verdicts is not None:
         print_result(judged_line(judged_recalls(evaluation, dataset, verdicts, measures.clusters)))
-    print_result(f"report: {folder / 'report.html'}")
+    print_main_file(folder, no_report=config.reporting.no_report)
     return folder, evaluation, dataset
 
 

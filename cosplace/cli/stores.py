@@ -13,6 +13,7 @@ from cosplace.cli.console import (
     command_line,
     log_to_folder,
     on_interrupt,
+    print_main_file,
     print_result,
     timestamp,
     write_json,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 USED = (  # settings that have an effect on stored descriptors
     "database_store", "queries_store", "memory", "recall_values", "positive_dist_threshold", "num_preds_to_save",
-    "save_only_wrong_preds", "report_matches", "compare", "audit", "verdicts", "device", "seed", "save_dir",
+    "save_only_wrong_preds", "report_matches", "no_report", "compare", "audit", "verdicts", "device", "seed",
+    "save_dir",
 )  # fmt: skip
 
 log = logging.getLogger("cosplace")
@@ -124,7 +126,7 @@ def _write(
         print_result(line)
     if verdicts is not None:
         print_result(judged_line(judged_recalls(evaluation, dataset, verdicts, measures.clusters)))
-    print_result(f"report: {folder / 'report.html'}")
+    print_main_file(folder, no_report=config.reporting.no_report)
     return folder
 
 

@@ -190,6 +190,15 @@ class StoredDescriptors(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSettings(Section):
+    """Report"""
+
+    no_report: bool = setting(
+        False, "write results.json and queries.parquet only: report.html takes some seconds, and up to 20 MB"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSettings(Section):
     """Comparison"""
 
@@ -233,6 +242,7 @@ class EvalConfig:
     compression: CompressionSettings = section(CompressionSettings)
     stores: StoredDescriptors = section(StoredDescriptors)
     testing: TestSettings = section(TestSettings)
+    reporting: ReportSettings = section(ReportSettings)
     comparing: ComparisonSettings = section(ComparisonSettings)
     truth: GroundTruth = section(GroundTruth)
     running: RuntimeSettings = section(RuntimeSettings, hidden=("compile", "cuda_graphs", "use_float64"))

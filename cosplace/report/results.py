@@ -2,7 +2,7 @@
 
 results.json      recalls and the sizes of the dataset
 queries.parquet   what was found for each query, see `cosplace.assessment.run_files`
-report.html       recalls, charts, maps, queries with their predictions
+report.html       recalls, charts, maps, queries with their predictions; not with --no_report
 preds/            predictions as images and as a table, see `prediction_images`
 """
 
@@ -170,7 +170,7 @@ def write_results(
     more: Mapping[str, Any] = MappingProxyType({}),
     progress: Progress = no_progress,
 ) -> None:
-    """Write all files of a run.  values: its settings; more: further entries of results.json."""
+    """Write all files of a run.  values: its settings, `no_report` too; more: further entries of results.json."""
     measures, expected = report.measures, expected_matches(dataset, evaluation)
     measured = {}
     if measures is not None:
@@ -199,4 +199,5 @@ def write_results(
         save_predictions(
             folder / PREDICTIONS, dataset, evaluation, values["num_preds_to_save"], values["save_only_wrong_preds"]
         )
-    write_report(folder / REPORT, replace(report, expected=expected), progress)
+    if not values.get("no_report"):
+        write_report(folder / REPORT, replace(report, expected=expected), progress)

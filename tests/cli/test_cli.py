@@ -304,6 +304,17 @@ def test_eval_finds_the_splits_of_a_dataset_and_leaves_out_recalls(
     assert json.loads((report.parent / "results.json").read_text())["recalls"].keys() == {"1"}
 
 
+def test_eval_without_report(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluation = ["eval", f"--dataset_folder={dataset_folder}", *NETWORK, *TESTING]
+    assert run(*evaluation, "--save_dir=with")[0] == 0
+    *figures, written = capsys.readouterr().out.splitlines()
+    assert written == f"report: {next(Path('logs/with').iterdir()) / 'report.html'}"
+    assert run(*evaluation, "--save_dir=without", "--no_report")[0] == 0
+    folder = next(Path("logs/without").iterdir())
+    assert capsys.readouterr().out.splitlines() == [*figures, f"results: {folder / 'results.json'}"]
+    assert (folder / "queries.parquet").exists() and not (folder / "report.html").exists()
+
+
 def test_train_then_eval_gives_the_same_recalls(dataset_folder: Path, capsys: pytest.CaptureFixture) -> None:
     code, _ = run("train", f"--dataset_folder={dataset_folder}", *QUICK, "--save_dir=mine", "--num_preds_to_save=2")
     assert code == 0

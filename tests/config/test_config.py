@@ -57,7 +57,7 @@ TRAIN_KEYS = SHARED_KEYS | {
 }  # fmt: skip
 EVAL_KEYS = SHARED_KEYS | {
     "trust_remote_code", "reduce_to", "reduce_on", "reduce_method", "descriptors_folder", "descriptors_dtype",
-    "protocol", "compare",
+    "protocol", "compare", "no_report",
     "database_folder", "no_labels", "query_policy", "scales", "flip", "audit", "verdicts", "accept_license", "compress",
     "shortlist", "database_store", "queries_store", "memory", "engine",
 }  # fmt: skip

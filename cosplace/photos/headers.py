@@ -6,7 +6,7 @@ Only bytes are cut out here; nothing is decoded.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cosplace.photos.blocks import XMP_HEADER, png_xmp
+from cosplace.photos.blocks import APP1, START_OF_SCAN, WITHOUT_LENGTH, XMP_HEADER, jpeg_segments, png_xmp
 from cosplace.photos.formats import PNG_START
 from cosplace.photos.orientation import EXIF_HEADER
 
@@ -30,7 +30,7 @@ def jpeg_header(raw: bytes | bytearray) -> JpegHeader | None:
     """Read the header of a JPEG, up to its first scan; None if it has no frame header (marker SOF)."""
     frame, exif, xmp, has_scans = None, None, None, True
     for marker, first, last in _jpeg_segments(raw):
-        if marker == 0xE1:
+        if marker == APP1:
             if exif is None and raw[first : first + 6] == EXIF_HEADER:
                 exif = bytes(raw[first:last])
             elif xmp is None and raw[first : first + len(XMP_HEADER)] == XMP_HEADER:
@@ -40,7 +40,7 @@ def jpeg_header(raw: bytes | bytearray) -> JpegHeader | None:
                 return None
             height, width = (int.from_bytes(raw[first + i : first + i + 2], "big") for i in (1, 3))
             frame = marker, width, height, raw[first + 5]
-        elif marker == 0xDA and frame is not None:
+        elif marker == START_OF_SCAN and frame is not None:
             # One scan with all channels ends a file that is not progressive: the decoder refuses further ones.
             has_scans = frame[0] not in (0xC0, 0xC1) or raw[first] != frame[3]
     return None if frame is None else JpegHeader(*frame[1:], exif, xmp, has_scans)
@@ -48,28 +48,17 @@ def jpeg_header(raw: bytes | bytearray) -> JpegHeader | None:
 
 def has_all_metadata(start: bytes) -> bool:
     """Whether the first bytes of a file contain all its metadata: those of a JPEG that is cut after its first scan."""
-    return start[:2] == b"\xff\xd8" and any(marker == 0xDA for marker, _, _ in _jpeg_segments(start))
+    return start[:2] == b"\xff\xd8" and any(marker == START_OF_SCAN for marker, _, _ in _jpeg_segments(start))
 
 
 def _jpeg_segments(raw: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
-    """(marker, first byte, end) of each segment up to that of the first scan."""
-    position, end = 2, len(raw)
-    while position + 4 < end and raw[position] == 0xFF:
-        marker = raw[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
-            position += 2
-        elif marker < 0xC0:  # decoders handle these differently
+    """(marker, first byte, end) of each segment with content up to that of the first scan; until one is damaged."""
+    for marker, first, last in jpeg_segments(raw):
+        if marker in WITHOUT_LENGTH:
+            continue
+        if marker < 0xC0 or last > len(raw):  # decoders handle the former differently
             return
-        else:
-            last = position + 2 + int.from_bytes(raw[position + 2 : position + 4], "big")
-            if last > end:
-                return
-            yield marker, position + 4, last
-            if marker == 0xDA:
-                return
-            position = last
+        yield marker, first, last
 
 
 def simplejpeg_size(raw: bytes) -> tuple[int, int] | None:

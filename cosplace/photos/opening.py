@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
+from cosplace.photos.blocks import has_too_many_parts
 from cosplace.photos.formats import UPLOAD_FORMATS, detect_format, refused_format
 from cosplace.photos.headers import SIZE_READERS, has_all_metadata, jpeg_header, plain_png, simplejpeg_size
 from cosplace.photos.orientation import read_orientation
@@ -307,6 +308,8 @@ def open_with_pillow(
         if size is None:
             raise damaged_photo(name, f"damaged {image_format} header")
         _check_size(*size, name, max_pixels)
+    if has_too_many_parts(raw, image_format):
+        raise damaged_photo(name, "it has too many parts")
     exif, xmp = None, None
     if image_format == "PNG":
         raw, exif, xmp = plain_png(raw)

@@ -23,11 +23,7 @@ MAX_XMP_BYTES = 8_000_000
 def contains(packet: bytes, word: str) -> bool:
     """Whether a packet contains an ASCII word, in UTF-8, UTF-16 or UTF-32.  Fast: the XML is not parsed."""
     plain = word.encode("ascii")
-    if plain in packet:
-        return True
-    if b"\0" not in packet[:16]:
-        return False
-    return any(b"".join(bytes((byte,)) + padding for byte in plain) in packet for padding in (b"\0", b"\0\0\0"))
+    return plain in packet or (b"\0" in packet[:16] and plain in packet.replace(b"\0", b""))
 
 
 def read_xmp(packet: bytes) -> dict[str, str]:

@@ -15,9 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cosplace.server.settings import ServerSettings
+from cosplace.server.settings import MAX_HEADER_BYTES, ServerSettings
 
 WAITING_LIMIT_S = 10.0  # for the header of a request, counted from the connection or the last response
 RESPONSE_MARGIN_S = 5.0  # beyond the time limit of a request, for the application to end it
@@ -25,6 +26,7 @@ REFUSAL_LIMIT_S = 1.0  # to send the response to a connection that is refused
 BACKLOG = 128  # connections that the system accepts before the server sees them
 RESERVED_FILES = 256  # file descriptors for the index, temporary files and the backlog
 MIN_CONNECTIONS = 8
+FREE_CHUNKS, MIN_CHUNK_BYTES = 200, 64  # of a body: each chunk beyond the first ones must bring this on average
 LOG_INTERVAL_S = 10.0  # at most one line about dropped connections in this time
 REFUSAL_BODY = b'{"detail":"The server has no free connection; try again."}'
 REFUSAL = (
@@ -83,11 +85,30 @@ class Connections:
             self.num_dropped, self.logged_at = 0, now
 
 
+class Parser(h11.Connection):
+    """HTTP from bytes.  A body in tiny chunks is an error: each takes as long as a large one, and others wait."""
+
+    num_chunks = num_bytes = 0
+
+    def next_event(self) -> Any:
+        """The next event.  Raises h11.RemoteProtocolError for invalid requests."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.num_chunks = self.num_bytes = 0
+        elif isinstance(event, h11.Data):
+            self.num_chunks += event.chunk_start
+            self.num_bytes += len(event.data)
+            if (self.num_chunks - FREE_CHUNKS) * MIN_CHUNK_BYTES > self.num_bytes:
+                raise h11.RemoteProtocolError(f"more than {FREE_CHUNKS} chunks of a few bytes")
+        return event
+
+
 class GuardedProtocol(H11Protocol):
     """HTTP on one connection, with a deadline at all times."""
 
     def __init__(self, guard: Connections, **options: Any) -> None:
         super().__init__(**options)
+        self.conn = Parser(h11.SERVER, MAX_HEADER_BYTES)
         self.guard = guard
         self.state, self.state_since, self.timer = "", 0.0, None
         self.timed_request: Any = None  # the request whose deadline runs

@@ -20,7 +20,7 @@ from cosplace.errors import ConfigError
 from cosplace.localization.localizer import Localizer
 from cosplace.server.app import create_app
 from cosplace.server.connections import BACKLOG, WAITING_LIMIT_S, Connections, GuardedProtocol, usable_connections
-from cosplace.server.settings import MAX_HEADER_BYTES, ServerSettings, is_loopback
+from cosplace.server.settings import ServerSettings, is_loopback
 from cosplace.server.sockets import listen_errors, listening_socket
 from cosplace.server.workers import Worker
 
@@ -90,7 +90,6 @@ def make_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=math.ceil(WAITING_LIMIT_S),
         timeout_graceful_shutdown=math.ceil(settings.time_limit_s) + RESPONSES_MARGIN_S,
     )

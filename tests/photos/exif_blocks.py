@@ -167,7 +167,7 @@ def webp(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     flags = {b"EXIF": 8, b"XMP ": 4}
     chunks = list(chunks)
     header = (
-        bytes([sum(flags.get(kind, 0) for kind, _ in chunks), 0, 0, 0])
+        bytes([sum(flags.get(kind, 0) for kind in dict(chunks)), 0, 0, 0])
         + struct.pack("<I", 15)[:3]
         + struct.pack("<I", 11)[:3]
     )

@@ -6,13 +6,17 @@ import shutil
 import struct
 import subprocess
 import time
+import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from cosplace.photos.blocks import MAX_BLOCKS, find_blocks
 from cosplace.photos.metadata import PhotoMetadata, metadata_from_exif, read_metadata
+from cosplace.photos.xmp import contains
 from tests.photos.exif_blocks import (
     BYTE,
     DOUBLE,
@@ -456,3 +460,47 @@ def test_positions_are_those_of_exiftool(tmp_path: Path) -> None:
         facts = metadata_from_exif(raw)
         if name != "after EXIF of zeros":  # exiftool reports zeros
             assert (facts.latitude, facts.longitude) == pytest.approx((latitude, longitude), abs=1e-6), name
+
+
+# --- files that are made to waste time and memory ---------------------------------------------------------------------
+
+
+def test_only_some_blocks_of_a_file_are_used() -> None:
+    block, packet = exif_block(SYDNEY), xmp_packet(XMP)
+    assert len(find_blocks(jpeg(*[exif_segment(block)] * 50)).exif) == MAX_BLOCKS
+    assert len(find_blocks(jpeg(*[xmp_segment(packet)] * 50)).xmp) == MAX_BLOCKS
+    assert len(find_blocks(webp([(b"EXIF", block)] * 50)).exif) == MAX_BLOCKS
+    assert is_in_sydney(metadata_from_exif(jpeg(*[exif_segment(block)] * 50)))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_xmp(bytes(4_000_000), compressed=True),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n%8d\n" % 400_000 + b"00" * 400_000)),
+    ],
+    ids=["XMP", "EXIF"],
+)
+def test_compressed_metadata_take_little_memory(chunk: tuple[bytes, bytes]) -> None:
+    raw = png(*[chunk] * 100)
+    tracemalloc.start()
+    try:
+        metadata_from_exif(raw)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_block_in_many_segments_is_joined_once() -> None:
+    block = exif_block({**SYDNEY, 27: Tag(UNDEFINED, bytes(5_000))})
+    parts = [exif_segment(block[start : start + 2]) for start in range(0, len(block), 2)]
+    raw = jpeg(*parts)
+    assert is_in_sydney(metadata_from_exif(raw))
+    assert find_blocks(raw).exif == (block,)
+
+
+@pytest.mark.parametrize("word", ["GPSLatitude", "Date"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_words_are_found_in_every_encoding_of_xmp(word: str, encoding: str) -> None:
+    assert contains(f"<x {word}='1'/>".encode(encoding), word)
+    assert not contains(f"<x {word[1:]}='1'/>".encode(encoding), word)

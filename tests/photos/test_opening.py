@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
+from cosplace.photos.blocks import MAX_CHUNKS, MAX_SEGMENTS
 from cosplace.photos.headers import JpegHeader, jpeg_header
 from cosplace.photos.opening import (
     MAX_PIXELS,
@@ -275,6 +276,37 @@ def test_a_fake_scan_in_a_comment_does_not_hide_scans() -> None:
     fake = b"\xff\xfe\0\x0c\xff\xda\0\x0c\3\1\0\2\x11\3"
     with pytest.raises(ImageError, match="scans"):
         decode_image(raw[:at] + fake + raw[at:], "x")
+
+
+TINY_PARTS = {
+    "JPEG": b"\xff\xfe\0\2",  # an empty comment
+    "JPEG marker": b"\xff\x01",
+    "PNG": b"\0\0\0\0teXt\xd8\xb1\x48\xb7",  # an empty chunk that decoders skip
+}
+
+
+@pytest.mark.parametrize("kind", TINY_PARTS)
+def test_a_file_of_too_many_parts_is_refused(kind: str, tmp_path: Path) -> None:
+    image_format, at = kind.split()[0], 33 if kind == "PNG" else 2
+    raw, limit = encoded(PIXELS, image_format), MAX_CHUNKS if kind == "PNG" else MAX_SEGMENTS
+    assert decode_image(raw[:at] + TINY_PARTS[kind] * (limit // 2) + raw[at:], "x").shape == (3, 48, 64)
+    large = raw[:at] + TINY_PARTS[kind] * limit + raw[at:]
+    (tmp_path / "x").write_bytes(large)
+    for decode in (
+        lambda: decode_image(large, "x"),
+        lambda: decode_upload(large, "x"),
+        lambda: upright_shape(tmp_path / "x"),
+    ):
+        with pytest.raises(ImageError, match=r"x is incomplete or damaged \(it has too many parts\)"):
+            decode()
+
+
+def test_fill_bytes_before_a_marker_are_skipped() -> None:
+    raw = encoded(PIXELS, "JPEG")
+    filled = raw[:2] + b"\xff" * 3_000_000 + raw[2:]
+    assert jpeg_header(filled) == jpeg_header(raw)
+    assert torch.equal(decode_upload(filled, "x"), decode_image(raw, "x"))
+    assert jpeg_header(raw[:2] + b"\xff" * 100) is None
 
 
 def test_bytes_between_segments_do_not_hide_scans() -> None:

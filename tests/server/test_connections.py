@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -94,6 +94,20 @@ def get(address: tuple[str, int], path: str = "/") -> int:
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SLOW_BODY = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx"
 LARGE_REQUEST = b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "count", "status"), [(1, 100, 200), (1, 5_000, 400), (1_000, 5_000, 200)])
+def test_a_body_in_many_tiny_chunks_is_refused(size: int, count: int, status: int) -> None:
+    header = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n" % (size, bytes(size))
+    with running() as (_, address), connect(address, header) as connection:
+        with suppress(OSError):
+            connection.sendall(chunk * count + b"0\r\n\r\n")
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 %d " % status)
+        assert get(address) == 200
 
 
 # --- deadlines -------------------------------------------------------------------------------------------------------

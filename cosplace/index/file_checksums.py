@@ -4,9 +4,10 @@ Lance writes each file once and never changes it, so a checksum stays valid.  Th
 checksums in `<address>/checksums.json` after each commit.  Files that it does not list were written by a run that was
 killed before it recorded them; they are not checked here, but their rows have their own checksums.
 
-A reader checks small files (versions, removed photos, records) whenever it opens a version, sizes of data files as
-well, and the search index before its first use.  Data files are checked by rows, see `cosplace.index.checksums`, and as
-files by `cosplace index verify`.  Side effects: reads the files of the index, writes checksums.json.
+A reader checks small files (versions, removed photos, records) whenever it opens a version, and the search index before
+its first use.  Of data files it checks the size and the end, which describes the rest: with some damage there, Lance
+takes all memory.  Their rows have checksums, see `cosplace.index.checksums`, and `cosplace index verify` checks whole
+files.  Side effects: reads the files of the index, writes checksums.json.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import stat
+import struct
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +31,9 @@ FILE_NAME = "checksums.json"
 FORMAT = 1
 TABLES = ("photos", "records")
 MAX_NAME_BYTES = 255
+FOOTER = struct.Struct("<QQQIIHH4s")  # starts of columns, their table and that of buffers; counts; version; magic
+FOOTER_MAGIC = b"LANC"
+END_BYTES = 1 << 16  # of a data file without a known footer
 SKIPPED_FOLDERS = ("_transactions",)  # of concurrent commits; readers never open them
 SEARCH_FOLDER, DATA_FOLDER, VERSIONS_FOLDER = "_indices", "data", "_versions"
 MANIFEST_DIGITS = 20  # of names of versions that count down from 2^64 - 1; others are the version itself
@@ -47,6 +52,7 @@ class FileChecksums:
 
     versions: dict[str, int] = field(default_factory=dict)  # newest version of each table
     files: dict[str, tuple[int, str]] = field(default_factory=dict)  # path -> (bytes, checksum)
+    ends: dict[str, tuple[int, str]] = field(default_factory=dict)  # path of a data file -> (start, checksum)
 
 
 def read_checksums(address: str) -> FileChecksums | None:
@@ -59,11 +65,14 @@ def read_checksums(address: str) -> FileChecksums | None:
         content = record["content"]
         if record["checksum"] != _checksum_of(content) or content["format"] != FORMAT:
             raise ValueError("checksum")
-        files = {_inside(name): (int(size), str(checksum)) for name, (size, checksum) in content["files"].items()}
+        files, ends = (
+            {_inside(name): (int(number), str(checksum)) for name, (number, checksum) in content.get(kind, {}).items()}
+            for kind in ("files", "ends")
+        )
         versions = dict(content["versions"])
         if not (set(versions) <= set(TABLES) and all(isinstance(version, int) for version in versions.values())):
             raise ValueError("versions")
-        return FileChecksums(versions=versions, files=files)
+        return FileChecksums(versions=versions, files=files, ends=ends)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -83,17 +92,52 @@ def record_checksums(address: str, versions: dict[str, int], former: FileChecksu
 
     versions: newest version of each table; files of earlier ones are left out.
     """
-    known = {} if former is None else former.files
-    files = {}
+    former = FileChecksums() if former is None else former
+    files, ends = {}, {}
     for path in sorted(_files(Path(address), versions)):
         name, size = path.relative_to(address).as_posix(), path.stat().st_size
-        files[name] = known[name] if name in known and known[name][0] == size else (size, file_checksum(path))
+        is_known = name in former.files and former.files[name][0] == size
+        files[name] = former.files[name] if is_known else (size, file_checksum(path))
+        if is_of_photos(name):
+            ends[name] = former.ends[name] if is_known and name in former.ends else _end_of(path)
     copy = Path(address) / reader_copy_name(versions)
     if copy.is_file():  # unlike the files of Lance, it may be written again
         files[copy.name] = copy.stat().st_size, file_checksum(copy)
-    content = {"format": FORMAT, "versions": versions, "files": files}
+    content = {"format": FORMAT, "versions": versions, "files": files, "ends": ends}
     write_text(Path(address) / FILE_NAME, json.dumps({"checksum": _checksum_of(content), "content": content}))
-    return FileChecksums(versions=versions, files=files)
+    return FileChecksums(versions=versions, files=files, ends=ends)
+
+
+def _end_of(path: Path) -> tuple[int, str]:
+    """(start, checksum) of the end of a data file of Lance: the tables of its columns and its footer."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - FOOTER.size))
+        footer = file.read(FOOTER.size)
+        start = max(0, size - END_BYTES)
+        if len(footer) == FOOTER.size and footer.endswith(FOOTER_MAGIC):
+            columns, _, buffers, num_buffers, *_ = FOOTER.unpack(footer)
+            file.seek(buffers)
+            positions = struct.iter_unpack("<QQ", file.read(16 * num_buffers))
+            start = min([columns, *(position for position, _ in positions)])
+    return start, file_checksum(path, start)
+
+
+def changed_ends(address: str, checksums: FileChecksums, names: Sequence[str]) -> list[str]:
+    """The names of data files whose end has changed; files that no longer exist are left out."""
+    changed = []
+    for name in names:
+        if name not in checksums.ends:  # recorded by an earlier version
+            continue
+        start, checksum = checksums.ends[name]
+        try:
+            if file_checksum(Path(address) / name, start) != checksum:
+                changed.append(name)
+        except FileNotFoundError:  # a writer removes the files of earlier versions
+            continue
+        except (OSError, ValueError):
+            changed.append(name)
+    return changed
 
 
 def find_changes(
@@ -114,9 +158,10 @@ def find_changes(
     return changed
 
 
-def file_checksum(path: Path) -> str:
-    """Checksum of a file."""
+def file_checksum(path: Path, start: int = 0) -> str:
+    """Checksum of a file, from byte `start` on."""
     with path.open("rb") as file:
+        file.seek(start)
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
@@ -265,6 +310,7 @@ class CheckedFiles:
         large = [name for name in new if is_of_photos(name)]
         small = [name for name in new if not is_of_photos(name)]
         changed = find_changes(self.address, checksums, large, only_sizes=True)
+        changed += changed_ends(self.address, checksums, large)
         changed += find_changes(self.address, checksums, small)
         if changed:
             raise damaged(self.address, f"{changed[0]} has changed")

@@ -23,6 +23,7 @@ from cosplace.index.checksums import (
 from cosplace.index.file_checksums import (
     FILE_NAME,
     FileChecksums,
+    changed_ends,
     damaged,
     find_changes,
     is_copy,
@@ -82,8 +83,10 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
         changed += find_changes(address, checksums, [name])
     problems += [f"{name} has changed" for name in changed]
     tables = _Tables(address=address, checksums=checksums)
-    if manifests := [name for name in changed if is_manifest(name)]:
-        problems.append(f"the index cannot be read without {manifests[0]}")
+    needed = [name for name in changed if is_manifest(name)]
+    needed += changed_ends(address, checksums, [name for name in changed if is_of_photos(name)])
+    if needed:
+        problems.append(f"the index cannot be read without {needed[0]}")
     else:
         tables.read(is_intact=not changed)
     problems += tables.problems

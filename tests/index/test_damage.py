@@ -22,7 +22,7 @@ from cosplace.errors import (
     PhotoIndexError,
     StorageError,
 )
-from cosplace.index import search_index
+from cosplace.index import file_checksums, search_index
 from cosplace.index.checksums import descriptor_checks, numbers_checks, path_check
 from cosplace.index.file_checksums import record_checksums
 from cosplace.index.lance import OutdatedError, translated_errors
@@ -81,6 +81,8 @@ def look(address: Path) -> tuple:
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a data file is shorter": lambda address: cut(data_file(address)),
+    "a bit of the footer of a data file": lambda address: flip(data_file(address), -13, 128),  # asks Lance for 34 GB
+    "a bit of the columns of a data file": lambda address: flip(data_file(address), -400),
     "a data file is gone": lambda address: data_file(address).unlink(),
     "a bit of the newest version": lambda address: flip(newest(address, "photos"), 40),
     "the newest version is gone": lambda address: newest(address, "photos").unlink(),
@@ -204,6 +206,29 @@ def test_a_flipped_bit_of_the_newest_version_is_one_line(
     told = capsys.readouterr()
     assert f"{path.name} has changed" in told.out and "cannot be" in told.out
     assert told.err.count("error") == 1 and "Traceback" not in told.err
+
+
+def test_a_damaged_footer_is_one_line(intact: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    path = data_file(address)
+    flip(path, -13, 128)
+    for arguments in (["verify"], ["verify", "--repair"], ["info"], ["compact"]):
+        assert main(["index", arguments[0], str(address), *arguments[1:]]) == 2
+        told = capsys.readouterr()
+        assert f"{path.name} has changed" in told.out + told.err and told.err.count("\n") == 1
+
+
+def test_ends_of_data_files_are_recorded_from_an_index_without_them(intact: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    record = json.loads((address / "checksums.json").read_text())
+    ends = record["content"].pop("ends")
+    assert ends.keys() == {f"photos.lance/data/{path.name}" for path in (address / "photos.lance/data").iterdir()}
+    record["checksum"] = file_checksums._checksum_of(record["content"])
+    (address / "checksums.json").write_text(json.dumps(record))
+    with open_index(address, write=True) as index:
+        index.add(some_photos(range(900, 901)), unit_rows(1, 2))
+    recorded = json.loads((address / "checksums.json").read_text())["content"]["ends"]
+    assert ends.items() <= recorded.items() and len(recorded) == len(ends) + 1
 
 
 def test_a_reader_does_without_a_search_index_that_is_gone(intact_approximate: Path, tmp_path: Path) -> None:

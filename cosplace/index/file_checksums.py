@@ -24,7 +24,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cosplace.errors import DamagedIndexError
+from cosplace.errors import DamagedIndexError, PhotoIndexError
 from cosplace.storage import write_text
 
 FILE_NAME = "checksums.json"
@@ -57,8 +57,8 @@ class FileChecksums:
 
 def read_checksums(address: str) -> FileChecksums | None:
     """The recorded checksums; None if there are none.  Raises DamagedIndexError."""
+    path = Path(address) / FILE_NAME
     try:
-        path = Path(address) / FILE_NAME
         if path.exists() and not path.is_file():  # a pipe never ends
             raise ValueError("no regular file")
         record = json.loads(path.read_bytes())
@@ -75,6 +75,8 @@ def read_checksums(address: str) -> FileChecksums | None:
         return FileChecksums(versions=versions, files=files, ends=ends)
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise no_permission(path) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise damaged(address, f"{FILE_NAME} cannot be read") from error
 
@@ -135,6 +137,8 @@ def changed_ends(address: str, checksums: FileChecksums, names: Sequence[str]) -
                 changed.append(name)
         except FileNotFoundError:  # a writer removes the files of earlier versions
             continue
+        except PermissionError as error:
+            raise no_permission(Path(address) / name) from error
         except (OSError, ValueError):
             changed.append(name)
     return changed
@@ -153,6 +157,8 @@ def find_changes(
                 changed.append(name)
         except FileNotFoundError:  # a writer removes the files of earlier versions
             continue
+        except PermissionError as error:
+            raise no_permission(path) from error
         except OSError:
             changed.append(name)
     return changed
@@ -257,6 +263,11 @@ def check_kinds(address: str) -> None:
 def damaged(address: str, problem: str) -> DamagedIndexError:
     """The error of a damaged index."""
     return DamagedIndexError(f"{address} is damaged: {problem}. Run `cosplace index verify {address}`.")
+
+
+def no_permission(path: Path) -> PhotoIndexError:
+    """The error of a file of an index that this user may not read."""
+    return PhotoIndexError(f"No permission to read {path}. Ask its owner, or run this command as another user.")
 
 
 def warn_not_used(address: str, name: str) -> None:

@@ -86,7 +86,7 @@ def _translate(address: str, error: BaseException) -> CosPlaceError:
             f"{address} was taken over by another writer; photos stored before are kept. Run the command again."
         )
     if "Permission denied" in text or "Read-only" in text:
-        return StorageError(f"Cannot write to {address} (permission denied). Choose another address.")
+        return StorageError(f"No permission to read or write {address}. Check its permissions, or use another address.")
     if isinstance(error, FileExistsError | NotADirectoryError):
         return StorageError(f"{address} is a file, not a folder. Choose another address.")
     if not is_local(address) and (found := re.search(REMOTE_PROBLEMS, text, re.IGNORECASE)):

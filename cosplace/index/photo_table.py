@@ -12,6 +12,7 @@ from cosplace.index.checksums import (
     path_checks,
     rest_checks,
 )
+from cosplace.index.file_checksums import damaged
 
 NARROW = ("id", *NUMBER_COLUMNS, "numbers_check", "path", "path_check")
 ADDED_COLUMNS = {  # since format 1, with their values for the photos of such an index
@@ -46,6 +47,18 @@ def photo_schema(dimension: int, stored_dtype: str) -> Any:
             ("descriptor", pa.list_(pa.float16() if stored_dtype == "float16" else pa.float32(), dimension)),
         ]
     )
+
+
+def check_columns(address: str, schema: Any) -> None:
+    """Raise DamagedIndexError for a table without a column of the first format, or with descriptors of another type."""
+    import pyarrow as pa
+
+    names = [name for name in photo_schema(1, "float32").names if name not in ADDED_COLUMNS]
+    if missing := [name for name in names if name not in schema.names]:
+        raise damaged(address, f"its photos have no column {missing[0]}")
+    kind = schema.field("descriptor").type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type not in (pa.float16(), pa.float32()):
+        raise damaged(address, f"its descriptors have the type {kind}")
 
 
 def with_checks(rows: dict[str, Any]) -> dict[str, Any]:

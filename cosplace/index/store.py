@@ -43,6 +43,7 @@ from cosplace.index.photo_table import (
     NARROW,
     NO_ROOT,
     WITH_DESCRIPTOR,
+    check_columns,
     matrix,
     photo_rows,
     with_checks,
@@ -119,6 +120,8 @@ class Store:
             if self.copy is not None:
                 self.check_place()  # before Lance, which creates the folder of an index that was moved away
             table = self.database.open_table(name)
+            if name == PHOTOS:
+                check_columns(self.address, table.schema)
             if self.copy is None:
                 return table
             check_tables(self.address, self.database, self.copy.records[SPEC])

@@ -24,7 +24,7 @@ from cosplace.errors import (
 )
 from cosplace.index import file_checksums, search_index
 from cosplace.index.checksums import descriptor_checks, numbers_checks, path_check
-from cosplace.index.file_checksums import record_checksums
+from cosplace.index.file_checksums import read_checksums, record_checksums
 from cosplace.index.lance import OutdatedError, translated_errors
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
@@ -216,6 +216,45 @@ def test_a_damaged_footer_is_one_line(intact: Path, tmp_path: Path, capsys: pyte
         assert main(["index", arguments[0], str(address), *arguments[1:]]) == 2
         told = capsys.readouterr()
         assert f"{path.name} has changed" in told.out + told.err and told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("column", [b"path", b"descriptor", b"thumbnail"])
+def test_an_index_with_other_columns_and_right_checksums_is_damaged(
+    intact: Path, tmp_path: Path, column: bytes, capsys: pytest.CaptureFixture
+) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    versions = read_checksums(str(address)).versions
+    remove_reader_copies(str(address))
+    path = newest(address, "photos")
+    name = bytes([len(column)]) + column
+    path.write_bytes(path.read_bytes().replace(name, name[:-1] + b"x"))
+    record_checksums(str(address), versions, None)
+    with pytest.raises(DamagedIndexError, match="its photos have no column " + column.decode()):
+        look(address)
+    assert main(["index", "verify", str(address)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["checksums.json", "data", "manifest"])
+def test_a_file_without_permission_is_no_damage(intact: Path, tmp_path: Path, kind: str, monkeypatch) -> None:
+    """By a file system that refuses, as the administrator can read everything."""
+    address = shutil.copytree(intact, tmp_path / "index")
+    files = {"data": data_file(address), "manifest": newest(address, "photos")}
+    refused = files.get(kind, address / kind)
+
+    def refuse(function: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(self: Path, *arguments: Any, **options: Any) -> Any:
+            if self == refused:
+                raise PermissionError(13, "Permission denied", str(self))
+            return function(self, *arguments, **options)
+
+        return opened
+
+    monkeypatch.setattr(Path, "open", refuse(Path.open))
+    monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes))
+    with pytest.raises(PhotoIndexError, match=f"No permission to read .*{refused.name}") as caught:
+        look(address)
+    assert not isinstance(caught.value, DamagedIndexError)
 
 
 def test_ends_of_data_files_are_recorded_from_an_index_without_them(intact: Path, tmp_path: Path) -> None:
@@ -515,7 +554,7 @@ def test_a_panic_of_lance_is_damage(intact: Path, monkeypatch: pytest.MonkeyPatc
          PhotoIndexError, "cannot be reached"),
         ("city", "LanceError(IO): No space left on device (os error 28), io.rs:5", StorageError, "temporary files"),
         ("city", "LanceError(IO): File too large (os error 27), io.rs:5", StorageError, "ulimit -f"),
-        ("city", "LanceError(IO): Permission denied (os error 13)", StorageError, "permission denied"),
+        ("city", "LanceError(IO): Permission denied (os error 13)", StorageError, "No permission to read or write"),
         ("city", "Too many open files (os error 24), src/io.rs:5:9", PhotoIndexError, "Too many open files"),
         ("city", "Encountered corrupt data: 3, rust/lance/src/io.rs:5:9", DamagedIndexError, "corrupt data: 3. Run"),
         ("city", "Not found: tmp/city/x.lance/data/1.lance, io.rs:5", MissingIndexError, "data/1.lance is missing"),

@@ -68,7 +68,7 @@ def find_conditions(dataset: RetrievalDataset, positives: Positives) -> Conditio
     has_positive = np.flatnonzero(count)
     texts: dict[str, np.ndarray] = {
         TIME_OF_DAY: _times_of_day(dataset.queries, times.seconds, times.is_exact & ~times.are_local),
-        SEASON: _seasons(dataset.queries, times.seconds),
+        SEASON: _seasons(dataset.queries, np.where(times.has_month, times.seconds, np.nan)),
         HEADING: _between(_heading_differences(dataset, first, count), HEADING_LIMITS, HEADING_NAMES),
     }
     images, rows = np.unique(first[has_positive], return_inverse=True)
@@ -200,17 +200,15 @@ def _times_of_day(images: ImageList, seconds: np.ndarray, is_exact: np.ndarray) 
 
 
 def _seasons(images: ImageList, seconds: np.ndarray) -> np.ndarray:
-    """Meteorological seasons, (I,) str objects; "" where only the year is known, which reads as its first second."""
+    """Meteorological seasons, (I,) str objects; "" where the position or the time is unknown."""
     known = np.flatnonzero(np.isfinite(seconds))
     texts = np.full(len(images), "", object)
     if not len(known):
         return texts
     times = np.floor(seconds[known]).astype(np.int64).astype("datetime64[s]")
-    months, years = times.astype("datetime64[M]"), times.astype("datetime64[Y]")
-    latitudes = latitudes_longitudes(images)[0][known]
+    months, latitudes = times.astype("datetime64[M]"), latitudes_longitudes(images)[0][known]
     quarters = ((months.astype(np.int64) + 1) % 12 // 3 + np.where(latitudes < 0, 2, 0)) % 4  # December is 11
-    is_unknown = np.isnan(latitudes) | (times == years.astype("datetime64[s]"))
-    texts[known] = np.where(is_unknown, "", np.array(SEASONS, object)[quarters])
+    texts[known] = np.where(np.isnan(latitudes), "", np.array(SEASONS, object)[quarters])
     return texts
 
 

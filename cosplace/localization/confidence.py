@@ -21,6 +21,7 @@ from cosplace.progress import format_count
 OUT_OF_INDEX_SHARE = 0.05  # assumed share of photos that show no place of the index
 RIDGE = 1e-3
 MIN_SCALE = 1e-3  # of a signal; smaller differences, such as the spread of photos of one point, are rounding
+MORE_PHOTOS = " Use more photos of more places, in the index or in --queries."
 NUM_FOLDS = 5
 MAX_BINS, EXAMPLES_PER_BIN = 15, 40
 RADIUS_SHARE = 0.9  # share of correct answers whose true position is within the reported radius
@@ -170,7 +171,7 @@ def check_examples(examples: Examples) -> Examples:
     if num_correct < NUM_FOLDS or num_wrong < NUM_FOLDS or len(folds) < 2 or not each_fit_sees_both:
         raise ConfigError(
             f"Calibration needs more examples: there are {num_correct} correct and {num_wrong} wrong answers in "
-            f"{format_count(len(folds), 'area')}. Use more photos of more places, in the index or in --queries."
+            f"{format_count(len(folds), 'area')}.{MORE_PHOTOS}"
         )
     return examples
 

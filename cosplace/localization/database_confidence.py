@@ -15,7 +15,7 @@ from cosplace.assessment.conditions import latitudes_longitudes
 from cosplace.errors import ConfigError
 from cosplace.index.records import Columns
 from cosplace.localization.calibration import MIN_PHOTOS, all_examples
-from cosplace.localization.confidence import fit_calibration
+from cosplace.localization.confidence import MORE_PHOTOS, fit_calibration
 from cosplace.localization.fusion import AGREE_M, fuse
 from cosplace.localization.leave_one_out import find_matches
 from cosplace.localization.queries import queries_of_index
@@ -65,7 +65,7 @@ def database_confidence(
         examples, temperature, _ = all_examples((as_new.take(width), out_of_index.take(width)), queries, None, rng)
         calibration = fit_calibration(examples, temperature=temperature)
     except ConfigError as error:
-        log.info("no confidence of answers: %s", error)
+        log.info("no confidence of answers: %s", str(error).removesuffix(MORE_PHOTOS))
         return None
     predictions, squared = evaluation.predictions[:, width], evaluation.squared_distances[:, width].astype(np.float64)
     similarities = np.where(predictions >= 0, 1 - squared / 2, -np.inf)

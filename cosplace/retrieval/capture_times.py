@@ -16,6 +16,7 @@ FIRST_TIME = 631_152_000.0  # seconds, 1990: there were hardly any digital camer
 DAY_S = 86_400.0  # tolerance for photos in the future: clocks without a time zone
 MANY = 10  # photos at different positions in the same second
 EXACT_DIGITS = 12  # of a timestamp in a name, up to the minute; others are only a date, a month or a year
+YEAR_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +27,17 @@ class CaptureTimes:
     is_exact: np.ndarray  # (I,) bool: with hours and minutes, not only a date
     sequences: np.ndarray  # (I,) int64: number of the sequence, -1 where unknown
     are_local: np.ndarray  # (I,) bool: of a clock without a time zone, which was taken as UTC
+    has_month: np.ndarray  # (I,) bool: not only a year
 
     def of_all(self, rows: np.ndarray, count: int) -> "CaptureTimes":
         """The same for a longer list, of `count` photos, in which these photos have some rows."""
         seconds, is_exact, sequences = np.full(count, np.nan), np.zeros(count, bool), np.full(count, -1)
         seconds[rows], is_exact[rows], sequences[rows] = self.seconds, self.is_exact, self.sequences
-        are_local = np.zeros(count, bool)
-        are_local[rows] = self.are_local
-        return CaptureTimes(seconds=seconds, is_exact=is_exact, sequences=sequences, are_local=are_local)
+        are_local, has_month = np.zeros(count, bool), np.zeros(count, bool)
+        are_local[rows], has_month[rows] = self.are_local, self.has_month
+        return CaptureTimes(
+            seconds=seconds, is_exact=is_exact, sequences=sequences, are_local=are_local, has_month=has_month
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,18 +96,27 @@ def capture_times(images: ImageList, columns: TableColumns | None) -> CaptureTim
             is_exact=seconds % DAY_S != 0,  # midnight: the photo's name or table had only a date
             sequences=np.where(known, columns.sequences[rows], -1),
             are_local=known & columns.are_local[rows],
+            has_month=~_begins_a_year(seconds),  # a table does not tell a year from its first second
         )
-    found: dict[str, tuple[float, bool]] = {}
+    found: dict[str, tuple[float, int]] = {}
     fields = [split_name(images.label(row)) for row in range(len(images))]
     texts = [one.get("timestamp", "") for one in fields]
     for text in set(texts):
-        found[text] = time_of_timestamp(text), sum(character.isdecimal() for character in text) >= EXACT_DIGITS
+        found[text] = time_of_timestamp(text), sum(character.isdecimal() for character in text)
     return CaptureTimes(
         seconds=np.array([found[text][0] for text in texts], np.float64),
-        is_exact=np.array([found[text][1] for text in texts], bool),
+        is_exact=np.array([found[text][1] >= EXACT_DIGITS for text in texts], bool),
         sequences=np.full(len(images), -1),
         are_local=np.array([LOCAL_TIME_NOTE in one.get("note", "").split() for one in fields], bool),
+        has_month=np.array([found[text][1] > YEAR_DIGITS for text in texts], bool),
     )
+
+
+def _begins_a_year(seconds: np.ndarray) -> np.ndarray:
+    """Whether times are the first second of a year, (I,) bool; False for nan."""
+    known = np.isfinite(seconds)
+    times = np.floor(np.where(known, seconds, 0.0)).astype(np.int64).astype("datetime64[s]")
+    return known & (times == times.astype("datetime64[Y]").astype("datetime64[s]"))
 
 
 def clock_problems(images: ImageList, times: CaptureTimes, points: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -163,10 +163,10 @@ def values_of(dataset: RetrievalDataset) -> dict[str, list[str]]:
 
 
 def test_dates_have_a_season_but_no_time_of_day(tmp_path: Path) -> None:
-    values = values_of(from_names(tmp_path / "north", ["201503", "20151224", "2015", ""], heading=0))
+    values = values_of(from_names(tmp_path / "north", ["201503", "20151224", "2015", "", "201501"], heading=0))
     assert set(values) == {SEASON, YEARS}  # all headings 0 are unknown
-    assert values[SEASON] == ["spring", "winter", "", ""]
-    assert values[YEARS] == ["3–6", "3–6", "3–6", ""]
+    assert values[SEASON] == ["spring", "winter", "", "", "winter"]
+    assert values[YEARS] == ["3–6", "3–6", "3–6", "", "3–6"]
     south = values_of(from_names(tmp_path / "south", ["201503", "20151224"], south=True))
     assert south[SEASON] == ["autumn", "summer"]
 

@@ -61,6 +61,11 @@ def check_flags(config: EvalConfig, given: Mapping[str, Any]) -> None:
             f"{' and '.join(changed)} cannot be used with the protocol {config.protocol.protocol}, which does not "
             f"resize or crop photos. Omit the flags, or omit --protocol to evaluate it as custom."
         )
+    if config.weights.descriptors_dtype == "float16" and config.protocol.protocol:
+        raise ConfigError(
+            f"--descriptors_dtype float16 cannot be used with the protocol {config.protocol.protocol}: it may swap "
+            f"predictions. Omit it, or omit --protocol to evaluate it as custom."
+        )
     _check_compression(config, given)
 
 

@@ -172,6 +172,10 @@ def test_photos_without_a_position_are_reported_once(city: Path, caplog: pytest.
         (["--test_set_folder", "CITY", "--scales", "1", "1"], "--scales must be different numbers, got 1 1"),
         (["--test_set_folder", "CITY", "--scales", "0"], "--scales must be"),
         (["--test_set_folder", "CITY", "--flip", "--protocol", "tokyo247"], "--flip cannot be used with the protocol"),
+        (
+            ["--test_set_folder=CITY", "--descriptors_folder=d", "--descriptors_dtype=float16", "--protocol=tokyo247"],
+            "float16 cannot be used with the protocol tokyo247: it may swap predictions",
+        ),
         (["--test_set_folder", "CITY", "--query_policy", "native", "--image_size", "64"], "no effect on .* native"),
         (["--test_set_folder", "CITY", "--positive_dist_threshold", "1000"], "are a single place, within 1000 m"),
     ],

@@ -8,6 +8,7 @@ Files, each importing only files listed above it:
     fusion          one position from the matches that agree
     signals         inputs of the confidence: what the list of matches says about the answer
     confidence      from signals to a probability: fit, measure, thresholds
+    areas           where the photos of examples are: areas and folds
     certainty       a calibration and a threshold, which are replaced at once
     verdicts        found, probable, guess or none; the headline of an answer
     answers         the record of an answer, as text, JSON, GeoJSON and CSV

@@ -15,7 +15,7 @@ Legend: I photos of the index, N queries or examples, K matches.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +23,12 @@ import numpy as np
 
 from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError
-from cosplace.geo import ecef_from_lla, geodesic_distances_m
+from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
+from cosplace.localization.areas import Placement, areas_of, folds_of
 from cosplace.localization.chosen_photos import Choice, check_adjustable, choose_photos
 from cosplace.localization.confidence import (
-    NUM_FOLDS,
     Calibration,
     Examples,
     as_record,
@@ -67,7 +67,6 @@ NUM_QUERIES = 2000  # photos of the index
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
 NUM_CROPPED = 1000  # photos of the index if all are encoded again, because a query has several crops
 NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
-AREA_M = 100.0  # sides of the squares whose photos share a fold
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
 MAX_COMPARED_ERROR_M = 50.0  # larger errors count as this when temperatures are compared
 
@@ -277,39 +276,6 @@ def _rows(table: T, rows: np.ndarray) -> T:
 # --- examples --------------------------------------------------------------------------------------------------------
 
 
-def _areas(latitudes: np.ndarray, longitudes: np.ndarray) -> np.ndarray:
-    """The square on the ground (N,) that each query is in; queries without a place have one each."""
-    has_place = np.isfinite(latitudes)
-    points = np.where(has_place[:, None], ecef_from_lla(latitudes, longitudes), 0.0)
-    squares = np.floor(points / AREA_M).astype(np.int64)
-    squares[~has_place] = np.arange(3 * int((~has_place).sum())).reshape(-1, 3) - 10**9  # a square each
-    return np.unique(squares, axis=0, return_inverse=True)[1].ravel()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Where the photos of examples are, see `Examples`."""
-
-    areas: np.ndarray  # (N,) int64
-    folds: np.ndarray  # (N,) int64
-    measured: np.ndarray  # (N,) bool
-
-    def take(self, rows: np.ndarray) -> "Placement":
-        """Select photos by number."""
-        return Placement(areas=self.areas[rows], folds=self.folds[rows], measured=self.measured[rows])
-
-
-def _folds(areas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A fold (N,) for each query; the queries of one area share a fold."""
-    order = rng.permutation(areas.max() + 1)
-    # The largest areas first, each into the smallest fold, so that folds have similar sizes.
-    counts, fold_of, sizes = np.bincount(areas), np.zeros(len(order), np.int64), np.zeros(NUM_FOLDS, np.int64)
-    for area in order[np.argsort(-counts[order], kind="stable")]:
-        fold_of[area] = sizes.argmin()
-        sizes[fold_of[area]] += counts[area]
-    return fold_of[areas]
-
-
 def all_examples(
     found: tuple[QueryMatches, QueryMatches],
     queries: Queries,
@@ -330,9 +296,9 @@ def all_examples(
         longitudes = np.concatenate([longitudes, unseen_longitudes])
     else:
         temperature = _best_temperature(as_new, latitudes, longitudes, np.isfinite(latitudes) & as_new.in_index)
-    shows_place, areas = np.isfinite(latitudes), _areas(latitudes, longitudes)
+    shows_place, areas = np.isfinite(latitudes), areas_of(latitudes, longitudes)
     is_measured = np.arange(len(areas)) >= (0 if correction is None else len(queries.rows))
-    placement = Placement(areas=areas, folds=_folds(areas, rng), measured=is_measured)
+    placement = Placement(areas=areas, folds=folds_of(areas, rng), measured=is_measured)
     everywhere = np.ones_like(shows_place)
     examples = _concatenate(
         [
@@ -383,8 +349,8 @@ def _examples_of(  # noqa: PLR0917
     elif len(like_validation.correct) and like_validation.correct.mean() > of_places.correct.mean():
         share = 0.0  # new photos are easier than these, because their nearest matches are not hidden
     unseen, *at = unseen_matches(choice.matches, NUM_FUSED)
-    areas, everywhere = _areas(*at), np.ones(len(at[0]), bool)
-    elsewhere = Placement(areas=areas + placement.areas.max() + 1, folds=_folds(areas, rng), measured=everywhere)
+    areas, everywhere = areas_of(*at), np.ones(len(at[0]), bool)
+    elsewhere = Placement(areas=areas + placement.areas.max() + 1, folds=folds_of(areas, rng), measured=everywhere)
     unseen = unseen.take(slice(corrected.similarities.shape[1]))
     like_validation = _concatenate([like_validation, _examples(unseen, *at, elsewhere, temperature, everywhere)])
     return mix_examples(like_validation, examples, 1 - share, rng), temperature, round(share, 3)

@@ -37,6 +37,7 @@ from cosplace.index.search_index import (
     search_index_state,
 )
 from cosplace.index.store import READ_ROWS, Store, has_index
+from cosplace.index.view_table import remove_views
 from cosplace.index.writer_lease import WriterLease
 from cosplace.index.writer_lock import WriterLock, lock_for_writing
 from cosplace.photos.paths import path_text, printable, writable
@@ -363,10 +364,11 @@ class PhotoIndex(PhotoReader):
     def compact(self, progress: Progress = no_progress) -> None:
         """Join small files, free the space of removed photos, and build the search index again.
 
-        Photos stored by an earlier version get checksums.
+        Photos stored by an earlier version get checksums.  What a stopped calibration has encoded is removed.
         """
         self._check_writable()
         with self._guard:
+            remove_views(self._store)
             self._add_checksums()
             is_only_writer = self._lock is not None and self._lock.is_held
             optimize(self._store, forget_older_s=0, is_only_writer=is_only_writer)

@@ -18,6 +18,7 @@ Files, each importing only files listed above it:
     photo_changes   photos in other light and other crops, images that show no place
     seen_photos     corrections for photos that the model was trained on, and for photos of one capture
     resemblance     how many new photos resemble training photos
+    stored_views    what a calibration has encoded, so that one that was stopped continues
     queries         photos to calibrate an index with
     leave_one_out   matches of photos of the index as if they were new
     chosen_photos   which photos of an index are located, and which share of new photos is like them

@@ -58,6 +58,7 @@ from cosplace.localization.queries import (
 from cosplace.localization.resemblance import mix_examples, share_like_training
 from cosplace.localization.seen_photos import QueryMatches, num_corrected_queries, unseen_matches
 from cosplace.localization.signals import compute_signals
+from cosplace.localization.stored_views import StoredViews
 from cosplace.models.training_card import ValidationMatches
 from cosplace.photos.paths import path_text
 from cosplace.progress import Progress, no_progress
@@ -94,9 +95,10 @@ def calibrate(
     num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
     of photos of users is less reliable.  With the query policies nearest_crop and maj_voting, all photos that are
     located, at most NUM_CROPPED of the index, are encoded again.
+    What is encoded is stored every half minute until the calibration ends; one that was stopped continues with it.
     Raises ConfigError for an index with too few photos or places.
     """
-    started = time.perf_counter()
+    started, stored = time.perf_counter(), StoredViews(index)
     try:
         calibration = compute_calibration(
             index,
@@ -108,15 +110,18 @@ def calibrate(
             device=device,
             seed=seed,
             progress=progress,
+            stored=stored,
         )
     except ConfigError as error:
         if queries is None and unlabeled is None and read_calibration(index) is None:
             # The index still answers, marked as uncalibrated: advice to calibrate it would not help.
             index.write_record(FAILED_RECORD, {"num_photos": len(index), "reason": str(error)})
+            stored.remove()
         raise
     record = as_record(calibration)
     record["about"] |= {"seconds": round(time.perf_counter() - started, 1)}
     index.write_record(CALIBRATION_RECORD, record)
+    stored.remove()
     return calibration
 
 
@@ -131,8 +136,9 @@ def compute_calibration(
     device: str = "auto",
     seed: int = 0,
     progress: Progress = no_progress,
+    stored: StoredViews | None = None,
 ) -> Calibration:
-    """Like `calibrate`, but store nothing."""
+    """Like `calibrate`, but store nothing, except in `stored`."""
     _check_arguments(queries, unlabeled, num_queries, num_altered, seed)
     rng = np.random.default_rng([seed, 25])
     columns = index.columns()
@@ -168,13 +174,13 @@ def compute_calibration(
             encoder = open_index_encoder(index, device) if encoder is None else encoder
         rows = np.sort(rng.permutation(choice.rows)[: min(num_queries, NUM_CROPPED) if has_crops else num_queries])
         check_seed = seed if num_altered and not choice.is_training else None
-        parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress)]
+        parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress, stored)]
     about["num_queries"] = len(parts[0].rows)
     num_altered = min(num_altered, len(parts[0].rows))
     if num_altered:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         altered_rows = np.sort(rng.permutation(parts[0].rows)[:num_altered])
-        parts.append(altered_queries(index, encoder, columns, altered_rows, rng, progress))
+        parts.append(altered_queries(index, encoder, columns, altered_rows, rng, progress, stored))
         about["num_described_anew"] = len(parts[-1].rows)
     if with_images_without_place:
         parts.append(queries_without_place(encoder or open_index_encoder(index, device), rng))
@@ -201,13 +207,16 @@ def _photos_of_index(  # noqa: PLR0917
     rows: np.ndarray,
     seed: int | None,
     progress: Progress,
+    stored: StoredViews | None,
 ) -> Queries:
     """Some photos of the index, encoded again if a query has several crops.  seed: to check that there are enough."""
     if index.spec.views.num_descriptors == 1:
         queries = queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))
     else:
         assert encoder is not None
-        queries = described_queries(index, encoder, columns, rows, lambda _, pixels: pixels, progress)
+        queries = described_queries(
+            index, encoder, columns, rows, lambda _, pixels: pixels, progress, name="as they are", stored=stored
+        )
     if seed is not None and len(columns) <= BLOCK_ROWS:
         _check_queries(index, columns, queries, seed)
     return queries

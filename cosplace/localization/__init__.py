@@ -13,6 +13,7 @@ Files, each importing only files listed above it:
     verdicts        found, probable, guess or none; the headline of an answer
     answers         the record of an answer, as text, JSON, GeoJSON and CSV
     sequences       a track from frames in time order
+    stored_calibration  the calibration of an index: whether it has one, or needs another one
     localizer       photos in, locations out
     exif_positions  an answer and the position that the camera stored
     photo_changes   photos in other light and other crops, images that show no place

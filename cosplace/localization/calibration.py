@@ -37,15 +37,7 @@ from cosplace.localization.confidence import (
 )
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE, fuse
 from cosplace.localization.leave_one_out import BLOCK_ROWS, find_matches
-from cosplace.localization.localizer import (
-    CALIBRATION_RECORD,
-    FAILED_RECORD,
-    MIN_PHOTOS,
-    NUM_FUSED,
-    exact_rows,
-    open_index_encoder,
-    read_calibration,
-)
+from cosplace.localization.localizer import NUM_FUSED, open_index_encoder
 from cosplace.localization.queries import (
     Queries,
     altered_queries,
@@ -58,6 +50,13 @@ from cosplace.localization.queries import (
 from cosplace.localization.resemblance import mix_examples, share_like_training
 from cosplace.localization.seen_photos import QueryMatches, num_corrected_queries, unseen_matches
 from cosplace.localization.signals import compute_signals
+from cosplace.localization.stored_calibration import (
+    CALIBRATION_RECORD,
+    FAILED_RECORD,
+    MIN_PHOTOS,
+    exact_rows,
+    read_calibration,
+)
 from cosplace.localization.stored_views import StoredViews
 from cosplace.models.training_card import ValidationMatches
 from cosplace.photos.paths import path_text

@@ -82,7 +82,7 @@ def explain_memory_errors(settings: Mapping[str, Any]) -> Generator[None]:
         if not is_out_of_memory(error):
             raise
         used = [f"--{name} {settings[name]}" for name in NEED_MEMORY if settings.get(name) is not None]
-        where = f" with {' and '.join(filter(None, [', '.join(used[:-1]), used[-1]]))}" if used else ""
+        where = f" with {', '.join(used)}" if used else ""
         raise DeviceError(
             f"Not enough memory{where}{_wanted(str(error))}.",
             *(f"use a smaller --{name}" for name in NEED_MEMORY if name in settings),

@@ -85,7 +85,7 @@ def test_commands_end_with_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: Not enough memory") and line.endswith("lose other programs.")
     assert set(re.findall(r"--(\w+)", line)) <= flag_names(command)
-    assert all(f"{flag.replace('=', ' ')}" in line for flag in COMMANDS[name] if "batch_size" in flag)
+    assert all(flag.replace("=", " ") in line for flag in COMMANDS[name] if "batch_size" in flag)
 
 
 @pytest.mark.parametrize("seeds", [[], ["--seeds", "0", "1"]])
@@ -97,6 +97,6 @@ def test_training_with_a_huge_batch_is_refused_at_the_start(
     words = ["--dataset_folder=dataset", "--device=cpu", f"--batch_size={HUGE}", *seeds]
     assert main(["train", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: Not enough memory with --batch_size {HUGE} and --image_size 512: ")
+    assert line.startswith(f"error: Not enough memory with --batch_size {HUGE}, --image_size 512: ")
     assert "Use a smaller --batch_size" in line
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]

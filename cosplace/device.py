@@ -69,11 +69,6 @@ def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> Abstract
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch raised this error because a device, or the machine, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
 def fused_adam(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Adam:
     """Adam with one kernel per step for all parameters, on the CPU too; it does not wait for the device."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)

@@ -77,7 +77,8 @@ class Provenance:
 
     def summary(self) -> dict[str, Any]:
         """What a reader of the report wants to know; the counts of the dataset are elsewhere in it."""
-        dataset = {key: self.dataset[key] for key in ("folder", "photo_sizes", "unknown_positions")}
+        sizes = {f"{part}_photos": sizes_text(counts) for part, counts in self.dataset["photo_sizes"].items()}
+        dataset = {"folder": self.dataset["folder"], **sizes, "unknown_positions": self.dataset["unknown_positions"]}
         return {
             "protocol": "; ".join([self.protocol["id"], *self.protocol["deviations"]]),
             "command": self.command,
@@ -157,6 +158,18 @@ def photo_sizes(images: ImageList) -> dict[str, int]:
             continue
         sizes[f"{width}x{height}"] += 1
     return dict(sizes.most_common())
+
+
+def sizes_text(counts: Mapping[str, int]) -> str:
+    """The result of `photo_sizes` in words.
+
+    >>> sizes_text({"640x480": 20})
+    '640 x 480 pixels (20 of 20 photos measured)'
+    """
+    total = sum(counts.values())
+    return ", ".join(
+        f"{size.replace('x', ' x ')} pixels ({count} of {total} photos measured)" for size, count in counts.items()
+    )
 
 
 def _unreadable(photos: Sequence[UnreadableImage]) -> dict[str, Any]:

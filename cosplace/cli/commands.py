@@ -17,8 +17,9 @@ from cosplace.cli.help import help_text
 from cosplace.cli.parser import HelpRequested, about_missing_action, about_unknown_action, flag_names, parse_words
 from cosplace.cli.second_signal import EXIT_SIGNAL
 from cosplace.config.terminal import TERMINAL_FLAGS, take_terminal_settings
+from cosplace.config.values import to_values
 from cosplace.errors import ConfigError, CosPlaceError, StorageError, advise_only
-from cosplace.memory import keep_freed_memory
+from cosplace.memory import explain_memory_errors, keep_freed_memory
 from cosplace.progress import StopRequest
 from cosplace.storage import FULL_DISK
 
@@ -385,7 +386,7 @@ def _run(words: list[str], prog: str, only: str | None) -> int:
         return 0
     with advise_only(flag_names(command) | set(TERMINAL_FLAGS)):
         try:
-            with log_to_terminal():
+            with log_to_terminal(), explain_memory_errors(to_values(config)):
                 command(config, given)
         except CosPlaceError as error:
             return _report(error)

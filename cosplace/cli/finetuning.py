@@ -17,7 +17,7 @@ from cosplace.cli.console import (
     timestamp,
 )
 from cosplace.config.finetuning import FinetuneConfig
-from cosplace.config.sections import DeviceSettings
+from cosplace.config.shared import DeviceSettings
 from cosplace.training.torchrun import require_one_process
 
 if TYPE_CHECKING:

@@ -311,7 +311,7 @@ def _finish(
     watch: gets the time of it.  build: builds the search index.
     """
     from cosplace.index.photo_index import open_index
-    from cosplace.localization.localizer import needs_recalibration, should_calibrate_again
+    from cosplace.localization.stored_calibration import needs_recalibration, should_calibrate_again
 
     watch = watch or Stopwatch()
     with open_index(address, write=True) as index:

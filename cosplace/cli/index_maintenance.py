@@ -41,6 +41,7 @@ def run_verify(config: IndexVerifyConfig) -> None:
     """Compare all files and photos of an index with their checksums, and repair what can be."""
     from cosplace.index.photo_index import open_index
     from cosplace.index.verification import repair_index, verify_index
+    from cosplace.index.view_table import remove_views
 
     bars = Bars()
     found = verify_index(config.index, bars)
@@ -63,8 +64,8 @@ def run_verify(config: IndexVerifyConfig) -> None:
         if config.repair and not found.num_files:
             repair_index(config.index, found, bars)
         elif config.repair and found.notes:
-            with open_index(config.index, write=True):  # the copy for readers is made when it is closed
-                pass
+            with open_index(config.index, write=True) as index:  # the copy for readers is made when it is closed
+                remove_views(index.store)
         return
     if config.repair:
         repair_index(config.index, found, bars)

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from cosplace.cli.command import Command
 from cosplace.config.names import either, similar_names
-from cosplace.config.sections import parse_matches
 from cosplace.config.setting import Setting, parse_path, parse_whole
+from cosplace.config.shared import parse_matches
 from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
 

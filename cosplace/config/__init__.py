@@ -8,7 +8,8 @@ nothing heavy.  Defaults of training and evaluation are those of the CosPlace pa
     setting     one setting, and the check of a value against its limits
     defaults    default values that functions and flags share
     methods     settings of the training methods
-    sections    shared sections; settings of train
+    shared      settings that several commands share
+    sections    settings of train; sections of eval and groups
     groups      settings of groups
     evaluation  settings of eval
     extraction  settings of extract

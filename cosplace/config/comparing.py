@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosplace.config.sections import follow_outside_setting, json_setting
 from cosplace.config.setting import Section, required, setting
+from cosplace.config.shared import follow_outside_setting, json_setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

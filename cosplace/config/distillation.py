@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 
-from cosplace.config.sections import (
+from cosplace.config.sections import Model, RuntimeSettings
+from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import (
     MODEL_HELP,
-    Model,
-    RuntimeSettings,
     accept_license_setting,
     follow_outside_setting,
     infer_batch_size_setting,
     jitter_setting,
     trust_remote_code_setting,
 )
-from cosplace.config.setting import Section, required, section, setting
 from cosplace.errors import ConfigError
 
 STORED_DTYPES = ("float16", "float32")

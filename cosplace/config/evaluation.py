@@ -6,18 +6,15 @@ old runs can be read.
 
 from dataclasses import dataclass
 
-from cosplace.config.sections import (
+from cosplace.config.sections import DatasetFolders, Model, RuntimeSettings, TestSettings
+from cosplace.config.setting import Section, section, setting
+from cosplace.config.shared import (
     MODEL_HELP,
     REDUCTION_METHODS,
-    DatasetFolders,
-    Model,
-    RuntimeSettings,
-    TestSettings,
     accept_license_setting,
     engine_setting,
     trust_remote_code_setting,
 )
-from cosplace.config.setting import Section, section, setting
 from cosplace.errors import ConfigError
 
 

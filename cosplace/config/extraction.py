@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosplace.config.sections import (
+from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import (
     MODEL_HELP,
     DeviceSettings,
     EncodingSettings,
@@ -13,7 +14,6 @@ from cosplace.config.sections import (
     follow_outside_setting,
     json_setting,
 )
-from cosplace.config.setting import Section, required, section, setting
 from cosplace.errors import ConfigError
 
 DTYPES = ("float32", "float16", "int8", "binary")

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 
 from cosplace.config.names import canonical_backbone
-from cosplace.config.sections import (
-    RuntimeSettings,
-    follow_outside_setting,
-    infer_batch_size_setting,
-)
+from cosplace.config.sections import RuntimeSettings
 from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import follow_outside_setting, infer_batch_size_setting
 
 LOSSES = ("multi_similarity", "cosface")
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from cosplace.config.methods import MethodSettings
-from cosplace.config.sections import Grouping, follow_outside_setting, json_setting
+from cosplace.config.sections import Grouping
 from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import follow_outside_setting, json_setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from cosplace.config.defaults import EXACT_ROWS, THUMBNAIL_SIZE
-from cosplace.config.sections import (
+from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import (
     MODEL_HELP,
     DeviceSettings,
     EncodingSettings,
@@ -19,7 +20,6 @@ from cosplace.config.sections import (
     root_setting,
     seed_setting,
 )
-from cosplace.config.setting import Section, required, section, setting
 
 SEARCH_CODES = ("4bit", "binary", "int8")
 PART_HELP = (

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cosplace.config.defaults import MAX_SPEED_MPS, NUM_MATCHES
-from cosplace.config.sections import (
+from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import (
     ConfidenceSettings,
     DeviceSettings,
     follow_outside_setting,
@@ -14,7 +15,6 @@ from cosplace.config.sections import (
     moved_model_setting,
     root_setting,
 )
-from cosplace.config.setting import Section, required, section, setting
 from cosplace.errors import ConfigError
 
 DATE_EXAMPLES = "2019, 2019-05, 2019-05-31, 2019-05-31T12:30 or 2019-05-31T12:30+02:00"

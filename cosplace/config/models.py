@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosplace.config.defaults import MAX_FITTED_PHOTOS
-from cosplace.config.sections import (
+from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import (
     MODEL_HELP,
     REDUCTION_METHODS,
     DeviceSettings,
@@ -13,7 +14,6 @@ from cosplace.config.sections import (
     follow_outside_setting,
     json_setting,
 )
-from cosplace.config.setting import Section, required, section, setting
 
 METHODS = ("cosplace", "eigenplaces")
 SORT_KEYS = ("recall", "dimension", "speed", "size", "license", "name")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosplace.config.sections import MODEL_HELP, DeviceSettings, EncodingSettings, follow_outside_setting
 from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import MODEL_HELP, DeviceSettings, EncodingSettings, follow_outside_setting
 from cosplace.errors import ConfigError
 
 DATASET_FORMATS = ("names", "geojson", "mapillary")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosplace.config.names import parse_device
-from cosplace.config.sections import follow_outside_setting, num_workers_setting
 from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import follow_outside_setting, num_workers_setting
 from cosplace.errors import ConfigError
 
 RESAMPLINGS = ("antialias", "bilinear")

@@ -6,8 +6,8 @@ from typing import Any
 
 from cosplace.config.defaults import EXACT_ROWS, THUMBNAIL_SIZE
 from cosplace.config.names import canonical_backbone
-from cosplace.config.sections import MODEL_HELP, json_setting
 from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import MODEL_HELP, json_setting
 from cosplace.errors import ConfigError
 
 STORE_DTYPES = ("float32", "float16", "int8", "binary")

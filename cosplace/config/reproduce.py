@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from cosplace.config.sections import (
+from cosplace.config.setting import Section, required, section, setting
+from cosplace.config.shared import (
     EncodingSettings,
     device_setting,
     follow_outside_setting,
     json_setting,
     trust_remote_code_setting,
 )
-from cosplace.config.setting import Section, required, section, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosplace.config.sections import json_setting
 from cosplace.config.setting import Section, setting
+from cosplace.config.shared import json_setting
 
 ORDERS = ("time", "r1", "r5", "kind", "dataset", "model", "state", "folder")
 

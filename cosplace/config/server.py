@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from cosplace.config.sections import (
+from cosplace.config.setting import Section, section, setting
+from cosplace.config.shared import (
     ConfidenceSettings,
     DeviceSettings,
     index_engine_setting,
@@ -10,7 +11,6 @@ from cosplace.config.sections import (
     moved_model_setting,
     root_setting,
 )
-from cosplace.config.setting import Section, section, setting
 
 TOKEN_VARIABLE = "COSPLACE_TOKEN"
 NO_TILES = "none"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from cosplace.config.defaults import RADIUS_M
-from cosplace.config.sections import json_setting, seed_setting
 from cosplace.config.setting import Section, required, setting
+from cosplace.config.shared import json_setting, seed_setting
 from cosplace.errors import ConfigError
 
 SPLIT_METHODS = ("blocks", "time", "sequence")

@@ -27,7 +27,8 @@ from cosplace.index.building import PHOTOS_PER_COMMIT
 from cosplace.index.cluster_search import has_many_files, join_files, photos_address
 from cosplace.index.indexing import TASK, Indexing, IndexingResult, OnStored, describe_photos, read_photo
 from cosplace.index.lance import translated_errors
-from cosplace.index.photo_index import PhotoIndex, check_descriptors
+from cosplace.index.photo_index import PhotoIndex
+from cosplace.index.photo_reader import check_descriptors
 from cosplace.index.photo_table import photo_rows
 from cosplace.index.records import AddResult, NewPhoto
 from cosplace.photos.image_list import ImageList

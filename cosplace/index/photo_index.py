@@ -23,7 +23,7 @@ from cosplace.index.file_checksums import is_local
 from cosplace.index.identity import SPEC, check_identity
 from cosplace.index.keys import KeyTable, first_of_each
 from cosplace.index.lance import OutdatedError, translated_errors
-from cosplace.index.photo_reader import FORMAT_VERSION, PhotoReader, check_shape
+from cosplace.index.photo_reader import FORMAT_VERSION, PhotoReader, check_descriptors
 from cosplace.index.photo_table import photo_schema
 from cosplace.index.reader_copy import MAX_COPY_BYTES, remove_reader_copies
 from cosplace.index.records import AddResult, ModelSpec, NewPhoto
@@ -37,6 +37,7 @@ from cosplace.index.search_index import (
     search_index_state,
 )
 from cosplace.index.store import READ_ROWS, Store, has_index
+from cosplace.index.view_table import remove_views
 from cosplace.index.writer_lease import WriterLease
 from cosplace.index.writer_lock import WriterLock, lock_for_writing
 from cosplace.photos.paths import path_text, printable, writable
@@ -52,7 +53,6 @@ COMMIT_ROWS = 20_000  # photos per commit
 MAX_FRAGMENTS = 256  # small files of the table; more are joined
 KEEP_VERSIONS_S = 3600.0  # so that readers of older versions can finish
 ROW_BYTES = 200  # of a photo without descriptor and thumbnail, roughly
-UNIT_TOLERANCE = 0.01
 MAX_INDEX_PARTS = 8  # each update of the search index adds a part, which slows down searches
 
 log = logging.getLogger(__name__)
@@ -363,10 +363,11 @@ class PhotoIndex(PhotoReader):
     def compact(self, progress: Progress = no_progress) -> None:
         """Join small files, free the space of removed photos, and build the search index again.
 
-        Photos stored by an earlier version get checksums.
+        Photos stored by an earlier version get checksums.  What a stopped calibration has encoded is removed.
         """
         self._check_writable()
         with self._guard:
+            remove_views(self._store)
             self._add_checksums()
             is_only_writer = self._lock is not None and self._lock.is_held
             optimize(self._store, forget_older_s=0, is_only_writer=is_only_writer)
@@ -396,18 +397,6 @@ class PhotoIndex(PhotoReader):
         """Whether a photo of the index has the content of each key, at any position and heading, (n,) bool."""
         with self._guard:
             return self._key_table().have_content(keys)
-
-    def stamps(self) -> dict[str, tuple[int, int, int]]:
-        """Path -> (bytes, modification time in ns, id) of the photos that come from files."""
-        columns = self.columns()
-        path_of = dict(zip(columns.ids.tolist(), columns.paths(), strict=True))
-        found = {}
-        for batch in self._store.scan(("id", "num_bytes", "modified_ns")):
-            values = (batch[name].to_pylist() for name in ("id", "num_bytes", "modified_ns"))
-            found |= {
-                path_of[photo_id]: (size, changed, photo_id) for photo_id, size, changed in zip(*values, strict=True)
-            }
-        return found
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
@@ -446,18 +435,3 @@ class PhotoIndex(PhotoReader):
         self._store.catch_up()  # the roots and the cluster use this store, too
         check_identity(self.address, self._record, self._store.read_record(SPEC))
         self._lock.confirm()
-
-
-def check_descriptors(descriptors: np.ndarray, dimension: int, address: str) -> None:
-    """Raise ConfigError unless new descriptors (n, D) have the dimension of an index and length 1."""
-    check_shape(descriptors, dimension, address, "Descriptors")
-    lengths = np.linalg.norm(descriptors.astype(np.float32), axis=1)
-    if num_zero := int((lengths == 0).sum()):
-        raise ConfigError(
-            f"{num_zero:,} of {len(lengths):,} descriptors are all zeros, which cannot be compared: the weights of the "
-            f"model are damaged. Use another model."
-        )
-    if not np.allclose(lengths, 1, atol=UNIT_TOLERANCE):
-        raise ConfigError(
-            f"Descriptors must have length 1, got {lengths.min():.3f} to {lengths.max():.3f}. Normalize them."
-        )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2  # 1: without roots, position errors and checksums; a writer adds them
 PAUSES_S = (0.0, 0.2, 0.5)  # before the newest version is read again
+UNIT_TOLERANCE = 0.01
 
 T = TypeVar("T")
 
@@ -139,6 +140,18 @@ class PhotoReader:
     def columns(self) -> Columns:
         """All photos as columns, by ascending id."""
         return self._snapshot_now().columns
+
+    def stamps(self) -> dict[str, tuple[int, int, int]]:
+        """Path -> (bytes, modification time in ns, id) of the photos that come from files."""
+        columns = self.columns()
+        path_of = dict(zip(columns.ids.tolist(), columns.paths(), strict=True))
+        found = {}
+        for batch in self._store.scan(("id", "num_bytes", "modified_ns")):
+            values = (batch[name].to_pylist() for name in ("id", "num_bytes", "modified_ns"))
+            found |= {
+                path_of[photo_id]: (size, changed, photo_id) for photo_id, size, changed in zip(*values, strict=True)
+            }
+        return found
 
     def within(self, bbox: tuple[float, float, float, float]) -> Columns:
         """Photos in west, south, east, north (degrees; west > east crosses the antimeridian), as columns."""
@@ -343,3 +356,18 @@ def check_shape(descriptors: np.ndarray, dimension: int, address: str, name: str
         )
     if not np.isfinite(descriptors).all():
         raise ConfigError(f"{name} have values that are not finite. Compute them again.")
+
+
+def check_descriptors(descriptors: np.ndarray, dimension: int, address: str) -> None:
+    """Raise ConfigError unless new descriptors (n, D) have the dimension of an index and length 1."""
+    check_shape(descriptors, dimension, address, "Descriptors")
+    lengths = np.linalg.norm(descriptors.astype(np.float32), axis=1)
+    if num_zero := int((lengths == 0).sum()):
+        raise ConfigError(
+            f"{num_zero:,} of {len(lengths):,} descriptors are all zeros, which cannot be compared: the weights of the "
+            f"model are damaged. Use another model."
+        )
+    if not np.allclose(lengths, 1, atol=UNIT_TOLERANCE):
+        raise ConfigError(
+            f"Descriptors must have length 1, got {lengths.min():.3f} to {lengths.max():.3f}. Normalize them."
+        )

@@ -42,6 +42,7 @@ from cosplace.index.reader_copy import is_same, parse_reader_copy, remove_reader
 from cosplace.index.record_checks import RECORDS
 from cosplace.index.search_index import check_search_index, drop_vector_index, has_vector_index
 from cosplace.index.store import Store, has_index
+from cosplace.index.view_table import has_views, remove_views
 from cosplace.index.writer_lock import lock_for_writing
 from cosplace.progress import Progress, no_progress
 
@@ -96,16 +97,22 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
     is_bounded = bool(ids) or not tables.num_unchecked
     broken = [name for name in [*changed, *missing] if not (is_derived(name) or (is_of_photos(name) and is_bounded))]
     lost = [name for name in missing if not is_derived(name)]
+    notes = [
+        f"{name} is missing: readers read the tables, which takes longer; the next writer makes it again"
+        for name in missing
+        if is_copy(name)
+    ]
+    if has_views(address):
+        notes.append(
+            "views.lance is of a calibration that has not ended: `cosplace index calibrate` continues it, "
+            "`cosplace index compact` removes it"
+        )
     return Verification(
         num_photos=tables.num_photos,
         num_unchecked=tables.num_unchecked,
         num_files=len(names),
         problems=tuple(dict.fromkeys(problems)),
-        notes=tuple(
-            f"{name} is missing: readers read the tables, which takes longer; the next writer makes it again"
-            for name in missing
-            if is_copy(name)
-        ),
+        notes=tuple(notes),
         damaged_ids=tuple(sorted(ids)),
         can_repair=tables.can_be_read and not broken and not lost and "newest version" not in " ".join(problems),
     )
@@ -173,7 +180,8 @@ class _Tables:
 def repair_index(address: str | Path, found: Verification, progress: Progress = no_progress) -> None:
     """Remove damaged photos, build the search index again, and record new checksums.
 
-    found: the result of `verify_index`.  Raises DamagedIndexError if that is not enough.
+    What a stopped calibration has encoded is removed, too.  found: the result of `verify_index`.  Raises
+    DamagedIndexError if that is not enough.
     """
     address = str(address)
     if not found.can_repair:
@@ -184,6 +192,7 @@ def repair_index(address: str | Path, found: Verification, progress: Progress = 
             remove_reader_copies(address)  # their checksums would be recorded as they are
             (Path(address) / FILE_NAME).unlink(missing_ok=True)
         store = Store(address, check=False)
+        remove_views(store)
         if has_vector_index(store):
             drop_vector_index(store)
         if found.damaged_ids:

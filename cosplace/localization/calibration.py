@@ -15,7 +15,7 @@ Legend: I photos of the index, N queries or examples, K matches.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +23,12 @@ import numpy as np
 
 from cosplace.engines.encoder import Encoder
 from cosplace.errors import ConfigError
-from cosplace.geo import ecef_from_lla, geodesic_distances_m
+from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
+from cosplace.localization.areas import Placement, areas_of, folds_of
 from cosplace.localization.chosen_photos import Choice, check_adjustable, choose_photos
 from cosplace.localization.confidence import (
-    NUM_FOLDS,
     Calibration,
     Examples,
     as_record,
@@ -37,15 +37,7 @@ from cosplace.localization.confidence import (
 )
 from cosplace.localization.fusion import AGREE_M, TEMPERATURE, fuse
 from cosplace.localization.leave_one_out import BLOCK_ROWS, find_matches
-from cosplace.localization.localizer import (
-    CALIBRATION_RECORD,
-    FAILED_RECORD,
-    MIN_PHOTOS,
-    NUM_FUSED,
-    exact_rows,
-    open_index_encoder,
-    read_calibration,
-)
+from cosplace.localization.localizer import NUM_FUSED, open_index_encoder
 from cosplace.localization.queries import (
     Queries,
     altered_queries,
@@ -58,6 +50,14 @@ from cosplace.localization.queries import (
 from cosplace.localization.resemblance import mix_examples, share_like_training
 from cosplace.localization.seen_photos import QueryMatches, num_corrected_queries, unseen_matches
 from cosplace.localization.signals import compute_signals
+from cosplace.localization.stored_calibration import (
+    CALIBRATION_RECORD,
+    FAILED_RECORD,
+    MIN_PHOTOS,
+    exact_rows,
+    read_calibration,
+)
+from cosplace.localization.stored_views import StoredViews
 from cosplace.models.training_card import ValidationMatches
 from cosplace.photos.paths import path_text
 from cosplace.progress import Progress, no_progress
@@ -67,7 +67,6 @@ NUM_QUERIES = 2000  # photos of the index
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
 NUM_CROPPED = 1000  # photos of the index if all are encoded again, because a query has several crops
 NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
-AREA_M = 100.0  # sides of the squares whose photos share a fold
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
 MAX_COMPARED_ERROR_M = 50.0  # larger errors count as this when temperatures are compared
 
@@ -95,9 +94,10 @@ def calibrate(
     num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
     of photos of users is less reliable.  With the query policies nearest_crop and maj_voting, all photos that are
     located, at most NUM_CROPPED of the index, are encoded again.
+    What is encoded is stored every half minute until the calibration ends; one that was stopped continues with it.
     Raises ConfigError for an index with too few photos or places.
     """
-    started = time.perf_counter()
+    started, stored = time.perf_counter(), StoredViews(index)
     try:
         calibration = compute_calibration(
             index,
@@ -109,15 +109,18 @@ def calibrate(
             device=device,
             seed=seed,
             progress=progress,
+            stored=stored,
         )
     except ConfigError as error:
         if queries is None and unlabeled is None and read_calibration(index) is None:
             # The index still answers, marked as uncalibrated: advice to calibrate it would not help.
             index.write_record(FAILED_RECORD, {"num_photos": len(index), "reason": str(error)})
+            stored.remove()
         raise
     record = as_record(calibration)
     record["about"] |= {"seconds": round(time.perf_counter() - started, 1)}
     index.write_record(CALIBRATION_RECORD, record)
+    stored.remove()
     return calibration
 
 
@@ -132,8 +135,9 @@ def compute_calibration(
     device: str = "auto",
     seed: int = 0,
     progress: Progress = no_progress,
+    stored: StoredViews | None = None,
 ) -> Calibration:
-    """Like `calibrate`, but store nothing."""
+    """Like `calibrate`, but store nothing, except in `stored`."""
     _check_arguments(queries, unlabeled, num_queries, num_altered, seed)
     rng = np.random.default_rng([seed, 25])
     columns = index.columns()
@@ -169,13 +173,13 @@ def compute_calibration(
             encoder = open_index_encoder(index, device) if encoder is None else encoder
         rows = np.sort(rng.permutation(choice.rows)[: min(num_queries, NUM_CROPPED) if has_crops else num_queries])
         check_seed = seed if num_altered and not choice.is_training else None
-        parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress)]
+        parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress, stored)]
     about["num_queries"] = len(parts[0].rows)
     num_altered = min(num_altered, len(parts[0].rows))
     if num_altered:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         altered_rows = np.sort(rng.permutation(parts[0].rows)[:num_altered])
-        parts.append(altered_queries(index, encoder, columns, altered_rows, rng, progress))
+        parts.append(altered_queries(index, encoder, columns, altered_rows, rng, progress, stored))
         about["num_described_anew"] = len(parts[-1].rows)
     if with_images_without_place:
         parts.append(queries_without_place(encoder or open_index_encoder(index, device), rng))
@@ -202,13 +206,16 @@ def _photos_of_index(  # noqa: PLR0917
     rows: np.ndarray,
     seed: int | None,
     progress: Progress,
+    stored: StoredViews | None,
 ) -> Queries:
     """Some photos of the index, encoded again if a query has several crops.  seed: to check that there are enough."""
     if index.spec.views.num_descriptors == 1:
         queries = queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))
     else:
         assert encoder is not None
-        queries = described_queries(index, encoder, columns, rows, lambda _, pixels: pixels, progress)
+        queries = described_queries(
+            index, encoder, columns, rows, lambda _, pixels: pixels, progress, name="as they are", stored=stored
+        )
     if seed is not None and len(columns) <= BLOCK_ROWS:
         _check_queries(index, columns, queries, seed)
     return queries
@@ -277,39 +284,6 @@ def _rows(table: T, rows: np.ndarray) -> T:
 # --- examples --------------------------------------------------------------------------------------------------------
 
 
-def _areas(latitudes: np.ndarray, longitudes: np.ndarray) -> np.ndarray:
-    """The square on the ground (N,) that each query is in; queries without a place have one each."""
-    has_place = np.isfinite(latitudes)
-    points = np.where(has_place[:, None], ecef_from_lla(latitudes, longitudes), 0.0)
-    squares = np.floor(points / AREA_M).astype(np.int64)
-    squares[~has_place] = np.arange(3 * int((~has_place).sum())).reshape(-1, 3) - 10**9  # a square each
-    return np.unique(squares, axis=0, return_inverse=True)[1].ravel()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Where the photos of examples are, see `Examples`."""
-
-    areas: np.ndarray  # (N,) int64
-    folds: np.ndarray  # (N,) int64
-    measured: np.ndarray  # (N,) bool
-
-    def take(self, rows: np.ndarray) -> "Placement":
-        """Select photos by number."""
-        return Placement(areas=self.areas[rows], folds=self.folds[rows], measured=self.measured[rows])
-
-
-def _folds(areas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A fold (N,) for each query; the queries of one area share a fold."""
-    order = rng.permutation(areas.max() + 1)
-    # The largest areas first, each into the smallest fold, so that folds have similar sizes.
-    counts, fold_of, sizes = np.bincount(areas), np.zeros(len(order), np.int64), np.zeros(NUM_FOLDS, np.int64)
-    for area in order[np.argsort(-counts[order], kind="stable")]:
-        fold_of[area] = sizes.argmin()
-        sizes[fold_of[area]] += counts[area]
-    return fold_of[areas]
-
-
 def all_examples(
     found: tuple[QueryMatches, QueryMatches],
     queries: Queries,
@@ -330,9 +304,9 @@ def all_examples(
         longitudes = np.concatenate([longitudes, unseen_longitudes])
     else:
         temperature = _best_temperature(as_new, latitudes, longitudes, np.isfinite(latitudes) & as_new.in_index)
-    shows_place, areas = np.isfinite(latitudes), _areas(latitudes, longitudes)
+    shows_place, areas = np.isfinite(latitudes), areas_of(latitudes, longitudes)
     is_measured = np.arange(len(areas)) >= (0 if correction is None else len(queries.rows))
-    placement = Placement(areas=areas, folds=_folds(areas, rng), measured=is_measured)
+    placement = Placement(areas=areas, folds=folds_of(areas, rng), measured=is_measured)
     everywhere = np.ones_like(shows_place)
     examples = _concatenate(
         [
@@ -383,8 +357,8 @@ def _examples_of(  # noqa: PLR0917
     elif len(like_validation.correct) and like_validation.correct.mean() > of_places.correct.mean():
         share = 0.0  # new photos are easier than these, because their nearest matches are not hidden
     unseen, *at = unseen_matches(choice.matches, NUM_FUSED)
-    areas, everywhere = _areas(*at), np.ones(len(at[0]), bool)
-    elsewhere = Placement(areas=areas + placement.areas.max() + 1, folds=_folds(areas, rng), measured=everywhere)
+    areas, everywhere = areas_of(*at), np.ones(len(at[0]), bool)
+    elsewhere = Placement(areas=areas + placement.areas.max() + 1, folds=folds_of(areas, rng), measured=everywhere)
     unseen = unseen.take(slice(corrected.similarities.shape[1]))
     like_validation = _concatenate([like_validation, _examples(unseen, *at, elsewhere, temperature, everywhere)])
     return mix_examples(like_validation, examples, 1 - share, rng), temperature, round(share, 3)

@@ -23,24 +23,37 @@ from cosplace.errors import CheckpointError, ConfigError, ImageError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.filters import SearchFilter
 from cosplace.index.photo_index import PhotoIndex, open_index
-from cosplace.index.records import Columns, Matches
+from cosplace.index.records import Matches
 from cosplace.localization.answers import Answer, Guess, Location, Match, Unreadable
 from cosplace.localization.certainty import Certainty
-from cosplace.localization.confidence import RADIUS_SHARE, Calibration, from_record
+from cosplace.localization.confidence import RADIUS_SHARE, Calibration
 from cosplace.localization.fusion import Fusion, radius_with_accuracy
 from cosplace.localization.sequences import estimate_track
+from cosplace.localization.stored_calibration import (
+    answers_uncalibrated,
+    how_to_calibrate,
+    needs_recalibration,
+    read_calibration,
+    should_calibrate_again,
+)
 from cosplace.localization.verdicts import GUESS_CONFIDENCE, percent_text
 from cosplace.photos.opening import open_pixels
 from cosplace.photos.paths import path_text
-from cosplace.progress import format_count
 from cosplace.retrieval.recall import RADIUS_M
 
-CALIBRATION_RECORD, FAILED_RECORD = "calibration", "calibration_failed"
+__all__ = [
+    "Localizer",
+    "distance_to_m",
+    "encode_photos",
+    "needs_recalibration",
+    "open_index_encoder",
+    "read_calibration",
+    "should_calibrate_again",
+]  # fmt: skip
+
 NUM_FUSED = 50  # matches per query; a calibration holds for this number
 BATCH_SIZE = 8
 INTERPOLATED = "not recognized; interpolated between the frames before and after"
-MIN_PHOTOS = 100  # with a position: with fewer, the share of correct answers is known to 10 points at best
-MAX_SIZE_CHANGE = 1.5  # factor by which an index may grow or shrink before it needs a new calibration
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +154,7 @@ class Localizer:
                 f"{self.index.address}`, or use --uncalibrated."
             )
         if calibration is None and self.precision is not None:
-            raise ConfigError(f"--precision needs a calibrated index. {_how_to_calibrate(self.index)}")
+            raise ConfigError(f"--precision needs a calibrated index. {how_to_calibrate(self.index)}")
         threshold = self.least_confidence
         if calibration is not None and self.precision is not None:
             threshold = calibration.confidence_threshold(self.precision)
@@ -415,58 +428,6 @@ def open_index_encoder(
     if model is not None and index.can_write:
         index.set_model(encoder.name)
     return encoder
-
-
-def read_calibration(index: PhotoIndex) -> Calibration | None:
-    """The calibration stored with an index; None if there is none."""
-    record = index.read_record(CALIBRATION_RECORD)
-    return None if record is None else from_record(record)
-
-
-def answers_uncalibrated(index: PhotoIndex) -> bool:
-    """Whether an index without calibration answers by default: it is too small to calibrate, or calibration failed."""
-    if len(exact_rows(index.columns())) < MIN_PHOTOS:
-        return True
-    failed = index.read_record(FAILED_RECORD)
-    return failed is not None and not _has_other_size(index, failed.get("num_photos"))
-
-
-def _how_to_calibrate(index: PhotoIndex) -> str:
-    """What to do about an index without calibration; to calibrate it is not enough where that has failed."""
-    command = f"`cosplace index calibrate {index.address}`"
-    if not answers_uncalibrated(index):
-        return f"Run {command}."
-    num_photos = len(exact_rows(index.columns()))
-    if num_photos < MIN_PHOTOS:
-        missing = format_count(MIN_PHOTOS - num_photos, "more photo")
-        return f"It has too few photos with an exact position: add {missing}, then run {command}. Or omit --precision."
-    failed = index.read_record(FAILED_RECORD) or {}
-    return f"Its calibration failed: {failed.get('reason', '')} Or omit --precision."
-
-
-def exact_rows(columns: Columns) -> np.ndarray:
-    """Rows (n,) int64 of the photos whose position is known, with an error of no more than 25 m."""
-    has_position = np.isfinite(columns.latitudes) & np.isfinite(columns.longitudes)
-    return np.flatnonzero(has_position & ~(columns.accuracies_m > RADIUS_M))
-
-
-def should_calibrate_again(index: PhotoIndex) -> bool:
-    """Whether an index whose calibration failed has changed since."""
-    failed = index.read_record(FAILED_RECORD)
-    return failed is not None and read_calibration(index) is None and failed.get("num_photos") != len(index)
-
-
-def needs_recalibration(index: PhotoIndex) -> bool:
-    """Whether the size of an index has changed a lot since its calibration."""
-    calibration = read_calibration(index)
-    return calibration is not None and _has_other_size(index, calibration.about.get("num_photos"))
-
-
-def _has_other_size(index: PhotoIndex, num_photos: Any) -> bool:
-    """Whether an index has grown or shrunk a lot since it had this number of photos; False for an unknown number."""
-    if not isinstance(num_photos, int) or num_photos < 1:
-        return False
-    return not num_photos / MAX_SIZE_CHANGE <= len(index) <= num_photos * MAX_SIZE_CHANGE
 
 
 def distance_to_m(location: Location, latitude: float, longitude: float) -> float | None:

@@ -19,8 +19,10 @@ from cosplace.errors import ConfigError, ImageError
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.photo_pixels import photo_pixels
 from cosplace.index.records import Columns
+from cosplace.index.view_table import EncodedBatch
 from cosplace.localization.confidence import NUM_FOLDS
 from cosplace.localization.photo_changes import alter_photo, images_without_place
+from cosplace.localization.stored_views import StoredViews
 from cosplace.photos.loading import load_ahead
 from cosplace.photos.metadata import PhotoMetadata, former_photo_key, photo_key, read_metadata
 from cosplace.photos.opening import decode_image, read_file
@@ -159,17 +161,20 @@ def altered_queries(  # noqa: PLR0917
     rows: np.ndarray,
     rng: np.random.Generator,
     progress: Progress,
+    stored: StoredViews | None = None,
 ) -> Queries:
     """Photos in other light and another crop; photos without a file or a thumbnail are left out.
 
-    Threads open and alter the next photos while the network describes some.
+    Threads open and alter the next photos while the network describes some.  stored: see `described_queries`.
     """
     size, seed = encoder.views.size_of_query(encoder.image_size), int(rng.integers(2**63))
 
     def alter(row: int, pixels: Tensor) -> Tensor:  # depends on the row alone, so photos may be loaded in any order
         return alter_photo(pixels, np.random.default_rng([seed, row]), size)
 
-    return described_queries(index, encoder, columns, rows, alter, progress)
+    return described_queries(
+        index, encoder, columns, rows, alter, progress, name=f"altered, seed {seed}, size {size}", stored=stored
+    )
 
 
 def described_queries(  # noqa: PLR0917
@@ -179,10 +184,14 @@ def described_queries(  # noqa: PLR0917
     rows: np.ndarray,
     change: Callable[[int, Tensor], Tensor],
     progress: Progress,
+    *,
+    name: str,
+    stored: StoredViews | None = None,
 ) -> Queries:
     """Photos of an index, encoded as queries; those without a file or a thumbnail are left out.
 
-    change: what is encoded in place of a photo, from its row and its pixels.
+    change: what is encoded in place of a photo, from its row and its pixels.  name: of that change, with its settings.
+    stored: has what a calibration that was stopped has encoded, and gets the rest.
     """
     paths = dict(zip(rows.tolist(), columns.paths(rows), strict=True))
 
@@ -190,14 +199,30 @@ def described_queries(  # noqa: PLR0917
         opened = ((row, photo_pixels(index, int(columns.ids[row]), paths[row])) for row in batch)
         return {row: change(row, pixels) for row, pixels in opened if pixels is not None}
 
-    kept, descriptors = [], []
     batches = [rows[at : at + BATCH_SIZE].tolist() for at in range(0, len(rows), BATCH_SIZE)]
-    with closing(load_ahead(load, batches, num_workers=loading_workers(None), loader="threads")) as loaded:
-        for number, photos in enumerate(loaded):
-            kept += photos
-            descriptors.append(encoder.encode(list(photos.values()), batch_size=BATCH_SIZE))
+    keys = [""] * len(batches) if stored is None else stored.keys(encoder, name, batches)
+    known = {} if stored is None else stored.find(keys)
+    if known:
+        num_known = sum(len(batch.rows) for batch in known.values())
+        log.info("%d of %d photos that calibration encodes again are already encoded", num_known, len(rows))
+    described = []
+    missing = [batch for batch, key in zip(batches, keys, strict=True) if key not in known]
+    with closing(load_ahead(load, missing, num_workers=loading_workers(None), loader="threads")) as loaded:
+        for number, key in enumerate(keys):
+            batch = known.get(key)
+            if batch is None:
+                photos = next(loaded)
+                descriptors = encoder.encode(list(photos.values()), batch_size=BATCH_SIZE)
+                batch = EncodedBatch(rows=np.array(list(photos), np.int64), descriptors=descriptors)
+                if stored is not None:
+                    stored.add(key, batch)
+            described.append(batch)
             progress(TASK, min(len(rows), (number + 1) * BATCH_SIZE), len(rows) + len(columns))
-    return queries_of_index(columns, np.array(kept, np.int64), np.concatenate(descriptors))
+    return queries_of_index(
+        columns,
+        np.concatenate([batch.rows for batch in described]),
+        np.concatenate([batch.descriptors for batch in described]),
+    )
 
 
 def queries_without_place(encoder: Encoder, rng: np.random.Generator) -> Queries:

@@ -10,8 +10,9 @@ from itertools import chain, pairwise
 import torch
 from torch import Tensor, nn
 
-from cosplace.device import is_out_of_memory, mixed_precision
+from cosplace.device import mixed_precision
 from cosplace.errors import ConfigError, DeviceError
+from cosplace.memory import is_out_of_memory
 from cosplace.models.native import NativeNetwork
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.models.resnet import BasicBlock, Bottleneck

@@ -4,6 +4,7 @@ paths           paths as text, to store and to print
 formats         which formats are opened, detected by content
 tables          a dataset as one GeoParquet table
 image_list      ImageList: the sorted photos below a folder
+name_bytes      the bytes of '@' file names: fields and numbers
 names           '@' file names: position, zone, heading, time
 headings        which headings are known: not if all are 0
 xmp             properties of an XMP packet

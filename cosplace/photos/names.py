@@ -9,7 +9,6 @@ decides the hemisphere.
 """
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,20 +16,22 @@ import numpy as np
 
 from cosplace.errors import DatasetError, one_line
 from cosplace.photos.image_list import ImageList, evenly_spaced
+from cosplace.photos.name_bytes import (
+    FIELDS,
+    is_position,
+    name_chunks,
+    optional_numbers,
+    parse_number,
+    parse_numbers,
+    zones_in_names,
+)
 
-FIELDS = {
-    "utm_east": 1, "utm_north": 2, "zone": 3, "letter": 4, "latitude": 5, "longitude": 6, "pano_id": 7, "tile": 8,
-    "heading": 9, "pitch": 10, "roll": 11, "height": 12, "timestamp": 13, "note": 14,
-}  # fmt: skip
-"""Number of each field, in the order of the name."""
 EAST_NORTH = ("utm_east", "utm_north")
-NAMES_PER_CHUNK = 1 << 15  # names parsed at once: their bytes stay in the processor's cache
 MAX_CONTRADICTION_M = 50.0  # between the UTM fields of a name and its latitude and longitude
 BAND_S = (31.5, 40.5)  # degrees north: 32 to 40, and half a degree for positions at its border
 NO_ZONE = "it has no UTM zone, but the other photos are in several"
 NAMES_COMPARED = 10_000  # at most, when a list is checked for contradictions
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-_SOUTHERN = np.isin(np.arange(256), list(b"CDEFGHJKLMcdefghjklm"))  # (256,) bool, of the letters of latitude bands
 
 
 def format_image_name(
@@ -77,19 +78,19 @@ def parse_fields(
     Raises DatasetError that names the first photo and field without a number.
     """
     last_field = max([FIELDS[field] for field in fields] + [FIELDS["longitude"]] * with_zone)
-    for chunk in _chunks(images, last_field):
+    for chunk in name_chunks(images, last_field):
         values = np.empty((len(fields) + with_zone, len(chunk.rows)))
         for index, field in enumerate(fields):
             begin, end, in_name = chunk.field(field)
-            numbers = _numbers(chunk.text, begin, end) if in_name.all() else None
+            numbers = parse_numbers(chunk.text, begin, end) if in_name.all() else None
             # Python accepts some numbers that Arrow does not (1_0), and finds the name that is wrong.
             values[index] = [_number_in_name(images, row, field) for row in chunk.rows] if numbers is None else numbers
         if with_zone:
-            values[-1] = 0 if images.map_center else _zones(chunk)
+            values[-1] = 0 if images.map_center else zones_in_names(chunk)
             if tuple(fields[:2]) == EAST_NORTH and images.labels is None and _are_zero(values).any():
                 begin, end, in_name = chunk.field("zone")
                 zones = np.where(in_name & (end > begin), values[-1], 0)
-                degrees = (_optional_numbers(chunk, field) for field in ("latitude", "longitude"))
+                degrees = (optional_numbers(chunk, field) for field in ("latitude", "longitude"))
                 fill_from_degrees(values[:2], zones, *degrees)
         yield slice(chunk.rows.start, chunk.rows.stop), values
 
@@ -107,7 +108,7 @@ def fill_from_degrees(east_north: np.ndarray, zones: np.ndarray, latitudes: np.n
     """
     from cosplace.geo import utm_from_latlon, utm_zones  # imports pyproj
 
-    lost = _are_zero(east_north) & (zones != 0) & _is_position(latitudes, longitudes)
+    lost = _are_zero(east_north) & (zones != 0) & is_position(latitudes, longitudes)
     own = np.abs(utm_zones(latitudes, longitudes).astype(np.int64))
     lost &= np.abs((np.abs(zones) - own + 30) % 60 - 30) <= 1
     for zone in np.unique(zones[lost]).astype(np.int64).tolist():
@@ -118,9 +119,9 @@ def fill_from_degrees(east_north: np.ndarray, zones: np.ndarray, latitudes: np.n
 def optional_fields(images: ImageList, fields: Sequence[str]) -> np.ndarray:
     """Numbers in the names of a list, (len(fields), I) float64; nan where a name has no such number."""
     values = np.full((len(fields), len(images)), np.nan)
-    for chunk in _chunks(images, max(FIELDS[field] for field in fields)):
+    for chunk in name_chunks(images, max(FIELDS[field] for field in fields)):
         for index, field in enumerate(fields):
-            values[index, chunk.rows.start : chunk.rows.stop] = _optional_numbers(chunk, field)
+            values[index, chunk.rows.start : chunk.rows.stop] = optional_numbers(chunk, field)
     return values
 
 
@@ -130,7 +131,7 @@ def text_keys(images: ImageList, field: str) -> np.ndarray:
     Different texts have different numbers, except with a probability of about 1 in 2**64.
     """
     keys = [np.zeros(0, np.uint64)]
-    for chunk in _chunks(images, FIELDS[field]):
+    for chunk in name_chunks(images, FIELDS[field]):
         begin, end, in_name = chunk.field(field)
         width = np.where(in_name, end - begin, 0)
         found = np.zeros(len(chunk.rows), np.uint64)
@@ -169,14 +170,14 @@ def zones_of(images: ImageList) -> np.ndarray:
     """Zones of a list, (I,) int8, as in `UtmPositions.zones`."""
     if images.map_center:
         return np.zeros(len(images), np.int8)
-    zones = [_zones(chunk) for chunk in _chunks(images, FIELDS["longitude"])]
+    zones = [zones_in_names(chunk) for chunk in name_chunks(images, FIELDS["longitude"])]
     return np.concatenate([np.zeros(0, np.int8), *zones])
 
 
 def has_zone(images: ImageList) -> np.ndarray:
     """Which names have a zone field, (I,) bool."""
     found = [np.zeros(0, bool)]
-    for chunk in _chunks(images, FIELDS["zone"]):
+    for chunk in name_chunks(images, FIELDS["zone"]):
         begin, end, in_name = chunk.field("zone")
         found.append(in_name & (end > begin))
     return np.concatenate(found)
@@ -231,7 +232,7 @@ def hemisphere_is_ambiguous(images: ImageList, from_utm: np.ndarray) -> np.ndarr
     from cosplace.geo import lla_from_ecef
 
     found = np.zeros(len(images), bool)
-    for chunk in _chunks(images, FIELDS["latitude"]):
+    for chunk in name_chunks(images, FIELDS["latitude"]):
         text, last = chunk.text, len(chunk.text) - 1
         begin, end, in_name = chunk.field("letter")
         is_s = in_name & (end > begin) & np.isin(text[np.minimum(begin, last)], (ord("S"), ord("s")))
@@ -323,142 +324,10 @@ def _latlon_points(images: ImageList) -> np.ndarray:
     from cosplace.geo import ecef_from_lla  # imports pyproj
 
     latitudes, longitudes = optional_fields(images, ("latitude", "longitude"))
-    valid = _is_position(latitudes, longitudes)
+    valid = is_position(latitudes, longitudes)
     points = np.full((len(images), 3), np.nan)
     points[valid] = ecef_from_lla(latitudes[valid], longitudes[valid])
     return points
-
-
-def _is_position(latitudes: np.ndarray, longitudes: np.ndarray) -> np.ndarray:
-    """Which are positions on Earth, and not 0, 0, which means unknown."""
-    return (np.abs(latitudes) <= 90) & (np.abs(longitudes) <= 180) & ((latitudes != 0) | (longitudes != 0))
-
-
-# --- the bytes of names ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Chunk:
-    """The names of some rows of a list, and where their '@' are."""
-
-    rows: range
-    text: np.ndarray  # (bytes,) uint8
-    ends: np.ndarray  # (rows,) where each path ends, after its newline
-    separators: np.ndarray  # the places of all '@', then one past the text for fields that are missing
-    first_separator: np.ndarray  # (rows,) the first '@' of each file name, as an index into `separators`
-
-    def field(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where a field begins and ends in `text`, and whether it ends with an '@' of its own name; (rows,) each."""
-        place = self.first_separator + FIELDS[name]
-        begin, end = self.separators[place - 1] + 1, self.separators[place]
-        return begin, end, end < self.ends
-
-
-def _chunks(images: ImageList, last_field: int) -> Iterator[_Chunk]:
-    images = images if images.labels is None else images.labels
-    for first in range(0, len(images), NAMES_PER_CHUNK):
-        rows = range(first, min(first + NAMES_PER_CHUNK, len(images)))
-        starts = images.starts[rows.start : rows.stop + 1]
-        text = images.text(int(starts[0]), int(starts[-1]))
-        starts = starts - starts[0]
-        # Padded, so that a name with too few '@' finds one outside of the name.
-        separators = np.append(np.flatnonzero(text == ord("@")), np.full(last_field + 1, len(text)))
-        first_separator = np.searchsorted(separators, _file_name_starts(text, starts))
-        yield _Chunk(rows=rows, text=text, ends=starts[1:], separators=separators, first_separator=first_separator)
-
-
-def _zones(chunk: _Chunk) -> np.ndarray:
-    """Zones of the names of a chunk, (rows,) int8, as in `UtmPositions.zones`."""
-    if _same_zone_texts(chunk):
-        first = replace(chunk, rows=chunk.rows[:1], ends=chunk.ends[:1], first_separator=chunk.first_separator[:1])
-        return np.repeat(_parse_zones(first), len(chunk.rows))
-    return _parse_zones(chunk)
-
-
-def _same_zone_texts(chunk: _Chunk) -> bool:
-    """Whether zone, letter and the first character of the latitude are those of the first name: true for most chunks.
-
-    One comparison of eight bytes per name; false if eight bytes are too few to decide.
-    """
-    begin = chunk.separators[chunk.first_separator + FIELDS["zone"] - 1] + 1
-    if begin.max() > len(chunk.text) - 8:
-        return False
-    first = chunk.text[begin[0] : begin[0] + 8].tobytes()
-    zone, letter = (*first.split(b"@"), b"")[:2]
-    length = len(zone) + len(letter) + 3
-    if length > 8 or first.count(b"@") < 2 or b"\n" in first[:length]:
-        return False
-    if not zone and first[length - 1 : length] != b"@":  # the longitude decides
-        return False
-    eight_bytes = np.ndarray(len(chunk.text) - 7, "<u8", chunk.text, strides=(1,))
-    texts = eight_bytes[begin] << np.uint64(64 - 8 * length)
-    return bool((texts == texts[0]).all())
-
-
-def _parse_zones(chunk: _Chunk) -> np.ndarray:
-    text, last = chunk.text, len(chunk.text) - 1
-    begin, end, in_name = chunk.field("zone")
-    width = np.where(in_name, end - begin, 0)
-    digits = text[np.minimum(begin, last)] - np.uint8(ord("0")), text[np.minimum(begin + 1, last)] - np.uint8(ord("0"))
-    zones = np.where(width == 1, digits[0], 10 * digits[0].astype(np.int64) + digits[1])
-    plain = ((width == 1) | (width == 2)) & (digits[0] < 10) & ((width == 1) | (digits[1] < 10))
-    zones[~plain] = 0
-    for row in np.flatnonzero((width > 0) & ~plain).tolist():
-        found = re.fullmatch(rb"0*(\d{1,2})(?:\.0*)?[A-Za-z]?", text[begin[row] : end[row]].tobytes())  # 10.0, 10S
-        zones[row] = int(found[1]) if found else 0
-    zones[(zones < 1) | (zones > 60)] = 0
-    begin, end, in_name = chunk.field("letter")
-    south = in_name & (end > begin) & _SOUTHERN[text[np.minimum(begin, last)]]
-    begin, end, in_name = chunk.field("latitude")
-    has_latitude = in_name & (end > begin)
-    south = np.where(has_latitude, text[np.minimum(begin, last)] == ord("-"), south)
-    if (has_latitude & (zones == 0)).any():
-        latitudes, longitudes = _optional_numbers(chunk, "latitude"), _optional_numbers(chunk, "longitude")
-        found = np.flatnonzero((zones == 0) & _is_position(latitudes, longitudes))
-        zones[found] = np.floor((longitudes[found] + 180) / 6) % 60 + 1
-    return np.where(south, -zones, zones).astype(np.int8)
-
-
-def _optional_numbers(chunk: _Chunk, field: str) -> np.ndarray:
-    """Numbers in one field of a chunk, (rows,) float64; nan where a name has no such number."""
-    values = np.full(len(chunk.rows), np.nan)
-    begin, end, in_name = chunk.field(field)
-    found = np.flatnonzero(in_name & (end > begin))
-    if len(found):
-        numbers = _numbers(chunk.text, begin[found], end[found])
-        if numbers is None:
-            numbers = [_number(chunk.text[begin[row] : end[row]].tobytes()) for row in found]
-        values[found] = numbers
-    return values
-
-
-def _file_name_starts(text: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Where the file name of each path starts, (rows,): after its last slash, as folders may contain '@' too."""
-    slashes = np.append(-1, np.flatnonzero(text == ord("/")))
-    return np.maximum(starts[:-1], slashes[np.searchsorted(slashes, starts[1:]) - 1] + 1)
-
-
-def _numbers(text: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray | None:
-    """The numbers text[begin:end], (rows,) float64; None if Arrow cannot parse one of them."""
-    import pyarrow as pa
-
-    # The text as one Arrow array, without a copy: every second item is a field, the others are the text between.
-    bounds = np.append(np.stack([begin, end], 1), len(text))
-    items = pa.LargeStringArray.from_buffers(2 * len(begin), pa.py_buffer(bounds), pa.py_buffer(text))
-    try:
-        values = items.take(pa.array(np.arange(0, len(items), 2))).cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
-        return None
-    return values if np.isfinite(values).all() else None
-
-
-def _number(text: bytes) -> float:
-    """One number by Python's float(); nan for other text."""
-    try:
-        value = float(text)  # of bytes: ASCII digits only
-    except ValueError:
-        return np.nan
-    return value if np.isfinite(value) else np.nan
 
 
 def _number_in_name(images: ImageList, row: int, field: str) -> float:
@@ -466,7 +335,7 @@ def _number_in_name(images: ImageList, row: int, field: str) -> float:
     name = images.label(row)
     ends_in_name = name.rpartition("/")[2].count("@") > FIELDS[field]
     text = split_name(name)[field] if ends_in_name else ""
-    if np.isfinite(value := _number(os.fsencode(text))):
+    if np.isfinite(value := parse_number(os.fsencode(text))):
         return value
     if images.labels is not None:
         what = "heading" if field == "heading" else "position" if field in ("utm_east", "utm_north") else field

@@ -21,6 +21,7 @@ pairs               image pairs for hloc and COLMAP
 recall              positives and Recall@N
 crop_ranking        one ranked list for each query with several crops
 query_views         sizes and crops of queries; the search with several crops
+evaluation_checks   what makes recalls meaningless
 evaluation          extraction, search and recall on one dataset
 rank_group          exchange of arrays between the ranks of torchrun
 store_search        exact search of a store that is larger than memory, by any number of ranks

@@ -23,13 +23,8 @@ from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.dataset import RetrievalDataset, with_known_positions
 from cosplace.retrieval.descriptor_store import DescriptorStore, open_store
-from cosplace.retrieval.evaluation import (
-    Evaluation,
-    EvaluationSettings,
-    check_places,
-    evaluate_predictions,
-    possible_recalls,
-)
+from cosplace.retrieval.evaluation import Evaluation, EvaluationSettings, evaluate_predictions, possible_recalls
+from cosplace.retrieval.evaluation_checks import check_places
 from cosplace.retrieval.rank_group import RankGroup
 from cosplace.retrieval.shards import UnreadableImage
 from cosplace.retrieval.store_search import search_store

@@ -22,7 +22,8 @@ from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset
-from cosplace.retrieval.evaluation import EvaluationSettings, check_finite, extract_lists, warn_of_equal_descriptors
+from cosplace.retrieval.evaluation import EvaluationSettings, extract_lists
+from cosplace.retrieval.evaluation_checks import check_finite, warn_of_equal_descriptors
 from cosplace.retrieval.query_views import search
 from cosplace.retrieval.shards import UnreadableImage
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosplace.device import is_out_of_memory
 from cosplace.errors import ConfigError
+from cosplace.memory import is_out_of_memory
 from cosplace.photos.normalization import IMAGENET_MEAN, IMAGENET_STD, LUMA, normalize_in_place, to_unit_floats
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from cosplace.photos.image_list import ImageList
 from cosplace.photos.loading import choose_loader
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
-from cosplace.retrieval.evaluation import check_places as check_database
+from cosplace.retrieval.evaluation_checks import check_places as check_database
 from cosplace.retrieval.two_folders import with_copies
 from cosplace.training.advice import check_enough, data_warnings
 from cosplace.training.augmentation import Augmentation

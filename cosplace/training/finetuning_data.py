@@ -26,7 +26,7 @@ from cosplace.photos.names import (
 from cosplace.photos.scanning import has_part, is_dataset_part, scan_images
 from cosplace.progress import Progress, format_count, no_progress
 from cosplace.retrieval.dataset import USUAL_FOLDERS, RetrievalDataset, open_retrieval_dataset
-from cosplace.retrieval.evaluation import check_places
+from cosplace.retrieval.evaluation_checks import check_places
 from cosplace.retrieval.recall import RADIUS_M, find_positives
 from cosplace.retrieval.splitting import plan_splits
 from cosplace.retrieval.two_folders import with_copies

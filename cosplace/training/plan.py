@@ -3,8 +3,8 @@
 import torch
 
 from cosplace.config.sections import TrainConfig
-from cosplace.device import is_out_of_memory
 from cosplace.errors import DeviceError
+from cosplace.memory import is_out_of_memory
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.progress import format_bytes, format_count
 from cosplace.training.checkpoint import RunState

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from cosplace.device import choose_device, is_out_of_memory
+from cosplace.device import choose_device
 from cosplace.errors import ConfigError, CosPlaceError, DeviceError
+from cosplace.memory import is_out_of_memory
 from cosplace.progress import Progress, StopRequest, format_duration, no_progress
 from cosplace.training.meeting import ADVICE, MAX_PAUSE_S, RESTART, LostProcessError, meet
 from cosplace.training.torchrun import Job

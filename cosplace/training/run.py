@@ -16,6 +16,7 @@ from torch import Tensor
 from cosplace.config.sections import TrainConfig
 from cosplace.config.values import to_values
 from cosplace.errors import ConfigError, CosPlaceError, DeviceError
+from cosplace.memory import explain_memory_errors
 from cosplace.photos.viewpoints import ViewpointDigest
 from cosplace.progress import Progress
 from cosplace.retrieval.evaluation import Evaluation
@@ -266,7 +267,8 @@ def open_run(prepared: Preparation, folder: Path, progress: Progress) -> Generat
         if not config.training.resume_train:
             run.checkpoint()
         try:
-            yield run
+            with explain_memory_errors(to_values(config)):
+                yield run
         except DeviceError as error:
             raise type(error)(*error.args, f"Then resume with `cosplace train --resume_train {folder}`.") from error
 

@@ -13,6 +13,7 @@ from cosplace.config.methods import COSPLACE, MULTI_SIMILARITY
 from cosplace.config.sections import TrainConfig
 from cosplace.device import amp_type, choose_device, fused_adam
 from cosplace.errors import CheckpointError, ConfigError
+from cosplace.memory import explain_memory_errors
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.progress import Progress, no_progress
 from cosplace.training.checkpoint import RunState, checkpoint_file, is_original, read_checkpoint, restore
@@ -58,6 +59,8 @@ def prepare(
     if config.running.use_float64 and device.type == "mps":
         raise ConfigError("--use_float64: MPS computes with 32 bits at most. Use --device cpu.")
     dtype = amp_type(config.running.use_amp16, config.running.amp_dtype, device)
+    batch_size = config.training.batch_size
+    _check_memory(config, device, batch_size if processes is None else len(processes.part(batch_size)))
     opened = None
     if config.extensions.whitened_start and not config.training.resume_train:
         opened = _open_network(config, given)
@@ -74,6 +77,16 @@ def prepare(
     elif config.extensions.whitened_start:
         whiten_start(state.model, data, config, device)
     return Preparation(config=config, data=data, state=state, device=device, dtype=dtype, processes=processes)
+
+
+def _check_memory(config: TrainConfig, device: torch.device, num_images: int) -> None:
+    """Raise DeviceError if the device has no memory for the images of a batch.  It is not used, so this takes no time.
+
+    num_images: of this process.
+    """
+    batch_size, side = config.training.batch_size, config.augmenting.image_size
+    with explain_memory_errors({"batch_size": batch_size, "image_size": side}):
+        torch.empty(num_images, 3, side, side, device=device)
 
 
 def _open_network(config: TrainConfig, given: Mapping[str, Any]) -> tuple[GeoLocalizationNet, TrainConfig]:

@@ -14,8 +14,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cosplace.device import is_out_of_memory, mixed_precision
+from cosplace.device import mixed_precision
 from cosplace.errors import DeviceError
+from cosplace.memory import is_out_of_memory
 from cosplace.training.augmentation import Augmentation
 from cosplace.training.batches import Batch
 from cosplace.training.checkpoint import RunState
@@ -162,7 +163,7 @@ def explain_out_of_memory(device: torch.device, images: Tensor) -> Generator[Non
     """Within: running out of memory raises DeviceError.  images: (B, 3, H, W)."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(

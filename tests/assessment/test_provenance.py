@@ -23,6 +23,7 @@ from cosplace.assessment.provenance import (
     git_state,
     photo_sizes,
     provenance,
+    sizes_text,
 )
 from cosplace.assessment.records import intervals_record, metrics_record
 from cosplace.models.model_files import model_card
@@ -182,6 +183,7 @@ def test_the_report_leaves_out_what_a_model_does_not_have(
     assert model["reduced_to"] is None
     origin = provenance(evaluation, dataset, protocol=protocol_record(None, 25.0), model=model, run=run_info())
     assert origin.summary()["model"].keys() == model.keys() - {"name", "file", "sha256", "reduced_to"}
+    assert origin.summary()["dataset"]["database_photos"] == "16 x 12 pixels (4 of 4 photos measured)"
 
 
 def test_times_add_up(dataset: RetrievalDataset, evaluation: Evaluation) -> None:
@@ -194,6 +196,13 @@ def test_times_add_up(dataset: RetrievalDataset, evaluation: Evaluation) -> None
     assert seconds["database"] + seconds["queries"] + seconds["search"] == pytest.approx(seconds["total"])
     assert origin.started == "2026-01-02T00:00:00Z"
     assert before <= datetime.fromisoformat(origin.finished) <= datetime.now(UTC)
+
+
+def test_photo_sizes_in_words() -> None:
+    some = {"640x480": 17, "480x640": 3}
+    words = "640 x 480 pixels (17 of 20 photos measured), 480 x 640 pixels (3 of 20 photos measured)"
+    assert sizes_text(some) == words
+    assert not sizes_text({})  # none could be opened: no row of the report
 
 
 def test_photo_sizes_are_those_of_the_photos(dataset: RetrievalDataset) -> None:

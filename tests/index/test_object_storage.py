@@ -15,6 +15,7 @@ from cosplace.index import approximate, writer_lease
 from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.store import has_index
 from cosplace.index.verification import verify_index
+from cosplace.index.view_table import EncodedBatch, append_views, read_views
 from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
 from tests.object_store import BUCKET, MISSING, REASON, ObjectStore, run_object_store
 
@@ -73,6 +74,22 @@ def test_an_approximate_search(address: str, monkeypatch: pytest.MonkeyPatch) ->
         queries = unit_rows(20, 9)
         found, exact = reader.search(queries, 1).ids, reader.search(queries, 1, exact=True).ids
         assert (found == exact).mean() >= 0.9
+
+
+def test_what_a_calibration_has_encoded(address: str) -> None:
+    batch = EncodedBatch(rows=np.array([3, 5]), descriptors=unit_rows(2, 4))
+    shape = batch.descriptors.shape[1:]
+    with write_index(address, count=20) as index:
+        append_views(index.store, {"a": batch}, is_first=True)
+        append_views(index.store, {"b": batch}, is_first=False)
+    assert any("has not ended" in note for note in verify_index(address).notes)
+    with open_index(address, write=True) as index:
+        found = read_views(index.store, {"a", "b"}, shape)
+        assert found.keys() == {"a", "b"}
+        np.testing.assert_array_equal(found["b"].descriptors, batch.descriptors)
+        index.compact()
+        assert not read_views(index.store, {"a", "b"}, shape)
+    assert not verify_index(address).notes
 
 
 def test_the_second_writer_gets_one_line(address: str, soon: None) -> None:

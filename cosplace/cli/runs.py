@@ -74,7 +74,7 @@ def _cells(run: "RunSummary") -> tuple[str, ...]:
         f"{run.kind}, {shorten(run.variant, WIDEST['kind'])}" if run.variant else run.kind,
         model,
         shorten(run.dataset, WIDEST["dataset"]),
-        "" if run.recall1 is None else run.recall1.text(),
+        "" if run.recall1 is None else run.recall1.marked_text(),
         f"{recalls[5]:.1f}" if 5 in recalls else "",
         epochs,
         shorten(f"{run.state}: {run.reason}", WIDEST["state"]) if run.reason else run.state,
@@ -113,6 +113,7 @@ def _record(run: "RunSummary") -> dict[str, Any]:
         "dataset": run.dataset or None,
         "recalls": None if run.recalls is None else {str(n): recall for n, recall in run.recalls.items()},
         "recall1_interval": interval,
+        "recall1_approximate": None if run.recall1 is None else run.recall1.is_approximate,
         "epochs_done": run.epochs_done,
         "epochs": run.epochs,
     }

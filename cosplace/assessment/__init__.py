@@ -1,6 +1,7 @@
 """What the results of an evaluation are worth: intervals, metrics, protocols, comparison.
 
 intervals    95% intervals, for queries that are not independent
+absolute_means  the interval of a sum of absolute means, such as a calibration error
 measures     all metrics of one evaluation, as data
 confidence_scores  whether a high score of a prediction means that it is correct
 conditions   under which conditions queries were taken, and the recall of each

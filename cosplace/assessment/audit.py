@@ -327,6 +327,7 @@ def judged_record(judged: JudgedRecalls) -> dict[str, Any]:
         "file": path_text(judged.file),
         "recalls": {str(n): one.value for n, one in judged.recalls.items()},
         "intervals": {str(n): [round(one.low, 4), round(one.high, 4)] for n, one in judged.recalls.items()},
+        "approximate_recalls": [n for n, one in judged.recalls.items() if one.is_approximate],
         "pairs": dict(judged.counts),
         "contradicted": judged.num_contradicted,
         "unknown": judged.num_unknown,
@@ -345,7 +346,7 @@ def judged_text(judged: JudgedRecalls) -> str:
 
 def judged_line(judged: JudgedRecalls) -> str:
     """Both counts and recalls in one line, for the terminal."""
-    recalls = ", ".join(f"R@{n}: {one.text()}" for n, one in judged.recalls.items())
+    recalls = ", ".join(f"R@{n}: {one.marked_text()}" for n, one in judged.recalls.items())
     unknown = (
         f"; {judged.num_unknown:,} verdicts are on photos that are not in the dataset" if judged.num_unknown else ""
     )

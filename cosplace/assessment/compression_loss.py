@@ -57,6 +57,7 @@ def loss_lines(loss: CompressionLoss) -> list[str]:
     recalls = ", ".join(f"R@{row.n}: {row.recall_a:.1f}" for row in loss.rows)
     differences = ", ".join(
         f"R@{row.n} {_signed(row.difference.value)} [{_signed(row.difference.low)}, {_signed(row.difference.high)}]"
+        f"{row.difference.mark}"
         for row in loss.rows
     )
     ratio = loss.bytes_per_photo_exact / loss.bytes_per_photo
@@ -89,6 +90,7 @@ def loss_record(loss: CompressionLoss) -> dict[str, Any]:
                 "value": round(row.difference.value, 4),
                 "low": round(row.difference.low, 4),
                 "high": round(row.difference.high, 4),
+                "approximate": row.difference.is_approximate,
             }
             for row in loss.rows
         },

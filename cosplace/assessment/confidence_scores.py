@@ -10,12 +10,15 @@ import math
 
 import numpy as np
 
+from cosplace.assessment.absolute_means import sum_of_absolute_means
 from cosplace.assessment.intervals import (
+    SMALLEST_EFFECT,
     UNKNOWN,
     Estimate,
     clustered_share,
+    effective_clusters,
+    is_approximate,
     jackknife,
-    sum_of_absolute_means,
     t_quantile,
 )
 from cosplace.assessment.measures import ScoreMetrics, Transfer
@@ -29,7 +32,7 @@ TRANSFER_PRECISIONS = (1.0, 0.95)
 MIN_THRESHOLDS, MAX_THRESHOLDS = 50, 500  # at which a precision is tested
 MAX_COUNTS = 2_000_000  # of clusters at thresholds, in memory
 NEAR_SHARE = 0.1  # of the queries, on each side of a threshold, that count as near it
-LAST_OF_MANY, FIRST_OF_MANY = 1.2, 0.85  # times the quantile of t, chosen in simulations
+HALF_AN_ANSWER = 0.5  # numbers of answers are whole
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -136,19 +139,21 @@ def recall_estimate(scores: np.ndarray, right: np.ndarray, clusters: np.ndarray,
     """`recall_at_precision` in percent, with the range of recalls at which this precision is plausible for others.
 
     The value is that of the luckiest threshold, and resamples are lucky a second time, so the interval comes from
-    tests.  At each threshold, g = right answers - precision * answers (per query) is expected to be 0 at the recall
-    sought and negative at larger recalls.  Its error is that at a fixed recall: g changes with the recall R at the rate
-    dg/dR = 1 - precision / (share of right answers near this threshold).  The low end is the largest recall at which g
-    is clearly above 0; the high end is the smallest at which it is clearly below.  The low end is the last of many
-    thresholds to pass and the high end the first, so LAST_OF_MANY and FIRST_OF_MANY adjust how clear that must be.
+    tests.  At each threshold, g = right answers - precision * answers is expected to be 0 at the recall sought and
+    negative at larger recalls.  Its error is that at a fixed recall: g changes with the recall R at the rate
+    dg/dR = 1 - precision / (share of right answers near this threshold).  As in Wilson's interval, it is the error
+    that g would have if the precision were the one sought, times the design effect of the clusters.  The low end is the
+    largest recall at which g is clearly above 0; the high end is the smallest at which it is clearly below.
+
+    If no threshold is clearly too high, or none is clearly too low, a true recall is missed on one side only: the
+    interval is then approximate, and not narrower than that of the recall at a fixed threshold.
     """
-    value = 100 * recall_at_precision(scores, right, precision)
-    fixed = clustered_share(right & (scores >= lowest_threshold(scores, right, precision)), clusters)
+    value, at_all = 100 * recall_at_precision(scores, right, precision), clustered_share(right, clusters)
     order, ends = _by_score(scores)
     groups = np.unique(clusters, return_inverse=True)[1].reshape(-1)
     sizes = np.bincount(groups)
     if len(sizes) < 2 or not len(ends):
-        return Estimate(value, min(fixed.low, value), max(fixed.high, value))
+        return Estimate(value, min(at_all.low, value), max(at_all.high, value), is_approximate=True)
     num = len(scores)
     # How many of the first answers are right; those with equal scores are in no order.
     places_known, right_known = np.append(0, ends + 1), np.append(0, np.cumsum(right[order])[ends])
@@ -159,9 +164,8 @@ def recall_estimate(scores: np.ndarray, right: np.ndarray, clusters: np.ndarray,
     np.add.at(counts[0], places, 1)
     np.add.at(counts[1], places, right[order])
     answered, num_right = counts.cumsum(axis=2)
-    recalls = num_right.sum(axis=0) / num
-    surplus = num_right - precision * answered
-    means = surplus.sum(axis=0) / num
+    total_answered, total_right = answered.sum(axis=0), num_right.sum(axis=0)
+    recalls = total_right / num
 
     reach = max(3, int(NEAR_SHARE * num))
     first, last = np.maximum(ends + 1 - reach, 0), np.minimum(ends + 1 + reach, len(order))
@@ -169,16 +173,40 @@ def recall_estimate(scores: np.ndarray, right: np.ndarray, clusters: np.ndarray,
     nearby = (num_near + 0.5) / (last - first + 1)
     slopes = 1 - precision / nearby
 
-    weights = sizes[:, None]
+    def independent(num_wrong: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """Sum of the squares of g of single queries at a fixed recall, if this number of answers is wrong."""
+        none = slopes * recalls - mean
+        of_others = np.maximum(num - total_right - num_wrong, 0) * none**2
+        return total_right * (1 - precision - slopes + none) ** 2 + num_wrong * (none - precision) ** 2 + of_others
+
+    weights, surplus = sizes[:, None], num_right - precision * answered
+    means = surplus.sum(axis=0) / num
     deviations = surplus - slopes * (num_right - recalls * weights) - means * weights
     squares = (deviations**2 / (1 - weights / num)).sum(axis=0)
-    squares += precision**2 + (1 - precision) ** 2  # as if one more were wrong and one right: there may be none
-    t = means * num / np.sqrt(squares) / t_quantile(len(sizes) - 1)
+    effects = squares / np.maximum(independent(total_answered - total_right, means), 1e-9)
+    effects = np.clip(effects, SMALLEST_EFFECT, (sizes**2).sum() / num) if sizes.max() > 1 else 1.0
+    expected = independent(total_right * (1 / precision - 1), np.zeros(len(ends)))
+    errors = np.sqrt(effects * (expected + HALF_AN_ANSWER**2))
+    t = means * num / errors / t_quantile(len(sizes) - 1)
 
-    above, below = np.flatnonzero(t >= LAST_OF_MANY), np.flatnonzero(t <= -FIRST_OF_MANY)
-    low = 100 * float(recalls[above].max(initial=0.0))
-    high = 100 * float(recalls[below[0]]) if len(below) else clustered_share(right, clusters).high
-    return Estimate(value, min(low, fixed.low, value), max(high, fixed.high, value))
+    above, below = np.flatnonzero(t >= 1), np.flatnonzero(t <= -1)
+    low = 100 * _crossing(recalls, t - 1, above[-1]) if len(above) else 0.0
+    high = 100 * _crossing(recalls, t + 1, below[0] - 1) if len(below) else at_all.high
+    low, high = min(low, at_all.low), min(high, at_all.high)
+    is_one_sided = not (len(above) and len(below))
+    if is_one_sided:
+        fixed = clustered_share(right & (scores >= lowest_threshold(scores, right, precision)), clusters)
+        low, high = min(low, fixed.low), max(high, fixed.high)
+    is_few = is_one_sided or is_approximate(effective_clusters(clusters))
+    return Estimate(value, min(low, value), max(high, value), is_few)
+
+
+def _crossing(places: np.ndarray, values: np.ndarray, before: int) -> float:
+    """Where values at ascending places reach 0 after the place with this number, by a straight line."""
+    if before < 0 or before + 1 == len(places):
+        return float(places[max(before, 0)])
+    share = values[before] / (values[before] - values[before + 1])
+    return float(places[before] + share * (places[before + 1] - places[before]))
 
 
 # --- probabilities ---------------------------------------------------------------------------------------------------
@@ -221,12 +249,13 @@ def calibration_error_estimate(
         share, stated = clustered_share(right, clusters), float(confidences.mean())
         ends = sorted([abs(stated - share.low / 100), abs(stated - share.high / 100)])
         is_inside = share.low <= 100 * stated <= share.high
-        return Estimate(abs(stated - share.value / 100), 0.0 if is_inside else ends[0], ends[1])
-    # In each bin, one more answer that is right and one that is wrong: without a wrong one, nothing would vary.
+        is_few = share.is_approximate or is_inside
+        return Estimate(abs(stated - share.value / 100), 0.0 if is_inside else ends[0], ends[1], is_few)
+    # In each bin, half an answer more that is right and half a wrong one: without a wrong one, nothing would vary.
     means = np.diag(reliability_bins(confidences, right)[:, 0])
     added = np.zeros((2 * len(used), NUM_BINS))
     added[:, used] = np.concatenate([means, means - np.eye(len(used))])
-    return sum_of_absolute_means(differences, clusters, added)
+    return sum_of_absolute_means(differences, clusters, math.sqrt(0.5) * added)
 
 
 # --- all of a score --------------------------------------------------------------------------------------------------
@@ -237,8 +266,8 @@ def score_metrics(
 ) -> ScoreMetrics:
     """All metrics of one score.  scores: (Q,) float64, larger is better, -inf for queries without an answer.
 
-    The interval of the recall at full precision is that of a fixed threshold.  It depends on the best wrong answer
-    alone, and no interval covers what that will be for other queries.
+    The interval of the recall at full precision is that of a fixed threshold, the score of the best wrong answer.  The
+    recall depends on that answer alone, and no interval covers what it will be for other queries.
     """
     recall, precision, threshold = precision_recall(scores, right)
     full = recall_at_precision(scores, right, 1.0)
@@ -253,7 +282,7 @@ def score_metrics(
         recall=recall,
         precision=precision,
         threshold=threshold,
-        area=jackknife(areas, clusters, average_precision(scores, right)),
+        area=jackknife(areas, clusters, average_precision(scores, right), float(right.mean()) if len(right) else 0.0),
         recall_at_full_precision=clustered_share(right & (scores >= least), clusters),
         recall_at_95_precision=recall_estimate(scores, right, clusters, 0.95),
         calibration_error=calibration_error_estimate(confidences, right, clusters) if is_probability else UNKNOWN,

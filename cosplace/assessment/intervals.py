@@ -14,10 +14,9 @@ Queries taken close together, or in one drive, tend to be right or wrong togethe
 * Average precision: the variance of the delete-a-group jackknife (Kott, Journal of Official Statistics 2001) on the
   scale of log-odds, with t.  Bootstraps cover too little there (Boyd, Eng and Page, ECML PKDD 2013).
 * Other statistics: the cluster bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3).
-* Calibration error: tests of smaller and larger errors, because chance makes it larger.
 
-With clusters that are worth fewer than FEW_CLUSTERS of equal size, intervals are approximate; with one cluster there is
-none.  docs/lab.md has the coverage in simulations.
+`is_approximate` says where simulations show that they cover less than 94 or more than 96%.  With one cluster there is
+no interval.  docs/lab.md has the coverage in simulations.
 Pure functions.  Legend: Q queries, C clusters.
 """
 
@@ -34,10 +33,10 @@ MIN_RESAMPLES = 200  # for many queries, whose statistics vary little
 CHUNK = 1 << 20  # numbers in one array in memory at once
 MAX_NUMBERS = 1 << 23  # weights of queries that are drawn for one interval
 MAX_GROUPS = 200  # of clusters, for a jackknife
-PRECISION = 1e-4  # of the ends of an interval of a calibration error
 CELL_M = 50.0  # queries in one cell of this side are one cluster
 MIN_SEQUENCES = 10  # fewer say little about other drives
-FEW_CLUSTERS = 30  # effective number; with fewer, coverage is 96 to 98% and depends on what they are like
+FEW_CLUSTERS = 30  # effective number, see `is_approximate`
+FEW_RARE = 5  # clusters that the hits, or the misses, would fill, see `is_approximate`
 ADDED = 0.5  # queries won, and lost, in a difference
 SMALLEST_EFFECT = 0.5  # design effect: clusters that are as alike as this are so by chance
 
@@ -49,6 +48,12 @@ class Estimate:
     value: float
     low: float
     high: float
+    is_approximate: bool = False  # the interval may contain the truth in less than 94%, or more than 96%, of cases
+
+    @property
+    def mark(self) -> str:
+        """What to write after the interval."""
+        return " (approximate)" if self.is_approximate else ""
 
     def text(self, decimals: int = 1) -> str:
         """The number and its interval.
@@ -57,6 +62,14 @@ class Estimate:
         '66.0 [56.0, 74.7]'
         """
         return f"{self.value:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+
+    def marked_text(self, decimals: int = 1, unit: str = "") -> str:
+        """The number, its interval, and whether this is approximate.
+
+        >>> Estimate(1.0, 0.2, 5.4, is_approximate=True).marked_text(unit="%")
+        '1.0 [0.2, 5.4]% (approximate)'
+        """
+        return f"{self.text(decimals)}{unit}{self.mark}"
 
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
@@ -70,8 +83,9 @@ def wilson(num_successes: int, num: int) -> Estimate:
     """
     if num == 0:
         return UNKNOWN
-    low, high = _wilson_ends(num_successes / num, num)
-    return Estimate(100 * (num_successes / num), 100 * low, 100 * high)
+    share = num_successes / num
+    low, high = _wilson_ends(share, num)
+    return Estimate(100 * share, 100 * low, 100 * high, is_approximate(num, share))
 
 
 def _wilson_ends(share: float, num: float, quantile: float = Z) -> tuple[float, float]:
@@ -113,6 +127,17 @@ def effective_clusters(clusters: np.ndarray) -> float:
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(clusters) else 0.0
 
 
+def is_approximate(num_clusters: float, share: float = 0.5) -> bool:
+    """Whether an interval covers less than 94% or more than 96% in simulations (docs/evaluation.md, "Coverage").
+
+    num_clusters: the effective number.  Below FEW_CLUSTERS, coverage is 96 to 98%, and depends on what they are like.
+    share: of the queries that are hits, or below a quantile; half of those that only one of two runs gets right.  If
+    the rarer of the two kinds would fill fewer than FEW_RARE clusters, coverage is 76 to 100%: hardly anything shows
+    how they vary.
+    """
+    return bool(num_clusters < FEW_CLUSTERS or num_clusters * min(share, 1 - share) < FEW_RARE - 1e-9)
+
+
 def _sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum of the values and number of queries of each cluster that has queries, (C,) float64."""
     sizes = np.bincount(clusters).astype(np.float64)
@@ -147,7 +172,7 @@ def t_quantile(degrees: float) -> float:
     return float(stdtrit(degrees, (1 + LEVEL) / 2))
 
 
-def _degrees_of_freedom(sizes: np.ndarray, design_effect: float) -> float:
+def degrees_of_freedom(sizes: np.ndarray, design_effect: float) -> float:
     """Degrees of freedom of the variance that is estimated from two or more clusters.  sizes: (C,) queries.
 
     Satterthwaite's number, 2 mean² / variance of that estimate, if sums of clusters are independent and normal, and
@@ -181,11 +206,12 @@ def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
     num, num_hits = int(sizes.sum()), int(sums.sum())
     if num == 0 or sizes.max() == 1:
         return wilson(num_hits, num)
+    share = num_hits / num
     if len(sizes) == 1:
-        return Estimate(100 * (num_hits / num), 0.0, 100.0)
+        return Estimate(100 * share, 0.0, 100.0, is_approximate=True)
     effect = _design_effect(np.asarray(hits, np.float64), clusters, (0, 1))
-    low, high = _wilson_ends(num_hits / num, num / effect, t_quantile(_degrees_of_freedom(sizes, effect)))
-    return Estimate(100 * (num_hits / num), 100 * low, 100 * high)
+    low, high = _wilson_ends(share, num / effect, t_quantile(degrees_of_freedom(sizes, effect)))
+    return Estimate(100 * share, 100 * low, 100 * high, is_approximate(effective_clusters(clusters), share))
 
 
 def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Estimate:
@@ -202,11 +228,11 @@ def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Es
     below = (values <= value).astype(np.float64)
     sizes = _sums(below, clusters)[1]
     if len(sizes) == 1:
-        return Estimate(value, 0.0, math.inf)
+        return Estimate(value, 0.0, math.inf, is_approximate=True)
     num, quantile = float(len(values)), Z
     if sizes.max() > 1:
         effect = _design_effect(below, clusters, (0, 1))
-        num, quantile = num / effect, t_quantile(_degrees_of_freedom(sizes, effect))
+        num, quantile = num / effect, t_quantile(degrees_of_freedom(sizes, effect))
     # Of n values, at least n * low and at most n * high are below the true quantile, so it is between the values at
     # these places.  Values are interpolated (Beran and Hall 1993): from one whole place to the next, coverage jumps.
     low, high = (_at_place(ordered, len(ordered) * end) for end in _wilson_ends(q, num, quantile))
@@ -214,6 +240,7 @@ def clustered_quantile(values: np.ndarray, clusters: np.ndarray, q: float) -> Es
         value,
         0.0 if (1 - q) ** num > (1 - LEVEL) / 2 else min(low, value),
         math.inf if q**num > (1 - LEVEL) / 2 else max(high, value),
+        is_approximate(effective_clusters(clusters), q),
     )
 
 
@@ -237,27 +264,30 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
     sums, sizes = _sums(values, clusters)
     mean = float(np.mean(values))
     if len(sizes) == 1:
-        return Estimate(mean, -math.inf, math.inf)
+        return Estimate(mean, -math.inf, math.inf, is_approximate=True)
     share = sizes / sizes.sum()
     squares = float(((sums - mean * sizes) ** 2 / (1 - share)).sum())
     independent = float(((values - mean) ** 2).sum())  # what the squares would be
-    quantile = t_quantile(_degrees_of_freedom(sizes, squares / independent if independent > 0 else 1.0))
+    quantile = t_quantile(degrees_of_freedom(sizes, squares / independent if independent > 0 else 1.0))
     half = quantile * math.sqrt(squares) / float(sizes.sum())
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, mean - half, mean + half, is_approximate(effective_clusters(clusters)))
 
 
-def jackknife(statistic: Callable[[np.ndarray], np.ndarray], clusters: np.ndarray, value: float) -> Estimate:
+def jackknife(
+    statistic: Callable[[np.ndarray], np.ndarray], clusters: np.ndarray, value: float, share: float = 0.5
+) -> Estimate:
     """Percentage with the interval of its log-odds, for a smooth statistic in [0, 1] of queries in clusters.
 
     statistic: weights of the queries (n, Q) int32 -> (n,) values; nan, where it is undefined, counts as 0.  value: for
-    weights of 1.
+    weights of 1.  share: of the queries that are hits.
     """
     groups = np.unique(clusters, return_inverse=True)[1].reshape(-1)
     num_clusters, num = int(groups.max(initial=-1)) + 1, len(groups)
     if not math.isfinite(value):
         return UNKNOWN
     if num_clusters < 2:
-        return Estimate(100 * value, 0.0, 100.0)
+        return Estimate(100 * value, 0.0, 100.0, is_approximate=True)
+    is_few = is_approximate(effective_clusters(groups), share)
     groups %= MAX_GROUPS
     num_groups = min(num_clusters, MAX_GROUPS)
     per_chunk = max(1, CHUNK // num)
@@ -275,7 +305,7 @@ def jackknife(statistic: Callable[[np.ndarray], np.ndarray], clusters: np.ndarra
     half = t_quantile(num_clusters - 1) * error / (inner * (1 - inner))
     odds = inner / (1 - inner)
     low, high = 1 / (1 + math.exp(min(half, 700.0)) / odds), 1 / (1 + math.exp(-half) / odds)
-    return Estimate(100 * value, 100 * min(low, value), 100 * max(high, value))
+    return Estimate(100 * value, 100 * min(low, value), 100 * max(high, value), is_few)
 
 
 # --- two runs --------------------------------------------------------------------------------------------------------
@@ -295,16 +325,18 @@ def paired_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Est
     num = sizes.sum()
     value = 100 * float(sums.sum() / num)
     if len(sizes) == 1:
-        return Estimate(value, -100.0, 100.0)
+        return Estimate(value, -100.0, 100.0, is_approximate=True)
     added = ADDED * math.sqrt(_design_effect(differences, clusters, (-1, 1)))
     total = num + 2 * added
     center = sums.sum() / total
     of_added = (1 - center) ** 2 + (1 + center) ** 2
     squares = ((sums - center * sizes) ** 2 / (1 - sizes / total)).sum() + added**2 * of_added
     independent = ((differences - center) ** 2).sum() + added * of_added  # what the squares would be
-    quantile = t_quantile(_degrees_of_freedom(sizes, float(squares / independent)))
+    quantile = t_quantile(degrees_of_freedom(sizes, float(squares / independent)))
     center, half = float(center), quantile * math.sqrt(squares) / float(total)
-    return Estimate(value, max(-100.0, 100 * (center - half)), min(100.0, 100 * (center + half)))
+    low, high = max(-100.0, 100 * (center - half)), min(100.0, 100 * (center + half))
+    differing = np.count_nonzero(differences) / num
+    return Estimate(value, low, high, is_approximate(effective_clusters(clusters), differing / 2))
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -349,9 +381,11 @@ def bootstrap(
     statistics: weights of the queries (n, Q) int32 -> (S, n) values; nan, where one is undefined, is left out.
     values: (S,) for weights of 1.  limits: of all values.
     """
-    num_clusters = len(np.unique(clusters))
+    num_clusters, is_few = len(np.unique(clusters)), is_approximate(effective_clusters(clusters))
     if num_clusters < 2:
-        return [Estimate(value, *(limits if math.isfinite(value) else (math.nan, math.nan))) for value in values]
+        return [
+            Estimate(value, *(limits if math.isfinite(value) else (math.nan, math.nan)), is_few) for value in values
+        ]
     drawn = np.concatenate(
         [statistics(weights.astype(np.int32)[:, clusters]) for weights in resampled_weights(clusters)], axis=1
     )
@@ -364,78 +398,10 @@ def bootstrap(
             continue
         ends = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         low, high = np.clip(value + wider * (ends - value), *limits).tolist()
-        estimates.append(Estimate(value, low, high))
+        estimates.append(Estimate(value, low, high, is_few))
     return estimates
 
 
 def _widening(num_clusters: int) -> float:
     """Factor of the deviations of resamples that a number of clusters, two or more, requires."""
     return t_quantile(num_clusters - 1) / Z * math.sqrt(num_clusters / (num_clusters - 1))
-
-
-def sum_of_absolute_means(values: np.ndarray, clusters: np.ndarray, added: np.ndarray) -> Estimate:
-    """Sum over columns of |mean of the column|, which is at most 1, as a calibration error is.
-
-    The value is that of these queries.  Chance makes it larger than that of all queries, the more so the smaller the
-    expectation of a column is.  So what was found is compared with samples, all of them `_without_bias`.  The low end
-    is the smallest sum, with the proportions of what was found, of which 2.5% of the samples are as large: 0 if 2.5% of
-    those of 0 are.
-    The high end is the largest sum of which 2.5% of the samples are as small.  Its proportions are those of the
-    standard errors, with which bias is least, since chance also makes columns less equal than they are.  If less was
-    found than half of the samples of 0 have, the high end is that of half of them, or it could be 0.
-
-    values: (Q, S) float64.  added: (n, S), queries that count too, because a few queries vary less than all do.
-    """
-    groups = np.unique(clusters, return_inverse=True)[1].reshape(-1)
-    sizes = np.bincount(groups)
-    num, num_clusters, means = len(values), len(sizes), values.mean(axis=0)
-    value = float(np.abs(means).sum())
-    if num_clusters < 2:
-        return Estimate(value, 0.0, 1.0)
-    deviations = np.zeros((num_clusters, values.shape[1]))
-    np.add.at(deviations, groups, values - means)
-    deviations /= np.sqrt(1 - sizes / num)[:, None]
-    # As in `paired_difference`, but the design effect is always the root of the size of a cluster that a query sees.
-    rows = np.concatenate([deviations, added * ((sizes**2).sum() / num) ** 0.25])
-    effect = (deviations**2).sum() / max(((values - means) ** 2).sum(), 1e-12)
-    rows *= t_quantile(_degrees_of_freedom(sizes, float(effect))) / Z / num
-    errors = np.sqrt((rows**2).sum(axis=0))
-    means, rows, errors = means[errors > 0], rows[:, errors > 0], errors[errors > 0]
-    factors = np.linalg.qr(rows, mode="r")  # factors.T @ factors is the covariance of the means
-    noise = np.random.default_rng(0).standard_normal((RESAMPLES, len(factors))) @ factors
-    found = _without_bias(means, errors)
-
-    def samples(total: float, proportions: np.ndarray) -> np.ndarray:
-        expectations = total * np.copysign(proportions / proportions.sum(), means)
-        return _without_bias(expectations + noise, errors).sum(axis=-1)
-
-    usual = max(float(found.sum()), float(np.median(samples(0.0, errors))))
-    clear = np.maximum(found, 0) if found.max() > 0 else errors
-    low = _where(lambda total: float(np.quantile(samples(total, clear), (1 + LEVEL) / 2)), float(found.sum()))
-    high = _where(lambda total: float(np.quantile(samples(total, errors), (1 - LEVEL) / 2)), usual)
-    return Estimate(value, min(low, value), max(high, value))
-
-
-def _without_bias(means: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """|means| (..., S) less their bias, which is 0.8 standard errors (S,) where an expectation is 0.
-
-    The bias that a mean shows if it is taken for the expectation, E |mean + noise| - |mean|, is then sqrt(2) - 1 times
-    the bias on average, so it is subtracted 1 / (sqrt(2) - 1) times.  Where expectations are not 0, the bias that is
-    left is from 0 to -0.4 standard errors.
-    """
-    from scipy.special import erf  # takes longer to import than this module
-
-    sizes = np.abs(means) / errors
-    expected = math.sqrt(2 / math.pi) * np.exp(-(sizes**2) / 2) + sizes * erf(sizes / math.sqrt(2))
-    return errors * (sizes - (math.sqrt(2) + 1) * (expected - sizes))
-
-
-def _where(ascending: Callable[[float], float], value: float) -> float:
-    """Where an ascending function of numbers in [0, 1] has a value, within PRECISION; 0 or 1 if it is outside."""
-    from scipy.optimize import brentq  # takes longer to import than this module
-
-    if ascending(0.0) >= value:
-        return 0.0
-    if ascending(1.0) <= value:
-        return 1.0
-    return float(brentq(lambda place: ascending(place) - value, 0.0, 1.0, xtol=PRECISION))

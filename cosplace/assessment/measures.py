@@ -53,7 +53,7 @@ class ConditionRow:
     value: str  # "night", "1–3 years", …
     num_queries: int
     num_clusters: int  # that these queries are in
-    effective_clusters: float  # how many of equal size these are worth; with few, the interval is approximate
+    effective_clusters: float  # how many of equal size these are worth
     recall1: Estimate  # percent
     median_error_m: Estimate
 

@@ -26,6 +26,8 @@ from cosplace.assessment.intervals import (
     clustered_quantile,
     clustered_share,
     clusters_of,
+    effective_clusters,
+    is_approximate,
 )
 from cosplace.assessment.measures import Measures
 from cosplace.geo import distances_m
@@ -70,7 +72,7 @@ def measure(
         error_m={quantile: clustered_quantile(errors_m, clusters, quantile / 100) for quantile in QUANTILES},
         errors_m=errors_m,
         near_misses=clustered_share((straight_m > radius_m) & (straight_m <= 2 * radius_m), clusters),
-        mean_average_precision=_mean_average_precision(precisions, clusters),
+        mean_average_precision=mean_average_precision(precisions, clusters),
         num_predictions=hits.shape[1],
         scores=tuple(
             score_metrics(name, values, right, clusters, is_probability=name == CONFIDENCE)
@@ -92,15 +94,13 @@ def _clustered_by(clusters: np.ndarray, sequences: np.ndarray) -> str:
     return "query" if np.bincount(clusters).max(initial=0) <= 1 else "place"
 
 
-def _mean_average_precision(precisions: np.ndarray, clusters: np.ndarray) -> Estimate:
+def mean_average_precision(precisions: np.ndarray, clusters: np.ndarray) -> Estimate:
     """In percent.  If all precisions (Q,) are 0 or all are 1, nothing varies: the interval is that of a share."""
     if len(precisions) and np.ptp(precisions) == 0 and precisions[0] in (0, 1):
         return clustered_share(precisions == 1, clusters)
-    return _percent(clustered_mean(precisions, clusters))
-
-
-def _percent(share: Estimate) -> Estimate:
-    return Estimate(*(min(max(100 * end, 0.0), 100.0) for end in (share.value, share.low, share.high)))
+    mean = clustered_mean(precisions, clusters)
+    ends = (min(max(100 * end, 0.0), 100.0) for end in (mean.value, mean.low, mean.high))
+    return Estimate(*ends, is_approximate(effective_clusters(clusters), mean.value))
 
 
 def straight_distances_m(evaluation: Evaluation, dataset: RetrievalDataset) -> np.ndarray:

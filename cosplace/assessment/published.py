@@ -75,6 +75,7 @@ class Reproduction:
             "source": self.figure.source,
             "ours": self.ours.value,
             "interval": [self.ours.low, self.ours.high],
+            "approximate": self.ours.is_approximate,
             "difference": self.difference,
             "inside": self.is_inside,
         }

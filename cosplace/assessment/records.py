@@ -27,6 +27,7 @@ def intervals_record(measures: Measures) -> dict[str, Any]:
         "num_clusters": num_clusters(measures),
         "approximate": effective_clusters(measures.clusters) < FEW_CLUSTERS,
         "recalls": {str(n): _interval(one) for n, one in measures.recalls.items()},
+        "approximate_recalls": [n for n, one in measures.recalls.items() if one.is_approximate],
     }
 
 
@@ -57,6 +58,7 @@ def metrics_record(measures: Measures, note: str = "") -> dict[str, Any]:
                 "num_clusters": row.num_clusters,
                 "recall1": _record(row.recall1), "median_error_m": None if note else _number(row.median_error_m.value),
                 "median_error_interval_m": _interval(UNKNOWN if note else row.median_error_m),
+                "median_error_approximate": (UNKNOWN if note else row.median_error_m).is_approximate,
             }
             for row in measures.conditions
         ],
@@ -74,12 +76,14 @@ def _score_record(score: ScoreMetrics) -> dict[str, Any]:
         "recall_at_95_precision": _record(score.recall_at_95_precision),
         "calibration_error": _number(score.calibration_error.value),
         "calibration_error_interval": _interval(score.calibration_error),
+        "calibration_error_approximate": score.calibration_error.is_approximate,
         "reliability": [[_number(value) for value in row] for row in score.reliability.tolist()],
     }
 
 
-def _record(estimate: Estimate) -> dict[str, float | None]:
-    return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
+def _record(estimate: Estimate) -> dict[str, float | bool | None]:
+    numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {name: _number(number) for name, number in numbers.items()} | {"approximate": estimate.is_approximate}
 
 
 def _interval(estimate: Estimate) -> list[float | None]:
@@ -125,14 +129,17 @@ def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[s
         "" if measures.clustered_by == "query" else f" (queries are in {_clusters(count, measures.clustered_by)})"
     )
     few = few_clusters_text(count, effective_clusters(measures.clusters), measures.clustered_by)
-    recalls = ", ".join(f"R@{n} [{one.low:.1f}, {one.high:.1f}]" for n, one in measures.recalls.items())
+    recalls = ", ".join(
+        f"R@{n} [{one.low:.1f}, {one.high:.1f}]{'' if few else one.mark}" for n, one in measures.recalls.items()
+    )
     lines = [f"95% intervals: {recalls}{f' ({few})' if few else together}"]
     if not note:
         median, ninety = measures.error_m[50], measures.error_m[90]
+        near = f"near misses ({radius_m:g} to {2 * radius_m:g} m): {measures.near_misses.marked_text(unit='%')}, "
+        near = near if radius_m else ""
         lines += [
             f"first prediction: median error {_meters(median)}, 90% within {_meters(ninety)}",
-            (f"near misses ({radius_m:g} to {2 * radius_m:g} m): {measures.near_misses.text()}%, " if radius_m else "")
-            + f"mAP@{measures.num_predictions} {measures.mean_average_precision.text()}",
+            f"{near}mAP@{measures.num_predictions} {measures.mean_average_precision.marked_text()}",
         ]
         if math.isfinite(measures.longest_miss_m):
             lines.append(
@@ -142,14 +149,15 @@ def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[s
     score = measures.scores[0] if measures.scores else None
     if score is not None and math.isfinite(score.area.value):
         lines.append(
-            f"precision–recall by {score.name}: average precision {score.area.text()}, recall "
-            f"{score.recall_at_full_precision.text()} at 100% precision, {score.recall_at_95_precision.text()} at 95%"
+            f"precision–recall by {score.name}: average precision {score.area.marked_text()}, recall "
+            f"{score.recall_at_full_precision.marked_text()} at 100% precision, "
+            f"{score.recall_at_95_precision.marked_text()} at 95%"
         )
     if score is not None and math.isfinite(score.calibration_error.value):
-        lines.append(f"calibration error (ECE) of {score.name}: {score.calibration_error.text(3)}")
+        lines.append(f"calibration error (ECE) of {score.name}: {score.calibration_error.marked_text(3)}")
     return lines
 
 
 def _meters(estimate: Estimate) -> str:
     ends = [f"{end:,.1f}" if math.isfinite(end) else "∞" for end in (estimate.value, estimate.low, estimate.high)]
-    return f"{ends[0]} m [{ends[1]}, {ends[2]}]"
+    return f"{ends[0]} m [{ends[1]}, {ends[2]}]{estimate.mark}"

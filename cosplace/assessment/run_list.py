@@ -190,13 +190,16 @@ def _recalls(results: Mapping[str, Any]) -> dict[int, float]:
 
 def _interval(results: Mapping[str, Any], recall1: float) -> Estimate:
     """R@1 with the interval that the run recorded; runs of earlier versions have that of independent queries."""
-    ends = _section(results, "intervals").get("recalls")
+    intervals = _section(results, "intervals")
+    ends = intervals.get("recalls")
     ends = ends.get("1") if isinstance(ends, Mapping) else None
     if isinstance(ends, list) and len(ends) == 2 and all(map(_is_percentage, ends)):
-        return Estimate(recall1, float(ends[0]), float(ends[1]))
+        few = intervals.get("approximate_recalls")
+        is_few = intervals.get("approximate") is True or (isinstance(few, list) and 1 in few)
+        return Estimate(recall1, float(ends[0]), float(ends[1]), is_few)
     num_queries = _count(results.get("num_queries")) or 0
     found = wilson(min(num_queries, max(0, round(recall1 * num_queries / 100))), num_queries)
-    return Estimate(recall1, found.low, found.high)
+    return Estimate(recall1, found.low, found.high, found.is_approximate)
 
 
 def _model(config: Mapping[str, Any], results: Mapping[str, Any], kind: str, folder: Path) -> str:

@@ -173,6 +173,8 @@ def _table(found: "Sequence[Reproduction]", evaluation: "Evaluation", terms: "Mo
             f"{one.figure.n:3d}   {one.figure.recall:9.1f}  {one.ours.value:5.1f}  {interval:>13s}  "
             f"{one.difference:+10.1f}   {'yes' if one.is_inside else 'no':>6s}   {one.figure.source}"
         )
+    if marked := [f"R@{one.figure.n}" for one in found if one.ours.is_approximate]:
+        lines.append(f"The intervals of {', '.join(dict.fromkeys(marked))} are approximate.")
     size = "their own size" if evaluation.image_size is None else f"{evaluation.image_size} pixels, shorter side"
     if terms.image_size not in ("native", "unknown"):
         lines.append(f"Published at {terms.image_size} pixels; evaluated at {size}.")

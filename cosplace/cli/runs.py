@@ -33,6 +33,8 @@ def run_runs(config: RunsConfig) -> None:
         return
     for line in run_lines(runs, shutil.get_terminal_size(fallback=(UNLIMITED, 0)).columns):
         print_result(line)
+    if any(run.recall1 is not None and run.recall1.is_approximate for run in runs):
+        print_result("* approximate interval")
 
 
 def run_lines(runs: "list[RunSummary]", columns: int) -> list[str]:
@@ -74,7 +76,7 @@ def _cells(run: "RunSummary") -> tuple[str, ...]:
         f"{run.kind}, {shorten(run.variant, WIDEST['kind'])}" if run.variant else run.kind,
         model,
         shorten(run.dataset, WIDEST["dataset"]),
-        "" if run.recall1 is None else run.recall1.text(),
+        "" if run.recall1 is None else run.recall1.text() + "*" * run.recall1.is_approximate,
         f"{recalls[5]:.1f}" if 5 in recalls else "",
         epochs,
         shorten(f"{run.state}: {run.reason}", WIDEST["state"]) if run.reason else run.state,
@@ -113,6 +115,7 @@ def _record(run: "RunSummary") -> dict[str, Any]:
         "dataset": run.dataset or None,
         "recalls": None if run.recalls is None else {str(n): recall for n, recall in run.recalls.items()},
         "recall1_interval": interval,
+        "recall1_approximate": None if run.recall1 is None else run.recall1.is_approximate,
         "epochs_done": run.epochs_done,
         "epochs": run.epochs,
     }

@@ -62,6 +62,10 @@ def _is_interval(value: Any) -> bool:
     return isinstance(value, list) and len(value) in (0, 2) and all(_is_number(end) for end in value)
 
 
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 MODEL = {
     "model": _is_text,
     "checksum": _is_text,
@@ -79,9 +83,11 @@ ABOUT = {  # a calibration; those of earlier versions lack some
     "share_revisited?": _is_finite,
     "share_like_training?": _is_finite,
     "calibration_error_interval?": _is_interval,
+    "calibration_error_approximate?": _is_flag,
     "overconfidence?": {
         **dict.fromkeys(("value", "low", "high"), _is_number_or_none),
         "num_areas": _is_count,
+        "approximate?": _is_flag,
     },
 }
 RECORDS: dict[str, Any] = {

@@ -139,6 +139,7 @@ def fit_calibration(
     error = calibration_error_estimate(held_out, examples.correct, examples.areas, importance)
     about = dict(about or {}) | {
         "calibration_error_interval": [round(error.low, 4), round(error.high, 4)],
+        "calibration_error_approximate": error.is_approximate,
         "overconfidence": overconfidence(held_out[inside], examples.take(inside)),
     }
     return Calibration(
@@ -290,7 +291,7 @@ def overconfidence(confidences: np.ndarray, examples: Examples) -> dict[str, flo
     found = clustered_mean(confidences - examples.correct, examples.areas)
     ends = {name: getattr(found, name) for name in ("value", "low", "high")}
     known = {name: round(end, 4) if np.isfinite(end) else None for name, end in ends.items()}
-    return known | {"num_areas": len(np.unique(examples.areas))}
+    return known | {"num_areas": len(np.unique(examples.areas)), "approximate": found.is_approximate}
 
 
 def _threshold_curve(confidences: np.ndarray, examples: Examples, importance: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cosplace.assessment.intervals import Estimate
+from cosplace.assessment.intervals import FEW_CLUSTERS, Estimate
 from cosplace.localization.confidence import RADIUS_SHARE, Calibration
 from cosplace.photos.paths import printable
 from cosplace.report.charts import Series, chart, percent_axis
@@ -19,7 +19,6 @@ PAGE = "calibration.html"
 ONE_CAPTURE_DAYS = 27  # file names may have only the month, and months begin 28 days apart or more
 DEFAULT_THRESHOLD = 0.5  # of `--min_confidence`
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
-FEW_AREAS = 10
 # Names of the entries of `Calibration.about`, in the order in which they are shown.
 DATA_NAMES = {
     "num_photos": "photos in the index",
@@ -82,7 +81,7 @@ def calibration_page(calibration: Calibration, name: str, *, style_sheet: str | 
         data_used=[
             (DATA_NAMES.get(key, key), CORRECTIONS.get(value, value) if key == "correction" else value)
             for key, value in sorted(calibration.about.items(), key=_place)
-            if key not in {"calibration_error_interval", "overconfidence"}
+            if key not in {"calibration_error_interval", "calibration_error_approximate", "overconfidence"}
         ],
     )
 
@@ -96,7 +95,11 @@ def _place(entry: tuple[str, Any]) -> int:
 def calibration_error_text(calibration: Calibration) -> str:
     """The expected calibration error with its 95% interval, which calibrations of earlier versions lack."""
     error, ends = calibration.calibration_error, calibration.about.get("calibration_error_interval")
-    return Estimate(error, *ends).text(3) if ends else f"{error:.3f}"
+    return Estimate(error, *ends, _is_approximate(calibration)).marked_text(3) if ends else f"{error:.3f}"
+
+
+def _is_approximate(calibration: Calibration) -> bool:
+    return bool(calibration.about.get("calibration_error_approximate", True))  # earlier versions did not say
 
 
 def overconfidence_text(about: Mapping[str, Any]) -> str:
@@ -104,14 +107,15 @@ def overconfidence_text(about: Mapping[str, Any]) -> str:
 
     about: facts stored with the calibration; calibrations of earlier versions lack this one.
 
-    >>> overconfidence_text({"overconfidence": {"value": -0.02, "low": -0.071, "high": 0.031, "num_areas": 25}})
-    'mean confidence on photos of 25 held-out areas: 2.0 points too low (95% interval: 7.1 too low to 3.1 too high)'
+    >>> overconfidence_text({"overconfidence": {"value": -0.02, "low": -0.071, "high": 0.031, "num_areas": 30}})
+    'mean confidence on photos of 30 held-out areas: 2.0 points too low (95% interval: 7.1 too low to 3.1 too high)'
     """
     found = about.get("overconfidence") or {}
     if None in (found.get("value"), found.get("low"), found.get("high")):
         return ""
     value, low, high = (_too_high(found[name]) for name in ("value", "low", "high"))
-    few = "; approximate, as the areas are few" if found["num_areas"] < FEW_AREAS else ""
+    is_few = found.get("approximate", found["num_areas"] < FEW_CLUSTERS)
+    few = "; approximate, as the areas are few" if is_few else ""
     number, direction = value.split(" ", 1)
     return (
         f"mean confidence on photos of {found['num_areas']:,} held-out areas: {number} points {direction} "
@@ -149,6 +153,7 @@ def _summary(calibration: Calibration) -> dict[str, str]:
         "rejected": f"{rejected:.0f}",
         "error": f"{100 * calibration.calibration_error:.1f}",
         "error_interval": " to ".join(ends),
+        "error_words": "approximate 95% interval" if _is_approximate(calibration) else "95% interval",
     }
 
 

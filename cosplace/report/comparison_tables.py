@@ -28,6 +28,7 @@ LATEX_COMMANDS = {
     "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
+LATEX_MARK = r"^{\dagger}"  # of an approximate interval
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|!])")
 
 
@@ -43,8 +44,8 @@ def p_text(p: float) -> str:
 
 
 def interval_text(estimate: Estimate) -> str:
-    """The interval of a difference with signs: [-1.2, +11.9]."""
-    return f"[{signed(estimate.low)}, {signed(estimate.high)}]"
+    """The interval of a difference with signs: [-1.2, +11.9], and whether it is approximate."""
+    return f"[{signed(estimate.low)}, {signed(estimate.high)}]{estimate.mark}"
 
 
 def signed(value: float) -> str:
@@ -117,10 +118,11 @@ def difference_lines(one: Comparison) -> list[str]:
 
 
 def _line(name: str, row: RecallDifference, verdict: str = "") -> str:
-    interval = interval_text(row.difference)
+    interval = interval_text(row.difference).removesuffix(row.difference.mark)
+    words = [*([verdict] if verdict else []), *(["approximate interval"] if row.difference.is_approximate else [])]
     return (
         f"{name:24s}{row.recall_a:7.1f}{row.recall_b:7.1f}{signed(row.difference.value):>12s}  {interval:16s}"
-        f"{row.won:5d}{row.lost:6d}{p_text(row.p):>8s}  {verdict}"
+        f"{row.won:5d}{row.lost:6d}{p_text(row.p):>8s}  {', '.join(words)}"
     ).rstrip()
 
 
@@ -138,7 +140,8 @@ def markdown_table(comparisons: Sequence[Comparison]) -> str:
     ns = recall_values(*runs)
     lines = [_markdown_row(["", "model", *(f"R@{n}" for n in ns)]), _markdown_row([":--", ":--", *["--:"] * len(ns)])]
     lines += [
-        _markdown_row([run.letter, _markdown(run_label(run)), *(run.recall(n).text() for n in ns)]) for run in runs
+        _markdown_row([run.letter, _markdown(run_label(run)), *(run.recall(n).marked_text() for n in ns)])
+        for run in runs
     ]
     head = ["", "recall", "difference, points", "won", "lost", "p", "verdict"]
     lines += ["", _markdown_row(head), _markdown_row([":--", ":--", *["--:"] * 4, ":--"])]
@@ -182,19 +185,26 @@ def latex_table(comparisons: Sequence[Comparison]) -> str:
     notes = [f"Below a recall: difference from {runs[0].letter} in percentage points, with its 95\\% interval."]
     if any(row.sign for one in comparisons for row in one.rows):
         notes.append(f"$^{{*}}$ McNemar's exact test: $p < {SIGNIFICANCE:g}$, and the interval excludes 0.")
+    marked = [run.recall(n) for run in runs for n in ns] + [row.difference for one in comparisons for row in one.rows]
+    if any(one.is_approximate for one in marked):
+        notes.append(f"${LATEX_MARK}$ The interval is approximate.")
     lines.append("\\bottomrule")
     lines += [f"\\multicolumn{{{2 + len(ns)}}}{{l}}{{\\scriptsize {note}}} \\\\" for note in notes]
     return "\n".join([*lines, "\\end{tabular}"]) + "\n"
 
 
 def _latex_recall(recall: Estimate) -> str:
-    return f"{recall.value:.1f} {{\\scriptsize $[{recall.low:.1f}, {recall.high:.1f}]$}}"
+    return f"{recall.value:.1f} {{\\scriptsize $[{recall.low:.1f}, {recall.high:.1f}]{_latex_mark(recall)}$}}"
+
+
+def _latex_mark(estimate: Estimate) -> str:
+    return LATEX_MARK if estimate.is_approximate else ""
 
 
 def _latex_difference(row: RecallDifference) -> str:
     star = "^{*}" if row.sign else ""
     low, high = signed(row.difference.low), signed(row.difference.high)
-    return f"\\scriptsize ${signed(row.difference.value)}{star}$ $[{low}, {high}]$"
+    return f"\\scriptsize ${signed(row.difference.value)}{star}$ $[{low}, {high}]{_latex_mark(row.difference)}$"
 
 
 def latex_text(text: str) -> str:
@@ -231,6 +241,7 @@ def comparison_record(comparisons: Sequence[Comparison]) -> dict[str, Any]:
                 "folder": str(run.folder),
                 "recalls": {str(n): run.recall(n).value for n in ns},
                 "intervals": {str(n): [run.recall(n).low, run.recall(n).high] for n in ns},
+                "approximate_recalls": [n for n in ns if run.recall(n).is_approximate],
             }
             for run in runs
         ],
@@ -265,6 +276,7 @@ def _row_record(row: RecallDifference) -> Mapping[str, Any]:
         "other": row.recall_b,
         "difference": row.difference.value,
         "interval": [row.difference.low, row.difference.high],
+        "approximate": row.difference.is_approximate,
         "won": row.won,
         "lost": row.lost,
         "p": row.p,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -23,29 +24,35 @@ CARRIED = {"threshold": "the same threshold", "quantile": "the same share of que
 
 
 def percent_texts(estimate: Estimate) -> tuple[str, str]:
-    """A percentage and its interval; empty without an interval.
+    """A percentage and its interval, which may be approximate; empty without an interval.
 
     >>> percent_texts(Estimate(66.0, 55.9, 74.7))
     ('66.0%', '55.9–74.7%')
+    >>> percent_texts(Estimate(2.0, 0.3, 10.5, is_approximate=True))
+    ('2.0%', '0.3–10.5%, approximate')
     """
     if not math.isfinite(estimate.value):
         return "unknown", ""
     known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
-    return f"{estimate.value:.1f}%", f"{estimate.low:.1f}–{estimate.high:.1f}%" if known else ""
+    return f"{estimate.value:.1f}%", f"{estimate.low:.1f}–{estimate.high:.1f}%{_mark(estimate)}" if known else ""
+
+
+def _mark(estimate: Estimate) -> str:
+    return ", approximate" if estimate.is_approximate else ""
 
 
 def _share_texts(estimate: Estimate) -> tuple[str, str]:
     """A number in [0, 1] and its interval; a dash for an unknown one."""
     if math.isnan(estimate.value):
         return "–", ""
-    return f"{estimate.value:.3f}", f"{estimate.low:.3f}–{estimate.high:.3f}"
+    return f"{estimate.value:.3f}", f"{estimate.low:.3f}–{estimate.high:.3f}{_mark(estimate)}"
 
 
 def distance_texts(estimate: Estimate) -> tuple[str, str]:
     """A distance and its interval; empty without an interval."""
     known = math.isfinite(estimate.low) and not math.isnan(estimate.high)
     high = "∞" if math.isinf(estimate.high) else format_distance(estimate.high)  # of queries without predictions
-    interval = f"{format_distance(estimate.low)} – {high}" if known else ""
+    interval = f"{format_distance(estimate.low)} – {high}{_mark(estimate)}" if known else ""
     return format_distance(estimate.value), interval
 
 
@@ -53,7 +60,7 @@ def interval_note(measures: Measures) -> str:
     """What the intervals are."""
     few = few_clusters_text(num_clusters(measures), effective_clusters(measures.clusters), measures.clustered_by)
     parts = [
-        "Brackets and bands are 95% intervals.",
+        "Brackets and bands are 95% intervals; those from few correct or few incorrect queries are approximate.",
         CLUSTERS[measures.clustered_by],
         f"They are {few}." if few else "",
     ]
@@ -139,6 +146,6 @@ def condition_groups(measures: Measures | None) -> list[dict[str, Any]]:
 
 def _recall1_texts(row: ConditionRow, measures: Measures) -> tuple[str, str, str]:
     """Recall@1, its interval, and a text if this is from few groups of queries."""
-    return *percent_texts(row.recall1), few_clusters_text(
-        row.num_clusters, row.effective_clusters, measures.clustered_by
-    )
+    few = few_clusters_text(row.num_clusters, row.effective_clusters, measures.clustered_by)
+    recall1 = replace(row.recall1, is_approximate=False) if few else row.recall1  # the text says why it is
+    return *percent_texts(recall1), few

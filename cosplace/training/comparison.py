@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cosplace.assessment.intervals import bootstrap, clusters_of
+from cosplace.assessment.intervals import bootstrap, clusters_of, effective_clusters, is_approximate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,7 @@ class Comparison:
     map: float
     map_low: float  # ends of the interval of its difference
     map_high: float
+    is_approximate: bool = False  # the intervals are: few places, or few queries that differ
 
     @property
     def difference(self) -> float:
@@ -46,6 +47,11 @@ class Comparison:
         """
         agrees = self.difference > (self.high - self.low) / 4
         return self.low > 0 or (self.map_low > 0 and agrees)
+
+    @property
+    def interval_words(self) -> str:
+        """What the intervals are."""
+        return "approximate 95% interval" if self.is_approximate else "95% interval"
 
     def verdict(self, *, is_kept: bool) -> str:
         """Which model is kept, and why, in one sentence.  is_kept: whether the trained model is."""
@@ -67,7 +73,7 @@ class Comparison:
         """The result in one sentence.  part: of the dataset, which the queries are from."""
         return (
             f"R@1 on {self.num_queries} {part} {self.what}: start {self.start_recall1:.1f}, trained "
-            f"{self.recall1:.1f}, difference {self.difference:+.1f} points (95% interval {self.low:+.1f} to "
+            f"{self.recall1:.1f}, difference {self.difference:+.1f} points ({self.interval_words} {self.low:+.1f} to "
             f"{self.high:+.1f}; {self.won} won, {self.lost} lost); mean average precision: {self.start_map:.1f}, "
             f"{self.map:.1f}, {self.map - self.start_map:+.1f} points ({self.map_low:+.1f} to {self.map_high:+.1f})."
         )
@@ -85,9 +91,9 @@ def compare(
     precisions = [average_precisions(hits, num_positives) for hits in (start, trained)]
     first = start[:, 0], trained[:, 0]
     changes = np.stack([first[1].astype(float) - first[0], precisions[1] - precisions[0]], 1)  # (Q, 2)
-    means = changes.mean(axis=0)
+    means, clusters = changes.mean(axis=0), clusters_of(positions)
     of_recall1, of_map = bootstrap(
-        lambda weights: (weights @ changes).T / weights.sum(axis=1), clusters_of(positions), means.tolist(), (-1.0, 1.0)
+        lambda weights: (weights @ changes).T / weights.sum(axis=1), clusters, means.tolist(), (-1.0, 1.0)
     )
     return Comparison(
         what=what,
@@ -102,6 +108,7 @@ def compare(
         map=100 * float(precisions[1].mean()),
         map_low=100 * of_map.low,
         map_high=100 * of_map.high,
+        is_approximate=is_approximate(effective_clusters(clusters), float(np.mean(first[0] != first[1])) / 2),
     )
 
 

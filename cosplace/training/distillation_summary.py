@@ -52,8 +52,8 @@ class Kept:
         share = f", {100 * one.recall1 / one.start_recall1:.1f}% of it" if one.start_recall1 else ""
         return (
             f"R@1 on {one.num_queries} queries of {self.dataset.name}: teacher {one.start_recall1:.1f}, student "
-            f"{one.recall1:.1f}{share}; difference {one.difference:+.1f} points (95% interval {one.low:+.1f} to "
-            f"{one.high:+.1f}; {one.won} won, {one.lost} lost)"
+            f"{one.recall1:.1f}{share}; difference {one.difference:+.1f} points ({one.interval_words} "
+            f"{one.low:+.1f} to {one.high:+.1f}; {one.won} won, {one.lost} lost)"
         )
 
 
@@ -139,6 +139,7 @@ class DistillationResult:
                 "student_recalls": {str(k): value for k, value in one.student.recalls.items()},
                 "difference": one.comparison.difference,
                 "interval": [one.comparison.low, one.comparison.high],
+                "approximate": one.comparison.is_approximate,
                 "won": one.comparison.won,
                 "lost": one.comparison.lost,
             }

@@ -153,7 +153,9 @@ def test_calibration_error_of_few_queries_may_be_chance() -> None:
     rng = np.random.default_rng(0)
     confidences = rng.random(60)
     found = calibration_error_estimate(confidences, rng.random(60) < confidences, np.arange(60))
-    assert found.value > 0.08 and found.low == 0  # the error of calibrated confidences is 0 among many queries
+    assert (
+        found.value > 0.08 and found.low == 0 and found.is_approximate
+    )  # the error of calibrated confidences is 0 among many queries
     without_a_miss = calibration_error_estimate(np.full(50, 0.999), np.ones(50, bool), np.arange(50))
     assert without_a_miss.value == pytest.approx(0.001) and 0.02 < without_a_miss.high < 0.08  # rule of three: 0.06
     one_place = calibration_error_estimate(confidences, confidences > 0.5, np.zeros(60, np.int64))
@@ -233,7 +235,7 @@ def naive_recall_interval(scores: np.ndarray, right: np.ndarray, clusters: np.nd
     """The formula, one threshold and one cluster after the other; all scores differ."""
     num, precision, quantile = len(scores), 0.95, float(stdtrit(len(set(clusters)) - 1, 0.975))
     ranked = right[np.argsort(-scores)]
-    low, high = 0.0, math.nan
+    points = []
     for count, threshold in enumerate(np.sort(scores)[::-1], start=1):
         answered = scores >= threshold
         recall = (right & answered).sum() / num
@@ -241,15 +243,27 @@ def naive_recall_interval(scores: np.ndarray, right: np.ndarray, clusters: np.nd
         near = ranked[max(0, count - reach) : count + reach]
         slope = 1 - precision / ((near.sum() + 0.5) / (len(near) + 1))
         gains = np.where(answered, right - precision, 0.0)
-        errors = gains - gains.mean() - slope * ((right & answered) - recall)
-        variance = precision**2 + (1 - precision) ** 2
-        for cluster in set(clusters):
-            inside = clusters == cluster
-            variance += errors[inside].sum() ** 2 / (1 - inside.mean())
-        t = gains.sum() / math.sqrt(variance) / quantile
-        low = 100 * recall if t >= 1.2 else low
-        high = 100 * recall if t <= -0.85 and math.isnan(high) else high
-    return low, high
+        errors = gains - slope * ((right & answered) - recall)  # at a fixed recall
+        centered = errors - errors.mean()
+        squares = sum(
+            centered[clusters == cluster].sum() ** 2 / (1 - (clusters == cluster).mean()) for cluster in set(clusters)
+        )
+        effect = min(max(squares / (centered**2).sum(), 0.5), len(clusters) / len(set(clusters)))
+        num_right = recall * num
+        num_wrong = num_right / precision - num_right  # if the precision is the one sought
+        expected = num_right * (1 - precision - slope * (1 - recall)) ** 2
+        expected += num_wrong * (slope * recall - precision) ** 2
+        expected += max(num - num_right - num_wrong, 0) * (slope * recall) ** 2
+        points.append((100 * recall, gains.sum() / math.sqrt(effect * (expected + 0.25)) / quantile))
+    last = max(place for place, (_, t) in enumerate(points) if t >= 1)
+    first = min(place for place, (_, t) in enumerate(points) if t <= -1)
+    ends = []
+    for (recall, t), (next_recall, next_t), sought in (
+        (points[last], points[last + 1], 1),
+        (points[first - 1], points[first], -1),
+    ):
+        ends.append(recall + (next_recall - recall) * (t - sought) / (t - next_t))
+    return ends[0], ends[1]
 
 
 def test_interval_of_the_recall_at_a_precision() -> None:
@@ -259,10 +273,18 @@ def test_interval_of_the_recall_at_a_precision() -> None:
     scores, right = easiness + 0.9 * rng.standard_normal(480), easiness > -0.5
     found = recall_estimate(scores, right, clusters, 0.95)
     low, high = naive_recall_interval(scores, right, clusters)
-    fixed = clustered_share(right & (scores >= lowest_threshold(scores, right, 0.95)), clusters)
     assert found.value == 100 * recall_at_precision(scores, right, 0.95)
-    assert (found.low, found.high) == pytest.approx((min(low, fixed.low), max(high, fixed.high)))
-    assert 0 < found.low < found.value < found.high < 100
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert 0 < found.low < found.value < found.high < 100 and not found.is_approximate
+
+
+def test_an_interval_of_the_recall_at_a_precision_with_one_end_is_approximate() -> None:
+    scores, clusters = np.arange(400.0), np.arange(400)
+    too_few = recall_estimate(scores, scores >= 350, clusters, 0.95)  # 50 answers cannot show a precision of 95%
+    assert too_few.low == 0 and too_few.high < 20 and too_few.is_approximate
+    always = recall_estimate(scores, scores >= 4, clusters, 0.95)  # the precision of all answers is 99%
+    assert always.low > 95 and always.high > 99 and always.is_approximate
+    assert recall_estimate(scores, scores >= 100, clusters // 20, 0.95).is_approximate  # 20 clusters
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit, stdtrit
 
 from benchmarks.coverage import Setting, simulate_shares
+from cosplace.assessment.absolute_means import sum_of_absolute_means
 from cosplace.assessment.intervals import (
     MIN_RESAMPLES,
     RESAMPLES,
@@ -27,7 +28,6 @@ from cosplace.assessment.intervals import (
     mcnemar,
     paired_difference,
     resampled_weights,
-    sum_of_absolute_means,
     wilson,
 )
 
@@ -392,14 +392,70 @@ def test_of_samples_of_a_sum_at_an_end_one_in_40_is_beyond_what_was_found() -> N
 
     assert found.value == pytest.approx(np.abs(means).sum())
     assert 0 < found.low < found.value < found.high < 1
-    assert share_above(found.low, np.maximum(measured, 0)) == pytest.approx(0.025, abs=0.008)
+    clear = np.where(np.abs(means) > 2.5 * errors, measured, 0)
+    above = [share_above(found.low, proportions) for proportions in (np.maximum(measured, 0), clear)]
+    assert max(above) == pytest.approx(0.025, abs=0.008) and min(above) < 0.025
     assert share_above(found.high, errors) == pytest.approx(0.975, abs=0.008)
 
 
 def test_a_sum_smaller_than_by_chance_has_an_interval() -> None:
     values = np.array([[1.0, -1.0], [-1.0, 1.0]] * 50)
     found = sum_of_absolute_means(values, np.arange(100), np.zeros((0, 2)))
-    assert (found.value, found.low) == (0, 0) and 0.1 < found.high < 0.5
+    assert (found.value, found.low) == (0, 0) and 0.1 < found.high < 0.5 and found.is_approximate
+
+
+# --- approximate intervals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_clusters", "size", "num_hits", "expected"),
+    [
+        (40, 1, 20, False),
+        (29, 1, 15, True),  # few clusters
+        (40, 1, 5, False),
+        (40, 1, 4, True),  # few hits
+        (40, 1, 36, True),  # few misses
+        (40, 3, 15, False),
+        (40, 3, 14, True),  # they would fill fewer than 5 clusters
+    ],
+)
+def test_intervals_that_few_queries_or_few_hits_make_are_approximate(
+    num_clusters: int, size: int, num_hits: int, expected: bool
+) -> None:
+    clusters = np.arange(num_clusters * size) // size
+    hits = np.random.default_rng(0).permutation(len(clusters)) < num_hits
+    assert clustered_share(hits, clusters).is_approximate == expected
+    assert clustered_share(~hits, clusters).is_approximate == expected
+    if size == 1:
+        assert wilson(num_hits, num_clusters).is_approximate == expected
+
+
+def test_quantiles_need_queries_beyond_them() -> None:
+    values = np.random.default_rng(0).random(60)
+    assert not clustered_quantile(values, np.arange(60), 0.9).is_approximate
+    assert clustered_quantile(values[:49], np.arange(49), 0.9).is_approximate
+    assert not clustered_quantile(values[:49], np.arange(49), 0.5).is_approximate
+    assert clustered_quantile(values, np.arange(60) // 3, 0.5).is_approximate
+
+
+def test_differences_need_ten_queries_that_differ() -> None:
+    a, clusters = np.arange(200) % 2 == 0, np.arange(200)
+    assert not paired_difference(a, a ^ (np.arange(200) < 10), clusters).is_approximate
+    assert paired_difference(a, a ^ (np.arange(200) < 9), clusters).is_approximate
+    assert paired_difference(a, ~a, clusters // 10).is_approximate  # 20 clusters
+
+
+def test_means_and_bootstraps_need_clusters() -> None:
+    values = np.random.default_rng(0).random(90)
+    for clusters, expected in ((np.arange(90) // 3, False), (np.arange(90) // 4, True)):
+        assert clustered_mean(values, clusters).is_approximate == expected
+        found = bootstrap(lambda w: (w @ values[:, None]).T / w.sum(axis=1), clusters, [values.mean()], (0.0, 1.0))
+        assert found[0].is_approximate == expected
+
+
+def test_text_of_an_approximate_interval() -> None:
+    assert Estimate(66.0, 56.0, 74.7).marked_text() == "66.0 [56.0, 74.7]"
+    assert Estimate(0.5, 0.25, 0.75, is_approximate=True).marked_text(2, "%") == "0.50 [0.25, 0.75]% (approximate)"
 
 
 # --- coverage --------------------------------------------------------------------------------------------------------

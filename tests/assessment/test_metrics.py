@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosplace.assessment.conditions import unknown_conditions
+from cosplace.assessment.intervals import Estimate
 from cosplace.assessment.measures import Measures
 from cosplace.assessment.metrics import L2, RATIO, SPREAD, average_precisions, longest_miss, measure
 from cosplace.assessment.records import few_clusters_text, intervals_record, metrics_record, summary_lines
@@ -231,6 +233,55 @@ def test_lines(measures: Measures) -> None:
     assert "near misses" not in "\n".join(summary_lines(measures, 25.0, note="positions are frames"))
     assert "near misses" not in "\n".join(summary_lines(measures, 0.0))
     assert "near misses" not in "\n".join(name for name, *_ in metric_rows(measures, 0.0))
+
+
+def marked(estimate: Estimate) -> Estimate:
+    return dataclasses.replace(estimate, is_approximate=True)
+
+
+def test_each_approximate_interval_is_marked(measures: Measures) -> None:
+    """In the lines of the terminal and in JSON, and only those."""
+    score, others = dataclasses.replace(measures.scores[0]), measures.scores[1:]
+    plain = dataclasses.replace(
+        measures,
+        clusters=np.arange(NUM_QUERIES),
+        recalls={n: dataclasses.replace(one, is_approximate=False) for n, one in measures.recalls.items()},
+        error_m={q: dataclasses.replace(one, is_approximate=False) for q, one in measures.error_m.items()},
+        near_misses=Estimate(2.0, 1.0, 4.0),
+        mean_average_precision=Estimate(40.0, 30.0, 50.0),
+        scores=(
+            dataclasses.replace(
+                score,
+                area=Estimate(90.0, 80.0, 95.0),
+                recall_at_full_precision=Estimate(50.0, 40.0, 60.0),
+                recall_at_95_precision=Estimate(70.0, 60.0, 80.0),
+                calibration_error=Estimate(0.1, 0.05, 0.15),
+            ),
+            *others,
+        ),
+    )
+    assert "approximate" not in "\n".join(summary_lines(plain, 25.0))
+    changes = {
+        "R@12": {"recalls": {**plain.recalls, 12: marked(plain.recalls[12])}},
+        "90% within": {"error_m": {**plain.error_m, 90: marked(plain.error_m[90])}},
+        "near misses (25 to 50 m): 2.0 [1.0, 4.0]%": {"near_misses": marked(plain.near_misses)},
+        "40.0 [30.0, 50.0]": {"mean_average_precision": marked(plain.mean_average_precision)},
+    }
+    of_score = {
+        "90.0 [80.0, 95.0]": "area", "50.0 [40.0, 60.0]": "recall_at_full_precision",
+        "70.0 [60.0, 80.0]": "recall_at_95_precision", "0.100 [0.050, 0.150]": "calibration_error",
+    }  # fmt: skip
+    for text, name in of_score.items():
+        changed = dataclasses.replace(plain.scores[0], **{name: marked(getattr(plain.scores[0], name))})
+        changes[text] = {"scores": (changed, *others)}
+    for text, change in changes.items():
+        few = dataclasses.replace(plain, **change)
+        lines = "\n".join(summary_lines(few, 25.0))
+        assert lines.count("(approximate)") == 1
+        assert re.search(rf"{re.escape(text)}[^\[\]]*(\[[^\]]*\])? \(approximate\)", lines), text
+        before, after = (json.dumps([intervals_record(one), metrics_record(one)]) for one in (plain, few))
+        assert before != after and "true" in after
+    assert intervals_record(dataclasses.replace(plain, **changes["R@12"]))["approximate_recalls"] == [12]
 
 
 def test_intervals_of_few_clusters_are_marked(measures: Measures) -> None:

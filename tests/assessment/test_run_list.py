@@ -83,7 +83,24 @@ def test_runs_with_their_figures(tmp_path: Path) -> None:
     third = one(runs, "/c/")
     assert (third.kind, third.model, third.state) == ("finetune", "x/2026", "finished")
     fourth = one(runs, "/d/").recall1  # no interval recorded: that of Wilson
-    assert fourth is not None and fourth.text() == "66.0 [55.9, 74.7]"
+    assert fourth is not None and fourth.marked_text() == "66.0 [55.9, 74.7]"
+
+
+@pytest.mark.parametrize(
+    ("intervals", "mark"),
+    [
+        ({}, ""),
+        ({"approximate": False, "approximate_recalls": [5]}, ""),
+        ({"approximate": False, "approximate_recalls": [1, 5]}, " (approximate)"),
+        ({"approximate": True}, " (approximate)"),
+        ({"approximate_recalls": 1}, ""),  # damaged
+    ],
+)
+def test_an_approximate_interval_stays_one(tmp_path: Path, intervals: dict[str, object], mark: str) -> None:
+    results = {"recalls": {"1": 60.0}, "num_queries": 100, "intervals": {"recalls": {"1": [40.5, 75.5]}, **intervals}}
+    make_run(tmp_path / "a" / "x", {"resume_model": "/weights/best.pth"}, results)
+    recall1 = one(list_runs(tmp_path), "/a/").recall1
+    assert recall1 is not None and recall1.marked_text() == f"60.0 [40.5, 75.5]{mark}"
 
 
 def test_damaged_and_foreign_folders_have_a_reason(tmp_path: Path) -> None:

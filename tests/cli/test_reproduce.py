@@ -203,6 +203,8 @@ def test_a_model_is_evaluated_and_compared(
     out = capsys.readouterr().out
     assert re.search(r"^  1 +12\.3 .* table 1$", out, re.MULTILINE)
     assert "licenses: code MIT" in out
+    assert "The intervals of R@1, R@2 are approximate." in out  # of 3 queries
+    assert [one["approximate"] for one in record["published"]["figures"]] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_a_narrow_terminal(logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "…" in lines[1] and "test/queries_night" in lines[1]
     assert lines[2] == "  logs/default/2026-01-05_00-00-00"
     assert lines[4] == "  logs/default/2026-01-04_00-00-00, epochs 1/3, stopped"
+    assert "]*" in lines[1] and lines[-1] == "* approximate interval"  # of 9 queries
 
 
 def test_a_fine_tuning_shows_what_was_tested(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,9 +175,12 @@ def test_overconfidence_has_the_interval_of_its_areas() -> None:
     assert found == {
         "value": pytest.approx(means.mean(), abs=1e-4), "low": pytest.approx(means.mean() - half, abs=1e-4),
         "high": pytest.approx(means.mean() + half, abs=1e-4), "num_areas": 20,
+        "approximate": True,
     }  # fmt: skip
     one_area = overconfidence(confidences, replace(examples, areas=np.zeros(400, np.int64)))
     assert (one_area["low"], one_area["high"], one_area["num_areas"]) == (None, None, 1)
+    many_areas = overconfidence(confidences, replace(examples, areas=np.arange(400) // 13))
+    assert (many_areas["num_areas"], many_areas["approximate"]) == (31, False)
 
 
 def test_overconfidence_is_measured_on_held_out_photos_of_the_index() -> None:
@@ -185,7 +188,7 @@ def test_overconfidence_is_measured_on_held_out_photos_of_the_index() -> None:
     found = fit_calibration(examples).about["overconfidence"]
     assert found["num_areas"] == (~examples.out_of_index).sum() and found["low"] < found["value"] < found["high"]
     unknown = fit_calibration(replace(examples, measured=np.zeros(600, bool))).about["overconfidence"]
-    assert unknown == {"value": None, "low": None, "high": None, "num_areas": 0}
+    assert unknown == {"value": None, "low": None, "high": None, "num_areas": 0, "approximate": False}
 
 
 def test_calibration_error_has_the_interval_of_its_areas_and_weights() -> None:
@@ -193,6 +196,7 @@ def test_calibration_error_has_the_interval_of_its_areas_and_weights() -> None:
     calibration = fit_calibration(examples)
     low, high = calibration.about["calibration_error_interval"]
     assert low == 0 and calibration.calibration_error < high < 0.2  # of new examples, it is 0
+    assert calibration.about["calibration_error_approximate"] is True
     alike = np.argsort(np.argsort(examples.correct, kind="stable"))  # right and wrong answers are in areas of their own
     together = fit_calibration(replace(examples, areas=alike // 30)).about["calibration_error_interval"]
     assert together[1] > 1.3 * high
@@ -209,7 +213,7 @@ def test_a_calibration_as_json_and_back() -> None:
     assert back.confidences(rows) == pytest.approx(calibration.confidences(rows), abs=1e-6)
     assert back.confidence_threshold(0.8) == pytest.approx(calibration.confidence_threshold(0.8))
     assert record["curve_columns"] == list(CURVE) and record["about"].keys() == {
-        "num_photos", "calibration_error_interval", "overconfidence"
+        "num_photos", "calibration_error_interval", "calibration_error_approximate", "overconfidence"
     }  # fmt: skip
     for key, value in (("version", 0), ("features", ["x"]), ("weights", "?"), ("weights", [1.0]), ("bias", None)):
         with pytest.raises(ConfigError, match="cosplace index calibrate"):

@@ -24,10 +24,16 @@ def test_page_shows_the_numbers_of_a_calibration(calibration: Calibration, tmp_p
     text = page.text()
     assert f"Calibration of the index {tmp_path}" in text
     assert "Expected calibration error: 0.012." in text and "5% of all photos" in text
-    with_interval = sample_calibration(calibration_error_interval=[0.0, 0.0345])
-    shown = Page(calibration_page(with_interval, "index")).text()
-    assert "calibration error: 0.012 [0.000, 0.035]" in shown and "error_interval" not in shown
-    assert "by 1.2 percentage points on average (95% interval: 0.0 to 3.5)." in shown
+    ends: dict[str, object] = {"calibration_error_interval": [0.0, 0.0345]}
+    for about, mark, words in (
+        ({"calibration_error_approximate": False}, ",", ""),
+        ({"calibration_error_approximate": True}, " (approximate),", "approximate "),
+        ({}, " (approximate),", "approximate "),  # of earlier versions, which did not know
+    ):
+        shown = Page(calibration_page(sample_calibration(**ends, **about), "index")).text()
+        assert f"calibration error: 0.012 [0.000, 0.035]{mark}" in shown
+        assert "error_interval" not in shown and "error_approximate" not in shown
+        assert f"by 1.2 percentage points on average ({words}95% interval: 0.0 to 3.5)." in shown
     for words in ("photos in the index 376", "out-of-index tests 94", "seed 7", "of a later version new"):
         assert words in text, words
     # At 0.5: precision 0.5 + 0.25, its lower bound 0.4 + 0.25, answered 0.95 - 0.5, rejected 0.5, radius 20 m.
@@ -69,12 +75,14 @@ def test_page_says_how_far_so_few_photos_can_tell(calibration: Calibration) -> N
     def text(**found: object) -> str:
         return Page(calibration_page(sample_calibration(overconfidence=found), "index")).text()
 
-    shown = text(value=-0.021, low=-0.07, high=0.03, num_areas=25)
+    shown = text(value=-0.021, low=-0.07, high=0.03, num_areas=25, approximate=False)
     sentence = (
         "Mean confidence on photos of 25 held-out areas: 2.1 points too low (95% interval: 7.0 too low to 3.0 too high)"
     )
     assert sentence in shown and "calibrate with such photos, --queries FOLDER" in shown
-    assert "approximate, as the areas are few)" in text(value=0.01, low=-0.2, high=0.22, num_areas=4)
+    assert "approximate, as the areas are few)" in text(value=0.01, low=-0.2, high=0.22, num_areas=29)
+    assert "approximate" not in text(value=0.01, low=-0.2, high=0.22, num_areas=30)
+    assert "approximate, as the areas are few)" in text(value=0, low=0, high=0, num_areas=40, approximate=True)
     assert "held-out areas" not in text(value=None, low=None, high=None, num_areas=0)
     assert "held-out areas:" not in Page(calibration_page(calibration, "index")).text()  # of an earlier version
 

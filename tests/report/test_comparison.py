@@ -52,6 +52,7 @@ def test_numbers_as_text() -> None:
     assert [signed(value) for value in (5.34, -1.26, 0.04, -0.04, 0.0)] == ["+5.3", "-1.3", "0.0", "0.0", "0.0"]
     assert [p_text(p) for p in (1.0, 0.26743, 0.001, 0.00099)] == ["1.000", "0.267", "0.001", "<0.001"]
     assert interval_text(Estimate(5.3, -1.23, 11.9)) == "[-1.2, +11.9]"
+    assert interval_text(Estimate(5.3, -1.23, 11.9, is_approximate=True)) == "[-1.2, +11.9] (approximate)"
 
 
 def test_lines_of_the_terminal(comparisons: list[Comparison]) -> None:
@@ -59,8 +60,8 @@ def test_lines_of_the_terminal(comparisons: list[Comparison]) -> None:
     assert all(line.isprintable() for line in lines)
     row = next(line for line in lines if line.startswith("R@1 "))
     assert row.split()[:4] == ["R@1", "50.0", "75.0", "+25.0"]
-    assert re.search(r"\] +6 +2 +0\.289 +no difference can be shown$", row)
-    assert any(line.startswith("    night (8)") for line in lines)
+    assert re.search(r"\] +6 +2 +0\.289 +no difference can be shown, approximate interval$", row)
+    assert any(re.match(r"    night \(8\) .* approximate interval$", line) for line in lines)
     about = r"2 comparisons\. .* about 4% \(at most 6%\) of .* name a better one\.$"
     assert any(re.search(about, line) for line in lines)
     assert any(line.startswith("C compared with A") for line in lines)
@@ -94,14 +95,36 @@ def test_tables_say_below_what_a_shown_difference_means(comparisons: list[Compar
     star = r"\multicolumn{4}{l}{\scriptsize $^{*}$ McNemar's exact test: $p < 0.05$, and the interval excludes 0.} \\"
     text = latex_table(comparisons)
     assert "{*}" not in text
-    assert text.endswith(r"with its 95\% interval.} \\" + "\n\\end{tabular}\n")
+    assert text.endswith(r"The interval is approximate.} \\" + "\n\\end{tabular}\n")
     dataset = city_dataset(tmp_path / "city", 40)
     folders = [write_run(tmp_path / name, dataset, ranks) for name, ranks in (("a", [2] * 40), ("b", [1] * 40))]
     better = [compare(*open_runs(folders))]
-    *_, row, bottom, about, explained, end = latex_table(better).splitlines()
+    *_, row, bottom, about, explained, few, end = latex_table(better).splitlines()
+    assert "approximate" in few  # all queries are right in b, and wrong in a
     assert "$+100.0^{*}$" in row and about.startswith(r"\multicolumn{4}{l}{\scriptsize Below a recall: ")
     assert (bottom, explained, end) == (r"\bottomrule", star, r"\end{tabular}")
     assert "p: McNemar's exact test. A run is called better if the interval" in markdown_table(better)
+
+
+def test_approximate_intervals_are_marked_in_tables_for_papers(comparisons: list[Comparison]) -> None:
+    """16 queries are few, so all intervals are: of 3 runs and 2 differences, at 2 values of N."""
+    text = latex_table(comparisons)
+    assert r"\scriptsize $^{\dagger}$ The interval is approximate.} \\" in text
+    assert text.count(r"]^{\dagger}$") == 2 * (3 + 2)
+    assert markdown_table(comparisons).count("] (approximate) |") == 2 * (3 + 2)
+    assert comparison_page(comparisons).count("] (approximate)</small>") >= 2 * (3 + 2)
+
+
+def test_intervals_that_are_not_approximate_have_no_mark(tmp_path: Path) -> None:
+    dataset = city_dataset(tmp_path / "city", 100)
+    ranks = {"a": [1, 2] * 50, "b": [2, 1] * 50}
+    runs = open_runs([write_run(tmp_path / name, dataset, one) for name, one in ranks.items()])
+    for run in runs:
+        run.queries.clusters[:] = np.arange(100)
+    found = [compare(*runs)]
+    assert not found[0].rows[0].difference.is_approximate and not runs[0].recall(1).is_approximate
+    assert "approximate" not in "\n".join(line for line in terminal_lines(found) if line.startswith("R@1 "))
+    assert r"50.0 {\scriptsize $[40.4, 59.6]$}" in latex_table(found)
 
 
 def test_the_record_has_all_flipped_queries(comparisons: list[Comparison]) -> None:
@@ -113,6 +136,8 @@ def test_the_record_has_all_flipped_queries(comparisons: list[Comparison]) -> No
     assert (first["recalls"]["1"]["won"], first["recalls"]["1"]["lost"]) == (6, 2)
     assert second["won"] == second["lost"] == []
     assert record["runs"][0]["recalls"] == {"1": 50.0, "5": 87.5}
+    assert record["runs"][0]["approximate_recalls"] == [1, 5] and first["recalls"]["1"]["approximate"] is True
+    assert all(row["approximate"] for row in first["conditions"])
 
 
 def test_the_page_shows_what_both_runs_found(comparisons: list[Comparison]) -> None:

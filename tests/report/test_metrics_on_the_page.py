@@ -85,12 +85,35 @@ def test_intervals_are_in_the_figures_and_the_table(report: Report, measures: Me
     assert "50.0% [15.0–85.0%] Recall@1" in text
     assert "24.5 m [0.0 m – 300 m] median distance to the first prediction" in text
     assert "ours 50.0 [15.0, 85.0] 75.0 [30.1, 95.4] 75.0 [30.1, 95.4]" in text
-    assert "Brackets and bands are 95% intervals." in text
+    assert "Brackets and bands are 95% intervals; those from few" in text
     assert "90% of first predictions are within 300 m [25.0 m – 1.2 km]" in text
     assert "longest part of a sequence without a correct first prediction 120 m, 2 queries" in text
     assert "mean average precision" not in text  # unknown
     assert "confidence 60.0% [50.0–70.0%] 0.0% [0.0–5.0%] 1.0% [0.0–6.0%] 0.123 [0.000–0.200]" in text
     assert "night <b> 1,234 41.0% [39.0–43.0%] approximate, from 4 queries only 7.2 m" in text
+
+
+def test_approximate_intervals_are_marked_on_the_page(report: Report, measures: Measures) -> None:
+    def few(estimate: Estimate) -> Estimate:
+        return dataclasses.replace(estimate, is_approximate=True)
+
+    score = measures.scores[0]
+    changed = dataclasses.replace(
+        measures,
+        recalls={n: few(one) for n, one in measures.recalls.items()},
+        error_m={quantile: few(one) for quantile, one in measures.error_m.items()},
+        scores=(dataclasses.replace(score, area=few(score.area), calibration_error=few(score.calibration_error)),),
+        conditions=tuple(
+            dataclasses.replace(row, recall1=few(row.recall1), median_error_m=few(row.median_error_m))
+            for row in measures.conditions
+        ),
+    )
+    text = Page(report_html(dataclasses.replace(report, measures=changed))).text()
+    assert "50.0% [15.0–85.0%, approximate] Recall@1" in text
+    assert "ours 50.0 [15.0, 85.0] (approximate) 75.0" in text
+    assert "24.5 m [0.0 m – 300 m, approximate] median distance" in text
+    assert "[50.0–70.0%, approximate] 0.0% [0.0–5.0%] 1.0% [0.0–6.0%] 0.123 [0.000–0.200, approximate]" in text
+    assert "41.0% [39.0–43.0%] approximate, from 4 queries only 7.2 m" in text  # once
 
 
 def test_rows_with_intervals_have_bands(report: Report) -> None:

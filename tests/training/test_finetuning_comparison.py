@@ -47,6 +47,14 @@ def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
 
 
 @pytest.mark.parametrize(
+    ("num_places", "won", "expected"), [(80, 9, ""), (80, 4, "approximate "), (29, 9, "approximate ")]
+)
+def test_intervals_of_few_places_or_few_changes_are_approximate(num_places: int, won: int, expected: str) -> None:
+    found = compare(*answers(80, both=40, won=won, lost=3), spread(80) % (1000 * num_places))
+    assert f"points ({expected}95% interval " in found.text()
+
+
+@pytest.mark.parametrize(
     ("won", "lost", "is_better"), [(0, 0, False), (7, 7, False), (5, 15, False), (2, 0, False), (20, 3, True)]
 )
 def test_only_a_clear_gain_is_better(won: int, lost: int, is_better: bool) -> None:

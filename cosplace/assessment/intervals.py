@@ -98,13 +98,13 @@ def _wilson_ends(share: float, num: float, quantile: float = Z) -> tuple[float, 
 # --- clusters --------------------------------------------------------------------------------------------------------
 
 
-def clusters_of(positions: np.ndarray, sequences: np.ndarray | None = None) -> np.ndarray:
-    """The cluster of each query, (Q,) int64 from 0: its sequence where it is known, else its cell of CELL_M.
+def clusters_of(positions: np.ndarray, sequences: np.ndarray | None = None, cell_m: float = CELL_M) -> np.ndarray:
+    """The cluster of each query, (Q,) int64 from 0: its sequence where it is known, else its cell of side cell_m.
 
     With fewer than MIN_SEQUENCES sequences, all are in the cluster of their cell: intervals then are about other places
     of the same drives.  positions: (Q, 2) or (Q, 3), meters.  sequences: (Q,) int64, -1 where unknown.
     """
-    cells = np.unique(np.floor(positions / CELL_M), axis=0, return_inverse=True)[1].reshape(-1)
+    cells = np.unique(np.floor(positions / cell_m), axis=0, return_inverse=True)[1].reshape(-1)
     if sequences is None or not are_clusters(sequences):
         return cells.astype(np.int64)
     known = sequences >= 0

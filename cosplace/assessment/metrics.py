@@ -20,6 +20,7 @@ from cosplace.assessment.confidence_scores import (
     transfers,
 )
 from cosplace.assessment.intervals import (
+    CELL_M,
     Estimate,
     are_clusters,
     clustered_mean,
@@ -55,7 +56,7 @@ def measure(
     """
     conditions = find_conditions(dataset, evaluation.positives) if conditions is None else conditions
     sequences = conditions.sequences if sequences is None else sequences
-    clusters = clusters_of(dataset.query_positions, sequences)
+    clusters = query_clusters(evaluation, dataset, sequences)
     hits = evaluation.hits  # (Q, K) bool
     is_found = np.logical_or.accumulate(hits, axis=1)  # a hit at rank j is a hit for all larger N
     right, errors_m = hits[:, 0], evaluation.distances_m[:, 0]
@@ -84,14 +85,28 @@ def measure(
         longest_miss_m=longest_m,
         longest_miss_queries=longest_queries,
         clusters=clusters,
-        clustered_by=_clustered_by(clusters, sequences),
+        clustered_by=_clustered_by(clusters, sequences, dataset),
     )
 
 
-def _clustered_by(clusters: np.ndarray, sequences: np.ndarray) -> str:
+def query_clusters(
+    evaluation: Evaluation, dataset: RetrievalDataset, sequences: np.ndarray | None = None
+) -> np.ndarray:
+    """The cluster of each query, (Q,) int64; see `clusters_of`.
+
+    Where positions are not on Earth, such as numbers of frames times any factor, cells are twice as large as the
+    radius, so that intervals do not depend on the factor.
+    """
+    cell_m = 2 * evaluation.positive_dist_threshold if dataset.note else CELL_M
+    return clusters_of(dataset.query_positions, sequences, cell_m or CELL_M)
+
+
+def _clustered_by(clusters: np.ndarray, sequences: np.ndarray, dataset: RetrievalDataset) -> str:
     if are_clusters(sequences):
         return "sequence"
-    return "query" if np.bincount(clusters).max(initial=0) <= 1 else "place"
+    if np.bincount(clusters).max(initial=0) <= 1:
+        return "query"
+    return "radius" if dataset.note else "place"
 
 
 def mean_average_precision(precisions: np.ndarray, clusters: np.ndarray) -> Estimate:

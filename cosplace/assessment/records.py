@@ -14,6 +14,7 @@ RADII_SHOWN = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)  # meters
 CLUSTER_NAMES = {
     "sequence": ("sequence", "sequences"),
     "place": ("cell of 50 m", "cells of 50 m"),
+    "radius": ("cell of twice the radius", "cells of twice the radius"),
     "query": ("query", "queries"),
 }
 UNKNOWN = Estimate(value=math.nan, low=math.nan, high=math.nan)

@@ -148,10 +148,11 @@ def compare(evaluation: "Evaluation", dataset: "RetrievalDataset", figures: "Seq
     """Published figures beside the recalls of an evaluation with their 95% intervals, for queries drawn by place."""
     import numpy as np
 
-    from cosplace.assessment.intervals import clustered_share, clusters_of
+    from cosplace.assessment.intervals import clustered_share
+    from cosplace.assessment.metrics import query_clusters
     from cosplace.assessment.published import Reproduction
 
-    hits, clusters = evaluation.hits, clusters_of(dataset.query_positions)
+    hits, clusters = evaluation.hits, query_clusters(evaluation, dataset)
     return [
         Reproduction(figure=one, ours=clustered_share(np.asarray(hits[:, : one.n].any(axis=1)), clusters))
         for one in figures

@@ -154,6 +154,21 @@ def test_clusters(measures: Measures, evaluation: Evaluation, dataset: Retrieval
     assert math.isfinite(by_sequence.longest_miss_m) and math.isnan(measures.longest_miss_m)
 
 
+def test_clusters_of_frames_do_not_depend_on_their_distance(evaluation: Evaluation, dataset: RetrievalDataset) -> None:
+    def clusters(meters: float, note: str = "distances are numbers of frames") -> np.ndarray:
+        """With so many meters between frames."""
+        rows = meters * np.stack([np.arange(float(NUM_QUERIES)), np.zeros(NUM_QUERIES)], axis=1)
+        frames = dataclasses.replace(dataset, query_positions=rows, note=note)
+        found = dataclasses.replace(evaluation, positive_dist_threshold=10 * meters)
+        measured = measure(found, frames, conditions=unknown_conditions(NUM_QUERIES))
+        assert measured.clustered_by == ("radius" if note else "place")
+        return measured.clusters
+
+    assert np.array_equal(clusters(1.5), np.arange(NUM_QUERIES) // 20)
+    assert np.array_equal(clusters(1.5), clusters(10.5))
+    assert np.array_equal(clusters(10.0, note=""), np.arange(NUM_QUERIES) // 5)
+
+
 # --- sequences -------------------------------------------------------------------------------------------------------
 
 

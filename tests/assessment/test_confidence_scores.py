@@ -164,6 +164,15 @@ def test_calibration_error_of_few_queries_may_be_chance() -> None:
     assert (hopeless.value, hopeless.high) == (1, 1) and hopeless.low < 1
 
 
+def test_calibration_errors_of_few_correlated_queries_are_approximate() -> None:
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0.3, 1, 600)
+    right = rng.random(600) < confidences - 0.3
+    for clusters, expected in ((np.arange(600), False), (np.arange(600) // 3, False), (np.arange(600) // 4, True)):
+        found = calibration_error_estimate(confidences, right, clusters)
+        assert found.low > 0.1 and found.is_approximate == expected
+
+
 def test_calibration_error_in_one_bin_is_that_of_the_share_of_right_answers() -> None:
     rng = np.random.default_rng(2)
     confidences, clusters = rng.uniform(0.91, 0.99, 120), np.arange(120) // 4

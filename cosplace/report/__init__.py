@@ -1,9 +1,9 @@
 """HTML pages of results, predictions and calibration.
 
-words               counts, distances and labels as text
+words               counts, distances, labels and JSON as text
 data                what a report shows
 colors              colors of maps and images
-charts              charts as SVG
+charts              charts: data for the browser, and tables
 curves              recall, loss and validation charts
 metric_charts       charts of the metrics of one evaluation, with intervals
 maps                maps of groups and of query results

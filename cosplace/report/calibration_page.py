@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from cosplace.assessment.intervals import FEW_CLUSTERS, Estimate
 from cosplace.localization.confidence import RADIUS_SHARE, Calibration
 from cosplace.photos.paths import printable
-from cosplace.report.charts import Series, chart, percent_axis
+from cosplace.report.charts import Chart, Series, Values, chart, percent_axis, values_of
 from cosplace.report.render import render
 from cosplace.storage import write_text
 
@@ -165,31 +164,43 @@ def _measured_on(calibration: Calibration) -> str:
     return f"photos of the index{also}"
 
 
-def _reliability_chart(calibration: Calibration) -> Markup:
-    """Draw the share of correct answers over their confidence, one dot per bin."""
+def _reliability_chart(calibration: Calibration) -> Chart | None:
+    """Chart of the share of correct answers over their confidence, one dot per bin; None without bins."""
+    if not len(calibration.reliability):
+        return None
     confidences, correct, weights = calibration.reliability.T
     ends = np.array([0.0, 100.0])
     dots = Series(xs=100 * confidences, ys=100 * correct, shares=weights / max(1e-12, weights.max()))
+    shares = (100 * weights / max(1e-12, weights.sum())).tolist()
+    rows = [
+        (x, (f"{x:.1f}%", f"{y:.1f}%", f"{share:.1f}%"))
+        for x, y, share in zip(dots.xs.tolist(), dots.ys.tolist(), shares, strict=True)
+    ]
     return chart(
         [Series(xs=ends, ys=ends, style="reference"), dots],
         percent_axis("stated confidence, %"),
         percent_axis("correct answers, %"),
+        Values(columns=["stated confidence", "correct", "share of answers"], rows=rows),
         description="Percentage of correct answers by confidence",
     )
 
 
-def _precision_chart(calibration: Calibration) -> Markup:
-    """Draw precision, and the share of out-of-index photos that are rejected, over the share of photos answered."""
+def _precision_chart(calibration: Calibration) -> Chart | None:
+    """Chart of precision and of out-of-index photos that are rejected, over the share of photos answered; or None."""
     # Thresholds rise from row to row, so the share of photos answered falls; a curve has rising xs.
     curve = calibration.curve[calibration.curve[:, 3] > 0][::-1]
+    if not len(curve):
+        return None
     _, precision, _, answered, rejected = 100 * curve.T
+    series = [
+        Series(label="correct", xs=answered, ys=precision, style="strong"),
+        Series(label="rejected", xs=answered, ys=rejected, color=1),
+    ]
     return chart(
-        [
-            Series(label="correct", xs=answered, ys=precision, style="strong", markers=False),
-            Series(label="rejected", xs=answered, ys=rejected, color=1, markers=False),
-        ],
+        series,
         percent_axis("photos answered, %"),
         percent_axis("share, %"),
+        values_of(series, "photos answered", "{:.1f}%".format),
         description="Correct answers and rejected photos of other places by the percentage of photos answered",
     )
 

@@ -1,6 +1,6 @@
 """A comparison of runs as one HTML page: verdicts, differences with intervals, and the queries that flipped.
 
-The file loads nothing else, and has no script.
+The file loads nothing else, and its only script draws the charts.
 """
 
 import os
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from cosplace.assessment.comparison import Comparison, RecallDifference, recall_values
 from cosplace.assessment.run_files import QueryResults, folder_now
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.photos.paths import printable
-from cosplace.report.charts import Axis, Series, chart, linear_axis
+from cosplace.report.charts import Axis, Chart, Series, chart, linear_axis, values_of
 from cosplace.report.comparison_tables import all_runs, facts, interval_text, p_text, run_label, signed
 from cosplace.report.render import render
 from cosplace.report.thumbnails import MAX_SIZE, Thumbnail, make_thumbnails
@@ -149,22 +148,22 @@ def _sentence(one: Comparison, row: RecallDifference) -> str:
     return f"No difference between {a} and {b} can be shown. {numbers}"
 
 
-def difference_chart(one: Comparison) -> Markup:
-    """Draw the difference of each recall with its interval."""
+def difference_chart(one: Comparison) -> Chart:
+    """Chart of the difference of each recall with its interval."""
     at = np.arange(len(one.rows), dtype=np.float64)
     values, lows, highs = (
         np.array([getattr(row.difference, part) for row in one.rows]) for part in ("value", "low", "high")
     )
-    ticks = [(place, f"R@{row.n}") for place, row in zip(at.tolist(), one.rows, strict=True)]
-    x = Axis(title="", low=-0.5, high=len(one.rows) - 0.5, ticks=ticks)
+    names = [f"R@{row.n}" for row in one.rows]
+    ends = np.array([-0.5, len(one.rows) - 0.5])
     low, high = min(0.0, float(lows.min())), max(0.0, float(highs.max()))
+    difference = f"{one.b.letter} minus {one.a.letter}"
+    dots = Series(label=difference, xs=at, ys=values, lows=lows, highs=highs, shares=np.full(len(at), DOT_SHARE))
     return chart(
-        [
-            Series(xs=np.array([x.low, x.high]), ys=np.zeros(2), style="reference", markers=False),
-            Series(xs=at, ys=values, lows=lows, highs=highs, shares=np.full(len(at), DOT_SHARE)),
-        ],
-        x,
-        linear_axis(f"{one.b.letter} minus {one.a.letter}, points", min(low, -1.0), max(high, 1.0)),
+        [Series(xs=ends, ys=np.zeros(2), style="reference"), dots],
+        Axis(title="", low=ends[0], high=ends[1], ticks=list(zip(at.tolist(), names, strict=True))),
+        linear_axis(f"{difference}, points", min(low, -1.0), max(high, 1.0)),
+        values_of([dots], "recall", lambda x: names[int(x)], lambda one: f"{signed(one.value)} {interval_text(one)}"),
         description=f"Differences of the recalls of {one.b.letter} and {one.a.letter}, with 95% intervals",
     )
 

@@ -1,14 +1,25 @@
-"""Charts of recalls, training loss and validation recalls.  Pure: rows in, SVG out."""
+"""Charts of recalls, training loss and validation recalls.  Pure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from cosplace.report.charts import Axis, Band, Series, chart, linear_axis, percent_axis
+from cosplace.assessment.intervals import Estimate
+from cosplace.report.charts import (
+    Axis,
+    Band,
+    Chart,
+    Series,
+    Values,
+    chart,
+    linear_axis,
+    percent,
+    percent_axis,
+    values_of,
+)
 from cosplace.report.data import RecallRow
 
 MAX_CURVES = 10  # in one chart
@@ -42,9 +53,11 @@ def rows_in_chart(rows: Sequence[RecallRow], highlight: str | None) -> list[Reca
     return [row for row in drawable if id(row) in chosen]
 
 
-def recall_chart(rows: Sequence[RecallRow], highlight: str | None) -> Markup:
-    """Draw Recall@N over N, one curve per row."""
+def recall_chart(rows: Sequence[RecallRow], highlight: str | None) -> Chart | None:
+    """Chart of Recall@N over N, one curve per row; None without recalls."""
     rows = rows_in_chart(rows, highlight)
+    if not rows:
+        return None
     ks = recall_values(rows)
     other_colors = iter(range(1, len(rows) + 1))  # color 0 is for the highlighted row
     series = []
@@ -64,17 +77,7 @@ def recall_chart(rows: Sequence[RecallRow], highlight: str | None) -> Markup:
     ticks = [(k, str(k)) for k in _readable_ticks(ks)]
     x = Axis(title="N (top-N predictions)", low=low, high=high, ticks=ticks, logarithmic=True)
     y = percent_axis("Recall@N, % of queries", _lowest(series))
-    return chart(series, x, y, description="Recall@N of each row", tips=[(k, _recall_tip(rows, k)) for k in ks])
-
-
-def _recall_tip(rows: Sequence[RecallRow], k: int) -> str:
-    """The recalls of all rows for one N, a line each, the highest first."""
-    found = [(row.recalls[k], row) for row in rows if k in row.recalls and math.isfinite(row.recalls[k])]
-    lines = [
-        f"{row.name}: {row.intervals[k].text() if k in row.intervals else f'{recall:.1f}'}%"
-        for recall, row in sorted(found, key=lambda pair: -pair[0])
-    ]
-    return "\n".join([f"Recall@{k}", *lines])
+    return chart(series, x, y, values_of(series, "N"), description="Recall@N of each row")
 
 
 def _readable_ticks(ks: Sequence[int]) -> list[int]:
@@ -144,8 +147,8 @@ def _local_means(xs: np.ndarray, ys: np.ndarray, num_points: int) -> tuple[np.nd
     return np.add.reduceat(xs, starts) / sizes, np.add.reduceat(ys, starts) / sizes
 
 
-def loss_chart(metrics: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Draw the loss over the epochs trained, with the group of each epoch on the lower edge; None without losses."""
+def loss_chart(metrics: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Chart of the loss over the epochs trained, with the groups of the epochs on its edge; None without losses."""
     epochs = read_epochs(metrics)
     xs, ys = read_losses(metrics)
     means = [(epoch.number + 1, epoch.loss) for epoch in epochs if epoch.loss is not None]
@@ -155,16 +158,18 @@ def loss_chart(metrics: Sequence[Mapping[str, Any]]) -> Markup | None:
         xs, ys = (np.array(column, np.float64) for column in zip(*means, strict=True))
     all_xs, all_ys = _local_means(xs, ys, MAX_POINTS)
     mean_xs, mean_ys = _local_means(xs, ys, NUM_MEANS)
-    series = [Series(xs=mean_xs, ys=mean_ys, style="strong", markers=len(mean_xs) < 12)]
+    series = [Series(label="training loss", xs=mean_xs, ys=mean_ys, style="strong")]
     if len(all_xs) > len(mean_xs):
         series.append(Series(xs=all_xs, ys=all_ys, style="faint"))
     last = max(float(xs.max()), float(epochs[-1].number + 1 if epochs else 0))
     y = linear_axis("training loss", min(0.0, float(all_ys.min())), float(all_ys.max()))
-    return chart(series, _epoch_axis(last), y, description="Training loss over epochs", bands=_bands(epochs))
+    bands = _bands(epochs)
+    values = _epoch_values(series, bands, lambda estimate: f"{estimate.value:.4g}")
+    return chart(series, _epoch_axis(last), y, values, description="Training loss over epochs", bands=bands)
 
 
-def validation_chart(metrics: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Draw the validation recalls after each epoch; None without any."""
+def validation_chart(metrics: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Chart of the validation recalls after each epoch; None without any."""
     epochs = [epoch for epoch in read_epochs(metrics) if epoch.recalls]
     if not epochs:
         return None
@@ -173,10 +178,26 @@ def validation_chart(metrics: Sequence[Mapping[str, Any]]) -> Markup | None:
         points = [(epoch.number + 1, epoch.recalls[k]) for epoch in epochs if k in epoch.recalls]
         xs, ys = (np.array(column, np.float64) for column in zip(*points, strict=True))
         style = "strong" if number == 0 else "line"
-        series.append(Series(label=f"R@{k}", xs=xs, ys=ys, color=number, style=style, markers=len(xs) <= 20))
-    x = _epoch_axis(float(epochs[-1].number + 1))
-    y = percent_axis("validation recall, %", _lowest(series))
-    return chart(series, x, y, description="Validation recalls over epochs", bands=_bands(epochs))
+        series.append(Series(label=f"R@{k}", xs=xs, ys=ys, color=number, style=style))
+    bands = _bands(epochs)
+    return chart(
+        series,
+        _epoch_axis(float(epochs[-1].number + 1)),
+        percent_axis("validation recall, %", _lowest(series)),
+        _epoch_values(series, bands),
+        description="Validation recalls over epochs",
+        bands=bands,
+    )
+
+
+def _epoch_values(series: Sequence[Series], bands: Sequence[Band], text: Callable[[Estimate], str] = percent) -> Values:
+    """The values of series over the epochs trained, with the group of each epoch if there are several."""
+    values = values_of(series, "epochs trained", "{:.4g}".format, text)
+    if not bands:
+        return values
+    groups = {band.end: str(band.group) for band in bands}
+    rows = [(x, [*texts, groups.get(math.ceil(x), "")]) for x, texts in values.rows]
+    return Values(columns=[*values.columns, "group"], rows=rows)
 
 
 def _epoch_axis(last: float) -> Axis:

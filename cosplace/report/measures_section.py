@@ -96,14 +96,12 @@ def scores_section(measures: Measures | None) -> Mapping[str, Any] | None:
     rows = [
         {
             "name": score.name,
-            "color": number % NUM_COLORS,
-            "style": "strong" if number == 0 else "dashed",
             "cells": [
                 percent_texts(one) for one in (score.area, score.recall_at_full_precision, score.recall_at_95_precision)
             ],
             "calibration_error": _share_texts(score.calibration_error),
         }
-        for number, score in enumerate(measures.scores[:NUM_COLORS])
+        for score in measures.scores[:NUM_COLORS]
     ]
     return {
         "rows": rows,

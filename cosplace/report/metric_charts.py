@@ -1,17 +1,17 @@
-"""Charts of the metrics of one evaluation, with their 95% intervals as bands.  Pure: arrays in, SVG out.
+"""Charts of the metrics of one evaluation, with their 95% intervals as bands.  Pure.
 
 Legend: Q queries, n points of a curve.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from markupsafe import Markup
 
-from cosplace.assessment.intervals import Estimate, clustered_share, wilson
+from cosplace.assessment.intervals import clustered_share, wilson
 from cosplace.assessment.measures import Measures, ScoreMetrics
-from cosplace.report.charts import NUM_COLORS, Axis, Series, chart, percent_axis
+from cosplace.report.charts import NUM_COLORS, Axis, Chart, Series, Values, chart, percent, percent_axis, values_of
 from cosplace.report.words import format_distance
 from cosplace.retrieval.evaluation import Evaluation
 
@@ -21,27 +21,27 @@ NUM_POINTS = 80  # of the curve of distances
 MAX_POINTS = 300  # of a precision-recall curve
 
 
-def radius_chart(measures: Measures, radius_m: float) -> Markup | None:
-    """Draw Recall@1 over the radius within which a prediction counts as correct; None without values."""
+def radius_chart(measures: Measures, radius_m: float) -> Chart | None:
+    """Chart of Recall@1 over the radius within which a prediction counts as correct; None without values."""
     radii, found = np.asarray(measures.radii_m, np.float64), measures.recall1_by_radius
     if len(radii) < 2 or not all(math.isfinite(one.value) for one in found):
         return None
     values, lows, highs = (np.array([getattr(one, part) for one in found]) for part in ("value", "low", "high"))
+    curve = Series(label="Recall@1", xs=radii, ys=values, lows=lows, highs=highs, style="strong")
     ticks = [(tick, str(tick)) for tick in RADIUS_TICKS_M if radii[0] <= tick <= radii[-1]]
-    x = Axis(title="radius, m", low=radii[0], high=radii[-1], ticks=ticks, logarithmic=True)
     inside = radii[0] <= radius_m <= radii[-1]
     return chart(
-        [Series(xs=radii, ys=values, lows=lows, highs=highs, style="strong", markers=False)],
-        x,
+        [curve],
+        Axis(title="radius, m", low=radii[0], high=radii[-1], ticks=ticks, logarithmic=True),
         percent_axis("Recall@1, % of queries", float(lows.min())),
+        values_of([curve], "radius", "{:g} m".format),
         description="Recall@1 by radius",
         threshold=(radius_m, f"used: {radius_m:g} m") if inside else None,
-        tips=[(radius, f"within {radius:g} m\n{one.text()}%") for radius, one in zip(radii, found, strict=True)],
     )
 
 
-def distance_chart(evaluation: Evaluation, clusters: np.ndarray | None = None) -> Markup | None:
-    """Draw the share of queries whose first prediction is within each distance; None without predictions.
+def distance_chart(evaluation: Evaluation, clusters: np.ndarray | None = None) -> Chart | None:
+    """Chart of the share of queries whose first prediction is within each distance; None without predictions.
 
     clusters: (Q,), of queries that are drawn together for the intervals; None for no intervals.
     """
@@ -57,6 +57,7 @@ def distance_chart(evaluation: Evaluation, clusters: np.ndarray | None = None) -
     if clusters is not None:
         found = [clustered_share(first <= limit, clusters) for limit in limits]
         lows, highs = (np.array([getattr(one, end) for one in found]) for end in ("low", "high"))
+    curve = Series(label="queries", xs=limits, ys=shares, lows=lows, highs=highs, style="strong")
     x = Axis(
         title="maximum distance to the first prediction",
         low=1,
@@ -66,12 +67,12 @@ def distance_chart(evaluation: Evaluation, clusters: np.ndarray | None = None) -
     )
     radius = evaluation.positive_dist_threshold
     return chart(
-        [Series(xs=limits, ys=shares, lows=lows, highs=highs, style="strong", markers=False)],
+        [curve],
         x,
         percent_axis("% of queries"),
+        values_of([curve], "within", format_distance),
         description="Share of queries by the distance to their first prediction",
         threshold=(radius, f"correct: {radius:g} m") if radius >= 1 else None,
-        tips=_share_tips(limits, shares, lows, highs),
     )
 
 
@@ -79,48 +80,43 @@ def _short_distance(meters: float) -> str:
     return f"{meters:g} m" if meters < 1000 else f"{meters / 1000:g} km"
 
 
-def _share_tips(
-    limits: np.ndarray, shares: np.ndarray, lows: np.ndarray | None, highs: np.ndarray | None
-) -> list[tuple[float, str]]:
-    texts = [f"{share:.1f}" for share in shares.tolist()]
-    if lows is not None and highs is not None:
-        texts = [Estimate(*ends).text() for ends in zip(shares.tolist(), lows.tolist(), highs.tolist(), strict=True)]
-    return [
-        (limit, f"within {format_distance(limit)}\n{text}%") for limit, text in zip(limits.tolist(), texts, strict=True)
-    ]
-
-
-def precision_chart(measures: Measures) -> Markup | None:
-    """Draw precision over recall, one curve per score, without labels; None without curves."""
-    scores, series, tips = measures.scores, [], []
-    for number, score in enumerate(scores[:NUM_COLORS]):
-        if not len(score.recall):
-            continue
+def precision_chart(measures: Measures) -> Chart | None:
+    """Chart of precision over recall, one curve per score; None if there are no scores, or no correct answers."""
+    scores = [score for score in measures.scores[:NUM_COLORS] if score.recall.any()]
+    series = []
+    for number, score in enumerate(scores):
         rows = np.unique(np.linspace(0, len(score.recall) - 1, MAX_POINTS).astype(np.int64))
         recall, precision = 100 * score.recall[rows], 100 * score.precision[rows]
-        curve = Series(xs=recall, ys=precision, color=number, style="dashed", markers=False)
+        curve = Series(label=score.name, xs=recall, ys=precision, color=number)
         if number == 0:
             lows, highs = precision_interval(measures, score)
             curve = replace(curve, style="strong", lows=lows[rows], highs=highs[rows])
         series.append(curve)
     if not series:
         return None
-    for at in range(0, 101, 2):
-        lines = [f"recall {at}%"]
-        for score in scores[:NUM_COLORS]:
-            if len(score.recall) and 100 * score.recall[0] <= at <= 100 * score.recall[-1]:
-                precision = float(np.interp(at / 100, score.recall, score.precision))
-                lines.append(f"{score.name}: {100 * precision:.1f}%")
-        if len(lines) > 1:
-            tips.append((float(at), "\n".join(lines)))
     lowest = min(float((one.ys if one.lows is None else one.lows).min()) for one in series)
     return chart(
         series,
         percent_axis("recall, %"),
         percent_axis("precision, %", lowest),
+        _precision_values(scores),
         description="Precision by recall, for each score",
-        tips=tips,
     )
+
+
+def _precision_values(scores: Sequence[ScoreMetrics]) -> Values:
+    """The precision of each score at round recalls that some score reaches, and at its last one."""
+    rows = []
+    for at in sorted({*map(float, range(0, 101, 2)), *(100 * float(score.recall[-1]) for score in scores)}):
+        texts = [
+            f"{100 * np.interp(at / 100, score.recall, score.precision):.1f}%"
+            if 100 * score.recall[0] <= at <= 100 * score.recall[-1]
+            else ""
+            for score in scores
+        ]
+        if any(texts):
+            rows.append((at, [f"{round(at, 1):g}%", *texts]))
+    return Values(columns=["recall", *(score.name for score in scores)], rows=rows)
 
 
 def precision_interval(measures: Measures, score: ScoreMetrics) -> tuple[np.ndarray, np.ndarray]:
@@ -149,15 +145,15 @@ def queries_per_independent(measures: Measures) -> float:
     return max(1.0, ((recall1.high - recall1.low) / (single.high - single.low)) ** 2)
 
 
-def reliability_chart(score: ScoreMetrics, queries_each: float = 1.0) -> Markup | None:
-    """Draw the share of correct answers over the confidence, one dot per bin; None without bins.
+def reliability_chart(score: ScoreMetrics, queries_each: float = 1.0) -> Chart | None:
+    """Chart of the share of correct answers over the confidence, one dot per bin; None without bins.
 
     queries_each: how many queries are worth one independent query; intervals are those of `wilson` for the latter.
     """
     bins = score.reliability[score.reliability[:, 2] > 0] if len(score.reliability) else score.reliability
     if not len(bins):
         return None
-    confidences, correct, counts = bins.T
+    confidences, correct, counts = bins[np.argsort(bins[:, 0])].T
     worth = np.maximum(counts / queries_each, 1.0)
     intervals = [wilson(*pair) for pair in zip((correct * worth).tolist(), worth.tolist(), strict=True)]
     ends = np.array([0.0, 100.0])
@@ -168,15 +164,14 @@ def reliability_chart(score: ScoreMetrics, queries_each: float = 1.0) -> Markup 
         lows=np.array([one.low for one in intervals]),
         highs=np.array([one.high for one in intervals]),
     )
-    order = np.argsort(confidences)
+    rows = [
+        (x, (f"{x:.1f}%", f"{count:,.0f}", percent(interval)))
+        for x, count, interval in zip(dots.xs.tolist(), counts.tolist(), intervals, strict=True)
+    ]
     return chart(
         [Series(xs=ends, ys=ends, style="reference"), dots],
         percent_axis("confidence, %"),
         percent_axis("correct answers, %"),
+        Values(columns=["confidence", "queries", "correct"], rows=rows),
         description="Percentage of correct answers by confidence",
-        tips=[
-            (100 * float(confidences[row]), f"confidence {100 * confidences[row]:.1f}%, {int(counts[row]):,} queries\n"
-             f"correct: {intervals[row].text()}%")
-            for row in order
-        ],
-    )  # fmt: skip
+    )

@@ -1,8 +1,8 @@
 """The report of a run as one HTML file.
 
-The file loads nothing else: styles, charts, photos and script are inside, and a content security policy forbids all
-else.  Without the script, all figures, charts, maps and the first rows of the list of queries are there.  The same
-input gives the same bytes.
+The file loads nothing else: styles, photos and scripts are inside, and a content security policy forbids all else.
+Without JavaScript, all figures, the values of the charts, the maps and the first rows of the list of queries are there.
+The same input gives the same bytes.
 """
 
 from collections.abc import Mapping
@@ -39,10 +39,10 @@ from cosplace.report.measures_section import (
     scores_section,
 )
 from cosplace.report.metric_charts import distance_chart, radius_chart
-from cosplace.report.query_data import as_json, num_tiles, open_queries, page_data, page_photos
+from cosplace.report.query_data import num_tiles, open_queries, page_data, page_photos
 from cosplace.report.query_rows import query_row
 from cosplace.report.render import render, script
-from cosplace.report.words import format_distance
+from cosplace.report.words import as_json, format_distance
 from cosplace.retrieval.recall import RADIUS_M
 from cosplace.storage import write_text
 

@@ -6,7 +6,6 @@ photos, so that 10,000 queries stay below 25 MB.  Legend: Q queries, K predictio
 B images of the database that the page names.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,12 +198,6 @@ def page_data(queries: Queries, photos: Mapping[str, Thumbnail]) -> dict[str, An
         "database": _decimeters(thinned(database), corner),
         "photos": {key: photo.data for key, photo in photos.items()},
     }
-
-
-def as_json(value: Any) -> str:
-    """JSON text that can stand inside a script element: no `<` can end it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def thinned(positions: np.ndarray) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Render HTML pages from the templates in this folder.
 
-Jinja2 escapes every value.  The exceptions are the SVG of `charts`, which escapes its own texts, the JSON of
-`query_data`, and our scripts, of which the page's content security policy has the checksum: no other script can run.
+Jinja2 escapes every value.  The exceptions are the JSON of `charts` and `query_data`, and the scripts, of which the
+page's content security policy has the checksums: no other script can run.
 """
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,17 +20,18 @@ from cosplace.photos.paths import writable
 from cosplace.progress import format_count
 
 TEMPLATES = Path(__file__).parent / "templates"
+UPLOT = Path(__file__).parent / "vendor" / "uplot"  # draws the charts
 
 
 def render(template: str, **values: Any) -> str:
     """Return a page as text.  template: the name of a file in the folder templates."""
-    text = _environment().get_template(template).render(values, version=__version__)
+    text = _environment().get_template(template).render(values, version=__version__, chart_script=chart_script())
     return writable(text)  # file names may contain bytes that are not UTF-8
 
 
 def style_sheet() -> str:
     """Return the stylesheet of all pages, for a server that sends it as a file."""
-    return (TEMPLATES / "style.css").read_text("utf-8")
+    return (UPLOT / "uPlot.min.css").read_text("utf-8") + (TEMPLATES / "style.css").read_text("utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,17 @@ class Script:
 @cache
 def script(*names: str) -> Script:
     """Our scripts of the folder templates, joined in this order."""
-    text = "\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in names)
+    return _script([TEMPLATES / name for name in names])
+
+
+@cache
+def chart_script() -> Script:
+    """What draws the charts of a page."""
+    return _script([UPLOT / "uPlot.iife.min.js", TEMPLATES / "charts.js"])
+
+
+def _script(paths: Sequence[Path]) -> Script:
+    text = "\n".join(path.read_text("utf-8").strip() for path in paths)
     text = f"\n{text}\n"
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Script(text=Markup(text), checksum=f"sha256-{digest}")
@@ -52,7 +64,7 @@ def script(*names: str) -> Script:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([TEMPLATES, UPLOT]),
         autoescape=True,
         undefined=StrictUndefined,  # a misspelled name is an error
         trim_blocks=True,

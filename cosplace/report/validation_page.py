@@ -1,5 +1,7 @@
 """What `cosplace validate` found, as one HTML page: problems, a map, histograms, classes and the command to run."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +12,7 @@ from markupsafe import Markup, escape
 
 from cosplace.photos.paths import printable
 from cosplace.progress import format_count
-from cosplace.report.charts import Axis, histogram, linear_axis
+from cosplace.report.charts import Axis, Chart, histogram, linear_axis
 from cosplace.report.colors import GROUP_COLORS, OTHER_COLOR
 from cosplace.report.maps import MapImage, on_one_plane, parts_map
 from cosplace.report.page import LegendEntry
@@ -135,7 +137,7 @@ def _colors(parts: Sequence[Part]) -> list[str]:
 
 def _charts(
     result: DatasetReport, classes: Sequence[ClassCounts], recommendation: Recommendation | None
-) -> list[tuple[Markup, str]]:
+) -> list[tuple[Chart, str]]:
     """Histograms with their captions; without those that have no values."""
     chosen = _chosen(recommendation)
     row = next((row for row in classes if (row.M, row.alpha) == chosen), classes[0] if classes else None)
@@ -144,15 +146,16 @@ def _charts(
     return [one for one in found if one is not None]
 
 
-def _class_chart(row: ClassCounts) -> tuple[Markup, str] | None:
+def _class_chart(row: ClassCounts) -> tuple[Chart, str] | None:
     if not len(row.sizes):
         return None
     largest = int(max(10, np.quantile(row.sizes, 0.99)))
     counted = np.minimum(row.sizes, largest + 1)
     step = max(1, -(-(largest + 1) // NUM_BINS))
-    edges = np.arange(1, largest + 1 + 2 * step, step) - 0.5
+    edges = np.arange(1, largest + 2 + step, step) - 0.5
     chart = histogram(
-        edges, np.histogram(counted, edges)[0], _whole_axis("photos in a class", float(edges[-1])), "classes",
+        edges, np.histogram(counted, edges)[0], _whole_names(edges, int(row.sizes.max())),
+        _whole_axis("photos in a class", float(edges[-1])), "classes",
         description="Number of classes by their number of photos",
     )  # fmt: skip
     more = " The last bar also holds larger classes." if row.sizes.max() > largest else ""
@@ -166,7 +169,14 @@ def _whole_axis(title: str, high: float) -> Axis:
     return Axis(title=title, low=-0.5, high=high, ticks=ticks)
 
 
-def _heading_chart(result: DatasetReport) -> tuple[Markup, str] | None:
+def _whole_names(edges: np.ndarray, largest: int) -> list[str]:
+    """The whole numbers of each bar.  largest: of all numbers; the last bar also has those above its edge."""
+    ends = [(math.ceil(low), math.floor(high)) for low, high in itertools.pairwise(edges.tolist())]
+    names = [f"{first}" if first == last else f"{first} to {last}" for first, last in ends]
+    return names if largest <= ends[-1][1] else [*names[:-1], f"{ends[-1][0]} or more"]
+
+
+def _heading_chart(result: DatasetReport) -> tuple[Chart, str] | None:
     headings = np.concatenate([part.headings for part in result.parts])
     headings = headings[~np.isnan(headings)]
     if not len(headings):
@@ -174,14 +184,16 @@ def _heading_chart(result: DatasetReport) -> tuple[Markup, str] | None:
     edges = np.linspace(0, 360, HEADING_BINS + 1)
     x = Axis(title="heading, degrees clockwise from north", low=0, high=360,
              ticks=[(degrees, f"{degrees} {name}") for degrees, name in COMPASS])  # fmt: skip
-    chart = histogram(edges, np.histogram(headings, edges)[0], x, "photos", description="Number of photos by heading")
+    names = [f"{low:g}° to {high:g}°" for low, high in itertools.pairwise(edges.tolist())]
+    counts = np.histogram(headings, edges)[0]
+    chart = histogram(edges, counts, names, x, "photos", description="Number of photos by heading")
     text = f"Headings{_known(len(headings), result)}."
     if len(headings) > 1 and not headings.any():
         text = "Headings: all are exactly 0, which counts as missing."
     return chart, text
 
 
-def _time_chart(result: DatasetReport) -> tuple[Markup, str] | None:
+def _time_chart(result: DatasetReport) -> tuple[Chart, str] | None:
     seconds = np.concatenate([part.times.seconds for part in result.parts])
     seconds = seconds[~np.isnan(seconds)]
     if len(seconds) < 2 or np.ptp(seconds) == 0:
@@ -189,7 +201,9 @@ def _time_chart(result: DatasetReport) -> tuple[Markup, str] | None:
     low, high = float(seconds.min()), float(seconds.max())
     edges = np.linspace(low, high, NUM_BINS + 1)
     x = Axis(title="time taken (UTC)", low=low, high=high, ticks=time_ticks(low, high))
-    chart = histogram(edges, np.histogram(seconds, edges)[0], x, "photos", description="Number of photos by time")
+    names = [f"{_time_text(start)} to {_time_text(end)}" for start, end in itertools.pairwise(edges.tolist())]
+    counts = np.histogram(seconds, edges)[0]
+    chart = histogram(edges, counts, names, x, "photos", description="Number of photos by time")
     first, last = (_time_text(mark) for mark in (low, high))
     return chart, f"When the photos were taken: {first} to {last} UTC{_known(len(seconds), result)}."
 
@@ -223,17 +237,17 @@ def _time_text(seconds: float) -> str:
         return "?"
 
 
-def _positives_chart(result: DatasetReport) -> tuple[Markup, str] | None:
+def _positives_chart(result: DatasetReport) -> tuple[Chart, str] | None:
     counts = [num_positives(*pair) for pair in result.query_sets()]
     if not counts:
         return None
     positives = np.concatenate(counts)
-    largest = int(min(MAX_POSITIVES, max(10, positives.max(initial=0))))
+    most = int(positives.max(initial=0))
+    largest = min(MAX_POSITIVES, max(10, most))
     step = max(1, -(-largest // NUM_BINS))
     edges = np.arange(0, largest + 1 + step, step) - 0.5
-    edges = np.append(edges, edges[-1] + step) if edges[-1] <= largest else edges
     chart = histogram(
-        edges, np.histogram(np.minimum(positives, largest), edges)[0],
+        edges, np.histogram(np.minimum(positives, largest), edges)[0], _whole_names(edges, most),
         _whole_axis(f"database photos within {RADIUS_M:g} m", float(edges[-1])), "queries",
         description="Number of queries by their number of positives",
     )  # fmt: skip
@@ -242,7 +256,7 @@ def _positives_chart(result: DatasetReport) -> tuple[Markup, str] | None:
     return chart, f"Positives of each query. {text or 'All queries have positives.'}"
 
 
-def _size_chart(result: DatasetReport) -> tuple[Markup, str] | None:
+def _size_chart(result: DatasetReport) -> tuple[Chart, str] | None:
     opened = [part.contents.sizes[part.contents.opened] for part in result.parts if part.contents is not None]
     if not opened or not sum(map(len, opened)):
         return None
@@ -250,5 +264,7 @@ def _size_chart(result: DatasetReport) -> tuple[Markup, str] | None:
     low, high = float(shorter.min()), float(shorter.max())
     edges = np.linspace(low * 0.9, high * 1.1 + 1, NUM_BINS + 1)
     x = linear_axis("shorter side, pixels", float(edges[0]), float(edges[-1]), num_ticks=4)
-    chart = histogram(edges, np.histogram(shorter, edges)[0], x, "photos", description="Number of photos by size")
+    names = [f"{low:.0f} to {high:.0f}" for low, high in itertools.pairwise(edges.tolist())]
+    counts = np.histogram(shorter, edges)[0]
+    chart = histogram(edges, counts, names, x, "photos", description="Number of photos by size")
     return chart, "Shorter side of the photos."

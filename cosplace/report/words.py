@@ -1,6 +1,8 @@
-"""Counts, distances and labels as text."""
+"""Counts, distances, labels and JSON as text."""
 
+import json
 import math
+from typing import Any
 
 
 def shorten(text: str, length: int) -> str:
@@ -15,3 +17,9 @@ def format_distance(distance_m: float) -> str:
     if distance_m < 99.95:
         return f"{distance_m:.1f} m"
     return f"{distance_m:,.0f} m" if distance_m < 999.5 else f"{distance_m / 1000:,.1f} km"
+
+
+def as_json(value: Any) -> str:
+    """JSON text that can stand inside a script element: no `<` can end it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

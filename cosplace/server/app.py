@@ -41,6 +41,7 @@ from cosplace.server.settings import OFFERED_TILES, ServerSettings
 from cosplace.server.static import (
     api_page,
     api_style_sheet,
+    chart_file,
     public_calibration_page,
     read_static_files,
     static_response,
@@ -289,7 +290,7 @@ def _add_status_routes(
 
 
 def _add_page_routes(app: FastAPI, served: ServedIndex) -> None:
-    files, style = read_static_files(), api_style_sheet()
+    files, style, charts = read_static_files(), api_style_sheet(), chart_file()
 
     @app.get("/", include_in_schema=False)
     async def show_map(request: Request) -> Response:
@@ -313,3 +314,7 @@ def _add_page_routes(app: FastAPI, served: ServedIndex) -> None:
     @app.get("/docs.css", include_in_schema=False)
     async def show_style(request: Request) -> Response:
         return static_response(style, request)
+
+    @app.get("/charts.js", include_in_schema=False)
+    async def show_charts(request: Request) -> Response:
+        return static_response(charts, request)

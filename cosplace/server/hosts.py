@@ -17,7 +17,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 SAME_SITE_VALUES = ("same-origin", "none")  # of Sec-Fetch-Site: a page of this server, or the user's address bar
 
 # Pages that other sites may link to.  They are the same for everyone and contain nothing of the index.
-PUBLIC_PATHS = ("/", "/docs", "/docs.css", "/openapi.json", "/health")
+PUBLIC_PATHS = ("/", "/docs", "/docs.css", "/charts.js", "/openapi.json", "/health")
 PUBLIC_FOLDER = "/static/"
 
 

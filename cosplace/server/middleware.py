@@ -27,7 +27,7 @@ MAX_DISCARDED_BYTES = 64 * MEGABYTE
 DISCARD_TIMEOUT_S = 2.0
 
 # Routes of the map and its files: a visit takes a dozen requests, which say nothing about the use of the index.
-PAGES = ("/", "/static/{name:path}", "/docs", "/docs.css")
+PAGES = ("/", "/static/{name:path}", "/docs", "/docs.css", "/charts.js")
 
 log = logging.getLogger("cosplace.server")
 

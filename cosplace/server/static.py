@@ -14,7 +14,7 @@ from cosplace.config.server import NO_TILES
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.localization.confidence import Calibration
 from cosplace.report.calibration_page import calibration_page
-from cosplace.report.render import render, style_sheet
+from cosplace.report.render import chart_script, render, style_sheet
 from cosplace.server.settings import OFFERED_TILES, ServerSettings, tile_origin
 
 WEB = Path(cosplace.__file__).parent / "web"
@@ -103,6 +103,11 @@ def security_headers(settings: ServerSettings) -> list[tuple[bytes, bytes]]:
 def api_style_sheet() -> StaticFile:
     """Return the stylesheet of the page about the API, as a file: the server's policy forbids inline styles."""
     return static_file(style_sheet().encode(), TYPES[".css"])
+
+
+def chart_file() -> StaticFile:
+    """Return what draws the charts of the page about the confidence, as a file for the same reason."""
+    return static_file(chart_script().text.encode(), TYPES[".js"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

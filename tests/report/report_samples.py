@@ -1,9 +1,11 @@
 """A small database with queries, its evaluation, a report of both, and a parser of the page."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cosplace.report.data import RecallRow, Report
-from cosplace.report.render import TEMPLATES
+from cosplace.report.render import chart_script, script
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
 from cosplace.training.groups import Groups
@@ -61,13 +63,18 @@ def assert_single_file(html: str) -> None:
     assert page.open_tags == []
     assert not page.of("link") and not page.of("iframe")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    if page.of("script"):
-        assert page.of("script") == [{"type": "application/json", "id": "data"}, {}]
-        data, code = page.scripts()
-        json.loads(data)
-        own = "\n".join((TEMPLATES / name).read_text("utf-8").strip() for name in ("report_map.js", "report.js"))
-        assert code == f"\n{own}\n"
-        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
+    data, codes = scripts_of(page)
+    for text in data:
+        json.loads(text)
+    expected = [script("report_map.js", "report.js")] * (
+        len(data) > len(charts_of(html))
+    )  # data of the list of queries
+    expected += [chart_script()] * ('class="chart"' in html)
+    assert codes == [one.text for one in expected]
+    checksums = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in codes]
+    if codes:
+        policy += "; script-src " + " ".join(f"'sha256-{checksum}'" for checksum in checksums)
+    html = html.replace(chart_script().text, "")  # names the address of uPlot in a comment
     for _, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -79,9 +86,45 @@ def assert_single_file(html: str) -> None:
     assert policies == [policy]
 
 
+def scripts_of(page: Page) -> tuple[list[str], list[str]]:
+    """The data of a page as JSON, and its code."""
+    scripts = list(zip(page.of("script"), page.scripts(), strict=True))
+    data = [text for attributes, text in scripts if attributes.get("type") == "application/json"]
+    return data, [text for attributes, text in scripts if not attributes]
+
+
 def data_of(html: str) -> dict[str, Any]:
-    """The values that the script of a page gets."""
-    return json.loads(Page(html).scripts()[0])
+    """The values that the script of the list of queries gets."""
+    page = Page(html)
+    return next(
+        json.loads(text)
+        for attributes, text in zip(page.of("script"), page.scripts(), strict=True)
+        if attributes.get("id") == "data"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChartOnPage:
+    """A chart as it is on a page."""
+
+    data: dict[str, Any]  # for the script
+    legend: list[str]
+    columns: list[str]  # of the table
+    rows: list[list[str]]
+
+
+def charts_of(html: str) -> dict[str, ChartOnPage]:
+    """The charts of a page by their descriptions."""
+    found = {}
+    for figure in re.findall(r'<figure class="chart">.*?</figure>', html, re.DOTALL):
+        page = Page(figure)
+        rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", figure)]
+        columns, *rows = [[unescape(cell).replace("\u00a0", " ") for cell in row] for row in rows]
+        legend = [unescape(label) for label in re.findall(r"</svg>(.*?)</li>", figure) if label]
+        found[page.of("div")[0]["aria-label"]] = ChartOnPage(
+            data=json.loads(page.scripts()[0]), legend=legend, columns=columns, rows=rows
+        )
+    return found
 
 
 def tiles_of(html: str) -> list[tuple[str, str]]:

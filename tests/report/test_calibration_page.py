@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cosplace.localization.confidence import Calibration
 from cosplace.report.calibration_page import THRESHOLDS, calibration_page, write_calibration_page
 from tests.report.calibration_samples import sample_calibration
-from tests.report.report_samples import Page, assert_single_file
+from tests.report.report_samples import Page, assert_single_file, charts_of
 
 
 @pytest.fixture
@@ -114,11 +115,25 @@ def test_page_says_what_was_located(calibration: Calibration) -> None:
 
 
 def test_charts_show_bins_and_curves(calibration: Calibration) -> None:
-    page = Page(calibration_page(calibration, "index"))
-    radii = [float(dot["r"]) for dot in page.of("circle")]
-    assert len(radii) == 2 and radii[0] > radii[1]  # the first bin has more answers
-    paths = [path["class"] for path in page.of("path")]
-    assert [paths.count(name) for name in ("s0 reference", "s0 strong", "s1 line")] == [1, 1, 1]
+    reliability, precision = charts_of(calibration_page(calibration, "index")).values()
+    diagonal, dots = reliability.data["series"]
+    assert diagonal == {"xs": [0, 100], "ys": [0, 100]}
+    assert (dots["xs"], dots["ys"]) == ([10, 90], [20, 80])
+    assert dots["radii"][0] > dots["radii"][1]  # the first bin has more answers
+    assert reliability.rows == [["10.0%", "20.0%", "80.0%"], ["90.0%", "80.0%", "20.0%"]]
+    assert precision.legend == ["correct", "rejected"] == precision.columns[1:]
+    for curve, column in zip(precision.data["series"], (1, 4), strict=True):
+        measured = 100 * calibration.curve[calibration.curve[:, 3] > 0][::-1]
+        assert curve["xs"] == pytest.approx(measured[:, 3].tolist(), abs=0.01)
+        assert curve["ys"] == pytest.approx(measured[:, column].tolist(), abs=0.01)
+    assert precision.rows[-1] == ["95.0%", "50.0%", "0.0%"]
+
+
+def test_without_answers_there_is_no_chart(calibration: Calibration) -> None:
+    none = replace(calibration, curve=calibration.curve * [1, 1, 1, 0, 1], reliability=np.zeros((0, 3)))
+    html = calibration_page(none, "index")
+    assert_single_file(html)
+    assert charts_of(html) == {}
 
 
 def test_index_on_object_storage_has_no_page(calibration: Calibration) -> None:

@@ -1,7 +1,7 @@
 """Metrics on the page: intervals in tables and as bands, scores, conditions, and where the numbers come from."""
 
 import dataclasses
-import re
+import json
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from cosplace.assessment.intervals import UNKNOWN, Estimate, wilson
 from cosplace.assessment.measures import ConditionRow, Measures, ScoreMetrics
 from cosplace.assessment.metrics import measure
-from cosplace.report.charts import BOTTOM, HEIGHT, TOP
+from cosplace.report.charts import MAX_ROWS, Chart
 from cosplace.report.data import RecallRow, Report
 from cosplace.report.environment import environment_rows
 from cosplace.report.measures_section import distance_texts, percent_texts
@@ -25,7 +25,7 @@ from cosplace.report.metric_charts import (
 from cosplace.report.page import report_html
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
-from tests.report.report_samples import Page, assert_single_file
+from tests.report.report_samples import Page, assert_single_file, charts_of
 
 SCORE = ScoreMetrics(
     name="confidence",
@@ -62,20 +62,10 @@ def measures(dataset: RetrievalDataset, evaluation: Evaluation) -> Measures:
     )
 
 
-def band(svg: str) -> np.ndarray:
-    """The corners (n, 2) of the first band of a chart, in units of the drawing."""
-    path = re.search(r'class="s\d range" d="M([^"]+)z"', svg)
-    assert path
-    return np.array([[float(number) for number in corner.split()] for corner in path[1].split("L")])
-
-
-def percent(down: np.ndarray, low: float = 0.0) -> np.ndarray:
-    """Values on an axis of percent, from places in the drawing."""
-    return low + (100 - low) * (HEIGHT - BOTTOM - down) / (HEIGHT - BOTTOM - TOP)
-
-
-def tips(svg: str) -> list[str]:
-    return re.findall(r'data-tip="([^"]+)"', svg)
+def curves(chart: Chart | None) -> list[dict[str, Any]]:
+    """The curves that the script draws."""
+    assert chart is not None
+    return json.loads(chart.data)["series"]
 
 
 def test_intervals_are_in_the_figures_and_the_table(report: Report, measures: Measures) -> None:
@@ -123,38 +113,41 @@ def test_rows_with_intervals_have_bands(report: Report) -> None:
         )
     ]
     html = report_html(Report(title="t", recall_rows=[*report.recall_rows, *others], highlight="ours"))
-    corners = band(html)
-    np.testing.assert_allclose(percent(corners[:, 1]), [50, 70, 55, 30], atol=0.2)
-    assert html.count(" range") == 1
-    assert "Recall@1\nours: 50.0%\nother: 40.0 [30.0, 50.0]%\nchance: 12.5%" in tips(html)
+    chart = charts_of(html)["Recall@N of each row"]
+    assert chart.legend == ["chance", "ours", "other"]
+    assert ["lows" in curve for curve in chart.data["series"]] == [False, False, True]
+    assert chart.data["series"][2] == {"xs": [1, 3], "ys": [40, 60], "lows": [30, 55], "highs": [50, 70]}
+    assert chart.columns == ["N", "chance", "ours", "other"]
+    assert chart.rows[0] == ["1", "12.5%", "50.0%", "40.0 [30.0, 50.0]%"]
+    assert chart.rows[1] == ["2", "23.9%", "75.0%", "–"]
+    assert chart.data["rows"][0] == [1, chart.rows[0]]
 
 
 def test_recall_by_radius_is_drawn_with_its_band(measures: Measures) -> None:
-    svg = radius_chart(measures, 25.0)
-    assert svg is not None
-    corners, found = band(svg), measures.recall1_by_radius
-    assert len(corners) == 2 * len(measures.radii_m) == 200
-    np.testing.assert_allclose(percent(corners[:100, 1]), [one.high for one in found], atol=0.2)
-    np.testing.assert_allclose(percent(corners[100:, 1][::-1]), [one.low for one in found], atol=0.2)
-    assert tips(svg)[24] == f"within 25 m\n{found[24].text()}%"
-    assert "used: 25 m" in svg and "used:" not in (radius_chart(measures, 500.0) or "")
+    chart, found = radius_chart(measures, 25.0), measures.recall1_by_radius
+    curve = curves(chart)[0]
+    assert curve["xs"] == list(measures.radii_m) and len(found) == 100
+    for name, part in (("ys", "value"), ("lows", "low"), ("highs", "high")):
+        np.testing.assert_allclose(curve[name], [getattr(one, part) for one in found], atol=0.005)
+    assert chart is not None
+    assert json.loads(chart.data)["rows"][24] == [25, ["25 m", f"{found[24].text()}%"]]
+    texts = {f"{radius:g} m": f"{one.text()}%" for radius, one in zip(measures.radii_m, found, strict=True)}
+    assert len(chart.table) == MAX_ROWS and all(texts[radius] == text for radius, text in chart.table)
+    assert json.loads(chart.data)["threshold"] == [25, "used: 25 m"]
+    outside = radius_chart(measures, 500.0)
+    assert outside is not None and json.loads(outside.data)["threshold"] is None
     unknown = dataclasses.replace(measures, recall1_by_radius=(UNKNOWN,) * 100)
     assert radius_chart(unknown, 25.0) is None
 
 
 def test_distances_have_the_interval_of_their_share(evaluation: Evaluation) -> None:
     alone = np.arange(4)  # a cluster for each query: the interval of Wilson
-    svg = distance_chart(evaluation, alone)
-    assert svg is not None
-    corners = band(svg)
-    num = len(corners) // 2
-    highs, lows = percent(corners[:num, 1]), percent(corners[num:, 1][::-1])
-    limits = np.geomspace(1, 100 if evaluation.distances_m[:, 0].max() <= 100 else 1000, num)
-    for place in (0, num // 2, num - 1):
-        within = int((evaluation.distances_m[:, 0] <= limits[place]).sum())
+    curve = curves(distance_chart(evaluation, alone))[0]
+    for limit, low, high in list(zip(curve["xs"], curve["lows"], curve["highs"], strict=True))[::20]:
+        within = int((evaluation.distances_m[:, 0] <= limit).sum())
         expected = wilson(within, 4)
-        assert (lows[place], highs[place]) == pytest.approx((expected.low, expected.high), abs=0.2)
-    assert " range" not in (distance_chart(evaluation) or "")
+        assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
+    assert "lows" not in curves(distance_chart(evaluation))[0]
 
 
 def test_precision_interval_is_that_of_wilson_for_independent_queries(measures: Measures) -> None:
@@ -170,22 +163,38 @@ def test_precision_interval_is_that_of_wilson_for_independent_queries(measures: 
 
 
 def test_scores_are_drawn_in_different_lines(measures: Measures) -> None:
-    svg = precision_chart(measures)
-    assert svg is not None
-    assert 'class="s0 strong"' in svg and 'class="s1 dashed"' in svg and svg.count(" range") == 1
-    assert "recall 50%\nconfidence: 50.0%\nratio: 50.0%" in tips(svg)
+    chart = precision_chart(measures)
+    first, second = curves(chart)
+    assert chart is not None and [one.classes for one in chart.series] == ["s0 d0 strong", "s1 d1 line"]
+    assert first["xs"] == second["xs"] == [0, 25, 50] and first["ys"] == second["ys"] == [0, 50, 50]
+    assert "lows" in first and "lows" not in second
+    assert chart.values.columns == ["recall", "confidence", "ratio"]
+    assert ["50%", "50.0%", "50.0%"] in chart.table and ["0%", "0.0%", "0.0%"] in chart.table
     assert precision_chart(dataclasses.replace(measures, scores=())) is None
 
 
+def test_the_last_recall_of_a_score_is_among_the_values(measures: Measures) -> None:
+    few = dataclasses.replace(SCORE, recall=np.array([0.001, 0.0123]), precision=np.array([1.0, 0.5]))
+    chart = precision_chart(dataclasses.replace(measures, scores=(few,)))
+    assert chart is not None and chart.table == [["1.2%", "50.0%"]]
+
+
+def test_without_correct_answers_there_is_no_curve_of_precision(report: Report, measures: Measures) -> None:
+    wrong = dataclasses.replace(SCORE, recall=np.zeros(3), precision=np.zeros(3), reliability=np.zeros((0, 3)))
+    html = report_html(dataclasses.replace(report, measures=dataclasses.replace(measures, scores=(wrong,))))
+    assert "No first prediction is correct, so there is no curve of precision over recall." in html
+    assert "Precision by recall, for each score" not in charts_of(html)
+
+
 def test_reliability_has_a_dot_and_an_interval_for_each_bin_with_queries() -> None:
-    svg = reliability_chart(SCORE)
-    assert svg is not None
-    assert svg.count("<circle") == svg.count('class="s0 whisker"') == 2
+    chart = reliability_chart(SCORE)
+    diagonal, dots = curves(chart)
+    assert diagonal == {"xs": [0, 100], "ys": [0, 100]}
+    assert (dots["xs"], dots["ys"]) == ([20, 90], [25, 100]) and dots["radii"][0] > dots["radii"][1]
     first = wilson(10, 40)
-    line = re.search(r'whisker" d="M[\d.]+ ([\d.]+)V([\d.]+)"', svg)
-    assert line
-    np.testing.assert_allclose(percent(np.array(line.groups(), float)), [first.low, first.high], atol=0.2)
-    assert tips(svg)[0].startswith("confidence 20.0%, 40 queries\ncorrect: 25.0 [")
+    assert (dots["lows"][0], dots["highs"][0]) == pytest.approx((first.low, first.high), abs=0.01)
+    assert chart is not None and chart.values.columns == ["confidence", "queries", "correct"]
+    assert chart.table[0] == ("20.0%", "40", f"{first.text()}%")
     assert reliability_chart(dataclasses.replace(SCORE, reliability=np.empty((0, 3)))) is None
 
 
@@ -193,12 +202,9 @@ def test_reliability_of_correlated_queries_has_wider_intervals(measures: Measure
     wide = dataclasses.replace(measures, recalls={1: Estimate(50.0, *_twice_as_wide(wilson(2, 4)))})
     assert queries_per_independent(wide) == pytest.approx(4)
     assert queries_per_independent(dataclasses.replace(measures, recalls={1: wilson(4, 4)})) == 1
-    svg = reliability_chart(SCORE, 4.0)
-    assert svg is not None
-    shown = re.search(r"correct: 25.0 \[([\d.]+), ([\d.]+)\]", tips(svg)[0])
-    expected = wilson(2.5, 10)  # type: ignore[arg-type]
-    assert shown
-    np.testing.assert_allclose(np.array(shown.groups(), float), [expected.low, expected.high], atol=0.06)
+    chart = reliability_chart(SCORE, 4.0)
+    assert chart is not None
+    assert chart.table[0][2] == f"{wilson(2.5, 10).text()}%"  # type: ignore[arg-type]
 
 
 def _twice_as_wide(estimate: Estimate) -> tuple[float, float]:

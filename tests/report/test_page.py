@@ -119,8 +119,8 @@ def test_hostile_texts_are_escaped(report: Report) -> None:
     )
     html = report_html(hostile)
     assert_single_file(html)
-    # Title twice, summary, name and note of the row, tooltip of the curve, name and value of the setting.
-    assert Page(html).text().count(HOSTILE) == 8
+    # Title twice, summary, name and note of the row, legend and table of the chart, name and value of the setting.
+    assert Page(html).text().count(HOSTILE) == 9
 
 
 def test_hostile_file_names_are_escaped(tmp_path: Path) -> None:

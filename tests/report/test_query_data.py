@@ -14,7 +14,6 @@ from cosplace.photos.headings import known_headings
 from cosplace.report import query_data
 from cosplace.report.data import CORRECT_FIRST, expected_matches, similarities
 from cosplace.report.query_data import (
-    as_json,
     num_tiles,
     open_queries,
     page_data,
@@ -24,6 +23,7 @@ from cosplace.report.query_data import (
     thinned,
 )
 from cosplace.report.query_rows import result_text
+from cosplace.report.words import as_json
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
 from tests.report.report_samples import EAST, NORTH, OFFSETS, write_photo

@@ -201,14 +201,6 @@ def test_csv_has_all_queries_and_predictions(
     assert rows[6]["expected_path"] == "" and rows[6]["outcome"] == "not found in top 3"
 
 
-def test_values_of_charts_are_shown_at_the_pointer(browser: Any, path: Path) -> None:
-    with opened(browser, path) as page:
-        page.locator("rect.tip").first.hover()
-        assert page.locator(".tip-box").inner_text().startswith("Recall@1\nours: 50.0 [")
-        page.mouse.move(2, 2)
-        assert not page.locator(".tip-box").is_visible()
-
-
 @pytest.mark.parametrize("width", [320, 390, 640, 1280])
 def test_page_and_tables_are_not_wider_than_the_screen(browser: Any, path: Path, width: int) -> None:
     with opened(browser, path, viewport={"width": width, "height": 800}) as page:

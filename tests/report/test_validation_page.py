@@ -9,8 +9,10 @@ import pytest
 
 from cosplace.cli import main
 from cosplace.photos.tables import TABLE_NAME, read_table, write_table
-from cosplace.report.validation_page import time_ticks
-from tests.report.report_samples import Page, assert_single_file
+from cosplace.report.charts import MAX_ROWS
+from cosplace.report.validation_page import _class_chart, time_ticks
+from cosplace.training.recommendation import ClassCounts
+from tests.report.report_samples import Page, assert_single_file, charts_of
 from tests.synthetic_dataset import write_dataset, write_place
 from tests.table_samples import write_table_of_places
 
@@ -31,12 +33,18 @@ def test_page_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for name in ("train: 9 photos", "val/database: 24 photos", "test/queries_v1: 12 photos"):
         assert name in text
     assert len(list(page.of("img"))) == 1  # the map
-    assert [chart["aria-label"] for chart in page.of("svg") if chart.get("role") == "img"] == [
+    charts = charts_of(html)
+    assert list(charts) == [
         "Number of classes by their number of photos",
         "Number of photos by heading",
         "Number of queries by their number of positives",
         "Number of photos by size",
     ]
+    for chart in charts.values():  # as many bars as rows, with the same counts
+        assert [f"{count:,}" for count in chart.data["series"][0]["ys"]] == [row[1] for row in chart.rows]
+    assert sum(charts["Number of photos by size"].data["series"][0]["ys"]) == sum(
+        report["num_photos"] for report in result["folders"]
+    )
     assert "No recommendation" in text or "cosplace" in text
     assert result["recommendation"]["trains"] is False
 
@@ -121,3 +129,15 @@ def test_ticks_of_time_are_round(first: str, last: str, texts: list[str]) -> Non
 
 def test_times_of_no_calendar_have_no_ticks() -> None:
     assert time_ticks(0.0, 1e15) == time_ticks(-1e15, 0.0) == []
+
+
+@pytest.mark.parametrize("largest", [3, 47, 100])
+def test_the_last_bar_says_that_it_holds_larger_classes(largest: int) -> None:
+    sizes = np.append(np.repeat(np.arange(1, largest + 1), 5), [10_000])
+    row = ClassCounts(M=10, alpha=30, num_classes=len(sizes), median_images=1.0, num_at_least={}, sizes=sizes)
+    chart, caption = _class_chart(row) or pytest.fail("no chart")
+    name, count = chart.table[-1]
+    assert name.endswith(" or more") and count != "0" and "The last bar also holds larger classes." in caption
+    assert len(chart.table) == len(chart.values.rows) <= MAX_ROWS
+    counted = sum(int(number.replace(",", "")) for _, number in chart.table)
+    assert counted == len(sizes)

@@ -39,14 +39,16 @@ def test_without_calibration_the_page_says_what_to_do(localizer: Localizer) -> N
         assert answer.status_code == 404 and "cosplace index calibrate" in answer.json()["detail"]
 
 
-def test_the_page_has_no_paths_and_no_inline_styles(calibrated: Localizer) -> None:
+def test_the_page_has_no_paths_and_no_inline_styles_or_scripts(calibrated: Localizer) -> None:
     with client_of(calibrated) as client:
         assert client.get("/config.json").json()["calibrated"] is True
-        page = client.get("/calibration")
+        page, script = client.get("/calibration"), client.get("/charts.js")
+    assert script.status_code == 200 and script.headers["content-type"].startswith("text/javascript")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert "Calibration of the index index" in page.text and "photos of new-photos" in page.text
     assert "secret" not in page.text and str(Path(calibrated.index.address).parent) not in page.text
-    assert "<style" not in page.text and "style=" not in page.text
+    assert "<style" not in page.text and "style=" not in page.text and "<script>" not in page.text
+    assert '<script src="charts.js"></script>' in page.text
 
 
 @pytest.mark.slow
@@ -61,6 +63,9 @@ def test_the_map_links_to_the_page_which_fits_a_phone(calibrated: Localizer) -> 
         page.wait_for_selector("h1:has-text('How far can you trust the answers?')")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("getComputedStyle(document.querySelector('section')).borderRadius") != "0px"  # styled
+        page.wait_for_function("document.querySelectorAll('.plot canvas').length === 2")  # by a script of this server
+        page.locator(".u-over").first.hover()
+        assert page.locator(".tip:visible").inner_text().startswith("stated confidence: ")
         assert errors == []
 
 

@@ -1038,7 +1038,7 @@ def test_logs_contain_requests_but_no_photos_or_positions(client, caplog) -> Non
             "/locate", params={"near": "37.70001,-122.4,5000"}, files=[("files", ("secret.jpg", good_photo(1)))]
         )
         client.get("/%0afake-line")
-        for page in ("/", "/static/app.js", "/static/gone.js", "/docs", "/docs.css", "/health"):
+        for page in ("/", "/static/app.js", "/static/gone.js", "/docs", "/docs.css", "/charts.js", "/health"):
             client.get(page)
         # A request is logged after its answer was sent.
         expected = {"/locate", "unknown", "/static/{name:path}", "/health"}
@@ -1048,7 +1048,9 @@ def test_logs_contain_requests_but_no_photos_or_positions(client, caplog) -> Non
     parsed = [json.loads(line) for line in lines]
     located = next(line for line in parsed if line.get("route") == "/locate")
     assert located["event"] == "request" and located["status"] == 200 and located["bytes"] > 1_000
-    pages = [line for line in parsed if line.get("route") in ("/", "/static/{name:path}", "/docs", "/docs.css")]
+    pages = [
+        line for line in parsed if line.get("route") in ("/", "/static/{name:path}", "/docs", "/docs.css", "/charts.js")
+    ]
     assert [page["status"] for page in pages] == [404]  # pages are logged only if they fail
     health = next(line for line in parsed if line.get("route") == "/health")
     assert "bytes" not in health  # the request has no body

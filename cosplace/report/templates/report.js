@@ -1,4 +1,4 @@
-// The list of queries with its filters, the details of a query on the map, values of charts, and the CSV.
+// The list of queries with its filters, the details of a query on the map, and the CSV.
 //
 // The page works without this script: it then shows the first rows of the list.  Names are other people's texts: they
 // are set as text, never as HTML.  The data comes from query_data.py.
@@ -334,21 +334,4 @@
     make("a", { href: address, download: "queries.csv" }).click();
     setTimeout(() => URL.revokeObjectURL(address), 10_000);
   });
-
-  // --- values of charts ---
-
-  const tip = make("div", { class: "tip-box", hidden: "" });
-  document.body.append(tip);
-  function showTip(event) {
-    const column = event.target.closest?.("rect.tip");
-    tip.hidden = !column;
-    if (!column) return;
-    tip.textContent = column.dataset.tip;
-    const { width, height } = tip.getBoundingClientRect();
-    tip.style.left = `${Math.min(Math.max(event.clientX - width / 2, 4), innerWidth - width - 4)}px`;
-    tip.style.top = `${Math.max(event.clientY - height - 16, 4)}px`;
-  }
-  document.addEventListener("pointermove", showTip);
-  document.addEventListener("pointerdown", showTip);
-  document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 })();

@@ -201,7 +201,8 @@ def _time_chart(result: DatasetReport) -> tuple[Chart, str] | None:
     low, high = float(seconds.min()), float(seconds.max())
     edges = np.linspace(low, high, NUM_BINS + 1)
     x = Axis(title="time taken (UTC)", low=low, high=high, ticks=time_ticks(low, high))
-    names = [f"{_time_text(start)} to {_time_text(end)}" for start, end in itertools.pairwise(edges.tolist())]
+    texts = [_time_text(edge)[: 10 if high - low > NUM_BINS * 86_400 else None] for edge in edges.tolist()]
+    names = [f"{start} to {end}" for start, end in itertools.pairwise(texts)]
     counts = np.histogram(seconds, edges)[0]
     chart = histogram(edges, counts, names, x, "photos", description="Number of photos by time")
     first, last = (_time_text(mark) for mark in (low, high))

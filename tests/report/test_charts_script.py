@@ -84,7 +84,7 @@ def opened(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_charts_are_drawn_in_the_colors_of_the_page(browser: Any, path: Path, scheme: str) -> None:
     with opened(browser, path, color_scheme=scheme) as page:
-        page.wait_for_function(f"document.querySelectorAll('.plot canvas').length === {NUM_CHARTS}")
+        page.locator(".plot canvas").nth(NUM_CHARTS - 1).wait_for()
         curves, grids = page.evaluate(SHARES, "--s0"), page.evaluate(SHARES, "--rule")
         assert len(curves) == NUM_CHARTS
         assert min(curves) > 0.001 and min(grids) > 0.001
@@ -184,7 +184,7 @@ def test_charts_follow_the_width_of_the_window(browser: Any, path: Path) -> None
 
 def test_charts_are_printed_light_and_sharp_and_drawn_again_afterwards(browser: Any, path: Path) -> None:
     with opened(browser, path, color_scheme="dark") as page:
-        page.wait_for_function(f"document.querySelectorAll('.plot canvas').length === {NUM_CHARTS}")
+        page.locator(".plot canvas").nth(NUM_CHARTS - 1).wait_for()
         before = page.evaluate(PIXELS)
         print_event = "dispatchEvent(new Event('beforeprint'));"
         assert min(page.evaluate(f"(name) => {{ {print_event} return ({SHARES})(name); }}", "--s0")) > 0.001  # at once
@@ -217,7 +217,7 @@ def test_a_pdf_has_the_charts_on_pages_of_the_same_width(browser: Any, path: Pat
 def test_the_calibration_page_is_drawn_from_its_own_file(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(calibration_page(sample_calibration(), "index"), "utf-8")
     with opened(browser, tmp_path / "page.html") as page:
-        page.wait_for_function("document.querySelectorAll('.plot canvas').length === 2")
+        page.locator(".plot canvas").nth(1).wait_for()
         assert min(page.evaluate(SHARES, "--s0")) > 0.001
         text = hover(page, "Percentage of correct answers by confidence", 0.1)
         assert text == "stated confidence: 10.0%\ncorrect: 20.0%\nshare of answers: 80.0%"

@@ -63,7 +63,7 @@ def test_the_map_links_to_the_page_which_fits_a_phone(calibrated: Localizer) -> 
         page.wait_for_selector("h1:has-text('How far can you trust the answers?')")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("getComputedStyle(document.querySelector('section')).borderRadius") != "0px"  # styled
-        page.wait_for_function("document.querySelectorAll('.plot canvas').length === 2")  # by a script of this server
+        page.locator(".plot canvas").nth(1).wait_for()  # drawn by a script of this server
         page.locator(".u-over").first.hover()
         assert page.locator(".tip:visible").inner_text().startswith("stated confidence: ")
         assert errors == []

@@ -24,7 +24,7 @@
     };
   }
 
-  // An axis with the ticks of the data, but no texts that would touch.  size: makes a size fit the scale of the drawing.
+  // An axis with the ticks of the data, but no texts that would touch.  size: fits a size to the scale of the drawing.
   function axisOf({ title, low, high, ticks }, scale, size) {
     const isX = scale === "x", color = themeColor("--soft"), line = { stroke: color, width: size(1.2) };
     const font = `${size(FONT)}px ${getComputedStyle(document.body).fontFamily}`;
@@ -60,7 +60,8 @@
 
   // The curves as uPlot needs them: all points in one list by rising x, and two invisible curves for each band.
   function seriesOf(curves, size) {
-    const points = curves.flatMap((curve) => curve.xs.map((x, place) => ({ x, curve, place }))).sort((a, b) => a.x - b.x);
+    const points = curves.flatMap((curve) => curve.xs.map((x, place) => ({ x, curve, place })));
+    points.sort((a, b) => a.x - b.x);
     const table = [points.map((point) => point.x)], series = [{}], bands = [], linear = uPlot.paths.linear();
     const paths = (plot, place) => linear(plot, place, 0, points.length - 1); // also several points at the end of x
     function add(curve, name, look) {
@@ -75,11 +76,13 @@
     for (const curve of curves) {
       const { color, width, dash, alpha, radii, xs } = curve;
       const hasPoints = xs.length <= MAX_POINTS && (curve.is("line") || curve.is("strong"));
-      const look = { stroke: color, width: size(width), dash: dash.map(size), alpha };
+      const look = { stroke: color, width: size(width), dash: dash.map((value) => size(value) * uPlot.pxRatio), alpha };
       const places = points.flatMap((point, place) => (point.curve === curve ? place : []));
       if (hasPoints) look.points = { show: true, size: size(7), width: 0, fill: color, filter: () => places };
-      if (curve.is("bar")) Object.assign(look, { width: 0, fill: color, paths: uPlot.paths.bars({ size: [1], gap: size(1) }) });
       if (radii) Object.assign(look, { width: 0, points: { show: (plot) => drawDots(plot, curve, size) } });
+      if (curve.is("bar")) {
+        Object.assign(look, { width: 0, fill: color, paths: uPlot.paths.bars({ size: [1], gap: size(1) }) });
+      }
       add(curve, "ys", look);
     }
     return { table, series, bands };
@@ -113,17 +116,21 @@
   function drawNotes(plot, { strip, threshold }, size) {
     const { ctx, bbox } = plot, pixels = (value) => size(value) * uPlot.pxRatio;
     const across = (x) => plot.valToPos(x, "x", true);
+    ctx.save();
     for (const [start, end, color] of strip) {
       ctx.fillStyle = color;
       ctx.fillRect(across(start), bbox.top + bbox.height - pixels(STRIP), across(end) - across(start), pixels(STRIP));
     }
-    if (!threshold) return;
-    const [value, text] = threshold;
-    ctx.fillStyle = themeColor("--soft");
-    ctx.font = plot.axes[0].font[0];
-    ctx.textAlign = "center";
-    ctx.textBaseline = "bottom";
-    ctx.fillText(text, Math.min(across(value), ctx.canvas.width - ctx.measureText(text).width / 2), bbox.top - pixels(4));
+    if (threshold) {
+      const [value, text] = threshold;
+      ctx.fillStyle = themeColor("--soft");
+      ctx.font = plot.axes[0].font[0];
+      ctx.textAlign = "center";
+      ctx.textBaseline = "bottom";
+      const last = ctx.canvas.width - ctx.measureText(text).width / 2;
+      ctx.fillText(text, Math.min(across(value), last), bbox.top - pixels(4));
+    }
+    ctx.restore();
   }
 
   function setUp(figure) {
@@ -132,6 +139,10 @@
     const tip = Object.assign(document.createElement("div"), { className: "tip" });
     let plot = null, drawnWidth = 0;
     legend.hidden = legend.querySelectorAll("li:not([hidden])").length < 2;
+    for (const row of figure.querySelectorAll("tbody tr")) { // for the list that the table is on a phone
+      [...row.cells].forEach((cell, column) => { cell.dataset.label = data.columns[column]; });
+    }
+    figure.querySelector("table").classList.add("listed");
 
     function nearestRow(left) {
       const distance = ([x]) => Math.abs(plot.valToPos(x, "x") - left);
@@ -188,13 +199,12 @@
     }
 
     function drawOnScreen() {
+      if (root.classList.contains("printing")) return; // sizes and colors may change then
       drawnWidth = box.clientWidth;
       if (drawnWidth) draw(drawnWidth);
     }
 
-    new ResizeObserver(() => {
-      if (box.clientWidth !== drawnWidth && !root.classList.contains("printing")) drawOnScreen();
-    }).observe(box);
+    new ResizeObserver(() => { if (box.clientWidth !== drawnWidth) drawOnScreen(); }).observe(box);
     function drawForPrint() {
       draw(PRINTED, 3);
       plot.batch(() => {}); // now: without this, uPlot draws after the event

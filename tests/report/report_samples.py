@@ -66,10 +66,9 @@ def assert_single_file(html: str) -> None:
     data, codes = scripts_of(page)
     for text in data:
         json.loads(text)
-    expected = [script("report_map.js", "report.js")] * (
-        len(data) > len(charts_of(html))
-    )  # data of the list of queries
-    expected += [chart_script()] * ('class="chart"' in html)
+    num_charts = len(charts_of(html))
+    has_list = len(data) > num_charts  # the list of queries has data, too
+    expected = [script("report_map.js", "report.js")] * has_list + [chart_script()] * (num_charts > 0)
     assert codes == [one.text for one in expected]
     checksums = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in codes]
     if codes:
@@ -95,12 +94,8 @@ def scripts_of(page: Page) -> tuple[list[str], list[str]]:
 
 def data_of(html: str) -> dict[str, Any]:
     """The values that the script of the list of queries gets."""
-    page = Page(html)
-    return next(
-        json.loads(text)
-        for attributes, text in zip(page.of("script"), page.scripts(), strict=True)
-        if attributes.get("id") == "data"
-    )
+    data, _ = scripts_of(Page(html))
+    return json.loads(data[-1])  # those before are of charts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +111,14 @@ class ChartOnPage:
 def charts_of(html: str) -> dict[str, ChartOnPage]:
     """The charts of a page by their descriptions."""
     found = {}
-    for figure in re.findall(r'<figure class="chart">.*?</figure>', html, re.DOTALL):
-        page = Page(figure)
-        rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", figure)]
+    for part in re.findall(r'<div class="chart">.*?</script>', html, re.DOTALL):
+        page = Page(part)
+        rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", part)]
         columns, *rows = [[unescape(cell).replace("\u00a0", " ") for cell in row] for row in rows]
-        legend = [unescape(label) for label in re.findall(r"</svg>(.*?)</li>", figure) if label]
-        found[page.of("div")[0]["aria-label"]] = ChartOnPage(
-            data=json.loads(page.scripts()[0]), legend=legend, columns=columns, rows=rows
-        )
+        legend = [unescape(label) for label in re.findall(r"</svg>(.*?)</li>", part) if label]
+        _, plot, *_ = page.of("div")
+        data = json.loads(page.scripts()[0])
+        found[plot["aria-label"]] = ChartOnPage(data=data, legend=legend, columns=columns, rows=rows)
     return found
 
 

@@ -192,7 +192,7 @@ def test_texts_of_a_chart_cannot_end_its_data_or_its_table() -> None:
 
 def test_pages_have_uplot_only_if_they_have_a_chart(report: Report) -> None:
     assert "uPlot" in report_html(report)
-    without = report_html(Report(title='<figure class="chart">', groups=report.groups, groups_used=1))
+    without = report_html(Report(title='<div class="chart">', groups=report.groups, groups_used=1))
     assert "uPlot" not in without and "u-legend" not in without and not Page(without).of("script")
 
 

@@ -108,12 +108,12 @@ def test_legends_name_the_curves_where_there_are_several(browser: Any, path: Pat
 
 def hover(page: Any, description: str, share: float) -> str:
     """The values at a place of a chart, from its left to its right end."""
-    figure = page.locator("figure.chart", has=page.get_by_role("img", name=description, exact=True))
-    plot = figure.locator(".u-over")
+    chart_part = page.locator(".chart", has=page.get_by_role("img", name=description, exact=True))
+    plot = chart_part.locator(".u-over")
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     page.mouse.move(box["x"] + share * (box["width"] - 1), box["y"] + box["height"] / 2)
-    tip = figure.locator(".tip")
+    tip = chart_part.locator(".tip")
     edges = tip.bounding_box()
     assert edges["x"] >= 0 and edges["x"] + edges["width"] <= page.viewport_size["width"] and edges["y"] >= 0
     return tip.inner_text()
@@ -152,9 +152,9 @@ def test_tables_have_the_values_of_the_charts(browser: Any, path: Path) -> None:
     with opened(browser, path) as page:
         assert page.locator(".values table:visible").count() == 0
         for description, chart in expected.items():
-            figure = page.locator("figure.chart", has=page.get_by_role("img", name=description, exact=True))
-            figure.get_by_text("Values", exact=True).click()
-            text = figure.get_by_role("table").inner_text().replace("\u00a0", " ")
+            chart_part = page.locator(".chart", has=page.get_by_role("img", name=description, exact=True))
+            chart_part.get_by_text("Values", exact=True).click()
+            text = chart_part.get_by_role("table").inner_text().replace("\u00a0", " ")
             rows = [row.split("\t") for row in text.split("\n")]
             assert rows == [chart.columns, *chart.rows]
             shown = [[text or "–" for text in texts] for _, texts in chart.data["rows"]]

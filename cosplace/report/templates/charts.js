@@ -133,16 +133,16 @@
     ctx.restore();
   }
 
-  function setUp(figure) {
-    const data = JSON.parse(figure.querySelector("script").textContent);
-    const box = figure.querySelector(".plot"), legend = figure.querySelector(".curves");
+  function setUp(chart) {
+    const data = JSON.parse(chart.querySelector("script").textContent);
+    const box = chart.querySelector(".plot"), legend = chart.querySelector(".curves");
     const tip = Object.assign(document.createElement("div"), { className: "tip" });
     let plot = null, drawnWidth = 0;
     legend.hidden = legend.querySelectorAll("li:not([hidden])").length < 2;
-    for (const row of figure.querySelectorAll("tbody tr")) { // for the list that the table is on a phone
+    for (const row of chart.querySelectorAll("tbody tr")) { // for the list that the table is on a phone
       [...row.cells].forEach((cell, column) => { cell.dataset.label = data.columns[column]; });
     }
-    figure.querySelector("table").classList.add("listed");
+    chart.querySelector("table").classList.add("listed");
 
     function nearestRow(left) {
       const distance = ([x]) => Math.abs(plot.valToPos(x, "x") - left);
@@ -213,7 +213,7 @@
     return { drawOnScreen, drawForPrint };
   }
 
-  const charts = [...document.querySelectorAll("figure.chart")].map(setUp);
+  const charts = [...document.querySelectorAll(".chart")].map(setUp);
   const redraw = () => { for (const chart of charts) chart.drawOnScreen(); };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("beforeprint", () => {

@@ -222,6 +222,6 @@
   });
   addEventListener("afterprint", () => {
     root.classList.remove("printing");
-    redraw();
+    requestAnimationFrame(redraw); // when the page has its width on the screen again
   });
 })();

@@ -28,32 +28,28 @@ def percent_texts(estimate: Estimate) -> tuple[str, str]:
     """A percentage and its interval, which may be approximate; empty without an interval.
 
     >>> percent_texts(Estimate(66.0, 55.9, 74.7))
-    ('66.0%', '55.9–74.7%')
+    ('66.0%', '[55.9–74.7%]')
     >>> percent_texts(Estimate(2.0, 0.3, 10.5, is_approximate=True))
-    ('2.0%', '0.3–10.5%, approximate')
+    ('2.0%', '[0.3–10.5%] (approximate)')
     """
     if not math.isfinite(estimate.value):
         return "unknown", ""
     known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
-    return f"{estimate.value:.1f}%", f"{estimate.low:.1f}–{estimate.high:.1f}%{_mark(estimate)}" if known else ""
-
-
-def _mark(estimate: Estimate) -> str:
-    return ", approximate" if estimate.is_approximate else ""
+    return f"{estimate.value:.1f}%", f"[{estimate.low:.1f}–{estimate.high:.1f}%]{estimate.mark}" if known else ""
 
 
 def _share_texts(estimate: Estimate) -> tuple[str, str]:
     """A number in [0, 1] and its interval; a dash for an unknown one."""
     if math.isnan(estimate.value):
         return "–", ""
-    return f"{estimate.value:.3f}", f"{estimate.low:.3f}–{estimate.high:.3f}{_mark(estimate)}"
+    return f"{estimate.value:.3f}", f"[{estimate.low:.3f}–{estimate.high:.3f}]{estimate.mark}"
 
 
 def distance_texts(estimate: Estimate) -> tuple[str, str]:
     """A distance and its interval; empty without an interval."""
     known = math.isfinite(estimate.low) and not math.isnan(estimate.high)
     high = "∞" if math.isinf(estimate.high) else format_distance(estimate.high)  # of queries without predictions
-    interval = f"{format_distance(estimate.low)} – {high}{_mark(estimate)}" if known else ""
+    interval = f"[{format_distance(estimate.low)} – {high}]{estimate.mark}" if known else ""
     return format_distance(estimate.value), interval
 
 

@@ -112,7 +112,7 @@ def test_approximate_intervals_are_marked_in_tables_for_papers(comparisons: list
     assert r"\scriptsize $^{\dagger}$ The interval is approximate.} \\" in text
     assert text.count(r"]^{\dagger}$") == 2 * (3 + 2)
     assert markdown_table(comparisons).count("] (approximate) |") == 2 * (3 + 2)
-    assert comparison_page(comparisons).count("] (approximate)</small>") >= 2 * (3 + 2)
+    assert comparison_page(comparisons).count(']</small> <small class="few">(approximate)</small>') >= 2 * (3 + 2)
 
 
 def test_intervals_that_are_not_approximate_have_no_mark(tmp_path: Path) -> None:

@@ -99,10 +99,10 @@ def test_approximate_intervals_are_marked_on_the_page(report: Report, measures: 
         ),
     )
     text = Page(report_html(dataclasses.replace(report, measures=changed))).text()
-    assert "50.0% [15.0–85.0%, approximate] Recall@1" in text
+    assert "50.0% [15.0–85.0%] (approximate) Recall@1" in text
     assert "ours 50.0 [15.0, 85.0] (approximate) 75.0" in text
-    assert "24.5 m [0.0 m – 300 m, approximate] median distance" in text
-    assert "[50.0–70.0%, approximate] 0.0% [0.0–5.0%] 1.0% [0.0–6.0%] 0.123 [0.000–0.200, approximate]" in text
+    assert "24.5 m [0.0 m – 300 m] (approximate) median distance" in text
+    assert "[50.0–70.0%] (approximate) 0.0% [0.0–5.0%] 1.0% [0.0–6.0%] 0.123 [0.000–0.200] (approximate)" in text
     assert "41.0% [39.0–43.0%] approximate, from 4 queries only 7.2 m" in text  # once
 
 
@@ -215,7 +215,7 @@ def test_texts_of_unknown_values() -> None:
     assert percent_texts(UNKNOWN) == ("unknown", "")
     assert percent_texts(Estimate(5.0, np.nan, np.nan)) == ("5.0%", "")
     assert distance_texts(Estimate(5.0, np.nan, 7.0)) == ("5.0 m", "")
-    assert distance_texts(Estimate(5.0, 4.0, np.inf)) == ("5.0 m", "4.0 m – ∞")
+    assert distance_texts(Estimate(5.0, 4.0, np.inf)) == ("5.0 m", "[4.0 m – ∞]")
 
 
 @pytest.mark.parametrize(

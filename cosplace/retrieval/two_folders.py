@@ -24,7 +24,7 @@ from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import EvaluationSettings, check_finite, extract_lists, warn_of_equal_descriptors
 from cosplace.retrieval.query_views import search
-from cosplace.retrieval.shards import UnreadableImage
+from cosplace.retrieval.shards import UnreadableImage, unreadable_text
 
 NUM_NAMED = 3  # copies that an error names
 MISSING = -1  # bytes of a file that is not there
@@ -188,7 +188,7 @@ def find_neighbors(
     settings: EvaluationSettings,
     progress: Progress = no_progress,
 ) -> Neighbors:
-    """Search the queries of two lists in the database.
+    """Search the queries of two lists in the database, and log which photos could not be opened.
 
     Raises what `extract` raises, and DatasetError for descriptors that are not finite.
     """
@@ -204,6 +204,8 @@ def find_neighbors(
     predictions, squared_distances = search(
         database, queries, k, policy=settings.query_policy, device=str(settings.extraction.device)
     )
+    if unreadable := [*database.unreadable, *crops[0].unreadable]:
+        log.warning("%s", unreadable_text(unreadable, "queries have no neighbors, database images are never found"))
     return Neighbors(
         name=lists.name,
         folder=lists.folder,

@@ -321,7 +321,7 @@ def _is_photo(scan: _Scan, folder: bytes, prefix: bytes, name: bytes) -> bool:
         return False
     if detect_format(start) is not None:
         return True
-    kind = other_format(start)
+    kind = other_format(start, name)
     scan.skip({"video": VIDEOS, "raw": RAW_IMAGES, "": OTHER_FILES}.get(kind, f"{kind} files"), prefix + name)
     return False
 

@@ -18,6 +18,7 @@ from cosplace.engines.engine import Engine
 from cosplace.errors import DatasetError, ImageError
 from cosplace.importing.dataset_layouts import RetrievalLists
 from cosplace.photos.image_list import ImageList
+from cosplace.photos.names import is_at_name
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
 from cosplace.progress import Progress, no_progress
@@ -95,11 +96,11 @@ def _about_names(queries: ImageList, same: list[int]) -> str:
 
 
 def _same_names(database: ImageList, queries: ImageList) -> list[int]:
-    """Queries whose file name has labels and is that of a database image, ascending.
+    """Queries whose file name is an '@' name and is that of a database image, ascending.
 
     None where all queries have such names: these are numbers of frames, as in Nordland.
     """
-    names = {name for row in range(len(queries)) if (name := _file_name(queries, row)).startswith("@")}
+    names = {name for row in range(len(queries)) if is_at_name(name := _file_name(queries, row))}
     names.intersection_update(_file_name(database, row) for row in range(len(database)) if names)
     same = [row for row in range(len(queries)) if _file_name(queries, row) in names]
     return same if len(same) < len(queries) else []

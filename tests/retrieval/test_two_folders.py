@@ -159,6 +159,14 @@ def test_photos_that_cannot_be_opened_are_reported(
     assert (query["name"], line) == ("1.jpg", f"1.jpg: cannot be opened. {query['reason']}")
 
 
+def test_a_name_that_only_starts_with_an_at_sign_is_no_copy(city: Path) -> None:
+    for number, folder in enumerate(("plain", "more")):
+        Path(folder).mkdir(exist_ok=True)
+        Image.fromarray(place_image(number, 0)).save(Path(folder) / "@anna_2020.jpg")
+    lists = two_folder_lists("more", "plain")
+    assert check_copies(lists.database, lists.queries) == ""
+
+
 def test_tables_are_utf_8_whatever_the_names(city: Path) -> None:
     photo = next(Path("plain").iterdir())
     shutil.copy(photo, os.fsencode(photo.parent) + b"/caf\xe9.jpg")

@@ -77,6 +77,16 @@ def test_linked_folders_are_listed_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert "links to folders that are already listed" in caplog.text
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_pipes_and_broken_links_are_called_what_they_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DatasetError, match="is a pipe, not a folder"):
+        scan_images(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(DatasetError, match="link does not exist"):
+        scan_images(tmp_path / "link")
+
+
 def test_paths_other_than_folders_with_photos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="does not exist"):
         scan_images(tmp_path / "missing")

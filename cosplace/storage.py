@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from cosplace.errors import ConfigError, CosPlaceError, StorageError
 UNFINISHED = re.compile(r"\..+\.\d+\.part")  # names of files that `write_atomically` has not finished
 DAY_S = 86_400.0  # writing one file takes less time
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing where there is no space
+KINDS = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that have no locks
 
 
@@ -156,3 +158,12 @@ def run_folder(logs: Path, save_dir: str, time: str) -> Path:
         if not folder.exists():
             return folder
     raise ConfigError(f"{parent} already has 1,000 runs of {time}.", "use another --save_dir", "remove old runs")
+
+
+def problem_with_kind(path: str | Path, wanted: str) -> str:
+    """Why a path is not what is wanted, "file" or "folder": `does not exist`, or such as `is a pipe, not a file`."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 - a broken link does not exist, either
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return "does not exist"
+    return f"is a {KINDS.get(kind, 'device')}, not a {wanted}"

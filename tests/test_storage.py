@@ -9,7 +9,28 @@ import pytest
 
 from cosplace import storage
 from cosplace.errors import StorageError
-from cosplace.storage import UNFINISHED, new_run_folder, remove_unfinished, write_atomically, write_text
+from cosplace.storage import (
+    UNFINISHED,
+    new_run_folder,
+    problem_with_kind,
+    remove_unfinished,
+    write_atomically,
+    write_text,
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_what_a_path_is_instead(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    expected = {
+        "file": "is a file, not a folder", "pipe": "is a pipe, not a folder", "link": "does not exist",
+        "a\0b": "does not exist",
+    }  # fmt: skip
+    assert {name: problem_with_kind(tmp_path / name, "folder") for name in expected} == expected
+    assert problem_with_kind(tmp_path, "file") == "is a folder, not a file"
+    assert problem_with_kind("/dev/null", "file") == "is a device, not a file"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from cosplace.photos.image_list import ImageList
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import csv_line, path_from_text, path_text, printable
 from cosplace.progress import format_count
-from cosplace.storage import write_text
+from cosplace.storage import problem_with_kind, write_text
 
 if TYPE_CHECKING:  # these import torch, which reading a run does not need
     from cosplace.retrieval.dataset import RetrievalDataset
@@ -142,7 +142,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
     if path.is_dir():
         raise ConfigError(f"{path} is a folder. Use the CSV file in it, such as queries{FILE_ENDING}.")
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist. Write it with `cosplace audit RUN --apply FILE`.")
+        raise ConfigError(f"{path} {problem_with_kind(path, 'file')}. Write it with `cosplace audit RUN --apply FILE`.")
     if path.stat().st_size > MAX_CSV_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_CSV_BYTES >> 20} MB: it is not a file of verdicts.")
     try:
@@ -161,7 +161,9 @@ def read_export(path: Path, run: QueryResults) -> list[Verdict]:
     Raises ConfigError if it is damaged, or of another dataset than the run.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist. Use the file that the page of the audit exported.")
+        raise ConfigError(
+            f"{path} {problem_with_kind(path, 'file')}. Use the file that the page of the audit exported."
+        )
     content = read_json(path, "Export the verdicts again.")
     rows = content.get("verdicts")
     if content.get("format") != FORMAT or not isinstance(rows, list):

@@ -142,8 +142,8 @@ def describe_dataset(evaluation: Evaluation, dataset: RetrievalDataset) -> dict[
         "photo_sizes": {"database": photo_sizes(dataset.database), "queries": photo_sizes(dataset.queries)},
         "unknown_positions": {"database": dataset.num_unknown_database, "queries": dataset.num_unknown_queries},
         "unreadable": {
-            "database": _unreadable(evaluation.unreadable_database),
-            "queries": _unreadable(evaluation.unreadable_queries),
+            "database": unreadable_record(evaluation.unreadable_database),
+            "queries": unreadable_record(evaluation.unreadable_queries),
         },
     }
 
@@ -172,7 +172,8 @@ def sizes_text(counts: Mapping[str, int]) -> str:
     )
 
 
-def _unreadable(photos: Sequence[UnreadableImage]) -> dict[str, Any]:
+def unreadable_record(photos: Sequence[UnreadableImage]) -> dict[str, Any]:
+    """How many photos could not be opened, and the first ones with the reasons."""
     named = [{"name": one_line(one.name), "reason": one_line(one.message)} for one in photos[:MAX_UNREADABLE]]
     return {"count": len(photos), "photos": named}
 

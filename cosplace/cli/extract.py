@@ -45,8 +45,9 @@ def run_extract(config: ExtractConfig) -> None:
 def _extract(config: ExtractConfig, ranks: Ranks) -> None:
     import torch
 
-    from cosplace.retrieval.descriptor_store import store_state
+    from cosplace.retrieval.descriptor_store import remove_store, store_state
     from cosplace.retrieval.extraction_job import list_photos, open_job
+    from cosplace.retrieval.store_files import open_files
 
     bars = Bars()
     progress = bars if ranks.is_first else no_progress
@@ -72,6 +73,7 @@ def _extract(config: ExtractConfig, ranks: Ranks) -> None:
         _print_store(state)
         print_result(_speed_text(num_done, seconds))
         if len(state.unreadable) == state.num_photos:
+            remove_store(open_files(config.to))
             raise none_readable([entry.message for entry in state.unreadable])
 
 

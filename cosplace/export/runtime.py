@@ -16,6 +16,7 @@ from cosplace.engines.input_format import InputFormat
 from cosplace.errors import CheckpointError, ConfigError
 from cosplace.export.settings import check_extra, format_of
 from cosplace.export.torch_program import read_program
+from cosplace.storage import problem_with_kind
 
 UINT8_INPUT = "uint8"  # value of input_type in the metadata
 
@@ -62,7 +63,7 @@ def open_exported(path: str | Path, format: str | None = None) -> ExportedNetwor
     format = format or format_of(path)
     assert format in FORMATS, format
     if not path.is_file():
-        raise CheckpointError(f"The file {path} does not exist. Check the path.")
+        raise CheckpointError(f"{path} {problem_with_kind(path, 'file')}. Check the path.")
     if format == "onnx":
         check_extra(format)
         return _open_onnx(path)

@@ -12,6 +12,7 @@ from cosplace.config.importing import ImportSettings
 from cosplace.importing.records import Entry, FoundPhoto, Problem
 from cosplace.photos.formats import (
     FORMAT_BYTES,
+    OTHER_IMAGE_SUFFIXES,
     OTHER_SUFFIXES,
     RAW_SUFFIXES,
     SUFFIXES,
@@ -24,7 +25,7 @@ from cosplace.photos.formats import (
 from cosplace.photos.scanning import MAX_DEPTH, SYSTEM_FOLDERS
 from cosplace.photos.tables import PhotoRecord
 
-HEIC_SUFFIXES = frozenset((b".heic", b".heif", b".hif"))
+HEIC_SUFFIXES = frozenset(suffix for suffix, kind in OTHER_IMAGE_SUFFIXES.items() if kind == "HEIC")
 POSITION_SUFFIXES = frozenset(b".csv .tsv .json .geojson .gpkg .gpx .nmea .parquet".split())
 ARCHIVE_SUFFIXES = frozenset(b".zip .tar .gz .tgz .bz2 .xz .7z .rar".split())
 ARCHIVE = "is an archive. Unpack it, and pass its folder as SOURCE."
@@ -109,7 +110,8 @@ def _names_in(folder: Path) -> tuple[list[str], set[str], set[str]]:
 
 def left_out(file: Path) -> str:
     """Why a file of a folder is not imported; empty for a photo.  Only files of unknown suffix are opened."""
-    suffix = suffix_of(os.fsencode(file.name))
+    name = os.fsencode(file.name)
+    suffix = suffix_of(name)
     if suffix in SUFFIXES or suffix in HEIC_SUFFIXES:
         return ""
     if suffix in VIDEO_SUFFIXES:
@@ -123,7 +125,7 @@ def left_out(file: Path) -> str:
     if suffix in OTHER_SUFFIXES:
         return "is not a photo"
     start = _start(file)
-    return "" if detect_format(start) or other_format(start) == "HEIC" else refused_format(start)
+    return "" if detect_format(start) or other_format(start) == "HEIC" else refused_format(start, name)
 
 
 def _is_photo(path: Path) -> bool:

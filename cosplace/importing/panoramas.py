@@ -141,7 +141,7 @@ def crop_path(panorama: Panorama, yaw: float, heading: float, pitch: float) -> s
     """
     folder, slash, name = panorama.record.path.rpartition("/")
     stem = name[: -len(".jpg")] if name.lower().endswith(".jpg") else name
-    if _is_at_name(stem):
+    if _starts_with_utm(stem):
         before, *fields = stem.split("@")
         fields += [""] * (len(FIELDS) - len(fields))
         for field, text in (("tile", _angle(yaw, 3)), ("heading", _angle(heading)), ("pitch", f"{pitch:g}")):
@@ -157,11 +157,11 @@ def crop_path(panorama: Panorama, yaw: float, heading: float, pitch: float) -> s
 def faces_north(path: str, heading: float) -> bool:
     """Whether a crop with this path and heading is of a panorama whose own heading is 0: both say the same yaw."""
     stem = path.rpartition("/")[2].removesuffix(".jpg")
-    yaw = stem.split("@")[FIELDS["tile"] :][:1] if _is_at_name(stem) else [stem.rpartition("_")[2]]
+    yaw = stem.split("@")[FIELDS["tile"] :][:1] if _starts_with_utm(stem) else [stem.rpartition("_")[2]]
     return yaw == [_angle(heading, 3)]
 
 
-def _is_at_name(stem: str) -> bool:
+def _starts_with_utm(stem: str) -> bool:
     """Whether a name has UTM east and north as its first fields."""
     try:
         return all(math.isfinite(float(text)) for text in stem.split("@")[1:3]) and stem.count("@") >= 2

@@ -122,8 +122,10 @@ def _with_metadata(record: PhotoRecord, name: str, raw: bytes, timezone: str) ->
             doubts.append(LOCAL_TIME)
     if named.contradicts_itself:
         doubts.append(CONTRADICTION.format(named.contradiction_m))
-    known = complete(_of_record(record, named), exif)
     camera = camera_facts(tags, record.width, record.height)
+    if camera.states_heading:
+        exif = replace(exif, heading=camera.heading, is_magnetic=False, heading_is_in_xmp=True)
+    known = complete(_of_record(record, named), exif)
     heading = known.heading if not math.isnan(known.heading) else camera.heading
     has_own_position = not math.isnan(record.latitude)
     return _filled(

@@ -24,8 +24,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cosplace.errors import DamagedIndexError, PhotoIndexError
-from cosplace.storage import write_text
+from cosplace.errors import DamagedIndexError, MissingIndexError, PhotoIndexError
+from cosplace.storage import problem_with_kind, write_text
 
 FILE_NAME = "checksums.json"
 FORMAT = 1
@@ -56,7 +56,7 @@ class FileChecksums:
 
 
 def read_checksums(address: str) -> FileChecksums | None:
-    """The recorded checksums; None if there are none.  Raises DamagedIndexError."""
+    """The recorded checksums; None if there are none.  Raises DamagedIndexError, and MissingIndexError for a file."""
     path = Path(address) / FILE_NAME
     try:
         if path.exists() and not path.is_file():  # a pipe never ends
@@ -75,6 +75,11 @@ def read_checksums(address: str) -> FileChecksums | None:
         return FileChecksums(versions=versions, files=files, ends=ends)
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise MissingIndexError(
+            f"{address} {problem_with_kind(address, 'folder')}. Use the folder of an index, as `cosplace index build` "
+            f"writes it."
+        ) from error
     except PermissionError as error:
         raise no_permission(path) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

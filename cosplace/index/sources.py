@@ -25,9 +25,9 @@ from cosplace.progress import format_count
 ALL, DATABASE = PARTS = ("all", "database")  # of a dataset that may be indexed
 DATABASES = ("database", "gallery")
 SPLITS = ("", "test", "images/test")  # where a dataset has its databases
-# Folders of queries as datasets name them: queries, queries_v1, query, 247query_v3, queries_real, night_queries.
+# Folders of queries as people name them: queries, queries_v1, 247query_v3, night_queries, QUERY IMAGES, query.images.
 QUERIES = re.compile(
-    rb"(?:^|(?<=[/\n]))(?:[a-z0-9]+[_-])?[0-9]*quer(?:y|ies)(?:[_.-][^/\n]*|[0-9]*)(?=/)", re.IGNORECASE
+    rb"(?:^|(?<=[/\n]))(?:[a-z0-9]*[^a-z0-9/\n]+)?[0-9]*quer(?:y|ies)(?:[^a-z/\n][^/\n]*)?(?=/)", re.IGNORECASE
 )
 NOT_PHOTOS = ("train", "val", "test", "images")  # other splits of a dataset
 NUM_SAMPLED = 1000  # photos of which at least one must have a position

@@ -12,7 +12,7 @@ from typing import Any
 
 from cosplace.geo import wrap_heading
 from cosplace.photos.exif import UNKNOWN, PhotoTags, number_of, text_of
-from cosplace.photos.panoramas import is_of_another_image
+from cosplace.photos.panoramas import coverage_of, is_of_another_image, pose_heading
 from cosplace.photos.xmp import CAMERA_NAMESPACE, DJI_NAMESPACE, EXIF_NAMESPACE, GPANO_NAMESPACE, contains, read_xmp
 
 ALTITUDE_REF, ALTITUDE, MAKE, MODEL, FOCAL_LENGTH_35MM = 5, 6, 0x010F, 0x0110, 0xA405
@@ -34,6 +34,7 @@ class CameraFacts:
     camera: str = ""  # make and model
     projection: str = ""  # equirectangular, or ""
     heading: float = UNKNOWN  # degrees clockwise from true north of a panorama's center, or of a drone's camera
+    states_heading: bool = False  # whether a panorama has a heading of its own, which counts more than that of EXIF
 
 
 def camera_facts(tags: PhotoTags, width: int, height: int) -> CameraFacts:
@@ -57,8 +58,8 @@ def camera_facts(tags: PhotoTags, width: int, height: int) -> CameraFacts:
     return CameraFacts(**facts)
 
 
-def _is_known(value: float | str) -> bool:
-    return value != "" if isinstance(value, str) else not math.isnan(value)
+def _is_known(value: float | str | bool) -> bool:
+    return bool(value) if isinstance(value, str | bool) else not math.isnan(value)
 
 
 def _altitude_m(altitude_m: float, reference: float) -> float:
@@ -100,8 +101,8 @@ def _xmp_facts(properties: Mapping[str, str], width: int, height: int) -> dict[s
     def angle(*values: float, limit: float = 180.0) -> float:
         return next((value for value in values if abs(value) <= limit), UNKNOWN)
 
-    projection = properties.get(f"{{{GPANO_NAMESPACE}}}ProjectionType", "").lower()
-    is_panorama = projection == EQUIRECTANGULAR and not is_of_another_image(width, height, properties)
+    states_heading = not math.isnan(pose_heading(properties))
+    is_panorama = _is_panorama(properties, width, height, states_heading=states_heading)
     altitude_m = _altitude_m(number(EXIF_NAMESPACE, "GPSAltitude"), number(EXIF_NAMESPACE, "GPSAltitudeRef"))
     if math.isnan(altitude_m):
         altitude_m = _altitude_m(number(DJI_NAMESPACE, "AbsoluteAltitude"), UNKNOWN)
@@ -119,15 +120,24 @@ def _xmp_facts(properties: Mapping[str, str], width: int, height: int) -> dict[s
         "field_of_view": _panorama_width(properties) if is_panorama else UNKNOWN,
         "projection": EQUIRECTANGULAR if is_panorama else "",
         "heading": wrap_heading(heading),
+        "states_heading": is_panorama and states_heading,
     }
+
+
+def _is_panorama(properties: Mapping[str, str], width: int, height: int, *, states_heading: bool) -> bool:
+    """Whether a photo is an equirectangular panorama; without a stated projection, its shape decides."""
+    if is_of_another_image(width, height, properties):
+        return False
+    if projection := properties.get(f"{{{GPANO_NAMESPACE}}}ProjectionType", "").lower():
+        return projection == EQUIRECTANGULAR
+    return states_heading and coverage_of(width, height, properties) is not None
 
 
 def _panorama_heading(properties: Mapping[str, str]) -> float:
     """Heading of the center of a panorama; unknown if the photo is a part of it with another center."""
-    heading = number_of(properties.get(f"{{{GPANO_NAMESPACE}}}PoseHeadingDegrees", ""))
     left, width, full = _crop(properties)
     shift = ((left + width / 2) / full - 0.5) * 360
-    return heading if -360 <= heading <= 360 and abs(shift) <= MAX_SHIFT_DEGREES else UNKNOWN
+    return pose_heading(properties) if abs(shift) <= MAX_SHIFT_DEGREES else UNKNOWN
 
 
 def _panorama_width(properties: Mapping[str, str]) -> float:

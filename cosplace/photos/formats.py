@@ -5,6 +5,7 @@ PostScript, it starts another program.
 """
 
 import os
+import re
 from collections.abc import Mapping
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # as Pillow names them
@@ -60,7 +61,47 @@ OTHER_STARTS: Mapping[bytes, str] = {
     b"IIRO": "raw",
     b"IIU\0": "raw",
     b"\x1aE\xdf\xa3": "video",
+    b"II\xbc": "JPEG XR",
+    b"#?RADIANCE": "HDR",
+    b"#?RGBE": "HDR",
+    b"DDS ": "DDS",
+    b"SIMPLE  =": "FITS",
+    b"SDPX": "DPX",
+    b"XPDS": "DPX",
+    b"\x01\xda": "SGI",
+    b"gimp xcf": "XCF",
 }
+OTHER_PATTERNS: Mapping[str, re.Pattern[bytes]] = {
+    "Netpbm": re.compile(rb"P[1-6]\s+[#\d]|P7\s+[#A-Z]|P[Ff]\s+\d"),
+    "PCX": re.compile(rb"\n[\x00\x02-\x05]\x01[\x01\x02\x04\x08]"),
+}
+OTHER_IMAGE_SUFFIXES: Mapping[bytes, str] = {
+    suffix: name
+    for name, suffixes in {
+        "AVIF": b".avif",
+        "DDS": b".dds",
+        "DPX": b".dpx",
+        "FITS": b".fits",
+        "HDR": b".hdr",
+        "HEIC": b".heic .heif .hif",
+        "JPEG 2000": b".j2c .j2k .jp2 .jpc .jpf .jpx",
+        "JPEG XL": b".jxl",
+        "JPEG XR": b".hdp .jxr .wdp",
+        "Netpbm": b".pam .pbm .pfm .pgm .pnm .ppm",
+        "OpenEXR": b".exr",
+        "PCX": b".pcx",
+        "PSD": b".psb .psd",
+        "PostScript": b".eps",
+        "QOI": b".qoi",
+        "SGI": b".sgi",
+        "TGA": b".tga",
+        "XCF": b".xcf",
+    }.items()
+    for suffix in suffixes.split()
+}
+"""Formats of images that are not opened, by suffix; the content of a file counts more."""
+
+AN_NAMES = ("AVIF", "HDR", "OpenEXR", "SGI", "XCF")  # that follow "an"
 
 
 def detect_format(start: bytes | bytearray) -> str | None:
@@ -81,15 +122,20 @@ def detect_format(start: bytes | bytearray) -> str | None:
     return None
 
 
-def other_format(start: bytes | bytearray) -> str:
-    """The name of a format that is not opened, such as HEIC, raw or video; "" for content that is not known."""
+def other_format(start: bytes | bytearray, name: bytes = b"") -> str:
+    """The name of a format that is not opened, such as HEIC, raw or video; "" for one that is not known.
+
+    name: of the file; its suffix decides where the content does not.
+    """
     if start[4:8] == b"ftyp":
         return BRANDS.get(bytes(start[8:12]), "video")
     if start[:4] in TIFF_STARTS:
         return "raw"
     if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
         return "video"
-    return next((name for first, name in OTHER_STARTS.items() if start[: len(first)] == first), "")
+    known = (kind for first, kind in OTHER_STARTS.items() if start[: len(first)] == first)
+    matching = (kind for kind, pattern in OTHER_PATTERNS.items() if pattern.match(start))
+    return next(known, None) or next(matching, None) or OTHER_IMAGE_SUFFIXES.get(suffix_of(name), "")
 
 
 def suffix_of(name: bytes) -> bytes:
@@ -97,17 +143,20 @@ def suffix_of(name: bytes) -> bytes:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - bytes, as file names may not be valid text
 
 
-def refused_format(start: bytes | bytearray) -> str:
-    """Why a file is not opened, and what to do, for an error: `is an AVIF file. Export it as JPEG.`."""
-    name = other_format(start)
-    if name == "video":
+def refused_format(start: bytes | bytearray, name: bytes = b"") -> str:
+    """Why a file is not opened, and what to do, for an error: `is an AVIF file. Export it as JPEG.`.
+
+    name: of the file, as for `other_format`.
+    """
+    kind = other_format(start, name)
+    if kind == "video":
         return "is a video. Extract its frames as JPEG."
-    if name == "raw":
+    if kind == "raw":
         return "is a camera raw image. Export it as JPEG."
-    if name == "HEIC":
+    if kind == "HEIC":
         return "is a HEIC file. Export it as JPEG, or convert it with `cosplace import`."
     return (
-        f"is {'an' if name in ('AVIF', 'OpenEXR') else 'a'} {name} file. Export it as JPEG."
-        if name
+        f"is {'an' if kind in AN_NAMES else 'a'} {kind} file. Export it as JPEG."
+        if kind
         else "is not an image or has an unknown format. Export it as JPEG."
     )

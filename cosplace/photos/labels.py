@@ -31,8 +31,8 @@ from cosplace.geo import (
 from cosplace.photos.headers import has_all_metadata
 from cosplace.photos.headings import MAX_TURNS_DEG
 from cosplace.photos.image_list import ImageList, evenly_spaced
-from cosplace.photos.metadata import ACCURACY_NOTE, LOCAL_TIME_NOTE, UTM_LETTERS, PhotoMetadata, metadata_from_exif
-from cosplace.photos.names import optional_fields, without_rows
+from cosplace.photos.metadata import ACCURACY_NOTE, LOCAL_TIME_NOTE, UTM_LETTERS, PhotoMetadata, read_metadata
+from cosplace.photos.names import is_at_name, optional_fields, without_rows
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
 from cosplace.photos.tables import TABLE_NAME, arrow_compute
@@ -211,9 +211,10 @@ def _one_array(values: Any) -> "pa.Array":
 
 
 def with_positions(images: ImageList, progress: Progress = no_progress, num_workers: int | None = None) -> ImageList:
-    """A list with labels from EXIF and XMP, unless it has labels or '@' names already.
+    """A list with labels from EXIF and XMP, unless it has labels or '@' names already (see `has_names`).
 
-    Only the first part of JPEG files is read.  Photos without a position are left out, with a warning.
+    The '@' names of a few photos among others count more than EXIF.  Only the first part of JPEG files is read.  Photos
+    without a position are left out, with a warning.
     num_workers: threads; by default one per core, up to 8.
     Raises NoPositionsError if no photo has a position.
     """
@@ -245,17 +246,16 @@ def with_positions(images: ImageList, progress: Progress = no_progress, num_work
 
 
 def has_names(images: ImageList) -> bool:
-    """Whether some photos have '@' names, also wrong ones: those are reported when they are parsed."""
-    sample = images.subset(evenly_spaced(images, NUM_SAMPLED))
-    if not np.isnan(optional_fields(sample, ("utm_east", "utm_north"))).any(axis=0).all():
-        return True
-    return any(sample.name(row).rpartition("/")[2].startswith("@") for row in range(len(sample)))
+    """Whether at least half of the photos have '@' names, also wrong ones: those are reported when they are parsed."""
+    sample = evenly_spaced(images, NUM_SAMPLED)
+    return 2 * sum(is_at_name(images.name(row)) for row in sample) >= len(sample)
 
 
 def _read_photo(images: ImageList, row: int) -> PhotoMetadata:
     """Metadata of one photo; all unknown if it cannot be read."""
     try:
-        return metadata_from_exif(read_start(images.path(row)))
+        path = images.path(row)
+        return read_metadata(path, read_start(path))
     except ImageError:  # reported when the photo is opened
         return PhotoMetadata()
 

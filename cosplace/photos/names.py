@@ -9,6 +9,7 @@ decides the hemisphere.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ MAX_CONTRADICTION_M = 50.0  # between the UTM fields of a name and its latitude 
 BAND_S = (31.5, 40.5)  # degrees north: 32 to 40, and half a degree for positions at its border
 NO_ZONE = "it has no UTM zone, but the other photos are in several"
 NAMES_COMPARED = 10_000  # at most, when a list is checked for contradictions
+NUMBER_FIELD = re.compile(r"[-+]?[.,]?\d[\d.,]*(?:e[-+]?\d+)?", re.IGNORECASE)
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -62,6 +64,15 @@ def split_name(path: str) -> dict[str, str]:
     """
     texts = path.rpartition("/")[2].split("@")[1:]
     return dict(zip(FIELDS, texts, strict=False))
+
+
+def is_at_name(path: str) -> bool:
+    """Whether a photo has an '@' name: at least two fields are numbers, also wrong ones such as 0549850,07.
+
+    A name that only starts with an '@', such as @anna_2020.jpg, is not one.
+    """
+    texts = os.path.splitext(path.rpartition("/")[2])[0].split("@")[1:]  # noqa: PTH122 - much faster than pathlib
+    return sum(NUMBER_FIELD.fullmatch(text.strip()) is not None for text in texts) >= 2
 
 
 # --- numbers of whole lists ------------------------------------------------------------------------------------------

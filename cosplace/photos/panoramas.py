@@ -122,8 +122,15 @@ def gpano_heading(properties: Mapping[str, str], coverage: Coverage) -> float:
 
     GPano states that of the whole panorama, of which the image may be a part.
     """
+    if is_of_another_image(coverage.width, coverage.height, properties):
+        return math.nan
+    return (pose_heading(properties) + coverage.shift) % 360
+
+
+def pose_heading(properties: Mapping[str, str]) -> float:
+    """Heading of the center of the whole panorama by GPano, in degrees; nan without one."""
     heading = _number(properties, "PoseHeadingDegrees")
-    return (heading + coverage.shift) % 360 if -360 <= heading <= 360 else math.nan
+    return heading if -360 <= heading <= 360 else math.nan
 
 
 def gpano_tilt(properties: Mapping[str, str]) -> float:

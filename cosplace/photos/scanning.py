@@ -33,6 +33,7 @@ from cosplace.photos.image_list import (
     sorted_list,
 )
 from cosplace.photos.table_lists import find_part, list_part, parts_in, splits_of
+from cosplace.storage import problem_with_kind
 
 LIST_SUFFIX = "_images_paths.txt"
 LISTED_FILES_CHECKED = 100
@@ -123,8 +124,8 @@ def missing_folder(folder: Path, advice: str) -> DatasetError:
             f"{file} is a table of another format, not a dataset. Import it with its photos first: `cosplace import "
             f"PHOTOS {file} --to DATASET`."
         )
-    if os.path.lexists(folder):
-        return DatasetError(f"{folder} is a file, not a folder. {advice}")
+    if os.path.exists(folder):  # noqa: PTH110 - unlike pathlib, without an error for a folder that cannot be read
+        return DatasetError(f"{folder} {problem_with_kind(folder, 'folder')}. {advice}")
     owner, part = next(
         (
             (path, part)
@@ -321,7 +322,7 @@ def _is_photo(scan: _Scan, folder: bytes, prefix: bytes, name: bytes) -> bool:
         return False
     if detect_format(start) is not None:
         return True
-    kind = other_format(start)
+    kind = other_format(start, name)
     scan.skip({"video": VIDEOS, "raw": RAW_IMAGES, "": OTHER_FILES}.get(kind, f"{kind} files"), prefix + name)
     return False
 

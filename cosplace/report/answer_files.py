@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cosplace.assessment.conditions import latitudes_longitudes
+from cosplace.assessment.provenance import unreadable_record
 from cosplace.photos.names import utm_fields
 from cosplace.photos.paths import csv_line, path_text, printable
 from cosplace.report.words import shorten
@@ -45,6 +46,10 @@ def write_answers(
         "dataset": neighbors.name,
         "num_database": len(neighbors.database),
         "num_queries": len(neighbors.queries),
+        "unreadable": {
+            "database": unreadable_record(neighbors.unreadable_database),
+            "queries": unreadable_record(neighbors.unreadable_queries),
+        },
         **about,
         name: [_record(neighbors, coordinates, query) for query in range(len(neighbors.queries))],
     }
@@ -105,11 +110,12 @@ def _record(neighbors: Neighbors, coordinates: list[dict[str, Any]] | None, quer
 
 
 def _lines(neighbors: Neighbors, coordinates: list[dict[str, Any]] | None) -> list[str]:
+    reasons = {one.index: one.message for one in neighbors.unreadable_queries}
     lines = []
     for query, image in enumerate(neighbors.predictions[:LINES_SHOWN, 0].tolist()):
         name = shorten(printable(neighbors.queries.name(query)), MAX_NAME)
         if image < 0:
-            lines.append(f"{name}: cannot be opened")
+            lines.append(f"{name}: cannot be opened. {printable(reasons.get(query, ''))}".rstrip())
             continue
         photo = shorten(printable(neighbors.database.name(image)), MAX_NAME)
         distance = neighbors.descriptor_distances[query, 0]

@@ -5,7 +5,6 @@ Photos of several zones are compared by earth-centered points.
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from cosplace.photos.names import (
 from cosplace.photos.paths import printable
 from cosplace.photos.scanning import has_part, is_dataset_part, missing_folder, part_names, scan_images
 from cosplace.progress import Progress, no_progress
+from cosplace.storage import problem_with_kind
 
 QUERIES_FOLDERS = ("queries_v1", "queries")
 DATABASE_FOLDERS = ("database", "gallery")
@@ -153,7 +153,7 @@ def queries_place(folder: Path, queries_folder: str | None = None, *, database: 
     found = beside or elsewhere
     if found is None:
         for path in (folder / candidates[0], Path(candidates[0])):
-            if path.is_file():
+            if path.exists() and not path.is_dir():
                 raise missing_folder(path, "Use the folder of the queries.")
         others = [name for name in part_names(folder) if name not in (*DATABASE_FOLDERS, database)]
         hint = [f"Choose one of its subfolders with --queries_folder: {', '.join(others[:8])}."] if others else []
@@ -171,8 +171,9 @@ def _missing(folder: Path) -> DatasetError:
     is_split = is_dataset_part(parent / "database")
     if not is_split:
         return missing_folder(folder, "Use the folder that contains database/ and queries/.")
-    problem = "is a file, not a folder" if os.path.lexists(folder) else "does not exist"
-    return DatasetError(f"{folder} {problem}. Did you mean {parent}?", "If so, use --test_set_folder.")
+    return DatasetError(
+        f"{folder} {problem_with_kind(folder, 'folder')}. Did you mean {parent}?", "If so, use --test_set_folder."
+    )
 
 
 def usual_places(split: str) -> list[str]:

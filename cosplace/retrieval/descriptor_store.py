@@ -4,8 +4,8 @@
             photos.parquet                          see `stored_photos`
             claim-00012.json, ...                   while shards are computed, see `shard_claims`
 
-Legend: I images, D descriptor dimension, W values of a stored row.  Side effects: reads these files; `remove_damaged`
-removes some.
+Legend: I images, D descriptor dimension, W values of a stored row.  Side effects: reads these files; `remove_files` and
+`remove_store` remove some.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from cosplace.ranks import ALONE, Ranks
 from cosplace.retrieval.shard_claims import STALE_S, Claim, claim_name, is_running, read_claim, this_host
 from cosplace.retrieval.shards import (
     END_BYTES,
+    META,
     ShardFile,
     StoreMeta,
     UnreadableImage,
@@ -333,3 +335,17 @@ def remove_files(address: str | Path, names: Sequence[str]) -> None:
     files = open_files(address)
     for name in names:
         files.remove(name)
+
+
+def remove_store(files: StoreFiles) -> None:
+    """Remove the files of a store that has no descriptor, and its folder if that is empty then.
+
+    Descriptors of other photos or of another model can be extracted to the same address.
+    """
+    for name in files.sizes():
+        if name == PHOTOS or name.startswith(("descriptors-", "claim-", "unreadable-")):
+            files.remove(name)
+    files.remove(META)  # last: without it, what is left of a store is refused
+    if (path := files.local_path(META)) is not None:
+        with suppress(OSError):  # other files are in it
+            path.parent.rmdir()

@@ -26,7 +26,6 @@ from cosplace.errors import DatasetError
 from cosplace.geo import distances_m
 from cosplace.photos.crops import NATIVE, SHORT_SIDE, WITH_SIZE
 from cosplace.photos.image_list import ImageList
-from cosplace.photos.paths import printable
 from cosplace.progress import Progress, format_count, no_progress, part_of
 from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
@@ -44,9 +43,7 @@ from cosplace.retrieval.recall import (
     is_positive,
     recall_at,
 )
-from cosplace.retrieval.shards import Descriptors, UnreadableImage
-
-NUM_NAMED = 3  # photos that a warning names
+from cosplace.retrieval.shards import Descriptors, UnreadableImage, unreadable_text
 
 log = logging.getLogger(__name__)
 
@@ -306,12 +303,7 @@ def log_misses(evaluation: Evaluation) -> None:
     """Log which photos could not be opened, and how many queries have no positive: both lower the recalls."""
     photos = [*evaluation.unreadable_database, *evaluation.unreadable_queries]
     if photos:
-        names = ", ".join(printable(one.name) for one in photos[:NUM_NAMED])
-        more = f" and {len(photos) - NUM_NAMED:,} more" if len(photos) > NUM_NAMED else ""
-        log.warning(
-            "%s could not be opened (%s%s): queries count as misses, database images are never found",
-            format_count(len(photos), "photo"), names, more,
-        )  # fmt: skip
+        log.warning("%s", unreadable_text(photos, "queries count as misses, database images are never found"))
     if missing := evaluation.num_queries_without_positives:
         log.info("%s", about_missing_positives(missing))
 

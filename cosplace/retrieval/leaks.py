@@ -9,6 +9,7 @@ import numpy as np
 
 from cosplace.geo import distances_m
 from cosplace.photos.duplicates import find_near_duplicates
+from cosplace.photos.names import is_at_name
 from cosplace.retrieval.folder_report import Part, common_points
 from cosplace.retrieval.recall import RADIUS_M
 
@@ -33,7 +34,7 @@ def _is_train(part: Part) -> bool:
 
 def _twins(queries: Part, train: Part) -> dict[int, int]:
     """A photo of train for each query that is the same photo."""
-    rows = {name: row for row in range(len(queries.images)) if (name := _file_name(queries, row)).startswith("@")}
+    rows = {name: row for row in range(len(queries.images)) if is_at_name(name := _file_name(queries, row))}
     twins: dict[int, int] = {}
     for other in range(len(train.images) if rows else 0):
         name = _file_name(train, other)

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 
 from cosplace.errors import DatasetError
+from cosplace.photos.paths import printable
+from cosplace.progress import format_count
 from cosplace.retrieval.photo_changes import PhotoFiles, have_changed
 from cosplace.retrieval.store_files import StoreFiles, open_files
 
@@ -41,6 +43,7 @@ NPY_HEADER = re.compile(
 )
 MAGIC = b"COSPLACE"  # the last bytes of a shard with a trailer
 CHECKSUM_BYTES, LENGTH_BYTES = 32, 8
+NUM_NAMED = 3  # photos that a warning names
 END_BYTES = CHECKSUM_BYTES + LENGTH_BYTES + len(MAGIC)  # of a trailer, after its JSON
 
 log = logging.getLogger(__name__)
@@ -96,6 +99,16 @@ class UnreadableImage:
     index: int  # in the list of photos
     name: str
     message: str
+
+
+def unreadable_text(photos: Sequence[UnreadableImage], consequence: str) -> str:
+    """Say how many photos could not be opened, which, what follows from that, and the reason of the first."""
+    names = ", ".join(one.name for one in photos[:NUM_NAMED])
+    more = f" and {len(photos) - NUM_NAMED:,} more" if len(photos) > NUM_NAMED else ""
+    return printable(
+        f"{format_count(len(photos), 'photo')} could not be opened ({names}{more}): {consequence}. "
+        f"The first: {photos[0].message}"
+    )
 
 
 # --- what is stored --------------------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from torch import nn
 
 import cosplace
 from cosplace.engines.engine import Engine
-from cosplace.errors import DatasetError, ImageError
+from cosplace.errors import CosPlaceError, DatasetError, ImageError
 from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.progress import Progress, format_count, no_progress
 from cosplace.ranks import ALONE, Ranks
-from cosplace.retrieval.descriptor_store import damaged_shards, finished_shards, recorded_photos
+from cosplace.retrieval.descriptor_store import damaged_shards, finished_shards, recorded_photos, remove_store
 from cosplace.retrieval.extraction import (
     TASK,
     ExtractionRun,
@@ -81,6 +81,8 @@ def extract_to_store(
     about: names for people, stored in meta.json.  stale_s, renew_s: see `shard_claims`.
     Photos that cannot be opened are recorded with their shard, and do not stop it.
 
+    A new store that fails before its first shard is finished is removed.
+
     Raises DatasetError when the store has descriptors of other photos, another model or other settings, and names the
     first one; ImageError if the photos are gone; CheckpointError, DeviceError, StorageError.
     """
@@ -89,6 +91,7 @@ def extract_to_store(
     settings = replace(settings, skip_unreadable=True, stored_dtype="float32" if is_code(dtype) else dtype)
     files = open_files(address)
     files.remove_unfinished()
+    is_new = META not in files.sizes()
     with running_engine(model, settings) as engine:
         run = ExtractionRun(engine=engine, images=images, settings=settings, progress=no_progress)
         extraction = replace(
@@ -101,6 +104,11 @@ def extract_to_store(
         worker = _Worker(files, meta, extraction, run, claims, ranks=ranks, only=only, progress=progress)
         try:
             worker.work(wait)
+        except CosPlaceError:
+            worker.claims.release_all()
+            if is_new and not any(name.startswith(("descriptors-", "claim-")) for name in files.sizes()):
+                remove_store(files)
+            raise
         finally:
             worker.claims.release_all()
     return worker.num_done

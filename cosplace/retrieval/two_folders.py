@@ -18,6 +18,7 @@ from cosplace.engines.engine import Engine
 from cosplace.errors import DatasetError, ImageError
 from cosplace.importing.dataset_layouts import RetrievalLists
 from cosplace.photos.image_list import ImageList
+from cosplace.photos.names import is_at_name
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
 from cosplace.progress import Progress, no_progress
@@ -25,7 +26,7 @@ from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import EvaluationSettings, extract_lists
 from cosplace.retrieval.evaluation_checks import check_finite, warn_of_equal_descriptors
 from cosplace.retrieval.query_views import search
-from cosplace.retrieval.shards import UnreadableImage
+from cosplace.retrieval.shards import UnreadableImage, unreadable_text
 
 NUM_NAMED = 3  # copies that an error names
 MISSING = -1  # bytes of a file that is not there
@@ -96,11 +97,11 @@ def _about_names(queries: ImageList, same: list[int]) -> str:
 
 
 def _same_names(database: ImageList, queries: ImageList) -> list[int]:
-    """Queries whose file name has labels and is that of a database image, ascending.
+    """Queries whose file name is an '@' name and is that of a database image, ascending.
 
     None where all queries have such names: these are numbers of frames, as in Nordland.
     """
-    names = {name for row in range(len(queries)) if (name := _file_name(queries, row)).startswith("@")}
+    names = {name for row in range(len(queries)) if is_at_name(name := _file_name(queries, row))}
     names.intersection_update(_file_name(database, row) for row in range(len(database)) if names)
     same = [row for row in range(len(queries)) if _file_name(queries, row) in names]
     return same if len(same) < len(queries) else []
@@ -189,7 +190,7 @@ def find_neighbors(
     settings: EvaluationSettings,
     progress: Progress = no_progress,
 ) -> Neighbors:
-    """Search the queries of two lists in the database.
+    """Search the queries of two lists in the database, and log which photos could not be opened.
 
     Raises what `extract` raises, and DatasetError for descriptors that are not finite.
     """
@@ -205,6 +206,8 @@ def find_neighbors(
     predictions, squared_distances = search(
         database, queries, k, policy=settings.query_policy, device=str(settings.extraction.device)
     )
+    if unreadable := [*database.unreadable, *crops[0].unreadable]:
+        log.warning("%s", unreadable_text(unreadable, "queries have no neighbors, database images are never found"))
     return Neighbors(
         name=lists.name,
         folder=lists.folder,

@@ -16,7 +16,7 @@ from cosplace.errors import DatasetError
 from cosplace.geo import bounding_box, geodesic_distances_m, lla_from_ecef, utm_zones
 from cosplace.photos.headings import MAX_TURNS_DEG, are_all_zero
 from cosplace.photos.image_list import OTHER_FILES, ImageList, rows_also_in
-from cosplace.photos.labels import with_positions
+from cosplace.photos.labels import has_names, with_positions
 from cosplace.photos.names import (
     MAX_CONTRADICTION_M,
     UtmPositions,
@@ -252,7 +252,7 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
     kind = "no position (fields 1 and 2 of the file name)"
     if missing.all() and np.isfinite(latitudes + longitudes).all():
         kind = "only latitude and longitude, no UTM position: `cosplace import` computes it"
-    elif missing.all():
+    elif missing.all() and not has_names(images):
         kind += ", and none in EXIF: combine photos and positions with `cosplace import`"
     report.add_rows(kind, images, missing, is_error=True)
     on_line = not missing.any() and is_line(UtmPositions(east_north=np.stack([east, north], 1), zones=zones))

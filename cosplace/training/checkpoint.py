@@ -25,7 +25,7 @@ import torch
 from cosplace.errors import CheckpointError, DeviceError, LoadingError
 from cosplace.models.network import GeoLocalizationNet
 from cosplace.progress import StopRequest
-from cosplace.storage import write_atomically
+from cosplace.storage import problem_with_kind, write_atomically
 from cosplace.training.cosface import MarginCosineProduct
 from cosplace.training.metric_losses import MultiSimilarity
 from cosplace.training.split_classifier import SplitClassifier, own_state, whole_states
@@ -145,7 +145,8 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
     """
     path = checkpoint_file(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist. Use the last_checkpoint.pth of a run, or the folder of the run.")
+        problem = problem_with_kind(path, "file")
+        raise CheckpointError(f"{path} {problem}. Use the last_checkpoint.pth of a run, or the folder of the run.")
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

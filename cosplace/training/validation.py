@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cosplace.errors import DatasetError
 from cosplace.photos.image_list import ImageList, image_list, rows_also_in
+from cosplace.photos.names import is_at_name
 from cosplace.photos.paths import printable
 from cosplace.progress import Progress, format_count, no_progress
 from cosplace.retrieval.evaluation import Evaluation
@@ -99,7 +100,7 @@ def check_not_trained_on(data: TrainingData, progress: Progress = no_progress) -
 
 def is_copy(path: Path, other: Path) -> bool:
     """Whether two files of the same name are one photo: by an '@' name, whatever their content, or by content."""
-    if path.name.startswith("@"):
+    if is_at_name(path.name):
         return True
     try:
         return filecmp.cmp(path, other, shallow=False)

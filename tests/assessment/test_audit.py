@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,18 @@ def test_exports_of_something_else_are_refused(change: Any, message: str, run: Q
     path.write_text("{cut")
     with pytest.raises(ConfigError, match=r"v\.json is damaged: it is not JSON .* Export the verdicts again\.$"):
         read_export(path, run)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_a_pipe_is_called_one(run: QueryResults, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"pipe is a pipe, not a file\. Write it with `cosplace audit"):
+        read_verdicts(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "pipe"), (tmp_path, "folder")):
+        with pytest.raises(ConfigError, match=rf"is a {kind}, not a file\. Use the file that the page"):
+            read_export(path, run)
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_export(tmp_path / "nothing", run)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from cosplace.cli import main
 from cosplace.config.extraction import StoreSettings
+from cosplace.errors import CheckpointError
 from cosplace.retrieval.shards import shard_name
 from tests.assessment.test_provenance import SCHEMA, violations
 from tests.retrieval.store_samples import contents, unit_rows, write_model, write_photos_folder, write_store
@@ -107,6 +108,50 @@ def test_extract_status_verify(model: Path, photos: Path, capsys: pytest.Capture
     assert main([*command, "--verify"]) == 0  # computes the damaged shard, and no other
     assert "computed here: 5 photos" in capsys.readouterr().out
     assert contents(Path("store")) == before
+
+
+def test_a_refused_extraction_leaves_nothing(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(7):
+        (texts / f"{number}.jpg").write_text("not a photo")
+    words = [f"--model={model}", "--to=store", *QUICK]
+    for _ in range(2):
+        assert main(["extract", str(texts), *words]) == 2
+        assert "0.jpg is not an image" in capsys.readouterr().err
+        assert not Path("store").exists()
+
+    def diverge(*_: object) -> None:
+        raise CheckpointError("Descriptors are not finite.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cosplace.retrieval.extraction._to_stored_dtype", diverge)
+        assert main(["extract", str(photos), *words]) == 2
+    assert not Path("store").exists()
+    Path("store").mkdir()
+    Path("store", "notes.txt").touch()
+    assert main(["extract", str(texts), *words]) == 2
+    assert [path.name for path in Path("store").iterdir()] == ["notes.txt"]
+    assert main(["extract", str(photos), *words]) == 0
+
+
+def test_a_failure_keeps_finished_shards(model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["extract", str(photos), f"--model={model}", "--to=store", *QUICK]
+    calls = []
+
+    def diverge(run, shard: range, descriptors):
+        calls.append(shard)
+        if len(calls) > 2:
+            raise CheckpointError("Descriptors are not finite.")
+        return descriptors
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cosplace.retrieval.extraction._to_stored_dtype", diverge)
+        assert main(words) == 2
+    assert sum(path.name.startswith("descriptors-") for path in Path("store").iterdir()) == 2
+    assert main(words) == 0
 
 
 def test_photos_that_were_repaired(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -59,7 +59,7 @@ def gps(latitude: float, longitude: float, heading: float | None = None) -> byte
     return exif_segment(exif_block(gps=tags))
 
 
-def gpano(**values: float) -> bytes:
+def gpano(**values: object) -> bytes:
     properties = {f"GPano:{name}": str(value) for name, value in values.items()}
     return xmp_segment(xmp_packet({"GPano:ProjectionType": "equirectangular"} | properties))
 
@@ -204,6 +204,39 @@ def test_exif_and_gpano_give_position_and_heading(tmp_path: Path) -> None:
     assert (found["gpano_000.jpg"].heading, found["gpano_270.jpg"].heading) == (77, 347)
     assert found["part_000.jpg"].heading == 347  # its center is 90 degrees left of that of the whole panorama
     assert found["exif_000.jpg"].latitude == pytest.approx(45.5)
+
+
+WHOLE = {"FullPanoWidthPixels": 256, "FullPanoHeightPixels": 128, "CroppedAreaImageWidthPixels": 256,
+         "CroppedAreaImageHeightPixels": 128, "CroppedAreaLeftPixels": 0, "CroppedAreaTopPixels": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("properties", "in_table", "of_crop"),
+    [
+        ({"PoseHeadingDegrees": 123.4}, 123.4, 123.4),
+        ({"PoseHeadingDegrees": 123.4, "ProjectionType": ""}, 123.4, 123.4),  # 2:1, with a property of panoramas
+        ({"PoseHeadingDegrees": 123.4} | WHOLE, 123.4, 123.4),
+        ({"PoseHeadingDegrees": 123.4} | WHOLE | {"FullPanoWidthPixels": 512, "FullPanoHeightPixels": 256},
+         math.nan, 33.4),  # the left half, as in the documentation
+        ({"PoseHeadingDegrees": 123.4} | WHOLE | {"CroppedAreaImageWidthPixels": 128}, 50, 50),  # of another image
+        ({}, 50, 50),
+        ({"PoseHeadingDegrees": 999}, 50, 50),
+    ],
+)  # fmt: skip
+def test_gpano_counts_more_than_exif_also_after_an_import(
+    properties: dict[str, object], in_table: float, of_crop: float, tmp_path: Path
+) -> None:
+    source, city = tmp_path / "panos", tmp_path / "city"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(jpeg(smooth(), gps(45.5, 7.25, 50), gpano(**properties)))
+    assert main(["import", str(source), "--to", str(city)]) == 0
+    (imported,) = rows(city)
+    assert imported.heading == pytest.approx(in_table, nan_ok=True)
+    assert imported.heading_source == ("" if math.isnan(in_table) else "exif" if in_table == 50 else "xmp")
+    for number, folder in enumerate((source, city)):
+        crops = tmp_path / f"crops{number}"
+        assert run(folder, "--to", crops, "--crops=1", "--field_of_view=40") == 0
+        assert [record.heading for record in rows(crops)] == [pytest.approx(of_crop)]
 
 
 def test_strips_of_sf_xl_are_cropped_where_they_have_pixels(tmp_path: Path) -> None:

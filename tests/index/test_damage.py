@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -441,6 +442,15 @@ def test_every_bit_of_a_photo_counts() -> None:
     numbers = {name: np.zeros(1) for name in ("latitude", "longitude", "heading", "time", "accuracy_m", "root")}
     assert numbers_checks(ids[:1], numbers) != numbers_checks(ids[:1], numbers | {"heading": np.array([np.nan])})
     assert path_check(1, "a/b.jpg") != path_check(2, "a/b.jpg") != path_check(2, "a/c.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_a_pipe_and_a_file_are_not_a_damaged_index(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    for name in ("pipe", "file"):
+        with pytest.raises(MissingIndexError, match=f"is a {name}, not a folder"):
+            open_index(tmp_path / name)
 
 
 def test_errors_tell_what_is_wrong(tmp_path: Path) -> None:

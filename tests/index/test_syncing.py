@@ -225,7 +225,10 @@ def test_odd_files_do_not_stop_an_index(library: Path, tmp_path: Path, encoder: 
          ["cph/database/images/1.jpg", "sf/database/images/3.jpg"]),
         (["03814/1.jpg", "247query_v3/2.jpg", "247query_subset_v2/3.jpg"], ["03814/1.jpg"]),
         (["000/1.jpg", "queries_real/000/2.jpg", "night_queries/3.jpg"], ["000/1.jpg"]),
-        (["my queries/1.jpg", "queryable/2.jpg", "query.jpg"], ["my queries/1.jpg", "query.jpg", "queryable/2.jpg"]),
+        (["a/1.jpg", "QUERY IMAGES/2.jpg", "query.images/3.jpg", "query+1/4.jpg", "(queries)/5.jpg"], ["a/1.jpg"]),
+        (["a/1.jpg", "my queries/2.jpg", "night.queries/3.jpg", "query (2)/4.jpg", "@queries/5.jpg"], ["a/1.jpg"]),
+        (["querying/1.jpg", "queryable/2.jpg", "query.jpg", "a/query_1.jpg"],
+         ["a/query_1.jpg", "query.jpg", "queryable/2.jpg", "querying/1.jpg"]),
     ],
 )  # fmt: skip
 def test_queries_are_left_out(

@@ -10,7 +10,7 @@ from PIL import EpsImagePlugin, Image, features
 
 import cosplace
 from cosplace.errors import PhotoFormatError
-from cosplace.photos.formats import FORMATS, detect_format, other_format
+from cosplace.photos.formats import FORMAT_BYTES, FORMATS, detect_format, other_format, refused_format
 from cosplace.photos.opening import open_image
 
 ROOT = Path(cosplace.__file__).parent.parent
@@ -78,6 +78,47 @@ def test_postscript_never_starts_another_program(tmp_path: Path, monkeypatch: py
 )
 def test_files_that_are_not_opened_are_recognized(start: bytes, name: str) -> None:
     assert detect_format(start) is None and other_format(start) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "name"),
+    [
+        ("PPM", ".ppm", "Netpbm"),
+        ("PCX", ".pcx", "PCX"),
+        ("TGA", ".tga", "TGA"),  # by its name only: TGA files begin with any bytes
+        ("SGI", ".sgi", "SGI"),
+        ("DDS", ".dds", "DDS"),
+        ("JPEG2000", ".jp2", "JPEG 2000"),
+    ],
+)
+def test_images_that_are_not_opened_are_recognized_by_content_and_suffix(kind: str, suffix: str, name: str) -> None:
+    if kind == "JPEG2000" and not features.check("jpg_2000"):
+        pytest.skip("this Pillow has no JPEG 2000")
+    start = encoded(kind)[:FORMAT_BYTES]
+    assert other_format(start) == ("" if kind == "TGA" else name)
+    assert other_format(start, b"x" + suffix.upper().encode()) == name
+    assert f" {name} file" in refused_format(start, b"x" + suffix.encode())
+
+
+@pytest.mark.parametrize(
+    ("start", "suffix", "name"),
+    [
+        (b"P5\n# a comment\n640 480\n255\n", "", "Netpbm"),
+        (b"P7\nWIDTH 640\n", "", "Netpbm"),
+        (b"Pf\n640 480\n-1.0\n", "", "Netpbm"),
+        (b"P5 is the fifth place", "", ""),
+        (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe", "", "HDR"),
+        (b"8BPS\0\1", "", "PSD"),
+        (b"v/1\x01\2\0\0\0", "", "OpenEXR"),
+        (b"", ".exr", "OpenEXR"),
+        (b"", ".psd", "PSD"),
+        (b"", ".heic", "HEIC"),
+        (b"", ".hdr", "HDR"),
+        (b"8BPS\0\1", ".tga", "PSD"),  # the content counts more
+    ],
+)
+def test_formats_without_an_encoder_are_recognized(start: bytes, suffix: str, name: str) -> None:
+    assert other_format(start, f"x{suffix}".encode()) == name
 
 
 def test_a_raw_image_is_not_opened_as_its_small_preview(tmp_path: Path) -> None:

@@ -225,6 +225,31 @@ def test_wrong_names_are_reported_as_names(tmp_path: Path) -> None:
         utm_fields(images)
 
 
+def test_one_name_does_not_decide_for_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    handle, named = "photos/@anna_2020.jpg", "photos/@0395201.00@4983500.00@32@T@45.00100@7.00200@@@90@@@@@@.jpg"
+    records = [*around(45.0, 7.0, 7, 100), *(replace(one, path=handle) for one in around(45.0, 7.0, 1, 50, seed=1))]
+    folder = write_exif_photos(tmp_path, [*records, PhotoRecord(path=named)])
+    images = with_positions(scan_images(folder))
+    assert len(images) == 9 and not caplog.records
+    known = {images.name(row): metadata_from_name(images.label(row)) for row in range(9)}
+    for record in records:
+        found = known[record.path]
+        assert GEOD.inv(record.longitude, record.latitude, found.longitude, found.latitude)[2] < 0.01
+    assert (known[named].latitude, known[named].longitude) == pytest.approx((45.001, 7.002), abs=2e-5)
+    assert known[named].heading == 90
+
+
+def test_the_majority_of_names_decides(tmp_path: Path) -> None:
+    records = [replace(one, path=f"{number}.jpg") for number, one in enumerate(around(45.0, 7.0, 2, 100))]
+    folder = write_exif_photos(tmp_path, records)
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(folder / f"@{number}@2@.jpg")
+    images = with_positions(scan_images(folder))
+    assert images.labels is None
+    with pytest.raises(DatasetError, match=r"0\.jpg: field 1 of the file name .* is missing, as in 2 of 4 photos"):
+        utm_fields(images)
+
+
 # --- headings --------------------------------------------------------------------------------------------------------
 
 

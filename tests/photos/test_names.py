@@ -18,6 +18,7 @@ from cosplace.photos.names import (
     contradictions_m,
     earth_positions,
     format_image_name,
+    is_at_name,
     optional_fields,
     parse_fields,
     split_name,
@@ -126,6 +127,27 @@ def test_one_name_is_split_into_its_fields() -> None:
     }  # fmt: skip
     assert split_name("holiday.jpg") == {}
     assert split_name("@1@2.jpg") == {"utm_east": "1", "utm_north": "2.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("@0549850.07@4178400.12@10@S@037.75150@-122.43400@pano@@90@@@@201911@@.jpg", True),
+        ("@1@2@.jpg", True),
+        ("before@1@2.jpg", True),  # the last '@' is missing, which is reported
+        ("@0549850,07@4178400,12@.jpg", True),  # so are these numbers
+        ("@@@@@37.75@-122.43@a@@@@@@@@.jpg", True),
+        ("@anna_2020.jpg", False),
+        ("@anna@2020.jpg", False),
+        ("@2020_anna@3kids.jpg", False),
+        ("photo@2x.png", False),
+        ("@1@2@/a.jpg", False),
+        ("a.jpg", False),
+        ("@.jpg", False),
+    ],
+)
+def test_an_at_name_has_numbers(name: str, expected: bool) -> None:
+    assert is_at_name(name) == is_at_name(f"folder@1@2/{name}") == expected
 
 
 # --- zones and positions on Earth ------------------------------------------------------------------------------------

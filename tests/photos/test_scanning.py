@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cosplace.config.importing import ImportSettings
 from cosplace.errors import DatasetError, ImageError
+from cosplace.importing import exif_photos
+from cosplace.importing.records import Problem
 from cosplace.photos.image_list import rows_also_in
 from cosplace.photos.scanning import scan_images
 
@@ -74,6 +77,16 @@ def test_linked_folders_are_listed_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert "links to folders that are already listed" in caplog.text
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_pipes_and_broken_links_are_called_what_they_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DatasetError, match="is a pipe, not a folder"):
+        scan_images(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(DatasetError, match="link does not exist"):
+        scan_images(tmp_path / "link")
+
+
 def test_paths_other_than_folders_with_photos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="does not exist"):
         scan_images(tmp_path / "missing")
@@ -133,6 +146,25 @@ def test_what_is_skipped_is_counted_and_named(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "x.jpg").unlink()
     with pytest.raises(DatasetError, match=r"has no photos .*HEIC files: 5"):
         scan_images(tmp_path)
+
+
+def test_images_of_other_formats_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "x.jpg")
+    save(tmp_path / "a photo of another name.tga")
+    for name in ("1.pgm", "2.PPM"):
+        (tmp_path / name).write_bytes(b"P5\n2 2\n255\n1234")
+    touch(tmp_path, "a/3.tga", "4.pcx", "5.jp2", "6.exr", "7.hdr", "8.psd", "notes")
+    images = scan_images(tmp_path)
+    assert len(images) == 2
+    assert images.skipped.counts == {
+        "Netpbm files": 2, "TGA files": 1, "PCX files": 1, "JPEG 2000 files": 1, "OpenEXR files": 1, "HDR files": 1,
+        "PSD files": 1, "other files": 1,
+    }  # fmt: skip
+    (message,) = caplog.messages
+    assert "Netpbm files: 2 (1.pgm, 2.PPM)" in message and "TGA files: 1 (a/3.tga)" in message
+    problems = [entry.reason for entry in exif_photos.read(tmp_path, ImportSettings()) if isinstance(entry, Problem)]
+    assert len(problems) == 9
+    assert "is a TGA file. Export it as JPEG." in problems and "is an HDR file. Export it as JPEG." in problems
 
 
 def test_folders_of_the_system_are_skipped(tmp_path: Path) -> None:

@@ -136,6 +136,37 @@ def test_no_labels_gives_neighbors_only(city: Path, capsys: pytest.CaptureFixtur
     assert run("--test_set_folder", city, "--no_labels") == 0
 
 
+@pytest.mark.parametrize("words", [("--no_labels",), ()])
+def test_photos_that_cannot_be_opened_are_reported(
+    words: tuple[str, ...], city: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = sorted((city / "database").iterdir())[2:6]
+    for photo in damaged:
+        photo.write_text("a text")
+    Path("plain/1.jpg").write_bytes(Path("plain/1.jpg").read_bytes()[:200])
+    folders = ["--database_folder", city / "database", "--queries_folder", "plain"]
+    assert run(*folders, "--skip_unreadable", *words) == 0
+    (warning,) = [text for text in caplog.messages if "could not be opened" in text]
+    names = ", ".join(photo.name for photo in damaged[:3])
+    assert warning.startswith(f"5 photos could not be opened ({names} and 2 more): queries have no neighbors, database")
+    assert f"{damaged[0]} is not an image" in warning
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("1.jpg: ")]
+    assert line.startswith("1.jpg: cannot be opened. plain/1.jpg ")
+    unreadable = json.loads((only_run() / f"{'neighbors' if words else 'answers'}.json").read_text())["unreadable"]
+    assert [one["name"] for one in unreadable["database"]["photos"]] == [photo.name for photo in damaged]
+    assert unreadable["database"]["count"] == 4 and "not an image" in unreadable["database"]["photos"][0]["reason"]
+    (query,) = unreadable["queries"]["photos"]
+    assert (query["name"], line) == ("1.jpg", f"1.jpg: cannot be opened. {query['reason']}")
+
+
+def test_a_name_that_only_starts_with_an_at_sign_is_no_copy(city: Path) -> None:
+    for number, folder in enumerate(("plain", "more")):
+        Path(folder).mkdir(exist_ok=True)
+        Image.fromarray(place_image(number, 0)).save(Path(folder) / "@anna_2020.jpg")
+    lists = two_folder_lists("more", "plain")
+    assert check_copies(lists.database, lists.queries) == ""
+
+
 def test_tables_are_utf_8_whatever_the_names(city: Path) -> None:
     photo = next(Path("plain").iterdir())
     shutil.copy(photo, os.fsencode(photo.parent) + b"/caf\xe9.jpg")

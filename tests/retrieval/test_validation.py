@@ -13,6 +13,7 @@ from cosplace.cli import main
 from cosplace.photos.tables import TABLE_NAME, PhotoRecord, to_table, write_table
 from cosplace.retrieval.validation import FolderReport, validate
 from tests.synthetic_dataset import landscape, place_image, write_dataset, write_place
+from tests.table_samples import around, write_exif_photo
 
 GOOD = "@0543037.38@4180974.80@10@S@037.77510@-122.51130@{}@@90@@@@2020@@.jpg"
 PLACES = count()  # each photo shows another place
@@ -104,6 +105,22 @@ def test_a_good_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert all("near-duplicate of" in line for line in out.splitlines() if "warning: " in line)
     assert main(["validate", str(folder / "images" / "train")]) == 0
     assert main(["validate", str(folder / "images" / "val"), "--quick"]) == 0
+
+
+def test_a_name_that_only_starts_with_an_at_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = around(45.0, 7.0, 8, 500)
+    for number, record in enumerate(records):
+        name = f"{number}.jpg" if number else "@anna_2020.jpg"
+        write_exif_photo(tmp_path / "exif" / name, record, place_image(number, 0, side=16))
+    (report,) = validate(tmp_path / "exif", quick=True).folders
+    assert not any("position" in problem.kind for problem in report.problems)
+    words = ["--alpha=360", "--N=1", "--L=1", "--groups_num=1", "--min_images_per_class=1"]
+    assert main(["groups", str(tmp_path / "exif"), *words]) == 0
+    for number in range(3):  # wrong '@' names, whose EXIF is not read
+        shutil.copy(tmp_path / "exif" / "@anna_2020.jpg", tmp_path / f"@x@4978{number},5@32@T@45,0@.jpg")
+    shutil.rmtree(tmp_path / "exif")
+    (report,) = validate(tmp_path, quick=True).folders
+    assert problems(report)["no position (fields 1 and 2 of the file name)"] == (3, True)
 
 
 def test_photos_of_two_zones(tmp_path: Path) -> None:

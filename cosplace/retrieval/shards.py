@@ -43,8 +43,8 @@ NPY_HEADER = re.compile(
 )
 MAGIC = b"COSPLACE"  # the last bytes of a shard with a trailer
 CHECKSUM_BYTES, LENGTH_BYTES = 32, 8
-NUM_NAMED = 3  # photos that a warning names
 END_BYTES = CHECKSUM_BYTES + LENGTH_BYTES + len(MAGIC)  # of a trailer, after its JSON
+NUM_NAMED = 3  # photos that a warning names
 
 log = logging.getLogger(__name__)
 

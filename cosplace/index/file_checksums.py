@@ -131,19 +131,19 @@ def _end_of(path: Path) -> tuple[int, str]:
 
 
 def changed_ends(address: str, checksums: FileChecksums, names: Sequence[str]) -> list[str]:
-    """The names of data files whose end has changed; files that no longer exist are left out."""
+    """The names of data files whose end has changed; without files that no longer exist, and pipes, which never end."""
     changed = []
     for name in names:
         if name not in checksums.ends:  # recorded by an earlier version
             continue
-        start, checksum = checksums.ends[name]
+        path, (start, checksum) = Path(address) / name, checksums.ends[name]
         try:
-            if file_checksum(Path(address) / name, start) != checksum:
+            if path.is_file() and file_checksum(path, start) != checksum:
                 changed.append(name)
         except FileNotFoundError:  # a writer removes the files of earlier versions
             continue
         except PermissionError as error:
-            raise no_permission(Path(address) / name) from error
+            raise no_permission(path) from error
         except (OSError, ValueError):
             changed.append(name)
     return changed

@@ -39,10 +39,7 @@ class Protocol:
     version: int
     title: str
     num_database: int  # R
-    num_queries: int | None = None  # Q; None if only a range is known
-    num_queries_about: int | None = None  # as published, where only a range is known
-    num_queries_from: int | None = None  # the fewest queries of that range
-    num_queries_to: int | None = None  # and the most
+    num_queries: int  # Q
     radius_m: float | None = None  # None for frames
     radius_frames: int | None = None  # a prediction this number of frames away is correct
     positions: str = GROUND  # or FRAMES or PAIRS, whose positions are not places on Earth
@@ -57,29 +54,6 @@ class Protocol:
     def id(self) -> str:
         """Name and version, such as pitts30k-test@1."""
         return f"{self.name}@{self.version}"
-
-    @property
-    def queries_text(self) -> str:
-        """The number of queries, or about how many, with the range."""
-        if self.num_queries is not None:
-            return f"{self.num_queries:,}"
-        return f"about {self.num_queries_about:,} ({self.num_queries_from:,} to {self.num_queries_to:,})"
-
-    def has_count(self, num_queries: int) -> bool:
-        """Whether a dataset with so many queries may be that of the protocol."""
-        if self.num_queries is not None:
-            return num_queries == self.num_queries
-        assert self.num_queries_from is not None and self.num_queries_to is not None
-        return self.num_queries_from <= num_queries <= self.num_queries_to
-
-    def inexact_text(self, num_queries: int) -> str:
-        """What cannot be checked of a dataset with so many queries; empty if the exact number is known."""
-        if self.num_queries is not None:
-            return ""
-        return (
-            f"The exact number of queries of {self.id} is unknown, {self.queries_text}; this dataset has "
-            f"{num_queries:,}, so a single query that is missing is not noticed"
-        )
 
     @property
     def has_mock_positions(self) -> bool:
@@ -146,17 +120,13 @@ def check_dataset(protocol: Protocol, dataset: RetrievalDataset, *remedies: str)
 def differences(protocol: Protocol, dataset: RetrievalDataset) -> tuple[str, ...]:
     """What is different between a dataset and a protocol, as clauses with both numbers; empty if it matches."""
     found = []
-    num_queries, num_database = len(dataset.queries), len(dataset.database)
-    for what, count, fits, wanted, num_unknown in (
-        ("queries", num_queries, protocol.has_count(num_queries), protocol.queries_text, dataset.num_unknown_queries),
-        (
-            "database images", num_database, num_database == protocol.num_database, f"{protocol.num_database:,}",
-            dataset.num_unknown_database,
-        ),
-    ):  # fmt: skip
-        if not fits:
+    for what, count, wanted, num_unknown in (
+        ("queries", len(dataset.queries), protocol.num_queries, dataset.num_unknown_queries),
+        ("database images", len(dataset.database), protocol.num_database, dataset.num_unknown_database),
+    ):
+        if count != wanted:
             without = f" without {num_unknown:,} whose position is unknown" if num_unknown else ""
-            found.append(f"it has {count:,} {what}{without}, {protocol.id} has {wanted}")
+            found.append(f"it has {count:,} {what}{without}, {protocol.id} has {wanted:,}")
     kind = positions_kind(dataset)
     if kind != protocol.positions:
         words = {GROUND: "positions on the ground", FRAMES: "frame numbers", PAIRS: "pairs without positions"}
@@ -300,13 +270,11 @@ def protocol_record(
     protocol: Protocol | None,
     radius_m: float,
     *,
-    num_queries: int = 0,
     similar: Protocol | None = None,
     deviations: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The entry of results.json.
 
-    num_queries: of the dataset, for a protocol that has only a range.
     similar: the protocol that an evaluation without one follows, see `matching_protocol`.
     deviations: what is wrong although the dataset matched or has no protocol, such as photos that cannot be opened.
     """
@@ -323,7 +291,6 @@ def protocol_record(
         **asdict(protocol),
         "id": protocol.id,
         "radius_m": radius_m,
-        "inexact": protocol.inexact_text(num_queries) or None,
         "similar": None,
         "deviations": [*deviations],
     }

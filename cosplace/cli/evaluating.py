@@ -124,7 +124,6 @@ def evaluate_run(
             protocol=protocol_record(
                 protocol,
                 radius_m,
-                num_queries=len(dataset.queries),
                 similar=similar,
                 deviations=deviations(evaluation, dataset),
             ),
@@ -195,8 +194,6 @@ def _prepare_evaluation(
     bars.close()
     if protocol is not None:
         config = with_radius(config, given, protocol, dataset, remedy)
-        if inexact := protocol.inexact_text(len(dataset.queries)):
-            log.warning("%s", inexact)
         settings = dataclasses.replace(settings, positive_dist_threshold=config.testing.positive_dist_threshold)
     if config.comparing.compare is not None:
         from cosplace.cli.comparing import check_reference

@@ -35,8 +35,7 @@ def run_protocols(config: ProtocolsConfig) -> None:
         return
     rows = [("protocol", "database", "queries", "radius", "dataset")]
     for one in protocols:
-        queries = f"about {one.num_queries_about:,}" if one.num_queries is None else one.queries_text
-        rows.append((one.id, f"{one.num_database:,}", queries, one.radius_text, one.title))
+        rows.append((one.id, f"{one.num_database:,}", f"{one.num_queries:,}", one.radius_text, one.title))
     heading, *lines = text_table(rows, numbers=[1, 2])
     print_result(heading)
     for one, line in zip(protocols, lines, strict=True):

@@ -72,7 +72,7 @@ def write_evaluation_results(
         summary=[
             f"{model}, evaluated on {dataset.folder}.",
             evaluation_summary(evaluation, dataset),
-            *_notes(dataset, origin),
+            *_notes(dataset),
         ],
         recall_rows=[
             chance_row(evaluation),
@@ -106,11 +106,9 @@ def _judged_row(judged: JudgedRecalls) -> RecallRow:
     )
 
 
-def _notes(dataset: RetrievalDataset, origin: Provenance | None) -> list[str]:
-    """What distances mean, if they are not meters on the ground, and what the protocol cannot check."""
-    inexact = None if origin is None else origin.protocol.get("inexact")
-    notes = [f"{dataset.note[:1].upper()}{dataset.note[1:]}"] if dataset.note else []
-    return [*notes, *([f"{inexact}."] if inexact else [])]
+def _notes(dataset: RetrievalDataset) -> list[str]:
+    """What distances mean, if they are not meters on the ground."""
+    return [f"{dataset.note[:1].upper()}{dataset.note[1:]}"] if dataset.note else []
 
 
 def evaluation_summary(evaluation: Evaluation, dataset: RetrievalDataset) -> str:

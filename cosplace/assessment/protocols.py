@@ -110,7 +110,7 @@ def check_dataset(protocol: Protocol, dataset: RetrievalDataset, *remedies: str)
     """
     found = differences(protocol, dataset)
     if found:
-        has_other_queries = not protocol.has_count(len(dataset.queries))
+        has_other_queries = len(dataset.queries) != protocol.num_queries
         folder = protocol.queries_folder if has_other_queries else ""
         hint = [f"use --queries_folder {folder}"] if folder and not dataset.name.endswith(f"/{folder}") else []
         raise DatasetError(f"{dataset.folder} does not match {protocol.id}: {'; '.join(found)}.", *hint, *remedies)
@@ -184,7 +184,7 @@ def matching_protocols(
     return [
         protocol
         for protocol in newest.values()
-        if protocol.has_count(len(dataset.queries))
+        if len(dataset.queries) == protocol.num_queries
         and protocol.num_database == len(dataset.database)
         and not differences(protocol, dataset)
         and (radius_m is None or has_radius(protocol, dataset, radius_m))

@@ -2,10 +2,12 @@
 
     <address>/views.lance    one row per batch of photos: a key, rows in the index, descriptors, a checksum
 
+Lance does not survive all damage, so a folder also has checksums of its files (views.lance/checksums.json).
 A calibration that was stopped continues with it, see `cosplace.localization.stored_views`.
 Legend: n photos, D dimension.  Side effects: reads and writes that table, as one that may write the index.
 """
 
+import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ import numpy as np
 
 from cosplace.errors import CosPlaceError
 from cosplace.index.disk import RECORD_BYTES, check_space
-from cosplace.index.file_checksums import content_checksum, is_local
+from cosplace.index.file_checksums import FILE_NAME, content_checksum, file_checksum, is_local
 from cosplace.index.lance import connect, translated_errors
 from cosplace.index.store import Store
+from cosplace.storage import write_text
 
 VIEWS = "views"
 
@@ -36,18 +39,19 @@ class EncodedBatch:
 def has_views(address: str) -> bool:
     """Whether an index has the table of a calibration that has not ended."""
     if is_local(address):
-        return (Path(address) / f"{VIEWS}.lance").is_dir()
+        return _folder(address).is_dir()
     with translated_errors(address):
         return VIEWS in connect(address).list_tables().tables
 
 
 def read_views(store: Store, keys: Collection[str], shape: tuple[int, ...]) -> dict[str, EncodedBatch]:
     """The batches with some keys, without those that are damaged.  shape: of the descriptors of one photo."""
-    if not has_views(store.address):
+    if not has_views(store.address) or not _is_intact(store.address):
         return {}
     try:
         with translated_errors(store.address):
             table = store.database.open_table(VIEWS).to_arrow()
+            table.validate(full=True)
     except CosPlaceError as error:  # then everything is encoded once more
         log.debug("%s: %s.lance cannot be read", store.address, VIEWS, exc_info=error)
         return {}
@@ -77,6 +81,28 @@ def append_views(store: Store, batches: Mapping[str, EncodedBatch], *, is_first:
             store.database.create_table(VIEWS, new, mode="overwrite")
         else:
             store.database.open_table(VIEWS).add(new)
+    if is_local(store.address):
+        write_text(_folder(store.address) / FILE_NAME, json.dumps(_file_checksums(store.address)))
+
+
+def _folder(address: str) -> Path:
+    return Path(address) / f"{VIEWS}.lance"
+
+
+def _file_checksums(address: str) -> dict[str, str]:
+    """The checksum of each file of the table, by path."""
+    files = (path for path in _folder(address).rglob("*") if path.is_file() and path.name != FILE_NAME)
+    return {path.relative_to(_folder(address)).as_posix(): file_checksum(path) for path in files}
+
+
+def _is_intact(address: str) -> bool:
+    """Whether all files of the table are as they were written; also for object storage, which has no checksums."""
+    if not is_local(address):
+        return True
+    try:
+        return json.loads((_folder(address) / FILE_NAME).read_bytes()) == _file_checksums(address)
+    except (OSError, ValueError):
+        return False
 
 
 def remove_views(store: Store) -> None:

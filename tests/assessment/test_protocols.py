@@ -66,7 +66,7 @@ def test_the_documentation_lists_every_protocol() -> None:
     text = DOCS.read_text("utf-8")
     for protocol in all_protocols().values():
         row = next((line for line in text.splitlines() if line.startswith(f"| `{protocol.id}`")), "")
-        for text_of_count in (f"{protocol.num_database:,}", protocol.queries_text):
+        for text_of_count in (f"{protocol.num_database:,}", f"{protocol.num_queries:,}"):
             assert f"| {text_of_count} |" in row, f"{protocol.id} in {DOCS.name}: {row}"
 
 

@@ -127,9 +127,7 @@ def test_results_follow_the_schema(network, dataset: RetrievalDataset, evaluatio
     results = as_results(evaluation, origin)
     assert list(violations(results, SCHEMA)) == []
     by_protocol = {**results, "protocol": protocol_record(find_protocol("nordland-1f"), 3.57)}
-    roughly = {**results, "protocol": protocol_record(find_protocol("eynsham"), 25.0, num_queries=24_000)}
-    for one in (by_protocol, roughly):
-        assert list(violations(json.loads(json.dumps(one)), SCHEMA)) == []
+    assert list(violations(json.loads(json.dumps(by_protocol)), SCHEMA)) == []
     for key in SCHEMA["required"]:  # the check itself
         assert list(violations({name: one for name, one in results.items() if name != key}, SCHEMA))
     for place, wrong in (("seconds", {**results["seconds"], "total": -1}), ("started", "yesterday"), ("command", None)):

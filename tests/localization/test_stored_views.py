@@ -168,16 +168,14 @@ def test_a_flipped_bit_is_never_used(tmp_path: Path) -> None:
     with create_index(tmp_path / "index", ModelSpec(model="m", checksum="c", dimension=4)) as index:
         append_views(index.store, {"a": batch, "b": batch}, is_first=True)
         assert read_views(index.store, {"a", "c"}, (4,)).keys() == {"a"}
-        (path,) = (tmp_path / "index" / VIEWS / "data").iterdir()
-        raw, numbers = path.read_bytes(), set()
-        for place in range(0, len(raw), 5):
-            flip(path, place)
-            found = read_views(index.store, {"a", "b"}, (4,))
-            numbers.add(len(found))
-            assert all(np.array_equal(one.rows, batch.rows) for one in found.values())
-            assert all(np.array_equal(one.descriptors, batch.descriptors) for one in found.values())
+        assert read_views(index.store, {"a", "b"}, (4,)).keys() == {"a", "b"}
+        for path in [path for path in (tmp_path / "index" / VIEWS).rglob("*") if path.is_file()]:
+            raw = path.read_bytes()
+            for place in range(0, len(raw), 41):
+                flip(path, place)
+                assert read_views(index.store, {"a", "b"}, (4,)) == {}
             path.write_bytes(raw)
-    assert numbers == {0, 1, 2}
+        assert read_views(index.store, {"a", "b"}, (4,)).keys() == {"a", "b"}
 
 
 def test_a_short_calibration_stores_nothing(address: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """One small report, shared by all tests of a module."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,7 +8,14 @@ import pytest
 from cosplace.report.data import Report
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
+from tests.browsers import open_chromium
 from tests.report.report_samples import make_dataset, make_evaluation, make_report
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_chromium() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,8 @@ from cosplace.assessment.audit import audit_pairs, read_export
 from cosplace.assessment.run_files import QueryResults, read_query_results
 from cosplace.report.audit_page import write_audit_page
 from tests.assessment.comparison_samples import city_dataset, write_run
-from tests.browsers import open_chromium
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_chromium() as chromium:
-        yield chromium
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """axe-core finds no violations on any page, light or dark, on a phone or a desktop; no table has to be scrolled."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,11 @@ from cosplace.report.audit_page import write_audit_page
 from cosplace.report.calibration_page import calibration_page
 from cosplace.report.comparison_page import comparison_page
 from tests.assessment.comparison_samples import city_dataset, write_run
-from tests.browsers import axe_violations, open_chromium, scrolled_tables, table_parts
+from tests.browsers import axe_violations, scrolled_tables, table_parts
 from tests.report.calibration_samples import sample_calibration
 from tests.synthetic_dataset import write_dataset
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_chromium() as chromium:
-        yield chromium
 
 
 def write_comparison(path: Path) -> None:

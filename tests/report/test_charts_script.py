@@ -17,7 +17,6 @@ from cosplace.report.data import RecallRow, Report
 from cosplace.report.page import write_report
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
-from tests.browsers import open_chromium
 from tests.report.calibration_samples import sample_calibration
 from tests.report.report_samples import charts_of
 
@@ -44,12 +43,6 @@ SIZES = """[...document.querySelectorAll(".plot")].map((plot) => {
   const canvas = plot.querySelector("canvas");
   return [plot.clientWidth, canvas.clientWidth, canvas.clientHeight, canvas.width];
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_chromium() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Matching points in a real browser: a button draws them over two photos, and removes them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 
 from cosplace.report.data import Report
 from cosplace.report.page import write_report
-from tests.browsers import axe_violations, open_chromium
+from tests.browsers import axe_violations
 from tests.report.match_samples import HEIGHT, WIDTH, make_matched_dataset, make_matched_evaluation
 from tests.report.report_samples import data_of
 from tests.report.test_report_script import opened
@@ -24,12 +23,6 @@ ENDS = """() => {
       return [(left + width / 2 - box.left) / box.width * 1000, (top + height / 2 - box.top) / box.height * 1000];
     }));
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_chromium() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

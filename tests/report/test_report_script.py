@@ -19,18 +19,12 @@ from cosplace.report.data import RecallRow, Report
 from cosplace.report.page import write_report
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
-from tests.browsers import axe_violations, open_chromium, scrolled_tables, table_parts
+from tests.browsers import axe_violations, scrolled_tables, table_parts
 from tests.report.report_samples import OFFSETS
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_chromium() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

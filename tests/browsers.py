@@ -68,6 +68,22 @@ def open_firefox(log: Path) -> Iterator[Any]:
             gc.collect()
 
 
+@contextmanager
+def opened(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
+    """Open a page.  Afterwards: no error, no violation of its content security policy, no request but for the page."""
+    tab = browser.new_context(**({"viewport": {"width": 1200, "height": 800}} | context))
+    page = tab.new_page()
+    page.set_default_timeout(15_000)
+    errors, requests = [], []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: request.url.startswith(("data:", "blob:")) or requests.append(request.url))
+    page.goto(path.as_uri())
+    yield page
+    tab.close()
+    assert errors == [] and requests == [path.as_uri()]
+
+
 def scrolled_tables(page: Any) -> list[str]:
     """The names of the tables that are wider than the page."""
     return page.evaluate(SCROLLED_TABLES)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from cosplace.report.data import RecallRow, Report
 from cosplace.report.page import write_report
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
+from tests.browsers import opened
 from tests.report.calibration_samples import sample_calibration
 from tests.report.report_samples import charts_of
 
@@ -57,21 +56,6 @@ def path(
     rows = [*report.recall_rows, other]
     write_report(path, dataclasses.replace(report, measures=measures, recall_rows=rows))
     return path
-
-
-@contextmanager
-def opened(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
-    """Open the page.  Afterwards: no error, no violation of the content security policy, no request."""
-    tab = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | context))
-    page = tab.new_page()
-    errors, requests = [], []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: request.url.startswith(("data:", "blob:")) or requests.append(request.url))
-    page.goto(path.as_uri())
-    yield page
-    tab.close()
-    assert errors == [] and requests == [path.as_uri()]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

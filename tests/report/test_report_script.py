@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from cosplace.report.data import RecallRow, Report
 from cosplace.report.page import write_report
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation
-from tests.browsers import axe_violations, scrolled_tables, table_parts
+from tests.browsers import axe_violations, opened, scrolled_tables, table_parts
 from tests.report.report_samples import OFFSETS
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
@@ -55,22 +53,6 @@ def path(
         ),
     )
     return path
-
-
-@contextmanager
-def opened(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
-    """Open the page.  Afterwards: no error, and no request but for the page."""
-    tab = browser.new_context(**({"viewport": {"width": 1200, "height": 800}} | context))
-    page = tab.new_page()
-    page.set_default_timeout(15_000)
-    errors, requests = [], []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: request.url.startswith(("data:", "blob:")) or requests.append(request.url))
-    page.goto(path.as_uri())
-    yield page
-    tab.close()
-    assert errors == [] and requests == [path.as_uri()]
 
 
 def numbers(page: Any) -> list[str]:

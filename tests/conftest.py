@@ -1,6 +1,7 @@
 """Fixtures of all tests: optional reference data, and isolation from the user's caches."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,21 @@ def real_photos_folder() -> Path:
     return _optional_folder(SHARED / "data" / "sf-xs-slice", "real photos")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """The cache of fixtures of several tests."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "index_tables").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COSPLACE_HOME", str(home))
+        yield home
+
+
 @pytest.fixture(autouse=True)
-def _separate_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COSPLACE_HOME", str(tmp_path_factory.mktemp("home")))
+def _separate_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    (home / "index_tables").symlink_to(shared_cache / "index_tables")  # trying each index of a fixture takes long
+    monkeypatch.setenv("COSPLACE_HOME", str(home))
     monkeypatch.delenv("SF_XL_PROCESSED_FOLDER", raising=False)

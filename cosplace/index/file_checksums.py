@@ -33,9 +33,11 @@ TABLES = ("photos", "records")
 MAX_NAME_BYTES = 255
 FOOTER = struct.Struct("<QQQIIHH4s")  # starts of columns, their table and that of buffers; counts; version; magic
 FOOTER_MAGIC = b"LANC"
+BUFFER = struct.Struct("<QQ")  # position and bytes of a buffer, in their table
 END_BYTES = 1 << 16  # of a data file without a known footer
 SKIPPED_FOLDERS = ("_transactions",)  # of concurrent commits; readers never open them
 SEARCH_FOLDER, DATA_FOLDER, VERSIONS_FOLDER = "_indices", "data", "_versions"
+READ_FOLDERS = (DATA_FOLDER, "_deletions")  # photos and records
 MANIFEST_DIGITS = 20  # of names of versions that count down from 2^64 - 1; others are the version itself
 
 log = logging.getLogger(__name__)
@@ -124,9 +126,10 @@ def _end_of(path: Path) -> tuple[int, str]:
         start = max(0, size - END_BYTES)
         if len(footer) == FOOTER.size and footer.endswith(FOOTER_MAGIC):
             columns, _, buffers, num_buffers, *_ = FOOTER.unpack(footer)
-            file.seek(buffers)
-            positions = struct.iter_unpack("<QQ", file.read(16 * num_buffers))
-            start = min([columns, *(position for position, _ in positions)])
+            if buffers + BUFFER.size * num_buffers <= size:
+                file.seek(buffers)
+                table = file.read(BUFFER.size * num_buffers)
+                start = min([columns, *(position for position, _ in BUFFER.iter_unpack(table))])
     return start, file_checksum(path, start)
 
 
@@ -223,6 +226,12 @@ def newest_versions(address: str) -> dict[str, int]:
     return found
 
 
+def table_bytes(address: str) -> int:
+    """Bytes of the files that hold the photos and records of a local index."""
+    folders = [Path(address) / f"{table}.lance" / folder for table in TABLES for folder in READ_FOLDERS]
+    return sum(path.stat().st_size for folder in folders for path in folder.glob("*"))
+
+
 def version_files(address: str, versions: dict[str, int]) -> FileChecksums:
     """The files of a local index that describe some versions of its tables; a copy that was changed has other ones."""
     files = {}
@@ -305,6 +314,7 @@ class CheckedFiles:
         self.address, self.is_checked = address, check and is_local(address)
         self.versions: dict[str, int] = {}  # newest version of each table, as recorded
         self.names: list[str] = []  # of the files that have checksums and are not derived
+        self.trusted_key: str | None = None  # see `cosplace.index.tables`
         self._found_intact: set[str] = set()
 
     def record(self, versions: dict[str, int], *, again: bool = False) -> None:
@@ -357,6 +367,27 @@ class CheckedFiles:
             warn_not_used(self.address, name)
             return None
         return raw
+
+    def tables_key(self) -> str:
+        """A checksum of all that the newest versions of the tables are read from, in a folder.
+
+        Files that were not recorded count, too: by when they were changed, which nobody can choose.
+        """
+        known: dict[str, tuple[int, str]] = {}
+        with suppress(DamagedIndexError):  # then all files count as not recorded
+            checksums = read_checksums(self.address)
+            known = {} if checksums is None else checksums.files
+        key: dict[str, Any] = {name: checksum for name, (_, checksum) in known.items() if not is_derived(name)}
+        for table, version in newest_versions(self.address).items():
+            manifest = b"".join(path.read_bytes() for path in _manifests(self.address, table, version))
+            key[table] = content_checksum(manifest)
+            for folder in READ_FOLDERS:
+                for path in (Path(self.address) / f"{table}.lance" / folder).glob("*"):
+                    name = path.relative_to(self.address).as_posix()
+                    if name not in known and (folder != DATA_FOLDER or path.name.encode() in manifest):
+                        status = path.stat()
+                        key[name] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return _checksum_of(key)
 
     def search_key(self, version: int) -> str | None:
         """A checksum of the search index of one version of the photos; None without files, and for object storage.

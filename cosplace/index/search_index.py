@@ -1,32 +1,26 @@
 """The approximate search index inside the table of photos: build, read, search and drop it.
 
-A search index that this machine did not build is tried in a process of its own first: with some changed files, Lance
-ends the process.  Side effects: reads and writes the address of a store, remembers in `cache_folder("search_indexes")`
-which search indexes can be used, starts a process.
+A search index that this machine did not build is tried first, see `cosplace.index.trials`.  Side effects: reads and
+writes the address of a store.
 """
 
 import logging
-import os
 import shutil
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from cosplace.errors import StorageError
 from cosplace.index.file_checksums import FILE_NAME, SEARCH_FOLDER, is_local
 from cosplace.index.lance import translated_errors
 from cosplace.index.photo_table import WITH_DESCRIPTOR
 from cosplace.index.store import PHOTOS, Store
-from cosplace.storage import cache_folder, write_text
+from cosplace.index.trials import is_trusted, run_trial, trust
 
 VECTOR_INDEX = "descriptor_idx"
 CODE_BITS = {"4bit": 4, "binary": 1}  # per dimension of RaBitQ's codes
 MAX_UNINDEXED = 10_000  # photos that each search compares before the search index is brought up to date
-TRIAL = "cosplace.index.search_trial"  # the module that a process of its own runs
-TRIAL_S = 600
+TRIAL = "cosplace.index.search_trial"
+TRUSTED = "search_indexes"
 REFINE = {"4bit": 2, "binary": 10, "int8": 2}  # times k candidates are compared by their full descriptors
 
 log = logging.getLogger(__name__)
@@ -42,39 +36,19 @@ def check_search_index(store: Store) -> bool:
     key = store.files.search_key(store.version)
     if key is None:  # on object storage nothing can be checked
         return not (is_local(store.address) and has_vector_index(store))
-    if not _trusted(key).exists():
-        if not _try_search_index(store.address):
+    if not is_trusted(TRUSTED, key):
+        log.info("%s: trying its search index, which was not built on this machine", store.address)
+        if problem := run_trial(TRIAL, store.address):
+            log.info("%s: its search index cannot be used: %s", store.address, problem)
             return False
-        _trust(key)
+        trust(TRUSTED, key)
     return True
 
 
-def _trusted(key: str) -> Path:
-    """The file that says that the search index with this checksum can be used."""
-    return cache_folder("search_indexes") / key
-
-
-def _trust(key: str | None) -> None:
-    """Remember that a search index can be used."""
-    if key is not None:
-        with suppress(OSError, StorageError):  # then it is tried again
-            write_text(_trusted(key), "")
-
-
-def _try_search_index(address: str) -> bool:
-    """Whether another process can search the newest version of a local index."""
-    log.info("%s: trying its search index, which was not built on this machine", address)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", TRIAL, str(Path(address).absolute())],  # -P: no modules of this folder
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            timeout=TRIAL_S, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.info("%s: its search index could not be tried (%s)", address, error)
-        return False
-    return done.returncode == 0
+def _trust_built(store: Store) -> None:
+    """Remember that the search index, which has just been built, can be used."""
+    if (key := store.files.search_key(store.version)) is not None:
+        trust(TRUSTED, key)
 
 
 def build_vector_index(store: Store, num_partitions: int) -> None:
@@ -97,7 +71,7 @@ def build_vector_index(store: Store, num_partitions: int) -> None:
 def record_built(store: Store) -> None:
     """Record the checksums of the files of a search index that has just been built."""
     store.record_checksums()
-    _trust(store.files.search_key(store.version))
+    _trust_built(store)
 
 
 def optimize(store: Store, *, forget_older_s: float, is_only_writer: bool = False) -> None:
@@ -105,7 +79,7 @@ def optimize(store: Store, *, forget_older_s: float, is_only_writer: bool = Fals
     if has_vector_index(store) and not check_search_index(store):
         drop_vector_index(store)
     store.optimize(forget_older_s=forget_older_s, is_only_writer=is_only_writer)
-    _trust(store.files.search_key(store.version))
+    _trust_built(store)
 
 
 def drop_vector_index(store: Store) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from cosplace.index.approximate import read_approximate_index
 from cosplace.index.search_index import find_nearest, prewarm
 from cosplace.index.store import Store
+from cosplace.index.trials import watch_memory
 
 NUM_TRIED = 16
 NEIGHBORS = 10
@@ -19,6 +20,7 @@ SAME = 0.999  # of the similarity of a descriptor with itself; photos with equal
 
 def main(address: str) -> bool:
     """Whether the search index of a local index finds most of some of its photos."""
+    watch_memory()
     store = Store(address)
     index = read_approximate_index(store)
     if index is None:

@@ -11,6 +11,7 @@ Side effects: reads and writes that address.
 """
 
 import json
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -23,11 +24,13 @@ from cosplace.index.file_checksums import (
     FILE_NAME,
     TABLES,
     CheckedFiles,
+    check_kinds,
     damaged,
     find_changes,
     is_local,
     newest_versions,
     read_checksums,
+    table_bytes,
     version_files,
 )
 from cosplace.index.identity import SPEC, check_tables, replaced
@@ -35,9 +38,14 @@ from cosplace.index.lance import OutdatedError, checked_key, connect, record_tex
 from cosplace.index.photo_table import check_columns
 from cosplace.index.reader_copy import check_ids, find_reader_copy
 from cosplace.index.record_checks import parse_record
+from cosplace.index.trials import is_trusted, run_trial, trust
 
 PHOTOS, RECORDS = "photos", "records"
 CHECKED_FROM = "checked_from"  # the record of the first id whose photo has checksums
+TRIAL = "cosplace.index.table_trial"
+TRUSTED = "index_tables"
+
+log = logging.getLogger(__name__)
 
 
 def has_index(address: str) -> bool:
@@ -46,6 +54,33 @@ def has_index(address: str) -> bool:
         return False
     with translated_errors(address):
         return RECORDS in connect(address, is_first=True).list_tables().tables
+
+
+def try_tables(files: CheckedFiles, *, again: bool = False) -> None:
+    """Raise DamagedIndexError if a process that reads the tables of a local index may not survive that.
+
+    Tables that this machine wrote or tried are trusted, unless `again`.
+    """
+    if not is_local(files.address):
+        return
+    key = files.tables_key()
+    if key == files.trusted_key and not again:
+        return
+    if again or not is_trusted(TRUSTED, key):
+        check_kinds(files.address)
+        if not again:
+            log.info("%s: trying to read its tables, which were not written on this machine", files.address)
+        if problem := run_trial(TRIAL, files.address, table_bytes(files.address)):
+            raise damaged(files.address, f"its tables cannot be read, {problem}")
+    trust_tables(files, key)
+
+
+def trust_tables(files: CheckedFiles, key: str | None = None) -> None:
+    """Remember that the tables of a local index can be read.  key: of their files."""
+    if is_local(files.address):
+        key = files.tables_key() if key is None else key
+        trust(TRUSTED, key, files.trusted_key)
+        files.trusted_key = key
 
 
 class Tables:
@@ -98,6 +133,7 @@ class Tables:
         with translated_errors(self.address):
             if self.copy is not None:
                 self.check_place()  # before Lance, which creates the folder of an index that was moved away
+            try_tables(self.files)
             table = self.database.open_table(name)
             if name == PHOTOS:
                 check_columns(self.address, table.schema)
@@ -139,6 +175,7 @@ class Tables:
                 database.create_table(RECORDS, pa.table(rows), mode="create")
             except ValueError as error:
                 raise (exists if "already exists" in str(error) else error) from error
+        trust_tables(CheckedFiles(address))
         store = cls(address)
         store.record_checksums()
         return store
@@ -172,6 +209,7 @@ class Tables:
         """Record the checksums of new files, after each commit.  again: of all files."""
         with translated_errors(self.address):
             self.files.record(self.versions(), again=again)
+        trust_tables(self.files)
 
     def lacks_file_checksums(self) -> bool:
         """Whether the checksums of the files were deleted: a writer of this version records them."""
@@ -198,6 +236,7 @@ class Tables:
         self.check_place()
         self.files.check()
         self.copy = None
+        try_tables(self.files)
         with translated_errors(self.address):
             self.photos.checkout_latest()
             self.records.checkout_latest()

@@ -22,6 +22,7 @@ from cosplace.index.checksums import (
 )
 from cosplace.index.file_checksums import (
     FILE_NAME,
+    CheckedFiles,
     FileChecksums,
     changed_ends,
     damaged,
@@ -42,6 +43,7 @@ from cosplace.index.reader_copy import is_same, parse_reader_copy, remove_reader
 from cosplace.index.record_checks import RECORDS
 from cosplace.index.search_index import check_search_index, drop_vector_index, has_vector_index
 from cosplace.index.store import Store, has_index
+from cosplace.index.tables import try_tables
 from cosplace.index.view_table import has_views, remove_views
 from cosplace.index.writer_lock import lock_for_writing
 from cosplace.progress import Progress, no_progress
@@ -149,6 +151,8 @@ class _Tables:
             self.problems.append(text.removesuffix(f" Run `cosplace index verify {self.address}`.").rstrip("."))
 
     def _read(self, is_intact: bool) -> None:
+        if not is_intact:
+            try_tables(CheckedFiles(self.address, check=False), again=True)
         store = Store(self.address, check=False)
         current = {"photos": store.version, "records": store.records.version}
         versions = self.checksums.versions

@@ -2,7 +2,8 @@
 
     <address>/views.lance    one row per batch of photos: a key, rows in the index, descriptors, a checksum
 
-Lance does not survive all damage, so a folder also has checksums of its files (views.lance/checksums.json).
+Lance does not survive all damage, so a folder also has checksums of its files (views.lance/checksums.json), and only
+what this machine wrote is read.
 A calibration that was stopped continues with it, see `cosplace.localization.stored_views`.
 Legend: n photos, D dimension.  Side effects: reads and writes that table, as one that may write the index.
 """
@@ -21,9 +22,11 @@ from cosplace.index.disk import RECORD_BYTES, check_space
 from cosplace.index.file_checksums import FILE_NAME, content_checksum, file_checksum, is_local
 from cosplace.index.lance import connect, translated_errors
 from cosplace.index.store import Store
+from cosplace.index.trials import is_trusted, trust
 from cosplace.storage import write_text
 
 VIEWS = "views"
+TRUSTED = "index_views"
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,9 @@ def append_views(store: Store, batches: Mapping[str, EncodedBatch], *, is_first:
         else:
             store.database.open_table(VIEWS).add(new)
     if is_local(store.address):
-        write_text(_folder(store.address) / FILE_NAME, json.dumps(_file_checksums(store.address)))
+        former, new = _read_text(store.address), json.dumps(_file_checksums(store.address))
+        write_text(_folder(store.address) / FILE_NAME, new)
+        trust(TRUSTED, _key(new), None if former is None else _key(former))
 
 
 def _folder(address: str) -> Path:
@@ -96,13 +101,26 @@ def _file_checksums(address: str) -> dict[str, str]:
 
 
 def _is_intact(address: str) -> bool:
-    """Whether all files of the table are as they were written; also for object storage, which has no checksums."""
+    """Whether all files of the table are as this machine wrote them; object storage has no checksums to compare."""
     if not is_local(address):
         return True
+    text = _read_text(address)
     try:
-        return json.loads((_folder(address) / FILE_NAME).read_bytes()) == _file_checksums(address)
+        return text is not None and is_trusted(TRUSTED, _key(text)) and json.loads(text) == _file_checksums(address)
     except (OSError, ValueError):
         return False
+
+
+def _read_text(address: str) -> str | None:
+    """The recorded checksums of the files; None if they cannot be read."""
+    try:
+        return (_folder(address) / FILE_NAME).read_text("utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def _key(text: str) -> str:
+    return content_checksum(text.encode())
 
 
 def remove_views(store: Store) -> None:

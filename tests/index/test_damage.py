@@ -375,8 +375,8 @@ def test_a_search_index_is_tried_once_on_a_machine_that_did_not_build_it(
 ) -> None:
     caplog.set_level("INFO")
     tried: list[str] = []
-    try_search_index = search_index._try_search_index
-    monkeypatch.setattr(search_index, "_try_search_index", lambda path: tried.append(path) or try_search_index(path))
+    run_trial = search_index.run_trial
+    monkeypatch.setattr(search_index, "run_trial", lambda module, path: tried.append(path) or run_trial(module, path))
     address = tmp_path / "index"
     with write_index(address, exact_rows=100) as index:
         index.compact()

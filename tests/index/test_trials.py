@@ -1,0 +1,223 @@
+"""Tables of an index that no process should read, although their checksums are right, and how that is found out."""
+
+import os
+import shutil
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cosplace.cli import main
+from cosplace.errors import DamagedIndexError
+from cosplace.index import tables, trials
+from cosplace.index.file_checksums import CheckedFiles, newest_versions, record_checksums
+from cosplace.index.photo_index import create_index, open_index
+from cosplace.index.reader_copy import remove_reader_copies
+from cosplace.index.store import Store
+from cosplace.index.trials import is_trusted, run_trial, trust
+from cosplace.index.verification import verify_index
+from cosplace.index.view_table import EncodedBatch, append_views, read_views
+from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 290 photos."""
+    address = tmp_path_factory.mktemp("intact") / "index"
+    write_index(address).close()
+    return address
+
+
+@pytest.fixture
+def address(intact: Path, tmp_path: Path) -> Path:
+    """A copy of it, without the copy for readers, which would be read instead of the tables."""
+    copied = shutil.copytree(intact, tmp_path / "index")
+    remove_reader_copies(str(copied))
+    return copied
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The modules that are run in a process of their own."""
+    found: list[str] = []
+    monkeypatch.setattr(
+        tables, "run_trial", lambda module, *arguments: found.append(module) or run_trial(module, *arguments)
+    )
+    return found
+
+
+def record_again(address: Path) -> None:
+    record_checksums(str(address), newest_versions(str(address)), None)
+
+
+def one_file(address: Path, pattern: str) -> Path:
+    return sorted(address.glob(pattern))[0]
+
+
+def ask_for_all_memory(address: Path) -> None:
+    """Let the footer of a data file name a table of 2³¹ buffers."""
+    path = one_file(address, "photos.lance/data/*")
+    raw = bytearray(path.read_bytes())
+    raw[-13] ^= 0x80
+    path.write_bytes(raw)
+
+
+def ask_for_exabytes(address: Path) -> None:
+    """Let the list of removed photos have 2⁶¹ bytes."""
+    path = one_file(address, "photos.lance/_deletions/*.arrow")
+    raw = path.read_bytes()
+    place = raw.rindex(b"ARROW1") - 4
+    size = struct.unpack("<i", raw[place : place + 4])[0]
+    footer = bytearray(raw[place - size : place])
+    for at in range(0, len(footer) - 8, 4):  # lengths of blocks and of the schema's parts
+        if struct.unpack("<q", footer[at : at + 8])[0] in range(64, len(raw)):
+            footer[at : at + 8] = struct.pack("<q", 1 << 61)
+    path.write_bytes(raw[: place - size] + footer + raw[place:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [ask_for_all_memory, ask_for_exabytes])
+def test_tables_that_end_a_process_are_refused_in_one_line(
+    address: Path, change: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(address)
+    record_again(address)
+    with pytest.raises(DamagedIndexError, match="its tables cannot be read, a process that tried"):
+        open_index(address)
+    assert main(["index", "verify", str(address)]) == 2
+    output = capsys.readouterr()
+    assert "its tables cannot be read, a process that tried" in output.out + output.err
+    assert not verify_index(address).can_repair
+    with pytest.raises(DamagedIndexError, match="cannot be read"):
+        open_index(address, write=True)
+
+
+@pytest.mark.slow
+def test_verify_survives_a_changed_file_that_ends_a_process(address: Path) -> None:
+    ask_for_exabytes(address)  # the checksums are those of before
+    found = verify_index(address)
+    assert any("has changed" in problem for problem in found.problems) and not found.can_repair
+
+
+@pytest.mark.slow
+def test_tables_are_tried_once_on_a_machine_that_did_not_write_them(
+    address: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv("COSPLACE_HOME", str(tmp_path / "another machine"))
+    for _ in range(2):
+        with open_index(address) as index:
+            assert index.info()["count"] == 290
+    assert len(tried) == 1 and "which were not written on this machine" in caplog.text
+    with open_index(address, write=True) as index:
+        index.add(some_photos(range(400, 403)), unit_rows(3, 5))
+    with open_index(address) as index:
+        assert index.info()["count"] == 293
+    moved = shutil.copytree(address, tmp_path / "moved")
+    remove_reader_copies(str(moved))
+    with open_index(moved) as index:
+        assert index.info()["count"] == 293
+    assert len(tried) == 1
+    assert len(list((tmp_path / "another machine" / "index_tables").iterdir())) == 1  # not one for each commit
+
+
+def test_tables_that_this_machine_writes_are_not_tried(tmp_path: Path, tried: list[str]) -> None:
+    with create_index(tmp_path / "index", SPEC) as index:
+        index.add(some_photos(range(3)), unit_rows(3, 1))
+        reader = open_index(tmp_path / "index")
+        index.add(some_photos(range(3, 6)), unit_rows(3, 2))
+        index.remove([0])
+        index.compact()
+        reader.refresh()
+        assert reader.info()["count"] == 5
+    Store(str(tmp_path / "index")).scan(["thumbnail"])
+    assert not tried
+
+
+@pytest.mark.slow
+def test_a_file_that_was_not_recorded_is_tried_again_when_it_changes(address: Path, tried: list[str]) -> None:
+    (address / "checksums.json").unlink()
+    for _ in range(2):
+        open_index(address).close()
+    assert len(tried) == 1
+    path = one_file(address, "photos.lance/data/*")
+    raw, status = path.read_bytes(), path.stat()
+    path.write_bytes(raw)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    open_index(address).close()
+    assert len(tried) == 2
+
+
+def test_files_of_a_writer_at_work_do_not_count(address: Path) -> None:
+    before = CheckedFiles(str(address)).tables_key()
+    (address / "photos.lance" / "data" / "0123456789.lance").write_bytes(b"half")
+    assert CheckedFiles(str(address)).tables_key() == before
+    (address / "photos.lance" / "_deletions" / "0-9-1.arrow").write_bytes(b"half")
+    assert CheckedFiles(str(address)).tables_key() != before
+
+
+@pytest.mark.slow
+def test_damage_that_ends_no_process_is_reported_as_before(address: Path) -> None:
+    path = one_file(address, "photos.lance/data/*")
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 0xFF
+    path.write_bytes(raw)
+    record_again(address)
+    found = verify_index(address)
+    assert found.problems and "a process" not in found.problems[0]
+
+
+def write_module(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    (folder / "a_trial.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    return "a_trial"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("import sys; assert sys.argv[1].startswith('/')", None),
+        ("raise SystemExit(7)", "a process that tried ended with 7"),
+        (f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})", "a process that tried was ended by signal 9"),
+        ("import time; time.sleep(60)", "a process that tried took more than 1 s"),
+        (
+            "import time; from cosplace.index import trials as t; t.MAX_BYTES = 0; t.watch_memory(); time.sleep(60)",
+            "a process that tried took more than 8.0 GB of memory",
+        ),
+    ],
+)
+def test_what_happens_to_a_process_that_tries_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, problem: str | None
+) -> None:
+    monkeypatch.setattr(trials, "TRIAL_S", 1 if "took more than 1 s" in str(problem) else 60)
+    assert run_trial(write_module(tmp_path, text, monkeypatch), "index") == problem
+
+
+def test_a_process_that_cannot_be_started_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    assert run_trial("a_trial", "index") == "no process could be started to try (No such file or directory)"
+
+
+def test_what_is_trusted_replaces_its_former_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSPLACE_HOME", str(tmp_path))
+    trust("parts", "first")
+    trust("parts", "second", "first")
+    assert is_trusted("parts", "second") and not is_trusted("parts", "first")
+    monkeypatch.setenv("COSPLACE_HOME", str(tmp_path / "parts" / "second"))  # a file, so nothing can be remembered
+    trust("parts", "third")
+    assert not is_trusted("parts", "third")
+
+
+def test_views_of_another_machine_are_not_read(address: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(address))
+    batch = EncodedBatch(rows=np.arange(2), descriptors=unit_rows(2, 3))
+    append_views(store, {"key": batch}, is_first=True)
+    assert list(read_views(store, ["key"], (16,))) == ["key"]
+    home = shutil.copytree(Path(os.environ["COSPLACE_HOME"]), tmp_path / "another machine")
+    shutil.rmtree(home / "index_views")
+    monkeypatch.setenv("COSPLACE_HOME", str(home))
+    assert read_views(store, ["key"], (16,)) == {}

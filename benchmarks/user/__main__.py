@@ -292,7 +292,7 @@ def _run(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, list[str]]
         weights = arguments.weights
         if weights is None:
             weights = folder / "weights.pth"
-            write_weights(weights)
+            write_weights(weights, photos.database, image_size)
         task = Task(
             photos=photos,
             weights=weights.absolute(),

@@ -8,19 +8,25 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks.photos import QUALITY, SIDE, generate_photo
+from benchmarks.plain_network import MEAN, STD
 from cosplace.errors import DatasetError
 from cosplace.photos.scanning import scan_images
+
+if TYPE_CHECKING:
+    import torch
 
 VIEWS_PER_PLACE = 10  # one of them is a query
 MARGIN = 64  # pixels by which a view is smaller than its place
 AWAY_M = 10_000.0  # mirrored photos show other places, this far to the east
 EAST_M, NORTH_M = 500_000.0, 4_180_000.0  # of the first generated place
 DIMENSION = 512
+NUM_CENTERED = 32  # photos whose mean descriptor becomes zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +98,32 @@ def _jpeg(photo: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def write_weights(file: Path) -> None:
-    """Write random weights of a ResNet-18 in the layout of the released ones, the same each time."""
+def write_weights(file: Path, photos: Path | None = None, image_size: int = SIDE) -> None:
+    """Write random weights of a ResNet-18 in the layout of the released ones, the same each time.
+
+    photos: folder; the mean descriptor of some of its photos becomes zero.  Without that, all descriptors of a random
+    network are nearly equal, and rounding decides which is the nearest.
+    """
     import torch
 
     from cosplace.models.network import GeoLocalizationNet
 
-    network = GeoLocalizationNet("ResNet18", DIMENSION, generator=torch.Generator().manual_seed(0))
+    network = GeoLocalizationNet("ResNet18", DIMENSION, generator=torch.Generator().manual_seed(0)).eval()
+    if photos is not None:
+        linear = next(layer for layer in network.aggregation if isinstance(layer, torch.nn.Linear))
+        outputs: list[torch.Tensor] = []
+        linear.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
+        with torch.inference_mode():
+            for path in sorted(photos.iterdir())[:NUM_CENTERED]:
+                network(_normalized(path, image_size))
+        linear.bias.data -= torch.cat(outputs).mean(0).clone()
     torch.save(network.state_dict(), file)
+
+
+def _normalized(path: Path, image_size: int) -> "torch.Tensor":
+    """The input of a network for a photo, (1, 3, H, W)."""
+    import torchvision.transforms.functional as F
+
+    with Image.open(path) as photo:
+        pixels = F.to_tensor(F.resize(photo.convert("RGB"), [image_size]))
+    return F.normalize(pixels, MEAN, STD)[None]

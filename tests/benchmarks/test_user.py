@@ -35,7 +35,7 @@ def test_the_scripts_have_the_recalls_and_descriptors_of_cosplace(tmp_path: Path
     pytest.importorskip("sklearn")
     photos = write_test_set(tmp_path / "photos", 30, None, side=64)
     weights, out = tmp_path / "weights.pth", tmp_path / "out"
-    write_weights(weights)
+    write_weights(weights, photos.database, 48)
     options = {"image_size": 48, "num_workers": 0, "recall_values": KS, "descriptors_folder": tmp_path / "ours"}
     ours = evaluate(open_model(weights), open_retrieval_dataset(photos.database.parent), **options)
     out.mkdir()
@@ -177,3 +177,19 @@ def test_the_whole_comparison(tmp_path: Path, capsys: pytest.CaptureFixture, mon
     assert main(["--size", "40", "--quick", "--turns", "1", "--json", str(tmp_path / "figures.json")]) == 0
     sides = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert {"plain script", "cosplace eval --no_report", "cosplace eval"} <= set(sides)
+
+
+def test_descriptors_of_random_weights_differ(tmp_path: Path) -> None:
+    """Otherwise the rounding of 16-bit numbers decides which is the nearest."""
+    photos = write_test_set(tmp_path / "photos", 30, None, side=64)
+    lowest = []
+    for folder in (None, photos.database):
+        write_weights(tmp_path / "weights.pth", folder, 48)
+        evaluate(
+            open_model(tmp_path / "weights.pth"), open_retrieval_dataset(photos.database.parent),
+            image_size=48, num_workers=0, descriptors_folder=tmp_path / str(folder is None),
+        )  # fmt: skip
+        shards = read_shards(tmp_path / str(folder is None) / "database")[0]
+        descriptors = shards[: len(shards)].astype(np.float64)
+        lowest.append((descriptors @ descriptors.T).min())
+    assert lowest[0] > 0.9 and lowest[1] < 0

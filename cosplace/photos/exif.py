@@ -35,7 +35,7 @@ DATE_PATTERN = re.compile(
     re.IGNORECASE,
 )
 OFFSET_PATTERN = re.compile(r"([+-])(\d\d?)(?::?(\d\d)(?::00)?)?")
-NUMBER_PATTERN = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
+NUMBER_PATTERN = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
 XMP_DATES = (f"{{{EXIF_NAMESPACE}}}DateTimeOriginal", f"{{{EXIF_NAMESPACE}}}DateTimeDigitized",
              f"{{{PHOTOSHOP_NAMESPACE}}}DateCreated", f"{{{XMP_NAMESPACE}}}CreateDate")  # fmt: skip
 MAX_OFFSET_HOURS = 15

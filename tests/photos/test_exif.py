@@ -89,6 +89,7 @@ READ = {
     "doubles": {2: Tag(DOUBLE, [33.0, 51.0, 24.48])},
     "float": {2: Tag(FLOAT, [33.8568])},
     "text": {2: ascii_tag("33 51 24.48")},
+    "text without a digit before the point": {2: ascii_tag("33. 51.4 .48")},
     "reference of bytes": {1: Tag(BYTE, b"S\0")},
     "reference of one byte": {1: Tag(BYTE, b"S"), 3: Tag(BYTE, b"E")},
     "undefined reference": {1: Tag(UNDEFINED, b"S\0")},

@@ -14,9 +14,7 @@ import hashlib
 import json
 import logging
 import os
-import stat
 import struct
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,13 +29,13 @@ FILE_NAME = "checksums.json"
 FORMAT = 1
 TABLES = ("photos", "records")
 MAX_NAME_BYTES = 255
+MAX_RECORD_BYTES = 1 << 28  # of the checksums: more than a million files
 FOOTER = struct.Struct("<QQQIIHH4s")  # starts of columns, their table and that of buffers; counts; version; magic
 FOOTER_MAGIC = b"LANC"
 BUFFER = struct.Struct("<QQ")  # position and bytes of a buffer, in their table
 END_BYTES = 1 << 16  # of a data file without a known footer
 SKIPPED_FOLDERS = ("_transactions",)  # of concurrent commits; readers never open them
 SEARCH_FOLDER, DATA_FOLDER, VERSIONS_FOLDER = "_indices", "data", "_versions"
-READ_FOLDERS = (DATA_FOLDER, "_deletions")  # photos and records
 MANIFEST_DIGITS = 20  # of names of versions that count down from 2^64 - 1; others are the version itself
 
 log = logging.getLogger(__name__)
@@ -63,9 +61,13 @@ def read_checksums(address: str) -> FileChecksums | None:
     try:
         if path.exists() and not path.is_file():  # a pipe never ends
             raise ValueError("no regular file")
-        record = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            text = file.read(MAX_RECORD_BYTES + 1)
+        if len(text) > MAX_RECORD_BYTES:
+            raise ValueError("size")
+        record = json.loads(text)
         content = record["content"]
-        if record["checksum"] != _checksum_of(content) or content["format"] != FORMAT:
+        if record["checksum"] != checksum_of(content) or content["format"] != FORMAT:
             raise ValueError("checksum")
         files, ends = (
             {_inside(name): (int(number), str(checksum)) for name, (number, checksum) in content.get(kind, {}).items()}
@@ -113,7 +115,7 @@ def record_checksums(address: str, versions: dict[str, int], former: FileChecksu
     if copy.is_file():  # unlike the files of Lance, it may be written again
         files[copy.name] = copy.stat().st_size, file_checksum(copy)
     content = {"format": FORMAT, "versions": versions, "files": files, "ends": ends}
-    write_text(Path(address) / FILE_NAME, json.dumps({"checksum": _checksum_of(content), "content": content}))
+    write_text(Path(address) / FILE_NAME, json.dumps({"checksum": checksum_of(content), "content": content}))
     return FileChecksums(versions=versions, files=files, ends=ends)
 
 
@@ -226,52 +228,25 @@ def newest_versions(address: str) -> dict[str, int]:
     return found
 
 
-def table_bytes(address: str) -> int:
-    """Bytes of the files that hold the photos and records of a local index."""
-    folders = [Path(address) / f"{table}.lance" / folder for table in TABLES for folder in READ_FOLDERS]
-    return sum(path.stat().st_size for folder in folders for path in folder.glob("*"))
-
-
 def version_files(address: str, versions: dict[str, int]) -> FileChecksums:
     """The files of a local index that describe some versions of its tables; a copy that was changed has other ones."""
     files = {}
     for table, version in versions.items() if is_local(address) else ():
-        for path in _manifests(address, table, version):
+        for path in manifests(address, table, version):
             with suppress(FileNotFoundError):  # a writer has just removed that version
                 files[path.relative_to(address).as_posix()] = path.stat().st_size, file_checksum(path)
     return FileChecksums(versions=versions, files=files)
 
 
-def _manifests(address: str, table: str, version: int) -> list[Path]:
+def manifests(address: str, table: str, version: int) -> list[Path]:
     """The manifest of a version, which has one of two names; none if a writer has removed that version."""
     folder = Path(address) / f"{table}.lance" / VERSIONS_FOLDER
     return [path for name in _manifest_names(version) if (path := folder / name).is_file()]
 
 
-def _is_named(folder: str, manifest: bytes) -> bool:
-    """Whether a manifest names a folder of the search index: by the 16 bytes of its UUID."""
-    try:
-        return uuid.UUID(folder).bytes in manifest
-    except ValueError:
-        return True
-
-
 def _manifest_names(version: int) -> tuple[str, str]:
     """Both names that Lance uses."""
     return f"{version}.manifest", f"{2**64 - 1 - version:0{MANIFEST_DIGITS}}.manifest"
-
-
-def check_kinds(address: str) -> None:
-    """Raise DamagedIndexError if a table of a local index has a pipe, a socket or a device; they may never end."""
-    for table in TABLES:
-        for folder, _, names in os.walk(Path(address) / f"{table}.lance"):
-            for path in (Path(folder) / name for name in names):
-                try:
-                    is_regular = stat.S_ISREG(path.stat().st_mode)
-                except FileNotFoundError:  # a writer has just removed it
-                    continue
-                if not is_regular:
-                    raise damaged(address, f"{path.relative_to(address).as_posix()} is not a regular file")
 
 
 def damaged(address: str, problem: str) -> DamagedIndexError:
@@ -289,7 +264,8 @@ def warn_not_used(address: str, name: str) -> None:
     log.warning("%s/%s is damaged and not used. Run `cosplace index compact %s`.", address, name, address)
 
 
-def _checksum_of(content: dict[str, Any]) -> str:
+def checksum_of(content: dict[str, Any]) -> str:
+    """Checksum of JSON."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -301,125 +277,3 @@ def _files(address: Path, versions: dict[str, int]) -> Iterable[Path]:
             kind = path.relative_to(folder).parts[0]
             if path.is_file() and kind not in SKIPPED_FOLDERS and (kind != VERSIONS_FOLDER or path.name in manifests):
                 yield path
-
-
-class CheckedFiles:
-    """The files of one index, compared with their checksums; each file only once, because it never changes.
-
-    Files on object storage have no checksums, so there is nothing to compare.
-    """
-
-    def __init__(self, address: str, *, check: bool = True) -> None:
-        """check: compare files; without it, they are only recorded."""
-        self.address, self.is_checked = address, check and is_local(address)
-        self.versions: dict[str, int] = {}  # newest version of each table, as recorded
-        self.names: list[str] = []  # of the files that have checksums and are not derived
-        self.trusted_key: str | None = None  # see `cosplace.index.tables`
-        self._found_intact: set[str] = set()
-
-    def record(self, versions: dict[str, int], *, again: bool = False) -> None:
-        """Record the checksums of new files; the writer calls this after each commit.  again: of all files."""
-        if is_local(self.address):
-            former = None if again else read_checksums(self.address)
-            record_checksums(self.address, versions, former)
-
-    def check(self) -> None:
-        """Compare files with their checksums before Lance reads them.  Raises DamagedIndexError."""
-        if is_local(self.address):
-            check_kinds(self.address)
-        checksums = read_checksums(self.address) if self.is_checked else None
-        self.versions = {} if checksums is None else checksums.versions
-        self.names = [] if checksums is None else [name for name in checksums.files if not is_derived(name)]
-        if checksums is None:
-            return
-        new = [name for name in self.names if name not in self._found_intact]
-        large = [name for name in new if is_of_photos(name)]
-        small = [name for name in new if not is_of_photos(name)]
-        changed = find_changes(self.address, checksums, large, only_sizes=True)
-        changed += changed_ends(self.address, checksums, large)
-        changed += find_changes(self.address, checksums, small)
-        if changed:
-            raise damaged(self.address, f"{changed[0]} has changed")
-        self._found_intact |= set(new)
-
-    def missing(self) -> list[str]:
-        """The files of the tables that were recorded and do not exist; a writer may have just removed them."""
-        return [name for name in self.names if not (Path(self.address) / name).is_file()]
-
-    def check_versions(self, versions: dict[str, int]) -> None:
-        """Raise DamagedIndexError if the newest version of a table is older than the one that was recorded."""
-        for table, version in self.versions.items():
-            if versions[table] < version:
-                raise damaged(self.address, f"the newest version of {table}.lance is missing")
-
-    def read_intact(self, name: str) -> bytes | None:
-        """The content of a derived file; None if it or another file is missing, or if it has changed."""
-        checksums = read_checksums(self.address) if self.is_checked else None
-        if checksums is None or name not in checksums.files:
-            return None
-        if not all((Path(self.address) / other).is_file() for other in checksums.files):
-            return None  # a writer is at work, or the index is damaged
-        try:
-            raw = (Path(self.address) / name).read_bytes()
-        except OSError:  # a writer has removed it
-            return None
-        if (len(raw), content_checksum(raw)) != checksums.files[name]:
-            warn_not_used(self.address, name)
-            return None
-        return raw
-
-    def tables_key(self) -> str:
-        """A checksum of all that the newest versions of the tables are read from, in a folder.
-
-        Files that were not recorded count, too: by when they were changed, which nobody can choose.
-        """
-        known: dict[str, tuple[int, str]] = {}
-        with suppress(DamagedIndexError):  # then all files count as not recorded
-            checksums = read_checksums(self.address)
-            known = {} if checksums is None else checksums.files
-        key: dict[str, Any] = {name: checksum for name, (_, checksum) in known.items() if not is_derived(name)}
-        for table, version in newest_versions(self.address).items():
-            manifest = b"".join(path.read_bytes() for path in _manifests(self.address, table, version))
-            key[table] = content_checksum(manifest)
-            for folder in READ_FOLDERS:
-                for path in (Path(self.address) / f"{table}.lance" / folder).glob("*"):
-                    name = path.relative_to(self.address).as_posix()
-                    if name not in known and (folder != DATA_FOLDER or path.name.encode() in manifest):
-                        status = path.stat()
-                        key[name] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        return _checksum_of(key)
-
-    def search_key(self, version: int) -> str | None:
-        """A checksum of the search index of one version of the photos; None without files, and for object storage.
-
-        Files that were not recorded count, too.
-        """
-        checksums = read_checksums(self.address) if self.is_checked else None
-        if checksums is None:
-            return None
-        folder = Path(self.address) / f"{TABLES[0]}.lance" / SEARCH_FOLDER
-        contents = b"".join(path.read_bytes() for path in _manifests(self.address, TABLES[0], version))
-        files = {}
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and _is_named(path.relative_to(folder).parts[0], contents):
-                name = path.relative_to(self.address).as_posix()
-                files[name] = checksums.files[name][1] if name in checksums.files else file_checksum(path)
-        return _checksum_of(files) if files else None
-
-    def is_search_intact(self, version: int) -> bool:
-        """Whether the files of the search index are as they were written; they are derived from the photos.
-
-        version: that of the photos that are read.
-        """
-        checksums = read_checksums(self.address) if self.is_checked else None
-        if checksums is None:
-            return True
-        names = [name for name in checksums.files if is_of_search(name)]
-        is_newest = checksums.versions.get("photos") == version
-        if is_newest and not all((Path(self.address) / name).is_file() for name in names):
-            return False
-        new = [name for name in names if name not in self._found_intact]
-        if find_changes(self.address, checksums, new):
-            return False
-        self._found_intact |= set(new)
-        return True

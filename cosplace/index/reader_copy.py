@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from cosplace.errors import DamagedIndexError
+from cosplace.index.checked_files import CheckedFiles
 from cosplace.index.checksums import NUMBER_COLUMNS, numbers_checks
 from cosplace.index.file_checksums import (
     TABLES,
-    CheckedFiles,
     newest_versions,
     reader_copy_name,
     warn_not_used,

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from cosplace.index.approximate import read_approximate_index
-from cosplace.index.search_index import find_nearest, prewarm
+from cosplace.index.search_index import find_nearest, has_vector_index, prewarm
 from cosplace.index.store import Store
 from cosplace.index.trials import watch_memory
 
@@ -23,8 +23,8 @@ def main(address: str) -> bool:
     watch_memory()
     store = Store(address)
     index = read_approximate_index(store)
-    if index is None:
-        return True
+    if index is None:  # nobody knows how to search it
+        return not has_vector_index(store)
     prewarm(store)
     ids = store.columns().ids
     tried = ids[np.unique(np.linspace(0, len(ids) - 1, NUM_TRIED).astype(np.int64))]

@@ -11,23 +11,30 @@ from typing import Any
 
 from cosplace.index.file_checksums import TABLES
 from cosplace.index.lance import connect
-from cosplace.index.trials import watch_memory
+from cosplace.index.trials import FOREIGN_INDEX, watch_memory
 
 ROWS = 1024  # in a batch
+INDEXED = {"photos": ["descriptor"], "records": None}  # columns with a search index
 NUM_TAKEN = 16  # rows that are read one by one
 
 
-def main(address: str) -> None:
-    """Read everything, one column at a time, in batches; after an error, the rows behind it, too."""
+def main(address: str) -> int:
+    """Read everything, one column at a time, in batches; after an error, the rows behind it, too.
+
+    Returns the exit status.
+    """
     watch_memory()
     database = connect(address)
     for name in TABLES:
         with _without_errors([]):
             table = database.open_table(name)
+            if any(index.columns != INDEXED[name] for index in table.list_indices()):
+                return FOREIGN_INDEX  # it would be read by any condition on its column
             for column in table.schema.names:
                 _read(table, column)
             rows = table.search().select([]).with_row_id(True).to_arrow()["_rowid"].to_pylist()
             table.take_row_ids(rows[:: max(1, len(rows) // NUM_TAKEN)]).to_arrow()
+    return 0
 
 
 def _read(table: Any, column: str) -> None:
@@ -51,4 +58,4 @@ def _without_errors(found: list[BaseException]) -> Generator[None]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))

@@ -19,18 +19,16 @@ from typing import Any, Self
 import numpy as np
 
 from cosplace.errors import MissingIndexError, PhotoIndexError
+from cosplace.index.checked_files import CheckedFiles, check_kinds, table_bytes
 from cosplace.index.disk import RECORD_BYTES, check_space
 from cosplace.index.file_checksums import (
     FILE_NAME,
     TABLES,
-    CheckedFiles,
-    check_kinds,
     damaged,
     find_changes,
     is_local,
     newest_versions,
     read_checksums,
-    table_bytes,
     version_files,
 )
 from cosplace.index.identity import SPEC, check_tables, replaced

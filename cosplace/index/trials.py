@@ -20,7 +20,7 @@ from cosplace.storage import cache_folder, write_text
 TRIAL_S = 600
 SLOWEST_BYTES_PER_S = 20_000_000  # of a disk, for the time that a trial may take
 MAX_BYTES = 8 << 30  # of memory that a trial may use; some hundred MB are needed
-TOO_LARGE = 4  # its exit status then
+TOO_LARGE, FOREIGN_INDEX = 4, 5  # exit status: of more memory, and of a search index that no writer makes
 WATCH_S = 0.02
 
 
@@ -56,6 +56,8 @@ def run_trial(module: str, address: str, num_bytes: int = 0) -> str | None:
         return f"no process could be started to try ({error.strerror or error})"
     if done.returncode == TOO_LARGE:
         return f"a process that tried took more than {format_bytes(MAX_BYTES)} of memory"
+    if done.returncode == FOREIGN_INDEX:
+        return "they have a search index that cosplace does not make"
     if done.returncode < 0:
         return f"a process that tried was ended by signal {-done.returncode}"
     return f"a process that tried ended with {done.returncode}" if done.returncode else None

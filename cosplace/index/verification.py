@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cosplace.errors import CosPlaceError, DamagedIndexError
+from cosplace.index.checked_files import CheckedFiles, check_kinds
 from cosplace.index.checksums import (
     NUMBER_COLUMNS,
     PARTS,
@@ -22,7 +23,6 @@ from cosplace.index.checksums import (
 )
 from cosplace.index.file_checksums import (
     FILE_NAME,
-    CheckedFiles,
     FileChecksums,
     changed_ends,
     damaged,
@@ -75,6 +75,10 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
     problems: list[str] = []
     checksums = FileChecksums()
     if is_local(address):
+        try:
+            check_kinds(address)
+        except DamagedIndexError as error:  # then nothing should be read
+            return _unreadable(_problem_in(error, address))
         try:
             checksums = read_checksums(address) or checksums
         except DamagedIndexError:
@@ -145,10 +149,7 @@ class _Tables:
                 log.debug("%s cannot be read", self.address, exc_info=error)
                 problem = f"the photos cannot be read ({_first_line(error)})"
                 error = damaged(self.address, "a file cannot be decoded" if is_panic(error) else problem)
-            text = str(error)
-            for start in ("damaged", "not complete"):
-                text = text.removeprefix(f"{self.address} is {start}: ")
-            self.problems.append(text.removesuffix(f" Run `cosplace index verify {self.address}`.").rstrip("."))
+            self.problems.append(_problem_in(error, self.address))
 
     def _read(self, is_intact: bool) -> None:
         if not is_intact:
@@ -206,6 +207,26 @@ def repair_index(address: str | Path, found: Verification, progress: Progress = 
         lock.release()
     with open_index(address, write=True) as index:
         index.update_search(progress)
+
+
+def _unreadable(problem: str) -> Verification:
+    return Verification(
+        num_photos=0,
+        num_unchecked=0,
+        num_files=0,
+        problems=(problem,),
+        notes=(),
+        damaged_ids=(),
+        can_repair=False,
+    )
+
+
+def _problem_in(error: BaseException, address: str) -> str:
+    """What an error says about an index, without its address and without the advice to verify it."""
+    text = str(error)
+    for start in ("damaged", "not complete"):
+        text = text.removeprefix(f"{address} is {start}: ")
+    return text.removesuffix(f" Run `cosplace index verify {address}`.").rstrip(".")
 
 
 def _read_records(store: Store) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cosplace.errors import DamagedIndexError, PhotoIndexError, ReplacedIndexError
-from cosplace.index import file_checksums
-from cosplace.index.file_checksums import check_kinds
+from cosplace.index import checked_files
+from cosplace.index.checked_files import check_kinds
 from cosplace.index.lance import OutdatedError
 from cosplace.index.photo_index import PhotoIndex, open_index
 from tests.index.index_samples import unit_rows, write_index
@@ -68,7 +68,7 @@ def test_a_commit_during_a_check_is_no_damage(
             with open_index(address, write=True) as writer:
                 writer.write_record("note", {"text": "new"})
 
-    monkeypatch.setattr(file_checksums, "check_kinds", check_and_write)
+    monkeypatch.setattr(checked_files, "check_kinds", check_and_write)
     read(reader)
     assert not left
     reader.refresh()

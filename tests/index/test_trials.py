@@ -13,8 +13,9 @@ import pytest
 
 from cosplace.cli import main
 from cosplace.errors import DamagedIndexError
-from cosplace.index import tables, trials
-from cosplace.index.file_checksums import CheckedFiles, newest_versions, record_checksums
+from cosplace.index import checked_files, tables, trials
+from cosplace.index.checked_files import CheckedFiles, check_kinds
+from cosplace.index.file_checksums import newest_versions, record_checksums
 from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.store import Store
@@ -22,6 +23,7 @@ from cosplace.index.trials import is_trusted, run_trial, trust
 from cosplace.index.verification import verify_index
 from cosplace.index.view_table import EncodedBatch, append_views, read_views
 from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
+from tests.unusual_input.samples import within
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +119,10 @@ def test_tables_are_tried_once_on_a_machine_that_did_not_write_them(
         index.add(some_photos(range(400, 403)), unit_rows(3, 5))
     with open_index(address) as index:
         assert index.info()["count"] == 293
-    moved = shutil.copytree(address, tmp_path / "moved")
-    remove_reader_copies(str(moved))
-    with open_index(moved) as index:
+    address.rename(tmp_path / "moved")
+    with open_index(tmp_path / "moved") as index:
+        remove_reader_copies(index.address)
+    with open_index(tmp_path / "moved") as index:
         assert index.info()["count"] == 293
     assert len(tried) == 1
     assert len(list((tmp_path / "another machine" / "index_tables").iterdir())) == 1  # not one for each commit
@@ -139,8 +142,10 @@ def test_tables_that_this_machine_writes_are_not_tried(tmp_path: Path, tried: li
 
 
 @pytest.mark.slow
-def test_a_file_that_was_not_recorded_is_tried_again_when_it_changes(address: Path, tried: list[str]) -> None:
-    (address / "checksums.json").unlink()
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_tables_are_tried_again_when_a_file_changes(address: Path, tried: list[str], has_checksums: bool) -> None:
+    if not has_checksums:
+        (address / "checksums.json").unlink()
     for _ in range(2):
         open_index(address).close()
     assert len(tried) == 1
@@ -169,6 +174,64 @@ def test_damage_that_ends_no_process_is_reported_as_before(address: Path) -> Non
     record_again(address)
     found = verify_index(address)
     assert found.problems and "a process" not in found.problems[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "column"), [("records", "key"), ("photos", "id")])
+def test_a_search_index_that_no_writer_makes_is_refused(address: Path, table: str, column: str) -> None:
+    import lancedb
+
+    lancedb.connect(address).open_table(table).create_index(column, config=lancedb.index.Bitmap())
+    record_again(address)
+    with pytest.raises(DamagedIndexError, match="they have a search index that cosplace does not make"):
+        open_index(address)
+
+
+@pytest.mark.slow
+def test_a_search_index_that_nothing_describes_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = tmp_path / "index"
+    with write_index(address, exact_rows=100) as index:
+        index._store.records.delete("key = 'search'")
+        index._store.record_checksums()
+    for path in address.glob("photos.lance/_indices/*/*.idx"):
+        path.write_bytes(path.read_bytes()[:16] + bytes(path.stat().st_size - 32) + path.read_bytes()[-16:])
+    record_again(address)
+    monkeypatch.setenv("COSPLACE_HOME", str(tmp_path / "another machine"))
+    assert verify_index(address).problems
+    with open_index(address, write=True) as index:
+        index.compact()
+    assert not verify_index(address).problems
+
+
+def make_hole(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs files with holes")
+@pytest.mark.parametrize("pattern", ["photos.lance/data/*", "records.lance/data/*", "photos.lance/_versions/*"])
+def test_large_files_with_holes_are_refused_before_they_are_read(address: Path, pattern: str) -> None:
+    make_hole(one_file(address, pattern), 1 << 42)
+    for _ in range(2):
+        with within(20), pytest.raises(DamagedIndexError, match=r"has 4096\.0 GB, mostly holes"):
+            open_index(address)
+        with within(20):
+            found = verify_index(address)
+        assert "mostly holes" in found.problems[0] and not found.can_repair
+        (address / "checksums.json").unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs files with holes")
+def test_too_large_checksums_are_damage(address: Path) -> None:
+    make_hole(address / "checksums.json", 1 << 42)
+    with within(20), pytest.raises(DamagedIndexError, match=r"checksums\.json cannot be read"):
+        open_index(address)
+
+
+def test_too_many_versions_and_records_are_refused(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checked_files, "MAX_SMALL_BYTES", 3_000)
+    with pytest.raises(DamagedIndexError, match="its versions and records have 1 MB, more than any index"):
+        check_kinds(str(address))
 
 
 def write_module(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:

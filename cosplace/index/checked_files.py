@@ -1,0 +1,198 @@
+"""The files of one index while it is open: what kinds they are, how large, and whether they are as they were written.
+
+Side effects: reads the files of the index; a writer records their checksums.
+"""
+
+import os
+import stat
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cosplace.index.file_checksums import (
+    DATA_FOLDER,
+    SEARCH_FOLDER,
+    TABLES,
+    changed_ends,
+    checksum_of,
+    content_checksum,
+    damaged,
+    file_checksum,
+    find_changes,
+    is_derived,
+    is_local,
+    is_of_photos,
+    is_of_search,
+    manifests,
+    newest_versions,
+    read_checksums,
+    record_checksums,
+    warn_not_used,
+)
+from cosplace.progress import format_bytes
+
+READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
+MAX_SMALL_BYTES = 4 << 30  # of versions, lists of removed photos, and records: more than those of 100 million photos
+HOLES_FROM, LEAST_STORED = 1 << 30, 0.01  # bytes of a file, and the share of them on the disk that no writer goes below
+BLOCK = 512  # bytes, the unit of st_blocks
+
+
+def check_kinds(address: str) -> None:
+    """Raise DamagedIndexError for tables of a local index with files that no writer makes, which may never end.
+
+    These are pipes, sockets and devices, large files that are mostly holes, and too much where writers store little.
+    """
+    num_small_bytes = 0
+    for table in TABLES:
+        for folder, _, names in os.walk(Path(address) / f"{table}.lance"):
+            for path in (Path(folder) / name for name in names):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # a writer has just removed it
+                    continue
+                name = path.relative_to(address).as_posix()
+                if not stat.S_ISREG(status.st_mode):
+                    raise damaged(address, f"{name} is not a regular file")
+                if status.st_size >= HOLES_FROM and _stored_bytes(status) < LEAST_STORED * status.st_size:
+                    raise damaged(address, f"{name} has {format_bytes(status.st_size)}, mostly holes")
+                if not (is_of_photos(name) or is_of_search(name)):
+                    num_small_bytes += status.st_size
+    if num_small_bytes > MAX_SMALL_BYTES:
+        raise damaged(address, f"its versions and records have {format_bytes(num_small_bytes)}, more than any index")
+
+
+def table_bytes(address: str) -> int:
+    """Bytes on the disk of the files that hold the photos and records of a local index."""
+    folders = [Path(address) / f"{table}.lance" / folder for table in TABLES for folder in READ_FOLDERS]
+    return sum(_stored_bytes(path.stat()) for folder in folders for path in folder.glob("*"))
+
+
+def _stored_bytes(status: os.stat_result) -> int:
+    """Bytes of a file on the disk; its size where the system does not tell."""
+    blocks = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else min(status.st_size, BLOCK * blocks)
+
+
+def _is_named(folder: str, manifest: bytes) -> bool:
+    """Whether a manifest names a folder of the search index: by the 16 bytes of its UUID."""
+    try:
+        return uuid.UUID(folder).bytes in manifest
+    except ValueError:
+        return True
+
+
+class CheckedFiles:
+    """The files of one index, compared with their checksums; each file only once, because it never changes.
+
+    Files on object storage have no checksums, so there is nothing to compare.
+    """
+
+    def __init__(self, address: str, *, check: bool = True) -> None:
+        """check: compare files; without it, they are only recorded."""
+        self.address, self.is_checked = address, check and is_local(address)
+        self.versions: dict[str, int] = {}  # newest version of each table, as recorded
+        self.names: list[str] = []  # of the files that have checksums and are not derived
+        self.trusted_key: str | None = None  # see `cosplace.index.tables`
+        self._found_intact: set[str] = set()
+
+    def record(self, versions: dict[str, int], *, again: bool = False) -> None:
+        """Record the checksums of new files; the writer calls this after each commit.  again: of all files."""
+        if is_local(self.address):
+            former = None if again else read_checksums(self.address)
+            record_checksums(self.address, versions, former)
+
+    def check(self) -> None:
+        """Compare files with their checksums before Lance reads them.  Raises DamagedIndexError."""
+        if is_local(self.address):
+            check_kinds(self.address)
+        checksums = read_checksums(self.address) if self.is_checked else None
+        self.versions = {} if checksums is None else checksums.versions
+        self.names = [] if checksums is None else [name for name in checksums.files if not is_derived(name)]
+        if checksums is None:
+            return
+        new = [name for name in self.names if name not in self._found_intact]
+        large = [name for name in new if is_of_photos(name)]
+        small = [name for name in new if not is_of_photos(name)]
+        changed = find_changes(self.address, checksums, large, only_sizes=True)
+        changed += changed_ends(self.address, checksums, large)
+        changed += find_changes(self.address, checksums, small)
+        if changed:
+            raise damaged(self.address, f"{changed[0]} has changed")
+        self._found_intact |= set(new)
+
+    def missing(self) -> list[str]:
+        """The files of the tables that were recorded and do not exist; a writer may have just removed them."""
+        return [name for name in self.names if not (Path(self.address) / name).is_file()]
+
+    def check_versions(self, versions: dict[str, int]) -> None:
+        """Raise DamagedIndexError if the newest version of a table is older than the one that was recorded."""
+        for table, version in self.versions.items():
+            if versions[table] < version:
+                raise damaged(self.address, f"the newest version of {table}.lance is missing")
+
+    def read_intact(self, name: str) -> bytes | None:
+        """The content of a derived file; None if it or another file is missing, or if it has changed."""
+        checksums = read_checksums(self.address) if self.is_checked else None
+        if checksums is None or name not in checksums.files:
+            return None
+        if not all((Path(self.address) / other).is_file() for other in checksums.files):
+            return None  # a writer is at work, or the index is damaged
+        try:
+            raw = (Path(self.address) / name).read_bytes()
+        except OSError:  # a writer has removed it
+            return None
+        if (len(raw), content_checksum(raw)) != checksums.files[name]:
+            warn_not_used(self.address, name)
+            return None
+        return raw
+
+    def tables_key(self) -> str:
+        """A checksum of all that the newest versions of the tables are read from, in a folder.
+
+        Files of photos and records count by when they were changed, which nobody can choose.
+        """
+        key: dict[str, Any] = {}
+        for table, version in newest_versions(self.address).items():
+            manifest = b"".join(path.read_bytes() for path in manifests(self.address, table, version))
+            key[table] = content_checksum(manifest)
+            for folder in READ_FOLDERS:
+                for path in (Path(self.address) / f"{table}.lance" / folder).glob("*"):
+                    if folder != DATA_FOLDER or path.name.encode() in manifest:
+                        status = path.stat()
+                        key[f"{table}/{path.name}"] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return checksum_of(key)
+
+    def search_key(self, version: int) -> str | None:
+        """A checksum of the search index of one version of the photos; None without files, and for object storage.
+
+        Files that were not recorded count, too.
+        """
+        checksums = read_checksums(self.address) if self.is_checked else None
+        if checksums is None:
+            return None
+        folder = Path(self.address) / f"{TABLES[0]}.lance" / SEARCH_FOLDER
+        contents = b"".join(path.read_bytes() for path in manifests(self.address, TABLES[0], version))
+        files = {}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and _is_named(path.relative_to(folder).parts[0], contents):
+                name = path.relative_to(self.address).as_posix()
+                files[name] = checksums.files[name][1] if name in checksums.files else file_checksum(path)
+        return checksum_of(files) if files else None
+
+    def is_search_intact(self, version: int) -> bool:
+        """Whether the files of the search index are as they were written; they are derived from the photos.
+
+        version: that of the photos that are read.
+        """
+        checksums = read_checksums(self.address) if self.is_checked else None
+        if checksums is None:
+            return True
+        names = [name for name in checksums.files if is_of_search(name)]
+        is_newest = checksums.versions.get("photos") == version
+        if is_newest and not all((Path(self.address) / name).is_file() for name in names):
+            return False
+        new = [name for name in names if name not in self._found_intact]
+        if find_changes(self.address, checksums, new):
+            return False
+        self._found_intact |= set(new)
+        return True

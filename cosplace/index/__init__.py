@@ -2,6 +2,7 @@
 
 checksums       checksums of photos: changed bytes are detected when they are read
 file_checksums  checksums of files
+manifests       where the files of a table are
 checked_files   the files of an index while it is open
 roots           the folders that the paths of photos are relative to
 records         plain data: the model of an index, its settings, photos, neighbors

@@ -29,6 +29,7 @@ from cosplace.index.file_checksums import (
     record_checksums,
     warn_not_used,
 )
+from cosplace.index.manifests import has_other_places
 from cosplace.progress import format_bytes
 
 READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
@@ -59,6 +60,18 @@ def check_kinds(address: str) -> None:
                     num_small_bytes += status.st_size
     if num_small_bytes > MAX_SMALL_BYTES:
         raise damaged(address, f"its versions and records have {format_bytes(num_small_bytes)}, more than any index")
+
+
+def check_places(address: str) -> None:
+    """Raise DamagedIndexError if the newest version of a table in a folder reads files outside of this folder."""
+    for table, version in newest_versions(address).items():
+        for path in manifests(address, table, version):
+            try:
+                has_others = has_other_places(path.read_bytes())
+            except ValueError as error:
+                raise damaged(address, f"the newest version of {table}.lance cannot be read") from error
+            if has_others:
+                raise damaged(address, f"{table}.lance names files outside of the index, which no writer does")
 
 
 def table_bytes(address: str) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from cosplace.errors import MissingIndexError, PhotoIndexError
-from cosplace.index.checked_files import CheckedFiles, check_kinds, table_bytes
+from cosplace.index.checked_files import CheckedFiles, check_kinds, check_places, table_bytes
 from cosplace.index.disk import RECORD_BYTES, check_space
 from cosplace.index.file_checksums import (
     FILE_NAME,
@@ -66,6 +66,7 @@ def try_tables(files: CheckedFiles, *, again: bool = False) -> None:
         return
     if again or not is_trusted(TRUSTED, key):
         check_kinds(files.address)
+        check_places(files.address)
         if not again:
             log.info("%s: trying to read its tables, which were not written on this machine", files.address)
         if problem := run_trial(TRIAL, files.address, table_bytes(files.address)):

@@ -64,11 +64,12 @@ def run_trial(module: str, address: str, num_bytes: int = 0) -> str | None:
 
 
 def watch_memory(leave: Callable[[int], object] = os._exit) -> None:
-    """From now on, end this process as soon as it has more than MAX_BYTES of memory."""
+    """From now on, end this process as soon as it has more than MAX_BYTES of memory, or its parent has ended."""
+    parent = os.getppid()
 
     def watch() -> None:
         wait = threading.Event().wait
-        while resident_bytes() <= MAX_BYTES:
+        while resident_bytes() <= MAX_BYTES and os.getppid() == parent:
             wait(WATCH_S)
         leave(TOO_LARGE)
 

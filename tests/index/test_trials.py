@@ -4,7 +4,9 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cosplace.errors import DamagedIndexError
 from cosplace.index import checked_files, tables, trials
 from cosplace.index.checked_files import CheckedFiles, check_kinds
 from cosplace.index.file_checksums import newest_versions, record_checksums
+from cosplace.index.manifests import field_numbers, has_other_places
 from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.store import Store
@@ -226,6 +229,67 @@ def test_too_large_checksums_are_damage(address: Path) -> None:
     make_hole(address / "checksums.json", 1 << 42)
     with within(20), pytest.raises(DamagedIndexError, match=r"checksums\.json cannot be read"):
         open_index(address)
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "/etc", "http://127.0.0.1:9/x"])
+@pytest.mark.parametrize("table", ["photos", "records"])
+def test_tables_that_name_files_elsewhere_are_not_opened(
+    address: Path, table: str, place: str, tried: list[str]
+) -> None:
+    path = one_file(address, f"{table}.lance/_versions/*")
+    raw = path.read_bytes()
+    start = struct.unpack("<Q", raw[-16:-8])[0]
+    (length,) = struct.unpack("<I", raw[start : start + 4])
+    base = b"\x08\x01\x22" + bytes([len(place)]) + place.encode()  # id 1, path
+    message = raw[start + 4 : start + 4 + length] + b"\x92\x01" + bytes([len(base)]) + base  # field 18
+    path.write_bytes(raw[:start] + struct.pack("<I", len(message)) + message + raw[start + 4 + length :])
+    record_again(address)
+    with pytest.raises(DamagedIndexError, match=f"{table}.lance names files outside of the index"):
+        open_index(address)
+    assert "names files outside" in verify_index(address).problems[0] and not tried
+
+
+def test_a_manifest_that_cannot_be_read_is_damage(address: Path) -> None:
+    path = one_file(address, "photos.lance/_versions/*")
+    raw = path.read_bytes()
+    assert not has_other_places(raw)
+    for damage in (raw[:-1], raw[-10:], raw[:-16] + b"\xff" * 8 + raw[-8:]):
+        path.write_bytes(damage)
+        record_again(address)
+        with pytest.raises(DamagedIndexError, match=r"the newest version of photos\.lance cannot be read"):
+            open_index(address)
+
+
+@pytest.mark.parametrize("message", [b"\x08", b"\x08" + b"\xff" * 11, b"\x0a\x05ab", b"\x09abc", b"\x0b"])
+def test_a_message_that_ends_too_early_is_refused(message: bytes) -> None:
+    with pytest.raises(ValueError):
+        field_numbers(message)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_a_process_that_tries_ends_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', "
+        "'import time; from cosplace.index.trials import watch_memory; watch_memory(); time.sleep(600)']); "
+        "print(child.pid, flush=True); import time; time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        time.sleep(3)
+        parent.kill()
+    with within(60):
+        while is_alive(child):
+            time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return " Z " not in Path(f"/proc/{pid}/stat").read_text() if Path("/proc").is_dir() else True
 
 
 def test_too_many_versions_and_records_are_refused(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ photo_table     the columns of the table of photos
 reader_copy     a copy of a small index in one file, opened without Lance
 disk            the space that an index takes and needs
 trials          try parts of an index from elsewhere in a process of its own
-table_trial     try its tables
 tables          two Lance tables in a folder or on object storage; the records
 store           the photos in these tables
 view_table      what a calibration has encoded, until it ends
@@ -25,6 +24,7 @@ search_index    the approximate search index inside the table of photos
 root_folders    where the roots are now, and paths as stored
 approximate     build the approximate search index, tuned by its measured recall
 search_trial    try its search index
+table_trial     try its tables
 keys            which photos an index has
 snapshot        the photos of one moment, and the search among them
 photo_reader    read and search an index

@@ -34,6 +34,7 @@ from cosplace.progress import format_bytes
 
 READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
 MAX_SMALL_BYTES = 4 << 30  # of versions, lists of removed photos, and records: more than those of 100 million photos
+MAX_DERIVED_BYTES = 1 << 30  # of a copy for readers, which a writer makes of small indexes
 HOLES_FROM, LEAST_STORED = 1 << 30, 0.01  # bytes of a file, and the share of them on the disk that no writer goes below
 BLOCK = 512  # bytes, the unit of st_blocks
 
@@ -151,7 +152,8 @@ class CheckedFiles:
         if not all((Path(self.address) / other).is_file() for other in checksums.files):
             return None  # a writer is at work, or the index is damaged
         try:
-            raw = (Path(self.address) / name).read_bytes()
+            with (Path(self.address) / name).open("rb") as file:
+                raw = file.read(MAX_DERIVED_BYTES)  # a longer file has another checksum
         except OSError:  # a writer has removed it
             return None
         if (len(raw), content_checksum(raw)) != checksums.files[name]:

@@ -36,6 +36,7 @@ from cosplace.index.records import Columns
 from cosplace.storage import write_atomically
 
 MAX_COPY_BYTES = 64_000_000  # of descriptors: 31,000 photos with 512 float32 numbers
+MAX_HEADER_BYTES = 1 << 25  # with the records
 NUMBERS = ("latitudes", "longitudes", "headings", "times", "accuracies_m", "roots")  # in the order of NUMBER_COLUMNS
 DTYPES = dict(zip(NUMBERS, NUMBER_COLUMNS.values(), strict=True)) | {
     "ids": np.int64,
@@ -134,6 +135,8 @@ def parse_reader_copy(raw: bytes, versions: dict[str, int]) -> ReaderCopy | None
 
     try:
         length = int.from_bytes(raw[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError("header")
         metadata: Mapping[str, str] = json.loads(raw[8 : 8 + length])["__metadata__"]
         if metadata["format"] != FORMAT:
             return None

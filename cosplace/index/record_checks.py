@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 MAX_COUNT = 1 << 62  # of an id or a number of photos
+MAX_CHARACTERS = 1 << 24  # of a record; a calibration has some thousand
 
 
 def parse_record(key: str, text: str) -> dict[str, Any] | None:
@@ -15,6 +16,8 @@ def parse_record(key: str, text: str) -> dict[str, Any] | None:
 
     Other keys and values are not checked.
     """
+    if len(text) > MAX_CHARACTERS:
+        return None
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cosplace.index.checked_files import table_bytes
 from cosplace.index.file_checksums import FILE_NAME, SEARCH_FOLDER, is_local
 from cosplace.index.lance import translated_errors
 from cosplace.index.photo_table import WITH_DESCRIPTOR
@@ -38,7 +39,7 @@ def check_search_index(store: Store) -> bool:
         return not (is_local(store.address) and has_vector_index(store))
     if not is_trusted(TRUSTED, key):
         log.info("%s: trying its search index, which was not built on this machine", store.address)
-        if problem := run_trial(TRIAL, store.address):
+        if problem := run_trial(TRIAL, store.address, table_bytes(store.address)):
             log.info("%s: its search index cannot be used: %s", store.address, problem)
             return False
         trust(TRUSTED, key)

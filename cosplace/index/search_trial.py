@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from cosplace.index.approximate import read_approximate_index
+from cosplace.index.checked_files import table_bytes
 from cosplace.index.search_index import find_nearest, has_vector_index, prewarm
 from cosplace.index.store import Store
 from cosplace.index.trials import watch_memory
@@ -20,7 +21,7 @@ SAME = 0.999  # of the similarity of a descriptor with itself; photos with equal
 
 def main(address: str) -> bool:
     """Whether the search index of a local index finds most of some of its photos."""
-    watch_memory()
+    watch_memory(table_bytes(address))
     store = Store(address)
     index = read_approximate_index(store)
     if index is None:  # nobody knows how to search it

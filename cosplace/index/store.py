@@ -77,6 +77,8 @@ class Store(Tables):
             numbers = {name: self._numbers(table, name) for name in NUMBER_COLUMNS}
         if (np.diff(ids) <= 0).any():
             raise damaged(self.address, "an id occurs twice")
+        if newer_than is None and len(ids) != self.count():
+            raise damaged(self.address, f"it says that it has {self.count():,} photos, and has {len(ids):,}")
         if self.checked_from <= ids.max(initial=-1):
             self._check(ids, table, "numbers_check", numbers_checks(ids, numbers))
         checks = np.full(len(ids), -1, np.int64)

@@ -9,43 +9,46 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from cosplace.index.checked_files import table_bytes
 from cosplace.index.file_checksums import TABLES
 from cosplace.index.lance import connect
-from cosplace.index.trials import FOREIGN_INDEX, watch_memory
+from cosplace.index.photo_table import NARROW
+from cosplace.index.search_index import VECTOR_INDEX
+from cosplace.index.trials import FOREIGN, watch_memory
 
-ROWS = 1024  # in a batch
-INDEXED = {"photos": ["descriptor"], "records": None}  # columns with a search index
+READ_ROWS = 8192  # in a batch, as `cosplace index verify` reads them
 NUM_TAKEN = 16  # rows that are read one by one
 
 
 def main(address: str) -> int:
-    """Read everything, one column at a time, in batches; after an error, the rows behind it, too.
-
-    Returns the exit status.
-    """
-    watch_memory()
+    """Read everything as other processes do; after an error, the rows behind it, too.  Returns the exit status."""
+    num_bytes = table_bytes(address)
+    watch_memory(num_bytes)
     database = connect(address)
     for name in TABLES:
         with _without_errors([]):
             table = database.open_table(name)
-            if any(index.columns != INDEXED[name] for index in table.list_indices()):
-                return FOREIGN_INDEX  # it would be read by any condition on its column
-            for column in table.schema.names:
-                _read(table, column)
-            rows = table.search().select([]).with_row_id(True).to_arrow()["_rowid"].to_pylist()
-            table.take_row_ids(rows[:: max(1, len(rows) // NUM_TAKEN)]).to_arrow()
+            if any((index.name, index.columns) != (VECTOR_INDEX, ["descriptor"]) for index in table.list_indices()):
+                return FOREIGN  # it would be read by any condition on its column
+            if not 0 <= table.count_rows() <= num_bytes:
+                return FOREIGN
+            _read(table)
     return 0
 
 
-def _read(table: Any, column: str) -> None:
-    """Read a column; if that fails, read it once more, each batch by itself."""
+def _read(table: Any) -> None:
     errors: list[BaseException] = []
+    names = table.schema.names
     with _without_errors(errors):
-        for _ in table.search().select([column]).to_batches(ROWS):
+        for _ in table.search().select(names).to_batches(READ_ROWS):
             pass
-    for start in range(0, table.count_rows(), ROWS) if errors else ():
-        with _without_errors(errors):
-            table.search().select([column]).offset(start).limit(ROWS).to_arrow()
+    for start in range(0, table.count_rows(), READ_ROWS) if errors else ():
+        for name in names:
+            with _without_errors(errors):
+                table.search().select([name]).offset(start).limit(READ_ROWS).to_arrow()
+    narrow = [name for name in names if name in NARROW]
+    rows = table.search().select(narrow).with_row_id(True).to_arrow()["_rowid"].to_pylist()
+    table.take_row_ids(rows[:: max(1, len(rows) // NUM_TAKEN)]).to_arrow()
 
 
 @contextmanager

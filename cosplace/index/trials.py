@@ -17,10 +17,11 @@ from cosplace.memory import resident_bytes
 from cosplace.progress import format_bytes
 from cosplace.storage import cache_folder, write_text
 
-TRIAL_S = 600
+TRIAL_S = 120
 SLOWEST_BYTES_PER_S = 20_000_000  # of a disk, for the time that a trial may take
-MAX_BYTES = 8 << 30  # of memory that a trial may use; some hundred MB are needed
-TOO_LARGE, FOREIGN_INDEX = 4, 5  # exit status: of more memory, and of a search index that no writer makes
+MAX_BYTES = 8 << 30  # of memory that a trial may use; some hundred MB are needed for a small index
+BYTES_PER_BYTE = 4  # more of it for each byte on the disk
+TOO_LARGE, FOREIGN = 4, 5  # exit status: of more memory, and of contents that no writer makes
 WATCH_S = 0.02
 
 
@@ -55,21 +56,24 @@ def run_trial(module: str, address: str, num_bytes: int = 0) -> str | None:
     except OSError as error:
         return f"no process could be started to try ({error.strerror or error})"
     if done.returncode == TOO_LARGE:
-        return f"a process that tried took more than {format_bytes(MAX_BYTES)} of memory"
-    if done.returncode == FOREIGN_INDEX:
-        return "they have a search index that cosplace does not make"
+        return f"a process that tried took more than {format_bytes(MAX_BYTES + BYTES_PER_BYTE * num_bytes)} of memory"
+    if done.returncode == FOREIGN:
+        return "they have a search index, or a number of rows, that no writer makes"
     if done.returncode < 0:
         return f"a process that tried was ended by signal {-done.returncode}"
     return f"a process that tried ended with {done.returncode}" if done.returncode else None
 
 
-def watch_memory(leave: Callable[[int], object] = os._exit) -> None:
-    """From now on, end this process as soon as it has more than MAX_BYTES of memory, or its parent has ended."""
-    parent = os.getppid()
+def watch_memory(num_bytes: int, leave: Callable[[int], object] = os._exit) -> None:
+    """From now on, end this process as soon as it has too much memory, or its parent has ended.
+
+    num_bytes: of the files that it reads.
+    """
+    parent, most = os.getppid(), MAX_BYTES + BYTES_PER_BYTE * num_bytes
 
     def watch() -> None:
         wait = threading.Event().wait
-        while resident_bytes() <= MAX_BYTES and os.getppid() == parent:
+        while resident_bytes() <= most and os.getppid() == parent:
             wait(WATCH_S)
         leave(TOO_LARGE)
 

@@ -165,8 +165,8 @@ class _Tables:
         if current == versions:
             self.missing = [name for name in self.checksums.files if not (Path(self.address) / name).is_file()]
             self.problems += [f"{name} is missing" for name in self.missing if not is_copy(name)]
-        self.num_photos = store.count()
         for batch in store.scan(store.schema.names):
+            self.num_photos += len(batch)
             self.num_unchecked += int(np.count_nonzero(batch["id"].to_numpy() < store.checked_from))
             for part, changed_ids in _damaged_photos(batch, store.checked_from).items():
                 self.damaged_ids.update(changed_ids)

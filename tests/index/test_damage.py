@@ -376,7 +376,9 @@ def test_a_search_index_is_tried_once_on_a_machine_that_did_not_build_it(
     caplog.set_level("INFO")
     tried: list[str] = []
     run_trial = search_index.run_trial
-    monkeypatch.setattr(search_index, "run_trial", lambda module, path: tried.append(path) or run_trial(module, path))
+    monkeypatch.setattr(
+        search_index, "run_trial", lambda module, path, size: tried.append(path) or run_trial(module, path, size)
+    )
     address = tmp_path / "index"
     with write_index(address, exact_rows=100) as index:
         index.compact()

@@ -15,14 +15,15 @@ import pytest
 
 from cosplace.cli import main
 from cosplace.errors import DamagedIndexError
-from cosplace.index import checked_files, tables, trials
+from cosplace.index import checked_files, table_trial, tables, trials
 from cosplace.index.checked_files import CheckedFiles, check_kinds
 from cosplace.index.file_checksums import newest_versions, record_checksums
 from cosplace.index.manifests import field_numbers, has_other_places
 from cosplace.index.photo_index import create_index, open_index
-from cosplace.index.reader_copy import remove_reader_copies
+from cosplace.index.reader_copy import find_reader_copy, remove_reader_copies
+from cosplace.index.record_checks import parse_record
 from cosplace.index.store import Store
-from cosplace.index.trials import is_trusted, run_trial, trust
+from cosplace.index.trials import FOREIGN, is_trusted, run_trial, trust
 from cosplace.index.verification import verify_index
 from cosplace.index.view_table import EncodedBatch, append_views, read_views
 from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
@@ -186,7 +187,7 @@ def test_a_search_index_that_no_writer_makes_is_refused(address: Path, table: st
 
     lancedb.connect(address).open_table(table).create_index(column, config=lancedb.index.Bitmap())
     record_again(address)
-    with pytest.raises(DamagedIndexError, match="they have a search index that cosplace does not make"):
+    with pytest.raises(DamagedIndexError, match="they have a search index, or a number of rows, that no writer makes"):
         open_index(address)
 
 
@@ -271,7 +272,7 @@ def test_a_message_that_ends_too_early_is_refused(message: bytes) -> None:
 def test_a_process_that_tries_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', "
-        "'import time; from cosplace.index.trials import watch_memory; watch_memory(); time.sleep(600)']); "
+        "'import time; from cosplace.index.trials import watch_memory; watch_memory(0); time.sleep(600)']); "
         "print(child.pid, flush=True); import time; time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
@@ -312,7 +313,7 @@ def write_module(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> st
         (f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})", "a process that tried was ended by signal 9"),
         ("import time; time.sleep(60)", "a process that tried took more than 1 s"),
         (
-            "import time; from cosplace.index import trials as t; t.MAX_BYTES = 0; t.watch_memory(); time.sleep(60)",
+            "import time; from cosplace.index import trials as t; t.MAX_BYTES = 0; t.watch_memory(0); time.sleep(60)",
             "a process that tried took more than 8.0 GB of memory",
         ),
     ],
@@ -348,3 +349,36 @@ def test_views_of_another_machine_are_not_read(address: Path, tmp_path: Path, mo
     shutil.rmtree(home / "index_views")
     monkeypatch.setenv("COSPLACE_HOME", str(home))
     assert read_views(store, ["key"], (16,)) == {}
+
+
+@pytest.mark.slow
+def test_a_version_with_a_wrong_number_of_photos_is_damage(address: Path) -> None:
+    path = one_file(address, "photos.lance/_versions/*")
+    raw = path.read_bytes()
+    former, new = b" \x0a \x96\x01", b" \x64 \x96\x01"  # of 150 rows, 10 are removed, or 100
+    at = raw.rindex(former)  # the transaction before it has the same bytes
+    path.write_bytes(raw[:at] + new + raw[at + len(new) :])
+    record_again(address)
+    with open_index(address) as index, pytest.raises(DamagedIndexError, match="it has 200 photos, and has 290"):
+        index.info()
+    found = verify_index(address)
+    assert found.problems and not found.can_repair
+
+
+@pytest.mark.slow
+def test_a_version_with_more_rows_than_bytes_is_refused(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosplace.index.table_trial.table_bytes", lambda address: 289)
+    assert table_trial.main(str(address)) == FOREIGN
+
+
+def test_a_copy_for_readers_with_a_long_header_is_not_used(intact: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(intact, tmp_path / "index")
+    (path,) = copied.glob("reader-*")
+    path.write_bytes(struct.pack("<Q", 1 << 26) + b"[" * (1 << 26))
+    record_again(copied)
+    assert find_reader_copy(CheckedFiles(str(copied))) is None
+
+
+def test_a_long_record_is_damage() -> None:
+    text = '{"a": "' + "x" * (1 << 24) + '"}'
+    assert parse_record("note", text) is None and parse_record("note", text.replace("x", "")) == {"a": ""}

@@ -77,4 +77,4 @@ class Measures:
     longest_miss_m: float  # longest stretch of a sequence without a correct answer; nan without sequences
     longest_miss_queries: int
     clusters: np.ndarray  # (Q,) int64: queries that are drawn together
-    clustered_by: str  # "sequence", "place", "radius" or "query"
+    clustered_by: str  # "sequence", "mixed" (sequence or cell), "place", "radius" or "query"

@@ -103,7 +103,7 @@ def query_clusters(
 
 def _clustered_by(clusters: np.ndarray, sequences: np.ndarray, dataset: RetrievalDataset) -> str:
     if are_clusters(sequences):
-        return "sequence"
+        return "sequence" if (sequences >= 0).all() else "mixed"
     if np.bincount(clusters).max(initial=0) <= 1:
         return "query"
     return "radius" if dataset.note else "place"

@@ -13,6 +13,7 @@ SCHEMA_VERSION = 1  # of results.json
 RADII_SHOWN = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)  # meters
 CLUSTER_NAMES = {
     "sequence": ("sequence", "sequences"),
+    "mixed": ("sequence or cell", "sequences and cells"),  # of queries without a sequence
     "place": ("cell of 50 m", "cells of 50 m"),
     "radius": ("cell of twice the radius", "cells of twice the radius"),
     "query": ("query", "queries"),

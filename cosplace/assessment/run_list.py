@@ -50,6 +50,8 @@ class RunSummary:
     compression: str = ""  # binary or int8, of an evaluation by compressed descriptors
     variant: str = ""  # how it searched and which views it described; "" for the usual ones
     dataset: str = ""
+    protocol: str = ""  # name and version, "custom" for an evaluation without one; "" if unknown
+    deviations: tuple[str, ...] = ()  # from the protocol, such as photos that could not be opened
     recalls: Mapping[int, float] | None = None  # percent
     recall1: Estimate | None = None
     epochs_done: int | None = None  # of a training run
@@ -97,7 +99,7 @@ def summarize(folder: Path) -> RunSummary:
     except (ConfigError, OSError) as error:
         return RunSummary(folder=folder, state=UNREADABLE, reason=one_line(str(error)), time=_time(folder, {}))
     results = results or _answers(folder)
-    model = _section(results, "model")
+    model, protocol = _section(results, "model"), _section(results, "protocol")
     backbone = _text(model.get("backbone")) or ("" if config.get("resume_model") else _text(config.get("backbone")))
     is_finished = recalls is not None or any((folder / name).exists() for name in ANSWERS)
     state, reason = (FINISHED, "") if is_finished else _unfinished_state(folder)
@@ -113,6 +115,8 @@ def summarize(folder: Path) -> RunSummary:
         compression=_text(_section(results, "compression").get("method")),
         variant=variant_text(results),
         dataset=_dataset(config, results),
+        protocol=_text(protocol.get("id")),
+        deviations=_texts(protocol.get("deviations")) if protocol.get("version") is not None else (),
         recalls=recalls,
         recall1=None if recalls is None or 1 not in recalls else _interval(results, recalls[1]),
         epochs_done=epochs_done,
@@ -241,6 +245,10 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _text(value: Any) -> str:
     return one_line(value) if isinstance(value, str) else ""
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(filter(None, map(_text, value))) if isinstance(value, list) else ()
 
 
 def _is_percentage(value: Any) -> bool:

@@ -11,8 +11,8 @@ from cosplace.photos.paths import printable
 if TYPE_CHECKING:
     from cosplace.assessment.run_list import RunSummary
 
-HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5", "epochs", "state", "folder")
-WIDEST = {"kind": 30, "model": 34, "dataset": 26, "state": 60}  # characters
+HEAD = ("time", "kind", "model", "dataset", "protocol", "R@1 [95% interval]", "R@5", "epochs", "state", "folder")
+WIDEST = {"kind": 30, "model": 34, "dataset": 26, "protocol": 40, "state": 60}  # characters
 SHORTEST_MODEL = 12  # characters of its name, where backbone and dimension are long
 NARROW_HEAD = ("time", "kind", "model", "dataset", "R@1 [95% interval]", "R@5")
 NARROW = {"model": 20, "dataset": 20}
@@ -38,7 +38,7 @@ def run_runs(config: RunsConfig) -> None:
 
 
 def run_lines(runs: "list[RunSummary]", columns: int) -> list[str]:
-    """A table with one line for each run; in a narrow terminal, the folder and the state are on a second line."""
+    """A table with one line for each run; in a narrow terminal, folder, protocol and state are on a second line."""
     lines = text_table([HEAD, *(_cells(run) for run in runs)])
     if max(map(len, lines)) <= columns:
         return lines
@@ -46,7 +46,8 @@ def run_lines(runs: "list[RunSummary]", columns: int) -> list[str]:
     found = [lines[0]]
     for run, line in zip(runs, lines[1:], strict=True):
         *_, epochs, state, folder = _cells(run)
-        notes = [f"epochs {epochs}"] if epochs else []
+        notes = [f"protocol {_protocol(run)}"] if run.protocol else []
+        notes += [f"epochs {epochs}"] if epochs else []
         notes += [] if state == "finished" else [state]
         found += [line, ", ".join([f"  {folder}", *notes])]
     return found
@@ -76,6 +77,7 @@ def _cells(run: "RunSummary") -> tuple[str, ...]:
         f"{run.kind}, {shorten(run.variant, WIDEST['kind'])}" if run.variant else run.kind,
         model,
         shorten(run.dataset, WIDEST["dataset"]),
+        shorten(_protocol(run), WIDEST["protocol"]),
         "" if run.recall1 is None else run.recall1.text() + "*" * run.recall1.is_approximate,
         f"{recalls[5]:.1f}" if 5 in recalls else "",
         epochs,
@@ -87,11 +89,15 @@ def _cells(run: "RunSummary") -> tuple[str, ...]:
 def _narrow_cells(run: "RunSummary") -> tuple[str, ...]:
     from cosplace.report.words import shorten
 
-    time, kind, _, _, recall1, recall5, *_ = _cells(run)
+    time, kind, _, _, _, recall1, recall5, *_ = _cells(run)
     model = run.model or run.backbone
     return (
         time[:MINUTES], kind, shorten(model, NARROW["model"]), _end(run.dataset, NARROW["dataset"]), recall1, recall5
     )  # fmt: skip
+
+
+def _protocol(run: "RunSummary") -> str:
+    return f"{run.protocol} (deviates)" if run.deviations else run.protocol
 
 
 def _end(text: str, length: int) -> str:
@@ -113,6 +119,8 @@ def _record(run: "RunSummary") -> dict[str, Any]:
         "compression": run.compression or None,
         "variant": run.variant or None,
         "dataset": run.dataset or None,
+        "protocol": run.protocol or None,
+        "deviations": list(run.deviations),
         "recalls": None if run.recalls is None else {str(n): recall for n, recall in run.recalls.items()},
         "recall1_interval": interval,
         "recall1_approximate": None if run.recall1 is None else run.recall1.is_approximate,

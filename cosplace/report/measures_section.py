@@ -16,6 +16,7 @@ from cosplace.report.words import format_distance
 
 CLUSTERS = {
     "sequence": "Intervals allow for queries of one sequence being alike.",
+    "mixed": "Intervals allow for queries of one sequence, or of one place where this is unknown, being alike.",
     "place": "Intervals allow for queries of one place being alike.",
     "radius": "Intervals allow for queries that are near each other being alike.",
     "query": "Intervals take the queries as independent.",

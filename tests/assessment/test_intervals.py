@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit, stdtrit
+from scipy.stats import binom
 
 from benchmarks.coverage import Setting, simulate_shares
 from cosplace.assessment.absolute_means import sum_of_absolute_means
@@ -222,7 +223,20 @@ def test_quantile_interval_is_that_of_its_share() -> None:
     values = np.random.default_rng(0).permutation(200).astype(float)
     found = clustered_quantile(values, np.arange(200), 0.5)
     share = wilson(100, 200)
-    assert ends(found) == pytest.approx((2 * share.low, 2 * share.high))  # each value is its place
+    places = (2 * share.low - 0.5, 2 * share.high - 0.5)  # each value is its place
+    assert ends(found) == pytest.approx(places)
+
+
+@pytest.mark.parametrize("q", [0.1, 0.9])
+@pytest.mark.parametrize("count", [60, 100, 400])
+def test_both_ends_of_the_interval_of_a_quantile_miss_it_equally_often(count: int, q: float) -> None:
+    """Exact: `below` of the values are below the true quantile, which is anywhere between two of them."""
+    low, high = ends(clustered_quantile(np.arange(float(count)), np.arange(count), q))
+    below = np.arange(count + 1)
+    probabilities = binom.pmf(below, count, q)
+    too_high = (probabilities * np.clip(low - (below - 1), 0, 1)).sum()
+    too_low = (probabilities * np.clip(below - high, 0, 1)).sum()
+    assert too_high == pytest.approx(0.025, abs=0.008) and too_low == pytest.approx(0.025, abs=0.008)
 
 
 @pytest.mark.parametrize(("count", "is_known"), [(35, False), (36, True)])

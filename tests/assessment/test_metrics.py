@@ -17,7 +17,7 @@ from cosplace.assessment.measures import Measures
 from cosplace.assessment.metrics import L2, RATIO, SPREAD, average_precisions, longest_miss, measure
 from cosplace.assessment.records import few_clusters_text, intervals_record, metrics_record, summary_lines
 from cosplace.photos.image_list import image_list
-from cosplace.report.measures_section import metric_rows
+from cosplace.report.measures_section import interval_note, metric_rows
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, evaluate_descriptors
 from cosplace.retrieval.extraction import Extraction
@@ -152,6 +152,15 @@ def test_clusters(measures: Measures, evaluation: Evaluation, dataset: Retrieval
     by_sequence = measure(evaluation, dataset, sequences=np.arange(NUM_QUERIES) // 4, conditions=unknown_conditions(40))
     assert by_sequence.clustered_by == "sequence" and np.array_equal(by_sequence.clusters, np.arange(NUM_QUERIES) // 4)
     assert math.isfinite(by_sequence.longest_miss_m) and math.isnan(measures.longest_miss_m)
+
+
+def test_clusters_of_queries_without_a_sequence_are_cells(evaluation: Evaluation, dataset: RetrievalDataset) -> None:
+    sequences = np.where(np.arange(NUM_QUERIES) < 12, -1, np.arange(NUM_QUERIES))
+    mixed = measure(evaluation, dataset, sequences=sequences, conditions=unknown_conditions(NUM_QUERIES))
+    count = len(np.unique(mixed.clusters))
+    assert mixed.clustered_by == "mixed" and count > NUM_QUERIES - 12
+    assert f"{count} sequences and cells" in summary_lines(mixed, 25.0)[0]
+    assert "one sequence, or of one place" in interval_note(mixed)
 
 
 def test_clusters_of_frames_do_not_depend_on_their_distance(evaluation: Evaluation, dataset: RetrievalDataset) -> None:

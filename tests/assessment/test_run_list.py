@@ -87,6 +87,22 @@ def test_runs_with_their_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("record", "protocol", "deviations"),
+    [
+        ({"id": "pitts30k-test@1", "version": 1, "deviations": []}, "pitts30k-test@1", ()),
+        ({"id": "msls-val@1", "version": 1, "deviations": ["2 are missing"]}, "msls-val@1", ("2 are missing",)),
+        ({"id": "custom", "version": None, "deviations": ["2 are missing"]}, "custom", ()),
+        ({"id": 3, "version": 1, "deviations": "all"}, "", ()),  # damaged
+        ([], "", ()),
+    ],
+)
+def test_the_protocol_of_a_run(tmp_path: Path, record: object, protocol: str, deviations: tuple[str, ...]) -> None:
+    results = {"recalls": {"1": 60.0}, "num_queries": 100, "protocol": record}
+    found = summarize(make_run(tmp_path / "a", {"resume_model": "m.pth"}, results))
+    assert (found.state, found.protocol, found.deviations) == ("finished", protocol, deviations)
+
+
+@pytest.mark.parametrize(
     ("intervals", "mark"),
     [
         ({}, ""),

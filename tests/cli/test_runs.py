@@ -79,6 +79,29 @@ def test_a_narrow_terminal(logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "]*" in lines[1] and lines[-1] == "* approximate interval"  # of 9 queries
 
 
+def test_the_protocol_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, deviations in (("a", []), ("b", ["2 photos could not be opened"])):
+        protocol = {"id": "pitts30k-test@1", "version": 1, "deviations": deviations}
+        results = {"recalls": {"1": 60.0}, "num_queries": 100, "protocol": protocol}
+        make_run(tmp_path / name, {"resume_model": "m.pth"}, results)
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["protocol"], first["deviations"]) == ("pitts30k-test@1", [])
+    assert (second["protocol"], second["deviations"]) == ("pitts30k-test@1", ["2 photos could not be opened"])
+    assert main(["runs", str(tmp_path)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    start = head.index("protocol")
+    assert lines[0][start:].startswith("pitts30k-test@1   ")
+    assert lines[1][start:].startswith("pitts30k-test@1 (deviates)  ")
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(["runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].endswith("/a, protocol pitts30k-test@1")
+    assert lines[4].endswith("/b, protocol pitts30k-test@1 (deviates)")
+
+
 def test_a_fine_tuning_shows_what_was_tested(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = {"recalls": {"1": 1.0}, "num_queries": 9, "evaluated_on": "test/queries"}
     make_run(Path("logs/tuned"), {"recipe": {"epochs_num": 2}, "dataset": "my/city"}, results)

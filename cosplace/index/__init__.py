@@ -12,11 +12,11 @@ lance           the tables of an address, and the errors of Lance
 identity        what tells an index from another one at its address
 conditional_writes  whether an object store keeps two writers apart
 writer_lease    one writer at a time on object storage
+trials          try parts of an index from elsewhere in a process of its own
 writer_lock     one writer at a time
 photo_table     the columns of the table of photos
 reader_copy     a copy of a small index in one file, opened without Lance
 disk            the space that an index takes and needs
-trials          try parts of an index from elsewhere in a process of its own
 tables          two Lance tables in a folder or on object storage; the records
 store           the photos in these tables
 view_table      what a calibration has encoded, until it ends

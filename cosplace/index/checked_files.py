@@ -6,6 +6,7 @@ Side effects: reads the files of the index; a writer records their checksums.
 import os
 import stat
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,21 @@ BLOCK = 512  # bytes, the unit of st_blocks
 def check_kinds(address: str) -> None:
     """Raise DamagedIndexError for tables of a local index with files that no writer makes, which may never end.
 
-    These are pipes, sockets and devices, large files that are mostly holes, and too much where writers store little.
+    These are links, pipes, sockets and devices, large files that are mostly holes, and too much where writers store little.
     """
     num_small_bytes = 0
     for table in TABLES:
-        for folder, _, names in os.walk(Path(address) / f"{table}.lance"):
-            for path in (Path(folder) / name for name in names):
+        for folder, folders, names in os.walk(Path(address) / f"{table}.lance"):
+            for path in (Path(folder) / name for name in (*folders, *names)):
                 try:
-                    status = path.stat()
+                    status = path.lstat()
                 except FileNotFoundError:  # a writer has just removed it
                     continue
                 name = path.relative_to(address).as_posix()
+                if stat.S_ISLNK(status.st_mode):
+                    raise damaged(address, f"{name} is a link")
+                if stat.S_ISDIR(status.st_mode):
+                    continue
                 if not stat.S_ISREG(status.st_mode):
                     raise damaged(address, f"{name} is not a regular file")
                 if status.st_size >= HOLES_FROM and _stored_bytes(status) < LEAST_STORED * status.st_size:
@@ -78,7 +83,11 @@ def check_places(address: str) -> None:
 def table_bytes(address: str) -> int:
     """Bytes on the disk of the files that hold the photos and records of a local index."""
     folders = [Path(address) / f"{table}.lance" / folder for table in TABLES for folder in READ_FOLDERS]
-    return sum(_stored_bytes(path.stat()) for folder in folders for path in folder.glob("*"))
+    num_bytes = 0
+    for path in (path for folder in folders for path in folder.glob("*")):
+        with suppress(FileNotFoundError):  # a writer has just removed it
+            num_bytes += _stored_bytes(path.stat())
+    return num_bytes
 
 
 def _stored_bytes(status: os.stat_result) -> int:
@@ -173,8 +182,9 @@ class CheckedFiles:
             for folder in READ_FOLDERS:
                 for path in (Path(self.address) / f"{table}.lance" / folder).glob("*"):
                     if folder != DATA_FOLDER or path.name.encode() in manifest:
-                        status = path.stat()
-                        key[f"{table}/{path.name}"] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+                        with suppress(FileNotFoundError):  # a writer has just removed it
+                            status = path.stat()
+                            key[f"{table}/{path.name}"] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
         return checksum_of(key)
 
     def search_key(self, version: int) -> str | None:

@@ -87,6 +87,10 @@ def _translate(address: str, error: BaseException) -> CosPlaceError:
         )
     if "Permission denied" in text or "Read-only" in text:
         return StorageError(f"No permission to read or write {address}. Check its permissions, or use another address.")
+    if "Failed to parse path" in text:
+        return PhotoIndexError(
+            f"LanceDB cannot open {address!r}: a folder has a control character in its name. Rename that folder."
+        )
     if isinstance(error, FileExistsError | NotADirectoryError):
         return StorageError(f"{address} is a file, not a folder. Choose another address.")
     if not is_local(address) and (found := re.search(REMOTE_PROBLEMS, text, re.IGNORECASE)):

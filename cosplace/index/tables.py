@@ -36,7 +36,7 @@ from cosplace.index.lance import OutdatedError, checked_key, connect, record_tex
 from cosplace.index.photo_table import check_columns
 from cosplace.index.reader_copy import check_ids, find_reader_copy
 from cosplace.index.record_checks import parse_record
-from cosplace.index.trials import is_trusted, run_trial, trust
+from cosplace.index.trials import is_trusted, is_written_here, run_trial, trust
 
 PHOTOS, RECORDS = "photos", "records"
 CHECKED_FROM = "checked_from"  # the record of the first id whose photo has checksums
@@ -64,6 +64,8 @@ def try_tables(files: CheckedFiles, *, again: bool = False) -> None:
     key = files.tables_key()
     if key == files.trusted_key and not again:
         return
+    if not again and is_written_here(files.address):
+        return  # the writer has not said yet that it trusts the newest version
     if again or not is_trusted(TRUSTED, key):
         check_kinds(files.address)
         check_places(files.address)

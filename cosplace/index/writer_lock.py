@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cosplace.errors import IndexInUseError, StorageError
 from cosplace.index.file_checksums import FILE_NAME, is_local, reader_copy_name
+from cosplace.index.trials import mark_writing
 from cosplace.index.writer_lease import WriterLease
 from cosplace.storage import NO_LOCKS, remove_unfinished
 
@@ -21,7 +22,7 @@ class WriterLock:
 
     def __init__(self, address: str) -> None:
         """Take the lock.  Raises IndexInUseError if another writer holds it."""
-        self.file = None
+        self.file, self.mark = None, None
         path = Path(address) / LOCK
         try:
             import fcntl
@@ -46,6 +47,7 @@ class WriterLock:
         self.file.truncate(0)
         self.file.write(str(os.getpid()))
         self.file.flush()
+        self.mark = mark_writing(address)
         # Of killed writers.  The folder may be that of the photos, to which others write too.
         for name in OWN_FILES:
             remove_unfinished(Path(address), older_than_s=0.0, pattern=f".{name}.*.part")
@@ -62,9 +64,10 @@ class WriterLock:
 
     def release(self) -> None:
         """Allow other writers."""
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        for file in (self.mark, self.file):
+            if file is not None:
+                file.close()
+        self.file, self.mark = None, None
 
 
 def lock_for_writing(address: str) -> WriterLock | WriterLease:

@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from cosplace import __version__
 from cosplace.config.server import NO_TILES
 from cosplace.errors import ConfigError, CosPlaceError, ImageError
+from cosplace.index.trials import end_trials
 from cosplace.localization.answers import Location, as_json
 from cosplace.localization.exif_positions import compare_with_exif
 from cosplace.localization.localizer import Localizer
@@ -93,6 +94,7 @@ def create_app(localizer: Localizer, settings: ServerSettings | None = None, wor
         yield
         for task in tasks:
             task.cancel()
+        end_trials()
         await asyncio.to_thread(queue.close)
         await asyncio.to_thread(served.close)
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cosplace.cli import main
-from cosplace.errors import DamagedIndexError
+from cosplace.errors import DamagedIndexError, PhotoIndexError
 from cosplace.index import checked_files, table_trial, tables, trials
 from cosplace.index.checked_files import CheckedFiles, check_kinds
 from cosplace.index.file_checksums import newest_versions, record_checksums
@@ -23,9 +24,10 @@ from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.reader_copy import find_reader_copy, remove_reader_copies
 from cosplace.index.record_checks import parse_record
 from cosplace.index.store import Store
-from cosplace.index.trials import FOREIGN, is_trusted, run_trial, trust
+from cosplace.index.trials import FOREIGN, end_trials, is_trusted, is_written_here, run_trial, trust
 from cosplace.index.verification import verify_index
 from cosplace.index.view_table import EncodedBatch, append_views, read_views
+from cosplace.index.writer_lock import WriterLock
 from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
 from tests.unusual_input.samples import within
 
@@ -382,3 +384,65 @@ def test_a_copy_for_readers_with_a_long_header_is_not_used(intact: Path, tmp_pat
 def test_a_long_record_is_damage() -> None:
     text = '{"a": "' + "x" * (1 << 24) + '"}'
     assert parse_record("note", text) is None and parse_record("note", text.replace("x", "")) == {"a": ""}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs file locks")
+def test_what_a_writer_of_this_machine_has_just_committed_is_not_tried(
+    address: Path, monkeypatch: pytest.MonkeyPatch, tried: list[str]
+) -> None:
+    with open_index(address, write=True) as writer:
+        tried.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "trust_tables", lambda *arguments: None)  # a reader comes before that
+            writer.add(some_photos(range(400, 403)), unit_rows(3, 5))
+        with open_index(address) as reader:
+            assert reader.info()["count"] == 293
+    assert not tried
+    (address / "photos.lance" / "_deletions" / "0-9-1.arrow").write_bytes(b"changed afterwards")
+    remove_reader_copies(str(address))
+    open_index(address).close()
+    assert tried
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file locks")
+def test_the_mark_of_a_writer_ends_with_it(address: Path) -> None:
+    assert not is_written_here(str(address))
+    lock = WriterLock(str(address))
+    assert is_written_here(str(address)) and not is_written_here(str(address.parent))
+    lock.release()
+    assert not is_written_here(str(address))
+
+
+def test_a_process_that_tries_can_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = write_module(tmp_path, "import time; time.sleep(600)", monkeypatch)
+    with within(60), ThreadPoolExecutor() as executor:
+        found = executor.submit(run_trial, module, "index")
+        while not found.done():
+            end_trials()
+            time.sleep(0.05)
+        assert found.result() == "a process that tried was ended by signal 9"
+
+
+def test_an_index_below_a_folder_with_a_line_break_in_its_name_is_not_called_damaged(
+    intact: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(intact, tmp_path / "two\nlines" / "index")
+    remove_reader_copies(str(copied))
+    with pytest.raises(PhotoIndexError, match=r"LanceDB cannot open .*two\\nlines.* Rename that folder"):
+        open_index(copied)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+@pytest.mark.parametrize("name", ["photos.lance/data/broken", "records.lance/_indices"])
+def test_links_in_tables_are_refused(address: Path, name: str) -> None:
+    (address / name).symlink_to(address.parent / "elsewhere")
+    with pytest.raises(DamagedIndexError, match=f"{name} is a link"):
+        open_index(address)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_tables_on_another_disk_may_be_linked(address: Path) -> None:
+    (address / "photos.lance").rename(address.parent / "photos on another disk")
+    (address / "photos.lance").symlink_to(address.parent / "photos on another disk")
+    assert open_index(address).info()["count"] == 290

@@ -43,7 +43,8 @@ BLOCK = 512  # bytes, the unit of st_blocks
 def check_kinds(address: str) -> None:
     """Raise DamagedIndexError for tables of a local index with files that no writer makes, which may never end.
 
-    These are links, pipes, sockets and devices, large files that are mostly holes, and too much where writers store little.
+    These are links, pipes, sockets and devices, large files that are mostly holes, and too many bytes where writers
+    store few.
     """
     num_small_bytes = 0
     for table in TABLES:

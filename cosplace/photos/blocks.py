@@ -51,9 +51,14 @@ def find_blocks(raw: bytes) -> MetadataBlocks:
     if raw[:4] in BYTE_ORDERS:
         return MetadataBlocks(exif=(raw,))  # a TIFF file is such a block itself, and holds its packet in a tag
     if raw[:6] in GIF_STARTS:
-        packet = raw.partition(GIF_XMP)[2][: MAX_XMP_BYTES + len(GIF_XMP_END)].partition(GIF_XMP_END)[0]
+        packet = gif_xmp(raw)
         return MetadataBlocks(xmp=(packet,) if packet else ())
     return MetadataBlocks()
+
+
+def gif_xmp(raw: bytes) -> bytes:
+    """The XMP packet of a GIF; empty without one."""
+    return raw.partition(GIF_XMP)[2][: MAX_XMP_BYTES + len(GIF_XMP_END)].partition(GIF_XMP_END)[0]
 
 
 def has_too_many_parts(raw: bytes, image_format: str) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cosplace.photos.blocks import APP1, START_OF_SCAN, WITHOUT_LENGTH, XMP_HEADER, jpeg_segments, png_xmp
 from cosplace.photos.formats import PNG_START
-from cosplace.photos.orientation import EXIF_HEADER
+from cosplace.photos.orientation import EXIF_HEADER, exif_orientation
 
 MAX_PNG_XMP_BYTES = 1 << 20  # uncompressed; only the orientation is read from it
 
@@ -21,7 +21,7 @@ class JpegHeader(NamedTuple):
     width: int
     height: int
     channels: int
-    exif: bytes | None  # the first EXIF block
+    exif: bytes | None  # the first EXIF block with an orientation; the last one if none has
     xmp: bytes | None  # the first XMP packet
     has_scans: bool  # several scans, or possibly so: each visits all pixels
 
@@ -31,7 +31,7 @@ def jpeg_header(raw: bytes | bytearray) -> JpegHeader | None:
     frame, exif, xmp, has_scans = None, None, None, True
     for marker, first, last in _jpeg_segments(raw):
         if marker == APP1:
-            if exif is None and raw[first : first + 6] == EXIF_HEADER:
+            if raw[first : first + 6] == EXIF_HEADER and (exif is None or not exif_orientation(exif)):
                 exif = bytes(raw[first:last])
             elif xmp is None and raw[first : first + len(XMP_HEADER)] == XMP_HEADER:
                 xmp = bytes(raw[first + len(XMP_HEADER) : last])

@@ -15,9 +15,9 @@ Values below 0, and NaN, are black.  In a TIFF where 0 is white, values are inve
 import numpy as np
 from PIL import Image
 
-MAX_16_BITS, MAX_31_BITS, MAX_32_BITS = 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF
+MAX_7_BITS, MAX_16_BITS, MAX_31_BITS, MAX_32_BITS = 0x7F, 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF
 PHOTOMETRIC, WHITE_IS_ZERO, BLACK_IS_ZERO = 262, 0, 1  # a tag of TIFF and its values for gray images
-SAMPLE_FORMAT, UNSIGNED = 339, 1
+SAMPLE_FORMAT, UNSIGNED, SIGNED = 339, 1, 2
 BITS_PER_SAMPLE = 258
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # Pillow converts these to RGB by way of another mode
 
@@ -33,6 +33,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         values = _integers(image)
         maximum = _integer_maximum(image, values)
         return _repeated(maximum - values if _is_negative(image) else values, maximum)
+    if image.mode == "L" and _tiff_tag(image, SAMPLE_FORMAT, UNSIGNED) == SIGNED:  # Pillow opens -1 as 255
+        return _repeated(np.maximum(np.asarray(image).view(np.int8), 0), MAX_7_BITS)
     if image.mode == "F":
         return _float_to_rgb(np.asarray(image), is_negative=_is_negative(image))
     if image.mode == "LAB":
@@ -59,7 +61,7 @@ def _integer_maximum(image: Image.Image, values: np.ndarray) -> int:
         bits = _tiff_tag(image, BITS_PER_SAMPLE, 16) if image.mode.startswith("I;16") else None
         return MAX_16_BITS if bits is None else min(MAX_16_BITS, 2**bits - 1)
     largest = values.max(initial=0)
-    return next(maximum for maximum in (255, MAX_16_BITS, MAX_31_BITS, MAX_32_BITS) if largest <= maximum)
+    return next(maximum for maximum in (255, MAX_7_BITS, MAX_16_BITS, MAX_31_BITS, MAX_32_BITS) if largest <= maximum)
 
 
 def _is_negative(image: Image.Image) -> bool:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cosplace.errors import ImageError, PhotoFormatError, PhotoSizeError
-from cosplace.photos.blocks import has_too_many_parts
+from cosplace.photos.blocks import gif_xmp, has_too_many_parts
 from cosplace.photos.formats import UPLOAD_FORMATS, detect_format, refused_format
 from cosplace.photos.headers import SIZE_READERS, has_all_metadata, jpeg_header, plain_png, simplejpeg_size
-from cosplace.photos.orientation import read_orientation
+from cosplace.photos.orientation import ORIENTATION, read_orientation
 
 if TYPE_CHECKING:  # torch takes seconds to import, and scanning does not need it
     import torch
@@ -294,7 +294,7 @@ def _decode_with_pillow(raw: bytes, name: str | Path, max_pixels: int, max_scan_
 def open_with_pillow(
     raw: bytes, name: str | Path, max_pixels: int = MAX_PIXELS, max_scan_pixels: int = MAX_SCAN_PIXELS
 ) -> "Generator[tuple[Image.Image, int]]":
-    """Within: the photo as a Pillow image that is not decoded yet, and its orientation (1 for TIFF, decoded upright).
+    """Within: the photo as a Pillow image that is not decoded yet, and its orientation (mostly 1 for TIFF).
 
     Raises ImageError for everything that is wrong with the photo, also while it is decoded within.
     """
@@ -323,12 +323,13 @@ def open_with_pillow(
                     if header is None or header.has_scans:
                         _check_scans(raw, image.width * image.height, name, max_scan_pixels)
                     exif, xmp = (None, None) if header is None else (header.exif, header.xmp)
-                elif image_format == "WEBP":
-                    exif, xmp = image.info.get("exif"), image.info.get("xmp")
                 elif image_format == "TIFF":
                     _check_tiff(image, name)
-                    yield _upright_tiff(image), 1
+                    yield image, _turn_tiff(image, raw)
                     return
+                elif image_format in ("WEBP", "GIF"):
+                    exif = image.info.get("exif")
+                    xmp = gif_xmp(raw) if image_format == "GIF" else image.info.get("xmp")
                 yield image, read_orientation(exif, xmp)
     except ImageError:
         raise
@@ -351,8 +352,12 @@ def _check_tiff(image: "Image.Image", name: str | Path) -> None:
         raise PhotoFormatError(f"{name} stores its channels one by one, with {max(bits)} bits. Export it as JPEG.")
 
 
-def _upright_tiff(image: "Image.Image") -> "Image.Image":
+def _turn_tiff(image: "Image.Image", raw: bytes) -> int:
+    """Turn a TIFF upright as Pillow does when it decodes one; returns the orientation that Pillow does not see."""
     from PIL import ImageOps
 
+    packet = getattr(image, "tag_v2").get(700)  # noqa: B009 - only TIFF images have it
+    orientation = read_orientation(raw, packet if isinstance(packet, bytes) else None)
+    is_seen = image.getexif().get(ORIENTATION) in MAKE_UPRIGHT
     ImageOps.exif_transpose(image, in_place=True)  # a copy would not have the tags, which say what 0 means
-    return image
+    return 1 if is_seen else orientation

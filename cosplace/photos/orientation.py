@@ -20,14 +20,14 @@ def read_orientation(exif_block: bytes | None, xmp: bytes | None) -> int:
 
     exif_block: with or without the leading "Exif"; xmp: a packet.  None for a block that the photo lacks.
     """
-    orientation = _exif_orientation(exif_block) if exif_block else 0
+    orientation = exif_orientation(exif_block) if exif_block else 0
     if not orientation and xmp and contains(xmp, "Orientation"):
         text = read_xmp(xmp).get(f"{{{TIFF_NAMESPACE}}}Orientation", "")
         orientation = int(text) if text in ORIENTATION_TEXTS else 0
     return orientation or UPRIGHT
 
 
-def _exif_orientation(block: bytes) -> int:
+def exif_orientation(block: bytes) -> int:
     """The orientation in the first directory of an EXIF block; 0 without one.  Other directories describe previews."""
     start = len(EXIF_HEADER) if block[: len(EXIF_HEADER)] == EXIF_HEADER else 0
     order = BYTE_ORDERS.get(bytes(block[start : start + 4]))

@@ -138,6 +138,11 @@ def test_a_tiff_with_unsigned_32_bits_has_no_negative_numbers() -> None:
     assert to_rgb(open_gray_tiff(values, {339: 2}))[0, :, 0].tolist() == [0, 255, 0]  # signed: -1 is black
 
 
+def test_a_tiff_with_signed_8_bits_has_black_below_0() -> None:
+    values = np.array([[0, 50, 127, -1, -128]], np.int8)
+    assert to_rgb(open_gray_tiff(values, {339: 2}))[0, :, 0].tolist() == [0, 100, 255, 0, 0]
+
+
 def test_a_tiff_with_12_bits_has_values_up_to_4095() -> None:
     """Two values in three bytes: without the tag, they would be nearly black."""
     values = [0, 1606, 2048, 4095]

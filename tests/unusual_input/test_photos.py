@@ -13,7 +13,7 @@ from PIL import Image
 
 from cosplace.errors import ImageError
 from cosplace.photos.metadata import PhotoMetadata, read_metadata
-from cosplace.photos.opening import open_image
+from cosplace.photos.opening import open_image, upright_shape
 from tests.unusual_input.samples import (
     ASCII,
     BYTE,
@@ -190,6 +190,52 @@ def test_an_orientation_in_xmp_alone_turns_the_photo(tmp_path: Path) -> None:
     (tmp_path / "turned.jpg").write_bytes(raw)
     (tmp_path / "plain.jpg").write_bytes(jpeg_with(pixels=place_pixels(0)[:32]))
     assert np.array_equal(rgb(tmp_path / "turned.jpg"), np.rot90(rgb(tmp_path / "plain.jpg"), -1))
+
+
+def test_an_orientation_in_a_second_exif_block_turns_the_photo(tmp_path: Path) -> None:
+    """OpenCV and exiftool: a turn of 90° clockwise."""
+    blocks = [exif_block(taken={0x9003: text("2020:01:02 03:04:05")}), exif_block(first={274: (3, b"\6\0")})]
+    raw = jpeg_with(exif=blocks, pixels=place_pixels(0)[:32])
+    judge = exiftool(raw, "Orientation")
+    assert judge is None or judge["Orientation"] == 6
+    (tmp_path / "turned.jpg").write_bytes(raw)
+    (tmp_path / "plain.jpg").write_bytes(jpeg_with(pixels=place_pixels(0)[:32]))
+    assert np.array_equal(rgb(tmp_path / "turned.jpg"), np.rot90(rgb(tmp_path / "plain.jpg"), -1))
+    assert upright_shape(tmp_path / "turned.jpg") == (48, 32)
+
+
+def test_an_orientation_in_the_xmp_of_a_gif_turns_the_photo(tmp_path: Path) -> None:
+    path = tmp_path / "photo.gif"
+    path.write_bytes(encoded(place_pixels(0)[:32], "GIF"))
+    plain = rgb(path)
+    packet = xmp_packet('tiff:Orientation="6"')
+    extension = b"\x21\xff\x0bXMP DataXMP" + packet + b"\1" + bytes(range(255, -1, -1)) + b"\0"
+    path.write_bytes(path.read_bytes()[:-1] + extension + b";")
+    assert np.array_equal(rgb(path), np.rot90(plain, -1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "packet"),
+    [(3, 6, ""), (1, 6, ""), (3, 0, "6"), (3, 9, "6"), (None, 0, "6"), (3, 6, "3")],
+    ids=["short", "byte", "EXIF 0", "EXIF 9", "XMP alone", "EXIF before XMP"],
+)
+def test_the_orientation_of_a_tiff_follows_the_rule_of_other_formats(
+    tmp_path: Path, kind: int | None, value: int, packet: str
+) -> None:
+    pixels = np.arange(32 * 48, dtype=np.uint8).reshape(32, 48)
+    xmp = xmp_packet(f'tiff:Orientation="{packet}"') if packet else b""
+    entries = {256: (4, 48), 257: (4, 32), 258: (4, 8), 259: (4, 1), 262: (4, 1), 273: (4, 8), 278: (4, 32),
+               279: (4, pixels.size)}  # fmt: skip
+    if kind is not None:
+        entries[274] = (kind, value)
+    directory = b"".join(struct.pack("<HHII", tag, of, 1, number) for tag, (of, number) in sorted(entries.items()))
+    if xmp:
+        directory += struct.pack("<HHII", 700, 1, len(xmp), 8 + pixels.size)
+    raw = b"II*\0" + struct.pack("<I", 8 + pixels.size + len(xmp)) + pixels.tobytes() + xmp
+    raw += struct.pack("<H", len(entries) + bool(xmp)) + directory + bytes(4)
+    (tmp_path / "photo.tif").write_bytes(raw)
+    assert np.array_equal(rgb(tmp_path / "photo.tif")[..., 0], np.rot90(pixels, -1))
+    assert upright_shape(tmp_path / "photo.tif") == (48, 32)
 
 
 def chunk(kind: bytes, data: bytes, *, checksum: int = 0) -> bytes:

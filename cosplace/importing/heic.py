@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from cosplace.errors import ImageError
 from cosplace.importing.packages import optional_module
+from cosplace.photos.modes import to_rgb_image
 from cosplace.photos.opening import MAX_FILE_BYTES, MAX_PIXELS
 
 JPEG_QUALITY = 95
@@ -29,7 +30,7 @@ def jpeg_of_heic(raw: bytes, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
         if "exif" not in options:  # else an orientation in XMP would turn the upright image
             options["exif"] = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0"
         target = io.BytesIO()
-        image.convert("RGB").save(target, "JPEG", quality=JPEG_QUALITY, **options)
+        to_rgb_image(image).save(target, "JPEG", quality=JPEG_QUALITY, **options)
     except ImageError:
         raise
     except Exception as error:  # the decoder and Pillow raise many kinds of errors on damaged files

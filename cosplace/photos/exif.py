@@ -372,8 +372,8 @@ def time_of_date(text: str, offset_s: float | None = None, fraction: str = "") -
     if hours > 23 or minutes > 59 or seconds > 60 or (year, month, day) in NEVER_SET:
         return UNKNOWN, False
     digits = own_fraction or (fraction if fraction.isascii() and fraction.isdigit() else "")
-    if own_offset:
-        offset_s = _offset_s(own_offset) or 0.0
+    if (own_offset_s := _offset_s(own_offset or "")) is not None:  # an impossible one is none
+        offset_s = own_offset_s
     is_local, offset_s = offset_s is None, offset_s or 0.0
     clock_s = hours * 3600 + minutes * 60 + seconds + (float(f"0.{digits}") if digits else 0.0)
     return _seconds_since_1970(year, month, day, seconds=clock_s - offset_s), is_local

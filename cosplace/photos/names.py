@@ -29,6 +29,7 @@ from cosplace.photos.name_bytes import (
 
 EAST_NORTH = ("utm_east", "utm_north")
 MAX_CONTRADICTION_M = 50.0  # between the UTM fields of a name and its latitude and longitude
+MIN_IN_A_METER = 5  # different positions per meter, on average, from which on they are probably degrees
 BAND_S = (31.5, 40.5)  # degrees north: 32 to 40, and half a degree for positions at its border
 NO_ZONE = "it has no UTM zone, but the other photos are in several"
 NAMES_COMPARED = 10_000  # at most, when a list is checked for contradictions
@@ -192,6 +193,29 @@ def has_zone(images: ImageList) -> np.ndarray:
         begin, end, in_name = chunk.field("zone")
         found.append(in_name & (end > begin))
     return np.concatenate(found)
+
+
+def may_be_south(images: ImageList, utm: UtmPositions, zones: Sequence[int]) -> np.ndarray:
+    """Photos taken as north of the equator only because their name has neither letter nor latitude, (I,) bool.
+
+    Only where others are south of it in the same zone.  zones: of all photos that are compared.
+    """
+    found = np.isin(utm.zones, [zone for zone in zones if zone > 0 and -zone in zones])
+    if found.any():
+        for chunk in name_chunks(images, FIELDS["latitude"]):
+            for name in ("letter", "latitude"):
+                begin, end, in_name = chunk.field(name)
+                found[chunk.rows.start : chunk.rows.stop] &= ~(in_name & (end > begin))
+    return found
+
+
+def look_like_degrees(utm: UtmPositions) -> bool:
+    """Whether east and north are probably degrees: without a zone, small, and many of them within each meter."""
+    positions = utm.east_north[~np.isnan(utm.east_north[:, 0])]
+    if utm.zones.any() or not len(positions) or (np.abs(positions) > (180, 180)).any():
+        return False
+    num_different, num_rounded = (len(np.unique(each, axis=0)) for each in (positions, np.round(positions)))
+    return num_different >= MIN_IN_A_METER * num_rounded
 
 
 def different_zones(*zones: np.ndarray) -> list[int]:

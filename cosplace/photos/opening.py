@@ -5,6 +5,7 @@ Pillow decodes the rest: other formats, CMYK, and damaged files that it can stil
 first bytes (see `cosplace.photos.formats`), and only the decoder of that format runs.
 """
 
+import errno
 import io
 import math
 import os
@@ -206,6 +207,8 @@ def read_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise ImageError(f"Cannot read {path}: it is a socket, not a file. Use the path of a photo.") from error
         raise ImageError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
     except ValueError as error:  # a zero byte in the name
         raise ImageError(f"Cannot read {path}: {error}.") from error

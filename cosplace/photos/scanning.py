@@ -2,10 +2,12 @@
 
 import errno
 import logging
+import operator
 import os
 import stat
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -353,7 +355,11 @@ def _read_list(folder: Path, list_file: Path, inside: tuple[str, ...]) -> ImageL
         lines = [line for line in list_file.read_bytes().splitlines() if line.strip()]
         if inside:
             _refuse_outside(lines, list_file)
-        images = replace(sorted_list(folder, lines), inside=inside)
+        different = list(dict.fromkeys(lines))
+        if num_repeated := len(lines) - len(different):
+            what = "one line repeats another" if num_repeated == 1 else f"{num_repeated:,} lines repeat others"
+            log.warning("%s: %s; each photo counts once.", list_file, what)
+        images = replace(sorted_list(folder, different), inside=inside)
     if not len(images):
         raise DatasetError(f"{list_file} lists no photos. Delete it, or list the photos of {folder} in it.")
     _check_listed(images, list_file)
@@ -371,7 +377,7 @@ def _refuse_outside(lines: list[bytes], list_file: Path) -> None:
 
 
 def _starts_if_sorted(list_file: Path, *, any_place: bool) -> np.ndarray | None:
-    """(I + 1,) int64: starts of the lines, and the end of the last one; None if unsorted or with blank lines."""
+    """(I + 1,) int64: starts of the lines, and the end of the last one; None if lines are unsorted, blank or equal."""
     starts, position, rest, previous = [np.zeros(1, np.int64)], 0, b"", b""
     with list_file.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -384,7 +390,9 @@ def _starts_if_sorted(list_file: Path, *, any_place: bool) -> np.ndarray | None:
             if not any_place and (position < CHECKED_BYTES or lines[0] < b"0"):
                 _refuse_outside(lines, list_file)
             # Sorting a sorted list takes one comparison per line.
-            if b"\r" in block or not lines[0] or lines[0] < previous or lines != sorted(lines):
+            if b"\r" in block or not lines[0] or lines[0] <= previous or lines != sorted(lines):
+                return None
+            if any(map(operator.eq, lines, islice(lines, 1, None))):
                 return None
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (position + 1)
             starts.append(ends)

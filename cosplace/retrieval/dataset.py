@@ -5,6 +5,7 @@ Photos of several zones are compared by earth-centered points.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,12 @@ from cosplace.photos.names import (
     contradiction_warning,
     different_zones,
     earth_positions,
+    look_like_degrees,
+    may_be_south,
     unknown_positions_warning,
     utm_fields,
     without_rows,
+    zone_error,
 )
 from cosplace.photos.paths import printable
 from cosplace.photos.scanning import has_part, is_dataset_part, missing_folder, part_names, scan_images
@@ -197,12 +201,14 @@ def dataset_of_lists(
     """The dataset of two lists.  with_database, with_queries: what `photos_with_positions` returns for them."""
     (database, database_utm), (queries, query_utm) = with_database, with_queries
     zones = different_zones(database_utm.zones, query_utm.zones)
+    for images, utm in (with_database, with_queries):
+        _check_positions(images, utm, zones)
     if len(zones) > 1 or database.map_center != queries.map_center:
         positions = earth_positions(database, database_utm), earth_positions(queries, query_utm)
     else:
         positions = database_utm.east_north, query_utm.east_north
     note = lists.note
-    if is_line(database_utm) and is_line(query_utm):
+    if is_line(database, database_utm) and is_line(queries, query_utm):
         note = note or LINE_NOTE
         log.info("%s: %s", printable(lists.folder), note)
     return RetrievalDataset(
@@ -219,13 +225,31 @@ def dataset_of_lists(
     )
 
 
-def is_line(utm: UtmPositions) -> bool:
+def _check_positions(images: ImageList, utm: UtmPositions, zones: Sequence[int]) -> None:
+    """Raise DatasetError for a photo that may be on either side of the equator; warn about degrees.
+
+    zones: of the database and the queries.
+    """
+    if (unclear := may_be_south(images, utm, zones)).any():
+        problem = "its zone has no letter, and other photos in that zone are south of the equator"
+        raise zone_error(images, int(unclear.argmax()), problem)
+    if images.labels is None and look_like_degrees(utm):
+        log.warning(
+            "%s: the first two fields of the names, such as %g and %g, look like degrees, and are taken as meters. "
+            "If they are latitude and longitude, import the photos with a table of positions (`cosplace import`).",
+            printable(images.folder), *utm.east_north[0],
+        )  # fmt: skip
+
+
+def is_line(images: ImageList, utm: UtmPositions) -> bool:
     """Whether positions are numbers along a line: all without a zone and at the same east, 0 in prepared datasets.
 
     A photo at 0, 0 then is the first one of the line, not one whose position is unknown.
     """
     east, north = utm.east_north.T
-    return len(east) > 1 and not utm.zones.any() and bool((east == east[0]).all() and (north != north[0]).any())
+    if images.map_center or len(east) < 2 or utm.zones.any():
+        return False
+    return bool((east == east[0]).all() and (north != north[0]).any())
 
 
 def photos_with_positions(images: ImageList, progress: Progress = no_progress) -> tuple[ImageList, UtmPositions]:
@@ -238,7 +262,7 @@ def photos_with_positions(images: ImageList, progress: Progress = no_progress) -
     if warning := contradiction_warning(images):
         log.warning("%s", warning)
     known = utm.known
-    if known.all() or is_line(utm):
+    if known.all() or is_line(images, utm):
         return images, utm
     unknown = np.flatnonzero(~known)
     if len(unknown) == len(images):

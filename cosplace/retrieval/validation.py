@@ -26,6 +26,7 @@ from cosplace.photos.names import (
     fill_from_degrees,
     has_zone,
     hemisphere_is_ambiguous,
+    may_be_south,
     optional_fields,
     utm_points,
     zones_of,
@@ -48,6 +49,7 @@ from cosplace.retrieval.recall import RADIUS_M
 UTM_LIMITS_M = (1e6, 1e7)  # of east and north in a zone
 ENOUGH_TO_DIFFER = 10  # photos; the positions or headings of so many are not all the same by chance
 NUM_SIZES = 5  # most frequent sizes that a report names
+NO_LETTER = "no letter of the UTM zone, but other photos in it are south of the equator"
 NO_ZONE = "no UTM zone, but other photos are in several"
 AMBIGUOUS = (
     "letter S of the zone means the band of 32° to 40° north or the southern hemisphere, so index and import take the "
@@ -255,7 +257,7 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
     elif missing.all() and not has_names(images):
         kind += ", and none in EXIF: combine photos and positions with `cosplace import`"
     report.add_rows(kind, images, missing, is_error=True)
-    on_line = not missing.any() and is_line(UtmPositions(east_north=np.stack([east, north], 1), zones=zones))
+    on_line = not missing.any() and is_line(images, UtmPositions(east_north=np.stack([east, north], 1), zones=zones))
     unknown = (east == 0) & (north == 0) & (not on_line)
     kind = "position 0, 0, which means unknown; left out" if images.labels is None else NO_POSITION
     report.add_rows(kind, images, unknown, is_error=bool(unknown.all()))
@@ -421,6 +423,7 @@ def _check_zones(parts: list[Part]) -> None:
     """Add photos without a UTM zone among others that have one.  parts: those that are compared with each other."""
     zones = different_zones(*(part.utm.zones for part in parts))
     for part in parts:
+        part.report.add_rows(NO_LETTER, part.images, may_be_south(part.labeled, part.utm, zones), is_error=True)
         without = (part.utm.zones == 0) & part.is_located & (part.labeled.map_center is None)
         if len(zones) == 1:
             kind = "no UTM zone, but other photos have one; taken as in the same zone"

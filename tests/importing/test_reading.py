@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cosplace.errors import ConfigError
+from cosplace.importing.heic import jpeg_of_heic
 from cosplace.importing.reading import LOCAL_TIME, read_photo
 from cosplace.importing.records import FoundPhoto, Problem
 from cosplace.photos.exif import read_exif
@@ -184,6 +185,16 @@ def test_frames_are_written_only_with_a_temporary_folder(tmp_path: Path) -> None
     assert equal.file != entry.file  # each is moved into the dataset
     assert (dry.record, dry.content, entry.content) == (entry.record, None, None)
     assert entry.record.source.endswith("video.mp4")
+
+
+def test_a_gray_heic_of_more_than_8_bits_keeps_its_brightness() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    ramp = np.repeat(np.linspace(0, 65535, 64).astype(np.uint16)[:, None], 96, 1)
+    file = io.BytesIO()
+    pillow_heif.from_bytes(mode="I;16", size=(96, 64), data=ramp.tobytes()).save(file, quality=95)
+    with Image.open(io.BytesIO(jpeg_of_heic(file.getvalue(), "a.heic"))) as image:
+        found = np.asarray(image.convert("L")).astype(float)
+    assert np.abs(found - ramp / 257).mean() < 3
 
 
 def test_heic_becomes_an_upright_jpeg_with_its_exif(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cosplace.photos.blocks import MAX_BLOCKS, find_blocks
+from cosplace.photos.exif import time_of_date
 from cosplace.photos.metadata import PhotoMetadata, metadata_from_exif, read_metadata
 from cosplace.photos.xmp import contains
 from tests.photos.exif_blocks import (
@@ -505,3 +506,8 @@ def test_a_block_in_many_segments_is_joined_once() -> None:
 def test_words_are_found_in_every_encoding_of_xmp(word: str, encoding: str) -> None:
     assert contains(f"<x {word}='1'/>".encode(encoding), word)
     assert not contains(f"<x {word[1:]}='1'/>".encode(encoding), word)
+
+
+def test_an_impossible_offset_in_a_date_is_none() -> None:
+    assert time_of_date("2020:07:01 12:00:00+99:00") == time_of_date("2020:07:01 12:00:00") == (1593604800, True)
+    assert time_of_date("2020:07:01 12:00:00+99:00", 7200.0) == (1593604800 - 7200, False)

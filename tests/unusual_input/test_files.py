@@ -19,6 +19,8 @@ from pyarrow.parquet import read_table
 
 from cosplace import GeoLocalizationNet
 from cosplace.cli import main
+from cosplace.errors import ImageError
+from cosplace.photos.opening import open_image
 from cosplace.photos.scanning import scan_images
 from tests.unusual_input.samples import (
     encoded,
@@ -85,6 +87,14 @@ def test_files_that_are_not_regular_are_skipped_and_named(
     make(tmp_path / "train" / odd)
     num_scanned, err = scan(capsys, tmp_path / "train")
     assert num_scanned == 2 and odd in err
+
+
+@needs_posix
+def test_a_socket_given_as_a_photo_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_socket(tmp_path / "photo.jpg")
+    with pytest.raises(ImageError, match="it is a socket, not a file"):
+        open_image(tmp_path / "photo.jpg")
 
 
 def test_photos_with_other_suffixes_are_found_and_system_folders_left_out(tmp_path: Path, capsys) -> None:

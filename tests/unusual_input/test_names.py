@@ -10,7 +10,18 @@ from pyarrow.parquet import read_table
 from pyproj import Geod, Transformer
 
 from cosplace.photos.metadata import read_metadata
-from tests.unusual_input.samples import run, utm_name, write_model, write_photo
+from cosplace.photos.scanning import scan_images
+from tests.unusual_input.samples import (
+    exif_block,
+    jpeg_with,
+    place_pixels,
+    rationals,
+    run,
+    text,
+    utm_name,
+    write_model,
+    write_photo,
+)
 
 GROUPS = "--N", 1, "--L", 1, "--groups_num", 1, "--no_cache"
 SYDNEY = -33.85678, 151.21530
@@ -223,6 +234,53 @@ def test_distances_between_zones_are_those_on_earth(tmp_path, capsys, model, que
     assert (distance_m <= 25) == (recall == 100)
     folder = write_split(tmp_path / "test", [match], [query])
     assert evaluate(capsys, model, "--test_set_folder", folder, "--recall_values", 1)[:2] == (0, {1: recall})
+
+
+def test_a_zone_without_letter_among_others_south_of_the_equator_is_refused(tmp_path, capsys, model) -> None:
+    """pyproj: taken as north, the query would be 10,000 km away from its match."""
+    match = utm_name(-33.86, 151.2, zone=56)
+    fields = match.split("@")
+    fields[4:7] = "", "", ""  # neither letter nor latitude and longitude
+    folder = write_split(tmp_path / "test", [match], ["@".join(fields)])
+    code, _, err = evaluate(capsys, model, "--test_set_folder", folder, "--recall_values", 1)
+    assert code == 2 and "its zone has no letter" in err and "Correct fields 3 and 4" in err
+    code, out, _ = run(capsys, "validate", folder)
+    assert code == 2 and "no letter of the UTM zone" in out
+
+
+def test_degrees_in_the_fields_of_utm_are_a_warning(tmp_path, capsys, model) -> None:
+    towns = (37.7, -122.4), (-33.9, 151.2)
+    places = [(latitude + 0.0001 * step, longitude) for latitude, longitude in towns for step in range(12)]
+    names = [f"@{latitude:.6f}@{longitude:.6f}@.jpg" for latitude, longitude in places]
+    for place, name in enumerate(names):
+        write_photo(tmp_path / "test" / "database", name, place)
+        write_photo(tmp_path / "test" / "queries", name, place, variant=1)
+    code, _, err = evaluate(capsys, model, "--test_set_folder", tmp_path / "test", "--recall_values", 1)
+    assert code == 0 and "such as -33.8989 and 151.2, look like degrees" in err and "cosplace import" in err
+
+
+def test_a_street_along_a_meridian_across_the_equator_is_on_earth(tmp_path, capsys, model) -> None:
+    for folder, variant in (("database", 0), ("queries", 1)):
+        for place in range(4):
+            (tmp_path / "test" / folder).mkdir(parents=True, exist_ok=True)
+            latitude = -0.0015 + 0.001 * place
+            gps = {1: text("NS"[latitude < 0]), 2: rationals((round(abs(latitude) * 1e7), 10**7), (0, 1), (0, 1)),
+                   3: text("E"), 4: rationals((89, 10), (0, 1), (0, 1))}  # fmt: skip
+            raw = jpeg_with(exif=exif_block(gps=gps), pixels=place_pixels(place, variant))
+            (tmp_path / "test" / folder / f"{place}.jpg").write_bytes(raw)
+    code, _, err = evaluate(capsys, model, "--test_set_folder", tmp_path / "test", "--recall_values", 1)
+    assert code == 0 and "not places on Earth" not in err
+
+
+def test_photos_that_a_list_has_twice_count_once(tmp_path, capsys, model) -> None:
+    names = [utm_name(37.7, -122.4 - 0.001 * place, zone=10) for place in range(6)]
+    folder = write_split(tmp_path / "test", names, names[:2])
+    for lines in ([names[0], *names[:2]], [*names[:2], names[0]]):
+        (folder / "queries_images_paths.txt").write_text("\n".join(sorted(lines)) + "\n")
+        found = scan_images(folder / "queries")
+        assert [found.name(row) for row in range(len(found))] == sorted(names[:2])
+        code, _, err = evaluate(capsys, model, "--test_set_folder", folder, "--recall_values", 1)
+        assert code == 0 and "one line repeats another; each photo counts once" in err
 
 
 def test_recalls_that_a_small_database_cannot_have_are_left_out(tmp_path, capsys, model) -> None:

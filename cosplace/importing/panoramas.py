@@ -124,7 +124,7 @@ def read_panorama(
 
 
 def _not_a_panorama(record: PhotoRecord, *, is_in_table: bool) -> str:
-    size = f"{record.width} x {record.height} pixels, without GPano properties"
+    size = f"{record.width} x {record.height} pixels, without GPano properties of an equirectangular panorama"
     if record.width >= 2 * record.height or (is_in_table and record.projection == EQUIRECTANGULAR):
         return f"it is unknown which part of the sphere it shows: {size}. If it shows 360 degrees, pass --horizon_row."
     return f"it is not a panorama: {size}"

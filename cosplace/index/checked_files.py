@@ -14,6 +14,7 @@ from cosplace.index.file_checksums import (
     DATA_FOLDER,
     SEARCH_FOLDER,
     TABLES,
+    VERSIONS_FOLDER,
     changed_ends,
     checksum_of,
     content_checksum,
@@ -79,6 +80,23 @@ def check_places(address: str) -> None:
                 raise damaged(address, f"the newest version of {table}.lance cannot be read") from error
             if has_others:
                 raise damaged(address, f"{table}.lance names files outside of the index, which no writer does")
+
+
+def unreadable_versions(address: str) -> list[str]:
+    """Manifests of older versions that cannot be read; nothing needs them, but joining files reads them."""
+    newest, found = newest_versions(address), []
+    for table in newest:
+        needed = manifests(address, table, newest[table])
+        for path in sorted((Path(address) / f"{table}.lance" / VERSIONS_FOLDER).glob("*.manifest")):
+            try:
+                is_readable = path in needed or not has_other_places(path.read_bytes())
+            except FileNotFoundError:  # a writer has just removed it
+                continue
+            except ValueError:
+                is_readable = False
+            if not is_readable:
+                found.append(path.relative_to(address).as_posix())
+    return found
 
 
 def table_bytes(address: str) -> int:

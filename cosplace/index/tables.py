@@ -62,17 +62,19 @@ def try_tables(files: CheckedFiles, *, again: bool = False) -> None:
     if not is_local(files.address):
         return
     key = files.tables_key()
-    if key == files.trusted_key and not again:
-        return
-    if not again and is_written_here(files.address):
-        return  # the writer has not said yet that it trusts the newest version
-    if again or not is_trusted(TRUSTED, key):
-        check_kinds(files.address)
-        check_places(files.address)
-        if not again:
-            log.info("%s: trying to read its tables, which were not written on this machine", files.address)
-        if problem := run_trial(TRIAL, files.address, table_bytes(files.address)):
-            raise damaged(files.address, f"its tables cannot be read, {problem}")
+    if not again:
+        if key == files.trusted_key or is_trusted(TRUSTED, key):
+            files.trusted_key = key
+            return
+        # A writer at work has not said yet that it trusts the newest version; one that has just ended trusts another.
+        if is_written_here(files.address) or is_trusted(TRUSTED, files.tables_key()):
+            return
+    check_kinds(files.address)
+    check_places(files.address)
+    if not again:
+        log.info("%s: trying to read its tables, which were not written on this machine", files.address)
+    if problem := run_trial(TRIAL, files.address, table_bytes(files.address)):
+        raise damaged(files.address, f"its tables cannot be read, {problem}")
     trust_tables(files, key)
 
 

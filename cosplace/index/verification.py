@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cosplace.errors import CosPlaceError, DamagedIndexError
-from cosplace.index.checked_files import CheckedFiles, check_kinds
+from cosplace.index.checked_files import CheckedFiles, check_kinds, unreadable_versions
 from cosplace.index.checksums import (
     NUMBER_COLUMNS,
     PARTS,
@@ -89,6 +89,8 @@ def verify_index(address: str | Path, progress: Progress = no_progress) -> Verif
         progress(TASK, place, len(names) + 1)
         changed += find_changes(address, checksums, [name])
     problems += [f"{name} has changed" for name in changed]
+    if is_local(address):
+        problems += [f"{name}, an older version, cannot be read" for name in unreadable_versions(address)]
     tables = _Tables(address=address, checksums=checksums)
     needed = [name for name in changed if is_manifest(name)]
     needed += changed_ends(address, checksums, [name for name in changed if is_of_photos(name)])
@@ -196,6 +198,8 @@ def repair_index(address: str | Path, found: Verification, progress: Progress = 
         if is_local(address):
             remove_reader_copies(address)  # their checksums would be recorded as they are
             (Path(address) / FILE_NAME).unlink(missing_ok=True)
+            for name in unreadable_versions(address):
+                (Path(address) / name).unlink(missing_ok=True)
         store = Store(address, check=False)
         remove_views(store)
         if has_vector_index(store):

@@ -19,6 +19,7 @@ from cosplace.photos.exif import UNKNOWN, ExifFacts, checked_position, read_exif
 from cosplace.photos.headings import MAX_TURNS_DEG
 from cosplace.photos.names import BAND_S, MAX_CONTRADICTION_M, split_name
 
+OFFSET_AFTER_TIME = re.compile(r"(\d{12}|\d{14}(?:\.\d+)?)([+-])(\d\d)(?::?(\d\d))?", re.ASCII)
 UTM_LETTERS = "CDEFGHJKLMNPQRSTUVWX"
 ROUNDING_M = 2.0  # names have five decimals of a degree, about 1 m
 NEAR_EQUATOR_DEGREES = 0.01
@@ -189,8 +190,12 @@ def _heading(text: Any) -> float:
 def time_of_timestamp(text: str) -> float:
     """Seconds since 1970 of YYYY, YYYYMM, YYYYMMDD, YYYYMMDDhhmm or YYYYMMDDhhmmss; other characters are ignored.
 
-    Digits after YYYYMMDDhhmmss and a point are a fraction of a second.
+    Digits after YYYYMMDDhhmmss and a point are a fraction of a second.  After a time, +hh or +hh:mm is its offset from
+    UTC.
     """
+    if match := OFFSET_AFTER_TIME.fullmatch(text):
+        offset_s = 3600 * int(match[3]) + 60 * int(match[4] or 0)
+        return time_of_timestamp(match[1]) - (offset_s if match[2] == "+" else -offset_s)
     digits = re.sub(r"[^0-9]", "", text)
     if match := re.fullmatch(r"(\d{14})(\.\d+)", text, re.ASCII):
         return time_of_timestamp(match[1]) + float(match[2])

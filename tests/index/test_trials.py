@@ -25,7 +25,7 @@ from cosplace.index.reader_copy import find_reader_copy, remove_reader_copies
 from cosplace.index.record_checks import parse_record
 from cosplace.index.store import Store
 from cosplace.index.trials import FOREIGN, end_trials, is_trusted, is_written_here, run_trial, trust
-from cosplace.index.verification import verify_index
+from cosplace.index.verification import repair_index, verify_index
 from cosplace.index.view_table import EncodedBatch, append_views, read_views
 from cosplace.index.writer_lock import WriterLock
 from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
@@ -446,3 +446,19 @@ def test_tables_on_another_disk_may_be_linked(address: Path) -> None:
     (address / "photos.lance").rename(address.parent / "photos on another disk")
     (address / "photos.lance").symlink_to(address.parent / "photos on another disk")
     assert open_index(address).info()["count"] == 290
+
+
+@pytest.mark.slow
+def test_an_older_version_that_cannot_be_read_is_removed(tmp_path: Path) -> None:
+    address = tmp_path / "index"
+    write_index(address).close()
+    oldest = sorted((address / "photos.lance" / "_versions").glob("*.manifest"))[-1]  # Lance counts down
+    oldest.write_bytes(b"")
+    with open_index(address, write=True) as index, pytest.raises(DamagedIndexError, match="index verify"):
+        index.compact()
+    found = verify_index(address)
+    assert found.problems == (f"photos.lance/_versions/{oldest.name}, an older version, cannot be read",)
+    repair_index(address, found)
+    assert not verify_index(address).problems
+    with open_index(address, write=True) as index:
+        index.compact()

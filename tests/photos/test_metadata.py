@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyproj import Geod, Proj
 
-from cosplace.photos.metadata import metadata_from_exif, metadata_from_name, read_metadata
+from cosplace.photos.metadata import metadata_from_exif, metadata_from_name, read_metadata, time_of_timestamp
 from cosplace.photos.names import format_image_name
 from cosplace.photos.thumbnails import make_thumbnail
 
@@ -171,3 +171,10 @@ def test_thumbnails_are_small_and_upright() -> None:
 
 
 # --- adding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "hour"), [("202006011200+02", 10), ("20200601120000-0330", 15.5), ("202006011200+02:00", 10)]
+)
+def test_a_timestamp_with_an_offset_from_utc(text: str, hour: float) -> None:
+    assert time_of_timestamp(text) == time_of_timestamp("20200601") + 3600 * hour

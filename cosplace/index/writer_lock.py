@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from cosplace.errors import IndexInUseError, StorageError
-from cosplace.index.file_checksums import FILE_NAME, is_local, reader_copy_name
+from cosplace.index.file_checksums import FILE_NAME, damaged, is_local, reader_copy_name
 from cosplace.index.trials import mark_writing
 from cosplace.index.writer_lease import WriterLease
 from cosplace.storage import NO_LOCKS, remove_unfinished
@@ -21,7 +21,7 @@ class WriterLock:
     """The right to write a local index; it ends with the process that holds it."""
 
     def __init__(self, address: str) -> None:
-        """Take the lock.  Raises IndexInUseError if another writer holds it."""
+        """Take the lock.  Raises IndexInUseError if another writer holds it, DamagedIndexError if it is a link."""
         self.file, self.mark = None, None
         path = Path(address) / LOCK
         try:
@@ -29,8 +29,10 @@ class WriterLock:
         except ImportError:  # Windows: the user must make sure that there is one writer
             return
         try:
-            self.file = path.open("a+")
+            self.file = open(path, "a+", opener=_open_no_link)
         except OSError as error:
+            if path.is_symlink():
+                raise damaged(address, f"{LOCK} is a link") from error
             raise StorageError(f"Cannot write to {address} ({error.strerror}). Open it for reading only.") from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,6 +70,11 @@ class WriterLock:
             if file is not None:
                 file.close()
         self.file, self.mark = None, None
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Open a file that is not a link: the writer would write to a file elsewhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def lock_for_writing(address: str) -> WriterLock | WriterLease:

@@ -462,3 +462,14 @@ def test_an_older_version_that_cannot_be_read_is_removed(tmp_path: Path) -> None
     assert not verify_index(address).problems
     with open_index(address, write=True) as index:
         index.compact()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_lock_that_is_a_link_is_not_written(address: Path) -> None:
+    mine = address.parent / "mine.txt"
+    mine.write_text("mine")
+    (address / ".writer.lock").unlink(missing_ok=True)
+    (address / ".writer.lock").symlink_to(mine)
+    with pytest.raises(DamagedIndexError, match=r"\.writer\.lock is a link"):
+        open_index(address, write=True)
+    assert mine.read_text() == "mine"

@@ -29,7 +29,7 @@ class WriterLock:
         except ImportError:  # Windows: the user must make sure that there is one writer
             return
         try:
-            self.file = open(path, "a+", opener=_open_no_link)
+            self.file = os.fdopen(_open_no_link(path), "a+")
         except OSError as error:
             if path.is_symlink():
                 raise damaged(address, f"{LOCK} is a link") from error
@@ -72,9 +72,9 @@ class WriterLock:
         self.file, self.mark = None, None
 
 
-def _open_no_link(path: str, flags: int) -> int:
+def _open_no_link(path: Path) -> int:
     """Open a file that is not a link: the writer would write to a file elsewhere."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
 
 
 def lock_for_writing(address: str) -> WriterLock | WriterLease:

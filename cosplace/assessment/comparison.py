@@ -182,9 +182,12 @@ def _first_difference(a: QueryList, b: QueryList, name_a: str, name_b: str) -> s
 # --- differences -----------------------------------------------------------------------------------------------------
 
 
-def compare(a: ComparedRun, b: ComparedRun) -> Comparison:
-    """Compare a run with a reference that has the same queries, see `check_comparable`."""
-    ns = recall_values(a, b)
+def compare(a: ComparedRun, b: ComparedRun, others: Sequence[ComparedRun] = ()) -> Comparison:
+    """Compare a run with a reference that has the same queries, see `check_comparable`.
+
+    others: runs in the same table, which shows the same recalls of all.
+    """
+    ns = recall_values(a, b, *others)
     clusters = a.queries.clusters
     correct_a, correct_b = a.queries.is_correct(ns[0]), b.queries.is_correct(ns[0])
     return Comparison(
@@ -199,7 +202,7 @@ def compare(a: ComparedRun, b: ComparedRun) -> Comparison:
 
 
 def recall_values(*runs: ComparedRun) -> list[int]:
-    """The N of the recalls that all runs have, ascending."""
+    """The N that any of the runs has a recall of, and all have enough predictions for, ascending."""
     most = min(run.queries.num_predictions for run in runs)
     known = [{int(text) for text in run.results["recalls"] if text.isdecimal()} for run in runs]
     common = sorted(n for n in set.union(*known) if 1 <= n <= most)

@@ -32,7 +32,7 @@ def run_compare(config: CompareConfig) -> None:
             f"--dataset {config.dataset} is not a folder or table of photos. Use the place that it has moved to."
         )
     reference, *others = open_runs(config.runs)
-    comparisons = [compare(reference, other) for other in others]
+    comparisons = [compare(reference, other, others) for other in others]
     if config.html is not None:
         check_dataset(reference.queries, reference.folder, config.dataset)
     texts = {"markdown": markdown_table, "latex": latex_table}
@@ -67,7 +67,8 @@ def compare_with(reference: Path, folder: Path, *, follow_outside: bool) -> None
     from cosplace.report.comparison_page import write_comparison_page
     from cosplace.report.comparison_tables import terminal_lines
 
-    comparison = compare(*open_runs([reference, folder]))
+    former, new = open_runs([reference, folder])
+    comparison = compare(former, new)
     write_comparison_page(folder / COMPARISON, [comparison], follow_outside=follow_outside)
     for line in ("", *terminal_lines([comparison])):
         print_result(line)

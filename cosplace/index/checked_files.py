@@ -31,7 +31,7 @@ from cosplace.index.file_checksums import (
     record_checksums,
     warn_not_used,
 )
-from cosplace.index.manifests import has_other_places
+from cosplace.index.manifests import ManifestError, check_manifest
 from cosplace.progress import format_bytes
 
 READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
@@ -49,6 +49,8 @@ def check_kinds(address: str) -> None:
     """
     num_small_bytes = 0
     for table in TABLES:
+        if (Path(address) / f"{table}.lance").is_symlink():  # whose target a writer would change
+            raise damaged(address, f"{table}.lance is a link")
         for folder, folders, names in os.walk(Path(address) / f"{table}.lance"):
             for path in (Path(folder) / name for name in (*folders, *names)):
                 try:
@@ -70,16 +72,14 @@ def check_kinds(address: str) -> None:
         raise damaged(address, f"its versions and records have {format_bytes(num_small_bytes)}, more than any index")
 
 
-def check_places(address: str) -> None:
-    """Raise DamagedIndexError if the newest version of a table in a folder reads files outside of this folder."""
+def check_manifests(address: str) -> None:
+    """Raise DamagedIndexError if the newest version of a table in a folder says what no writer says."""
     for table, version in newest_versions(address).items():
         for path in manifests(address, table, version):
             try:
-                has_others = has_other_places(path.read_bytes())
-            except ValueError as error:
-                raise damaged(address, f"the newest version of {table}.lance cannot be read") from error
-            if has_others:
-                raise damaged(address, f"{table}.lance names files outside of the index, which no writer does")
+                check_manifest(path.read_bytes())
+            except ManifestError as error:
+                raise damaged(address, f"the newest version of {table}.lance {error}") from error
 
 
 def unreadable_versions(address: str) -> list[str]:
@@ -89,12 +89,11 @@ def unreadable_versions(address: str) -> list[str]:
         needed = manifests(address, table, newest[table])
         for path in sorted((Path(address) / f"{table}.lance" / VERSIONS_FOLDER).glob("*.manifest")):
             try:
-                is_readable = path in needed or not has_other_places(path.read_bytes())
+                if path not in needed:
+                    check_manifest(path.read_bytes())
             except FileNotFoundError:  # a writer has just removed it
                 continue
-            except ValueError:
-                is_readable = False
-            if not is_readable:
+            except ManifestError:
                 found.append(path.relative_to(address).as_posix())
     return found
 

@@ -59,13 +59,7 @@ def read_checksums(address: str) -> FileChecksums | None:
     """The recorded checksums; None if there are none.  Raises DamagedIndexError, and MissingIndexError for a file."""
     path = Path(address) / FILE_NAME
     try:
-        if path.exists() and not path.is_file():  # a pipe never ends
-            raise ValueError("no regular file")
-        with path.open("rb") as file:
-            text = file.read(MAX_RECORD_BYTES + 1)
-        if len(text) > MAX_RECORD_BYTES:
-            raise ValueError("size")
-        record = json.loads(text)
+        record = json.loads(read_record_file(path))
         content = record["content"]
         if record["checksum"] != checksum_of(content) or content["format"] != FORMAT:
             raise ValueError("checksum")
@@ -88,6 +82,17 @@ def read_checksums(address: str) -> FileChecksums | None:
         raise no_permission(path) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise damaged(address, f"{FILE_NAME} cannot be read") from error
+
+
+def read_record_file(path: Path) -> bytes:
+    """The content of a file of checksums.  Raises ValueError for a pipe, which never ends, and for a huge file."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        content = file.read(MAX_RECORD_BYTES + 1)
+    if len(content) > MAX_RECORD_BYTES:
+        raise ValueError("size")
+    return content
 
 
 def _inside(name: str) -> str:

@@ -33,7 +33,7 @@ def connect(address: str, *, is_first: bool = False) -> Any:
 def record_text(records: Any, key: str) -> str | None:
     """The JSON text of a key in the table of records; None if there is none."""
     rows = records.search().where(f"key = '{checked_key(key)}'").select(["json"]).to_arrow()
-    return rows["json"][0].as_py() if len(rows) else None
+    return rows["json"][0].as_py() or "" if len(rows) else None  # a missing value is damage, like an empty text
 
 
 def checked_key(key: str) -> str:

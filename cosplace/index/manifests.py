@@ -1,59 +1,96 @@
-"""What the manifest of a version of a table says about where its files are: Lance can read them from anywhere.
+"""What the manifest of a version of a table says: Lance would read files and search indexes from anywhere it names.
 
 The file of a manifest ends with the position of a message (a length of four bytes, then a protocol buffer), two
-versions, and "LANC".  Pure functions.
+versions, and "LANC".  The message names the position of another one, of search indexes.  Pure functions.
 """
 
 import struct
+from collections.abc import Iterator
+
+from cosplace.errors import CosPlaceError
 
 END = struct.Struct("<QHH4s")  # position of the message; versions; magic
 LENGTH = struct.Struct("<I")
 MAGIC = b"LANC"
-BASE_PATHS = 18  # the field of folders and addresses of other files
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # kinds of fields
 MAX_VARINT_BYTES = 10
+COLUMNS, SEARCH_INDEXES, BASE_PATHS = 1, 6, 18  # fields of a manifest
+NAME_OF_COLUMN, ID_OF_COLUMN = 2, 3  # fields of a column
+INDEX, COLUMNS_OF_INDEX, NAME_OF_INDEX = 1, 2, 3  # fields of the search indexes, and of one
+MAX_COLUMNS = 100
+VECTOR_INDEX = "descriptor_idx"  # the one search index of an index, of the column INDEXED
+INDEXED = "descriptor"
+Field = tuple[int, int | bytes]  # its number and value
 
 
-def has_other_places(raw: bytes) -> bool:
-    """Whether a manifest names places outside of its table.  raw: content of the file.  Raises ValueError."""
-    return BASE_PATHS in field_numbers(_message(raw))
+class ManifestError(CosPlaceError):
+    """A manifest cannot be read, or says what no writer says."""
 
 
-def _message(raw: bytes) -> bytes:
+def check_manifest(raw: bytes) -> None:
+    """Raise ManifestError for a manifest that no writer makes.  raw: content of the file."""
+    fields = list(fields_of(_message(raw, _position(raw))))
+    if any(number == BASE_PATHS for number, _ in fields):
+        raise ManifestError("names files outside of the index, which no writer does")
+    columns = [dict(fields_of(_bytes(value))) for number, value in fields if number == COLUMNS]
+    if len(columns) > MAX_COLUMNS:
+        raise ManifestError(f"has {len(columns):,} columns, more than any writer makes")
+    indexed = [column.get(ID_OF_COLUMN, 0) for column in columns if column.get(NAME_OF_COLUMN) == INDEXED.encode()]
+    for position in (value for number, value in fields if number == SEARCH_INDEXES):
+        if not isinstance(position, int):
+            raise ManifestError("cannot be read (position)")
+        for number, value in fields_of(_message(raw, position)):
+            if number == INDEX and not _is_ours(_bytes(value), indexed):
+                raise ManifestError("has a search index that no writer makes")
+
+
+def _is_ours(index: bytes, indexed: list[int | bytes]) -> bool:
+    """Whether a search index has the name and the column of ours."""
+    fields = list(fields_of(index))
+    names = [value for number, value in fields if number == NAME_OF_INDEX]
+    columns: list[int | bytes] = []
+    for value in (value for number, value in fields if number == COLUMNS_OF_INDEX):
+        columns += _varints(value) if isinstance(value, bytes) else [value]
+    return names == [VECTOR_INDEX.encode()] and len(columns) == 1 and columns == indexed
+
+
+def _position(raw: bytes) -> int:
     if len(raw) < END.size or not raw.endswith(MAGIC):
-        raise ValueError("no manifest")
-    start = END.unpack(raw[-END.size :])[0] + LENGTH.size
-    if start > len(raw):
-        raise ValueError("position")
-    (length,) = LENGTH.unpack(raw[start - LENGTH.size : start])
+        raise ManifestError("cannot be read (no manifest)")
+    return int(END.unpack(raw[-END.size :])[0])
+
+
+def _message(raw: bytes, position: int) -> bytes:
+    """The message at a position, behind its length."""
+    start = position + LENGTH.size
+    length = LENGTH.unpack(raw[position:start])[0] if start <= len(raw) else 0
     if start + length > len(raw):
-        raise ValueError("length")
+        raise ManifestError("cannot be read (length)")
     return raw[start : start + length]
 
 
-def field_numbers(message: bytes) -> set[int]:
-    """The numbers of the fields of a protocol buffer.  Raises ValueError.
+# --- protocol buffers ------------------------------------------------------------------------------------------------
 
-    >>> sorted(field_numbers(bytes([0x08, 0x96, 0x01, 0x12, 0x02, 0x41, 0x42])))
-    [1, 2]
+
+def fields_of(message: bytes) -> Iterator[Field]:
+    """The fields of a protocol buffer.  Raises ManifestError.
+
+    >>> list(fields_of(bytes([0x08, 0x96, 0x01, 0x12, 0x02, 0x41, 0x42])))
+    [(1, 150), (2, b'AB')]
     """
-    found, at = set(), 0
+    at = 0
     while at < len(message):
         key, at = _varint(message, at)
-        number, kind = key >> 3, key & 7
+        kind = key & 7
         if kind == VARINT:
-            _, at = _varint(message, at)
-        elif kind == BYTES:
-            length, at = _varint(message, at)
-            at += length
-        elif kind in (FIXED64, FIXED32):
-            at += 8 if kind == FIXED64 else 4
-        else:
-            raise ValueError(f"kind {kind}")
-        found.add(number)
-    if at > len(message):
-        raise ValueError("length")
-    return found
+            value, at = _varint(message, at)
+            yield key >> 3, value
+            continue
+        length, at = _varint(message, at) if kind == BYTES else ({FIXED64: 8, FIXED32: 4}.get(kind, -1), at)
+        if length < 0 or at + length > len(message):
+            raise ManifestError("cannot be read (field)")
+        yield key >> 3, message[at : at + length]
+        at += length
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
@@ -66,4 +103,17 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         value, at = value | (byte & 0x7F) << 7 * shift, at + 1
         if byte < 0x80:
             return value, at
-    raise ValueError("number")
+    raise ManifestError("cannot be read (number)")
+
+
+def _varints(packed: bytes) -> Iterator[int]:
+    at = 0
+    while at < len(packed):
+        value, at = _varint(packed, at)
+        yield value
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ManifestError("cannot be read (kind of field)")
+    return value

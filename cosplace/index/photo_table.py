@@ -59,6 +59,17 @@ def check_columns(address: str, schema: Any) -> None:
     kind = schema.field("descriptor").type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type not in (pa.float16(), pa.float32()):
         raise damaged(address, f"its descriptors have the type {kind}")
+    for field in photo_schema(kind.list_size, "float32"):
+        found = schema.field(field.name).type if field.name in schema.names else field.type
+        if field.name != "descriptor" and found != field.type:
+            raise damaged(address, f"its column {field.name} has the type {found}")
+
+
+def check_values(address: str, table: Any) -> None:
+    """Raise DamagedIndexError for a table, or batch, with a missing value: a writer stores all of them."""
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        if column.null_count:
+            raise damaged(address, f"a photo has no {name}")
 
 
 def with_checks(rows: dict[str, Any]) -> dict[str, Any]:

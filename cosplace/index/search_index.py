@@ -13,11 +13,11 @@ import numpy as np
 from cosplace.index.checked_files import table_bytes
 from cosplace.index.file_checksums import FILE_NAME, SEARCH_FOLDER, is_local
 from cosplace.index.lance import translated_errors
+from cosplace.index.manifests import VECTOR_INDEX
 from cosplace.index.photo_table import WITH_DESCRIPTOR
 from cosplace.index.store import PHOTOS, Store
 from cosplace.index.trials import is_trusted, run_trial, trust
 
-VECTOR_INDEX = "descriptor_idx"
 CODE_BITS = {"4bit": 4, "binary": 1}  # per dimension of RaBitQ's codes
 MAX_UNINDEXED = 10_000  # photos that each search compares before the search index is brought up to date
 TRIAL = "cosplace.index.search_trial"

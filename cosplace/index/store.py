@@ -21,6 +21,7 @@ from cosplace.index.photo_table import (
     NARROW,
     NO_ROOT,
     WITH_DESCRIPTOR,
+    check_values,
     matrix,
     photo_rows,
     with_checks,
@@ -72,7 +73,9 @@ class Store(Tables):
             query = self.photos.search().select(self.present(NARROW)).with_row_id(True)
             if newer_than is not None:
                 query = query.where(f"id > {newer_than}")
-            table = query.to_arrow().sort_by("id").combine_chunks()
+            table = query.to_arrow()
+            check_values(self.address, table)
+            table = table.sort_by("id").combine_chunks()
             ids = table["id"].to_numpy()
             numbers = {name: self._numbers(table, name) for name in NUMBER_COLUMNS}
         if (np.diff(ids) <= 0).any():
@@ -123,7 +126,9 @@ class Store(Tables):
             query = self.photos.search().select(list(names))
             if newer_than is not None:
                 query = query.where(f"id > {newer_than}")
-            yield from query.to_batches(READ_ROWS)
+            for batch in query.to_batches(READ_ROWS):
+                check_values(self.address, batch)
+                yield batch
 
     def descriptors(self, newer_than: int | None = None) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """(ids (n,), descriptors (n, D) as stored) of all photos, or of those whose id is larger, in batches."""
@@ -135,6 +140,7 @@ class Store(Tables):
 
     def checked_descriptors(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids (n,) and descriptors (n, D) as stored.  Raises DamagedIndexError."""
+        check_values(self.address, table)
         ids, column = table["id"].to_numpy(), table["descriptor"]
         descriptors = matrix(column.combine_chunks() if hasattr(column, "combine_chunks") else column)
         if "descriptor_check" in table.schema.names:
@@ -165,6 +171,7 @@ class Store(Tables):
     def values_at(self, row_id: int, photo_id: int) -> dict[str, Any]:
         """The REST_COLUMNS of one photo.  Raises DamagedIndexError."""
         table = self._take(np.array([row_id], np.uint64), ("id", *REST_COLUMNS, "rest_check"))
+        check_values(self.address, table)
         ids = table["id"].to_numpy()
         if ids.tolist() != [photo_id]:
             raise OutdatedError(f"Photo {photo_id} is no longer in {self.address}. Read the index again.")
@@ -250,6 +257,7 @@ class Store(Tables):
             some = ", ".join(map(str, ids[at : at + DELETE_ROWS].tolist()))
             with translated_errors(self.address):
                 rows = self.photos.search().where(f"id IN ({some})").select(["id", "key"]).to_arrow()
+                check_values(self.address, rows)
             found += zip(rows["key"].to_pylist(), rows["id"].to_pylist(), strict=True)
         return found
 

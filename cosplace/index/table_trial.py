@@ -13,7 +13,6 @@ from cosplace.index.checked_files import table_bytes
 from cosplace.index.file_checksums import TABLES
 from cosplace.index.lance import connect
 from cosplace.index.photo_table import NARROW
-from cosplace.index.search_index import VECTOR_INDEX
 from cosplace.index.trials import FOREIGN, watch_memory
 
 READ_ROWS = 8192  # in a batch, as `cosplace index verify` reads them
@@ -28,27 +27,33 @@ def main(address: str) -> int:
     for name in TABLES:
         with _without_errors([]):
             table = database.open_table(name)
-            if any((index.name, index.columns) != (VECTOR_INDEX, ["descriptor"]) for index in table.list_indices()):
-                return FOREIGN  # it would be read by any condition on its column
-            if not 0 <= table.count_rows() <= num_bytes:
-                return FOREIGN
-            _read(table)
+            with _without_errors([]):
+                if not 0 <= table.count_rows() <= num_bytes:
+                    return FOREIGN
+            _read(table, num_bytes)
     return 0
 
 
-def _read(table: Any) -> None:
+def _read(table: Any, num_bytes: int) -> None:
+    """Read all rows, those of the columns that are held in memory, and some rows one by one."""
     errors: list[BaseException] = []
     names = table.schema.names
     with _without_errors(errors):
         for _ in table.search().select(names).to_batches(READ_ROWS):
             pass
-    for start in range(0, table.count_rows(), READ_ROWS) if errors else ():
+    num_rows = num_bytes
+    with _without_errors(errors):
+        num_rows = table.count_rows()
+    for start in range(0, num_rows, READ_ROWS) if errors else ():
         for name in names:
             with _without_errors(errors):
                 table.search().select([name]).offset(start).limit(READ_ROWS).to_arrow()
-    narrow = [name for name in names if name in NARROW]
-    rows = table.search().select(narrow).with_row_id(True).to_arrow()["_rowid"].to_pylist()
-    table.take_row_ids(rows[:: max(1, len(rows) // NUM_TAKEN)]).to_arrow()
+    rows: list[int] = [0]
+    with _without_errors(errors):
+        narrow = [name for name in names if name in NARROW]
+        rows = table.search().select(narrow).with_row_id(True).to_arrow()["_rowid"].to_pylist()
+    with _without_errors(errors):
+        table.take_row_ids(rows[:: max(1, len(rows) // NUM_TAKEN)]).to_arrow()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from cosplace.errors import MissingIndexError, PhotoIndexError
-from cosplace.index.checked_files import CheckedFiles, check_kinds, check_places, table_bytes
+from cosplace.index.checked_files import CheckedFiles, check_kinds, check_manifests, table_bytes
 from cosplace.index.disk import RECORD_BYTES, check_space
 from cosplace.index.file_checksums import (
     FILE_NAME,
@@ -70,7 +70,7 @@ def try_tables(files: CheckedFiles, *, again: bool = False) -> None:
         if is_written_here(files.address) or is_trusted(TRUSTED, files.tables_key()):
             return
     check_kinds(files.address)
-    check_places(files.address)
+    check_manifests(files.address)
     if not again:
         log.info("%s: trying to read its tables, which were not written on this machine", files.address)
     if problem := run_trial(TRIAL, files.address, table_bytes(files.address)):
@@ -140,6 +140,8 @@ class Tables:
             table = self.database.open_table(name)
             if name == PHOTOS:
                 check_columns(self.address, table.schema)
+            elif [str(table.schema.field(column).type) for column in ("key", "json")] != ["string", "string"]:
+                raise damaged(self.address, "its records are no texts")
             if self.copy is None:
                 return table
             check_tables(self.address, self.database, self.copy.records[SPEC])

@@ -10,6 +10,7 @@ Legend: n photos, D dimension.  Side effects: reads and writes that table, as on
 
 import json
 import logging
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from cosplace.errors import CosPlaceError
 from cosplace.index.disk import RECORD_BYTES, check_space
-from cosplace.index.file_checksums import FILE_NAME, content_checksum, file_checksum, is_local
+from cosplace.index.file_checksums import FILE_NAME, content_checksum, file_checksum, is_local, read_record_file
 from cosplace.index.lance import connect, translated_errors
 from cosplace.index.store import Store
 from cosplace.index.trials import is_trusted, trust
@@ -78,6 +79,8 @@ def append_views(store: Store, batches: Mapping[str, EncodedBatch], *, is_first:
         (key, batch.rows.tobytes(), batch.descriptors.astype(np.float32).tobytes()) for key, batch in batches.items()
     ]
     columns = zip(*((*content, _checksum(*content)) for content in contents), strict=True)
+    if is_first and is_local(store.address):
+        _remove_folder(_folder(store.address))
     with translated_errors(store.address):
         new = pa.table(list(map(list, columns)), schema=_schema())
         if is_first:
@@ -114,7 +117,7 @@ def _is_intact(address: str) -> bool:
 def _read_text(address: str) -> str | None:
     """The recorded checksums of the files; None if they cannot be read."""
     try:
-        return (_folder(address) / FILE_NAME).read_text("utf-8")
+        return read_record_file(_folder(address) / FILE_NAME).decode()
     except (OSError, ValueError):
         return None
 
@@ -126,8 +129,19 @@ def _key(text: str) -> str:
 def remove_views(store: Store) -> None:
     """Remove the table, if there is one."""
     if has_views(store.address):
+        if is_local(store.address):
+            _remove_folder(_folder(store.address))
+            return
         with translated_errors(store.address):
             store.database.drop_table(VIEWS, ignore_missing=True)
+
+
+def _remove_folder(path: Path) -> None:
+    """Remove what is in the place of the table, without Lance, which would read it."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _checksum(key: str, rows: bytes, descriptors: bytes) -> str:

@@ -1,6 +1,7 @@
 """cosplace compare."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_all_outputs(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == (tmp_path / "c.md").read_text("utf-8")
     assert main(["compare", *runs, "--latex", "-", "--markdown", str(tmp_path / "d.md")]) == 0
     assert capsys.readouterr().out == (tmp_path / "c.tex").read_text("utf-8")
+
+
+def test_three_runs_with_other_recalls_have_the_same_ones_in_a_table(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    third = shutil.copytree(runs[1], tmp_path / "third")
+    results = json.loads((third / "results.json").read_text())
+    results["recalls"] = {"1": 100.0, "3": 100.0}
+    (third / "results.json").write_text(json.dumps(results))
+    assert main(["compare", *runs, str(third), "--latex", "-"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "R@3" in line)
+    assert all(line.count("&") == head.count("&") for line in lines if line.startswith(" & & "))
+    assert sum(line.startswith(" & & ") for line in lines) == 2
 
 
 def test_what_is_refused(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -253,6 +253,9 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
         views = [run.results.get(name) for run in (a, b)]
         if None not in views and views[0] != views[1]:
             notes.append(f"{text} {_view_text(views[0])} in {a.letter}, {_view_text(views[1])} in {b.letter}.")
+    for run in (a, b):
+        if deviations := _entry(run.results, "protocol", "deviations"):
+            notes.append(f"{run.letter} deviates: {'; '.join(map(str, deviations))}.")
     searches = [_search_text(run.results.get("compression")) for run in (a, b)]
     if searches[0] != searches[1]:
         notes.append(f"Search: {searches[0]} in {a.letter}, {searches[1]} in {b.letter}.")

@@ -6,6 +6,7 @@ K predictions per query.  Side effects: `measure` reads the table of the dataset
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -21,6 +22,7 @@ from cosplace.assessment.confidence_scores import (
 )
 from cosplace.assessment.intervals import (
     CELL_M,
+    UNKNOWN,
     Estimate,
     are_clusters,
     clustered_mean,
@@ -66,7 +68,7 @@ def measure(
     all_scores = {**scores, **baseline_scores(evaluation, dataset)}
     best_score = next(iter(all_scores))
     longest_m, longest_queries = longest_miss(right, dataset.query_positions, sequences, conditions.seconds)
-    return Measures(
+    found = Measures(
         recalls={n: clustered_share(is_found[:, n - 1], clusters) for n in evaluation.recalls},
         radii_m=RADII_M,
         recall1_by_radius=tuple(clustered_share(straight_m <= limit, clusters) for limit in RADII_M),
@@ -86,6 +88,21 @@ def measure(
         longest_miss_queries=longest_queries,
         clusters=clusters,
         clustered_by=_clustered_by(clusters, sequences, dataset),
+    )
+    return _without_distances(found) if dataset.note else found
+
+
+def _without_distances(measures: Measures) -> Measures:
+    """The metrics of positions that are not on Earth, such as numbers of frames, whose distances mean nothing."""
+    return replace(
+        measures,
+        radii_m=RADII_M[:0],
+        recall1_by_radius=(),
+        error_m=dict.fromkeys(measures.error_m, UNKNOWN),
+        near_misses=UNKNOWN,
+        transfers=(),  # from one half of the map to the other
+        conditions=tuple(replace(row, median_error_m=UNKNOWN) for row in measures.conditions),
+        longest_miss_m=math.nan,
     )
 
 

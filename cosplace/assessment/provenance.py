@@ -75,12 +75,16 @@ class Provenance:
         """The entries as plain values."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
+    def protocol_text(self) -> str:
+        """The protocol, such as "pitts30k-test@1", and what deviates from it."""
+        return "; ".join([self.protocol["id"], *self.protocol["deviations"]])
+
     def summary(self) -> dict[str, Any]:
         """What a reader of the report wants to know; the counts of the dataset are elsewhere in it."""
         sizes = {f"{part}_photos": sizes_text(counts) for part, counts in self.dataset["photo_sizes"].items()}
         dataset = {"folder": self.dataset["folder"], **sizes, "unknown_positions": self.dataset["unknown_positions"]}
         return {
-            "protocol": "; ".join([self.protocol["id"], *self.protocol["deviations"]]),
+            "protocol": self.protocol_text(),
             "command": self.command,
             "started": self.started,
             "finished": self.finished,

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MAX_INT8_LOSS = 0.3  # percentage points of any recall, compared with PyTorch
 
+SCORED_PREDICTIONS = 20  # of each query at least, so that scores and mAP do not depend on the recalls asked for
+
 log = logging.getLogger("cosplace")
 
 
@@ -143,6 +145,8 @@ def evaluate_run(
         )
     for line in (evaluation.recalls_text(), *summary_lines(measures, radius_m, dataset.note)):
         print_result(line)
+    if protocol is not None:
+        print_result(f"protocol: {origin.protocol_text()}")
     if exact is not None:
         for line in loss_lines(measure_loss(exact, evaluation, measures.clusters)):
             print_result(line)
@@ -190,6 +194,8 @@ def _prepare_evaluation(
     if isinstance(dataset, UnlabeledPhotos):
         _answer(config, given, dataset, settings)
         return None
+    num_predictions = max(SCORED_PREDICTIONS, settings.num_predictions or 1)
+    settings = dataclasses.replace(settings, num_predictions=num_predictions)
     dataset = with_copies(dataset, refuse=protocol is None, progress=bars)
     bars.close()
     if protocol is not None:

@@ -136,8 +136,8 @@ def capture_text(about: Mapping[str, Any]) -> str:
 
 
 def _too_high(share: float) -> str:
-    """A difference in percentage points: "3.1 too high"."""
-    return f"{100 * abs(share):.1f} too {'low' if share < 0 else 'high'}"
+    """A difference in percentage points, at most 100: "3.1 too high"."""
+    return f"{min(100 * abs(share), 100):.1f} too {'low' if share < 0 else 'high'}"
 
 
 def _summary(calibration: Calibration) -> dict[str, str]:

@@ -77,6 +77,7 @@ class Values:
 
     columns: Sequence[str]
     rows: Sequence[tuple[float, Sequence[str]]]  # (x, a text for each column), by rising x
+    kept: Sequence[float] = ()  # x of rows that the table has even if there are too many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,8 @@ class Chart:
     @property
     def table(self) -> list[Sequence[str]]:
         """Rows of the values, without their x."""
-        return [texts for _, texts in evenly(self.values.rows, MAX_ROWS)]
+        shown = {at for at, _ in evenly(self.values.rows, MAX_ROWS)} | set(self.values.kept)
+        return [texts for at, texts in self.values.rows if at in shown]
 
 
 def linear_axis(title: str, low: float, high: float, unit: str = "", num_ticks: int = 5) -> Axis:

@@ -34,7 +34,7 @@ def radius_chart(measures: Measures, radius_m: float) -> Chart | None:
         [curve],
         Axis(title="radius, m", low=radii[0], high=radii[-1], ticks=ticks, logarithmic=True),
         percent_axis("Recall@1, % of queries", float(lows.min())),
-        values_of([curve], "radius", "{:g} m".format),
+        replace(values_of([curve], "radius", "{:g} m".format), kept=(*RADIUS_TICKS_M, radius_m)),
         description="Recall@1 by radius",
         threshold=(radius_m, f"used: {radius_m:g} m") if inside else None,
     )

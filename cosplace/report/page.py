@@ -86,19 +86,25 @@ def _key_figures(report: Report) -> list[tuple[str, str, str]]:
         for k in sorted(row.recalls)[:2]:
             interval = percent_texts(row.intervals[k])[1] if k in row.intervals else ""
             figures.append((f"{row.recalls[k]:.1f}%", interval, f"Recall@{k}"))
-    if report.evaluation is not None:
+    if report.evaluation is not None and has_meters(report):
         meaning = "median distance to the first prediction"
         first = report.evaluation.distances_m[:, 0]
         if report.measures is not None and 50 in report.measures.error_m:
             figures.append((*distance_texts(report.measures.error_m[50]), meaning))
         elif np.isfinite(first).any():
             figures.append((format_distance(float(np.nanmedian(first))), "", meaning))
+    if report.evaluation is not None:
         counts = (
             format_count(report.evaluation.num_queries, "query", "queries"),
             format_count(report.evaluation.num_database, "database image"),
         )
         figures += [(number, "", noun) for number, _, noun in (text.partition(" ") for text in counts)]
     return figures
+
+
+def has_meters(report: Report) -> bool:
+    """Whether distances are meters on the ground, not differences of the numbers of frames."""
+    return report.dataset is None or not report.dataset.note
 
 
 def _recall_rows(report: Report) -> list[RecallRow]:
@@ -126,7 +132,9 @@ def _recalls(report: Report) -> Mapping[str, Any] | None:
         "chart": recall_chart(rows, report.highlight),
         "num_drawn": len(rows_in_chart(rows, report.highlight)),
         "radius_chart": None if measures is None else radius_chart(measures, radius_m),
-        "distance_chart": None if evaluation is None else distance_chart(evaluation, clusters),
+        "distance_chart": distance_chart(evaluation, clusters)
+        if evaluation is not None and has_meters(report)
+        else None,
         "metrics": [] if measures is None else metric_rows(measures, radius_m),
         "interval_note": "" if measures is None else interval_note(measures),
         "evaluation": evaluation,

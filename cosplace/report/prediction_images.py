@@ -112,7 +112,9 @@ def _query_image(dataset: RetrievalDataset, evaluation: Evaluation, query: int, 
     for rank, is_correct in enumerate(hits):
         number = int(evaluation.predictions[query, rank])
         photo = open_photo(dataset.database, number) if number >= 0 else None
-        caption = f"{rank + 1}: {format_distance(float(evaluation.distances_m[query, rank]))}"
+        caption = (
+            f"{rank + 1}: {format_distance(float(evaluation.distances_m[query, rank]), are_meters=not dataset.note)}"
+        )
         tiles.append(_tile(photo, caption, bool(is_correct)))
     return _in_one_row(tiles)
 

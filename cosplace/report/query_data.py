@@ -168,6 +168,7 @@ def page_data(queries: Queries, photos: Mapping[str, Thumbnail]) -> dict[str, An
     later = queries.hits.any(axis=1)
     return {
         "radius": evaluation.positive_dist_threshold,
+        "areMeters": not dataset.note,
         "numPredictions": predictions.shape[1],
         "numSearched": evaluation.predictions.shape[1],
         "numShown": queries.num_shown,

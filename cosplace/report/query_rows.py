@@ -67,9 +67,13 @@ def result_text(queries: Queries, query: int) -> str:
     return f"none of {num_predictions} predictions is correct{end}"
 
 
+def _distance_text(queries: Queries, distance: float) -> str:
+    return format_distance(distance, are_meters=not queries.dataset.note)
+
+
 def _prediction_tile(queries: Queries, photos: Mapping[str, Thumbnail], query: int, rank: int) -> Tile:
     image = int(queries.evaluation.predictions[query, rank - 1])
-    distance = format_distance(float(queries.evaluation.distances_m[query, rank - 1]))
+    distance = _distance_text(queries, float(queries.evaluation.distances_m[query, rank - 1]))
     kind = "correct" if queries.hits[query, rank - 1] else "incorrect"
     similarity = f"similarity {queries.similarities[query, rank - 1]:.3f}"
     name = queries.dataset.database.name(image)
@@ -88,9 +92,10 @@ def _prediction_tile(queries: Queries, photos: Mapping[str, Thumbnail], query: i
 def _expected_tile(queries: Queries, photos: Mapping[str, Thumbnail], query: int) -> Tile:
     image = int(queries.expected.images[query])
     if image < 0:
-        text = f"no database image within {queries.evaluation.positive_dist_threshold:g} m"
+        unit = "units" if queries.dataset.note else "m"
+        text = f"no database image within {queries.evaluation.positive_dist_threshold:.6g} {unit}"
         return Tile(kind="expected", key="", thumbnail=None, caption="none", detail=text, description=text)
-    caption = f"expected match, {format_distance(float(queries.expected.distances_m[query]))}"
+    caption = f"expected match, {_distance_text(queries, float(queries.expected.distances_m[query]))}"
     turn = float(queries.expected.heading_differences_deg[query])
     detail = "" if math.isnan(turn) else f"heading differs by {turn:.0f}°"
     description = f"{', '.join(filter(None, (caption, detail)))}: {queries.dataset.database.name(image)}"

@@ -72,6 +72,7 @@ def write_evaluation_results(
         summary=[
             f"{model}, evaluated on {dataset.folder}.",
             evaluation_summary(evaluation, dataset),
+            *([] if origin is None else [f"Protocol: {origin.protocol_text()}. Evaluated on {origin.finished[:10]}."]),
             *_notes(dataset),
         ],
         recall_rows=[
@@ -117,7 +118,7 @@ def evaluation_summary(evaluation: Evaluation, dataset: RetrievalDataset) -> str
     sentences = [
         f"{format_count(evaluation.num_queries, 'query', 'queries')}, "
         f"{format_count(evaluation.num_database, 'database image')}, {size}; "
-        f"correct = within {evaluation.positive_dist_threshold:g} m."
+        f"correct = within {evaluation.positive_dist_threshold:.6g}{' units' if dataset.note else ' m'}."
     ]
     if views := _views_text(evaluation):
         sentences.append(views)

@@ -10,10 +10,15 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def format_distance(distance_m: float) -> str:
-    """Format a distance in meters or kilometers, with as many digits as a reader needs."""
+def format_distance(distance_m: float, *, are_meters: bool = True) -> str:
+    """Format a distance in meters or kilometers, with as many digits as a reader needs.
+
+    are_meters: whether it is one; else it is a difference of numbers, such as those of frames.
+    """
     if not math.isfinite(distance_m):
         return "unknown distance"
+    if not are_meters:
+        return f"{distance_m:.4g} units"
     if distance_m < 99.95:
         return f"{distance_m:.1f} m"
     return f"{distance_m:,.0f} m" if distance_m < 999.5 else f"{distance_m / 1000:,.1f} km"

@@ -60,6 +60,16 @@ def test_a_run_compared_with_its_repetition_shows_no_difference(tmp_path: Path) 
     assert "A and B have the same weights file." in found.notes
 
 
+def test_deviations_of_a_run_are_noted(tmp_path: Path) -> None:
+    dataset = city_dataset(tmp_path / "city")
+    protocol = {"id": "custom", "deviations": ["6 queries could not be opened"]}
+    folders = [
+        write_run(tmp_path / "a", dataset, RANKS_A),
+        write_run(tmp_path / "b", dataset, RANKS_A, protocol=protocol),
+    ]
+    assert "B deviates: 6 queries could not be opened." in compare(*open_runs(folders)).notes
+
+
 def test_equal_models_are_called_different_in_at_most_five_percent_of_cases() -> None:
     """Queries of one place are right or wrong together: tests that ignore this would fail here."""
     generator = np.random.default_rng(0)

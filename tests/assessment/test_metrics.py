@@ -178,6 +178,15 @@ def test_clusters_of_frames_do_not_depend_on_their_distance(evaluation: Evaluati
     assert np.array_equal(clusters(10.0, note=""), np.arange(NUM_QUERIES) // 5)
 
 
+def test_distances_of_frames_are_unknown(evaluation: Evaluation, dataset: RetrievalDataset) -> None:
+    frames = dataclasses.replace(dataset, note="distances are numbers of frames")
+    found, measured = measure(evaluation, frames), measure(evaluation, dataset)
+    assert found.recalls.keys() == measured.recalls.keys() and found.scores[0].name == measured.scores[0].name
+    assert not found.recall1_by_radius and not found.transfers and math.isnan(found.longest_miss_m)
+    unknown = [found.near_misses, *found.error_m.values(), *(row.median_error_m for row in found.conditions)]
+    assert all(math.isnan(one.value) for one in unknown)
+
+
 # --- sequences -------------------------------------------------------------------------------------------------------
 
 

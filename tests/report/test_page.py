@@ -340,3 +340,17 @@ def test_a_dataset_of_two_zones_on_one_map(tmp_path: Path) -> None:
     assert drawn.bar_text in ("20 m", "50 m")
     html = report_html(Report(title="x", dataset=dataset, groups=groups, groups_used=1))
     assert_single_file(html)
+
+
+def test_distances_that_are_no_meters_have_no_unit_of_length(dataset: RetrievalDataset, evaluation: Evaluation) -> None:
+    frames = dataclasses.replace(dataset, note="distances are numbers of frames")
+    for one, are_meters in ((dataset, True), (frames, False)):
+        measures = measure(evaluation, one)
+        rows = [RecallRow(name="ours", recalls=evaluation.recalls)]
+        report = Report(
+            title="t", dataset=one, evaluation=evaluation, measures=measures, recall_rows=rows, highlight="ours"
+        )
+        page = report_html(report)
+        for text in ("median distance", "first predictions are within", "Recall@1 by radius", "by the distance to"):
+            assert (text in page) == are_meters, text
+        assert bool(re.search(r"\d units away", page)) != are_meters

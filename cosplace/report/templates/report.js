@@ -20,6 +20,7 @@
 
   function meters(value) {
     if (value === null) return "unknown distance";
+    if (!data.areMeters) return `${Number(value.toPrecision(4))} units`;
     if (value < 99.95) return `${value.toFixed(1)} m`;
     const grouped = (number, digits) =>
       number.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
@@ -51,7 +52,7 @@
   function expectedTile(query) {
     const place = queries.expected[query], turn = queries.expectedTurn[query];
     if (place < 0) {
-      const text = `no database image within ${data.radius} m`;
+      const text = `no database image within ${Number(data.radius.toPrecision(6))} ${data.areMeters ? "m" : "units"}`;
       return tile("expected", "", [], text, text);
     }
     const caption = `expected match, ${meters(queries.expectedMeters[query])}`;

@@ -37,7 +37,7 @@ from cosplace.progress import format_bytes
 READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
 MAX_SMALL_BYTES = 4 << 30  # of versions, lists of removed photos, and records: more than those of 100 million photos
 MAX_DERIVED_BYTES = 1 << 30  # of a copy for readers, which a writer makes of small indexes
-HOLES_FROM, LEAST_STORED = 1 << 30, 0.01  # bytes of a file, and the share of them on the disk that no writer goes below
+HOLES_FROM, LEAST_STORED = 64 << 30, 0.01  # bytes of a file; the share of them on the disk that no writer goes below
 BLOCK = 512  # bytes, the unit of st_blocks
 
 
@@ -98,13 +98,17 @@ def unreadable_versions(address: str) -> list[str]:
     return found
 
 
-def table_bytes(address: str) -> int:
-    """Bytes on the disk of the files that hold the photos and records of a local index."""
+def table_bytes(address: str, *, stored: bool = True) -> int:
+    """Bytes of the files that hold the photos and records of a local index.
+
+    stored: on the disk, without holes; some systems count new files only after some seconds.
+    """
     folders = [Path(address) / f"{table}.lance" / folder for table in TABLES for folder in READ_FOLDERS]
     num_bytes = 0
     for path in (path for folder in folders for path in folder.glob("*")):
         with suppress(FileNotFoundError):  # a writer has just removed it
-            num_bytes += _stored_bytes(path.stat())
+            status = path.stat()
+            num_bytes += _stored_bytes(status) if stored else status.st_size
     return num_bytes
 
 

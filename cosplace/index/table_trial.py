@@ -21,27 +21,27 @@ NUM_TAKEN = 16  # rows that are read one by one
 
 def main(address: str) -> int:
     """Read everything as other processes do; after an error, the rows behind it, too.  Returns the exit status."""
-    num_bytes = table_bytes(address)
-    watch_memory(num_bytes)
+    watch_memory(table_bytes(address))
+    most_rows = table_bytes(address, stored=False)
     database = connect(address)
     for name in TABLES:
         with _without_errors([]):
             table = database.open_table(name)
             with _without_errors([]):
-                if not 0 <= table.count_rows() <= num_bytes:
+                if not 0 <= table.count_rows() <= most_rows:
                     return FOREIGN
-            _read(table, num_bytes)
+            _read(table, most_rows)
     return 0
 
 
-def _read(table: Any, num_bytes: int) -> None:
+def _read(table: Any, most_rows: int) -> None:
     """Read all rows, those of the columns that are held in memory, and some rows one by one."""
     errors: list[BaseException] = []
     names = table.schema.names
     with _without_errors(errors):
         for _ in table.search().select(names).to_batches(READ_ROWS):
             pass
-    num_rows = num_bytes
+    num_rows = most_rows
     with _without_errors(errors):
         num_rows = table.count_rows()
     for start in range(0, num_rows, READ_ROWS) if errors else ():

@@ -369,7 +369,7 @@ def test_a_version_with_a_wrong_number_of_photos_is_damage(address: Path) -> Non
 
 @pytest.mark.slow
 def test_a_version_with_more_rows_than_bytes_is_refused(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cosplace.index.table_trial.table_bytes", lambda address: 289)
+    monkeypatch.setattr("cosplace.index.table_trial.table_bytes", lambda address, **options: 289)
     assert table_trial.main(str(address)) == FOREIGN
 
 

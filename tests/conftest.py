@@ -48,7 +48,7 @@ def real_photos_folder() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+def cache_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
     """The cache of fixtures of several tests."""
     home = tmp_path_factory.mktemp("home")
     (home / "index_tables").mkdir()
@@ -59,9 +59,9 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
 
 @pytest.fixture(autouse=True)
 def _separate_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, cache_of_fixtures: Path
 ) -> None:
     home = tmp_path_factory.mktemp("home")
-    (home / "index_tables").symlink_to(shared_cache / "index_tables")  # trying each index of a fixture takes long
+    (home / "index_tables").symlink_to(cache_of_fixtures / "index_tables")  # trying each index of a fixture takes long
     monkeypatch.setenv("COSPLACE_HOME", str(home))
     monkeypatch.delenv("SF_XL_PROCESSED_FOLDER", raising=False)

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 MAX_INT8_LOSS = 0.3  # percentage points of any recall, compared with PyTorch
 
-SCORED_PREDICTIONS = 20  # of each query at least, so that scores and mAP do not depend on the recalls asked for
-
 log = logging.getLogger("cosplace")
 
 
@@ -177,7 +175,7 @@ def _prepare_evaluation(
     from cosplace.assessment.provenance import RunInfo
     from cosplace.cli.answering import UnlabeledPhotos, check_flags, open_test_photos
     from cosplace.device import choose_device
-    from cosplace.retrieval.evaluation import evaluation_settings
+    from cosplace.retrieval.evaluation import evaluation_settings, with_scored_predictions
     from cosplace.retrieval.two_folders import with_copies
 
     check_flags(config, given)
@@ -194,8 +192,7 @@ def _prepare_evaluation(
     if isinstance(dataset, UnlabeledPhotos):
         _answer(config, given, dataset, settings)
         return None
-    num_predictions = max(SCORED_PREDICTIONS, settings.num_predictions or 1)
-    settings = dataclasses.replace(settings, num_predictions=num_predictions)
+    settings = with_scored_predictions(settings)
     dataset = with_copies(dataset, refuse=protocol is None, progress=bars)
     bars.close()
     if protocol is not None:

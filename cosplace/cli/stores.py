@@ -53,7 +53,7 @@ def evaluate_stored(config: EvalConfig, given: Mapping[str, Any]) -> "tuple[Path
 
     from cosplace.assessment.provenance import RunInfo
     from cosplace.device import choose_device
-    from cosplace.retrieval.evaluation import evaluation_settings
+    from cosplace.retrieval.evaluation import evaluation_settings, with_scored_predictions
     from cosplace.retrieval.rank_group import rank_group
     from cosplace.retrieval.store_evaluation import evaluate_stores, open_stores
 
@@ -67,7 +67,7 @@ def evaluate_stored(config: EvalConfig, given: Mapping[str, Any]) -> "tuple[Path
         stores = open_stores(config.stores.database_store, config.stores.queries_store)
         found = evaluate_stores(
             stores,
-            evaluation_settings(config, device),
+            with_scored_predictions(evaluation_settings(config, device)),
             group=group,
             memory_bytes=None if memory is None else round(memory * 2**30),
             progress=bars if ranks.is_first else no_progress,

@@ -45,6 +45,8 @@ from cosplace.retrieval.recall import (
 )
 from cosplace.retrieval.shards import Descriptors, UnreadableImage, unreadable_text
 
+SCORED_PREDICTIONS = 20  # of each query, whose metrics are computed
+
 log = logging.getLogger(__name__)
 
 
@@ -373,6 +375,11 @@ def _with_options(settings: EvaluationSettings, options: dict[str, Any]) -> Eval
     own = {name: value for name, value in options.items() if name not in names}
     extraction = own.pop("extraction", settings.extraction)
     return replace(settings, extraction=replace(extraction, **{name: options[name] for name in names}), **own)
+
+
+def with_scored_predictions(settings: EvaluationSettings) -> EvaluationSettings:
+    """At least SCORED_PREDICTIONS, so that scores and mAP do not depend on the recalls asked for."""
+    return replace(settings, num_predictions=max(SCORED_PREDICTIONS, settings.num_predictions or 1))
 
 
 def evaluation_settings(config: TrainConfig | EvalConfig, device: torch.device) -> EvaluationSettings:

@@ -263,7 +263,7 @@ def test_ends_of_data_files_are_recorded_from_an_index_without_them(intact: Path
     record = json.loads((address / "checksums.json").read_text())
     ends = record["content"].pop("ends")
     assert ends.keys() == {f"photos.lance/data/{path.name}" for path in (address / "photos.lance/data").iterdir()}
-    record["checksum"] = file_checksums._checksum_of(record["content"])
+    record["checksum"] = file_checksums.checksum_of(record["content"])
     (address / "checksums.json").write_text(json.dumps(record))
     with open_index(address, write=True) as index:
         index.add(some_photos(range(900, 901)), unit_rows(1, 2))

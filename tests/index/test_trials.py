@@ -369,7 +369,8 @@ def test_a_version_with_a_wrong_number_of_photos_is_damage(address: Path) -> Non
 
 @pytest.mark.slow
 def test_a_version_with_more_rows_than_bytes_is_refused(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cosplace.index.table_trial.table_bytes", lambda address, **options: 289)
+    monkeypatch.setattr(table_trial, "watch_memory", lambda num_bytes: None)
+    monkeypatch.setattr(table_trial, "table_bytes", lambda address, **options: 289)
     assert table_trial.main(str(address)) == FOREIGN
 
 
@@ -541,6 +542,7 @@ def test_a_search_index_that_lance_does_not_list_is_refused(address: Path) -> No
 
 @pytest.mark.slow
 def test_an_error_while_rows_are_counted_does_not_end_a_trial(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_trial, "watch_memory", lambda num_bytes: None)
     read: list[int] = []
     table_of = lancedb.table.LanceTable
     monkeypatch.setattr(table_of, "count_rows", lambda *arguments: int("no number"))

@@ -42,6 +42,7 @@ PHOTOS, RECORDS = "photos", "records"
 CHECKED_FROM = "checked_from"  # the record of the first id whose photo has checksums
 TRIAL = "cosplace.index.table_trial"
 TRUSTED = "index_tables"
+LARGE_BYTES = 1 << 30  # of tables that take long to try
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +72,13 @@ def try_tables(files: CheckedFiles, *, again: bool = False) -> None:
             return
     check_kinds(files.address)
     check_manifests(files.address)
-    if not again:
-        log.info("%s: trying to read its tables, which were not written on this machine", files.address)
-    if problem := run_trial(TRIAL, files.address, table_bytes(files.address)):
+    num_bytes = table_bytes(files.address)
+    log.log(
+        logging.INFO if num_bytes >= LARGE_BYTES else logging.DEBUG,
+        "%s: reading its tables once in a process of its own, as they are not those that this machine wrote",
+        files.address,
+    )
+    if problem := run_trial(TRIAL, files.address, num_bytes):
         raise damaged(files.address, f"its tables cannot be read, {problem}")
     trust_tables(files, key)
 

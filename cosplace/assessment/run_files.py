@@ -77,6 +77,12 @@ class QueryResults:
     expected: Sequence[str]  # (Q,) the database image that should be found; "" for a query without positives
     clusters: np.ndarray  # (Q,) int64, queries that are drawn together
     conditions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> (Q,) values; "" if unknown
+    are_meters: bool = True  # distances; else differences of numbers, such as those of frames
+
+    @property
+    def radius_text(self) -> str:
+        """Within which distance a prediction is correct."""
+        return f"{self.queries.radius_m:.6g} {'m' if self.are_meters else 'units'}"
 
     def is_correct(self, n: int) -> np.ndarray:
         """Whether each query has a correct prediction among its first n, (Q,) bool; n is at most K."""
@@ -138,6 +144,7 @@ def write_query_results(
         "database_sha256": shared.database_sha256,
         "radius_m": shared.radius_m,
         "num_predictions": num_predictions,
+        "are_meters": not dataset.note,
     }
 
     def lists(values: np.ndarray, decimals: int) -> pa.Array:
@@ -334,6 +341,7 @@ def _query_results(path: Path) -> QueryResults:
         expected=texts("expected"),
         clusters=clusters,
         conditions={name.removeprefix(CONDITION): _values(table, name, str) for name in conditions},
+        are_meters=about.get("are_meters", True) is not False,
     )
 
 

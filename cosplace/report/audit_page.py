@@ -75,7 +75,7 @@ def write_audit_page(
         num_judged=num_judged,
         all_wrong=all_wrong,
         num_queries=len(run.queries.names),
-        radius=f"{run.queries.radius_m:g} m",
+        radius=run.radius_text,
         folder=printable(run_folder),
         verdicts_flag=verdicts_flag,
         script=script("audit.js"),
@@ -102,7 +102,7 @@ def _shown_pairs(
     return [
         _shown_pair(
             pair, query, photo, photo_checksum(queries, query_rows[pair.query]),
-            photo_checksum(database, image_rows[pair.photo]),
+            photo_checksum(database, image_rows[pair.photo]), are_meters=run.are_meters,
         )
         for pair, (query, photo) in zip(pairs, thumbnails, strict=False)
     ]  # fmt: skip
@@ -118,7 +118,9 @@ def photos_of_run(
     return images, {images.name(row): row for row in range(len(images))}
 
 
-def _shown_pair(pair: AuditPair, query: Thumbnail, photo: Thumbnail, query_sha256: str, photo_sha256: str) -> ShownPair:
+def _shown_pair(
+    pair: AuditPair, query: Thumbnail, photo: Thumbnail, query_sha256: str, photo_sha256: str, *, are_meters: bool
+) -> ShownPair:
     return ShownPair(
         query=path_text(pair.query),
         photo=path_text(pair.photo),
@@ -128,7 +130,7 @@ def _shown_pair(pair: AuditPair, query: Thumbnail, photo: Thumbnail, query_sha25
         photo_name=printable(pair.photo),
         query_thumbnail=query,
         photo_thumbnail=photo,
-        distance=format_distance(pair.distance_m),
+        distance=format_distance(pair.distance_m, are_meters=are_meters),
         similarity=f"{pair.similarity:.3f}",
         comparison=f"more similar than {pair.more_similar_than:.0f}% of the correct answers",
     )

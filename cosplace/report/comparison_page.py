@@ -251,7 +251,8 @@ def _described_tiles(one: Comparison, photos: Photos, query: int) -> list[Descri
     for run in (one.a, one.b):
         for image, meters in list(zip(run.queries.predictions[query], run.queries.distances_m[query], strict=True))[:1]:
             kind = "correct" if run.queries.first_correct[query] == 1 else "incorrect"
-            described.append(_described(photos.database, image, kind, run.letter, format_distance(meters)))
+            distance = format_distance(meters, are_meters=run.queries.are_meters)
+            described.append(_described(photos.database, image, kind, run.letter, distance))
     if expected := one.a.queries.expected[query]:
         described.append(_described(photos.database, expected, "expected", "expected match", ""))
     return described

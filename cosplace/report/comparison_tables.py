@@ -74,7 +74,7 @@ def facts(runs: Sequence[ComparedRun]) -> list[str]:
     lines = [
         f"{printable(queries.dataset)}: {format_count(len(queries.queries.names), 'query', 'queries')}, "
         f"{format_count(queries.queries.num_database, 'database image')}; correct = within "
-        f"{queries.queries.radius_m:g} m.",
+        f"{queries.radius_text}.",
         f"Intervals: 95%. Queries of one place or sequence tend to be right or wrong together; they are in "
         f"{format_count(num_clusters, 'group')}{few}. p: McNemar's exact test. A run is called better if the interval "
         f"of the difference excludes 0 and p is below {SIGNIFICANCE:g}.",

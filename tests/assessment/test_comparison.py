@@ -19,6 +19,7 @@ from cosplace.assessment.comparison import (
 )
 from cosplace.assessment.run_files import query_list
 from cosplace.errors import ConfigError
+from cosplace.report.comparison_tables import facts
 from tests.assessment.comparison_samples import city_dataset, write_run
 
 # Query by query: rank of the first correct prediction in A and in B.
@@ -58,6 +59,13 @@ def test_a_run_compared_with_its_repetition_shows_no_difference(tmp_path: Path) 
         assert row.difference.low < 0 < row.difference.high
         assert found.verdict(row) == NO_DIFFERENCE
     assert "A and B have the same weights file." in found.notes
+
+
+def test_distances_of_frames_have_no_unit_of_length(tmp_path: Path) -> None:
+    dataset = replace(city_dataset(tmp_path / "city"), note="positions are numbers of frames")
+    runs = open_runs([write_run(tmp_path / name, dataset, RANKS_A) for name in "ab"])
+    assert not runs[0].queries.are_meters and runs[0].queries.radius_text == "25 units"
+    assert "correct = within 25 units." in facts(runs)[0]
 
 
 def test_deviations_of_a_run_are_noted(tmp_path: Path) -> None:

@@ -16,10 +16,15 @@ from cosplace.index.file_checksums import damaged, is_local
 FIRST_REQUEST = {"timeout": "10s", "client_max_retries": "0"}
 # Bytes that each scan reads ahead, also when files are joined; by default, Lance reads 2 GiB ahead.
 READ_AHEAD_BYTES = 128 * 1024 * 1024
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def connect(address: str, *, is_first: bool = False) -> Any:
     """Open the tables of an address, a folder or object storage.  is_first: do not wait long for an answer."""
+    if is_local(address) and CONTROL_CHARACTER.search(address):
+        raise PhotoIndexError(
+            f"LanceDB cannot open {address!r}: a folder has a control character in its name. Rename that folder."
+        )
     # Otherwise it prints a warning about every new table.
     os.environ.setdefault("LANCEDB_LOG", "error")
     os.environ.setdefault("LANCE_LOG", "error")
@@ -87,10 +92,6 @@ def _translate(address: str, error: BaseException) -> CosPlaceError:
         )
     if "Permission denied" in text or "Read-only" in text:
         return StorageError(f"No permission to read or write {address}. Check its permissions, or use another address.")
-    if "Failed to parse path" in text:
-        return PhotoIndexError(
-            f"LanceDB cannot open {address!r}: a folder has a control character in its name. Rename that folder."
-        )
     if isinstance(error, FileExistsError | NotADirectoryError):
         return StorageError(f"{address} is a file, not a folder. Choose another address.")
     if not is_local(address) and (found := re.search(REMOTE_PROBLEMS, text, re.IGNORECASE)):

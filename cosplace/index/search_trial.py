@@ -4,6 +4,7 @@ It reads all partitions, searches some photos of the index in all of them, and e
 `cosplace.index.search_index` runs this in a process of its own, which Lance may end.
 """
 
+import os
 import sys
 
 import numpy as np
@@ -37,4 +38,4 @@ def main(address: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if main(sys.argv[1]) else 1)
+    os._exit(0 if main(sys.argv[1]) else 1)  # threads of Lance may end a process that ends as usual

@@ -4,6 +4,7 @@ Errors do not count: another process gets them, too, and reports them.  Any othe
 this index.  `cosplace.index.tables` runs this in a process of its own.
 """
 
+import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -66,4 +67,4 @@ def _without_errors(found: list[BaseException]) -> Generator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    os._exit(main(sys.argv[1]))  # threads of Lance may end a process that ends as usual

@@ -42,7 +42,7 @@ from cosplace.report.metric_charts import distance_chart, radius_chart
 from cosplace.report.query_data import num_tiles, open_queries, page_data, page_photos
 from cosplace.report.query_rows import query_row
 from cosplace.report.render import render, script
-from cosplace.report.words import as_json, format_distance
+from cosplace.report.words import as_json, format_distance, radius_text
 from cosplace.retrieval.recall import RADIUS_M
 from cosplace.storage import write_text
 
@@ -138,6 +138,7 @@ def _recalls(report: Report) -> Mapping[str, Any] | None:
         "metrics": [] if measures is None else metric_rows(measures, radius_m),
         "interval_note": "" if measures is None else interval_note(measures),
         "evaluation": evaluation,
+        "radius": "the given distance" if evaluation is None else radius_text(radius_m, are_meters=has_meters(report)),
         "num_without_prediction": 0 if evaluation is None else int((~np.isfinite(evaluation.distances_m[:, 0])).sum()),
     }
 
@@ -303,7 +304,7 @@ def _list_of_queries(report: Report, progress: Progress) -> Mapping[str, Any] | 
         "num_unmatched": 0 if matches is None else matches["leftOut"],
         "lacks_opencv": wants_matches and matches is None,
         "num_photos": len(photos),
-        "radius_m": evaluation.positive_dist_threshold,
+        "radius": radius_text(evaluation.positive_dist_threshold, are_meters=not queries.dataset.note),
         "outcomes": [(kind, name) for kind, name in enumerate(outcome_names(queries.hits.shape[1])) if name],
         "conditions": {
             name: different

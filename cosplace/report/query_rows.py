@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cosplace.report.query_data import Queries
 from cosplace.report.thumbnails import Thumbnail
-from cosplace.report.words import format_distance
+from cosplace.report.words import format_distance, radius_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +92,8 @@ def _prediction_tile(queries: Queries, photos: Mapping[str, Thumbnail], query: i
 def _expected_tile(queries: Queries, photos: Mapping[str, Thumbnail], query: int) -> Tile:
     image = int(queries.expected.images[query])
     if image < 0:
-        unit = "units" if queries.dataset.note else "m"
-        text = f"no database image within {queries.evaluation.positive_dist_threshold:.6g} {unit}"
+        radius = queries.evaluation.positive_dist_threshold
+        text = f"no database image within {radius_text(radius, are_meters=not queries.dataset.note)}"
         return Tile(kind="expected", key="", thumbnail=None, caption="none", detail=text, description=text)
     caption = f"expected match, {_distance_text(queries, float(queries.expected.distances_m[query]))}"
     turn = float(queries.expected.heading_differences_deg[query])

@@ -24,6 +24,11 @@ def format_distance(distance_m: float, *, are_meters: bool = True) -> str:
     return f"{distance_m:,.0f} m" if distance_m < 999.5 else f"{distance_m / 1000:,.1f} km"
 
 
+def radius_text(radius: float, *, are_meters: bool) -> str:
+    """Within which distance a prediction is correct, as in 25 m."""
+    return f"{radius:.6g} {'m' if are_meters else 'units'}"
+
+
 def as_json(value: Any) -> str:
     """JSON text that can stand inside a script element: no `<` can end it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -354,3 +354,4 @@ def test_distances_that_are_no_meters_have_no_unit_of_length(dataset: RetrievalD
         for text in ("median distance", "first predictions are within", "Recall@1 by radius", "by the distance to"):
             assert (text in page) == are_meters, text
         assert bool(re.search(r"\d units away", page)) != are_meters
+        assert ("within 25 m" in page) == are_meters

@@ -79,11 +79,6 @@ class QueryResults:
     conditions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> (Q,) values; "" if unknown
     are_meters: bool = True  # distances; else differences of numbers, such as those of frames
 
-    @property
-    def radius_text(self) -> str:
-        """Within which distance a prediction is correct."""
-        return f"{self.queries.radius_m:.6g} {'m' if self.are_meters else 'units'}"
-
     def is_correct(self, n: int) -> np.ndarray:
         """Whether each query has a correct prediction among its first n, (Q,) bool; n is at most K."""
         assert n <= self.num_predictions

@@ -16,7 +16,7 @@ from cosplace.photos.paths import path_text, printable
 from cosplace.progress import format_count
 from cosplace.report.render import render, script
 from cosplace.report.thumbnails import Thumbnail, make_thumbnails
-from cosplace.report.words import format_distance
+from cosplace.report.words import format_distance, radius_text
 from cosplace.storage import write_text
 
 MAX_PAIRS = 200
@@ -75,7 +75,7 @@ def write_audit_page(
         num_judged=num_judged,
         all_wrong=all_wrong,
         num_queries=len(run.queries.names),
-        radius=run.radius_text,
+        radius=radius_text(run.queries.radius_m, are_meters=run.are_meters),
         folder=printable(run_folder),
         verdicts_flag=verdicts_flag,
         script=script("audit.js"),

@@ -19,7 +19,7 @@ from cosplace.assessment.intervals import FEW_CLUSTERS, Estimate, effective_clus
 from cosplace.assessment.run_files import variant_text
 from cosplace.photos.paths import printable
 from cosplace.progress import format_count
-from cosplace.report.words import shorten
+from cosplace.report.words import radius_text, shorten
 
 NAME_LENGTH = 40  # characters of a model's name in a table
 SMALLEST_P = 0.001
@@ -74,7 +74,7 @@ def facts(runs: Sequence[ComparedRun]) -> list[str]:
     lines = [
         f"{printable(queries.dataset)}: {format_count(len(queries.queries.names), 'query', 'queries')}, "
         f"{format_count(queries.queries.num_database, 'database image')}; correct = within "
-        f"{queries.radius_text}.",
+        f"{radius_text(queries.queries.radius_m, are_meters=queries.are_meters)}.",
         f"Intervals: 95%. Queries of one place or sequence tend to be right or wrong together; they are in "
         f"{format_count(num_clusters, 'group')}{few}. p: McNemar's exact test. A run is called better if the interval "
         f"of the difference excludes 0 and p is below {SIGNIFICANCE:g}.",

@@ -30,6 +30,7 @@ from cosplace.progress import Progress, format_count, no_progress
 from cosplace.report.data import RecallRow, Report, expected_matches
 from cosplace.report.page import write_report
 from cosplace.report.prediction_images import save_predictions
+from cosplace.report.words import radius_text
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import Evaluation, about_left_out, about_missing_positives
 from cosplace.storage import write_text
@@ -118,7 +119,7 @@ def evaluation_summary(evaluation: Evaluation, dataset: RetrievalDataset) -> str
     sentences = [
         f"{format_count(evaluation.num_queries, 'query', 'queries')}, "
         f"{format_count(evaluation.num_database, 'database image')}, {size}; "
-        f"correct = within {evaluation.positive_dist_threshold:.6g}{' units' if dataset.note else ' m'}."
+        f"correct = within {radius_text(evaluation.positive_dist_threshold, are_meters=not dataset.note)}."
     ]
     if views := _views_text(evaluation):
         sentences.append(views)

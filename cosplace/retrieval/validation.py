@@ -33,13 +33,7 @@ from cosplace.photos.names import (
 )
 from cosplace.photos.scanning import has_part, part_names, scan_images
 from cosplace.progress import Progress, no_progress
-from cosplace.retrieval.capture_times import (
-    TableColumns,
-    capture_times,
-    clock_problems,
-    read_columns,
-    table_rows,
-)
+from cosplace.retrieval.capture_times import TableColumns, capture_times, clock_problems, read_columns, table_rows
 from cosplace.retrieval.dataset import DATABASE_FOLDERS, USUAL_FOLDERS, is_line
 from cosplace.retrieval.folder_report import FolderReport, Part, num_positives
 from cosplace.retrieval.leaks import add_duplicates, add_position_leaks, add_trained_on_queries

@@ -26,6 +26,7 @@ REFUSAL_LIMIT_S = 1.0  # to send the response to a connection that is refused
 BACKLOG = 128  # connections that the system accepts before the server sees them
 RESERVED_FILES = 256  # file descriptors for the index, temporary files and the backlog
 MIN_CONNECTIONS = 8
+MAX_SENT_AHEAD = 20  # requests in a row that came before the response to the previous one; then the connection is closed
 FREE_CHUNKS, MIN_CHUNK_BYTES = 200, 64  # of a body: each chunk beyond the first ones must bring this on average
 LOG_INTERVAL_S = 10.0  # at most one line about dropped connections in this time
 REFUSAL_BODY = b'{"detail":"The server has no free connection; try again."}'
@@ -113,6 +114,7 @@ class GuardedProtocol(H11Protocol):
         self.state, self.state_since, self.timer = "", 0.0, None
         self.timed_request: Any = None  # the request whose deadline runs
         self.sent_slowly = False  # a part of the last response was waiting when the deadline was last checked
+        self.num_sent_ahead = 0
 
     # --- what uvicorn calls ------------------------------------------------------------------------------------------
 
@@ -143,6 +145,7 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, unless it has already been received."""
+        self.num_sent_ahead = self.num_sent_ahead + 1 if self.conn.trailing_data[0] else 0
         super().on_response_complete()
         if self.state and self.cycle.response_complete:
             self._enter(WAITING, WAITING_LIMIT_S)
@@ -170,6 +173,8 @@ class GuardedProtocol(H11Protocol):
         state = RECEIVING if self.cycle.more_body else ANSWERING
         if self.cycle is not self.timed_request:
             self.timed_request = self.cycle
+            if self.num_sent_ahead >= MAX_SENT_AHEAD:  # with hundreds of requests each, few clients would shut out others
+                self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
             self._enter(state, self.guard.time_limit_s + RESPONSE_MARGIN_S)
         elif state != self.state:
             self._enter(state)

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from cosplace.server import ServerSettings
-from cosplace.server.connections import usable_connections
+from cosplace.server.connections import MAX_SENT_AHEAD, usable_connections
 from cosplace.server.process import SHUTDOWN_MARGIN_S, listening_socket, make_server
 
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
@@ -166,10 +166,20 @@ def test_requests_on_one_connection(monkeypatch) -> None:
             read_responses(connection, 1)
 
 
+def test_a_connection_with_many_requests_ahead_is_closed_after_some() -> None:
+    with running() as (_, address), connect(address, REQUEST * 400) as connection:
+        received = bytearray()
+        while part := connection.recv(65_536):
+            received += part
+        assert received.count(b"HTTP/1.1 200") == MAX_SENT_AHEAD + 1
+        assert received.lower().count(b"connection: close") == 1
+        assert get(address) == 200
+
+
 # --- too many connections --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET", REQUEST, REQUEST + b"G", SLOW_BODY, LARGE_REQUEST])
+@pytest.mark.parametrize("sent", [b"", b"GET", REQUEST, REQUEST + b"G", SLOW_BODY, LARGE_REQUEST, REQUEST * 400])
 def test_other_clients_are_served_during_a_flood(sent) -> None:
     with running(max_connections=20) as (server, address), ExitStack() as open_connections:
         for _ in range(60):

@@ -332,13 +332,14 @@ def tables_hint(dataset: Path, images: ImageList) -> str:
 def _tables_beside(dataset: Path, images: ImageList) -> Iterator[Path]:
     """Files that may contain positions: in and next to the dataset, in its folders, and on the way to its photos.
 
-    Folders next to the dataset are other datasets, so their files are not listed.
+    Folders next to the dataset are other datasets, so their files are not listed, except those of GSV-Cities.
     """
     dataset = dataset.resolve()
     first = (images.folder.resolve() / images.name(0)).parent
     between = [folder for folder in (first, *first.parents) if folder.is_relative_to(dataset)]
     seen = set()
-    for folder in [*between, *_folders_in(dataset), dataset.parent]:
+    of_gsv_cities = [folder / "Dataframes" for folder in (dataset.parent, dataset.parent.parent)]  # next to Images/
+    for folder in [*between, *_folders_in(dataset), dataset.parent, *of_gsv_cities]:
         for path in _entries(folder):
             if path not in seen and path.is_file() and _may_have_positions(path):
                 seen.add(path)

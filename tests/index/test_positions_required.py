@@ -10,6 +10,7 @@ from cosplace.errors import DatasetError
 from cosplace.index.photo_index import open_index
 from cosplace.index.sources import find_photos, require_positions
 from cosplace.models.network import GeoLocalizationNet
+from cosplace.photos.labels import tables_hint
 from tests.synthetic_dataset import place_image
 from tests.table_samples import around, write_exif_photo, write_records
 
@@ -94,3 +95,12 @@ def test_tables_of_other_datasets_are_not_named(tmp_path: Path) -> None:
         require_positions(find_photos(tmp_path / "city"), tmp_path / "city")
     tables = [tmp_path / "city" / "tables" / "positions.csv", tmp_path / "positions.csv"]
     assert f"Positions may be in {tables[0]}, {tables[1]}." in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", [".", "Images", "Images/London"])
+def test_the_tables_of_gsv_cities_are_named(tmp_path: Path, folder: str) -> None:
+    plain(tmp_path / "Images" / "London" / "1.png", 1)
+    (tmp_path / "Dataframes").mkdir()
+    (table := tmp_path / "Dataframes" / "London.csv").write_text("place_id,lat,lon\n")
+    photos = find_photos(tmp_path / folder)
+    assert f"Positions may be in {table}." in tables_hint(tmp_path / folder, photos)

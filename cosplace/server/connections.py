@@ -26,7 +26,7 @@ REFUSAL_LIMIT_S = 1.0  # to send the response to a connection that is refused
 BACKLOG = 128  # connections that the system accepts before the server sees them
 RESERVED_FILES = 256  # file descriptors for the index, temporary files and the backlog
 MIN_CONNECTIONS = 8
-MAX_SENT_AHEAD = 20  # requests in a row that came before the response to the previous one; then the connection is closed
+MAX_SENT_AHEAD = 20  # requests in a row that came before the response to the previous one
 FREE_CHUNKS, MIN_CHUNK_BYTES = 200, 64  # of a body: each chunk beyond the first ones must bring this on average
 LOG_INTERVAL_S = 10.0  # at most one line about dropped connections in this time
 REFUSAL_BODY = b'{"detail":"The server has no free connection; try again."}'
@@ -173,7 +173,7 @@ class GuardedProtocol(H11Protocol):
         state = RECEIVING if self.cycle.more_body else ANSWERING
         if self.cycle is not self.timed_request:
             self.timed_request = self.cycle
-            if self.num_sent_ahead >= MAX_SENT_AHEAD:  # with hundreds of requests each, few clients would shut out others
+            if self.num_sent_ahead >= MAX_SENT_AHEAD:  # with hundreds each, few clients would shut out others
                 self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
             self._enter(state, self.guard.time_limit_s + RESPONSE_MARGIN_S)
         elif state != self.state:

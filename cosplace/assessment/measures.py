@@ -78,3 +78,8 @@ class Measures:
     longest_miss_queries: int
     clusters: np.ndarray  # (Q,) int64: queries that are drawn together
     clustered_by: str  # "sequence", "mixed" (sequence or cell), "place", "radius" or "query"
+
+    @property
+    def has_distances(self) -> bool:
+        """Whether positions are on Earth, so that distances are meters."""
+        return len(self.radii_m) > 0

@@ -18,7 +18,6 @@ CLUSTER_NAMES = {
     "radius": ("cell of twice the radius", "cells of twice the radius"),
     "query": ("query", "queries"),
 }
-UNKNOWN = Estimate(value=math.nan, low=math.nan, high=math.nan)
 
 
 def intervals_record(measures: Measures) -> dict[str, Any]:
@@ -33,16 +32,12 @@ def intervals_record(measures: Measures) -> dict[str, Any]:
     }
 
 
-def metrics_record(measures: Measures, note: str = "") -> dict[str, Any]:
-    """All other metrics.
-
-    note: what distances are, if they are not meters on the ground; metrics of distances are then unknown.
-    """
-    by_radius = {} if note else dict(zip(measures.radii_m.tolist(), measures.recall1_by_radius, strict=True))
-    has_sequences = math.isfinite(measures.longest_miss_m) and not note
+def metrics_record(measures: Measures) -> dict[str, Any]:
+    """All other metrics."""
+    by_radius = dict(zip(measures.radii_m.tolist(), measures.recall1_by_radius, strict=True))
     return {
-        "error_m": {str(quantile): _record(UNKNOWN if note else one) for quantile, one in measures.error_m.items()},
-        "near_misses": _record(UNKNOWN if note else measures.near_misses),
+        "error_m": {str(quantile): _record(one) for quantile, one in measures.error_m.items()},
+        "near_misses": _record(measures.near_misses),
         "mean_average_precision": _record(measures.mean_average_precision),
         "num_predictions": measures.num_predictions,
         "recall1_by_radius_m": {str(limit): _record(by_radius[limit]) for limit in RADII_SHOWN if limit in by_radius},
@@ -58,14 +53,14 @@ def metrics_record(measures: Measures, note: str = "") -> dict[str, Any]:
             {
                 "condition": row.condition, "value": row.value, "num_queries": row.num_queries,
                 "num_clusters": row.num_clusters,
-                "recall1": _record(row.recall1), "median_error_m": None if note else _number(row.median_error_m.value),
-                "median_error_interval_m": _interval(UNKNOWN if note else row.median_error_m),
-                "median_error_approximate": (UNKNOWN if note else row.median_error_m).is_approximate,
+                "recall1": _record(row.recall1), "median_error_m": _number(row.median_error_m.value),
+                "median_error_interval_m": _interval(row.median_error_m),
+                "median_error_approximate": row.median_error_m.is_approximate,
             }
             for row in measures.conditions
         ],
         "longest_miss": {"meters": _number(measures.longest_miss_m), "queries": measures.longest_miss_queries}
-        if has_sequences
+        if math.isfinite(measures.longest_miss_m)
         else None,
     }  # fmt: skip
 
@@ -121,11 +116,8 @@ def _clusters(count: int, clustered_by: str) -> str:
     return format_count(count, *CLUSTER_NAMES[clustered_by])
 
 
-def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[str]:
-    """Recalls with intervals and the main metrics, on a few lines.
-
-    note: what distances are, if they are not meters on the ground; metrics of distances are then left out.
-    """
+def summary_lines(measures: Measures, radius_m: float) -> list[str]:
+    """Recalls with intervals and the main metrics, on a few lines; without distances where they are unknown."""
     count = num_clusters(measures)
     together = (
         "" if measures.clustered_by == "query" else f" (queries are in {_clusters(count, measures.clustered_by)})"
@@ -135,19 +127,19 @@ def summary_lines(measures: Measures, radius_m: float, note: str = "") -> list[s
         f"R@{n} [{one.low:.1f}, {one.high:.1f}]{'' if few else one.mark}" for n, one in measures.recalls.items()
     )
     lines = [f"95% intervals: {recalls}{f' ({few})' if few else together}"]
-    if not note:
+    precision = f"mAP@{measures.num_predictions} {measures.mean_average_precision.marked_text()}"
+    if measures.has_distances:
         median, ninety = measures.error_m[50], measures.error_m[90]
-        near = f"near misses ({radius_m:g} to {2 * radius_m:g} m): {measures.near_misses.marked_text(unit='%')}, "
-        near = near if radius_m else ""
-        lines += [
-            f"first prediction: median error {_meters(median)}, 90% within {_meters(ninety)}",
-            f"{near}mAP@{measures.num_predictions} {measures.mean_average_precision.marked_text()}",
-        ]
-        if math.isfinite(measures.longest_miss_m):
-            lines.append(
-                f"longest stretch without a correct answer: {measures.longest_miss_m:,.0f} m, "
-                f"{measures.longest_miss_queries:,} queries"
-            )
+        lines.append(f"first prediction: median error {_meters(median)}, 90% within {_meters(ninety)}")
+        if radius_m:
+            near = f"near misses ({radius_m:g} to {2 * radius_m:g} m): {measures.near_misses.marked_text(unit='%')}"
+            precision = f"{near}, {precision}"
+    lines.append(precision)
+    if math.isfinite(measures.longest_miss_m):
+        lines.append(
+            f"longest stretch without a correct answer: {measures.longest_miss_m:,.0f} m, "
+            f"{measures.longest_miss_queries:,} queries"
+        )
     score = measures.scores[0] if measures.scores else None
     if score is not None and math.isfinite(score.area.value):
         lines.append(

@@ -141,7 +141,7 @@ def evaluate_run(
             exact=exact,
             progress=bars,
         )
-    for line in (evaluation.recalls_text(), *summary_lines(measures, radius_m, dataset.note)):
+    for line in (evaluation.recalls_text(), *summary_lines(measures, radius_m)):
         print_result(line)
     if protocol is not None:
         print_result(f"protocol: {origin.protocol_text()}")

@@ -122,7 +122,7 @@ def _write(
         f"{stores.database.address}: {format_count(extraction.count, 'photo')}, {extraction.dtype}, "
         f"{stores.database.meta.row_bytes:,} bytes per photo"
     )
-    for line in (evaluation.recalls_text(), *summary_lines(measures, radius_m, dataset.note)):
+    for line in (evaluation.recalls_text(), *summary_lines(measures, radius_m)):
         print_result(line)
     if verdicts is not None:
         print_result(judged_line(judged_recalls(evaluation, dataset, verdicts, measures.clusters)))

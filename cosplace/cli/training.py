@@ -120,7 +120,7 @@ def print_training_result(result: "TrainResult", measures: "Measures", config: T
     from cosplace.assessment.records import summary_lines
 
     radius_m = config.testing.positive_dist_threshold
-    for line in (result.test.recalls_text(), *summary_lines(measures, radius_m, result.data.test.note)):
+    for line in (result.test.recalls_text(), *summary_lines(measures, radius_m)):
         print_result(line)
     print_result(f"report: {result.folder / 'report.html'}")
 

@@ -174,7 +174,7 @@ def write_results(
     measures, expected = report.measures, expected_matches(dataset, evaluation)
     measured = {}
     if measures is not None:
-        measured = {"intervals": intervals_record(measures), "metrics": metrics_record(measures, dataset.note)}
+        measured = {"intervals": intervals_record(measures), "metrics": metrics_record(measures)}
     results = {
         "recalls": {str(k): value for k, value in evaluation.recalls.items()},
         "num_database": evaluation.num_database,

@@ -247,15 +247,20 @@ def test_records_are_plain_json(measures: Measures) -> None:
     assert scores[1]["calibration_error_interval"] == [None, None]
 
 
-def test_distances_that_are_not_meters_are_null(measures: Measures) -> None:
-    record = metrics_record(measures, "positions are frames")
+@pytest.fixture(scope="module")
+def of_frames(evaluation: Evaluation, dataset: RetrievalDataset) -> Measures:
+    return measure(evaluation, dataclasses.replace(dataset, note="distances are numbers of frames"))
+
+
+def test_distances_that_are_not_meters_are_null(of_frames: Measures) -> None:
+    record = metrics_record(of_frames)
     assert {one["value"] for one in (*record["error_m"].values(), record["near_misses"])} == {None}
     assert record["recall1_by_radius_m"] == {} and record["longest_miss"] is None
     assert {row["median_error_m"] for row in record["conditions"]} <= {None}
     assert record["mean_average_precision"]["value"] is not None
 
 
-def test_lines(measures: Measures) -> None:
+def test_lines(measures: Measures, of_frames: Measures) -> None:
     text = "\n".join(summary_lines(measures, 25.0))
     low, high = measures.recalls[12].low, measures.recalls[12].high
     assert f"R@12 [{low:.1f}, {high:.1f}]" in text and "cells of 50 m" in text
@@ -263,7 +268,8 @@ def test_lines(measures: Measures) -> None:
     assert "precision–recall by confidence" in text
     error = measures.scores[0].calibration_error
     assert f"calibration error (ECE) of confidence: {error.value:.3f} [{error.low:.3f}, {error.high:.3f}]" in text
-    assert "near misses" not in "\n".join(summary_lines(measures, 25.0, note="positions are frames"))
+    frames = "\n".join(summary_lines(of_frames, 5.0))
+    assert not any(word in frames for word in (" m ", " m,", "near misses", "nan")) and "mAP@" in frames
     assert "near misses" not in "\n".join(summary_lines(measures, 0.0))
     assert "near misses" not in "\n".join(name for name, *_ in metric_rows(measures, 0.0))
 

@@ -29,7 +29,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, owner: 
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link to somewhere else
+            with temporary.open("xb") as file:
                 recorder = _WriteErrorRecorder(file)
                 try:
                     write(cast(BinaryIO, recorder))

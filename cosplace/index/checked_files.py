@@ -4,6 +4,7 @@ Side effects: reads the files of the index; a writer records their checksums.
 """
 
 import os
+import re
 import stat
 import uuid
 from contextlib import suppress
@@ -23,6 +24,7 @@ from cosplace.index.file_checksums import (
     find_changes,
     is_derived,
     is_local,
+    is_manifest,
     is_of_photos,
     is_of_search,
     manifests,
@@ -38,14 +40,16 @@ READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
 MAX_SMALL_BYTES = 4 << 30  # of versions, lists of removed photos, and records: more than those of 100 million photos
 MAX_DERIVED_BYTES = 1 << 30  # of a copy for readers, which a writer makes of small indexes
 HOLES_FROM, LEAST_STORED = 64 << 30, 0.01  # bytes of a file; the share of them on the disk that no writer goes below
+MAX_MANIFEST_BYTES = 64 << 20  # more than half a million data files need
+NAME = re.compile(r"[0-9A-Za-z._-]+(#[0-9]+)?")  # of a file of Lance; with a number, it is not finished
 BLOCK = 512  # bytes, the unit of st_blocks
 
 
 def check_kinds(address: str) -> None:
     """Raise DamagedIndexError for tables of a local index with files that no writer makes, which may never end.
 
-    These are links, pipes, sockets and devices, large files that are mostly holes, and too many bytes where writers
-    store few.
+    These are links, pipes, sockets and devices, names that Lance would read in another way, large files that are mostly
+    holes, and too many bytes where writers store few.
     """
     num_small_bytes = 0
     for table in TABLES:
@@ -53,23 +57,28 @@ def check_kinds(address: str) -> None:
             raise damaged(address, f"{table}.lance is a link")
         for folder, folders, names in os.walk(Path(address) / f"{table}.lance"):
             for path in (Path(folder) / name for name in (*folders, *names)):
-                try:
-                    status = path.lstat()
-                except FileNotFoundError:  # a writer has just removed it
-                    continue
-                name = path.relative_to(address).as_posix()
-                if stat.S_ISLNK(status.st_mode):
-                    raise damaged(address, f"{name} is a link")
-                if stat.S_ISDIR(status.st_mode):
-                    continue
-                if not stat.S_ISREG(status.st_mode):
-                    raise damaged(address, f"{name} is not a regular file")
-                if status.st_size >= HOLES_FROM and _stored_bytes(status) < LEAST_STORED * status.st_size:
-                    raise damaged(address, f"{name} has {format_bytes(status.st_size)}, mostly holes")
-                if not (is_of_photos(name) or is_of_search(name)):
-                    num_small_bytes += status.st_size
+                with suppress(FileNotFoundError):  # a writer has just removed it
+                    num_small_bytes += _small_bytes(address, path)
     if num_small_bytes > MAX_SMALL_BYTES:
         raise damaged(address, f"its versions and records have {format_bytes(num_small_bytes)}, more than any index")
+
+
+def _small_bytes(address: str, path: Path) -> int:
+    """Bytes of a file, 0 for photos and the search index.  Raises DamagedIndexError if no writer makes it."""
+    status, name = path.lstat(), path.relative_to(address).as_posix()
+    if stat.S_ISLNK(status.st_mode):
+        raise damaged(address, f"{name} is a link")
+    if not NAME.fullmatch(path.name):
+        raise damaged(address, f"{path.parent.name} has a file with a name that no writer gives ({path.name!a})")
+    if stat.S_ISDIR(status.st_mode):
+        return 0
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(address, f"{name} is not a regular file")
+    if status.st_size >= HOLES_FROM and _stored_bytes(status) < LEAST_STORED * status.st_size:
+        raise damaged(address, f"{name} has {format_bytes(status.st_size)}, mostly holes")
+    if is_manifest(name) and status.st_size > MAX_MANIFEST_BYTES:
+        raise damaged(address, f"{name} has {format_bytes(status.st_size)}, more than any version needs")
+    return 0 if is_of_photos(name) or is_of_search(name) else status.st_size
 
 
 def check_manifests(address: str) -> None:
@@ -195,7 +204,8 @@ class CheckedFiles:
     def tables_key(self) -> str:
         """A checksum of all that the newest versions of the tables are read from, in a folder.
 
-        Files of photos and records count by when they were changed, which nobody can choose.
+        Files of photos and records count by when they were changed, which nobody can choose, and by their number on the
+        disk, because several may be written within one tick of the clock.
         """
         key: dict[str, Any] = {}
         for table, version in newest_versions(self.address).items():
@@ -206,7 +216,8 @@ class CheckedFiles:
                     if folder != DATA_FOLDER or path.name.encode() in manifest:
                         with suppress(FileNotFoundError):  # a writer has just removed it
                             status = path.stat()
-                            key[f"{table}/{path.name}"] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+                            times = status.st_mtime_ns, status.st_ctime_ns
+                            key[f"{table}/{path.name}"] = status.st_size, *times, status.st_ino
         return checksum_of(key)
 
     def search_key(self, version: int) -> str | None:

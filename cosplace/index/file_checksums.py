@@ -29,7 +29,8 @@ FILE_NAME = "checksums.json"
 FORMAT = 1
 TABLES = ("photos", "records")
 MAX_NAME_BYTES = 255
-MAX_RECORD_BYTES = 1 << 28  # of the checksums: more than a million files
+MAX_RECORD_BYTES = 1 << 26  # of the checksums: more than a quarter of a million files
+MIN_ENTRY_BYTES = 32  # of the checksums of a file, which are a list
 FOOTER = struct.Struct("<QQQIIHH4s")  # starts of columns, their table and that of buffers; counts; version; magic
 FOOTER_MAGIC = b"LANC"
 BUFFER = struct.Struct("<QQ")  # position and bytes of a buffer, in their table
@@ -85,12 +86,17 @@ def read_checksums(address: str) -> FileChecksums | None:
 
 
 def read_record_file(path: Path) -> bytes:
-    """The content of a file of checksums.  Raises ValueError for a pipe, which never ends, and for a huge file."""
+    """The content of a file of checksums.
+
+    Raises ValueError for a pipe, which never ends, for a huge file, and for one with more lists than checksums have: as
+    objects, these would take 30 times the memory.
+    """
     if path.exists() and not path.is_file():
         raise ValueError("no regular file")
     with path.open("rb") as file:
         content = file.read(MAX_RECORD_BYTES + 1)
-    if len(content) > MAX_RECORD_BYTES:
+    num_lists = content.count(b"[") + content.count(b"{")
+    if len(content) > MAX_RECORD_BYTES or num_lists > MIN_ENTRY_BYTES + len(content) // MIN_ENTRY_BYTES:
         raise ValueError("size")
     return content
 

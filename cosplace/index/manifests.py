@@ -4,6 +4,7 @@ The file of a manifest ends with the position of a message (a length of four byt
 versions, and "LANC".  The message names the position of another one, of search indexes.  Pure functions.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -14,7 +15,10 @@ LENGTH = struct.Struct("<I")
 MAGIC = b"LANC"
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # kinds of fields
 MAX_VARINT_BYTES = 10
-COLUMNS, SEARCH_INDEXES, BASE_PATHS = 1, 6, 18  # fields of a manifest
+COLUMNS, FRAGMENTS, METADATA, SEARCH_INDEXES, BASE_PATHS = 1, 2, 5, 6, 18  # fields of a manifest
+FILES_OF_FRAGMENT, PATH_OF_FILE = 2, 1
+FILE_NAME = re.compile(r"[0-9A-Za-z._-]+")  # of data files; in others, some characters differ on the disk
+MIN_FRAGMENT_BYTES = 32  # fragments have the name of a file each
 NAME_OF_COLUMN, ID_OF_COLUMN = 2, 3  # fields of a column
 INDEX, COLUMNS_OF_INDEX, NAME_OF_INDEX = 1, 2, 3  # fields of the search indexes, and of one
 MAX_COLUMNS = 100
@@ -29,9 +33,18 @@ class ManifestError(CosPlaceError):
 
 def check_manifest(raw: bytes) -> None:
     """Raise ManifestError for a manifest that no writer makes.  raw: content of the file."""
-    fields = list(fields_of(_message(raw, _position(raw))))
+    fields = []
+    for count, field in enumerate(fields_of(_message(raw, _position(raw)))):
+        if count > MAX_COLUMNS + len(raw) // MIN_FRAGMENT_BYTES:
+            raise ManifestError("has more fields than any writer makes")
+        if field[0] == FRAGMENTS:
+            _check_files(_bytes(field[1]))
+        else:
+            fields.append(field)
     if any(number == BASE_PATHS for number, _ in fields):
         raise ManifestError("names files outside of the index, which no writer does")
+    if any(number == METADATA for number, _ in fields):  # LanceDB makes the embedding models that these name
+        raise ManifestError("has metadata, which no writer adds")
     columns = [dict(fields_of(_bytes(value))) for number, value in fields if number == COLUMNS]
     if len(columns) > MAX_COLUMNS:
         raise ManifestError(f"has {len(columns):,} columns, more than any writer makes")
@@ -42,6 +55,15 @@ def check_manifest(raw: bytes) -> None:
         for number, value in fields_of(_message(raw, position)):
             if number == INDEX and not _is_ours(_bytes(value), indexed):
                 raise ManifestError("has a search index that no writer makes")
+
+
+def _check_files(fragment: bytes) -> None:
+    """Raise ManifestError if a fragment names data files as no writer does."""
+    for number, value in fields_of(fragment):
+        if number == FILES_OF_FRAGMENT:
+            for part, name in fields_of(_bytes(value)):
+                if part == PATH_OF_FILE and not FILE_NAME.fullmatch(_bytes(name).decode("ascii", "replace")):
+                    raise ManifestError("has a data file with a name that no writer gives")
 
 
 def _is_ours(index: bytes, indexed: list[int | bytes]) -> bool:

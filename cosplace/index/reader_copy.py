@@ -31,7 +31,7 @@ from cosplace.index.file_checksums import (
 )
 from cosplace.index.identity import SPEC
 from cosplace.index.lance import OutdatedError
-from cosplace.index.record_checks import parse_record
+from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.records import Columns
 from cosplace.storage import write_atomically
 
@@ -195,7 +195,7 @@ def _check(tensors: Mapping[str, np.ndarray], records: Mapping[str, str]) -> Non
     ids, offsets, characters = (tensors[name] for name in ("ids", "path_offsets", "path_characters"))
     latitudes, longitudes = tensors["latitudes"], tensors["longitudes"]
     is_valid = {
-        "ids": bool((ids[1:] > ids[:-1]).all()) and ids.min(initial=0) >= 0,
+        "ids": bool((ids[1:] > ids[:-1]).all()) and ids.min(initial=0) >= 0 and ids.max(initial=0) <= MAX_COUNT,
         "offsets": offsets[0] == 0 and offsets[-1] == characters.size and bool((offsets[1:] >= offsets[:-1]).all()),
         "characters": bool(characters.all()),  # no name of a file has a zero
         "positions": np.array_equal(np.isnan(latitudes), np.isnan(longitudes)),

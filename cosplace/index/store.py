@@ -27,6 +27,7 @@ from cosplace.index.photo_table import (
     with_checks,
 )
 from cosplace.index.reader_copy import ReaderCopy, write_reader_copy
+from cosplace.index.record_checks import MAX_COUNT
 from cosplace.index.records import Columns
 from cosplace.index.tables import CHECKED_FROM, PHOTOS, RECORDS, Tables, has_index
 from cosplace.memory import resident_bytes
@@ -80,6 +81,8 @@ class Store(Tables):
             numbers = {name: self._numbers(table, name) for name in NUMBER_COLUMNS}
         if (np.diff(ids) <= 0).any():
             raise damaged(self.address, "an id occurs twice")
+        if len(ids) and not 0 <= ids[0] <= ids[-1] <= MAX_COUNT:
+            raise damaged(self.address, f"a photo has the id {ids[0] if ids[0] < 0 else ids[-1]}")
         if newer_than is None and len(ids) != self.count():
             raise damaged(self.address, f"it says that it has {self.count():,} photos, and has {len(ids):,}")
         if self.checked_from <= ids.max(initial=-1):

@@ -4,7 +4,9 @@ Side effects: creates and locks a file, and removes what killed writers left unf
 """
 
 import os
+import stat
 from pathlib import Path
+from typing import IO
 
 from cosplace.errors import IndexInUseError, StorageError
 from cosplace.index.file_checksums import FILE_NAME, damaged, is_local, reader_copy_name
@@ -23,17 +25,11 @@ class WriterLock:
     def __init__(self, address: str) -> None:
         """Take the lock.  Raises IndexInUseError if another writer holds it, DamagedIndexError if it is a link."""
         self.file, self.mark = None, None
-        path = Path(address) / LOCK
         try:
             import fcntl
         except ImportError:  # Windows: the user must make sure that there is one writer
             return
-        try:
-            self.file = os.fdopen(_open_no_link(path), "a+")
-        except OSError as error:
-            if path.is_symlink():
-                raise damaged(address, f"{LOCK} is a link") from error
-            raise StorageError(f"Cannot write to {address} ({error.strerror}). Open it for reading only.") from error
+        self.file = _open_lock(address)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -72,9 +68,20 @@ class WriterLock:
         self.file, self.mark = None, None
 
 
-def _open_no_link(path: Path) -> int:
-    """Open a file that is not a link: the writer would write to a file elsewhere."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+def _open_lock(address: str) -> IO[str]:
+    """Open the file of the lock.  Raises DamagedIndexError if the writer would write to a file elsewhere."""
+    path = Path(address) / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if path.is_symlink():
+            raise damaged(address, f"{LOCK} is a link") from error
+        raise StorageError(f"Cannot write to {address} ({error.strerror}). Open it for reading only.") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise damaged(address, f"{LOCK} is a file of another kind, or another name of a file elsewhere")
+    return os.fdopen(descriptor, "a+")
 
 
 def lock_for_writing(address: str) -> WriterLock | WriterLease:

@@ -1,0 +1,200 @@
+"""Files that no writer makes, in an index from somebody else, whose checksums are right."""
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from cosplace.errors import DamagedIndexError
+from cosplace.index import checked_files
+from cosplace.index.checked_files import CheckedFiles
+from cosplace.index.file_checksums import MAX_RECORD_BYTES, newest_versions, read_checksums, record_checksums
+from cosplace.index.manifests import ManifestError, check_manifest
+from cosplace.index.photo_index import open_index
+from cosplace.index.reader_copy import remove_reader_copies
+from cosplace.index.record_checks import MAX_COUNT
+from cosplace.index.store import Store
+from cosplace.storage import write_text
+from tests.index.index_samples import write_index
+from tests.index.manifest_samples import field, with_message
+from tests.unusual_input.samples import within
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 290 photos."""
+    address = tmp_path_factory.mktemp("intact") / "index"
+    write_index(address).close()
+    return address
+
+
+@pytest.fixture
+def address(intact: Path, tmp_path: Path) -> Path:
+    """A copy of it, without the copy for readers, which would be read instead of the tables."""
+    copied = shutil.copytree(intact, tmp_path / "index")
+    remove_reader_copies(str(copied))
+    return copied
+
+
+def record_again(address: Path) -> None:
+    record_checksums(str(address), newest_versions(str(address)), None)
+
+
+def newest_manifest(address: Path, table: str = "photos") -> Path:
+    (path,) = checked_files.manifests(str(address), table, newest_versions(str(address))[table])
+    return path
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["_versions/\u0669.manifest", "data/a%23.lance", "data/a b.lance", "data/\udce9.lance"]
+)
+def test_names_that_lance_reads_in_another_way_are_refused(address: Path, name: str) -> None:
+    path = address / "photos.lance" / name
+    path.write_bytes(newest_manifest(address).read_bytes())
+    record_again(address)
+    with pytest.raises(DamagedIndexError, match="a name that no writer gives") as caught:
+        open_index(address)
+    assert str(caught.value).isascii()
+
+
+def test_an_unfinished_file_of_lance_is_no_damage(address: Path) -> None:
+    (address / "photos.lance" / "data" / "0123abcd.lance#1").write_bytes(b"")
+    with open_index(address) as index:
+        assert len(index) == 290
+
+
+@pytest.mark.parametrize("name", [b"../data/1.lance", b"/etc/passwd", b"a#1.lance", b"a%231.lance", b"\xff.lance"])
+def test_a_manifest_with_another_name_of_a_data_file_is_refused(address: Path, name: bytes) -> None:
+    raw = newest_manifest(address).read_bytes()
+    check_manifest(with_message(raw, lambda message: message + field(2, field(2, field(1, b"0123abcd.lance")))))
+    with pytest.raises(ManifestError, match="a name that no writer gives"):
+        check_manifest(with_message(raw, lambda message: message + field(2, field(2, field(1, name)))))
+
+
+# --- contents --------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_that_names_embedding_models_is_not_opened(address: Path) -> None:
+    path = newest_manifest(address)
+    model = json.dumps([{"name": "huggingface", "model": {"name": "x"}, "source_column": "path"}]).encode()
+    entry = field(5, field(1, b"embedding_functions") + field(2, model))
+    path.write_bytes(with_message(path.read_bytes(), lambda message: message + entry))
+    record_again(address)
+    with pytest.raises(DamagedIndexError, match=r"photos\.lance has metadata"):
+        open_index(address)
+
+
+def test_a_manifest_with_very_many_fields_is_refused(address: Path) -> None:
+    raw = newest_manifest(address).read_bytes()
+    with within(5), pytest.raises(ManifestError, match="more fields"):
+        check_manifest(with_message(raw, lambda message: message + b"\x18\x01" * 10_000_000))
+
+
+def test_a_huge_manifest_is_not_read(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checked_files, "MAX_MANIFEST_BYTES", 10_000)
+    path = newest_manifest(address)
+    path.write_bytes(with_message(path.read_bytes(), lambda message: message + field(12, bytes(10_000))))
+    record_again(address)
+    with pytest.raises(DamagedIndexError, match="more than any version needs"):
+        open_index(address)
+
+
+@pytest.mark.parametrize("content", [b"[" + b"[],", b'{"a":' + b"{},"])
+def test_checksums_of_very_many_lists_are_damage(address: Path, content: bytes) -> None:
+    (address / "checksums.json").write_bytes(content[:1] + content[1:] * (MAX_RECORD_BYTES // 4))
+    with within(5), pytest.raises(DamagedIndexError, match=r"checksums\.json cannot be read"):
+        open_index(address)
+
+
+def test_checksums_of_many_files_can_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "photos.lance" / "data"
+    folder.mkdir(parents=True)
+    for number in range(1_000):
+        (folder / f"{number}.lance").write_bytes(b"")
+    assert read_checksums(str(tmp_path)) is None
+    recorded = record_checksums(str(tmp_path), {"photos": 1, "records": 1}, None)
+    assert len(recorded.files) == 1_000 and read_checksums(str(tmp_path)) == recorded
+
+
+@pytest.mark.parametrize("number", [MAX_COUNT + 1, 2**63 - 1, -1])
+def test_an_id_that_no_writer_gives_is_damage(address: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_index(address, write=True) as index:
+        changed = index.columns().ids[-1]
+    monkeypatch.setattr(Store, "record_checksums", lambda *_: None)
+    store = Store(str(address), check=False)
+    store.photos.update(where=f"id = {changed}", values={"id": number})
+    record_again(address)
+    remove_reader_copies(str(address))
+    with pytest.raises(DamagedIndexError, match=f"a photo has the id {number}"), open_index(address) as index:
+        index.columns()
+
+
+# --- trust -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_two_indexes_that_were_unpacked_at_once_differ(
+    address: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a file system may tick only every few milliseconds."""
+    other = shutil.copytree(address, tmp_path / "other")
+
+    class Stopped:
+        """What the system says about a file, as if all had been written in one tick."""
+
+        def __init__(self, of: os.stat_result) -> None:
+            self.of = of
+
+        def __getattr__(self, name: str) -> object:
+            return 0 if name in ("st_mtime_ns", "st_ctime_ns") else getattr(self.of, name)
+
+    real = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **options: Stopped(real(path, **options)))
+    assert CheckedFiles(str(address)).tables_key() != CheckedFiles(str(other)).tables_key()
+    assert CheckedFiles(str(address)).tables_key() == CheckedFiles(str(address)).tables_key()
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_lock_that_is_another_name_of_a_file_is_not_written(address: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (address / ".writer.lock").unlink(missing_ok=True)
+    os.link(mine, address / ".writer.lock")
+    with pytest.raises(DamagedIndexError, match=r"\.writer\.lock is a file of another kind, or another name"):
+        open_index(address, write=True)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes")
+def test_a_lock_that_is_a_pipe_is_damage(address: Path) -> None:
+    (address / ".writer.lock").unlink(missing_ok=True)
+    os.mkfifo(address / ".writer.lock")
+    with within(20), pytest.raises(DamagedIndexError, match=r"\.writer\.lock"):
+        open_index(address, write=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+@pytest.mark.parametrize("exists", [True, False])
+def test_nothing_is_written_through_a_link_with_the_name_of_a_temporary_file(tmp_path: Path, exists: bool) -> None:
+    mine = tmp_path / "mine.txt"
+    if exists:
+        mine.write_text("mine")
+    (tmp_path / f".checksums.json.{os.getpid()}.part").symlink_to(mine)
+    write_text(tmp_path / "checksums.json", "new")
+    assert (tmp_path / "checksums.json").read_text() == "new" and not (tmp_path / "checksums.json").is_symlink()
+    assert mine.read_text() == "mine" if exists else not mine.exists()
+
+
+def test_bytes_of_a_length() -> None:
+    """The samples of manifests are right: a field of more than 127 bytes, and the position of the message."""
+    assert field(1, bytes(300))[:3] == b"\x0a\xac\x02"
+    raw = struct.pack("<I", 2) + b"\x18\x01" + struct.pack("<QHH4s", 0, 0, 2, b"LANC")
+    assert with_message(raw, lambda message: message * 2)[:8] == struct.pack("<I", 4) + b"\x18\x01" * 2

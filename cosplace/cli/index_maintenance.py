@@ -8,7 +8,7 @@ from typing import Any
 from cosplace.cli.console import Bars, print_json, print_result
 from cosplace.config.index import IndexCompactConfig, IndexInfoConfig, IndexRemoveConfig, IndexVerifyConfig
 from cosplace.errors import DamagedIndexError
-from cosplace.photos.paths import path_from_text
+from cosplace.photos.paths import path_from_text, printable
 from cosplace.progress import format_count
 
 
@@ -123,11 +123,11 @@ def print_info(info: dict[str, Any], *, with_reason: bool = True) -> None:
     if info["bounds"] is not None:
         west, south, east, north = info["bounds"]
         print_result(f"  west {west:.5f}, south {south:.5f}, east {east:.5f}, north {north:.5f}")
-    name = f"{Path(model['model']).name} ({model['checksum'][:12]})"
+    name = f"{printable(Path(model['model']).name)} ({printable(model['checksum'][:12])})"
     for root in info["roots"]:
         exists = path_from_text(root["found"]).is_dir()
-        moved = f", now {root['found']}" if root["found"] != root["path"] else ""
-        print_result(f"  photos in {root['path']}{moved}{'' if exists else ' (not found)'}")
+        moved = f", now {printable(root['found'])}" if root["found"] != root["path"] else ""
+        print_result(f"  photos in {printable(root['path'])}{moved}{'' if exists else ' (not found)'}")
     if info["without_checksums"]:
         photos = format_count(info["without_checksums"], "photo has", "photos have")
         print_result(f"  {photos} no checksums (`cosplace index compact` adds them)")
@@ -155,7 +155,7 @@ def print_info(info: dict[str, Any], *, with_reason: bool = True) -> None:
 def calibration_text(about: Mapping[str, Any]) -> str:
     """What an index was calibrated on.  about: facts stored with the calibration."""
     if "queries" in about:
-        return f"calibrated on {format_count(about['num_queries'], 'photo')} of {about['queries']}"
+        return f"calibrated on {format_count(about.get('num_queries', 0), 'photo')} of {about['queries']}"
     num_seen, correction = about.get("num_training_photos", 0), about.get("correction")
     seen = f"{format_count(num_seen, 'photo')} that the model was trained on"
     queries = format_count(about.get("num_validation", 0), "validation query", "validation queries")
@@ -176,8 +176,8 @@ def calibration_text(about: Mapping[str, Any]) -> str:
     if correction == "validation":
         text = f"calibrated on its own photos and {queries}, because it contains {seen}"
         if "unlabeled" in about:
-            share = f"{100 * about['share_like_training']:.0f}%"
-            return f"{text}; {share} of {about['num_unlabeled']:,} photos of {about['unlabeled']} resemble these"
+            share = f"{100 * about.get('share_like_training', 0):.0f}%"
+            return f"{text}; {share} of {about.get('num_unlabeled', 0):,} photos of {about['unlabeled']} resemble these"
         return f"{text}; 100 new photos without positions improve it: `cosplace index calibrate --unlabeled FOLDER`"
     if correction == "none":
         return f"calibrated on its own photos; confidence is too high for new photos, because it contains {seen}"

@@ -39,7 +39,8 @@ from cosplace.progress import format_bytes
 READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
 MAX_SMALL_BYTES = 4 << 30  # of versions, lists of removed photos, and records: more than those of 100 million photos
 MAX_DERIVED_BYTES = 1 << 30  # of a copy for readers, which a writer makes of small indexes
-HOLES_FROM, LEAST_STORED = 64 << 30, 0.01  # bytes of a file; the share of them on the disk that no writer goes below
+HOLES_FROM, LEAST_STORED = 256 << 20, 0.01  # bytes of a file; the share of them on the disk that no writer goes below
+MAX_DEPTH = 5  # of folders: those of a search index are two below that of the table
 MAX_MANIFEST_BYTES = 64 << 20  # more than half a million data files need
 NAME = re.compile(r"[0-9A-Za-z._-]+(#[0-9]+)?")  # of a file of Lance; with a number, it is not finished
 BLOCK = 512  # bytes, the unit of st_blocks
@@ -56,6 +57,8 @@ def check_kinds(address: str) -> None:
         if (Path(address) / f"{table}.lance").is_symlink():  # whose target a writer would change
             raise damaged(address, f"{table}.lance is a link")
         for folder, folders, names in os.walk(Path(address) / f"{table}.lance"):
+            if len(Path(folder).relative_to(address).parts) > MAX_DEPTH:
+                raise damaged(address, f"{table}.lance has more folders in each other than any writer makes")
             for path in (Path(folder) / name for name in (*folders, *names)):
                 with suppress(FileNotFoundError):  # a writer has just removed it
                     num_small_bytes += _small_bytes(address, path)
@@ -74,7 +77,7 @@ def _small_bytes(address: str, path: Path) -> int:
         return 0
     if not stat.S_ISREG(status.st_mode):
         raise damaged(address, f"{name} is not a regular file")
-    if status.st_size >= HOLES_FROM and _stored_bytes(status) < LEAST_STORED * status.st_size:
+    if _is_mostly_holes(path, status):
         raise damaged(address, f"{name} has {format_bytes(status.st_size)}, mostly holes")
     if is_manifest(name) and status.st_size > MAX_MANIFEST_BYTES:
         raise damaged(address, f"{name} has {format_bytes(status.st_size)}, more than any version needs")
@@ -119,6 +122,15 @@ def table_bytes(address: str, *, stored: bool = True) -> int:
             status = path.stat()
             num_bytes += _stored_bytes(status) if stored else status.st_size
     return num_bytes
+
+
+def _is_mostly_holes(path: Path, status: os.stat_result) -> bool:
+    if status.st_size < HOLES_FROM or _stored_bytes(status) >= LEAST_STORED * status.st_size:
+        return False
+    with suppress(OSError), path.open("rb") as file:
+        os.fsync(file.fileno())  # some systems count new files only after some seconds
+        status = os.fstat(file.fileno())
+    return _stored_bytes(status) < LEAST_STORED * status.st_size
 
 
 def _stored_bytes(status: os.stat_result) -> int:

@@ -18,13 +18,14 @@ import numpy as np
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, CosPlaceError, PhotoIndexError
 from cosplace.index.approximate import BuildSearch, build_approximate_index, read_approximate_index
+from cosplace.index.checksums import NUMBER_COLUMNS
 from cosplace.index.conditional_writes import creating_alone
 from cosplace.index.file_checksums import is_local
 from cosplace.index.identity import SPEC, check_identity
 from cosplace.index.keys import KeyTable, first_of_each
 from cosplace.index.lance import OutdatedError, translated_errors
 from cosplace.index.photo_reader import FORMAT_VERSION, PhotoReader, check_descriptors
-from cosplace.index.photo_table import photo_schema
+from cosplace.index.photo_table import photo_schema, wrong_numbers
 from cosplace.index.reader_copy import MAX_COPY_BYTES, remove_reader_copies
 from cosplace.index.records import AddResult, ModelSpec, NewPhoto
 from cosplace.index.search_index import (
@@ -164,6 +165,7 @@ class PhotoIndex(PhotoReader):
 
     def _upgrade(self) -> None:
         """Add what an index of an earlier version lacks; photos and ids do not change."""
+        self._store.check_columns_written()
         if self._record["format"] < FORMAT_VERSION:
             self._store.upgrade()
             self._write_spec(format=FORMAT_VERSION)
@@ -273,8 +275,13 @@ class PhotoIndex(PhotoReader):
             self._snapshot = None
 
     def columns_of(self, photos: Sequence[NewPhoto], ids: np.ndarray) -> dict[str, Any]:
-        """Columns of new photos as they are stored, without descriptors and checksums.  ids: (n,)."""
+        """Columns of new photos as they are stored, without descriptors and checksums.  ids: (n,).
+
+        Raises ConfigError for positions, headings, times and errors that no photo has.
+        """
         rows: dict[str, Any] = {name: [getattr(photo, name) for photo in photos] for name in PHOTO_COLUMNS}
+        if wrong := wrong_numbers({name: np.array(rows[name], float) for name in NUMBER_COLUMNS if name != "root"}):
+            raise ConfigError(f"{printable(photos[wrong[0]].path)} has {wrong[1]}. Correct it, or use nan for unknown.")
         rows["root"], rows["path"] = zip(
             *(self._roots.stored_path(writable(photo.path)) for photo in photos), strict=True
         )

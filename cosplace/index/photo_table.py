@@ -1,5 +1,6 @@
 """The table of photos: its columns, and their checksums.  Pure functions.  Legend: n photos, D dimension."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ ADDED_COLUMNS = {  # since format 1, with their values for the photos of such an
 }
 WITH_DESCRIPTOR = ("id", "descriptor", "descriptor_check")
 NO_ROOT = -1  # the stored path is the whole path
+MAX_SECONDS = 253_402_300_800  # of a time: until the year 9999
 
 
 def photo_schema(dimension: int, stored_dtype: str) -> Any:
@@ -63,6 +65,26 @@ def check_columns(address: str, schema: Any) -> None:
         found = schema.field(field.name).type if field.name in schema.names else field.type
         if field.name != "descriptor" and found != field.type:
             raise damaged(address, f"its column {field.name} has the type {found}")
+
+
+def wrong_numbers(columns: Mapping[str, np.ndarray]) -> tuple[int, str] | None:
+    """The first row whose numbers no photo has, and what is wrong; None if all are possible.
+
+    columns: the NUMBER_COLUMNS (n,); nan where unknown.
+    """
+    latitudes, longitudes, accuracies_m = (columns[name] for name in ("latitude", "longitude", "accuracy_m"))
+    wrong = {
+        "latitude": (np.abs(latitudes) > 90) | (np.isnan(latitudes) & ~np.isnan(longitudes)),
+        "longitude": (np.abs(longitudes) > 180) | (np.isnan(longitudes) & ~np.isnan(latitudes)),
+        "heading": np.isinf(columns["heading"]),
+        "time": np.abs(columns["time"]) > MAX_SECONDS,
+        "accuracy_m": np.isinf(accuracies_m) | (accuracies_m < 0),
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong.any():
+            row = int(is_wrong.argmax())
+            return row, f"the {name} {columns[name][row]:g}"
+    return None
 
 
 def check_values(address: str, table: Any) -> None:

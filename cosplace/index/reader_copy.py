@@ -31,6 +31,7 @@ from cosplace.index.file_checksums import (
 )
 from cosplace.index.identity import SPEC
 from cosplace.index.lance import OutdatedError
+from cosplace.index.photo_table import wrong_numbers
 from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.records import Columns
 from cosplace.storage import write_atomically
@@ -46,7 +47,6 @@ DTYPES = dict(zip(NUMBERS, NUMBER_COLUMNS.values(), strict=True)) | {
 }
 OTHERS = ("path_offsets", "path_characters", "descriptors")
 FORMAT = "2"  # 1: without numbers_checks
-MAX_SECONDS = 253_402_300_800  # of a time: until the year 9999
 LENGTH_TOLERANCE = 0.05  # of the square of the length of a descriptor
 BLOCK_ROWS = 512
 HALF_EXPONENT = np.uint16(0x7C00)  # of float16: all bits are set in nan and infinity
@@ -93,7 +93,7 @@ def write_reader_copy(address: str, copy: ReaderCopy) -> None:
     tensors = _tensors(copy)
     try:
         _check(tensors, copy.records)
-    except ERRORS as error:  # such as a longitude of 200 degrees: readers would not use it
+    except ERRORS as error:  # such as a longitude of 200 degrees, stored by an earlier version
         log.debug("%s: no copy for readers: %s", address, error)
         return
     content = save(tensors, {"format": FORMAT, "records": json.dumps(copy.records)})
@@ -193,17 +193,12 @@ def _check(tensors: Mapping[str, np.ndarray], records: Mapping[str, str]) -> Non
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
             raise ValueError(f"{name} {tensors[name].dtype} {tensors[name].shape}")
     ids, offsets, characters = (tensors[name] for name in ("ids", "path_offsets", "path_characters"))
-    latitudes, longitudes = tensors["latitudes"], tensors["longitudes"]
+    columns = {column: tensors[name] for column, name in zip(NUMBER_COLUMNS, NUMBERS, strict=True)}
     is_valid = {
         "ids": bool((ids[1:] > ids[:-1]).all()) and ids.min(initial=0) >= 0 and ids.max(initial=0) <= MAX_COUNT,
         "offsets": offsets[0] == 0 and offsets[-1] == characters.size and bool((offsets[1:] >= offsets[:-1]).all()),
         "characters": bool(characters.all()),  # no name of a file has a zero
-        "positions": np.array_equal(np.isnan(latitudes), np.isnan(longitudes)),
-        "latitudes": not (np.abs(latitudes) > 90).any(),
-        "longitudes": not (np.abs(longitudes) > 180).any(),
-        "headings": not np.isinf(tensors["headings"]).any(),
-        "times": not (np.abs(tensors["times"]) > MAX_SECONDS).any(),
-        "accuracies_m": not (np.isinf(tensors["accuracies_m"]) | (tensors["accuracies_m"] < 0)).any(),
+        "numbers": wrong_numbers(columns) is None,
         "numbers_checks": np.array_equal(tensors["numbers_checks"], _numbers_checks(tensors)),
         "descriptors": _are_descriptors(tensors["descriptors"]),
     }

@@ -38,7 +38,12 @@ def _fits(value: Any, shape: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value  # no path has a zero
+    if not isinstance(value, str) or "\0" in value:  # no path has a zero
+        return False
+    try:
+        return bool(value.encode("utf-8", "surrogateescape")) or not value
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def _is_text_or_none(value: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.errors import PhotoIndexError
 from cosplace.index.checksums import NUMBER_COLUMNS, PARTS, REST_COLUMNS, descriptor_checks, numbers_checks, rest_checks
 from cosplace.index.disk import SPARE_BYTES, check_space
 from cosplace.index.file_checksums import damaged
@@ -24,7 +25,9 @@ from cosplace.index.photo_table import (
     check_values,
     matrix,
     photo_rows,
+    photo_schema,
     with_checks,
+    wrong_numbers,
 )
 from cosplace.index.reader_copy import ReaderCopy, write_reader_copy
 from cosplace.index.record_checks import MAX_COUNT
@@ -42,6 +45,14 @@ log = logging.getLogger(__name__)
 
 class Store(Tables):
     """The photos of one address, and its records."""
+
+    def check_columns_written(self) -> None:
+        """Raise PhotoIndexError for a column that this version would have to leave empty."""
+        if unknown := set(self.schema.names) - set(photo_schema(self.dimension, "float32").names):
+            raise PhotoIndexError(
+                f"{self.address} has a column {min(unknown)!a} that this version of cosplace does not write. Update "
+                f"cosplace, or build the index again."
+            )
 
     def upgrade(self) -> None:
         """Add the columns that an index of an earlier version lacks; its photos do not change."""
@@ -85,6 +96,8 @@ class Store(Tables):
             raise damaged(self.address, f"a photo has the id {ids[0] if ids[0] < 0 else ids[-1]}")
         if newer_than is None and len(ids) != self.count():
             raise damaged(self.address, f"it says that it has {self.count():,} photos, and has {len(ids):,}")
+        if wrong := wrong_numbers(numbers):
+            raise damaged(self.address, f"photo {ids[wrong[0]]} has {wrong[1]}")
         if self.checked_from <= ids.max(initial=-1):
             self._check(ids, table, "numbers_check", numbers_checks(ids, numbers))
         checks = np.full(len(ids), -1, np.int64)

@@ -1,14 +1,19 @@
 """Files that no writer makes, in an index from somebody else, whose checksums are right."""
 
+import contextlib
+import dataclasses
 import json
+import math
 import os
+import re
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from cosplace.errors import DamagedIndexError
+from cosplace.errors import ConfigError, DamagedIndexError, PhotoIndexError
 from cosplace.index import checked_files
 from cosplace.index.checked_files import CheckedFiles
 from cosplace.index.file_checksums import MAX_RECORD_BYTES, newest_versions, read_checksums, record_checksums
@@ -18,7 +23,7 @@ from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.record_checks import MAX_COUNT
 from cosplace.index.store import Store
 from cosplace.storage import write_text
-from tests.index.index_samples import write_index
+from tests.index.index_samples import some_photos, unit_rows, write_index
 from tests.index.manifest_samples import field, with_message
 from tests.unusual_input.samples import within
 
@@ -120,6 +125,51 @@ def test_checksums_of_many_files_can_be_read(tmp_path: Path) -> None:
     assert read_checksums(str(tmp_path)) is None
     recorded = record_checksums(str(tmp_path), {"photos": 1, "records": 1}, None)
     assert len(recorded.files) == 1_000 and read_checksums(str(tmp_path)) == recorded
+
+
+WRONG = {  # numbers that no photo has
+    "latitude": [90.5, math.inf, math.nan],
+    "longitude": [-181.0, math.nan],
+    "heading": [math.inf],
+    "time": [1e300],
+    "accuracy_m": [-1.0, math.inf],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_numbers_that_no_photo_has_are_damage(
+    address: Path, name: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = dataclasses.replace(some_photos([1_000])[0], **{name: value})
+    with open_index(address, write=True) as index:
+        with pytest.raises(ConfigError, match=re.escape(f"has the {name} {value:g}. Correct it")):
+            index.add([photo], unit_rows(1, 9))
+        assert len(index) == 290
+        monkeypatch.setattr("cosplace.index.photo_index.wrong_numbers", lambda _: None)
+        photo_id = index.add([photo], unit_rows(1, 9)).ids[0]
+    remove_reader_copies(str(address))
+    with pytest.raises(DamagedIndexError, match=re.escape(f"photo {photo_id} has the {name} {value:g}")):
+        open_index(address).columns()
+
+
+def test_a_column_of_another_version_is_not_written(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(str(address), check=False).photos.add_columns({"zzz": "cast(1 as int)"})
+    record_again(address)
+    with open_index(address) as index:
+        assert len(index.columns()) == 290
+    with pytest.raises(PhotoIndexError, match="a column 'zzz' that this version of cosplace does not write"):
+        open_index(address, write=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs paths longer than a call takes")
+def test_very_many_folders_in_each_other_are_damage(address: Path) -> None:
+    with contextlib.chdir(address / "photos.lance" / "data"):
+        for _ in range(1_500):
+            Path("a").mkdir()
+            os.chdir("a")
+    with pytest.raises(DamagedIndexError, match="more folders in each other"):
+        open_index(address)
+    subprocess.run(["rm", "-rf", str(address)], check=True)  # too deep for shutil
 
 
 @pytest.mark.parametrize("number", [MAX_COUNT + 1, 2**63 - 1, -1])

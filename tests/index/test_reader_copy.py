@@ -20,12 +20,12 @@ from cosplace.index import photo_index
 from cosplace.index.checksums import NUMBER_COLUMNS, numbers_checks
 from cosplace.index.file_checksums import record_checksums
 from cosplace.index.filters import SearchFilter
-from cosplace.index.photo_index import PhotoIndex, create_index, open_index
+from cosplace.index.photo_index import PhotoIndex, open_index
 from cosplace.index.reader_copy import NUMBERS, write_reader_copy
 from cosplace.index.records import Columns
 from cosplace.index.store import Store
 from cosplace.index.verification import repair_index, verify_index
-from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
+from tests.index.index_samples import some_photos, unit_rows, write_index
 
 QUERIES = unit_rows(20, 2)
 
@@ -315,15 +315,6 @@ def test_half_descriptors_of_a_copy_are_finite(tmp_path: Path, caplog: pytest.Lo
     with open_index(tmp_path / "index") as reader:
         assert reader.store.copy is None and np.isfinite(reader.search(QUERIES, 3).similarities).all()
     assert "is damaged and not used" in caplog.text
-
-
-def test_positions_that_a_copy_refuses_are_read_from_the_tables(tmp_path: Path) -> None:
-    photos = [dataclasses.replace(photo, longitude=200.0) for photo in some_photos(range(5))]
-    with create_index(tmp_path / "index", SPEC) as writer:
-        writer.add(photos, unit_rows(5, 1))
-    assert not copies(tmp_path / "index")
-    with open_index(tmp_path / "index") as reader:
-        assert reader.columns().longitudes.tolist() == [200.0] * 5
 
 
 def test_a_missing_copy_is_no_damage(address: Path) -> None:

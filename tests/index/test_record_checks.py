@@ -101,11 +101,34 @@ def test_any_changed_value_gives_an_answer_or_an_error(written: Path, key: str, 
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("about", [{"queries": "x"}, {"correction": "validation", "unlabeled": "x"}])
+def test_texts_of_records_are_printed_in_one_line(written: Path, monkeypatch, capsys, about) -> None:
+    from cosplace.index.store import Store
+
+    with open_index(written) as index:
+        spec = index.read_record("spec")
+    assert spec is not None
+    odd = "\x1b[31m\nFAKE"
+    texts = {
+        "spec": spec | {"model": spec["model"] | {"model": odd, "checksum": odd}},
+        "roots": {"folders": [{"path": "/" + odd}]},
+    }
+    read = Store._record_text
+    monkeypatch.setattr(
+        Store, "_record_text", lambda self, name: json.dumps(texts[name]) if name in texts else read(self, name)
+    )
+    with open_index(written) as index:
+        print_info(index.info() | {"calibration": about, "calibrated": True})
+    lines = capsys.readouterr().out
+    assert "\x1b" not in lines and "FAKE" in lines and not any(line.startswith("FAKE") for line in lines.splitlines())
+
+
 @pytest.mark.parametrize(
     ("key", "text"),
     [
         ("roots", '{"folders": [{"path": 5}]}'),
         ("roots", '{"folders": [{"path": "/photos", "relative": ["x"]}]}'),
+        ("roots", '{"folders": [{"path": "/\\ud800"}]}'),
         ("checked_from", "{}"),
         ("checked_from", '{"id": Infinity}'),
         ("calibration", '{"about": 1}'),

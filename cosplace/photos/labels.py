@@ -149,7 +149,7 @@ def _label_lines(fields: PhotoFields, center: MapCenter | None) -> "pa.Array":
     without_zone = pa.array(zones == 0)
     letters = pa.array(list(UTM_LETTERS), pa.large_string()).take(pa.array(bands, mask=zones == 0))
     zone_texts = pc.if_else(without_zone, None, pa.array(np.abs(zones.astype(np.int64)))).cast(pa.large_string())
-    headings = np.where(np.abs(fields.headings) <= MAX_TURNS_DEG, np.mod(fields.headings, 360), np.nan)
+    headings = np.mod(np.where(np.abs(fields.headings) <= MAX_TURNS_DEG, fields.headings, np.nan), 360)
     columns = [
         *(_numbers(values, UTM_DECIMALS) for values in east_north.T),
         zone_texts.fill_null(""),

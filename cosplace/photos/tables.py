@@ -272,8 +272,13 @@ def _typed(path: Path, table: "pa.Table", columns: Sequence[str]) -> "pa.Table":
     types, found = schema(), {}
     for name in columns:
         kind = types.field(name).type
+        if name not in table.column_names:
+            found[name] = pa.nulls(len(table), kind)
+            continue
         try:
-            found[name] = table[name].cast(kind) if name in table.column_names else pa.nulls(len(table), kind)
+            if pa.types.is_boolean(table[name].type):  # "true" would be a latitude of 1 degree
+                raise pa.ArrowInvalid("boolean")
+            found[name] = table[name].cast(kind)
         except pa.ArrowException as error:
             raise DatasetError(
                 f"{path}: column `{name}` has type {table[name].type}, not {kind}. Convert it with `cosplace import`."

@@ -67,6 +67,7 @@ def test_a_table_of_others_may_lack_columns(tmp_path: Path) -> None:
     [
         ({"file": ["x.jpg"]}, "no column `path`"),
         ({"path": ["x.jpg"], "latitude": ["north"]}, "column `latitude` has type"),
+        ({"path": ["x.jpg"], "latitude": [True]}, "column `latitude` has type bool"),
     ],
 )
 def test_other_tables_are_refused(tmp_path: Path, content: dict, message: str) -> None:

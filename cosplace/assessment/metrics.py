@@ -162,7 +162,9 @@ def baseline_scores(evaluation: Evaluation, dataset: RetrievalDataset) -> dict[s
     squared = evaluation.squared_distances
     positions = dataset.database_positions[evaluation.predictions[:, :10]]
     scores = {L2: distance_score(squared), RATIO: ratio_score(squared), SPREAD: spread_score(squared, positions)}
-    return {name: values for name, values in scores.items() if name == L2 or squared.shape[1] > 1}
+    if squared.shape[1] == 1:
+        return {L2: scores[L2]}
+    return {name: values for name, values in scores.items() if name != SPREAD or not dataset.note}
 
 
 def western_half(dataset: RetrievalDataset, clusters: np.ndarray) -> np.ndarray:
@@ -170,7 +172,12 @@ def western_half(dataset: RetrievalDataset, clusters: np.ndarray) -> np.ndarray:
     if not len(clusters):
         return np.zeros(0, bool)
     sizes = np.bincount(clusters)
-    west = np.bincount(clusters, dataset.query_positions[:, 0]) / np.maximum(sizes, 1)
+    positions = dataset.query_positions
+    east = positions[:, 0]
+    if positions.shape[1] == 3:  # of several zones, from the center of the Earth
+        x, y, _ = positions.mean(axis=0)
+        east = positions @ (-y, x, 0.0)
+    west = np.bincount(clusters, east) / np.maximum(sizes, 1)
     order = np.argsort(west, kind="stable")
     before = np.empty(len(sizes))
     before[order] = np.cumsum(sizes[order]) - sizes[order]
@@ -183,7 +190,8 @@ def longest_miss(
     """Longest stretch of a sequence without a correct answer: meters, and queries; nan and 0 without sequences.
 
     Queries are in the order of their times, or of their list where times are unknown.  The meters are the way between
-    the correct answers before and after it, or the ends of the sequence.  The two may be of different stretches.
+    the correct answers before and after it, or the ends of the sequence.  Of equally long ones, the one with more
+    queries.
     """
     rows = np.flatnonzero(sequences >= 0)
     if not len(rows):
@@ -201,4 +209,4 @@ def longest_miss(
         return 0.0, 0
     before = np.where(is_start[starts], starts, starts - 1)
     after = np.where(last[ends], ends, ends + 1)
-    return float((way[after] - way[before]).max()), int((ends - starts + 1).max())
+    return max(zip((way[after] - way[before]).tolist(), (ends - starts + 1).tolist(), strict=True))

@@ -6,6 +6,7 @@ Legend: Q queries, R database images, K predictions per query, D dimension.  Sid
 """
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,7 @@ def database_confidence(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> np.ndarray | None:
-    """Probability that each answer is correct (within 25 m), (Q,) float64; -inf for queries without an answer.
+    """Probability that each answer is within the radius of the evaluation, (Q,) float64; -inf without an answer.
 
     The answer is the position that `Localizer` computes from the first NUM_MATCHES predictions.
     None if the database has too few photos or places, or positions that are not on Earth.
@@ -63,7 +64,8 @@ def database_confidence(
     width = slice(min(evaluation.predictions.shape[1], NUM_MATCHES))  # signals depend on the number of matches
     try:
         examples, temperature, _ = all_examples((as_new.take(width), out_of_index.take(width)), queries, None, rng)
-        calibration = fit_calibration(examples, temperature=temperature)
+        correct = examples.errors_m <= evaluation.positive_dist_threshold
+        calibration = fit_calibration(replace(examples, correct=correct), temperature=temperature)
     except ConfigError as error:
         log.info("no confidence of answers: %s", str(error).removesuffix(MORE_PHOTOS))
         return None

@@ -18,7 +18,7 @@ def format_distance(distance_m: float, *, are_meters: bool = True) -> str:
     if not math.isfinite(distance_m):
         return "unknown distance"
     if not are_meters:
-        return f"{distance_m:.4g} units"
+        return f"{distance_m:,.0f} units" if distance_m >= 999.5 else f"{distance_m:.4g} units"
     if distance_m < 99.95:
         return f"{distance_m:.1f} m"
     return f"{distance_m:,.0f} m" if distance_m < 999.5 else f"{distance_m / 1000:,.1f} km"

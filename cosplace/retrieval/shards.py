@@ -224,6 +224,7 @@ def check_same_extraction(files: StoreFiles, before: ShardsMeta, now: ShardsMeta
             continue
         if one.name == "engine":
             was, value = (text.partition(" ")[0] or "engines without int8" for text in (was, value))
+        was, value = (text if text != "" else "not set" for text in (was, value))
         raise DatasetError(
             f"{files.address} has descriptors of another extraction ({one.name} was {was}, now it is {value}). Use "
             f"another folder, or delete this one."

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from cosplace.assessment.conditions import unknown_conditions
 from cosplace.assessment.intervals import Estimate
 from cosplace.assessment.measures import Measures
-from cosplace.assessment.metrics import L2, RATIO, SPREAD, average_precisions, longest_miss, measure
+from cosplace.assessment.metrics import L2, RATIO, SPREAD, average_precisions, longest_miss, measure, western_half
 from cosplace.assessment.records import few_clusters_text, intervals_record, metrics_record, summary_lines
+from cosplace.geo import ecef_from_lla
 from cosplace.photos.image_list import image_list
 from cosplace.report.measures_section import interval_note, metric_rows
 from cosplace.retrieval.dataset import RetrievalDataset
@@ -178,10 +179,20 @@ def test_clusters_of_frames_do_not_depend_on_their_distance(evaluation: Evaluati
     assert np.array_equal(clusters(10.0, note=""), np.arange(NUM_QUERIES) // 5)
 
 
+@pytest.mark.parametrize("longitude", [12.0, -179.999, 180.0])
+def test_the_western_half_of_several_zones(dataset: RetrievalDataset, longitude: float) -> None:
+    count = len(dataset.query_positions)
+    longitudes = longitude + np.linspace(-0.01, 0.01, count)
+    points = ecef_from_lla(np.full(count, 48.0), longitudes)
+    found = western_half(dataclasses.replace(dataset, query_positions=points), np.arange(count))
+    assert np.array_equal(found, np.arange(count) < count / 2)
+
+
 def test_distances_of_frames_are_unknown(evaluation: Evaluation, dataset: RetrievalDataset) -> None:
     frames = dataclasses.replace(dataset, note="distances are numbers of frames")
     found, measured = measure(evaluation, frames), measure(evaluation, dataset)
     assert found.recalls.keys() == measured.recalls.keys() and found.scores[0].name == measured.scores[0].name
+    assert SPREAD not in found.scores_of_queries and SPREAD in measured.scores_of_queries
     assert not found.recall1_by_radius and not found.transfers and math.isnan(found.longest_miss_m)
     unknown = [found.near_misses, *found.error_m.values(), *(row.median_error_m for row in found.conditions)]
     assert all(math.isnan(one.value) for one in unknown)
@@ -192,7 +203,7 @@ def test_distances_of_frames_are_unknown(evaluation: Evaluation, dataset: Retrie
 
 def longest_by_hand(right: list[bool], sequences: list[int], east: list[float]) -> tuple[float, int]:
     """Walk along each sequence, from one correct answer to the next."""
-    best_m, best_count = 0.0, 0
+    stretches = [(0.0, 0)]
     for number in {one for one in sequences if one >= 0}:
         way, count, previous = 0.0, 0, None
         for hit, sequence, x in zip(right, sequences, east, strict=True):
@@ -201,13 +212,12 @@ def longest_by_hand(right: list[bool], sequences: list[int], east: list[float]) 
             way += abs(x - previous) if previous is not None else 0.0
             previous = x
             if hit:
-                best_m = max(best_m, way) if count else best_m
+                stretches.append((way if count else 0.0, count))
                 way, count = 0.0, 0
             else:
                 count += 1
-            best_count = max(best_count, count)
-        best_m = max(best_m, way) if count else best_m
-    return best_m, best_count
+        stretches.append((way if count else 0.0, count))
+    return max(stretches)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-1, 2), st.integers(0, 100)), min_size=1, max_size=30))
@@ -219,6 +229,14 @@ def test_longest_miss(rows: list[tuple[bool, int, int]]) -> None:
         assert math.isnan(found[0]) and found[1] == 0
     else:
         assert found == pytest.approx(longest_by_hand(right, sequences, east))
+
+
+def test_the_longest_stretch_is_one_stretch() -> None:
+    """One with 2 wrong answers over 300 m, and one with 8 over 9 m."""
+    east = [0.0, 100, 200, 300, *range(1_000, 1_010)]
+    right = np.array([True, False, False, True, True, *[False] * 8, True])
+    positions, sequences = np.column_stack([east, np.zeros(14)]), np.array([0] * 4 + [1] * 10)
+    assert longest_miss(right, positions, sequences, np.full(14, np.nan)) == (300.0, 2)
 
 
 def test_queries_are_in_the_order_of_their_times() -> None:

@@ -25,7 +25,7 @@ from cosplace.assessment.provenance import (
     provenance,
     sizes_text,
 )
-from cosplace.assessment.records import intervals_record, metrics_record
+from cosplace.assessment.records import CLUSTER_NAMES, intervals_record, metrics_record
 from cosplace.models.model_files import model_card
 from cosplace.models.network import GeoLocalizationNet, new_network
 from cosplace.models.reduction import ReducedNetwork, truncation
@@ -139,6 +139,7 @@ def test_metrics_follow_the_schema(evaluation: Evaluation, dataset: RetrievalDat
         measures = measure(evaluation, dataclasses.replace(dataset, note=note))
         record = json.loads(json.dumps(metrics_record(measures)))
         assert list(violations(record, SCHEMA["properties"]["metrics"])) == []
+    assert SCHEMA["properties"]["intervals"]["properties"]["clustered_by"]["enum"] == list(CLUSTER_NAMES)
     ends = json.loads(json.dumps(intervals_record(measures)))
     assert list(violations(ends, SCHEMA["properties"]["intervals"])) == []
     del record["mean_average_precision"]["low"]  # the check itself

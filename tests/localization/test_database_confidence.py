@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cosplace.assessment.confidence_scores import calibration_error, reliability_bins, score_metrics
-from cosplace.assessment.metrics import baseline_scores
+from cosplace.assessment.metrics import baseline_scores, straight_distances_m
 from cosplace.geo import utm_from_latlon
 from cosplace.localization.database_confidence import database_confidence
 from cosplace.photos.image_list import image_list
@@ -71,6 +71,18 @@ def test_confidence_is_calibrated_and_useful(world: tuple[Extraction, Evaluation
     areas = {name: score_metrics(name, one, right, np.arange(300)).area.value for name, one in scores.items()}
     assert areas["confidence"] > max(areas["L2 distance"], areas["ratio d1/d2"])
     assert np.array_equal(confidence, database_confidence(database, evaluation, dataset))
+
+
+@pytest.mark.parametrize("radius_m", [3.0, 25.0, 100.0])
+def test_confidence_is_that_of_the_radius(
+    world: tuple[Extraction, Evaluation, RetrievalDataset], radius_m: float
+) -> None:
+    database, evaluation, dataset = world
+    evaluation = replace(evaluation, positive_dist_threshold=radius_m)
+    confidence = database_confidence(database, evaluation, dataset)
+    right = straight_distances_m(evaluation, dataset) <= radius_m
+    assert confidence is not None and calibration_error(reliability_bins(confidence, right)) < 0.12
+    assert 0.1 < right.mean() < 0.95
 
 
 def test_more_predictions_for_other_recalls_do_not_change_it(

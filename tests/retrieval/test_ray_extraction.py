@@ -105,7 +105,7 @@ def test_a_task_that_fails_is_one_line(command: list[str], ray: Ray, capsys: pyt
     Path("store", "descriptors-00002.npy").unlink()
     assert main([*command, "--to=store", "--engine=ray", "--flip"]) == 2
     error = capsys.readouterr().err
-    assert "descriptors of another extraction (views was , now it is flip)" in error and error.count("\n") == 1
+    assert "descriptors of another extraction (views was not set, now it is flip)" in error and error.count("\n") == 1
     assert not ray.is_connected
 
 

@@ -203,7 +203,7 @@ def test_status_knows_the_rate_and_the_time_left(images: ImageList, tmp_path: Pa
     [
         ({"settings": replace(SETTINGS, image_size=32)}, "image_size was None, now it is 32"),
         ({"settings": replace(SETTINGS, shard_rows=5)}, "shard_rows was 4, now it is 5"),
-        ({"settings": replace(SETTINGS, flip=True)}, "views was , now it is flip"),
+        ({"settings": replace(SETTINGS, flip=True)}, "views was not set, now it is flip"),
         ({"dtype": "int8"}, "dtype was float32, now it is int8"),
     ],
 )

@@ -38,8 +38,9 @@ from cosplace.progress import format_bytes
 
 READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
 MAX_SMALL_BYTES = 4 << 30  # of versions, lists of removed photos, and records: more than those of 100 million photos
-MAX_DERIVED_BYTES = 1 << 30  # of a copy for readers, which a writer makes of small indexes
-HOLES_FROM, LEAST_STORED = 256 << 20, 0.01  # bytes of a file; the share of them on the disk that no writer goes below
+MAX_DERIVED_BYTES = 256 << 20  # of a copy for readers, which a writer makes of small indexes
+MAX_HOLE_BYTES = 256 << 20  # of files that are mostly holes
+SMALL_FILE, LEAST_STORED = 1 << 20, 0.01  # bytes of a file that is not looked at; share on the disk of any other
 MAX_DEPTH = 5  # of folders: those of a search index are two below that of the table
 MAX_MANIFEST_BYTES = 64 << 20  # more than half a million data files need
 NAME = re.compile(r"[0-9A-Za-z._-]+(#[0-9]+)?")  # of a file of Lance; with a number, it is not finished
@@ -52,7 +53,7 @@ def check_kinds(address: str) -> None:
     These are links, pipes, sockets and devices, names that Lance would read in another way, large files that are mostly
     holes, and too many bytes where writers store few.
     """
-    num_small_bytes = 0
+    num_small_bytes = num_hole_bytes = num_stored_bytes = 0
     for table in TABLES:
         if (Path(address) / f"{table}.lance").is_symlink():  # whose target a writer would change
             raise damaged(address, f"{table}.lance is a link")
@@ -61,27 +62,28 @@ def check_kinds(address: str) -> None:
                 raise damaged(address, f"{table}.lance has more folders in each other than any writer makes")
             for path in (Path(folder) / name for name in (*folders, *names)):
                 with suppress(FileNotFoundError):  # a writer has just removed it
-                    num_small_bytes += _small_bytes(address, path)
+                    status, name = _checked_status(address, path), path.relative_to(address).as_posix()
+                    num_small_bytes += 0 if is_of_photos(name) or is_of_search(name) else status.st_size
+                    num_hole_bytes += _hole_bytes(path, status)
+                    num_stored_bytes += _stored_bytes(status)
+    if num_stored_bytes and num_hole_bytes > MAX_HOLE_BYTES:  # some systems say that all files have no bytes on a disk
+        raise damaged(address, f"its files have {format_bytes(num_hole_bytes)}, mostly holes")
     if num_small_bytes > MAX_SMALL_BYTES:
         raise damaged(address, f"its versions and records have {format_bytes(num_small_bytes)}, more than any index")
 
 
-def _small_bytes(address: str, path: Path) -> int:
-    """Bytes of a file, 0 for photos and the search index.  Raises DamagedIndexError if no writer makes it."""
+def _checked_status(address: str, path: Path) -> os.stat_result:
+    """What the system says about a file or folder of the tables.  Raises DamagedIndexError if no writer makes it."""
     status, name = path.lstat(), path.relative_to(address).as_posix()
     if stat.S_ISLNK(status.st_mode):
         raise damaged(address, f"{name} is a link")
     if not NAME.fullmatch(path.name):
         raise damaged(address, f"{path.parent.name} has a file with a name that no writer gives ({path.name!a})")
-    if stat.S_ISDIR(status.st_mode):
-        return 0
-    if not stat.S_ISREG(status.st_mode):
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise damaged(address, f"{name} is not a regular file")
-    if _is_mostly_holes(path, status):
-        raise damaged(address, f"{name} has {format_bytes(status.st_size)}, mostly holes")
     if is_manifest(name) and status.st_size > MAX_MANIFEST_BYTES:
         raise damaged(address, f"{name} has {format_bytes(status.st_size)}, more than any version needs")
-    return 0 if is_of_photos(name) or is_of_search(name) else status.st_size
+    return status
 
 
 def check_manifests(address: str) -> None:
@@ -124,13 +126,14 @@ def table_bytes(address: str, *, stored: bool = True) -> int:
     return num_bytes
 
 
-def _is_mostly_holes(path: Path, status: os.stat_result) -> bool:
-    if status.st_size < HOLES_FROM or _stored_bytes(status) >= LEAST_STORED * status.st_size:
-        return False
+def _hole_bytes(path: Path, status: os.stat_result) -> int:
+    """Bytes of a file that is mostly holes; 0 for others."""
+    if status.st_size < SMALL_FILE or _stored_bytes(status) >= LEAST_STORED * status.st_size:
+        return 0
     with suppress(OSError), path.open("rb") as file:
         os.fsync(file.fileno())  # some systems count new files only after some seconds
         status = os.fstat(file.fileno())
-    return _stored_bytes(status) < LEAST_STORED * status.st_size
+    return status.st_size if _stored_bytes(status) < LEAST_STORED * status.st_size else 0
 
 
 def _stored_bytes(status: os.stat_result) -> int:

@@ -189,6 +189,8 @@ def _check(tensors: Mapping[str, np.ndarray], records: Mapping[str, str]) -> Non
         "path_characters": ((tensors["path_characters"].size,), np.uint8),
         "descriptors": ((count, spec["model"]["dimension"]), spec["settings"]["stored_dtype"]),
     }
+    if tensors["descriptors"].nbytes > MAX_COPY_BYTES:
+        raise ValueError("too many descriptors")
     for name, (shape, dtype) in shapes.items():
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
             raise ValueError(f"{name} {tensors[name].dtype} {tensors[name].shape}")

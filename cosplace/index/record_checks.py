@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 MAX_COUNT = 1 << 62  # of an id or a number of photos
+MAX_PARTITIONS = 1 << 24  # of a search index; some thousand for 100 million photos
 MAX_CHARACTERS = 1 << 24  # of a record; a calibration has some thousand
 
 
@@ -104,7 +105,8 @@ RECORDS: dict[str, Any] = {
     "checked_from": {"id": _is_count},
     "next_id": {"next_id": _is_count},
     "search": {
-        **dict.fromkeys(("count", "num_partitions", "num_probed", "num_measured"), _is_count),
+        **dict.fromkeys(("num_partitions", "num_probed"), lambda value: _is_count(value) and value <= MAX_PARTITIONS),
+        **dict.fromkeys(("count", "num_measured"), _is_count),
         **dict.fromkeys(("last_id", "recall_at_1", "recall_at_20"), _is_number),
     },
     "calibration": {"about?": ABOUT},

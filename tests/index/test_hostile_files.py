@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from cosplace.index.file_checksums import MAX_RECORD_BYTES, newest_versions, rea
 from cosplace.index.manifests import ManifestError, check_manifest
 from cosplace.index.photo_index import open_index
 from cosplace.index.reader_copy import remove_reader_copies
-from cosplace.index.record_checks import MAX_COUNT
+from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.store import Store
 from cosplace.storage import write_text
 from tests.index.index_samples import some_photos, unit_rows, write_index
@@ -66,6 +67,37 @@ def test_names_that_lance_reads_in_another_way_are_refused(address: Path, name: 
     with pytest.raises(DamagedIndexError, match="a name that no writer gives") as caught:
         open_index(address)
     assert str(caught.value).isascii()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs files with holes")
+def test_many_files_that_are_mostly_holes_are_refused(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checked_files, "MAX_HOLE_BYTES", 50 << 20)
+    for number in range(20):
+        with (address / "photos.lance" / "data" / f"{number}.lance").open("wb") as file:
+            file.truncate(3 << 20)
+    record_again(address)
+    with pytest.raises(DamagedIndexError, match="mostly holes"):
+        open_index(address)
+    monkeypatch.setattr(checked_files, "_stored_bytes", lambda _: 0)  # of a file system that does not tell
+    with open_index(address) as index:
+        assert len(index) == 290
+
+
+def test_a_huge_copy_for_readers_is_not_used(intact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    with open_index(address) as index:
+        assert index.store.copy is not None
+    monkeypatch.setattr("cosplace.index.reader_copy.MAX_COPY_BYTES", 290 * 4 * 3)
+    with open_index(address) as index:
+        assert index.store.copy is None and len(index) == 290
+
+
+def test_a_record_of_very_many_partitions_is_damage() -> None:
+    record = dict.fromkeys(
+        ("count", "num_partitions", "num_probed", "num_measured", "last_id", "recall_at_1", "recall_at_20"), 1
+    )
+    assert parse_record("search", json.dumps(record)) == record
+    assert parse_record("search", json.dumps(record | {"num_probed": 1 << 40})) is None
 
 
 def test_an_unfinished_file_of_lance_is_no_damage(address: Path) -> None:

@@ -384,7 +384,8 @@ def test_equal_descriptors_are_a_warning(city: Path, caplog: pytest.LogCaptureFi
 def test_descriptors_of_other_photos_or_views_are_refused(city: Path, tmp_path: Path) -> None:
     dataset, kept = open_retrieval_dataset(city), tmp_path / "kept"
     evaluate(TinyImage(), dataset, descriptors_folder=kept)
-    for options, what in (({"flip": True}, "views was not set, now it is flip"), ({"scales": (0.5, 1)}, "scales 0.5 1")):
+    changes = (({"flip": True}, "views was not set, now it is flip"), ({"scales": (0.5, 1)}, "scales 0.5 1"))
+    for options, what in changes:
         with pytest.raises(DatasetError, match=f"another extraction .*{what}"):
             evaluate(TinyImage(), dataset, descriptors_folder=kept, **options)
     other = open_retrieval_dataset(city.parent / "val")

@@ -23,6 +23,11 @@ from tests.report.report_samples import OFFSETS
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+KEEP_DRAWN_TEXTS = """() => {
+  const { prototype } = CanvasRenderingContext2D, { fillText } = prototype;
+  window.drawnTexts = [];
+  prototype.fillText = function (text, ...place) { drawnTexts.push(text); fillText.call(this, text, ...place); };
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +180,26 @@ def test_csv_has_all_queries_and_predictions(
         distance = float(evaluation.squared_distances[query, 0]) ** 0.5
         assert abs(float(row["score: L2 distance"])) == pytest.approx(distance, abs=1e-3)
     assert rows[6]["expected_path"] == "" and rows[6]["outcome"] == "not found in top 3"
+
+
+@pytest.mark.parametrize("are_meters", [True, False])
+def test_distances_have_the_unit_of_the_dataset(
+    browser: Any, dataset: RetrievalDataset, evaluation: Evaluation, tmp_path: Path, are_meters: bool
+) -> None:
+    """On the scale of the map, which is drawn, and in the columns of the CSV."""
+    one = dataset if are_meters else dataclasses.replace(dataset, note="positions are numbers of frames")
+    write_report(tmp_path / "report.html", Report(title="t", dataset=one, evaluation=evaluation))
+    with opened(browser, tmp_path / "report.html") as page:
+        page.evaluate(KEEP_DRAWN_TEXTS)
+        page.locator("#query-map canvas").focus()
+        page.keyboard.press("0")  # draws the map again
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert set(page.evaluate("drawnTexts")) == {"10 km" if are_meters else "10,000 units"}
+        with page.expect_download() as download:
+            page.get_by_text("Download CSV").click()
+        columns = Path(download.value.path()).read_text("utf-8").splitlines()[0].split(",")
+    end = "_m" if are_meters else ""
+    assert [name for name in columns if "distance" in name] == [f"expected_distance{end}", f"distance{end}"]
 
 
 @pytest.mark.parametrize("width", [320, 390, 640, 1280])

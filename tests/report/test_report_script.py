@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,46 @@ def test_print_has_the_map_and_the_settings_but_no_controls(browser: Any, path: 
         assert page.locator("#query-map img").is_visible()
         for part in ("#filters", "#pages", "#query-map canvas", ".link"):
             assert not page.locator(part).first.is_visible(), part
+
+
+@pytest.mark.parametrize("is_landscape", [False, True])
+def test_a_tall_map_is_printed_on_one_page_with_its_heading(
+    browser: Any, dataset: RetrievalDataset, evaluation: Evaluation, tmp_path: Path, is_landscape: bool
+) -> None:
+    """The queries are on a line from south to north.  Lines of a summary move the map to any place on its page."""
+    margin = dict.fromkeys(("top", "bottom", "left", "right"), "1cm")
+    for num_lines in (0, 12, 24):
+        summary = ["A line."] * num_lines
+        write_report(
+            tmp_path / "report.html", Report(title="t", summary=summary, dataset=dataset, evaluation=evaluation)
+        )
+        with opened(browser, tmp_path / "report.html") as page:
+            page.pdf(path=str(tmp_path / "page.pdf"), format="A4", landscape=is_landscape, margin=margin)
+        try:
+            found = subprocess.run(
+                ["pdftotext", "-layout", "page.pdf", "-"], cwd=tmp_path, check=True, capture_output=True
+            )
+        except FileNotFoundError:
+            pytest.skip("no pdftotext on this machine: apt-get install poppler-utils")
+        pages = found.stdout.decode().split("\f")
+        (with_heading,) = [text for text in pages if "Map" in text.split()]
+        assert "database: 12 images" in with_heading and "north" in with_heading, num_lines  # the scale is below
+
+
+def test_a_printed_map_keeps_its_scale(browser: Any, path: Path) -> None:
+    shares = """[...document.querySelectorAll(".map")].map((map) => {
+      const [image, bar] = [...map.querySelectorAll("img, i")].map((part) => part.getBoundingClientRect());
+      return [image.width / image.height, bar.width / image.width, image.height];
+    })"""
+    with opened(browser, path) as page:
+        page.emulate_media(media="print")
+        printed = page.evaluate(shares)
+    tab = browser.new_context(java_script_enabled=False)
+    page = tab.new_page()
+    page.goto(path.as_uri())
+    for (ratio, bar, height), expected in zip(printed, page.evaluate(shares), strict=True):
+        assert (ratio, bar) == pytest.approx(expected[:2], rel=0.02) and height <= 15 / 2.54 * 96 + 1
+    tab.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -36,7 +36,9 @@ PAIR_NAME = re.compile(r"\d{1,9}\.\w+")
 LIST = "cleanImageNames.txt"
 MAX_LIST_BYTES = 1 << 24
 NEW, OLD = "new", "old"
-FRAMES_NOTE = "positions are frame numbers of Nordland, not places on Earth; ten frames count as 25 m."
+FRAMES_NOTE = (
+    "positions are frame numbers of Nordland, not places on Earth; photos up to ten frames apart are within 25 units."
+)
 PAIRS_NOTE = "AmsterTime has pairs of photos instead of positions. Only the other photo of a pair is a positive."
 
 

@@ -48,6 +48,7 @@ class Series:
     shares: np.ndarray | None = None  # (n,) from 0 to 1: draw dots with these areas instead of a curve
     lows: np.ndarray | None = None  # (n,) ends of the interval at each point: a band, or for dots a line
     highs: np.ndarray | None = None
+    are_approximate: np.ndarray | None = None  # (n,) bool: which of these intervals are; None if none is
 
     @property
     def classes(self) -> str:
@@ -58,7 +59,9 @@ class Series:
         """The value at each x, with its interval."""
         unknown = np.full(len(self.xs), math.nan)
         lows, highs = (unknown if ends is None else ends for ends in (self.lows, self.highs))
-        points = zip(self.xs.tolist(), self.ys.tolist(), lows.tolist(), highs.tolist(), strict=True)
+        marks = np.zeros(len(self.xs), bool) if self.are_approximate is None else self.are_approximate
+        columns = (self.xs, self.ys, lows, highs, marks)
+        points = zip(*(column.tolist() for column in columns), strict=True)
         return {x: Estimate(*values) for x, *values in points}
 
 
@@ -128,8 +131,12 @@ def evenly(rows: Sequence[T], number: int) -> Sequence[T]:
 
 
 def percent(estimate: Estimate) -> str:
-    """A percentage, with its interval if it has one."""
-    return f"{estimate.text() if math.isfinite(estimate.low) else f'{estimate.value:.1f}'}%"
+    """A percentage, with its interval if it has one, and whether this is approximate.
+
+    >>> percent(Estimate(97.9, 91.9, 99.5, is_approximate=True))
+    '97.9 [91.9, 99.5]% (approximate)'
+    """
+    return estimate.marked_text(unit="%") if math.isfinite(estimate.low) else f"{estimate.value:.1f}%"
 
 
 def values_of(

@@ -151,14 +151,18 @@ def _sentence(one: Comparison, row: RecallDifference) -> str:
 def difference_chart(one: Comparison) -> Chart:
     """Chart of the difference of each recall with its interval."""
     at = np.arange(len(one.rows), dtype=np.float64)
-    values, lows, highs = (
-        np.array([getattr(row.difference, part) for row in one.rows]) for part in ("value", "low", "high")
+    values, lows, highs, marks = (
+        np.array([getattr(row.difference, part) for row in one.rows])
+        for part in ("value", "low", "high", "is_approximate")
     )
     names = [f"R@{row.n}" for row in one.rows]
     ends = np.array([-0.5, len(one.rows) - 0.5])
     low, high = min(0.0, float(lows.min())), max(0.0, float(highs.max()))
     difference = f"{one.b.letter} minus {one.a.letter}"
-    dots = Series(label=difference, xs=at, ys=values, lows=lows, highs=highs, shares=np.full(len(at), DOT_SHARE))
+    dots = Series(
+        label=difference, xs=at, ys=values, lows=lows, highs=highs, are_approximate=marks,
+        shares=np.full(len(at), DOT_SHARE),
+    )  # fmt: skip
     return chart(
         [Series(xs=ends, ys=np.zeros(2), style="reference"), dots],
         Axis(title="", low=ends[0], high=ends[1], ticks=list(zip(at.tolist(), names, strict=True))),

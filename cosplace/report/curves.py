@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,13 +65,15 @@ def recall_chart(rows: Sequence[RecallRow], highlight: str | None) -> Chart | No
         points = sorted((k, recall) for k, recall in row.recalls.items() if math.isfinite(recall))
         xs, ys = (np.array(column, np.float64) for column in zip(*points, strict=True))
         known = all(k in row.intervals for k, _ in points)
-        lows, highs = (
-            np.array([getattr(row.intervals[k], end) for k, _ in points]) if known else None for end in ("low", "high")
+        lows, highs, marks = (
+            np.array([getattr(row.intervals[k], part) for k, _ in points]) if known else None
+            for part in ("low", "high", "is_approximate")
         )
+        curve = Series(label=row.name, xs=xs, ys=ys, lows=lows, highs=highs, are_approximate=marks)
         if row.name == highlight:
-            series.append(Series(label=row.name, xs=xs, ys=ys, lows=lows, highs=highs, style="strong"))
+            series.append(replace(curve, style="strong"))
         else:
-            series.append(Series(label=row.name, xs=xs, ys=ys, lows=lows, highs=highs, color=next(other_colors)))
+            series.append(replace(curve, color=next(other_colors)))
     # Ratios of N matter more than differences.  A single N is drawn in the middle.
     low, high = (ks[0], ks[-1]) if len(ks) > 1 else (ks[0] / 2, ks[0] * 2)
     ticks = [(k, str(k)) for k in _readable_ticks(ks)]

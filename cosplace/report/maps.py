@@ -81,6 +81,7 @@ class MapImage:
     description: str  # for screen readers
     bar_percent: float  # length of the scale bar, in percent of the width
     bar_text: str  # 500 m
+    is_on_earth: bool  # so that it has a north
 
     @property
     def pixelated(self) -> bool:
@@ -149,21 +150,25 @@ def _densest_part(corners: np.ndarray, M: float) -> Canvas:
     return Canvas(west=float(west), south=float(south), pixels_per_m=DETAIL_SIDE / (M * DETAIL_CELLS), pixels=pixels)
 
 
-def outcome_map(database: np.ndarray, queries: np.ndarray, outcome: np.ndarray | None) -> MapImage:
+def outcome_map(
+    database: np.ndarray, queries: np.ndarray, outcome: np.ndarray | None, *, are_meters: bool = True
+) -> MapImage:
     """Draw the database as gray dots and each query as a disc, a ring or a cross, by its outcome.
 
     database, queries: (R, 2) and (Q, 2) positions in meters.  outcome: (Q,) CORRECT_FIRST, CORRECT_LATER or NOT_FOUND;
-    None draws all queries as discs of one color.
+    None draws all queries as discs of one color.  are_meters: False if positions are not on Earth.
     """
     canvas = canvas_around(np.concatenate([database, queries]))
     _paint_dots(canvas, database, OTHER, 3 if len(database) < 20_000 else 1)
     size = 15 if len(queries) < 500 else 11 if len(queries) < 3000 else 7
     if outcome is None:
         _paint_stamp(canvas, queries, _disc(size), FIRST_COLOR)
-        return _image(canvas, (OTHER_COLOR, QUERY_COLOR), f"Map of {len(queries)} queries")
+        text = f"Map of {len(queries)} queries"
+        return _image(canvas, (OTHER_COLOR, QUERY_COLOR), text, are_meters=are_meters)
     for kind, stamp in enumerate((_disc(size), _ring(size), _cross(size))):  # failures on top
         _paint_stamp(canvas, queries[outcome == kind], stamp, FIRST_COLOR + kind)
-    return _image(canvas, (OTHER_COLOR, *OUTCOME_COLORS), f"Map of {len(queries)} queries by result")
+    text = f"Map of {len(queries)} queries by result"
+    return _image(canvas, (OTHER_COLOR, *OUTCOME_COLORS), text, are_meters=are_meters)
 
 
 def parts_map(parts: Sequence[np.ndarray], colors: Sequence[str], are_small: Sequence[bool]) -> MapImage:
@@ -280,7 +285,9 @@ def _cross(size: int) -> np.ndarray:
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image(canvas: Canvas, colors: Sequence[str], description: str, gray_alpha: int = 255) -> MapImage:
+def _image(
+    canvas: Canvas, colors: Sequence[str], description: str, gray_alpha: int = 255, *, are_meters: bool = True
+) -> MapImage:
     """Return the image with a scale bar of round length.  colors: of the pixel values from 1 on."""
     height, width = canvas.pixels.shape
     width_m = width / canvas.pixels_per_m
@@ -291,8 +298,13 @@ def _image(canvas: Canvas, colors: Sequence[str], description: str, gray_alpha: 
         height=height,
         description=description,
         bar_percent=100 * bar_m / width_m,
-        bar_text=f"{bar_m:g} m" if bar_m < 1000 else f"{bar_m / 1000:g} km",
+        bar_text=_bar_text(bar_m) if are_meters else f"{bar_m:,.0f} units",
+        is_on_earth=are_meters,
     )
+
+
+def _bar_text(meters: float) -> str:
+    return f"{meters:g} m" if meters < 1000 else f"{meters / 1000:g} km"
 
 
 def _png(canvas: Canvas, colors: Sequence[str], gray_alpha: int) -> str:

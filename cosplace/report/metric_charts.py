@@ -27,7 +27,8 @@ def radius_chart(measures: Measures, radius_m: float) -> Chart | None:
     if len(radii) < 2 or not all(math.isfinite(one.value) for one in found):
         return None
     values, lows, highs = (np.array([getattr(one, part) for one in found]) for part in ("value", "low", "high"))
-    curve = Series(label="Recall@1", xs=radii, ys=values, lows=lows, highs=highs, style="strong")
+    marks = np.array([one.is_approximate for one in found])
+    curve = Series(label="Recall@1", xs=radii, ys=values, lows=lows, highs=highs, are_approximate=marks, style="strong")
     ticks = [(tick, str(tick)) for tick in RADIUS_TICKS_M if radii[0] <= tick <= radii[-1]]
     inside = radii[0] <= radius_m <= radii[-1]
     return chart(
@@ -53,11 +54,12 @@ def distance_chart(evaluation: Evaluation, clusters: np.ndarray | None = None) -
     highest = next((tick for tick in DISTANCE_TICKS_M if tick >= highest), highest)
     limits = np.geomspace(1, highest, NUM_POINTS)
     shares = 100 * np.searchsorted(np.sort(known), limits, side="right") / len(first)
-    lows = highs = None
+    lows = highs = marks = None
     if clusters is not None:
         found = [clustered_share(first <= limit, clusters) for limit in limits]
         lows, highs = (np.array([getattr(one, end) for one in found]) for end in ("low", "high"))
-    curve = Series(label="queries", xs=limits, ys=shares, lows=lows, highs=highs, style="strong")
+        marks = np.array([one.is_approximate for one in found])
+    curve = Series(label="queries", xs=limits, ys=shares, lows=lows, highs=highs, are_approximate=marks, style="strong")
     x = Axis(
         title="maximum distance to the first prediction",
         low=1,
@@ -165,7 +167,7 @@ def reliability_chart(score: ScoreMetrics, queries_each: float = 1.0) -> Chart |
         highs=np.array([one.high for one in intervals]),
     )
     rows = [
-        (x, (f"{x:.1f}%", f"{count:,.0f}", percent(interval)))
+        (x, (f"{x:.1f}%", f"{count:,.0f}", percent(replace(interval, is_approximate=True))))
         for x, count, interval in zip(dots.xs.tolist(), counts.tolist(), intervals, strict=True)
     ]
     return chart(

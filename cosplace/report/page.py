@@ -262,7 +262,8 @@ def _queries(report: Report) -> Mapping[str, Any] | None:
             for kind in (CORRECT_FIRST, CORRECT_LATER, NOT_FOUND)
             if kind != CORRECT_LATER or hits.shape[1] > 1
         ]
-    drawn = outcome_map(*on_one_plane(dataset.database_positions, dataset.query_positions), outcome)
+    positions = on_one_plane(dataset.database_positions, dataset.query_positions)
+    drawn = outcome_map(*positions, outcome, are_meters=has_meters(report))
     return {"map": drawn, "legend": legend, "name": dataset.name, "by_result": outcome is not None}
 
 
@@ -305,6 +306,7 @@ def _list_of_queries(report: Report, progress: Progress) -> Mapping[str, Any] | 
         "lacks_opencv": wants_matches and matches is None,
         "num_photos": len(photos),
         "radius": radius_text(evaluation.positive_dist_threshold, are_meters=not queries.dataset.note),
+        "unit": "m" if has_meters(report) else "units",
         "outcomes": [(kind, name) for kind, name in enumerate(outcome_names(queries.hits.shape[1])) if name],
         "conditions": {
             name: different

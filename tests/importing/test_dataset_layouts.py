@@ -250,7 +250,7 @@ def test_frames_of_nordland(tmp_path: Path) -> None:
     steps = np.diff(np.sort(dataset.database_positions[:, 1]))
     assert np.allclose(steps, 25 / 10.5, atol=0.002)
     assert matches(dataset)["winter/images-00001.png"] == [f"summer/images-{row:05d}.png" for row in range(1, 12)]
-    assert "ten frames" in dataset.note
+    assert "up to ten frames apart are within 25 units" in dataset.note
     spring = open_retrieval_dataset(tmp_path / "a", "queries_spring")
     assert spring.queries.name(0) == "spring/images-00001.png"
     with pytest.raises(DatasetError, match="--queries_folder: queries, queries_fall, queries_spring"):

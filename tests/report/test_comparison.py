@@ -23,7 +23,7 @@ from cosplace.report.comparison_tables import (
     terminal_lines,
 )
 from tests.assessment.comparison_samples import city_dataset, write_run
-from tests.report.report_samples import Page, assert_single_file, tiles_of
+from tests.report.report_samples import Page, assert_single_file, charts_of, tiles_of
 
 RANKS_A = [1] * 8 + [3] * 6 + [0] * 2
 RANKS_B = [1] * 6 + [2, 2] + [1] * 6 + [0] * 2  # six won, two lost
@@ -112,7 +112,10 @@ def test_approximate_intervals_are_marked_in_tables_for_papers(comparisons: list
     assert r"\scriptsize $^{\dagger}$ The interval is approximate.} \\" in text
     assert text.count(r"]^{\dagger}$") == 2 * (3 + 2)
     assert markdown_table(comparisons).count("] (approximate) |") == 2 * (3 + 2)
-    assert comparison_page(comparisons).count(']</small> <small class="few">(approximate)</small>') >= 2 * (3 + 2)
+    html = comparison_page(comparisons)
+    assert html.count(']</small> <small class="few">(approximate)</small>') >= 2 * (3 + 2)
+    values = [row[1] for chart in charts_of(html).values() for row in chart.rows]
+    assert len(values) == 2 * 2 and all(text.endswith("] (approximate)") for text in values)
 
 
 def test_intervals_that_are_not_approximate_have_no_mark(tmp_path: Path) -> None:
@@ -125,6 +128,8 @@ def test_intervals_that_are_not_approximate_have_no_mark(tmp_path: Path) -> None
     assert not found[0].rows[0].difference.is_approximate and not runs[0].recall(1).is_approximate
     assert "approximate" not in "\n".join(line for line in terminal_lines(found) if line.startswith("R@1 "))
     assert r"50.0 {\scriptsize $[40.4, 59.6]$}" in latex_table(found)
+    (values,) = charts_of(comparison_page(found)).values()
+    assert values.rows[0][1].endswith("]")
 
 
 def test_the_record_has_all_flipped_queries(comparisons: list[Comparison]) -> None:

@@ -106,6 +106,24 @@ def test_approximate_intervals_are_marked_on_the_page(report: Report, measures: 
     assert "41.0% [39.0–43.0%] approximate, from 4 queries only 7.2 m" in text  # once
 
 
+def test_approximate_intervals_are_marked_in_the_values_of_charts(report: Report, measures: Measures) -> None:
+    """Those that are marked in the tables above, and no others."""
+    recalls = {k: Estimate(50.0, 40.0, 60.0, is_approximate=k == 3) for k in (1, 2, 3)}
+    by_radius = tuple(
+        Estimate(50.0, 40.0, 60.0, is_approximate=radius > 25) for radius in np.asarray(measures.radii_m).tolist()
+    )
+    changed = dataclasses.replace(measures, recalls=recalls, recall1_by_radius=by_radius)
+    charts = charts_of(report_html(dataclasses.replace(report, measures=changed)))
+    found = charts["Recall@N of each row"]
+    at = found.columns.index("ours")
+    assert [row[at].partition("%")[2] for row in found.rows] == ["", "", " (approximate)"]
+    assert [texts[at] for _, texts in found.data["rows"]] == [row[at] for row in found.rows]  # also at the pointer
+    for radius, text in charts["Recall@1 by radius"].rows:
+        assert text.endswith("]% (approximate)") == (int(radius.removesuffix(" m")) > 25), radius
+    for _, text in charts["Share of queries by the distance to their first prediction"].rows:
+        assert text.endswith("]% (approximate)")  # from 4 queries
+
+
 def test_rows_with_intervals_have_bands(report: Report) -> None:
     others = [
         RecallRow(
@@ -130,8 +148,8 @@ def test_recall_by_radius_is_drawn_with_its_band(measures: Measures) -> None:
     for name, part in (("ys", "value"), ("lows", "low"), ("highs", "high")):
         np.testing.assert_allclose(curve[name], [getattr(one, part) for one in found], atol=0.005)
     assert chart is not None
-    assert json.loads(chart.data)["rows"][24] == [25, ["25 m", f"{found[24].text()}%"]]
-    texts = {f"{radius:g} m": f"{one.text()}%" for radius, one in zip(measures.radii_m, found, strict=True)}
+    assert json.loads(chart.data)["rows"][24] == [25, ["25 m", found[24].marked_text(unit="%")]]
+    texts = {f"{radius:g} m": one.marked_text(unit="%") for radius, one in zip(measures.radii_m, found, strict=True)}
     shown = [int(row[0].removesuffix(" m")) for row in chart.table]
     assert {1, 2, 5, 10, 25, 50, 100} < set(shown) and MAX_ROWS <= len(shown) <= MAX_ROWS + 7
     assert all(texts[radius] == text for radius, text in chart.table)
@@ -196,7 +214,7 @@ def test_reliability_has_a_dot_and_an_interval_for_each_bin_with_queries() -> No
     first = wilson(10, 40)
     assert (dots["lows"][0], dots["highs"][0]) == pytest.approx((first.low, first.high), abs=0.01)
     assert chart is not None and chart.values.columns == ["confidence", "queries", "correct"]
-    assert chart.table[0] == ("20.0%", "40", f"{first.text()}%")
+    assert chart.table[0] == ("20.0%", "40", f"{first.text()}% (approximate)")
     assert reliability_chart(dataclasses.replace(SCORE, reliability=np.empty((0, 3)))) is None
 
 
@@ -206,7 +224,7 @@ def test_reliability_of_correlated_queries_has_wider_intervals(measures: Measure
     assert queries_per_independent(dataclasses.replace(measures, recalls={1: wilson(4, 4)})) == 1
     chart = reliability_chart(SCORE, 4.0)
     assert chart is not None
-    assert chart.table[0][2] == f"{wilson(2.5, 10).text()}%"  # type: ignore[arg-type]
+    assert chart.table[0][2] == f"{wilson(2.5, 10).text()}% (approximate)"  # type: ignore[arg-type]
 
 
 def _twice_as_wide(estimate: Estimate) -> tuple[float, float]:

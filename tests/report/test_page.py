@@ -355,3 +355,6 @@ def test_distances_that_are_no_meters_have_no_unit_of_length(dataset: RetrievalD
             assert (text in page) == are_meters, text
         assert bool(re.search(r"\d units away", page)) != are_meters
         assert ("within 25 m" in page) == are_meters
+        assert ("<legend>Distance, m</legend>" in page) == are_meters
+        assert ("north ↑" in page) == are_meters and ("</i>5,000 units</div>" in page) != are_meters
+        assert bool(re.search(r"(\d|,)\s*k?m\b", Page(page).text())) == are_meters  # none anywhere

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from tests.report.report_samples import OFFSETS
 pytestmark = pytest.mark.slow  # too slow for make check; make test runs all
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+KEEP_DRAWN_TEXTS = """() => {
+  const { prototype } = CanvasRenderingContext2D, { fillText } = prototype;
+  window.drawnTexts = [];
+  prototype.fillText = function (text, ...place) { drawnTexts.push(text); fillText.call(this, text, ...place); };
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +183,26 @@ def test_csv_has_all_queries_and_predictions(
     assert rows[6]["expected_path"] == "" and rows[6]["outcome"] == "not found in top 3"
 
 
+@pytest.mark.parametrize("are_meters", [True, False])
+def test_distances_have_the_unit_of_the_dataset(
+    browser: Any, dataset: RetrievalDataset, evaluation: Evaluation, tmp_path: Path, are_meters: bool
+) -> None:
+    """On the scale of the map, which is drawn, and in the columns of the CSV."""
+    one = dataset if are_meters else dataclasses.replace(dataset, note="positions are numbers of frames")
+    write_report(tmp_path / "report.html", Report(title="t", dataset=one, evaluation=evaluation))
+    with opened(browser, tmp_path / "report.html") as page:
+        page.evaluate(KEEP_DRAWN_TEXTS)
+        page.locator("#query-map canvas").focus()
+        page.keyboard.press("0")  # draws the map again
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert set(page.evaluate("drawnTexts")) == {"10 km" if are_meters else "10,000 units"}
+        with page.expect_download() as download:
+            page.get_by_text("Download CSV").click()
+        columns = Path(download.value.path()).read_text("utf-8").splitlines()[0].split(",")
+    end = "_m" if are_meters else ""
+    assert [name for name in columns if "distance" in name] == [f"expected_distance{end}", f"distance{end}"]
+
+
 @pytest.mark.parametrize("width", [320, 390, 640, 1280])
 def test_page_and_tables_are_not_wider_than_the_screen(browser: Any, path: Path, width: int) -> None:
     with opened(browser, path, viewport={"width": width, "height": 800}) as page:
@@ -240,6 +266,46 @@ def test_print_has_the_map_and_the_settings_but_no_controls(browser: Any, path: 
         assert page.locator("#query-map img").is_visible()
         for part in ("#filters", "#pages", "#query-map canvas", ".link"):
             assert not page.locator(part).first.is_visible(), part
+
+
+@pytest.mark.parametrize("is_landscape", [False, True])
+def test_a_tall_map_is_printed_on_one_page_with_its_heading(
+    browser: Any, dataset: RetrievalDataset, evaluation: Evaluation, tmp_path: Path, is_landscape: bool
+) -> None:
+    """The queries are on a line from south to north.  Lines of a summary move the map to any place on its page."""
+    margin = dict.fromkeys(("top", "bottom", "left", "right"), "1cm")
+    for num_lines in (0, 12, 24):
+        summary = ["A line."] * num_lines
+        write_report(
+            tmp_path / "report.html", Report(title="t", summary=summary, dataset=dataset, evaluation=evaluation)
+        )
+        with opened(browser, tmp_path / "report.html") as page:
+            page.pdf(path=str(tmp_path / "page.pdf"), format="A4", landscape=is_landscape, margin=margin)
+        try:
+            found = subprocess.run(
+                ["pdftotext", "-layout", "page.pdf", "-"], cwd=tmp_path, check=True, capture_output=True
+            )
+        except FileNotFoundError:
+            pytest.skip("no pdftotext on this machine: apt-get install poppler-utils")
+        pages = found.stdout.decode().split("\f")
+        (with_heading,) = [text for text in pages if "Map" in text.split()]
+        assert "database: 12 images" in with_heading and "north" in with_heading, num_lines  # the scale is below
+
+
+def test_a_printed_map_keeps_its_scale(browser: Any, path: Path) -> None:
+    shares = """[...document.querySelectorAll(".map")].map((map) => {
+      const [image, bar] = [...map.querySelectorAll("img, i")].map((part) => part.getBoundingClientRect());
+      return [image.width / image.height, bar.width / image.width, image.height];
+    })"""
+    with opened(browser, path) as page:
+        page.emulate_media(media="print")
+        printed = page.evaluate(shares)
+    tab = browser.new_context(java_script_enabled=False)
+    page = tab.new_page()
+    page.goto(path.as_uri())
+    for (ratio, bar, height), expected in zip(printed, page.evaluate(shares), strict=True):
+        assert (ratio, bar) == pytest.approx(expected[:2], rel=0.02) and height <= 15 / 2.54 * 96 + 1
+    tab.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

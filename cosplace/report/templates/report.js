@@ -304,11 +304,12 @@
   function csv() {
     const line = (values) => values.map(cell).join(",");
     const scores = Object.entries(queries.scores);
+    const unit = data.areMeters ? "_m" : "";
     const header = [
       "query", "query_path", "outcome", "first_correct_rank", ...scores.map(([name]) => `score: ${name}`),
       ...conditions.map(([name]) => name), "expected_path",
-      "expected_distance_m", "expected_heading_difference_deg", "rank", "prediction_path", "distance_m", "similarity",
-      "correct",
+      `expected_distance${unit}`, "expected_heading_difference_deg", "rank", "prediction_path", `distance${unit}`,
+      "similarity", "correct",
     ];
     const lines = [`${line(header)}\n`];
     for (let query = 0; query < numQueries; query++) {

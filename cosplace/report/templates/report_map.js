@@ -191,7 +191,8 @@ function queryMap(data, box, onSelect) {
     context.lineWidth = 2;
     context.stroke(new Path2D(`M12 ${height - 18}v6h${pixels}v-6`));
     context.font = "13px system-ui, sans-serif";
-    context.fillText(length >= 1000 ? `${length / 1000} km` : `${length} m`, 20 + pixels, height - 11);
+    const text = length >= 1000 ? `${length / 1000} km` : `${length} m`;
+    context.fillText(data.areMeters ? text : `${length.toLocaleString("en-US")} units`, 20 + pixels, height - 11);
   }
 
   // --- selection ---

@@ -60,7 +60,8 @@ def line_evaluation(dataset: RetrievalDataset, seed: int = 0, unreadable: bool =
     [
         ({}, ""),
         ({"image_size": None, "query_policy": "native", "query_size": None, "scales": [1.0], "flip": False}, ""),
-        ({"image_size": 320, "query_policy": "short_side", "query_size": 320, "scales": [1.0], "flip": False}, "320 pixels"),
+        ({"image_size": 320, "query_policy": "short_side", "query_size": 320, "scales": [1.0], "flip": False},
+         "320 pixels"),
         ({"image_size": 320, "query_policy": "native", "query_size": None}, "320 pixels, native"),
         ({"image_size": 320, "query_policy": "short_side", "query_size": 480}, "320 pixels, short_side 480"),
         ({"compression": {"method": "binary", "shortlist": 100}}, "binary codes"),

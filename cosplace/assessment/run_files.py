@@ -242,7 +242,7 @@ def model_name(results: Mapping[str, Any], folder: Path) -> str:
 
 
 def variant_text(results: Mapping[str, Any]) -> str:
-    """What a run changed, as in `reduced to 64, binary codes alone, 256 pixels, five_crops`; "" for a usual one.
+    """What a run changed, as in `reduced to 64, binary codes alone, five_crops, 256 pixels`; "" for a usual one.
 
     Runs of one model are told apart by it.
     """
@@ -254,8 +254,6 @@ def variant_text(results: Mapping[str, Any]) -> str:
     if isinstance(compression, Mapping) and isinstance(method := compression.get("method"), str):
         parts.append(f"{method} codes{' alone' if compression.get('shortlist') == 0 else ''}")
     policy, size, image_size = (results.get(name) for name in ("query_policy", "query_size", "image_size"))
-    if isinstance(image_size, int):
-        parts.append(f"{image_size} pixels")
     is_usual = policy == ("short_side" if image_size else "native") and size == image_size
     if isinstance(policy, str) and not is_usual:
         parts.append(f"{policy} {size}" if isinstance(size, int) and size != image_size else policy)
@@ -266,6 +264,8 @@ def variant_text(results: Mapping[str, Any]) -> str:
         parts.append("flip")
     if isinstance(dtype := results.get("descriptors_dtype"), str):
         parts.append(f"descriptors of {dtype}")
+    if isinstance(image_size, int):
+        parts.append(f"{image_size} pixels")
     return one_line(", ".join(parts))
 
 

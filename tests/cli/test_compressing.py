@@ -45,7 +45,7 @@ def test_eval_reports_both_recalls(
     page = (folder / "report.html").read_text("utf-8")
     assert "exact search" in page and "Search by int8 codes alone." in page
     assert main(["runs", "logs"]) == 0
-    assert " eval, int8 codes alone  " in capsys.readouterr().out
+    assert " eval, int8 codes alone, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def print_info(info: dict[str, Any], *, with_reason: bool = True) -> None:
 def calibration_text(about: Mapping[str, Any]) -> str:
     """What an index was calibrated on.  about: facts stored with the calibration."""
     if "queries" in about:
-        return f"calibrated on {format_count(about.get('num_queries', 0), 'photo')} of {about['queries']}"
+        return f"calibrated on {format_count(about.get('num_queries', 0), 'photo')} of {printable(about['queries'])}"
     num_seen, correction = about.get("num_training_photos", 0), about.get("correction")
     seen = f"{format_count(num_seen, 'photo')} that the model was trained on"
     queries = format_count(about.get("num_validation", 0), "validation query", "validation queries")
@@ -177,7 +177,8 @@ def calibration_text(about: Mapping[str, Any]) -> str:
         text = f"calibrated on its own photos and {queries}, because it contains {seen}"
         if "unlabeled" in about:
             share = f"{100 * about.get('share_like_training', 0):.0f}%"
-            return f"{text}; {share} of {about.get('num_unlabeled', 0):,} photos of {about['unlabeled']} resemble these"
+            new = f"{about.get('num_unlabeled', 0):,} photos of {printable(about['unlabeled'])}"
+            return f"{text}; {share} of {new} resemble these"
         return f"{text}; 100 new photos without positions improve it: `cosplace index calibrate --unlabeled FOLDER`"
     if correction == "none":
         return f"calibrated on its own photos; confidence is too high for new photos, because it contains {seen}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosplace.config.defaults import EXACT_ROWS, THUMBNAIL_SIZE
+from cosplace.config.defaults import EXACT_ROWS, MAX_IMAGE_SIZE, THUMBNAIL_SIZE
 from cosplace.config.setting import Section, required, section, setting
 from cosplace.config.shared import (
     MODEL_HELP,
@@ -80,7 +80,7 @@ class IndexBuildConfig(Section):
     )
     part: str | None = part_setting()
     image_size: int | None = setting(
-        None, "resize photos to this number of pixels along the shorter side", at_least=1,
+        None, "resize photos to this number of pixels along the shorter side", at_least=1, at_most=MAX_IMAGE_SIZE,
         default_text="the size of each photo",
     )  # fmt: skip
     scales: tuple[float, ...] = setting(
@@ -102,7 +102,11 @@ class IndexBuildConfig(Section):
         default_text="as photos of the index",
     )  # fmt: skip
     query_size: int | None = setting(
-        None, "size to which --query_policy resizes photos, in pixels", at_least=1, default_text="--image_size"
+        None,
+        "size to which --query_policy resizes photos, in pixels",
+        at_least=1,
+        at_most=MAX_IMAGE_SIZE,
+        default_text="--image_size",
     )
     reduce_to: int | None = setting(
         None, "use only the first dimensions of a model written by `cosplace reduce`", at_least=1, default_text="all"

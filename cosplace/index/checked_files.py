@@ -42,7 +42,7 @@ MAX_DERIVED_BYTES = 256 << 20  # of a copy for readers, which a writer makes of 
 MAX_HOLE_BYTES = 256 << 20  # of files that are mostly holes
 SMALL_FILE, LEAST_STORED = 1 << 20, 0.01  # bytes of a file that is not looked at; share on the disk of any other
 MAX_DEPTH = 5  # of folders: those of a search index are two below that of the table
-MAX_MANIFEST_BYTES = 64 << 20  # more than half a million data files need
+MAX_MANIFEST_BYTES = 32 << 20  # more than a quarter of a million data files need
 NAME = re.compile(r"[0-9A-Za-z._-]+(#[0-9]+)?")  # of a file of Lance; with a number, it is not finished
 BLOCK = 512  # bytes, the unit of st_blocks
 
@@ -206,6 +206,8 @@ class CheckedFiles:
             return None
         if not all((Path(self.address) / other).is_file() for other in checksums.files):
             return None  # a writer is at work, or the index is damaged
+        if (Path(self.address) / name).is_symlink():  # a file that may never end
+            return None
         try:
             with (Path(self.address) / name).open("rb") as file:
                 raw = file.read(MAX_DERIVED_BYTES)  # a longer file has another checksum

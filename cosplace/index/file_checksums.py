@@ -29,7 +29,7 @@ FILE_NAME = "checksums.json"
 FORMAT = 1
 TABLES = ("photos", "records")
 MAX_NAME_BYTES = 255
-MAX_RECORD_BYTES = 1 << 26  # of the checksums: more than a quarter of a million files
+MAX_RECORD_BYTES = 1 << 25  # of the checksums: more than a hundred thousand files
 MIN_ENTRY_BYTES = 32  # of the checksums of a file, which are a list
 FOOTER = struct.Struct("<QQQIIHH4s")  # starts of columns, their table and that of buffers; counts; version; magic
 FOOTER_MAGIC = b"LANC"
@@ -88,10 +88,10 @@ def read_checksums(address: str) -> FileChecksums | None:
 def read_record_file(path: Path) -> bytes:
     """The content of a file of checksums.
 
-    Raises ValueError for a pipe, which never ends, for a huge file, and for one with more lists than checksums have: as
-    objects, these would take 30 times the memory.
+    Raises ValueError for a link or a pipe, which may never end, for a huge file, and for one with more lists than
+    checksums have: as objects, these would take 30 times the memory.
     """
-    if path.exists() and not path.is_file():
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ValueError("no regular file")
     with path.open("rb") as file:
         content = file.read(MAX_RECORD_BYTES + 1)
@@ -102,8 +102,10 @@ def read_record_file(path: Path) -> bytes:
 
 
 def _inside(name: str) -> str:
-    """A path of a file below an index.  Raises ValueError for any other."""
+    """The path of a file of the tables, or of a copy for readers.  Raises ValueError for any other."""
     parts = name.split("/")
+    if not (is_copy(name) if len(parts) == 1 else parts[0].removesuffix(".lance") in TABLES):
+        raise ValueError(name)
     if {"", ".."} & set(parts) or "\0" in name or max(map(len, map(os.fsencode, parts))) > MAX_NAME_BYTES:
         raise ValueError(name)
     return name

@@ -18,7 +18,8 @@ MAX_VARINT_BYTES = 10
 COLUMNS, FRAGMENTS, METADATA, SEARCH_INDEXES, BASE_PATHS = 1, 2, 5, 6, 18  # fields of a manifest
 FILES_OF_FRAGMENT, PATH_OF_FILE = 2, 1
 FILE_NAME = re.compile(r"[0-9A-Za-z._-]+")  # of data files; in others, some characters differ on the disk
-MIN_FRAGMENT_BYTES = 32  # fragments have the name of a file each
+MIN_FRAGMENT_BYTES = 64  # fragments have the name of a file each
+MAX_FIELDS = 200  # of a column, a fragment, or a search index
 NAME_OF_COLUMN, ID_OF_COLUMN = 2, 3  # fields of a column
 INDEX, COLUMNS_OF_INDEX, NAME_OF_INDEX = 1, 2, 3  # fields of the search indexes, and of one
 MAX_COLUMNS = 100
@@ -34,9 +35,7 @@ class ManifestError(CosPlaceError):
 def check_manifest(raw: bytes) -> None:
     """Raise ManifestError for a manifest that no writer makes.  raw: content of the file."""
     fields = []
-    for count, field in enumerate(fields_of(_message(raw, _position(raw)))):
-        if count > MAX_COLUMNS + len(raw) // MIN_FRAGMENT_BYTES:
-            raise ManifestError("has more fields than any writer makes")
+    for field in fields_of(_message(raw, _position(raw)), MAX_FIELDS + len(raw) // MIN_FRAGMENT_BYTES):
         if field[0] == FRAGMENTS:
             _check_files(_bytes(field[1]))
         else:
@@ -45,11 +44,15 @@ def check_manifest(raw: bytes) -> None:
         raise ManifestError("names files outside of the index, which no writer does")
     if any(number == METADATA for number, _ in fields):  # LanceDB makes the embedding models that these name
         raise ManifestError("has metadata, which no writer adds")
-    columns = [dict(fields_of(_bytes(value))) for number, value in fields if number == COLUMNS]
+    columns = [_bytes(value) for number, value in fields if number == COLUMNS]
     if len(columns) > MAX_COLUMNS:
         raise ManifestError(f"has {len(columns):,} columns, more than any writer makes")
+    columns = [dict(fields_of(column)) for column in columns]
     indexed = [column.get(ID_OF_COLUMN, 0) for column in columns if column.get(NAME_OF_COLUMN) == INDEXED.encode()]
-    for position in (value for number, value in fields if number == SEARCH_INDEXES):
+    positions = [value for number, value in fields if number == SEARCH_INDEXES]
+    if len(positions) > 1:
+        raise ManifestError("has more lists of search indexes than any writer makes")
+    for position in positions:
         if not isinstance(position, int):
             raise ManifestError("cannot be read (position)")
         for number, value in fields_of(_message(raw, position)):
@@ -94,14 +97,16 @@ def _message(raw: bytes, position: int) -> bytes:
 # --- protocol buffers ------------------------------------------------------------------------------------------------
 
 
-def fields_of(message: bytes) -> Iterator[Field]:
-    """The fields of a protocol buffer.  Raises ManifestError.
+def fields_of(message: bytes, most: int = MAX_FIELDS) -> Iterator[Field]:
+    """The fields of a protocol buffer, at most so many.  Raises ManifestError.
 
     >>> list(fields_of(bytes([0x08, 0x96, 0x01, 0x12, 0x02, 0x41, 0x42])))
     [(1, 150), (2, b'AB')]
     """
-    at = 0
+    at = count = 0
     while at < len(message):
+        if (count := count + 1) > most:
+            raise ManifestError("has more fields than any writer makes")
         key, at = _varint(message, at)
         kind = key & 7
         if kind == VARINT:

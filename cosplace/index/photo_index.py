@@ -15,18 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.config.defaults import MAX_IMAGE_SIZE
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, CosPlaceError, PhotoIndexError
 from cosplace.index.approximate import BuildSearch, build_approximate_index, read_approximate_index
 from cosplace.index.checksums import NUMBER_COLUMNS
 from cosplace.index.conditional_writes import creating_alone
-from cosplace.index.file_checksums import is_local
+from cosplace.index.file_checksums import damaged, is_local
 from cosplace.index.identity import SPEC, check_identity
 from cosplace.index.keys import KeyTable, first_of_each
 from cosplace.index.lance import OutdatedError, translated_errors
 from cosplace.index.photo_reader import FORMAT_VERSION, PhotoReader, check_descriptors
 from cosplace.index.photo_table import photo_schema, wrong_numbers
 from cosplace.index.reader_copy import MAX_COPY_BYTES, remove_reader_copies
+from cosplace.index.record_checks import MAX_COUNT
 from cosplace.index.records import AddResult, ModelSpec, NewPhoto
 from cosplace.index.search_index import (
     MAX_UNINDEXED,
@@ -72,6 +74,10 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
         raise ConfigError(f"stored_dtype must be float32 or float16, got '{settings.stored_dtype}'.")
     if settings.thumbnail_size < 0 or settings.exact_rows < 1 or spec.dimension < 1:
         raise ConfigError(f"An index needs positive sizes, got {settings} and {spec}.")
+    if max(spec.image_size or 0, spec.views.query_size or 0) > MAX_IMAGE_SIZE:
+        raise ConfigError(
+            f"Photos of an index have at most {MAX_IMAGE_SIZE} pixels along the shorter side, got {spec}."
+        )
     record = {
         "format": FORMAT_VERSION,
         "index": uuid.uuid4().hex,
@@ -254,7 +260,10 @@ class PhotoIndex(PhotoReader):
         first = new[first_of_each([keys[number] for number in new])]  # the photo itself, or an earlier copy of it
         fresh = np.unique(first)
         if len(fresh):
-            ids[fresh] = self._next_id() + np.arange(len(fresh))
+            next_id = self._next_id()
+            if next_id + len(fresh) > MAX_COUNT:
+                raise damaged(self.address, f"its next id is {next_id}")
+            ids[fresh] = next_id + np.arange(len(fresh))
             table.add([keys[number] for number in fresh.tolist()], ids[fresh])
         ids[new] = ids[first]
         is_new = np.zeros(len(photos), bool)

@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+from cosplace.config.defaults import MAX_IMAGE_SIZE
+
 MAX_COUNT = 1 << 62  # of an id or a number of photos
 MAX_PARTITIONS = 1 << 24  # of a search index; some thousand for 100 million photos
 MAX_CHARACTERS = 1 << 24  # of a record; a calibration has some thousand
@@ -75,11 +77,16 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_size_or_none(value: Any) -> bool:
+    return value is None or (_is_count(value) and 0 < value <= MAX_IMAGE_SIZE)
+
+
 MODEL = {
     "model": _is_text,
     "checksum": _is_text,
     "dimension": _is_count,
-    "image_size?": lambda size: size is None or (_is_count(size) and size > 0),
+    "image_size?": _is_size_or_none,
+    "views?": {"query_size?": _is_size_or_none},
     "engine?": _is_text,
     "engine_file?": _is_text,
 }

@@ -161,14 +161,19 @@ class Tables:
 
     @classmethod
     def create(cls, address: str, schema: Any, records: dict[str, dict[str, Any]]) -> Self:
-        """Create empty tables.  Raises PhotoIndexError if there is already one.  The caller is the only writer."""
+        """Create empty tables.  Raises PhotoIndexError if there is already one.  The caller is the only writer.
+
+        Raises DamagedIndexError for files there that no writer makes.
+        """
         import pyarrow as pa
 
         exists = PhotoIndexError(f"{address} already contains an index. Add photos to it, or choose another address.")
         if has_index(address):
             raise exists
         with translated_errors(address):
-            if is_local(address):
+            if is_local(address):  # a process that was killed may have left a table
+                check_kinds(address)
+                check_manifests(address)
                 (Path(address) / FILE_NAME).unlink(missing_ok=True)
             database = connect(address)
             if is_local(address):

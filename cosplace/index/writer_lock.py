@@ -42,9 +42,10 @@ class WriterLock:
             raise IndexInUseError(
                 f"{address} is in use by another writer (pid {pid}). Wait until it ends, or stop it."
             ) from error
-        self.file.truncate(0)
-        self.file.write(str(os.getpid()))
-        self.file.flush()
+        if os.fstat(self.file.fileno()).st_nlink == 1:  # not if it is also a file elsewhere, such as in a snapshot
+            self.file.truncate(0)
+            self.file.write(str(os.getpid()))
+            self.file.flush()
         self.mark = mark_writing(address)
         # Of killed writers.  The folder may be that of the photos, to which others write too.
         for name in OWN_FILES:
@@ -77,10 +78,9 @@ def _open_lock(address: str) -> IO[str]:
         if path.is_symlink():
             raise damaged(address, f"{LOCK} is a link") from error
         raise StorageError(f"Cannot write to {address} ({error.strerror}). Open it for reading only.") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise damaged(address, f"{LOCK} is a file of another kind, or another name of a file elsewhere")
+        raise damaged(address, f"{LOCK} is not a regular file")
     return os.fdopen(descriptor, "a+")
 
 

@@ -14,17 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from cosplace.errors import ConfigError, DamagedIndexError, PhotoIndexError
+from cosplace.config.defaults import MAX_IMAGE_SIZE
+from cosplace.errors import ConfigError, DamagedIndexError, IndexInUseError, PhotoIndexError
 from cosplace.index import checked_files
 from cosplace.index.checked_files import CheckedFiles
-from cosplace.index.file_checksums import MAX_RECORD_BYTES, newest_versions, read_checksums, record_checksums
+from cosplace.index.file_checksums import (
+    MAX_RECORD_BYTES,
+    checksum_of,
+    newest_versions,
+    read_checksums,
+    record_checksums,
+)
 from cosplace.index.manifests import ManifestError, check_manifest
-from cosplace.index.photo_index import open_index
+from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.store import Store
 from cosplace.storage import write_text
-from tests.index.index_samples import some_photos, unit_rows, write_index
+from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
 from tests.index.manifest_samples import field, with_message
 from tests.unusual_input.samples import within
 
@@ -114,6 +121,39 @@ def test_a_manifest_with_another_name_of_a_data_file_is_refused(address: Path, n
         check_manifest(with_message(raw, lambda message: message + field(2, field(2, field(1, name)))))
 
 
+@pytest.mark.parametrize("name", ["x.bin", "views.lance/data/1.lance", "photos.lance", "reader-1/2-3.safetensors"])
+def test_checksums_of_other_files_are_damage(address: Path, name: str) -> None:
+    recorded = json.loads((address / "checksums.json").read_text())["content"]
+    content = recorded | {"files": recorded["files"] | {name: [0, "00"]}}
+    (address / "checksums.json").write_text(json.dumps({"checksum": checksum_of(content), "content": content}))
+    with pytest.raises(DamagedIndexError, match=r"checksums\.json cannot be read"):
+        open_index(address)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_links_next_to_the_tables_are_not_read(intact: Path, tmp_path: Path) -> None:
+    address = shutil.copytree(intact, tmp_path / "index")
+    (copy,) = address.glob("reader-*")
+    moved = copy.rename(tmp_path / "copy")
+    copy.symlink_to(moved)
+    with open_index(address) as index:
+        assert index.store.copy is None and len(index) == 290
+    moved = (address / "checksums.json").rename(tmp_path / "checksums.json")
+    (address / "checksums.json").symlink_to(moved)
+    with pytest.raises(DamagedIndexError, match=r"checksums\.json cannot be read"):
+        open_index(address)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_an_index_is_not_created_through_links(intact: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "photos.lance").symlink_to(intact / "photos.lance")
+    versions = newest_versions(str(intact))
+    with pytest.raises(DamagedIndexError, match=r"photos\.lance is a link"):
+        create_index(tmp_path / "new", SPEC)
+    assert newest_versions(str(intact)) == versions
+
+
 # --- contents --------------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +171,38 @@ def test_a_manifest_with_very_many_fields_is_refused(address: Path) -> None:
     raw = newest_manifest(address).read_bytes()
     with within(5), pytest.raises(ManifestError, match="more fields"):
         check_manifest(with_message(raw, lambda message: message + b"\x18\x01" * 10_000_000))
+
+
+def test_a_manifest_with_several_lists_of_search_indexes_is_refused(address: Path) -> None:
+    raw = newest_manifest(address).read_bytes()
+    with pytest.raises(ManifestError, match="more lists of search indexes"):
+        check_manifest(with_message(raw, lambda message: message + b"\x30\x00" * 2))
+
+
+@pytest.mark.parametrize("part", [field(1, b"\x08\x01" * 300), field(2, b"\x08\x01" * 300)])
+def test_a_part_of_a_manifest_with_very_many_fields_is_refused(address: Path, part: bytes) -> None:
+    with pytest.raises(ManifestError, match="more fields"):
+        check_manifest(with_message(newest_manifest(address).read_bytes(), lambda message: message + part))
+
+
+@pytest.mark.parametrize("size", [MAX_IMAGE_SIZE + 1, 1 << 40])
+def test_an_index_of_huge_photos_is_damage(tmp_path: Path, size: int) -> None:
+    with pytest.raises(ConfigError, match="at most 4096 pixels"):
+        create_index(tmp_path / "index", dataclasses.replace(SPEC, image_size=size))
+    record = {"model": SPEC.record(), "settings": {}}
+    assert parse_record("spec", json.dumps(record)) == record
+    for change in ({"image_size": size}, {"views": {"query_size": size}}):
+        assert parse_record("spec", json.dumps(record | {"model": record["model"] | change})) is None
+
+
+def test_photos_without_a_free_id_are_not_added(address: Path) -> None:
+    with open_index(address, write=True) as index:
+        index.store.write_record("next_id", {"next_id": MAX_COUNT - 1})
+        with pytest.raises(DamagedIndexError, match=f"its next id is {MAX_COUNT - 1}"):
+            index.add(some_photos(range(1_000, 1_003)), unit_rows(3, 9))
+        assert len(index) == 290
+    with open_index(address) as index:
+        assert len(index.columns()) == 290
 
 
 def test_a_huge_manifest_is_not_read(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,9 +322,10 @@ def test_a_lock_that_is_another_name_of_a_file_is_not_written(address: Path, tmp
     mine.write_text("mine")
     (address / ".writer.lock").unlink(missing_ok=True)
     os.link(mine, address / ".writer.lock")
-    with pytest.raises(DamagedIndexError, match=r"\.writer\.lock is a file of another kind, or another name"):
-        open_index(address, write=True)
-    assert mine.read_text() == "mine"
+    with open_index(address, write=True):  # as after `cp -al`, which makes such a snapshot
+        with pytest.raises(IndexInUseError):
+            open_index(address, write=True)
+        assert mine.read_text() == "mine"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes")

@@ -101,17 +101,19 @@ def test_any_changed_value_gives_an_answer_or_an_error(written: Path, key: str, 
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("about", [{"queries": "x"}, {"correction": "validation", "unlabeled": "x"}])
+ODD = "\x1b[31m\nFAKE"
+
+
+@pytest.mark.parametrize("about", [{"queries": ODD}, {"correction": "validation", "unlabeled": ODD}])
 def test_texts_of_records_are_printed_in_one_line(written: Path, monkeypatch, capsys, about) -> None:
     from cosplace.index.store import Store
 
     with open_index(written) as index:
         spec = index.read_record("spec")
     assert spec is not None
-    odd = "\x1b[31m\nFAKE"
     texts = {
-        "spec": spec | {"model": spec["model"] | {"model": odd, "checksum": odd}},
-        "roots": {"folders": [{"path": "/" + odd}]},
+        "spec": spec | {"model": spec["model"] | {"model": ODD, "checksum": ODD}},
+        "roots": {"folders": [{"path": "/" + ODD}]},
     }
     read = Store._record_text
     monkeypatch.setattr(

@@ -113,7 +113,9 @@ def test_an_unfinished_file_of_lance_is_no_damage(address: Path) -> None:
         assert len(index) == 290
 
 
-@pytest.mark.parametrize("name", [b"..", b"../data/1.lance", b"/etc/passwd", b"a#1.lance", b"a%231.lance", b"\xff.lance"])
+@pytest.mark.parametrize(
+    "name", [b"..", b"../data/1.lance", b"/etc/passwd", b"a#1.lance", b"a%231.lance", b"\xff.lance"]
+)
 def test_a_manifest_with_another_name_of_a_data_file_is_refused(address: Path, name: bytes) -> None:
     raw = newest_manifest(address).read_bytes()
     check_manifest(with_message(raw, lambda message: message + field(2, field(2, field(1, b"0123abcd.lance")))))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from cosplace.config.index import IndexSettings
+from cosplace.index.file_checksums import newest_versions, record_checksums
 from cosplace.index.photo_index import PhotoIndex, create_index
 from cosplace.index.records import ModelSpec, NewPhoto
 
@@ -41,3 +42,8 @@ def write_index(address: Path, *, count: int = 300, root: str = "", **settings) 
     index.update_search()
     index.write_record("note", {"text": "hello"})
     return index
+
+
+def record_again(address: Path) -> None:
+    """Record checksums of the files of an index as they are now."""
+    record_checksums(str(address), newest_versions(str(address)), None)

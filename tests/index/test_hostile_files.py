@@ -31,29 +31,9 @@ from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.store import Store
 from cosplace.storage import write_text
-from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
+from tests.index.index_samples import SPEC, record_again, some_photos, unit_rows
 from tests.index.manifest_samples import field, with_message
 from tests.unusual_input.samples import within
-
-
-@pytest.fixture(scope="module")
-def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of 290 photos."""
-    address = tmp_path_factory.mktemp("intact") / "index"
-    write_index(address).close()
-    return address
-
-
-@pytest.fixture
-def address(intact: Path, tmp_path: Path) -> Path:
-    """A copy of it, without the copy for readers, which would be read instead of the tables."""
-    copied = shutil.copytree(intact, tmp_path / "index")
-    remove_reader_copies(str(copied))
-    return copied
-
-
-def record_again(address: Path) -> None:
-    record_checksums(str(address), newest_versions(str(address)), None)
 
 
 def newest_manifest(address: Path, table: str = "photos") -> Path:

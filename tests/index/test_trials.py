@@ -20,7 +20,6 @@ from cosplace.cli import main
 from cosplace.errors import DamagedIndexError, PhotoIndexError
 from cosplace.index import checked_files, table_trial, tables, trials
 from cosplace.index.checked_files import CheckedFiles, check_kinds
-from cosplace.index.file_checksums import newest_versions, record_checksums
 from cosplace.index.manifests import ManifestError, check_manifest, fields_of
 from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.reader_copy import find_reader_copy, remove_reader_copies
@@ -30,24 +29,8 @@ from cosplace.index.trials import FOREIGN, end_trials, is_trusted, is_written_he
 from cosplace.index.verification import repair_index, verify_index
 from cosplace.index.view_table import EncodedBatch, append_views, read_views, remove_views
 from cosplace.index.writer_lock import WriterLock
-from tests.index.index_samples import SPEC, some_photos, unit_rows, write_index
+from tests.index.index_samples import SPEC, record_again, some_photos, unit_rows, write_index
 from tests.unusual_input.samples import within
-
-
-@pytest.fixture(scope="module")
-def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of 290 photos."""
-    address = tmp_path_factory.mktemp("intact") / "index"
-    write_index(address).close()
-    return address
-
-
-@pytest.fixture
-def address(intact: Path, tmp_path: Path) -> Path:
-    """A copy of it, without the copy for readers, which would be read instead of the tables."""
-    copied = shutil.copytree(intact, tmp_path / "index")
-    remove_reader_copies(str(copied))
-    return copied
 
 
 @pytest.fixture
@@ -58,10 +41,6 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tables, "run_trial", lambda module, *arguments: found.append(module) or run_trial(module, *arguments)
     )
     return found
-
-
-def record_again(address: Path) -> None:
-    record_checksums(str(address), newest_versions(str(address)), None)
 
 
 def one_file(address: Path, pattern: str) -> Path:

@@ -317,6 +317,8 @@ def _query_results(path: Path) -> QueryResults:
         raise ValueError("it has more clusters than queries")
     positions = np.array(table["position"].to_pylist(), np.float64).reshape(len(table), -1)
     conditions = [name for name in table.column_names if name.startswith(CONDITION)]
+    predictions = [[str(path_from_text(text)) for text in row] for row in _values(table, "predictions", list)]
+    lengths = list(map(len, predictions))
     return QueryResults(
         queries=QueryList(
             names=texts("query"),
@@ -329,9 +331,9 @@ def _query_results(path: Path) -> QueryResults:
         folder=path_from_text(about["folder"]),
         database_folder=path_from_text(about["database_folder"]),
         queries_folder=path_from_text(about["queries_folder"]),
-        predictions=[[str(path_from_text(text)) for text in row] for row in _values(table, "predictions", list)],
-        distances_m=_values(table, "distances_m", list),
-        descriptor_distances=_values(table, "descriptor_distances", list),
+        predictions=predictions,
+        distances_m=_distances(table, "distances_m", lengths),
+        descriptor_distances=_distances(table, "descriptor_distances", lengths),
         first_correct=first_correct,
         num_predictions=num_predictions,
         has_positive=np.array(_values(table, "has_positive", bool), bool),
@@ -347,6 +349,16 @@ def _values(table: pa.Table, name: str, kind: type) -> list[Any]:
     if not all(isinstance(value, kind) for value in values):
         raise ValueError(f"the column {name} has other values than expected")
     return values
+
+
+def _distances(table: pa.Table, name: str, lengths: Sequence[int]) -> list[list[float]]:
+    """A list of distances for each query.  Raises ValueError for other lengths, and for numbers that are none."""
+    rows = _values(table, name, list)
+    if list(map(len, rows)) != list(lengths) or not all(
+        isinstance(value, float) and value >= 0 for row in rows for value in row
+    ):
+        raise ValueError(f"the column {name} has other values than expected")
+    return rows
 
 
 # --- photos ----------------------------------------------------------------------------------------------------------

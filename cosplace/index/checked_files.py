@@ -44,6 +44,8 @@ SMALL_FILE, LEAST_STORED = 1 << 20, 0.01  # bytes of a file that is not looked a
 MAX_DEPTH = 5  # of folders: those of a search index are two below that of the table
 MAX_MANIFEST_BYTES = 32 << 20  # more than a quarter of a million data files need
 NAME = re.compile(r"[0-9A-Za-z._-]+(#[0-9]+)?")  # of a file of Lance; with a number, it is not finished
+# Of a version: its number, or that counted down from 2^64 - 1.  Lance takes some other names for versions, too.
+MANIFEST = re.compile(r"([0-9]{1,12}|18446744[0-9]{12})\.manifest")
 BLOCK = 512  # bytes, the unit of st_blocks
 
 
@@ -77,7 +79,7 @@ def _checked_status(address: str, path: Path) -> os.stat_result:
     status, name = path.lstat(), path.relative_to(address).as_posix()
     if stat.S_ISLNK(status.st_mode):
         raise damaged(address, f"{name} is a link")
-    if not NAME.fullmatch(path.name):
+    if not NAME.fullmatch(path.name) or (is_manifest(name) and not MANIFEST.fullmatch(path.name)):
         raise damaged(address, f"{path.parent.name} has a file with a name that no writer gives ({path.name!a})")
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise damaged(address, f"{name} is not a regular file")

@@ -142,7 +142,10 @@ class Tables:
             if self.copy is not None:
                 self.check_place()  # before Lance, which creates the folder of an index that was moved away
             try_tables(self.files)
+            checked = newest_versions(self.address)
             table = self.database.open_table(name)
+            if name in checked and not checked[name] <= table.version <= newest_versions(self.address).get(name, 0):
+                raise damaged(self.address, f"{name}.lance has versions that are not what their names say")
             if name == PHOTOS:
                 check_columns(self.address, table.schema)
             elif [str(table.schema.field(column).type) for column in ("key", "json")] != ["string", "string"]:

@@ -335,7 +335,8 @@ ARRAYS = (
     "reliability",
 )
 NUMBERS = ("temperature", "agree_m", "bias", "calibration_error", "out_of_index_share")
-LARGEST = 1e9  # of the temperature and the distance of a calibration
+LARGEST = 1e9  # of the numbers of a calibration
+SMALLEST = 1e-10  # of its scales
 STORED_KEYS = {"center": "centre", "out_of_index_share": "share_elsewhere"}  # of fields whose key is not their name
 
 
@@ -361,9 +362,7 @@ def from_record(record: Mapping[str, Any]) -> Calibration:
         calibration = Calibration(**cast(Any, arrays | numbers), about=dict(record["about"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"The calibration of the index is damaged ({error}). {advice}") from error
-    is_finite = all(np.isfinite(array).all() for array in arrays.values())
-    is_positive = all(0 < value < LARGEST for value in (calibration.temperature, calibration.agree_m))
-    if not (is_finite and is_positive and _have_shapes(calibration)):
+    if not (_have_shapes(calibration) and _are_possible(calibration)):
         raise ConfigError(f"The calibration of the index is damaged (wrong numbers). {advice}")
     return calibration
 
@@ -380,6 +379,24 @@ def _have_shapes(calibration: Calibration) -> bool:
         all(array.shape == (len(SIGNALS),) for array in per_signal)
         and all(knots.ndim == 1 and knots.size > 0 and knots.shape == values.shape for knots, values in maps)
         and all(table.ndim == 2 and len(table) > 0 and table.shape[1] == width for table, width in tables)
+    )
+
+
+def _are_possible(calibration: Calibration) -> bool:
+    """Whether the numbers of a calibration are such that `fit_calibration` may give; nan is never."""
+    shares = (calibration.frequencies, calibration.radius_confidences, calibration.curve)
+    numbers = (calibration.center, calibration.weights, calibration.bias, calibration.logits)
+    sorted_knots = (calibration.logits, calibration.frequencies, calibration.radius_confidences)
+    return bool(
+        all(0 < value < LARGEST for value in (calibration.temperature, calibration.agree_m))
+        and all((np.abs(values) < LARGEST).all() for values in numbers)
+        and ((calibration.scale > SMALLEST) & (calibration.scale < LARGEST)).all()
+        and all(((values >= 0) & (values <= 1)).all() for values in shares)
+        and all((np.diff(knots) >= 0).all() for knots in sorted_knots)
+        and ((calibration.radii_m >= 0) & (calibration.radii_m < LARGEST)).all()
+        and ((calibration.reliability >= 0) & (calibration.reliability < LARGEST)).all()
+        and 0 <= calibration.calibration_error <= 1
+        and 0 <= calibration.out_of_index_share <= 1
     )
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -172,13 +174,21 @@ def test_a_query_takes_about_a_kilobyte(tmp_path: Path) -> None:
     assert (tmp_path / QUERIES).stat().st_size < 1_200 * num_queries
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other table", "no metadata", "rank", "cluster", "null", "format"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "empty", "other table", "no metadata", "rank", "cluster", "null", "format", "lists", "negative", "text"],
+)
 def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     path = tmp_path / QUERIES
     dataset = line_dataset(tmp_path)
     write_query_results(path, line_evaluation(dataset), dataset)
     table = parquet.read_table(path)
     metadata = table.schema.metadata
+
+    def with_distances(change: Callable[[float], Any]) -> pa.Table:
+        rows = [[change(value) for value in row] for row in table["descriptor_distances"].to_pylist()]
+        return table.set_column(4, "descriptor_distances", pa.array(rows))
+
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "empty":
@@ -190,6 +200,9 @@ def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path, damage: str) -> 
             "rank": table.set_column(5, "first_correct", pa.array([0, 99, 1, 1], pa.int32())),
             "cluster": table.set_column(8, "cluster", pa.array([0, 1, 2, 1_000_000_000], pa.int32())),
             "null": table.set_column(0, "query", pa.array(["a", None, "b", "c"])),
+            "lists": table.set_column(3, "distances_m", pa.array([[]] * 4, pa.list_(pa.float32()))),
+            "negative": with_distances(lambda value: -1e300),
+            "text": with_distances(str),
             "format": table.replace_schema_metadata({b"cosplace": metadata[b"cosplace"].replace(b'": 1,', b'": 9,')}),
         }[damage]
         parquet.write_table(changed, path)

@@ -45,7 +45,17 @@ def newest_manifest(address: Path, table: str = "photos") -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["_versions/\u0669.manifest", "data/a%23.lance", "data/a b.lance", "data/\udce9.lance"]
+    "name",
+    [
+        "_versions/100.aaaaaaaaaaaaaaaa.manifest",
+        "_versions/d18446744073709551515.manifest",
+        "_versions/00000000000000000100.manifest",
+        "_versions/+5.manifest",
+        "_versions/\u0669.manifest",
+        "data/a%23.lance",
+        "data/a b.lance",
+        "data/\udce9.lance",
+    ],
 )
 def test_names_that_lance_reads_in_another_way_are_refused(address: Path, name: str) -> None:
     path = address / "photos.lance" / name
@@ -134,6 +144,13 @@ def test_an_index_is_not_created_through_links(intact: Path, tmp_path: Path) -> 
     with pytest.raises(DamagedIndexError, match=r"photos\.lance is a link"):
         create_index(tmp_path / "new", SPEC)
     assert newest_versions(str(intact)) == versions
+
+
+def test_another_version_than_the_checked_one_is_not_used(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = newest_versions(str(address))
+    monkeypatch.setattr("cosplace.index.tables.newest_versions", lambda _: newest | {"photos": newest["photos"] - 1})
+    with pytest.raises(DamagedIndexError, match="not what their names say"):
+        open_index(address)
 
 
 # --- contents --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Fusion, signals, confidence, calibration and answers, on synthetic descriptors."""
 
 import json
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -220,6 +221,25 @@ def test_a_calibration_as_json_and_back() -> None:
             from_record(record | {key: value})
     record.pop("radii_m")
     with pytest.raises(ConfigError, match="damaged"):
+        from_record(record)
+
+
+IMPOSSIBLE = {  # changes of a stored calibration, by key: the value in place of all of its numbers, or of the last
+    "bias": math.nan, "weights": 1e300, "scale": 0.0, "centre": math.inf, "temperature": 0.0, "share_elsewhere": 1.5,
+    "frequencies": 5.0, "logits": -1e8, "radius_confidences": -0.5, "radii_m": -5.0, "curve": 2.0, "reliability": -1.0,
+    "calibration_error": math.nan,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", IMPOSSIBLE)
+def test_a_calibration_with_impossible_numbers_is_damaged(key: str) -> None:
+    record = json.loads(json.dumps(as_record(fit_calibration(synthetic_examples(600, 9)))))
+    value = record[key]
+    if isinstance(value, list):
+        value[-1] = [IMPOSSIBLE[key]] * len(value[-1]) if isinstance(value[-1], list) else IMPOSSIBLE[key]
+    else:
+        record[key] = IMPOSSIBLE[key]
+    with pytest.raises(ConfigError, match=r"damaged .*cosplace index calibrate"):
         from_record(record)
 
 

@@ -9,7 +9,7 @@ from cosplace.localization.signals import SIGNALS
 def sample_calibration(**about: object) -> Calibration:
     """At threshold t: precision 0.5 + t / 2, its lower bound 0.4 + t / 2, answered 0.95 - t, rejected t."""
     thresholds, ones = np.linspace(0, 1, 201), [1.0] * len(SIGNALS)
-    columns = thresholds, 0.5 + thresholds / 2, 0.4 + thresholds / 2, 0.95 - thresholds, thresholds
+    columns = thresholds, 0.5 + thresholds / 2, 0.4 + thresholds / 2, np.maximum(0.95 - thresholds, 0), thresholds
     return from_record(
         {
             "version": 1, "features": list(SIGNALS), "temperature": 0.1, "agree_m": 25.0, "bias": 0.0,

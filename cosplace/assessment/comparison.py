@@ -19,6 +19,7 @@ from cosplace.assessment.intervals import Estimate, clustered_share, mcnemar, pa
 from cosplace.assessment.protocols import CUSTOM
 from cosplace.assessment.run_files import QueryList, QueryResults, model_name, read_query_results, read_results
 from cosplace.errors import ConfigError, one_line
+from cosplace.photos.paths import printable
 
 SIGNIFICANCE = 0.05
 NO_DIFFERENCE = "no difference can be shown"
@@ -272,7 +273,7 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
     checksums = [_entry(run.results, "model", "sha256") for run in (a, b)]
     if checksums[0] is not None and checksums[0] == checksums[1]:
         notes.append(f"{a.letter} and {b.letter} have the same weights file.")
-    return notes
+    return list(map(printable, notes))
 
 
 def _search_text(compression: Any) -> str:

@@ -34,12 +34,15 @@ class ManifestError(CosPlaceError):
 
 def check_manifest(raw: bytes) -> None:
     """Raise ManifestError for a manifest that no writer makes.  raw: content of the file."""
-    fields = []
+    fields: list[Field] = []
+    data_files: list[str] = []
     for field in fields_of(_message(raw, _position(raw)), MAX_FIELDS + len(raw) // MIN_FRAGMENT_BYTES):
         if field[0] == FRAGMENTS:
-            _check_files(_bytes(field[1]))
+            data_files += _data_files(_bytes(field[1]))
         else:
             fields.append(field)
+    if len(set(data_files)) < len(data_files):  # its rows would count several times
+        raise ManifestError("has the same data file twice")
     if any(number == BASE_PATHS for number, _ in fields):
         raise ManifestError("names files outside of the index, which no writer does")
     if any(number == METADATA for number, _ in fields):  # LanceDB makes the embedding models that these name
@@ -60,13 +63,16 @@ def check_manifest(raw: bytes) -> None:
                 raise ManifestError("has a search index that no writer makes")
 
 
-def _check_files(fragment: bytes) -> None:
-    """Raise ManifestError if a fragment names data files as no writer does."""
+def _data_files(fragment: bytes) -> Iterator[str]:
+    """The names of the data files of a fragment.  Raises ManifestError for names that no writer gives."""
     for number, value in fields_of(fragment):
         if number == FILES_OF_FRAGMENT:
-            for part, name in fields_of(_bytes(value)):
-                if part == PATH_OF_FILE and not FILE_NAME.fullmatch(_bytes(name).decode("ascii", "replace")):
-                    raise ManifestError("has a data file with a name that no writer gives")
+            for part, path in fields_of(_bytes(value)):
+                if part == PATH_OF_FILE:
+                    name = _bytes(path).decode("ascii", "replace")
+                    if not FILE_NAME.fullmatch(name):
+                        raise ManifestError("has a data file with a name that no writer gives")
+                    yield name
 
 
 def _is_ours(index: bytes, indexed: list[int | bytes]) -> bool:

@@ -18,6 +18,7 @@ from cosplace.index.trials import FOREIGN, watch_memory
 
 READ_ROWS = 8192  # in a batch, as `cosplace index verify` reads them
 NUM_TAKEN = 16  # rows that are read one by one
+SPARE_BYTES = 64 << 20  # of descriptors that are equal, which take few bytes of a file
 
 
 def main(address: str) -> int:
@@ -29,10 +30,18 @@ def main(address: str) -> int:
         with _without_errors([]):
             table = database.open_table(name)
             with _without_errors([]):
-                if not 0 <= table.count_rows() <= most_rows:
+                if not 0 <= table.count_rows() <= most_rows or _descriptor_bytes(table) > SPARE_BYTES + 4 * most_rows:
                     return FOREIGN
             _read(table, most_rows)
     return 0
+
+
+def _descriptor_bytes(table: Any) -> int:
+    """Bytes of all descriptors in memory; a file holds them as they are, unless many are equal."""
+    if "descriptor" not in table.schema.names:
+        return 0
+    kind = table.schema.field("descriptor").type
+    return int(table.count_rows() * kind.list_size * kind.value_type.bit_width // 8)
 
 
 def _read(table: Any, most_rows: int) -> None:

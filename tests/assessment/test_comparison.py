@@ -209,6 +209,14 @@ def test_other_sizes_and_copies_of_photos_are_noted(tmp_path: Path) -> None:
     ]
 
 
+def test_texts_of_results_are_printed_without_control_characters(tmp_path: Path) -> None:
+    dataset = city_dataset(tmp_path / "city", 8)
+    sizes = [None, "\x1b[31m9\n"]
+    folders = [write_run(tmp_path / str(size is None), dataset, [1] * 8, image_size=size) for size in sizes]
+    (note,) = compare(*open_runs(folders)).notes
+    assert note.startswith("Photos have their own size in A, ") and note.isprintable()
+
+
 def test_other_dimensions_of_descriptors_are_noted(tmp_path: Path) -> None:
     dataset = city_dataset(tmp_path / "city", 8)
     models = [{"descriptor_dim": 512}, {"descriptor_dim": 64, "reduced_to": 64}]

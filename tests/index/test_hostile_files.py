@@ -16,7 +16,7 @@ import pytest
 
 from cosplace.config.defaults import MAX_IMAGE_SIZE
 from cosplace.errors import ConfigError, DamagedIndexError, IndexInUseError, PhotoIndexError
-from cosplace.index import checked_files
+from cosplace.index import checked_files, table_trial
 from cosplace.index.checked_files import CheckedFiles
 from cosplace.index.file_checksums import (
     MAX_RECORD_BYTES,
@@ -30,6 +30,7 @@ from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.store import Store
+from cosplace.index.trials import FOREIGN
 from cosplace.storage import write_text
 from tests.index.index_samples import SPEC, record_again, some_photos, unit_rows
 from tests.index.manifest_samples import field, with_message
@@ -202,6 +203,23 @@ def test_photos_without_a_free_id_are_not_added(address: Path) -> None:
         assert len(index) == 290
     with open_index(address) as index:
         assert len(index.columns()) == 290
+
+
+def test_a_data_file_that_is_named_twice_is_refused(address: Path) -> None:
+    raw = newest_manifest(address).read_bytes()
+    parts = [field(2, field(2, field(1, name))) for name in (b"a.lance", b"b.lance", b"a.lance")]
+    check_manifest(with_message(raw, lambda message: message + parts[0] + parts[1]))
+    with pytest.raises(ManifestError, match="the same data file twice"):
+        check_manifest(with_message(raw, lambda message: message + b"".join(parts)))
+
+
+@pytest.mark.slow
+def test_more_descriptors_than_the_files_may_hold_are_refused(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_trial, "watch_memory", lambda _: None)
+    monkeypatch.setattr(table_trial, "SPARE_BYTES", 0)
+    assert table_trial.main(str(address)) == 0
+    monkeypatch.setattr(table_trial, "_descriptor_bytes", lambda _: 1 << 40)
+    assert table_trial.main(str(address)) == FOREIGN
 
 
 def test_a_huge_manifest_is_not_read(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_a_localizer_uses_the_new_calibration_of_an_index_that_was_read_again(ci
     assert confidence_of(localizer) == 0
     threshold = localizer.min_confidence
     calibration = sample_calibration()
-    better = calibration.curve + np.array([0, 0, 0.1, 0, 0.1])
+    better = np.minimum(calibration.curve + np.array([0, 0, 0.1, 0, 0.1]), 1)
     write_calibration(city, replace(calibration, bias=20.0, curve=better))
     assert confidence_of(localizer) == 0 and localizer.min_confidence == threshold
     localizer.index.refresh()

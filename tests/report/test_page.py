@@ -293,6 +293,13 @@ def test_distances_in_words(meters: float, text: str) -> None:
     assert format_distance(meters) == text
 
 
+@pytest.mark.parametrize(
+    ("units", "text"), [(0.0, "0 units"), (9.52, "9.52 units"), (999.4, "999.4 units"), (291_000.0, "291,000 units")]
+)
+def test_distances_of_frames_in_words(units: float, text: str) -> None:
+    assert format_distance(units, are_meters=False) == text
+
+
 def test_counts_in_words() -> None:
     assert format_count(1, "epoch") == "1 epoch"
     assert format_count(0, "epoch") == "0 epochs"

@@ -75,9 +75,7 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
     if settings.thumbnail_size < 0 or settings.exact_rows < 1 or spec.dimension < 1:
         raise ConfigError(f"An index needs positive sizes, got {settings} and {spec}.")
     if max(spec.image_size or 0, spec.views.query_size or 0) > MAX_IMAGE_SIZE:
-        raise ConfigError(
-            f"Photos of an index have at most {MAX_IMAGE_SIZE} pixels along the shorter side, got {spec}."
-        )
+        raise ConfigError(f"The shorter side of photos has at most {MAX_IMAGE_SIZE} pixels, got {spec}.")
     record = {
         "format": FORMAT_VERSION,
         "index": uuid.uuid4().hex,
@@ -306,9 +304,8 @@ class PhotoIndex(PhotoReader):
         with self._guard:
             present = np.intersect1d(np.asarray(ids, np.int64), self.columns().ids)
             if len(present):
-                self._store.write_record(
-                    NEXT_ID, {"next_id": self._next_id()}
-                )  # first: after a kill, the ids stay used
+                # First: after a kill, the ids stay used.
+                self._store.write_record(NEXT_ID, {"next_id": self._next_id()})
                 self._store.remove(present)
                 self._key_table().remove(present)
                 self._snapshot = None

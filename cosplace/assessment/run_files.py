@@ -24,6 +24,7 @@ from cosplace.assessment.intervals import clusters_of
 from cosplace.assessment.records import SCHEMA_VERSION
 from cosplace.errors import ConfigError, DatasetError, one_line
 from cosplace.photos.image_list import BLOCK_BYTES, evenly_spaced, image_list
+from cosplace.photos.parquet_files import open_parquet
 from cosplace.photos.paths import path_from_text, path_text
 from cosplace.photos.table_lists import find_part
 from cosplace.storage import write_atomically
@@ -42,8 +43,6 @@ AGAIN = "Evaluate the model again."
 RUN_EXAMPLE = "Use the folder of a run, such as logs/default/<time>."
 MAX_JSON_BYTES = 1 << 26
 MAX_DIGITS = 10  # of the N of a recall
-MAX_TABLE_BYTES = 1 << 32  # uncompressed
-MAX_QUERIES = 20_000_000
 MAX_ABOVE = 2  # levels from a dataset down to its test set
 NUM_LOOKED_FOR = 20  # queries, of which one must be there
 
@@ -294,11 +293,8 @@ def read_query_results(folder: Path) -> QueryResults:
 
 
 def _query_results(path: Path) -> QueryResults:
-    with path.open("rb") as raw, parquet.ParquetFile(raw) as file:  # Arrow itself opens no path that is not UTF-8
-        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-        if file.metadata.num_rows > MAX_QUERIES or sum(one.total_byte_size for one in groups) > MAX_TABLE_BYTES:
-            raise ValueError("it is too large")
-        about = json.loads((file.schema_arrow.metadata or {})[METADATA])
+    with open_parquet(path) as file:
+        about = json.loads((file.schema.metadata or {})[METADATA])
         if about["format"] != FORMAT:
             raise ValueError(f"it has the format {about['format']}, this version reads {FORMAT}")
         table = file.read()

@@ -11,4 +11,5 @@ MAX_IMAGE_SIZE = 4096  # pixels of the shorter side of photos of an index; one p
 EXACT_ROWS = 50_000  # up to this number of photos, a search compares all of them
 NUM_MATCHES = 20  # matches that an answer reports
 MIN_CONFIDENCE = 0.5  # an answer that is more often wrong than correct is reported as unknown
+SPLIT_PARENTS = ("", "images", "processed", "small")  # where a dataset has train/, val/ and test/
 MAX_SPEED_MPS = 20.0  # of a camera in a sequence; 72 km/h

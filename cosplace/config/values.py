@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cosplace.config.defaults import SPLIT_PARENTS
 from cosplace.config.methods import method_defaults
 from cosplace.config.names import similar_names
 from cosplace.config.sections import DATASET_VARIABLE, DatasetFolders
@@ -102,7 +103,7 @@ def set_folder(folders: DatasetFolders, split: str) -> Path:
     dataset = folders.dataset_folder or os.environ.get(DATASET_VARIABLE)
     if dataset:
         # raw/ of SF-XL has panoramas for training, which have to be cut into photos first.
-        levels = ("", "images", "processed", "small", *(["raw"] if split != "train" else []))
+        levels = (*SPLIT_PARENTS, *(["raw"] if split != "train" else []))
         usual = [Path(dataset) / between / split for between in levels]
         found = next((folder for folder in usual if folder.is_dir()), None)
         is_test_set = split == "test" and (Path(dataset) / "database").is_dir()

@@ -19,6 +19,7 @@ import numpy as np
 
 from cosplace.errors import DatasetError
 from cosplace.importing.packages import optional_module
+from cosplace.photos.parquet_files import open_parquet
 
 GEOMETRY_X, GEOMETRY_Y, GEOMETRY_Z = "geometry x", "geometry y", "geometry z"
 MAX_TEXT_BYTES = 2_000_000_000
@@ -225,12 +226,11 @@ def _not_points(path: Path, kind: str) -> DatasetError:
 
 def _read_parquet(path: Path) -> RawTable:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+        with open_parquet(path) as file:
             table = file.read()
-            metadata = file.schema_arrow.metadata or {}
+            metadata = file.schema.metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}). Export it again.") from error
     lists = (_values(column) for column in table.columns)

@@ -2,6 +2,7 @@
 
 paths           paths as text, to store and to print
 formats         which formats are opened, detected by content
+parquet_files   tables in Parquet files, read within limits
 tables          a dataset as one GeoParquet table
 image_list      ImageList: the sorted photos below a folder
 name_bytes      the bytes of '@' file names: fields and numbers

@@ -34,8 +34,9 @@ from cosplace.photos.image_list import ImageList, evenly_spaced
 from cosplace.photos.metadata import ACCURACY_NOTE, LOCAL_TIME_NOTE, UTM_LETTERS, PhotoMetadata, read_metadata
 from cosplace.photos.names import is_at_name, optional_fields, without_rows
 from cosplace.photos.opening import read_file
+from cosplace.photos.parquet_files import arrow_compute
 from cosplace.photos.paths import printable
-from cosplace.photos.tables import TABLE_NAME, arrow_compute
+from cosplace.photos.tables import TABLE_NAME
 from cosplace.progress import Progress, no_progress
 
 if TYPE_CHECKING:

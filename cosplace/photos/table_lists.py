@@ -17,8 +17,9 @@ import numpy as np
 from cosplace.errors import DatasetError, one_line
 from cosplace.photos.headings import are_all_zero
 from cosplace.photos.image_list import FOLLOW_OUTSIDE, ImageList, evenly_spaced
+from cosplace.photos.parquet_files import arrow_compute
 from cosplace.photos.paths import path_from_text, printable
-from cosplace.photos.tables import TABLE_NAME, ZONE_ASSUMED, arrow_compute, read_table
+from cosplace.photos.tables import TABLE_NAME, ZONE_ASSUMED, read_table
 from cosplace.progress import format_count
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from cosplace.errors import DatasetError, one_line
+from cosplace.photos.parquet_files import ParquetTable, arrow_compute, open_parquet
 from cosplace.photos.paths import path_from_text, path_text
 from cosplace.storage import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 TABLE_NAME = "photos.parquet"
 GEOMETRY = "geometry"
@@ -87,13 +87,6 @@ def schema() -> "pa.Schema":
         return pa.string() if name in TEXTS else pa.int32() if name in INTEGERS else pa.float64()
 
     return pa.schema([pa.field(name, kind(name)) for name in COLUMNS] + [pa.field(GEOMETRY, pa.binary())])
-
-
-def arrow_compute() -> Any:
-    """The module pyarrow.compute; it creates its functions when it is imported, so type checkers know none of them."""
-    import pyarrow.compute
-
-    return pyarrow.compute
 
 
 def known_time(seconds: float) -> float:
@@ -231,8 +224,9 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> "pa.Table":
 
     Raises DatasetError for a file that is not a table of photos, or has columns of other types.
     """
-    with _opened(path) as (file, names):
-        table = file.read([name for name in columns if name in names])
+    with _opened(path) as file:
+        names = set(file.schema.names)
+        table = file.read([name for name in columns if name in names] or ["path"])  # without a column, rows get lost
     return _typed(path, table, columns)
 
 
@@ -240,25 +234,25 @@ def read_blocks(path: Path, num_rows: int) -> Iterator["pa.Table"]:
     """The rows of a table, as `read_table` returns them, in blocks of `num_rows`."""
     import pyarrow as pa
 
-    with _opened(path) as (file, names):
-        for batch in file.iter_batches(num_rows, columns=[name for name in COLUMNS if name in names]):
-            yield _typed(path, pa.Table.from_batches([batch]), COLUMNS)
+    with _opened(path) as file:
+        names = set(file.schema.names)
+        for group in file.groups([name for name in COLUMNS if name in names]):
+            for batch in group.combine_chunks().to_batches(num_rows):
+                yield _typed(path, pa.Table.from_batches([batch]), COLUMNS)
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[tuple["pq.ParquetFile", set[str]]]:
-    """A table of photos and the names of its columns.  Raises DatasetError for other files, also within."""
+def _opened(path: Path) -> Generator[ParquetTable]:
+    """A table of photos.  Raises DatasetError for other files, also within."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            names = set(file.schema_arrow.names)
-            if "path" not in names:
+        with open_parquet(path) as file:
+            if "path" not in file.schema.names:
                 raise DatasetError(
                     f"{path} has no column `path`. Convert it with `cosplace import {path} --to DATASET`."
                 )
-            yield file, names
+            yield file
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist. Create it with `cosplace import`.") from error
     except (OSError, pa.ArrowException) as error:

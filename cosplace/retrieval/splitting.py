@@ -18,6 +18,7 @@ from cosplace.config.splitting import SplitConfig
 from cosplace.errors import DatasetError
 from cosplace.geo import EARTH_RADIUS_M, distances_m, ecef_from_lla, lla_from_ecef
 from cosplace.importing.dataset_table import locked_dataset
+from cosplace.photos.parquet_files import open_parquet
 from cosplace.photos.tables import GEOMETRY, TABLE_NAME, from_table, read_table, to_table, write_table
 from cosplace.retrieval.query_choice import (
     QUERY,
@@ -115,9 +116,8 @@ def table_path(dataset: str | Path) -> Path:
 def _write_splits(path: Path, table: "pa.Table", splits: np.ndarray) -> None:
     """Write the table with other splits; columns of other programs stay.  table: its known columns."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+    with open_parquet(path) as file:
         whole = file.read()
     if GEOMETRY not in whole.column_names:
         whole = whole.append_column(GEOMETRY, to_table(from_table(table))[GEOMETRY])

@@ -18,7 +18,7 @@ import numpy as np
 from cosplace.errors import DatasetError, NoPositionsError
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.labels import list_of_lines, with_positions
-from cosplace.photos.tables import arrow_compute
+from cosplace.photos.parquet_files import arrow_compute, open_parquet
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.store_files import StoreFiles
 
@@ -96,11 +96,11 @@ def rows_in(some: ImageList, images: ImageList) -> np.ndarray:
 def read_photos(files: StoreFiles) -> StoredPhotos:
     """The photos of a store.  Raises DatasetError if the list is missing or damaged."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     place = f"{files.address}/{PHOTOS}"
     try:
-        table = pq.read_table(pa.BufferReader(files.read(PHOTOS)))
+        with open_parquet(io.BytesIO(files.read(PHOTOS))) as file:
+            table = file.read()
         metadata = table.schema.metadata or {}
         folder, center = Path(os.fsdecode(metadata[b"folder"])), json.loads(metadata[b"map_center"])
         paths, texts = (table[name].cast(pa.large_binary()).combine_chunks() for name in ("path", "label"))

@@ -8,6 +8,7 @@ scene.  Photos of different UTM zones are never in one class: their coordinates 
 photo.  Legend: I images, C classes, G groups.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -17,14 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from cosplace.config.defaults import SPLIT_PARENTS
 from cosplace.config.sections import Grouping
 from cosplace.errors import DatasetError
 from cosplace.importing.dataset_layouts import refuse_download
 from cosplace.photos.image_list import ImageList, photo_path
 from cosplace.photos.labels import with_headings, with_positions
 from cosplace.photos.names import different_zones, parse_fields, zone_error
-from cosplace.photos.scanning import scan_images
+from cosplace.photos.paths import printable
+from cosplace.photos.scanning import has_part, scan_images
 from cosplace.progress import Progress, no_progress
+
+log = logging.getLogger(__name__)
 
 
 def class_of(east: np.ndarray, north: np.ndarray, heading: np.ndarray, grouping: Grouping) -> np.ndarray:
@@ -192,11 +197,26 @@ def training_photos(
     """The photos of a folder, a table or a part of it, with all that classes need (see `scan_images`).
 
     Of photos without '@' names, those without a position, or a heading unless alpha is 360, are left out.
+    Of a whole dataset, only its part train is taken (see `training_part`).
     Raises DatasetError if none is left, and for a dataset as it is downloaded.
     """
     refuse_download(Path(folder))
+    folder = training_part(Path(folder))
     images = with_positions(scan_images(folder, dataset=dataset, follow_outside=follow_outside), progress)
     return images if grouping.alpha == 360 else with_headings(images)
+
+
+def training_part(folder: Path) -> Path:
+    """The part train of a folder that is a whole dataset, as a warning says; other folders are returned as they are."""
+    for root in (folder / between for between in SPLIT_PARENTS):
+        held_out = [split for split in ("val", "test") if has_part(root, f"{split}/database")]
+        if held_out and has_part(root, "train"):
+            log.warning(
+                "%s has photos of %s, which are not for training: only those in %s are used",
+                *(printable(folder), " and ".join(held_out), printable(root / "train")),
+            )
+            return root / "train"
+    return folder
 
 
 def partition(images: ImageList, grouping: Grouping) -> Groups:

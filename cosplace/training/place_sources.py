@@ -27,7 +27,7 @@ from cosplace.photos.table_lists import find_part
 from cosplace.photos.tables import read_table
 from cosplace.progress import Progress, format_count, no_progress
 from cosplace.training.group_cache import cached_groups, cached_partition
-from cosplace.training.groups import Groups, training_photos
+from cosplace.training.groups import Groups, training_part, training_photos
 from cosplace.training.place_batches import PlaceLocations
 
 OF_COSFACE = (
@@ -88,7 +88,8 @@ def open_places(
     if (named := named_places(Path(folder), follow_outside=follow_outside)) is not None:
         return _of_ids(named.images, named.places, grouping, f"the names of {named.name}", len(named.problems))
     without_headings = replace(grouping, alpha=360)
-    part = find_part(Path(folder))
+    folder = training_part(Path(folder))
+    part = find_part(folder)
     if part is not None and (place_of := _place_column(part.table)):
         images = training_photos(
             folder, without_headings, dataset=dataset, follow_outside=follow_outside, progress=progress

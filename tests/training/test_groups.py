@@ -20,7 +20,7 @@ from cosplace.errors import CheckpointError, DatasetError
 from cosplace.photos.image_list import image_list
 from cosplace.training.advice import advice, check_enough, flags_text, uneven_headings
 from cosplace.training.group_cache import FORMAT, HEADER_BYTES, cached_partition, open_groups
-from cosplace.training.groups import class_of, partition
+from cosplace.training.groups import class_of, partition, training_photos
 
 FLAGS = [field.name for field in fields(Grouping)]
 
@@ -393,3 +393,20 @@ def test_a_name_without_numbers_is_named(bad: str, said: str) -> None:
     with pytest.raises(DatasetError, match=said) as caught:
         partition(image_list(Path("x"), [name(1, 2, 3), bad]), Grouping())
     assert bad in str(caught.value)
+
+
+@pytest.mark.parametrize("levels", ["", "images", "processed"])
+def test_of_a_whole_dataset_only_photos_for_training_are_taken(
+    levels: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "pitts30k" / levels
+    for part, count in (("train/database", 5), ("val/database", 3), ("test/database", 7), ("test/queries", 2)):
+        (root / part).mkdir(parents=True)
+        for number in range(count):
+            (root / part / f"@{500000 + number}@4180000@10@S@@@@@90@@@@@@.jpg").write_bytes(b"")
+    assert len(training_photos(tmp_path / "pitts30k", Grouping())) == 5
+    assert "photos of val and test, which are not for training" in caplog.text
+    caplog.clear()
+    assert len(training_photos(root / "train", Grouping())) == 5
+    assert len(training_photos(root / "test" / "database", Grouping())) == 7
+    assert not caplog.text

@@ -1,0 +1,121 @@
+"""Parquet files are read as Arrow reads them, and those that hold far more than their size are refused."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from cosplace.assessment.run_files import read_query_results
+from cosplace.errors import ConfigError, DatasetError
+from cosplace.importing.table_files import read_raw_table
+from cosplace.photos.parquet_files import MAX_TEXT_BYTES, open_parquet
+from cosplace.photos.tables import read_blocks, read_table
+
+TEXTS = st.none() | st.text(max_size=6)
+TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy]] = {
+    "text": (pa.string(), TEXTS),
+    "large": (pa.large_string(), TEXTS),
+    "bytes": (pa.binary(), st.none() | st.binary(max_size=4)),
+    "coded": (pa.dictionary(pa.int32(), pa.string()), st.none() | st.sampled_from(["a", "b"])),
+    "number": (pa.float64(), st.none() | st.floats(allow_nan=False)),
+    "list": (pa.list_(pa.string()), st.none() | st.lists(TEXTS, max_size=3)),
+    "lists": (pa.list_(pa.list_(pa.string())), st.none() | st.lists(st.lists(TEXTS, max_size=2), max_size=2)),
+    "struct": (
+        pa.struct([("x", pa.string()), ("y", pa.int64())]),
+        st.none() | st.fixed_dictionaries({"x": TEXTS, "y": st.integers(-5, 5)}),
+    ),
+    "fixed": (pa.binary(2), st.none() | st.binary(min_size=2, max_size=2)),
+}
+
+
+@given(
+    data=st.data(), num_rows=st.integers(0, 12), rows_per_group=st.integers(1, 12), is_coded=st.booleans(),
+)  # fmt: skip
+def test_tables_are_read_as_arrow_reads_them(
+    data: st.DataObject, num_rows: int, rows_per_group: int, is_coded: bool
+) -> None:
+    columns = {
+        name: pa.array(data.draw(st.lists(values, min_size=num_rows, max_size=num_rows)), kind)
+        for name, (kind, values) in TYPES.items()
+    }
+    file = io.BytesIO()
+    parquet.write_table(
+        pa.table(columns, metadata={"about": "a test"}), file, row_group_size=rows_per_group, use_dictionary=is_coded
+    )
+    wanted = parquet.read_table(pa.BufferReader(file.getvalue()))
+    with open_parquet(file) as table:
+        found = table.read()
+        some = table.read(["number", "text"])
+    assert found.equals(wanted, check_metadata=True)
+    assert some.equals(wanted.select(some.column_names))
+    assert sorted(some.column_names) == ["number", "text"]
+
+
+def test_columns_of_the_same_name(tmp_path: Path) -> None:
+    path = tmp_path / "twice.parquet"
+    parquet.write_table(pa.table([pa.array(["a"]), pa.array([1.5]), pa.array(["b"])], names=["x", "x", "y"]), path)
+    with open_parquet(path) as table:
+        assert [column.to_pylist() for column in table.read().columns] == [["a"], [1.5], ["b"]]
+
+
+def _repeated(text: str, num_rows: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(np.zeros(num_rows, np.int32), [text])
+
+
+def _lists(values: pa.Array, length: int) -> pa.Array:
+    return pa.ListArray.from_arrays(np.arange(0, len(values) + 1, length, dtype=np.int32), values)
+
+
+BOMBS = {
+    "a long text, repeated": lambda: {"path": _repeated("a" * 100_000, 10_000)},
+    "a long text, repeated in lists": lambda: {
+        "path": _repeated("a", 10), "predictions": _lists(_repeated("a" * 100_000, 10_000), 1000)
+    },
+    "a long text, repeated in a struct": lambda: {
+        "path": _repeated("a", 10_000), "about": pa.StructArray.from_arrays([_repeated("a" * 100_000, 10_000)], ["x"])
+    },
+    "long bytes, repeated": lambda: {
+        "path": _repeated("a", 10_000),
+        "geometry": pa.DictionaryArray.from_arrays(np.zeros(10_000, np.int32), [b"a" * 100_000]),
+    },
+    "many equal numbers": lambda: {
+        "path": _repeated("a", 3_000_000), "latitude": pa.array(np.zeros(3_000_000))
+    },
+    "a text that is compressed well": lambda: {"path": ["a" * 300_000_000]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_small_files_with_much_in_them_are_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "photos.parquet"
+    parquet.write_table(pa.table(BOMBS[kind]()), path, compression="zstd")
+    assert path.stat().st_size < 150_000
+    with pytest.raises(pa.ArrowInvalid, match=r"bytes with \d+ .*at most \d+ are read"), open_parquet(path) as table:
+        table.read()
+    with pytest.raises(DatasetError, match="at most"):
+        read_raw_table(path)
+    with pytest.raises(ConfigError, match=r"queries\.parquet"):
+        read_query_results(path.rename(tmp_path / "queries.parquet").parent)
+
+
+def test_tables_of_photos_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "photos.parquet"
+    parquet.write_table(pa.table({"path": _repeated("a" * 100_000, 10_000)}), path)
+    with pytest.raises(DatasetError, match="at most"):
+        read_table(path)
+    with pytest.raises(DatasetError, match="at most"):
+        list(read_blocks(path, 100))
+
+
+def test_limits_grow_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "photos.parquet"
+    texts = np.random.Generator(np.random.Philox(key=0)).bytes(300_000).hex()
+    table = pa.table({"path": [texts[start : start + 60_000] for start in range(0, len(texts), 60_000)] * 500})
+    parquet.write_table(table, path, compression="none")
+    assert table.nbytes > MAX_TEXT_BYTES and path.stat().st_size < 1_000_000
+    assert len(read_table(path, ("path",))) == len(table)

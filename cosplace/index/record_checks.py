@@ -114,7 +114,8 @@ RECORDS: dict[str, Any] = {
     "search": {
         **dict.fromkeys(("num_partitions", "num_probed"), lambda value: _is_count(value) and value <= MAX_PARTITIONS),
         **dict.fromkeys(("count", "num_measured"), _is_count),
-        **dict.fromkeys(("last_id", "recall_at_1", "recall_at_20"), _is_number),
+        "last_id": lambda value: _is_finite(value) and isinstance(value, int) and value >= -1,
+        **dict.fromkeys(("recall_at_1", "recall_at_20"), lambda value: _is_finite(value) and 0 <= value <= 1),
     },
     "calibration": {"about?": ABOUT},
     "calibration_failed": {"num_photos": _is_count, "reason": _is_text},

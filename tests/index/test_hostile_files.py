@@ -90,12 +90,16 @@ def test_a_huge_copy_for_readers_is_not_used(intact: Path, tmp_path: Path, monke
         assert index.store.copy is None and len(index) == 290
 
 
-def test_a_record_of_very_many_partitions_is_damage() -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [{"num_probed": 1 << 40}, {"recall_at_1": math.nan}, {"recall_at_20": 1.5}, {"last_id": -2}, {"last_id": 0.5}],
+)
+def test_a_record_of_a_search_index_with_impossible_numbers_is_damage(wrong: dict[str, float]) -> None:
     record = dict.fromkeys(
         ("count", "num_partitions", "num_probed", "num_measured", "last_id", "recall_at_1", "recall_at_20"), 1
     )
     assert parse_record("search", json.dumps(record)) == record
-    assert parse_record("search", json.dumps(record | {"num_probed": 1 << 40})) is None
+    assert parse_record("search", json.dumps(record | wrong)) is None
 
 
 def test_an_unfinished_file_of_lance_is_no_damage(address: Path) -> None:

@@ -15,7 +15,8 @@ LENGTH = struct.Struct("<I")
 MAGIC = b"LANC"
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # kinds of fields
 MAX_VARINT_BYTES = 10
-COLUMNS, FRAGMENTS, METADATA, SEARCH_INDEXES, BASE_PATHS = 1, 2, 5, 6, 18  # fields of a manifest
+COLUMNS, FRAGMENTS, METADATA, SEARCH_INDEXES, LAST_FRAGMENT, BASE_PATHS = 1, 2, 5, 6, 11, 18  # fields of a manifest
+MAX_FRAGMENT = 1 << 31  # the next numbers of fragments have to fit in 32 bits
 FILES_OF_FRAGMENT, PATH_OF_FILE = 2, 1
 FILE_NAME = re.compile(r"[0-9A-Za-z_-]+\.lance")  # of data files; in others, some characters differ on the disk
 MIN_FRAGMENT_BYTES = 64  # fragments have the name of a file each
@@ -43,10 +44,9 @@ def check_manifest(raw: bytes) -> None:
             fields.append(field)
     if len(set(data_files)) < len(data_files):  # its rows would count several times
         raise ManifestError("has the same data file twice")
-    if any(number == BASE_PATHS for number, _ in fields):
-        raise ManifestError("names files outside of the index, which no writer does")
-    if any(number == METADATA for number, _ in fields):  # LanceDB makes the embedding models that these name
-        raise ManifestError("has metadata, which no writer adds")
+    for field in fields:
+        if problem := _problem(*field):
+            raise ManifestError(problem)
     columns = [_bytes(value) for number, value in fields if number == COLUMNS]
     if len(columns) > MAX_COLUMNS:
         raise ManifestError(f"has {len(columns):,} columns, more than any writer makes")
@@ -61,6 +61,17 @@ def check_manifest(raw: bytes) -> None:
         for number, value in fields_of(_message(raw, position)):
             if number == INDEX and not _is_ours(_bytes(value), indexed):
                 raise ManifestError("has a search index that no writer makes")
+
+
+def _problem(number: int, value: int | bytes) -> str:
+    """What is wrong with a field that no writer stores; "" for others."""
+    if number == BASE_PATHS:
+        return "names files outside of the index, which no writer does"
+    if number == METADATA:  # LanceDB makes the embedding models that these name
+        return "has metadata, which no writer adds"
+    if number == LAST_FRAGMENT and not (isinstance(value, int) and value < MAX_FRAGMENT):
+        return "numbers its fragments as no writer does"
+    return ""
 
 
 def _data_files(fragment: bytes) -> Iterator[str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.config.defaults import MAX_IMAGE_SIZE
 from cosplace.config.index import IndexSettings
 from cosplace.errors import ConfigError, CosPlaceError, PhotoIndexError
 from cosplace.index.approximate import BuildSearch, build_approximate_index, read_approximate_index
@@ -74,8 +73,6 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
         raise ConfigError(f"stored_dtype must be float32 or float16, got '{settings.stored_dtype}'.")
     if settings.thumbnail_size < 0 or settings.exact_rows < 1 or spec.dimension < 1:
         raise ConfigError(f"An index needs positive sizes, got {settings} and {spec}.")
-    if max(spec.image_size or 0, spec.views.query_size or 0) > MAX_IMAGE_SIZE:
-        raise ConfigError(f"The shorter side of photos has at most {MAX_IMAGE_SIZE} pixels, got {spec}.")
     record = {
         "format": FORMAT_VERSION,
         "index": uuid.uuid4().hex,

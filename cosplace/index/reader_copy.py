@@ -31,7 +31,7 @@ from cosplace.index.file_checksums import (
 )
 from cosplace.index.identity import SPEC
 from cosplace.index.lance import OutdatedError
-from cosplace.index.photo_table import wrong_numbers
+from cosplace.index.photo_table import are_descriptors, wrong_numbers
 from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.records import Columns
 from cosplace.storage import write_atomically
@@ -47,9 +47,6 @@ DTYPES = dict(zip(NUMBERS, NUMBER_COLUMNS.values(), strict=True)) | {
 }
 OTHERS = ("path_offsets", "path_characters", "descriptors")
 FORMAT = "2"  # 1: without numbers_checks
-LENGTH_TOLERANCE = 0.05  # of the square of the length of a descriptor
-BLOCK_ROWS = 512
-HALF_EXPONENT = np.uint16(0x7C00)  # of float16: all bits are set in nan and infinity
 ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError)  # of a damaged copy
 
 log = logging.getLogger(__name__)
@@ -202,15 +199,7 @@ def _check(tensors: Mapping[str, np.ndarray], records: Mapping[str, str]) -> Non
         "characters": bool(characters.all()),  # no name of a file has a zero
         "numbers": wrong_numbers(columns) is None,
         "numbers_checks": np.array_equal(tensors["numbers_checks"], _numbers_checks(tensors)),
-        "descriptors": _are_descriptors(tensors["descriptors"]),
+        "descriptors": are_descriptors(tensors["descriptors"]),
     }
     if wrong := [name for name, holds in is_valid.items() if not holds]:
         raise ValueError(wrong[0])
-
-
-def _are_descriptors(rows: np.ndarray) -> bool:
-    """Whether rows (I, D) are finite; those of float32 have length 1, too: that costs nothing more."""
-    if rows.dtype == np.float16:
-        blocks = (rows[at : at + BLOCK_ROWS].view(np.uint16) for at in range(0, len(rows), BLOCK_ROWS))
-        return all((block & HALF_EXPONENT).max() < HALF_EXPONENT for block in blocks)
-    return bool((np.abs(np.einsum("id,id->i", rows, rows) - 1) < LENGTH_TOLERANCE).all())  # not for nan

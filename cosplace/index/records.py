@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cosplace.errors import DamagedIndexError, PhotoIndexError
+from cosplace.config.defaults import MAX_IMAGE_SIZE
+from cosplace.errors import ConfigError, DamagedIndexError, PhotoIndexError
 from cosplace.index.checksums import path_check
 from cosplace.index.roots import join_path
 from cosplace.models.views import PLAIN_VIEWS, PhotoViews, views_from_record
@@ -23,6 +24,14 @@ class ModelSpec:
     views: PhotoViews = PLAIN_VIEWS
     engine: str = "torch"  # that computed the first descriptors, see `engines.kinds`; those of all but int8 agree
     engine_file: str = ""  # SHA-256 of the file of an int8 engine, whose descriptors agree with no others
+
+    def __post_init__(self) -> None:
+        if (side := self.views.largest_side(self.image_size)) > MAX_IMAGE_SIZE:
+            raise ConfigError(
+                f"An index encodes at most {MAX_IMAGE_SIZE} x {MAX_IMAGE_SIZE} pixels at once, in all crops of a query "
+                f"and at the largest scale, got {side:.0f} x {side:.0f}. Use a smaller --image_size, --query_size or "
+                "--scales."
+            )
 
     def choose_engine(self, engine: str | None, address: str) -> str:
         """The engine for photos of an index: the given one, else torch, or the int8 engine of the index.

@@ -22,6 +22,7 @@ from cosplace.index.photo_table import (
     NARROW,
     NO_ROOT,
     WITH_DESCRIPTOR,
+    are_descriptors,
     check_values,
     matrix,
     photo_rows,
@@ -34,6 +35,7 @@ from cosplace.index.record_checks import MAX_COUNT
 from cosplace.index.records import Columns
 from cosplace.index.tables import CHECKED_FROM, PHOTOS, RECORDS, Tables, has_index
 from cosplace.memory import resident_bytes
+from cosplace.photos.parquet_files import arrow_compute
 
 __all__ = ["PHOTOS", "READ_ROWS", "RECORDS", "Store", "has_index"]
 
@@ -98,6 +100,8 @@ class Store(Tables):
             raise damaged(self.address, f"it says that it has {self.count():,} photos, and has {len(ids):,}")
         if wrong := wrong_numbers(numbers):
             raise damaged(self.address, f"photo {ids[wrong[0]]} has {wrong[1]}")
+        if arrow_compute().any(arrow_compute().match_substring(table["path"], "\0")).as_py():
+            raise damaged(self.address, "the path of a photo has a zero, which no file has")
         if self.checked_from <= ids.max(initial=-1):
             self._check(ids, table, "numbers_check", numbers_checks(ids, numbers))
         checks = np.full(len(ids), -1, np.int64)
@@ -161,6 +165,8 @@ class Store(Tables):
         descriptors = matrix(column.combine_chunks() if hasattr(column, "combine_chunks") else column)
         if "descriptor_check" in table.schema.names:
             self._check(ids, table, "descriptor_check", descriptor_checks(ids, descriptors))
+        if not are_descriptors(descriptors):
+            raise damaged(self.address, "a descriptor does not have length 1")
         return ids, descriptors
 
     def descriptors_at(self, row_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -336,7 +336,7 @@ ARRAYS = (
 )
 NUMBERS = ("temperature", "agree_m", "bias", "calibration_error", "out_of_index_share")
 LARGEST = 1e9  # of the numbers of a calibration
-SMALLEST = 1e-10  # of its scales
+SMALLEST = 1e-10  # of those by which others are divided
 STORED_KEYS = {"center": "centre", "out_of_index_share": "share_elsewhere"}  # of fields whose key is not their name
 
 
@@ -388,7 +388,7 @@ def _are_possible(calibration: Calibration) -> bool:
     numbers = (calibration.center, calibration.weights, calibration.bias, calibration.logits)
     sorted_knots = (calibration.logits, calibration.frequencies, calibration.radius_confidences)
     return bool(
-        all(0 < value < LARGEST for value in (calibration.temperature, calibration.agree_m))
+        all(SMALLEST < value < LARGEST for value in (calibration.temperature, calibration.agree_m))
         and all((np.abs(values) < LARGEST).all() for values in numbers)
         and ((calibration.scale > SMALLEST) & (calibration.scale < LARGEST)).all()
         and all(((values >= 0) & (values <= 1)).all() for values in shares)

@@ -3,6 +3,7 @@
 Policies of Berton et al., "Deep Visual Geo-localization Benchmark", CVPR 2022; see `cosplace.retrieval.query_views`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from cosplace.photos.crops import (
 from cosplace.photos.resizing import Pixels, resize_shorter_side
 
 MIN_SCALE, MAX_SCALE = 0.1, 4
+MAX_SCALES = 10  # of a photo; the network sees each of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,8 @@ class PhotoViews:
             raise ConfigError(
                 f"--scales must be between {MIN_SCALE} and {MAX_SCALE}, got {self.scales}. Use for example 0.7 1."
             )
+        if len(self.scales) > MAX_SCALES:
+            raise ConfigError(f"--scales has at most {MAX_SCALES} numbers, got {len(self.scales)}.")
 
     @property
     def num_crops(self) -> int:
@@ -71,6 +75,15 @@ class PhotoViews:
     def num_descriptors(self) -> int:
         """How many descriptors a query has: one, or one for each crop."""
         return NUM_CROPS if self.query_policy in SEVERAL_DESCRIPTORS else 1
+
+    def largest_side(self, image_size: int | None) -> float:
+        """Side in pixels of a square as large as what a network sees at once: a photo, or all crops of a query.
+
+        image_size: of the photos of the database; None for their own size, which does not count.
+        """
+        height, width = self.query_shape or (0, 0)
+        crops = self.num_crops * (self.query_size or 0) ** 2
+        return max(self.scales) * math.sqrt(max((image_size or 0) ** 2, crops, height * width))
 
     def crops_of_query(self, photo: Pixels, image_size: int | None, name: str | Path) -> list[Pixels]:
         """What is described of a query (3, H, W): `num_crops` tensors or arrays (3, h, w).

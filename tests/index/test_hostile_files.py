@@ -11,7 +11,9 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cosplace.config.defaults import MAX_IMAGE_SIZE
@@ -31,6 +33,7 @@ from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.store import Store
 from cosplace.index.trials import FOREIGN
+from cosplace.models.views import PhotoViews
 from cosplace.storage import write_text
 from tests.index.index_samples import SPEC, record_again, some_photos, unit_rows
 from tests.index.manifest_samples import field, with_message
@@ -183,6 +186,33 @@ def test_a_manifest_with_several_lists_of_search_indexes_is_refused(address: Pat
         check_manifest(with_message(raw, lambda message: message + b"\x30\x00" * 2))
 
 
+def test_a_manifest_without_numbers_for_new_fragments_is_refused(address: Path) -> None:
+    raw = newest_manifest(address).read_bytes()
+    check_manifest(with_message(raw, lambda message: message + b"\x58\x07"))  # field 11: the last fragment
+    with pytest.raises(ManifestError, match="numbers its fragments"):
+        check_manifest(with_message(raw, lambda message: message + b"\x58\xff\xff\xff\xff\x0f"))
+
+
+@pytest.mark.parametrize("length", [math.inf, 0, 2])
+def test_descriptors_that_do_not_have_length_1_are_damage(
+    address: Path, length: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosplace.index.photo_index.check_descriptors", lambda *_: None)
+    with open_index(address, write=True) as index:
+        index.add(some_photos(range(1_000, 1_002)), length * unit_rows(2, 9))
+    remove_reader_copies(str(address))
+    with open_index(address) as index, pytest.raises(DamagedIndexError, match="a descriptor does not have length 1"):
+        index.search(unit_rows(2, 3), 5)
+
+
+def test_a_path_with_a_zero_is_damage(address: Path) -> None:
+    with open_index(address, write=True) as index:
+        index.store.replace_columns(np.array([7]), {"path": ["a\0b.jpg"]})
+    remove_reader_copies(str(address))
+    with open_index(address) as index, pytest.raises(DamagedIndexError, match="the path of a photo has a zero"):
+        index.columns()
+
+
 @pytest.mark.parametrize("part", [field(1, b"\x08\x01" * 300), field(2, b"\x08\x01" * 300)])
 def test_a_part_of_a_manifest_with_very_many_fields_is_refused(address: Path, part: bytes) -> None:
     with pytest.raises(ManifestError, match="more fields"):
@@ -191,12 +221,33 @@ def test_a_part_of_a_manifest_with_very_many_fields_is_refused(address: Path, pa
 
 @pytest.mark.parametrize("size", [MAX_IMAGE_SIZE + 1, 1 << 40])
 def test_an_index_of_huge_photos_is_damage(tmp_path: Path, size: int) -> None:
-    with pytest.raises(ConfigError, match="at most 4096 pixels"):
+    with pytest.raises(ConfigError, match="at most 4096 x 4096 pixels"):
         create_index(tmp_path / "index", dataclasses.replace(SPEC, image_size=size))
     record = {"model": SPEC.record(), "settings": {}}
     assert parse_record("spec", json.dumps(record)) == record
     for change in ({"image_size": size}, {"views": {"query_size": size}}):
         assert parse_record("spec", json.dumps(record | {"model": record["model"] | change})) is None
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        {"scales": (4.0,)},
+        {"query_policy": "nearest_crop", "query_size": 1900},  # five crops at once
+        {"query_policy": "central_crop", "query_shape": (100, 1_000_000)},
+    ],
+)
+def test_an_index_that_encodes_very_much_of_a_photo_is_damage(tmp_path: Path, views: dict[str, Any]) -> None:
+    large = PhotoViews(**views)
+    with pytest.raises(ConfigError, match="at most 4096 x 4096 pixels"):
+        dataclasses.replace(SPEC, image_size=1100, views=large)
+    with create_index(tmp_path / "index", dataclasses.replace(SPEC, image_size=1100)) as index:
+        record = index.store.read_record("spec")
+        assert record
+        model = record["model"] | {"views": large.record()}
+        index.store.write_record("spec", record | {"model": model})
+    with pytest.raises(DamagedIndexError, match="settings cannot be read"):
+        open_index(tmp_path / "index")
 
 
 def test_photos_without_a_free_id_are_not_added(address: Path) -> None:

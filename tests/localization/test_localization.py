@@ -225,7 +225,7 @@ def test_a_calibration_as_json_and_back() -> None:
 
 
 IMPOSSIBLE = {  # changes of a stored calibration, by key: the value in place of all of its numbers, or of the last
-    "bias": math.nan, "weights": 1e300, "scale": 0.0, "centre": math.inf, "temperature": 0.0, "share_elsewhere": 1.5,
+    "bias": math.nan, "weights": 1e300, "scale": 0.0, "centre": math.inf, "temperature": 5e-324, "share_elsewhere": 1.5,
     "frequencies": 5.0, "logits": -1e8, "radius_confidences": -0.5, "radii_m": -5.0, "curve": 2.0, "reliability": -1.0,
     "calibration_error": math.nan,
 }  # fmt: skip

@@ -90,6 +90,7 @@ def test_a_record_gives_the_same_views(views: PhotoViews) -> None:
         ({"query_size": 20}, "needs --query_policy"),
         ({"scales": (0.0,)}, "--scales"),
         ({"scales": ()}, "--scales"),
+        ({"scales": (1.0,) * 11}, "at most 10 numbers"),
     ],
 )
 def test_views_that_make_no_sense_are_refused(values: dict, words: str) -> None:

@@ -37,6 +37,7 @@ from cosplace.index.manifests import ManifestError, check_manifest
 from cosplace.progress import format_bytes
 
 READ_FOLDERS = (DATA_FOLDER, "_deletions")  # of photos and records
+FOLDERS = {*READ_FOLDERS, VERSIONS_FOLDER, SEARCH_FOLDER, "_transactions"}  # of a table; others have tags and branches
 MAX_SMALL_BYTES = 4 << 30  # of versions, lists of removed photos, and records: more than those of 100 million photos
 MAX_DERIVED_BYTES = 256 << 20  # of a copy for readers, which a writer makes of small indexes
 MAX_HOLE_BYTES = 256 << 20  # of files that are mostly holes
@@ -45,7 +46,8 @@ MAX_DEPTH = 5  # of folders: those of a search index are two below that of the t
 MAX_MANIFEST_BYTES = 32 << 20  # more than a quarter of a million data files need
 NAME = re.compile(r"[0-9A-Za-z._-]+(#[0-9]+)?")  # of a file of Lance; with a number, it is not finished
 # Of a version: its number, or that counted down from 2^64 - 1.  Lance takes some other names for versions, too.
-MANIFEST = re.compile(r"([0-9]{1,12}|18446744[0-9]{12})\.manifest")
+COUNTED_DOWN = "18446744"
+MANIFEST = re.compile(rf"([0-9]{{1,12}}|{COUNTED_DOWN}[0-9]{{12}})\.manifest")
 BLOCK = 512  # bytes, the unit of st_blocks
 
 
@@ -59,6 +61,7 @@ def check_kinds(address: str) -> None:
     for table in TABLES:
         if (Path(address) / f"{table}.lance").is_symlink():  # whose target a writer would change
             raise damaged(address, f"{table}.lance is a link")
+        _check_names(address, Path(address) / f"{table}.lance")
         for folder, folders, names in os.walk(Path(address) / f"{table}.lance"):
             if len(Path(folder).relative_to(address).parts) > MAX_DEPTH:
                 raise damaged(address, f"{table}.lance has more folders in each other than any writer makes")
@@ -72,6 +75,16 @@ def check_kinds(address: str) -> None:
         raise damaged(address, f"its files have {format_bytes(num_hole_bytes)}, mostly holes")
     if num_small_bytes > MAX_SMALL_BYTES:
         raise damaged(address, f"its versions and records have {format_bytes(num_small_bytes)}, more than any index")
+
+
+def _check_names(address: str, table: Path) -> None:
+    """Raise DamagedIndexError for a table with folders that no writer makes, or versions that are named in two ways."""
+    folders = {path.name for path in table.glob("*") if path.is_dir()}
+    if foreign := sorted(folders - FOLDERS):
+        raise damaged(address, f"{table.name} has a folder that no writer makes ({foreign[0]!a})")
+    names = [path.name for path in (table / VERSIONS_FOLDER).glob("*.manifest") if MANIFEST.fullmatch(path.name)]
+    if len({name.startswith(COUNTED_DOWN) for name in names}) > 1:
+        raise damaged(address, f"the versions of {table.name} are named in two ways")
 
 
 def _checked_status(address: str, path: Path) -> os.stat_result:

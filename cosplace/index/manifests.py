@@ -17,7 +17,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # kinds of fields
 MAX_VARINT_BYTES = 10
 COLUMNS, FRAGMENTS, METADATA, SEARCH_INDEXES, LAST_FRAGMENT, BASE_PATHS = 1, 2, 5, 6, 11, 18  # fields of a manifest
 MAX_FRAGMENT = 1 << 31  # the next numbers of fragments have to fit in 32 bits
-FILES_OF_FRAGMENT, PATH_OF_FILE = 2, 1
+FILES_OF_FRAGMENT, OVERLAYS_OF_FRAGMENT, PATH_OF_FILE = 2, 11, 1
 FILE_NAME = re.compile(r"[0-9A-Za-z_-]+\.lance")  # of data files; in others, some characters differ on the disk
 MIN_FRAGMENT_BYTES = 64  # fragments have the name of a file each
 MAX_FIELDS = 200  # of a column, a fragment, or a search index
@@ -77,6 +77,8 @@ def _problem(number: int, value: int | bytes) -> str:
 def _data_files(fragment: bytes) -> Iterator[str]:
     """The names of the data files of a fragment.  Raises ManifestError for names that no writer gives."""
     for number, value in fields_of(fragment):
+        if number == OVERLAYS_OF_FRAGMENT:
+            raise ManifestError("has files that replace rows of others, which no writer makes")
         if number == FILES_OF_FRAGMENT:
             for part, path in fields_of(_bytes(value)):
                 if part == PATH_OF_FILE:

@@ -26,7 +26,7 @@ NO_ROOT = -1  # the stored path is the whole path
 LENGTH_TOLERANCE = 0.05  # of the square of the length of a descriptor
 BLOCK_ROWS = 512
 HALF_EXPONENT = np.uint16(0x7C00)  # of float16: all bits are set in nan and infinity
-MAX_SECONDS = 253_402_300_800  # of a time: until the year 9999
+MIN_SECONDS, MAX_SECONDS = -62_135_596_800, 253_402_300_800  # of a time: in the years 1 to 9999
 
 
 def photo_schema(dimension: int, stored_dtype: str) -> Any:
@@ -80,7 +80,7 @@ def wrong_numbers(columns: Mapping[str, np.ndarray]) -> tuple[int, str] | None:
         "latitude": (np.abs(latitudes) > 90) | (np.isnan(latitudes) & ~np.isnan(longitudes)),
         "longitude": (np.abs(longitudes) > 180) | (np.isnan(longitudes) & ~np.isnan(latitudes)),
         "heading": np.isinf(columns["heading"]),
-        "time": np.abs(columns["time"]) > MAX_SECONDS,
+        "time": (columns["time"] > MAX_SECONDS) | (columns["time"] < MIN_SECONDS),
         "accuracy_m": np.isinf(accuracies_m) | (accuracies_m < 0),
     }
     for name, is_wrong in wrong.items():

@@ -1,7 +1,8 @@
 """Read the tables of an index: `python -m cosplace.index.table_trial ADDRESS` ends with 0 unless that ends the process.
 
-Errors do not count: another process gets them, too, and reports them.  Any other end means that no process should read
-this index.  `cosplace.index.tables` runs this in a process of its own.
+Errors do not count: another process gets them, too, and reports them.  But failed assertions in Lance, which print much
+more than a line, and any other end mean that no process should read this index.  `cosplace.index.tables` runs this in a
+process of its own.
 """
 
 import os
@@ -10,15 +11,20 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
+
 from cosplace.index.checked_files import table_bytes
 from cosplace.index.file_checksums import TABLES
-from cosplace.index.lance import connect
+from cosplace.index.lance import connect, is_panic
 from cosplace.index.photo_table import NARROW
-from cosplace.index.trials import FOREIGN, watch_memory
+from cosplace.index.trials import FAILED, FOREIGN, watch_memory
+from cosplace.photos.parquet_files import arrow_compute
 
 READ_ROWS = 8192  # in a batch, as `cosplace index verify` reads them
 NUM_TAKEN = 16  # rows that are read one by one
-SPARE_BYTES = 64 << 20  # of descriptors that are equal, which take few bytes of a file
+SPARE_BYTES = 64 << 20  # of descriptors and texts that are equal, which take few bytes of a file
+MAX_PATH_BYTES = 1 << 16  # those of the systems have a few thousand characters
+MAX_RECORD_BYTES = 1 << 26
 
 
 def main(address: str) -> int:
@@ -32,7 +38,8 @@ def main(address: str) -> int:
             with _without_errors([]):
                 if not 0 <= table.count_rows() <= most_rows or _descriptor_bytes(table) > SPARE_BYTES + 4 * most_rows:
                     return FOREIGN
-            _read(table, most_rows)
+            if status := _read(table, most_rows, MAX_PATH_BYTES if name == TABLES[0] else MAX_RECORD_BYTES):
+                return status
     return 0
 
 
@@ -44,13 +51,32 @@ def _descriptor_bytes(table: Any) -> int:
     return int(table.count_rows() * kind.list_size * kind.value_type.bit_width // 8)
 
 
-def _read(table: Any, most_rows: int) -> None:
-    """Read all rows, those of the columns that are held in memory, and some rows one by one."""
+def _text_bytes(batch: pa.RecordBatch) -> tuple[int, int]:
+    """Bytes of all texts and thumbnails of a batch, and of its longest text."""
+    num_bytes = longest = 0
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if pa.types.is_string(field.type) or pa.types.is_binary(field.type):
+            lengths = arrow_compute().binary_length(column)
+            num_bytes += arrow_compute().sum(lengths).as_py() or 0
+            if pa.types.is_string(field.type):
+                longest = max(longest, arrow_compute().max(lengths).as_py() or 0)
+    return num_bytes, longest
+
+
+def _read(table: Any, most_rows: int, most_text_bytes: int) -> int:
+    """Read all rows, those of the columns that are held in memory, and some rows one by one.
+
+    most_text_bytes: of one text.  Returns the exit status.
+    """
     errors: list[BaseException] = []
     names = table.schema.names
+    num_text_bytes = 0
     with _without_errors(errors):
-        for _ in table.search().select(names).to_batches(READ_ROWS):
-            pass
+        for batch in table.search().select(names).to_batches(READ_ROWS):
+            num_bytes, longest = _text_bytes(batch)
+            num_text_bytes += num_bytes
+            if longest > most_text_bytes or num_text_bytes > SPARE_BYTES + 4 * most_rows:
+                return FOREIGN
     num_rows = most_rows
     with _without_errors(errors):
         num_rows = table.count_rows()
@@ -64,6 +90,7 @@ def _read(table: Any, most_rows: int) -> None:
         rows = table.search().select(narrow).with_row_id(True).to_arrow()["_rowid"].to_pylist()
     with _without_errors(errors):
         table.take_row_ids(rows[:: max(1, len(rows) // NUM_TAKEN)]).to_arrow()
+    return FAILED if any(map(is_panic, errors)) else 0
 
 
 @contextmanager

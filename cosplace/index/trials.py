@@ -24,7 +24,7 @@ TRIAL_S = 120
 SLOWEST_BYTES_PER_S = 20_000_000  # of a disk, for the time that a trial may take
 MAX_BYTES = 2 << 30  # of memory that a trial may use; some hundred MB are needed for a small index
 BYTES_PER_BYTE = 4  # more of it for each byte on the disk
-TOO_LARGE, FOREIGN = 4, 5  # exit status: of more memory, and of more rows than bytes
+TOO_LARGE, FOREIGN, FAILED = 4, 5, 6  # exit status: too much memory, more rows than bytes, a failed assertion
 WATCH_S = 0.02
 
 _running: set[subprocess.Popen] = set()
@@ -99,7 +99,9 @@ def run_trial(module: str, address: str, num_bytes: int = 0) -> str | None:
     if status == TOO_LARGE:
         return f"a process that tried took more than {format_bytes(MAX_BYTES + BYTES_PER_BYTE * num_bytes)} of memory"
     if status == FOREIGN:
-        return "they have more rows than bytes"
+        return "they have more rows, descriptors or texts than their bytes can hold"
+    if status == FAILED:
+        return "a file cannot be decoded"
     if status < 0:
         return f"a process that tried was ended by signal {-status}"
     return f"a process that tried ended with {status}" if status else None

@@ -38,7 +38,7 @@ from cosplace.index.file_checksums import (
 from cosplace.index.lance import is_panic
 from cosplace.index.photo_index import open_index
 from cosplace.index.photo_reader import PhotoReader
-from cosplace.index.photo_table import matrix
+from cosplace.index.photo_table import are_descriptors, matrix
 from cosplace.index.reader_copy import is_same, parse_reader_copy, remove_reader_copies
 from cosplace.index.record_checks import RECORDS
 from cosplace.index.search_index import check_search_index, drop_vector_index, has_vector_index
@@ -170,6 +170,8 @@ class _Tables:
         for batch in store.scan(store.schema.names):
             self.num_photos += len(batch)
             self.num_unchecked += int(np.count_nonzero(batch["id"].to_numpy() < store.checked_from))
+            if not are_descriptors(matrix(batch["descriptor"])):
+                raise damaged(self.address, "a descriptor does not have length 1")
             for part, changed_ids in _damaged_photos(batch, store.checked_from).items():
                 self.damaged_ids.update(changed_ids)
                 self.problems.append(f"the {part} of {_named(changed_ids)} has changed")
@@ -237,7 +239,7 @@ def _read_records(store: Store) -> None:
     """Raise DamagedIndexError for a record that cannot be read, or settings that do not fit the photos."""
     for key in RECORDS:
         store.read_record(key)
-    PhotoReader(store)
+    PhotoReader(store).columns()
 
 
 def _copy_problems(store: Store) -> list[str]:

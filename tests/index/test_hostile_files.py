@@ -33,6 +33,7 @@ from cosplace.index.reader_copy import remove_reader_copies
 from cosplace.index.record_checks import MAX_COUNT, parse_record
 from cosplace.index.store import Store
 from cosplace.index.trials import FOREIGN
+from cosplace.index.verification import verify_index
 from cosplace.models.views import PhotoViews
 from cosplace.storage import write_text
 from tests.index.index_samples import SPEC, record_again, some_photos, unit_rows
@@ -193,6 +194,44 @@ def test_a_manifest_without_numbers_for_new_fragments_is_refused(address: Path) 
         check_manifest(with_message(raw, lambda message: message + b"\x58\xff\xff\xff\xff\x0f"))
 
 
+def test_folders_and_names_of_versions_that_no_writer_makes_are_damage(address: Path) -> None:
+    tags = address / "photos.lance" / "_refs" / "tags"
+    tags.mkdir(parents=True)
+    with pytest.raises(DamagedIndexError, match="a folder that no writer makes \\('_refs'\\)"):
+        open_index(address)
+    assert "no writer makes" in verify_index(address).problems[0]
+    shutil.rmtree(tags.parent)
+    path = newest_manifest(address)
+    shutil.copy(path, path.with_name("1.manifest"))
+    with pytest.raises(DamagedIndexError, match="named in two ways"):
+        open_index(address)
+
+
+def test_a_fragment_whose_rows_are_replaced_by_other_files_is_refused(address: Path) -> None:
+    raw = newest_manifest(address).read_bytes()
+    with pytest.raises(ManifestError, match="replace rows of others"):
+        check_manifest(with_message(raw, lambda message: message + field(2, field(11, field(1, b"a.lance")))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "num_photos"), [("a" * 100_000, 1), ("a" * 60_000, 3_000)])
+def test_long_texts_are_refused(address: Path, path: str, num_photos: int) -> None:
+    """Equal texts take few bytes of a file, and much memory."""
+    with open_index(address, write=True) as index:
+        added = some_photos(range(1_000, 1_000 + num_photos))
+        photos = [dataclasses.replace(one, path=f"/{row}/{path}") for row, one in enumerate(added)]
+        index.add(photos, unit_rows(num_photos, 9))
+    remove_reader_copies(str(address))
+    assert table_trial.main(str(address)) == FOREIGN
+
+
+def test_an_unknown_root_is_found_by_verify(address: Path) -> None:
+    with open_index(address, write=True) as index:
+        index.store.replace_columns(np.array([7]), {"root": [5]})
+    remove_reader_copies(str(address))
+    assert verify_index(address).problems == ("a photo has an unknown root",)
+
+
 @pytest.mark.parametrize("length", [math.inf, 0, 2])
 def test_descriptors_that_do_not_have_length_1_are_damage(
     address: Path, length: float, monkeypatch: pytest.MonkeyPatch
@@ -203,6 +242,7 @@ def test_descriptors_that_do_not_have_length_1_are_damage(
     remove_reader_copies(str(address))
     with open_index(address) as index, pytest.raises(DamagedIndexError, match="a descriptor does not have length 1"):
         index.search(unit_rows(2, 3), 5)
+    assert verify_index(address).problems == ("a descriptor does not have length 1",)
 
 
 def test_a_path_with_a_zero_is_damage(address: Path) -> None:

@@ -190,6 +190,14 @@ def test_a_drive_that_is_not_mounted_does_not_empty_an_index(
     assert len(index) == (5 + 5 if kind == "half of it missing" else 0)
 
 
+def test_a_missing_folder_of_which_the_index_has_no_photo_is_an_error(
+    index: PhotoIndex, library: Path, encoder: Encoder
+) -> None:
+    with pytest.raises(DatasetError, match=r"mistyped does not exist\..*Nothing was removed"):
+        sync_folder(index, encoder, library.with_name("mistyped"))
+    assert len(index) == 12
+
+
 def test_photos_are_removed_by_any_spelling_of_their_folder(
     index: PhotoIndex, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,14 @@
 """What a command shows and logs."""
 
 import errno
+import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
-from cosplace.cli.console import log_to_folder
+from cosplace.cli.console import json_text, log_to_folder, log_to_terminal
 
 
 def test_a_log_file_on_a_full_disk_loses_lines_without_tracebacks(
@@ -28,3 +30,26 @@ def test_a_log_file_on_a_full_disk_loses_lines_without_tracebacks(
                 handler.stream = Full()  # type: ignore[assignment]
         logging.getLogger("cosplace").warning("lost")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_json_has_names_that_are_not_utf_8_as_text() -> None:
+    folder, name = (os.fsdecode(raw) for raw in (b"caf\xe9", b"\xff.jpg"))
+    found = json.loads(json_text({"folder": folder, "names": [name, "plain.jpg"], "counts": {name: 1}}))
+    assert found == {"folder": r"caf\xe9", "names": [r"\xff.jpg", "plain.jpg"], "counts": {r"\xff.jpg": 1}}
+
+
+def test_log_lines_of_any_name_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_terminal(), log_to_folder(tmp_path):
+        logging.getLogger("cosplace").warning("skipped %s", os.fsdecode(b"two\nlines\r\xe9.jpg"))
+    for text in (capsys.readouterr().err, (tmp_path / "info.log").read_text("utf-8")):
+        assert text.splitlines() == text.split("\n")[:-1] and text.endswith("skipped two\\nlines\\r\\xe9.jpg\n")
+        assert text.count("\n") == 1
+
+
+def test_a_log_file_has_errors_with_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    with log_to_folder(tmp_path):
+        try:
+            raise ValueError(os.fsdecode(b"caf\xe9.jpg"))
+        except ValueError:
+            logging.getLogger("cosplace").exception("failed")
+    assert (tmp_path / "info.log").read_text("utf-8").endswith("ValueError: caf\\udce9.jpg\n")

@@ -75,6 +75,8 @@ def test_nothing_readable_ends_with_2_and_still_prints_each(city: Path, capsys, 
     code, out, err = run(capsys, tmp_path / "a.jpg", tmp_path / "b.jpg", "--index", city / "index", "--json")
     assert code == 2 and [sorted(entry) for entry in json.loads(out)] == [["error", "photo"]] * 2
     assert err.count("\n") == 1 and "None of the 2 photos can be read" in err
+    code, _, err = run(capsys, tmp_path / "a.jpg", "--index", city / "index")
+    assert code == 2 and err.startswith(f"error: Cannot read {tmp_path / 'a.jpg'}: ") and err.count("\n") == 1
 
 
 def test_fail_unknown_ends_with_3_after_all_answers(city: Path, capsys, tmp_path: Path) -> None:

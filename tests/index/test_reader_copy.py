@@ -184,6 +184,8 @@ EDITS = {
     "one offset beyond the end": ("path_offsets", put(5, 10**9)),
     "last offset beyond the end": ("path_offsets", put(-1, 10**9)),
     "negative offset": ("path_offsets", put(5, -(10**9))),
+    "first offset after the start": ("path_offsets", put(0, 1)),
+    "last offset before the end": ("path_offsets", lambda values: np.append(values[:-1], values[-1] - 1)),
     "one offset for all": ("path_offsets", lambda values: values[:1]),
     "offsets of 32 bits": ("path_offsets", lambda values: values.astype(np.int32)),
     "not UTF-8": ("path_characters", put(3, 0xFF)),

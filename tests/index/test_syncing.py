@@ -1,5 +1,6 @@
 """An index that agrees with a folder: new, moved, changed and vanished photos; folders that are left out."""
 
+import errno
 import os
 import shutil
 import socket
@@ -188,6 +189,29 @@ def test_a_drive_that_is_not_mounted_does_not_empty_an_index(
         assert len(index) == 12
     sync_folder(index, encoder, library, allow_many=True)
     assert len(index) == (5 + 5 if kind == "half of it missing" else 0)
+
+
+def test_a_photo_whose_file_cannot_be_checked_is_kept(
+    index: PhotoIndex, library: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lstat = os.lstat
+
+    def refuse(path: str | bytes | Path, **options: int) -> os.stat_result:
+        if os.fsdecode(path).endswith(name(3)):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return lstat(path, **options)
+
+    monkeypatch.setattr(os, "lstat", refuse)
+    assert sync_folder(index, encoder, library).num_removed == 0
+    assert len(index) == 12
+
+
+def test_a_missing_folder_of_which_the_index_has_no_photo_is_an_error(
+    index: PhotoIndex, library: Path, encoder: Encoder
+) -> None:
+    with pytest.raises(DatasetError, match=r"mistyped does not exist\..*Nothing was removed"):
+        sync_folder(index, encoder, library.with_name("mistyped"))
+    assert len(index) == 12
 
 
 def test_photos_are_removed_by_any_spelling_of_their_folder(

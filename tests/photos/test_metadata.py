@@ -178,3 +178,8 @@ def test_thumbnails_are_small_and_upright() -> None:
 )
 def test_a_timestamp_with_an_offset_from_utc(text: str, hour: float) -> None:
     assert time_of_timestamp(text) == time_of_timestamp("20200601") + 3600 * hour
+
+
+def test_a_timestamp_with_a_fraction_of_a_second() -> None:
+    assert time_of_timestamp("20200601120000.25") == time_of_timestamp("20200601120000") + 0.25
+    assert time_of_timestamp("20200601140000.25+02:00") == time_of_timestamp("20200601120000.25")

@@ -270,6 +270,19 @@ def test_scans_times_pixels_of_a_jpeg_are_limited_before_decoding() -> None:
     assert decode_image(jpeg_with_scans(64, 48, 20), "x").shape == (3, 48, 64)
 
 
+@pytest.mark.parametrize("decoder", ["simplejpeg", "Pillow"])
+def test_each_decoder_has_a_lower_limit_of_scans_times_pixels_for_uploads(
+    decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = encoded(PIXELS, "JPEG", progressive=True)
+    monkeypatch.setattr("cosplace.photos.opening.MAX_UPLOAD_SCAN_PIXELS", 2 * PIXELS.shape[0] * PIXELS.shape[1])
+    if decoder == "Pillow":
+        monkeypatch.setattr("cosplace.photos.opening.simplejpeg_size", lambda _: None)
+    assert decode_image(raw, "x").shape == (3, *PIXELS.shape[:2])
+    with pytest.raises(PhotoSizeError, match="scans"):
+        decode_upload(raw, "x")
+
+
 def test_a_fake_scan_in_a_comment_does_not_hide_scans() -> None:
     raw = jpeg_with_scans(64, 48, 65)
     at = raw.index(b"\xff\xc4")

@@ -33,6 +33,12 @@ def test_damaged_and_large_packets_are_empty(packet: bytes) -> None:
     assert read_xmp(packet) == {}
 
 
+def test_a_packet_is_read_only_up_to_a_size() -> None:
+    packet = xmp_packet({"exif:GPSLatitude": "33,51.408S"})
+    assert read_xmp(packet.ljust(MAX_XMP_BYTES))[LATITUDE] == "33,51.408S"
+    assert read_xmp(packet.ljust(MAX_XMP_BYTES + 1)) == {}
+
+
 def test_a_small_file_does_not_become_a_large_packet() -> None:
     bomb = png(png_xmp(b"<x>" + b" " * 20_000_000, compressed=True))
     assert len(bomb) < 100_000

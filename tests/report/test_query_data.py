@@ -50,6 +50,7 @@ def write_views(folder: Path, query_heading: str, database: list[tuple[float, st
         ("350", [(1, "180"), (6, "30")], 6),  # across north: 40 degrees
         ("90", [(1, "270"), (6, "200")], 1),  # none faces the same way
         ("90", [(1, ""), (6, "100")], 6),  # an unknown heading is not the same
+        ("15", [(1, "65535"), (6, "20")], 6),  # 65535 is unknown, although it is 15 modulo 360
         ("", [(1, "270"), (6, "100")], 1),
         ("0", [(1, "0"), (6, "0")], 1),  # all 0: unknown
         ("90", [(26, "90")], None),

@@ -19,7 +19,7 @@ from cosplace.models.views import PLAIN_VIEWS
 from cosplace.photos.opening import decode_upload
 from cosplace.server import ServerSettings
 from cosplace.server.batching import ENOUGH_PHOTOS, MAX_DECODING_BYTES, PhotoQueue
-from cosplace.server.failures import ExpiredError
+from cosplace.server.failures import BusyError, ExpiredError
 from cosplace.server.metrics import Metrics
 from cosplace.server.threads import PHOTOS_PER_BATCH, decoders, plan_batch
 from cosplace.server.uploads import Upload
@@ -183,6 +183,18 @@ def test_photos_wait_for_the_memory_of_others_that_are_decoded() -> None:
             with pytest.raises(TimeoutError):
                 future.result(0.3)
         assert future.result(WAIT_S) == "0.jpg"
+
+
+def test_a_request_that_needs_more_places_than_are_free_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosplace.server.batching.num_places", lambda raw, settings: 3)
+    gate = threading.Event()
+    with running_queue(StubEncoder(lambda: gate.wait(WAIT_S)), 1, max_queue=8, max_files=4) as queue:
+        futures = submit(queue, 1) + submit(queue, 1)
+        assert not queue.is_full()
+        with pytest.raises(BusyError, match="busy"):
+            submit(queue, 1)
+        gate.set()
+        assert [future.result(WAIT_S) for future in futures] == ["0.jpg", "0.jpg"]
 
 
 def test_photos_whose_time_is_over_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -795,22 +795,27 @@ def test_photos_are_added_located_and_deleted(own_folder) -> None:
         assert len(index) == 3 * NUM_PLACES
 
 
-def with_gps(latitude: float, longitude: float, heading: float) -> bytes:
+def with_gps(latitude: float, longitude: float, heading: float, accuracy_m: float | None = None) -> bytes:
     exif = Image.Exif()
     degrees = [(abs(int(value)), (abs(value) % 1) * 60, 0.0) for value in (latitude, longitude)]
     signs = ("S" if latitude < 0 else "N"), ("W" if longitude < 0 else "E")
     exif[0x8825] = {1: signs[0], 2: degrees[0], 3: signs[1], 4: degrees[1], 17: heading}
+    exif[0x8825] |= {} if accuracy_m is None else {31: accuracy_m}
     return jpeg(place_image(60, 0, SIDE), exif=exif)
 
 
 def test_without_a_position_in_the_form_the_exif_data_is_used(own_folder) -> None:
     localizer = Localizer(own_folder, device="cpu", uncalibrated=True)
     with client_of(localizer, token=TOKEN) as client:
-        raw = with_gps(-33.855, 151.215, 270.0)
+        raw = with_gps(-33.855, 151.215, 270.0, accuracy_m=1500.0)
         added = client.post("/photos", files=[("files", ("phone.jpg", raw))], headers=BEARER).json()["results"][0]
         photo = client.get(f"/photos/{added['id']}").json()
         assert photo["latitude"] == pytest.approx(-33.855) and photo["longitude"] == pytest.approx(151.215)
-        assert photo["heading"] == 270
+        assert photo["heading"] == 270 and photo["accuracy_m"] == 1500
+        form = {"latitude": "-33.9", "longitude": "151.3"}  # the error in EXIF is that of the position in EXIF
+        other = client.post("/photos", files=[("files", ("a.jpg", raw))], data=form, headers=BEARER)
+        photo = client.get(f"/photos/{other.json()['results'][0]['id']}").json()
+        assert (photo["latitude"], photo["longitude"], photo["accuracy_m"]) == (-33.9, 151.3, None)
         for form in (
             {},
             {"latitude": "1"},

@@ -353,6 +353,9 @@ def test_photos_that_no_settings_suit() -> None:
     images = image_list(Path("x"), area(30, 5000))
     with pytest.raises(DatasetError, match=r"do not train .* `cosplace index build x --model .*`; `cosplace zoo list`"):
         check_enough(partition(images, Grouping()), Grouping(), images)
+    few = image_list(Path("x"), [name(550_000 + 100 * (i // 4), 4_180_000, 30, i) for i in range(20)])  # of 5 places
+    with pytest.raises(DatasetError, match="No settings give 10 classes per group: do not train on these photos"):
+        check_enough(partition(few, Grouping()), Grouping(), few)
     unknown = image_list(Path("x"), [name(0, 0, 0, str(i)) for i in range(20)])
     with pytest.raises(DatasetError, match="all positions are 0, 0"):
         check_enough(partition(unknown, Grouping()), Grouping(), unknown)

@@ -118,7 +118,7 @@ def test_a_start_that_is_already_good_stays_the_best(dataset_folder: Path, worse
 
 @pytest.mark.slow
 def test_an_epoch_that_is_as_good_as_the_start_does_not_replace_it(
-    dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def evaluate_alike(*arguments: Any, **options: Any) -> Evaluation:
         evaluation = evaluate(*arguments, **options)
@@ -128,6 +128,7 @@ def test_an_epoch_that_is_as_good_as_the_start_does_not_replace_it(
     result = train(prepare(settings(dataset_folder, epochs_num=1)), tmp_path)
     assert recalls_by_epoch(tmp_path) == [50.0, 50.0]
     assert result.best_epoch == START
+    assert "No epoch has a higher R@1" in caplog.text and "the best model is the one before training" in caplog.text
     assert read_card(tmp_path / BEST_MODEL_SAFE)["source"] == "cosplace train, the network before training"
 
 

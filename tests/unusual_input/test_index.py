@@ -74,7 +74,7 @@ def test_an_index_of_photos_that_cannot_be_read_is_an_error(
         )
         assert code == 2 and "positions.csv" not in err and "Traceback" not in err
         last = err.splitlines()[-1]
-        assert "is not an image" in last and ("None of the 2 photos can be read" in last) == (count == 2)
+        assert "is not an image" in last and ("None of the" in last) == (count == 2)
 
 
 @pytest.mark.parametrize("action", ["add", "sync"])

@@ -35,7 +35,7 @@ from cosplace.index.verification import repair_index, verify_index
 from tests.index.index_samples import SPEC, D, some_photos, unit_rows, write_index
 
 QUERIES = unit_rows(20, 2)
-NUM_RANDOM = 100  # damages of the slow test
+NUM_RANDOM = 50  # damages of the slow test
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from cosplace.index.records import ModelSpec, NewPhoto
 pytestmark = pytest.mark.slow
 
 D, NUM_PHOTOS, NUM_QUERIES = 16, 300, 20
-FLIPS_PER_FILE = 3
+FLIPS_PER_FILE = 2
 
 
 def rows(count: int, seed: int) -> np.ndarray:

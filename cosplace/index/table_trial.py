@@ -32,15 +32,16 @@ def main(address: str) -> int:
     watch_memory(table_bytes(address))
     most_rows = table_bytes(address, stored=False)
     database = connect(address)
+    errors: list[BaseException] = []
     for name in TABLES:
-        with _without_errors([]):
+        with _without_errors(errors):
             table = database.open_table(name)
-            with _without_errors([]):
+            with _without_errors(errors):
                 if not 0 <= table.count_rows() <= most_rows or _descriptor_bytes(table) > SPARE_BYTES + 4 * most_rows:
                     return FOREIGN
-            if status := _read(table, most_rows, MAX_PATH_BYTES if name == TABLES[0] else MAX_RECORD_BYTES):
-                return status
-    return 0
+            if not _read(table, most_rows, MAX_PATH_BYTES if name == TABLES[0] else MAX_RECORD_BYTES, errors):
+                return FOREIGN
+    return FAILED if any(map(is_panic, errors)) else 0
 
 
 def _descriptor_bytes(table: Any) -> int:
@@ -63,24 +64,24 @@ def _text_bytes(batch: pa.RecordBatch) -> tuple[int, int]:
     return num_bytes, longest
 
 
-def _read(table: Any, most_rows: int, most_text_bytes: int) -> int:
+def _read(table: Any, most_rows: int, most_text_bytes: int, errors: list[BaseException]) -> bool:
     """Read all rows, those of the columns that are held in memory, and some rows one by one.
 
-    most_text_bytes: of one text.  Returns the exit status.
+    most_text_bytes: of one text.  errors: to which those that occur are added.  Returns False, and reads no further, if
+    texts are longer, or all of them take much more memory than their files.
     """
-    errors: list[BaseException] = []
-    names = table.schema.names
+    names, num_former = table.schema.names, len(errors)
     num_text_bytes = 0
     with _without_errors(errors):
         for batch in table.search().select(names).to_batches(READ_ROWS):
             num_bytes, longest = _text_bytes(batch)
             num_text_bytes += num_bytes
             if longest > most_text_bytes or num_text_bytes > SPARE_BYTES + 4 * most_rows:
-                return FOREIGN
+                return False
     num_rows = most_rows
     with _without_errors(errors):
         num_rows = table.count_rows()
-    for start in range(0, num_rows, READ_ROWS) if errors else ():
+    for start in range(0, num_rows, READ_ROWS) if len(errors) > num_former else ():
         for name in names:
             with _without_errors(errors):
                 table.search().select([name]).offset(start).limit(READ_ROWS).to_arrow()
@@ -90,7 +91,7 @@ def _read(table: Any, most_rows: int, most_text_bytes: int) -> int:
         rows = table.search().select(narrow).with_row_id(True).to_arrow()["_rowid"].to_pylist()
     with _without_errors(errors):
         table.take_row_ids(rows[:: max(1, len(rows) // NUM_TAKEN)]).to_arrow()
-    return FAILED if any(map(is_panic, errors)) else 0
+    return True
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -218,8 +219,10 @@ def log_to_folder(folder: Path) -> Generator[None]:
 
 
 def print_result(text: str) -> None:
-    """Print a result on stdout; characters that its encoding lacks are escaped."""
+    """Print a result on stdout; characters that its encoding lacks are escaped, and those that control a terminal."""
     text, encoding = writable(text), getattr(sys.stdout, "encoding", None) or "utf-8"
+    if sys.stdout.isatty():  # CSV has names of files as they are
+        text = "".join(part if part in "\n\t" else one_line(part) for part in re.split(r"([\n\t])", text))
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 

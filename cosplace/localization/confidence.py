@@ -351,17 +351,16 @@ def as_record(calibration: Calibration) -> dict[str, Any]:
 def from_record(record: Mapping[str, Any]) -> Calibration:
     """The calibration of a record.  Raises ConfigError if another version wrote it or it is damaged."""
     advice = "Run `cosplace index calibrate` again."
-    if record.get("version") != VERSION or record.get("features") != list(SIGNALS):
-        raise ConfigError(
-            f"The calibration of the index has version {record.get('version')}, not {VERSION}, or other signals. "
-            f"{advice}"
-        )
+    if record.get("version") != VERSION:
+        raise ConfigError(f"The calibration of the index has version {record.get('version')}, not {VERSION}. {advice}")
+    if record.get("features") != list(SIGNALS):
+        raise ConfigError(f"The calibration of the index has other signals. {advice}")
     try:
         arrays = {field: np.array(record[_key(field)], np.float64) for field in ARRAYS}
         numbers = {field: float(record[_key(field)]) for field in NUMBERS}
         calibration = Calibration(**cast(Any, arrays | numbers), about=dict(record["about"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"The calibration of the index is damaged ({error}). {advice}") from error
+        raise ConfigError(f"The calibration of the index is damaged ({type(error).__name__}). {advice}") from error
     if not (_have_shapes(calibration) and _are_possible(calibration)):
         raise ConfigError(f"The calibration of the index is damaged (wrong numbers). {advice}")
     return calibration

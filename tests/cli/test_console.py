@@ -4,11 +4,12 @@ import errno
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from cosplace.cli.console import json_text, log_to_folder, log_to_terminal
+from cosplace.cli.console import json_text, log_to_folder, log_to_terminal, print_result
 
 
 def test_a_log_file_on_a_full_disk_loses_lines_without_tracebacks(
@@ -53,3 +54,14 @@ def test_a_log_file_has_errors_with_names_that_are_not_utf_8(tmp_path: Path) -> 
         except ValueError:
             logging.getLogger("cosplace").exception("failed")
     assert (tmp_path / "info.log").read_text("utf-8").endswith("ValueError: caf\\udce9.jpg\n")
+
+
+def test_names_in_results_do_not_control_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "name,place\n\x1b]0;title\x07a\u202e.jpg\t\x9b1m,1"
+    print_result(text)
+    assert capsys.readouterr().out == f"{text}\n"  # a file gets what the names are
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_result(text)
+    assert capsys.readouterr().out == "name,place\n\\x1b]0;title\\x07a\\u202e.jpg\t\\x9b1m,1\n"

@@ -294,7 +294,7 @@ def read_query_results(folder: Path) -> QueryResults:
 
 def _query_results(path: Path) -> QueryResults:
     with open_parquet(path) as file:
-        about = json.loads((file.schema.metadata or {})[METADATA])
+        about = json.loads((file.schema_arrow.metadata or {})[METADATA])
         if about["format"] != FORMAT:
             raise ValueError(f"it has the format {about['format']}, this version reads {FORMAT}")
         table = file.read()

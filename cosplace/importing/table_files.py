@@ -230,7 +230,7 @@ def _read_parquet(path: Path) -> RawTable:
     try:
         with open_parquet(path) as file:
             table = file.read()
-            metadata = file.schema.metadata or {}
+            metadata = file.schema_arrow.metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}). Export it again.") from error
     lists = (_values(column) for column in table.columns)

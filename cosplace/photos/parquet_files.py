@@ -1,106 +1,49 @@
-"""Tables in Parquet files, read within limits: some kilobytes may stand for many gigabytes of texts and numbers.
+"""Parquet files within limits: some kilobytes may stand for many gigabytes of numbers and texts.
 
 Side effects: reads files.
 """
 
 import os
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-MAX_VALUES, VALUES_PER_BYTE = 2_000_000, 32  # in a file of 0 bytes, and how many more for each byte that it has
-MAX_TEXT_BYTES, TEXT_BYTES_PER_BYTE = 1 << 28, 100
-
-
-@dataclass(frozen=True, slots=True)
-class ParquetTable:
-    """An open Parquet file, whose texts are read as dictionaries, so that one that is repeated takes no memory."""
-
-    file: "pq.ParquetFile"
-    schema: "pa.Schema"  # of the tables that are returned
-    num_bytes: int
-
-    def groups(self, columns: Sequence[str] | None = None) -> Iterator["pa.Table"]:
-        """The row groups, each as a table.  columns: their names; None: all columns.
-
-        Raises pyarrow.ArrowException if the file is damaged, or holds far more than its size suggests.
-        """
-        import pyarrow as pa
-
-        num_text_bytes = 0
-        for number in range(self.file.num_row_groups):
-            coded = self.file.read_row_group(number, columns=columns)
-            if len(coded) != self.file.metadata.row_group(number).num_rows:
-                raise pa.ArrowInvalid("the number of rows is not the one that it states")
-            num_text_bytes += sum(_text_bytes(chunk) for column in coded.columns for chunk in column.chunks)
-            self._check(num_text_bytes, MAX_TEXT_BYTES + TEXT_BYTES_PER_BYTE * self.num_bytes, "bytes of texts")
-            for place, field in enumerate(self._fields(coded.column_names)):
-                coded = coded.set_column(place, field, coded.column(place).cast(field.type))
-            yield coded.replace_schema_metadata(self.schema.metadata)
-
-    def read(self, columns: Sequence[str] | None = None) -> "pa.Table":
-        """All rows as a table; as `groups`."""
-        import pyarrow as pa
-
-        groups = list(self.groups(columns))
-        if groups:
-            return pa.concat_tables(groups)
-        kept = self._fields(self.schema.names if columns is None else columns)
-        return pa.schema(kept, self.schema.metadata).empty_table()
-
-    def check_values(self) -> None:
-        """Raise pyarrow.ArrowInvalid if the file states far more values or bytes than its size suggests."""
-        metadata = self.file.metadata
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-        num_values = sum(max(chunk.num_values, 0) for chunk in chunks)
-        self._check(num_values, MAX_VALUES + VALUES_PER_BYTE * self.num_bytes, "values")
-        num_stored = sum(max(chunk.total_uncompressed_size, 0) for chunk in chunks)
-        self._check(num_stored, MAX_TEXT_BYTES + TEXT_BYTES_PER_BYTE * self.num_bytes, "bytes, uncompressed")
-
-    def _check(self, number: int, limit: int, unit: str) -> None:
-        import pyarrow as pa
-
-        if number > limit:
-            raise pa.ArrowInvalid(f"{self.num_bytes} bytes with {number} {unit}, at most {limit} are read")
-
-    def _fields(self, names: Sequence[str]) -> "list[pa.Field]":
-        """The fields of columns, in this order; several may have the same name."""
-        fields: dict[str, list[pa.Field]] = {}
-        for field in self.schema:
-            fields.setdefault(field.name, []).append(field)
-        return [fields[name].pop(0) for name in names]
+MAX_VALUES, VALUES_PER_BYTE = 64_000_000, 32  # in a file of 0 bytes, and how many more for each byte that it has
+MAX_BYTES, BYTES_PER_BYTE = 512 << 20, 100  # of values that are read
+MAX_CHECKED_BYTES = 256 << 20  # of a file whose texts are read twice, which takes a second per million photos
 
 
 @contextmanager
-def open_parquet(source: Path | BinaryIO) -> Generator[ParquetTable]:
+def open_parquet(source: Path | BinaryIO) -> Generator["pq.ParquetFile"]:
     """Open a Parquet file.  source: its path, or the file, which has to be seekable.
 
-    Raises OSError, or pyarrow.ArrowException for another kind of file.
+    Raises OSError, or pyarrow.ArrowException for another kind of file, and for one that holds far more than its size
+    suggests; sizes that it states are believed.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if isinstance(source, Path):
-        with source.open("rb") as raw, open_parquet(raw) as table:  # Arrow itself opens no path that is not UTF-8
-            yield table
+        with source.open("rb") as raw, open_parquet(raw) as file:  # Arrow itself opens no path that is not UTF-8
+            yield file
         return
     num_bytes = source.seek(0, os.SEEK_END)
     source.seek(0)
-    with pq.ParquetFile(source) as plain:
-        leaves = [plain.schema.column(number) for number in range(len(plain.schema.names))]
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        coded = pq.ParquetFile(source, metadata=plain.metadata, read_dictionary=texts)
-        table = ParquetTable(coded, plain.schema_arrow, num_bytes)
-        table.check_values()
-        yield table
+    try:
+        file = pq.ParquetFile(source)
+        _check_stated(file, num_bytes)
+        if num_bytes <= MAX_CHECKED_BYTES:
+            _check_texts(file, source, num_bytes)
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid("a name of a column is not UTF-8") from error
+    with file:
+        yield file
 
 
 def arrow_compute() -> Any:
@@ -110,19 +53,85 @@ def arrow_compute() -> Any:
     return pyarrow.compute
 
 
+def _check_stated(file: "pq.ParquetFile", num_bytes: int) -> None:
+    """Raise pyarrow.ArrowInvalid if a file states far more values or bytes than its size suggests."""
+    import pyarrow as pa
+
+    metadata = file.metadata
+    leaves = [file.schema.column(number) for number in range(metadata.num_columns)]
+    num_values = num_stored = num_fixed = 0
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        if group.num_columns != metadata.num_columns:
+            raise pa.ArrowInvalid(f"a part of it has {group.num_columns} columns instead of {metadata.num_columns}")
+        for leaf, chunk in zip(leaves, map(group.column, range(group.num_columns)), strict=True):
+            count = max(chunk.num_values, 0)
+            num_values += count
+            num_stored += max(chunk.total_uncompressed_size, 0)
+            num_fixed += count * leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
+    num_fixed += max(metadata.num_rows, 0) * sum(_fixed_bytes(field.type) for field in file.schema_arrow)
+    _check(num_values, MAX_VALUES + VALUES_PER_BYTE * num_bytes, "values", num_bytes)
+    _check(num_stored, MAX_BYTES + BYTES_PER_BYTE * num_bytes, "uncompressed bytes", num_bytes)
+    _check(num_fixed, MAX_BYTES + BYTES_PER_BYTE * num_bytes, "bytes of a fixed size", num_bytes)
+
+
+def _check_texts(file: "pq.ParquetFile", source: BinaryIO, num_bytes: int) -> None:
+    """Raise pyarrow.ArrowInvalid if texts that occur again and again take far more bytes than the file has.
+
+    They are read as dictionaries, in which a text that is repeated takes no memory.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    num_text_bytes = 0
+    for number in range(file.metadata.num_columns):
+        leaf = file.schema.column(number)
+        if leaf.physical_type != "BYTE_ARRAY":
+            continue
+        coded = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=[leaf.path])
+        with suppress(pa.ArrowNotImplementedError, OSError):  # encodings of which no dictionary can be made
+            for group in range(coded.num_row_groups):
+                table = coded.read_row_group(group, columns=[leaf.path])
+                num_text_bytes += sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
+                _check(num_text_bytes, MAX_BYTES + BYTES_PER_BYTE * num_bytes, "bytes of texts", num_bytes)
+
+
+def _check(number: int, limit: int, unit: str, num_bytes: int) -> None:
+    import pyarrow as pa
+
+    if number > limit:
+        raise pa.ArrowInvalid(f"{num_bytes} bytes with {number} {unit}, at most {limit} are read")
+
+
+def _fixed_bytes(kind: Any) -> int:
+    """Bytes of the lists of a fixed size in a value of this type (pyarrow)."""
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size * max(_fixed_bytes(kind.value_type), 8)
+    return sum(_fixed_bytes(kind.field(number).type) for number in range(kind.num_fields))
+
+
 def _text_bytes(array: Any) -> int:
     """Bytes of the texts of an array (pyarrow) that has them as dictionaries, if each is stored where it occurs."""
     import pyarrow as pa
 
     kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _text_bytes(array.storage)
     if pa.types.is_dictionary(kind):
         lengths = arrow_compute().binary_length(array.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
         places = array.indices.drop_null().to_numpy(zero_copy_only=False)
         return int(np.bincount(places, minlength=len(lengths)) @ lengths.astype(np.int64)) if len(places) else 0
-    if pa.types.is_struct(kind):
-        return sum(map(_text_bytes, array.flatten()))
-    if pa.types.is_map(kind):
-        return _text_bytes(array.keys) + _text_bytes(array.items)
-    if pa.types.is_nested(kind):
-        return _text_bytes(array.flatten())
-    return 0
+    return sum(map(_text_bytes, _children(array)))
+
+
+def _children(array: Any) -> Iterator[Any]:
+    """The arrays that a nested array (pyarrow) is made of."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(array.type):
+        yield from array.flatten()
+    elif pa.types.is_map(array.type):
+        yield from (array.keys, array.items)
+    elif pa.types.is_nested(array.type):
+        yield array.flatten()

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from cosplace.errors import DatasetError, one_line
-from cosplace.photos.parquet_files import ParquetTable, arrow_compute, open_parquet
+from cosplace.photos.parquet_files import arrow_compute, open_parquet
 from cosplace.photos.paths import path_from_text, path_text
 from cosplace.storage import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 TABLE_NAME = "photos.parquet"
 GEOMETRY = "geometry"
@@ -225,8 +226,8 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> "pa.Table":
     Raises DatasetError for a file that is not a table of photos, or has columns of other types.
     """
     with _opened(path) as file:
-        names = set(file.schema.names)
-        table = file.read([name for name in columns if name in names] or ["path"])  # without a column, rows get lost
+        names = set(file.schema_arrow.names)
+        table = file.read([name for name in columns if name in names])
     return _typed(path, table, columns)
 
 
@@ -235,20 +236,19 @@ def read_blocks(path: Path, num_rows: int) -> Iterator["pa.Table"]:
     import pyarrow as pa
 
     with _opened(path) as file:
-        names = set(file.schema.names)
-        for group in file.groups([name for name in COLUMNS if name in names]):
-            for batch in group.combine_chunks().to_batches(num_rows):
-                yield _typed(path, pa.Table.from_batches([batch]), COLUMNS)
+        names = set(file.schema_arrow.names)
+        for batch in file.iter_batches(num_rows, columns=[name for name in COLUMNS if name in names]):
+            yield _typed(path, pa.Table.from_batches([batch]), COLUMNS)
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[ParquetTable]:
+def _opened(path: Path) -> Generator["pq.ParquetFile"]:
     """A table of photos.  Raises DatasetError for other files, also within."""
     import pyarrow as pa
 
     try:
         with open_parquet(path) as file:
-            if "path" not in file.schema.names:
+            if "path" not in file.schema_arrow.names:
                 raise DatasetError(
                     f"{path} has no column `path`. Convert it with `cosplace import {path} --to DATASET`."
                 )

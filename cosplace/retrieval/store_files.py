@@ -7,8 +7,10 @@ Side effects: reads and writes files.
 
 import os
 import socket
+import stat
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader, FileIO
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Protocol
@@ -102,13 +104,13 @@ class FolderFiles:
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> bytes:
         """See StoreFiles."""
-        with self._read_errors(name), (self.folder / name).open("rb") as file:
+        with self._read_errors(name), BufferedReader(self._open(name)) as file:
             file.seek(first)
             return file.read() if last is None else file.read(max(last - first, 0))
 
     def read_into(self, name: str, first: int, memory: memoryview) -> None:
         """See StoreFiles."""
-        with self._read_errors(name), (self.folder / name).open("rb", buffering=0) as file:
+        with self._read_errors(name), self._open(name) as file:
             file.seek(first)
             done = 0
             while done < len(memory):
@@ -116,6 +118,17 @@ class FolderFiles:
                 if not count:
                     raise EOFError(name)
                 done += count
+
+    def _open(self, name: str) -> FileIO:
+        """Open a file without a buffer.  Raises StorageError for a pipe or a device, which may never end."""
+        path = self.folder / name
+        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise StorageError(
+                f"{path} is a pipe or a device, not a file. Extract the descriptors into another folder."
+            )
+        return file
 
     @contextmanager
     def _read_errors(self, name: str) -> Generator[None]:

@@ -103,17 +103,17 @@ def read_photos(files: StoreFiles) -> StoredPhotos:
             table = file.read()
         metadata = table.schema.metadata or {}
         folder, center = Path(os.fsdecode(metadata[b"folder"])), json.loads(metadata[b"map_center"])
+        if center is not None:
+            center = (float(center[0]), float(center[1]))
         paths, texts = (table[name].cast(pa.large_binary()).combine_chunks() for name in ("path", "label"))
     except FileNotFoundError as error:
         raise DatasetError(f"{place} is missing. Run the same extraction again to complete the store.") from error
-    except (pa.ArrowException, KeyError, ValueError) as error:
+    except (pa.ArrowException, KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise DatasetError(f"{place} is damaged. Delete it and run the same extraction again.") from error
     has_label = np.asarray(texts.is_valid())
     images = list_of_lines(folder, _with_newlines(paths))
     labels = list_of_lines(folder, _with_newlines(texts.drop_null())) if has_label.any() else None
-    return StoredPhotos(
-        images=images, labels=labels, has_label=has_label, map_center=None if center is None else (center[0], center[1])
-    )
+    return StoredPhotos(images=images, labels=labels, has_label=has_label, map_center=center)
 
 
 def _with_newlines(texts: "pa.Array") -> "pa.Array":

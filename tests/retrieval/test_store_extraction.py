@@ -17,10 +17,11 @@ from cosplace.ranks import Ranks
 from cosplace.retrieval.descriptor_store import open_store, remove_files, store_state, verify_store
 from cosplace.retrieval.extraction import ExtractionSettings, extract
 from cosplace.retrieval.shard_claims import Claim, ShardClaims, claim_name, this_host
-from cosplace.retrieval.shards import read_header, read_shards, shard_name
+from cosplace.retrieval.shards import read_header, read_meta, read_shards, shard_name
 from cosplace.retrieval.store_extraction import extract_to_store
 from cosplace.retrieval.store_files import open_files
 from tests.retrieval.store_samples import contents, small_network, write_photos_folder
+from tests.unusual_input.samples import within
 
 SETTINGS = ExtractionSettings(shard_rows=4, batch_size=3)
 NUM_PHOTOS = 18  # 5 shards, the last with 2 photos
@@ -421,3 +422,27 @@ def test_a_folder_that_is_full_or_becomes_read_only(
             run(images, tmp_path / "store")
     assert contents(tmp_path / "store") == before
     assert run(images, tmp_path / "store") == NUM_PHOTOS - 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": 10**15}, {"count": -5}, {"count": 0}, {"count": "24"}, {"count": 24.0}, {"count": 10**400},
+        {"shard_rows": 1.5}, {"shard_rows": True}, {"dimension": "Infinity"}, {"file_sizes": ["1"]}, {"about": []},
+    ],
+)  # fmt: skip
+def test_numbers_that_no_extraction_has_are_damage(change: dict, images: ImageList, tmp_path: Path) -> None:
+    run(images, tmp_path / "to")
+    path = tmp_path / "to" / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DatasetError, match=r"meta\.json is damaged"):
+        read_meta(open_files(tmp_path / "to"))
+
+
+@pytest.mark.parametrize("name", ["meta.json", "photos.parquet", "descriptors-00000.npy"])
+def test_a_pipe_in_a_store_is_not_read(name: str, images: ImageList, tmp_path: Path) -> None:
+    run(images, tmp_path / "to")
+    (tmp_path / "to" / name).unlink()
+    os.mkfifo(tmp_path / "to" / name)
+    with within(30), pytest.raises(StorageError, match=f"{name} is a pipe or a device"):
+        open_files(tmp_path / "to").read(name)

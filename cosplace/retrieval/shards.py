@@ -222,8 +222,16 @@ def _is_possible(meta: StoreMeta) -> bool:
         and all(isinstance(size, int) for size in extraction.file_sizes)
         and all(isinstance(text, str) for text in (extraction.photos, extraction.model, extraction.views))
         and extraction.dtype in ARRAY_TYPES
-        and isinstance(meta.about, Mapping)
+        and _are_names(meta.about)
     )
+
+
+def _are_names(about: Any) -> bool:
+    """Whether the names for people have the types that they are written with."""
+    if not isinstance(about, Mapping) or type(about.get("batch_size", 1)) is not int:
+        return False
+    record = about.get("model_record") or {"name": ""}
+    return isinstance(about.get("model", ""), str) and isinstance(record, Mapping) and type(record["name"]) is str
 
 
 def require_meta(files: StoreFiles) -> StoreMeta:
@@ -318,6 +326,8 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
             record, checksum = _read_trailer(files, name, end, size)
             if record["extraction"] == meta.digest:
                 unreadable = tuple(UnreadableImage(**entry) for entry in record["unreadable"])
+                if any(one.index not in meta.extraction.shard(number) for one in unreadable):
+                    raise ValueError(unreadable)
                 return ShardFile(
                     name=name, first_byte=first_byte, shape=shape, unreadable=unreadable, checksum=checksum,
                     photos=dict(record.get("photos", {})),

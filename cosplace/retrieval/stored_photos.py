@@ -103,6 +103,8 @@ def read_photos(files: StoreFiles) -> StoredPhotos:
             table = file.read()
         metadata = table.schema.metadata or {}
         folder, center = Path(os.fsdecode(metadata[b"folder"])), json.loads(metadata[b"map_center"])
+        if "\0" in str(folder):
+            raise ValueError(folder)
         if center is not None:
             center = (float(center[0]), float(center[1]))
         paths, texts = (table[name].cast(pa.large_binary()).combine_chunks() for name in ("path", "label"))

@@ -429,6 +429,7 @@ def test_a_folder_that_is_full_or_becomes_read_only(
     [
         {"count": 10**15}, {"count": -5}, {"count": 0}, {"count": "24"}, {"count": 24.0}, {"count": 10**400},
         {"shard_rows": 1.5}, {"shard_rows": True}, {"dimension": "Infinity"}, {"file_sizes": ["1"]}, {"about": []},
+        {"about": {"model": ["x"]}}, {"about": {"model_record": 7}}, {"about": {"batch_size": "x"}},
     ],
 )  # fmt: skip
 def test_numbers_that_no_extraction_has_are_damage(change: dict, images: ImageList, tmp_path: Path) -> None:

@@ -215,6 +215,8 @@ def read_json(path: Path, advice: str = AGAIN) -> dict[str, Any]:
 
     advice: what to do about a damaged file.
     """
+    if path.exists() and not path.is_file():  # a pipe may never end
+        raise ConfigError(f"{path} is not a file. {advice}")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB: it is not a file of a run.")
     try:

@@ -115,7 +115,9 @@ def _matches_from_text(text: str) -> ValidationMatches:
             raise ValueError("numbers out of range")
         if not isinstance(described := record.get("described"), Mapping | None):
             raise ValueError("the views of its photos are not a mapping")
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, zlib.error
+    ) as error:  # fmt: skip
         raise CheckpointError(f"The validation matches in the model card are damaged ({error}).") from error
     east_m, north_m = offsets.reshape(2, *shape)
     return ValidationMatches(

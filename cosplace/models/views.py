@@ -30,6 +30,9 @@ from cosplace.photos.crops import (
 from cosplace.photos.resizing import Pixels, resize_shorter_side
 
 MIN_SCALE, MAX_SCALE = 0.1, 4
+USUAL_SIDE = (
+    2048  # pixels of a square as large as a photo of 4 megapixels; most photos that are not resized are smaller
+)
 MAX_SCALES = 10  # of a photo; the network sees each of them
 
 
@@ -79,11 +82,11 @@ class PhotoViews:
     def largest_side(self, image_size: int | None) -> float:
         """Side in pixels of a square as large as what a network sees at once: a photo, or all crops of a query.
 
-        image_size: of the photos of the database; None for their own size, which does not count.
+        image_size: of the photos of the database; None for their own size, which counts as USUAL_SIDE.
         """
         height, width = self.query_shape or (0, 0)
         crops = self.num_crops * (self.query_size or 0) ** 2
-        return max(self.scales) * math.sqrt(max((image_size or 0) ** 2, crops, height * width))
+        return max(self.scales) * math.sqrt(max((image_size or USUAL_SIDE) ** 2, crops, height * width))
 
     def crops_of_query(self, photo: Pixels, image_size: int | None, name: str | Path) -> list[Pixels]:
         """What is described of a query (3, H, W): `num_crops` tensors or arrays (3, h, w).

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_VALUES, VALUES_PER_BYTE = 64_000_000, 32  # in a file of 0 bytes, and how many more for each byte that it has
 MAX_BYTES, BYTES_PER_BYTE = 512 << 20, 100  # of values that are read
+MAX_DEPTH = 8  # of lists and structs in each other
 MAX_CHECKED_BYTES = 256 << 20  # of a file whose texts are read twice, which takes a second per million photos
 
 
@@ -102,13 +103,15 @@ def _check(number: int, limit: int, unit: str, num_bytes: int) -> None:
         raise pa.ArrowInvalid(f"{num_bytes} bytes with {number} {unit}, at most {limit} are read")
 
 
-def _fixed_bytes(kind: Any) -> int:
-    """Bytes of the lists of a fixed size in a value of this type (pyarrow)."""
+def _fixed_bytes(kind: Any, depth: int = 0) -> int:
+    """Bytes of the lists of a fixed size in a value of this type (pyarrow).  Raises ArrowInvalid for a deep one."""
     import pyarrow as pa
 
+    if depth > MAX_DEPTH:
+        raise pa.ArrowInvalid(f"a column has more than {MAX_DEPTH} levels")
     if pa.types.is_fixed_size_list(kind):
-        return kind.list_size * max(_fixed_bytes(kind.value_type), 8)
-    return sum(_fixed_bytes(kind.field(number).type) for number in range(kind.num_fields))
+        return kind.list_size * max(_fixed_bytes(kind.value_type, depth + 1), 8)
+    return sum(_fixed_bytes(kind.field(number).type, depth + 1) for number in range(kind.num_fields))
 
 
 def _text_bytes(array: Any) -> int:

@@ -228,9 +228,11 @@ def digest_from_text(text: str) -> ViewpointDigest:
         num_photos, every = int(record["photos"]), int(record["every"])
         raw = decompress(base64.b85decode(record["hashes"]), 4 * MAX_HASHES)
         hashes = np.cumsum(np.frombuffer(raw, "<u4"), dtype=np.uint64)
-        if num_photos < 0 or not 1 <= every <= 1 << 32 or (len(hashes) and hashes[-1] >> np.uint64(32)):
+        if not (0 <= num_photos < 1 << 62 and 1 <= every < 1 << 32) or (len(hashes) and hashes[-1] >> np.uint64(32)):
             raise ValueError("numbers out of range")
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, zlib.error
+    ) as error:  # fmt: skip
         raise CheckpointError(f"The list of training photos in the model card is damaged ({error}).") from error
     return ViewpointDigest(num_photos=num_photos, every=every, hashes=hashes.astype(np.uint32))
 

@@ -1,6 +1,7 @@
 """The list of runs: states and figures, also of folders that are damaged, foreign or in use."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,8 @@ def test_damaged_and_foreign_folders_have_a_reason(tmp_path: Path) -> None:
     make_run(tmp_path / "long" / "x", {}, {"recalls": {"9" * 5000: 1.0}})
     make_run(tmp_path / "deep" / "x", "[" * 100_000)
     make_run(tmp_path / "later" / "x", {}, {"schema_version": 2, "recalls": {"1": 1.0}})
+    make_run(tmp_path / "pipe" / "x", {})
+    os.mkfifo(tmp_path / "pipe" / "x" / "results.json")  # would never end
     (tmp_path / "empty" / "x").mkdir(parents=True)
     (tmp_path / "photos" / "x").mkdir(parents=True)
     (tmp_path / "photos" / "x" / "a.jpg").write_bytes(b"")
@@ -142,11 +145,13 @@ def test_damaged_and_foreign_folders_have_a_reason(tmp_path: Path) -> None:
         "deep",
         "empty",
         "photos",
+        "pipe",
     }
     assert {run.state for run in runs} == {"not readable"}
     reasons = {run.folder.parent.name: run.reason for run in runs}
     assert "config.json is damaged: it is not JSON" in reasons["cut"]
     assert "config.json is damaged: it is not a JSON object" in reasons["list"]
+    assert "results.json is not a file" in reasons["pipe"]
     assert reasons["none"] == "results.json has no recalls"
     assert reasons["text"] == "results.json has recalls that are not percentages"
     assert reasons["later"].startswith("results.json has the schema_version 2, but this cosplace reads only 1.")

@@ -311,9 +311,12 @@ def test_verification_finds_an_edited_copy(address: Path) -> None:
     assert verify_index(address).problems == (f"{copy.name} differs from the photos or records of the index",)
 
 
-def test_half_descriptors_of_a_copy_are_finite(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("edit", [put((7, 3), np.nan), put((7, 3), 3), lambda rows: rows * np.float16(100)])
+def test_half_descriptors_of_a_copy_have_length_1(
+    edit: Callable[[np.ndarray], np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_index(tmp_path / "index", stored_dtype="float16").close()
-    edit_copy(tmp_path / "index", "descriptors", put((7, 3), np.nan))
+    edit_copy(tmp_path / "index", "descriptors", edit)
     with open_index(tmp_path / "index") as reader:
         assert reader.store.copy is None and np.isfinite(reader.search(QUERIES, 3).similarities).all()
     assert "is damaged and not used" in caplog.text

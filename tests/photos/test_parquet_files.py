@@ -111,6 +111,15 @@ BOMBS = {
 }  # fmt: skip
 
 
+def test_deep_columns_are_refused(tmp_path: Path) -> None:
+    kind: pa.DataType = pa.int64()
+    for _ in range(20):
+        kind = pa.struct([("x", kind)])
+    parquet.write_table(pa.table({"path": ["a"], "deep": pa.nulls(1, kind)}), tmp_path / "photos.parquet")
+    with pytest.raises(DatasetError, match="more than 8 levels"):
+        read_raw_table(tmp_path / "photos.parquet")
+
+
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosplace.photos.parquet_files.MAX_VALUES", 1_000_000)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -159,7 +160,8 @@ def test_damaged_texts_raise() -> None:
     for text in (
         "", "[]", "{}", json.dumps(record | {"hashes": "é"}), json.dumps(record | {"hashes": bomb}),
         json.dumps(record | {"hashes": record["hashes"][:-20]}), json.dumps(record | {"every": 0}),
-        json.dumps(record | {"photos": None}), json.dumps(record | {"hashes": too_high}),
+        json.dumps(record | {"photos": None}), json.dumps(record | {"every": 2**32}), "[" * 200_000,
+        json.dumps(record | {"photos": math.inf}), json.dumps(record | {"hashes": too_high}),
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match="training photos in the model card is damaged"):
             digest_from_text(text)

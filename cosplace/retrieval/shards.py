@@ -30,10 +30,10 @@ from cosplace.photos.paths import printable
 from cosplace.progress import format_count
 from cosplace.retrieval.photo_changes import PhotoFiles, have_changed
 from cosplace.retrieval.store_files import StoreFiles, open_files
+from cosplace.retrieval.store_meta_checks import is_possible
 
 SHARD_ROWS = 65_536
 FORMAT_VERSION = 1
-MAX_NUMBER, MAX_SHARDS = 1 << 40, 1 << 20  # of photos, rows or dimensions; of shards, each a file
 META, SHARD, UNREADABLE = "meta.json", "descriptors-{}.npy", "unreadable-{}.json"
 ARRAY_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "binary": np.uint64}  # by stored type
 MAX_HEADER = 4096  # bytes of a .npy header
@@ -199,7 +199,7 @@ def read_meta(files: StoreFiles) -> StoreMeta | None:
             dimension, codes, about = values.pop("dimension"), values.pop("codes", None), values.pop("about", {})
             extraction = ShardsMeta(**values | {"file_sizes": tuple(values["file_sizes"])})
             meta = StoreMeta(extraction=extraction, dimension=dimension, codes=codes, about=about)
-            if not _is_possible(meta):
+            if extraction.dtype not in ARRAY_TYPES or not is_possible(meta):
                 raise ValueError(meta)
             return meta
         found = f"has format {values['format']} instead of {FORMAT_VERSION}"
@@ -208,30 +208,6 @@ def read_meta(files: StoreFiles) -> StoreMeta | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         found = "is damaged"
     raise DatasetError(f"{_place(files, META)} {found}. Extract the descriptors into another folder.")
-
-
-def _is_possible(meta: StoreMeta) -> bool:
-    """Whether an extraction can have such numbers."""
-    extraction = meta.extraction
-    numbers = (extraction.count, extraction.shard_rows, meta.dimension)
-    return (
-        all(
-            isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_NUMBER for number in numbers
-        )
-        and extraction.num_shards <= MAX_SHARDS
-        and all(isinstance(size, int) for size in extraction.file_sizes)
-        and all(isinstance(text, str) for text in (extraction.photos, extraction.model, extraction.views))
-        and extraction.dtype in ARRAY_TYPES
-        and _are_names(meta.about)
-    )
-
-
-def _are_names(about: Any) -> bool:
-    """Whether the names for people have the types that they are written with."""
-    if not isinstance(about, Mapping) or type(about.get("batch_size", 1)) is not int:
-        return False
-    record = about.get("model_record") or {"name": ""}
-    return isinstance(about.get("model", ""), str) and isinstance(record, Mapping) and type(record["name"]) is str
 
 
 def require_meta(files: StoreFiles) -> StoreMeta:

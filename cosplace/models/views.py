@@ -30,9 +30,7 @@ from cosplace.photos.crops import (
 from cosplace.photos.resizing import Pixels, resize_shorter_side
 
 MIN_SCALE, MAX_SCALE = 0.1, 4
-USUAL_SIDE = (
-    2048  # pixels of a square as large as a photo of 4 megapixels; most photos that are not resized are smaller
-)
+USUAL_SIDE = 2048  # pixels of a square that is as large as most photos
 MAX_SCALES = 10  # of a photo; the network sees each of them
 
 

@@ -39,7 +39,10 @@ def test_json_has_names_that_are_not_utf_8_as_text() -> None:
     assert found == {"folder": r"caf\xe9", "names": [r"\xff.jpg", "plain.jpg"], "counts": {r"\xff.jpg": 1}}
 
 
-def test_log_lines_of_any_name_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_of_any_name_are_one_line_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("cosplace"), "propagate", False)  # pytest-xdist cannot send such names
     with log_to_terminal(), log_to_folder(tmp_path):
         logging.getLogger("cosplace").warning("skipped %s", os.fsdecode(b"two\nlines\r\xe9.jpg"))
     for text in (capsys.readouterr().err, (tmp_path / "info.log").read_text("utf-8")):
@@ -47,7 +50,8 @@ def test_log_lines_of_any_name_are_one_line_each(tmp_path: Path, capsys: pytest.
         assert text.count("\n") == 1
 
 
-def test_a_log_file_has_errors_with_names_that_are_not_utf_8(tmp_path: Path) -> None:
+def test_a_log_file_has_errors_with_names_that_are_not_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("cosplace"), "propagate", False)
     with log_to_folder(tmp_path):
         try:
             raise ValueError(os.fsdecode(b"caf\xe9.jpg"))

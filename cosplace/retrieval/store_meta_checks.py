@@ -1,16 +1,13 @@
 """Whether meta.json of a store has numbers and names that an extraction writes.  Pure functions."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cosplace.retrieval.shards import StoreMeta
+from typing import Any
 
 MAX_NUMBER, MAX_SHARDS = 1 << 40, 1 << 20  # of photos, rows or dimensions; of shards, each a file
 
 
-def is_possible(meta: "StoreMeta") -> bool:
-    """Whether an extraction can have these numbers and names."""
+def is_possible(meta: Any) -> bool:
+    """Whether an extraction can have these numbers and names.  meta: a `shards.StoreMeta`."""
     extraction = meta.extraction
     return (
         all(_is_count(number) for number in (extraction.count, extraction.shard_rows, meta.dimension))

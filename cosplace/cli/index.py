@@ -338,7 +338,7 @@ def run_calibrate(config: IndexCalibrateConfig) -> None:
     """Calibrate the confidence of an index."""
     from cosplace.index.photo_index import open_index
     from cosplace.localization.localizer import open_index_encoder
-    from cosplace.report.calibration_page import calibration_error_text, capture_text, overconfidence_text
+    from cosplace.report.calibration_page import calibration_error_text, capture_text, overconfidence_text, trained_text
 
     bars = Bars()
     with open_index(config.index, write=True, roots=config.root) as index:
@@ -355,8 +355,9 @@ def run_calibrate(config: IndexCalibrateConfig) -> None:
         bars.close()
         error = calibration_error_text(calibration)
         print_result(f"{index.address}: {calibration_text(calibration.about)}; expected calibration error {error}")
-        for text in filter(None, (overconfidence_text(calibration.about), capture_text(calibration.about))):
-            print_result(f"  {text}")
+        for text_of in (overconfidence_text, trained_text, capture_text):
+            if text := text_of(calibration.about):
+                print_result(f"  {text}")
         if page:
             print_result(f"report: {page}")
 

@@ -112,7 +112,7 @@ def print_info(info: dict[str, Any], *, with_reason: bool = True) -> None:
     info: see `PhotoIndex.info`.  with_reason: also say why its confidence is not calibrated.
     """
     from cosplace.models.views import views_from_record
-    from cosplace.report.calibration_page import capture_text, overconfidence_text
+    from cosplace.report.calibration_page import capture_text, overconfidence_text, trained_text
 
     model, search = info["model"], info["search"]
     size = "at their own size" if model["image_size"] is None else f"resized to {model['image_size']} pixels"
@@ -148,7 +148,7 @@ def print_info(info: dict[str, Any], *, with_reason: bool = True) -> None:
     uncalibrated = _why_uncalibrated(info) if with_reason else "not calibrated"
     print_result(f"  confidence {calibration_text(about) if info['calibrated'] else uncalibrated}")
     capture = capture_text(about) if about.get("num_photos") == info["count"] else ""  # photos may have been added
-    for text in filter(None, (overconfidence_text(about), capture)):
+    for text in filter(None, (overconfidence_text(about), trained_text(about), capture)):
         print_result(f"  {text}")
 
 

@@ -88,6 +88,8 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
     if matches is not None:
         _warn_of_difference(index, matches)
         facts |= {"correction": "validation", "num_validation": len(matches)}
+        if (revisited := share_revisited(columns, seen)) is not None:
+            facts["share_revisited"] = round(revisited, 3)
         return Choice(rows=seen, is_training=True, matches=matches, like_index=0.0, facts=facts)
     log.warning(
         "%d of %d photos of the index were used to train its model, so its confidence is too high for new photos. Use "

@@ -16,6 +16,8 @@ from cosplace.storage import write_text
 
 PAGE = "calibration.html"
 ONE_CAPTURE_DAYS = 27  # file names may have only the month, and months begin 28 days apart or more
+MANY_TRAINED = 2500  # with fewer training photos, confidence was at most 0.03 too low in docs/lab.md
+SEVERAL_YEARS = 0.5  # share of photos whose place is shown a year apart; new photos of one capture differ more from it
 DEFAULT_THRESHOLD = 0.5  # of `--min_confidence`
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 # Names of the entries of `Calibration.about`, in the order in which they are shown.
@@ -45,7 +47,7 @@ DATA_NAMES = {
 CORRECTIONS = {
     "left out": "not used as queries",
     "validation": "similarities changed to those of the validation queries of the model, which are also used",
-    "none": "none: confidence is too high for new photos; calibrate with `--queries FOLDER`",
+    "none": "none: confidence is too high for new photos; calibrate with --queries FOLDER",
 }
 
 
@@ -72,6 +74,7 @@ def calibration_page(calibration: Calibration, name: str, *, style_sheet: str | 
         summary=_summary(calibration),
         calibration_error=calibration_error_text(calibration),
         overconfidence=overconfidence_text(calibration.about),
+        trained=trained_text(calibration.about),
         share_elsewhere=f"{100 * calibration.out_of_index_share:g}%",
         radius_share=f"{100 * RADIUS_SHARE:g}",
         reliability_chart=_reliability_chart(calibration),
@@ -132,6 +135,23 @@ def capture_text(about: Mapping[str, Any]) -> str:
     return (
         "all photos were taken within a month: for photos of another season, light or camera, confidence may be too "
         "high; `cosplace index calibrate --queries FOLDER` with some of these corrects it"
+    )
+
+
+def trained_text(about: Mapping[str, Any]) -> str:
+    """That new photos may be easier than validation queries, if the model has seen many photos of several years.
+
+    "" if this is not so, or corrected.  about: facts stored with the calibration.
+    """
+    num_trained, revisited = about.get("num_training_photos", 0), about.get("share_revisited", 1.0)
+    if about.get("correction") != "validation" or "unlabeled" in about:
+        return ""
+    if num_trained < MANY_TRAINED or revisited < SEVERAL_YEARS:
+        return ""
+    return (
+        "the model was trained on all of its photos: for new photos with their light and camera, confidence may be too "
+        "low, by up to 20 points in measurements; `cosplace index calibrate --unlabeled FOLDER` with 100 of these "
+        "corrects it, and so does a model for which `cosplace train` held photos out"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cosplace import __version__
 from cosplace.photos.paths import writable
@@ -72,7 +72,15 @@ def _environment() -> Environment:
     )
     environment.filters["count"] = format_count
     environment.filters["setting"] = setting_text
+    environment.filters["with_code"] = with_code
     return environment
+
+
+def with_code(text: str) -> Markup:
+    """A text whose parts between backticks are marked as code."""
+    parts = text.split("`")
+    pieces = [Markup("<code>{}</code>").format(part) if row % 2 else escape(part) for row, part in enumerate(parts)]
+    return Markup("").join(pieces) if len(parts) % 2 else escape(text)
 
 
 def setting_text(value: object) -> str:

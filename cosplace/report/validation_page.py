@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup, escape
 
 from cosplace.photos.paths import printable
 from cosplace.progress import format_count
@@ -69,8 +68,8 @@ def validation_page(
             (f"{num_warnings:,}", "kind of warning" if num_warnings == 1 else "kinds of warnings"),
         ],
         commands=recommendation.commands if recommendation else (),
-        reasons=[_with_code(reason) for reason in recommendation.reasons] if recommendation else [],
-        obstacle="" if recommendation else _with_code(obstacle),
+        reasons=recommendation.reasons if recommendation else [],
+        obstacle="" if recommendation else obstacle,
         folders=[
             {"name": _part_title(part, result), "report": part.report, "facts": part.report.fact_lines()}
             for part in result.parts
@@ -82,13 +81,6 @@ def validation_page(
         least=list(classes[0].num_at_least) if classes else [],
         chosen=_chosen(recommendation),
     )
-
-
-def _with_code(text: str) -> Markup:
-    """A sentence in which `code` is marked."""
-    parts = text.split("`")
-    pieces = [Markup("<code>{}</code>").format(part) if row % 2 else escape(part) for row, part in enumerate(parts)]
-    return Markup("").join(pieces) if len(parts) % 2 else escape(text)
 
 
 def _part_title(part: Part, result: DatasetReport) -> str:

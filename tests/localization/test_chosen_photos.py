@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosplace.cli.index_maintenance import calibration_text
+from cosplace.cli.index_maintenance import calibration_text, print_info
 from cosplace.errors import ConfigError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import create_index, open_index
@@ -21,7 +21,7 @@ from cosplace.models.training_card import TrainingCard, ValidationMatches, card_
 from cosplace.models.views import how_described
 from cosplace.models.weight_files import write_weights
 from cosplace.photos.viewpoints import Viewpoints, digest_of
-from cosplace.report.calibration_page import capture_text
+from cosplace.report.calibration_page import MANY_TRAINED, calibration_page, capture_text, trained_text
 from tests.localization.test_seen_photos import NoEncoder, photos_of, promised_and_kept, validation
 from tests.places import D, World, make_world, new_photos, units
 
@@ -86,6 +86,32 @@ def test_photos_of_one_capture_promise_less_with_validation_queries(tmp_path: Pa
     text = calibration_text({**about, "share_revisited": 0.703})
     assert "because it shows the places of 30% of its photos in one year only" in text
     assert not capture_text({**about, "days": 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("years_apart", "is_said"), [(1.0, True), (0.0, False)], ids=["years", "capture"])
+def test_an_index_of_many_training_photos_says_that_confidence_may_be_too_low(
+    tmp_path: Path, capsys, years_apart: float, is_said: bool
+) -> None:
+    """New photos with the light and camera of one of several years are easier than validation queries."""
+    address = index_of(
+        tmp_path / "trained", make_world(500), matches=validation(), years_apart=years_apart, trained=slice(None)
+    )
+    with open_index(address, write=True) as index:
+        calibration = calibrate(index, num_altered=0)
+        print_info(index.info())
+    about = calibration.about
+    assert about["correction"] == "validation" and about["num_training_photos"] == MANY_TRAINED == 2500
+    assert about["share_revisited"] == years_apart
+    text = capsys.readouterr().out
+    assert ("confidence may be too low" in text and "--unlabeled FOLDER" in text) == is_said
+    page = calibration_page(calibration, "index")
+    assert ("<code>cosplace index calibrate --unlabeled FOLDER</code>" in page) == is_said
+    assert bool(trained_text(about)) == is_said
+    for other in ({"unlabeled": "folder"}, {"correction": "left out"}, {"num_training_photos": 2499}):
+        assert not trained_text({**about, **other})
+    without_times = {key: value for key, value in about.items() if key != "share_revisited"}
+    assert trained_text(without_times)  # they may be of several years
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ Layers, from the ground up; a module imports only from layers listed above its o
     device         devices and types of numbers
     compiled       functions compiled by numba
     config         every option once: default, unit, help
+    shapes         shapes of JSON values from files that anybody can have written
     photos         file names, lists, decoding, batches of photos
     importing      photos from anywhere become a dataset
     models         networks, weights, released models

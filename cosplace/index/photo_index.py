@@ -27,7 +27,6 @@ from cosplace.index.lance import OutdatedError, translated_errors
 from cosplace.index.photo_reader import FORMAT_VERSION, PhotoReader, check_descriptors
 from cosplace.index.photo_table import photo_schema, wrong_numbers
 from cosplace.index.reader_copy import MAX_COPY_BYTES, remove_reader_copies
-from cosplace.index.record_checks import MAX_COUNT
 from cosplace.index.records import AddResult, ModelSpec, NewPhoto
 from cosplace.index.search_index import (
     MAX_UNINDEXED,
@@ -44,6 +43,7 @@ from cosplace.index.writer_lease import WriterLease
 from cosplace.index.writer_lock import WriterLock, lock_for_writing
 from cosplace.photos.paths import path_text, printable, writable
 from cosplace.progress import Progress, no_progress
+from cosplace.shapes import MAX_COUNT
 from cosplace.storage import storage_errors
 
 NEXT_ID = "next_id"  # the key of the record of the lowest id that was never used

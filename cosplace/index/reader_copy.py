@@ -32,8 +32,9 @@ from cosplace.index.file_checksums import (
 from cosplace.index.identity import SPEC
 from cosplace.index.lance import OutdatedError
 from cosplace.index.photo_table import are_descriptors, wrong_numbers
-from cosplace.index.record_checks import MAX_COUNT, parse_record
+from cosplace.index.record_checks import parse_record
 from cosplace.index.records import Columns
+from cosplace.shapes import MAX_COUNT
 from cosplace.storage import write_atomically
 
 MAX_COPY_BYTES = 64_000_000  # of descriptors: 31,000 photos with 512 float32 numbers

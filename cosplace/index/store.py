@@ -31,11 +31,11 @@ from cosplace.index.photo_table import (
     wrong_numbers,
 )
 from cosplace.index.reader_copy import ReaderCopy, write_reader_copy
-from cosplace.index.record_checks import MAX_COUNT
 from cosplace.index.records import Columns
 from cosplace.index.tables import CHECKED_FROM, PHOTOS, RECORDS, Tables, has_index
 from cosplace.memory import resident_bytes
 from cosplace.photos.parquet_files import arrow_compute
+from cosplace.shapes import MAX_COUNT
 
 __all__ = ["PHOTOS", "READ_ROWS", "RECORDS", "Store", "has_index"]
 

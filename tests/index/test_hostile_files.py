@@ -30,11 +30,12 @@ from cosplace.index.file_checksums import (
 from cosplace.index.manifests import ManifestError, check_manifest
 from cosplace.index.photo_index import create_index, open_index
 from cosplace.index.reader_copy import remove_reader_copies
-from cosplace.index.record_checks import MAX_COUNT, parse_record
+from cosplace.index.record_checks import parse_record
 from cosplace.index.store import Store
 from cosplace.index.trials import FOREIGN
 from cosplace.index.verification import verify_index
 from cosplace.models.views import PhotoViews
+from cosplace.shapes import MAX_COUNT
 from cosplace.storage import write_text
 from tests.index.index_samples import SPEC, record_again, some_photos, unit_rows
 from tests.index.manifest_samples import field, with_message

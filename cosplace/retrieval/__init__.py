@@ -3,7 +3,7 @@
 dataset             a database with its queries
 store_files         files in a folder or on object storage, each written whole or not at all
 photo_changes       whether the files of photos have changed since
-store_meta_checks   whether meta.json says what an extraction writes
+store_shapes        the JSON files of a store, checked when they are read
 shards              descriptors in files of rows, memory-mapped
 shard_claims        which worker computes which shard
 stored_photos       the list of photos that a store has descriptors of

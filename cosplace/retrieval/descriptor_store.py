@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from cosplace.errors import DatasetError
-from cosplace.progress import Progress, no_progress
+from cosplace.progress import Progress, format_count, no_progress
 from cosplace.ranks import ALONE, Ranks
 from cosplace.retrieval.shard_claims import STALE_S, Claim, claim_name, is_running, read_claim, this_host
 from cosplace.retrieval.shards import (
@@ -276,7 +276,9 @@ class Verification:
 
 
 def verify_store(address: str | Path, ranks: Ranks = ALONE, progress: Progress = no_progress) -> Verification:
-    """Compare the shards of a store with their checksums; with several ranks, each checks its share.
+    """Compare the shards of a store with their checksums, and check that descriptors are finite.
+
+    With several ranks, each checks its share.
 
     Raises DatasetError if there is no store or its meta.json is damaged, StorageError.
     """
@@ -294,10 +296,14 @@ def verify_store(address: str | Path, ranks: Ranks = ALONE, progress: Progress =
             continue
         try:
             shard = open_shard_file(files, number, meta, sizes[name])
+            checksum, num_infinite = _read_shard(files, shard, meta, sizes[name] - END_BYTES)
             if not shard.checksum:
                 num_unchecked += 1
-            elif _checksum(files, name, sizes[name] - END_BYTES) != shard.checksum:
+            elif checksum != shard.checksum:
                 raise DatasetError(f"{address}/{name} has changed since it was written: its checksum is another one.")
+            if num_infinite:
+                found = format_count(num_infinite, "descriptor")
+                raise DatasetError(f"{address}/{name} has {found} with values that are not finite.")
         except (DatasetError, FileNotFoundError, EOFError) as error:
             damaged.append(name)
             problems.append(str(error))
@@ -314,11 +320,22 @@ def verify_store(address: str | Path, ranks: Ranks = ALONE, progress: Progress =
     )
 
 
-def _checksum(files: StoreFiles, name: str, num_bytes: int) -> bytes:
-    checksum = hashlib.sha256()
-    for first in range(0, num_bytes, CHECKED_BYTES):
-        checksum.update(files.read(name, first, min(first + CHECKED_BYTES, num_bytes)))
-    return checksum.digest()
+def _read_shard(files: StoreFiles, shard: ShardFile, meta: StoreMeta, num_bytes: int) -> tuple[bytes, int]:
+    """SHA-256 of the first bytes of a shard, and the number of photos with descriptors that are not finite."""
+    first, end = shard.first_byte, shard.first_byte + shard.shape[0] * meta.row_bytes
+    checksum, num_infinite = hashlib.sha256(files.read(shard.name, 0, first)), 0
+    opened = np.ones(shard.shape[0], bool)
+    opened[[one.index % meta.extraction.shard_rows for one in shard.unreadable]] = False
+    step = max(1, CHECKED_BYTES // meta.row_bytes)
+    for row in range(0, shard.shape[0], step):
+        content = files.read(shard.name, first + row * meta.row_bytes, min(first + (row + step) * meta.row_bytes, end))
+        checksum.update(content)
+        if meta.extraction.dtype in ("float32", "float16"):
+            rows = np.frombuffer(content, meta.array_type).reshape(-1, meta.width)
+            num_infinite += int((~np.isfinite(rows).all(axis=1) & opened[row : row + step]).sum())
+    if num_bytes > end:  # a trailer follows
+        checksum.update(files.read(shard.name, end, num_bytes))
+    return checksum.digest(), num_infinite
 
 
 def _photos_problem(files: StoreFiles, meta: StoreMeta) -> str:

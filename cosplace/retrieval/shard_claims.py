@@ -19,6 +19,8 @@ from pathlib import Path
 from secrets import token_hex
 
 from cosplace.retrieval.store_files import StoreFiles
+from cosplace.retrieval.store_shapes import CLAIM_SHAPE, MAX_TEXT
+from cosplace.shapes import parse
 
 CLAIM, PHOTOS_CLAIM = "claim-{}.json", "claim-photos.json"
 STALE_S = 120.0  # more than the 60 s for which a network file system may show old files
@@ -50,7 +52,7 @@ def claim_name(number: int) -> str:
 def read_claim(files: StoreFiles, name: str) -> Claim | None:
     """A claim; None if it is gone or not whole."""
     try:
-        return Claim(**json.loads(files.read(name)))
+        return Claim(**parse(files.read(name, 0, MAX_TEXT + 1), CLAIM_SHAPE, max_length=MAX_TEXT))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

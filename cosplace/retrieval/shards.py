@@ -30,7 +30,15 @@ from cosplace.photos.paths import printable
 from cosplace.progress import format_count
 from cosplace.retrieval.photo_changes import PhotoFiles, have_changed
 from cosplace.retrieval.store_files import StoreFiles, open_files
-from cosplace.retrieval.store_meta_checks import is_possible
+from cosplace.retrieval.store_shapes import (
+    MAX_JSON_BYTES,
+    MAX_SHARDS,
+    META_SHAPE,
+    TRAILER,
+    UNREADABLE_PHOTOS,
+    are_codes,
+)
+from cosplace.shapes import fits, is_count, parse
 
 SHARD_ROWS = 65_536
 FORMAT_VERSION = 1
@@ -194,20 +202,25 @@ def shard_name(number: int) -> str:
 def read_meta(files: StoreFiles) -> StoreMeta | None:
     """What is stored; None if meta.json is missing.  Raises DatasetError for one that is damaged."""
     try:
-        values = json.loads(files.read(META))
-        if values["format"] == FORMAT_VERSION:
+        values = _read_json(files, META, {"format": is_count})
+        if values["format"] == FORMAT_VERSION and fits(values, META_SHAPE):
             dimension, codes, about = values.pop("dimension"), values.pop("codes", None), values.pop("about", {})
             extraction = ShardsMeta(**values | {"file_sizes": tuple(values["file_sizes"])})
-            meta = StoreMeta(extraction=extraction, dimension=dimension, codes=codes, about=about)
-            if extraction.dtype not in ARRAY_TYPES or not is_possible(meta):
-                raise ValueError(meta)
-            return meta
-        found = f"has format {values['format']} instead of {FORMAT_VERSION}"
+            is_possible = extraction.dtype in ARRAY_TYPES and extraction.num_shards <= MAX_SHARDS
+            if is_possible and are_codes(codes, extraction.dtype, dimension):
+                return StoreMeta(extraction=extraction, dimension=dimension, codes=codes, about=about)
+        is_known = values["format"] == FORMAT_VERSION
+        found = "is damaged" if is_known else f"has format {values['format']} instead of {FORMAT_VERSION}"
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError):  # also entries of a later version
         found = "is damaged"
     raise DatasetError(f"{_place(files, META)} {found}. Extract the descriptors into another folder.")
+
+
+def _read_json(files: StoreFiles, name: str, shape: Any) -> Any:
+    """The content of a JSON file.  Raises ValueError for one that is too large, damaged or has another shape."""
+    return parse(files.read(name, 0, MAX_JSON_BYTES + 1), shape, max_length=MAX_JSON_BYTES)
 
 
 def require_meta(files: StoreFiles) -> StoreMeta:
@@ -312,7 +325,7 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
                 f"{_place(files, name)} is of another extraction, which may still be running. Use another folder, "
                 f"or run this extraction again to replace the file."
             )
-    except (ValueError, EOFError, KeyError, TypeError, FileNotFoundError):
+    except (ValueError, EOFError, TypeError, FileNotFoundError):
         problem = "is truncated"
     raise DatasetError(
         f"{_place(files, name)} {problem}, expected {shape} {meta.extraction.dtype}. Run the extraction again to "
@@ -338,17 +351,17 @@ def _read_trailer(files: StoreFiles, name: str, first: int, size: int) -> tuple[
     """What a trailer says, and the checksum of what is before it.  Raises ValueError if it is not whole."""
     if size < first + END_BYTES:
         raise ValueError(name)
-    trailer = files.read(name, first, size)
+    trailer = files.read(name, first, min(size, first + MAX_JSON_BYTES))
     end = trailer[-END_BYTES:]
     length = int.from_bytes(end[CHECKSUM_BYTES : CHECKSUM_BYTES + LENGTH_BYTES], "little")
     if not end.endswith(MAGIC) or first + length + END_BYTES != size:
         raise ValueError(name)
-    return json.loads(trailer[:length]), end[:CHECKSUM_BYTES]
+    return parse(trailer[:length], TRAILER, max_length=MAX_JSON_BYTES), end[:CHECKSUM_BYTES]
 
 
 def _read_older_unreadable(files: StoreFiles, number: int) -> tuple[UnreadableImage, ...]:
     try:
-        entries = json.loads(files.read(UNREADABLE.format(f"{number:05}")))
+        entries = _read_json(files, UNREADABLE.format(f"{number:05}"), UNREADABLE_PHOTOS)
     except FileNotFoundError:
         return ()
     return tuple(UnreadableImage(**entry) for entry in entries)

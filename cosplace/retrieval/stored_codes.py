@@ -61,17 +61,10 @@ def codes_of(rows: np.ndarray, searchable: np.ndarray, meta: StoreMeta) -> Codes
 
 
 def _scale(meta: StoreMeta) -> float:
-    return float(_values(meta)["scale"])
+    assert meta.codes is not None
+    return float(meta.codes["scale"])
 
 
 def _center(meta: StoreMeta) -> np.ndarray:
-    center = np.array(_values(meta)["center"], np.float32)
-    if center.shape != (meta.dimension,):
-        raise DatasetError("meta.json is damaged: its center has another dimension. Extract into another folder.")
-    return center
-
-
-def _values(meta: StoreMeta) -> Mapping[str, Any]:
-    if not meta.codes or not ({"scale", "center"} & set(meta.codes)):
-        raise DatasetError("meta.json is damaged: it lacks the scale or center of codes. Extract into another folder.")
-    return meta.codes
+    assert meta.codes is not None
+    return np.array(meta.codes["center"], np.float32)

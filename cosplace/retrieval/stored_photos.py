@@ -21,6 +21,7 @@ from cosplace.photos.labels import list_of_lines, with_positions
 from cosplace.photos.parquet_files import arrow_compute, open_parquet
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.store_files import StoreFiles
+from cosplace.retrieval.store_shapes import is_map_center
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,13 +100,16 @@ def read_photos(files: StoreFiles) -> StoredPhotos:
 
     place = f"{files.address}/{PHOTOS}"
     try:
-        with open_parquet(io.BytesIO(files.read(PHOTOS))) as file:
+        path = files.local_path(PHOTOS)
+        with open_parquet(path if path is not None and path.is_file() else io.BytesIO(files.read(PHOTOS))) as file:
             table = file.read()
         metadata = table.schema.metadata or {}
         folder, center = Path(os.fsdecode(metadata[b"folder"])), json.loads(metadata[b"map_center"])
         if "\0" in str(folder):
             raise ValueError(folder)
         if center is not None:
+            if not is_map_center(center):
+                raise ValueError(center)
             center = (float(center[0]), float(center[1]))
         paths, texts = (table[name].cast(pa.large_binary()).combine_chunks() for name in ("path", "label"))
     except FileNotFoundError as error:

@@ -1,13 +1,10 @@
 """Records and checksums of an index that no writer stores: the index is damaged, one line says so."""
 
-import copy
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +19,9 @@ from cosplace.localization.calibration import calibrate
 from cosplace.localization.confidence import Calibration
 from cosplace.localization.localizer import Localizer, read_calibration
 from cosplace.report.calibration_page import calibration_page
+from tests.hostile_json import changed
 from tests.places import make_world, world_index
 from tests.unusual_input.samples import within
-
-OTHERS: tuple[Any, ...] = (None, True, "x", "a\0b", -1, 1e300, float("inf"), 10**400, [], [1], ["x"], {}, {"a": 1})
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +35,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         index.write_record("next_id", {"next_id": 1000})
         index.write_record("checked_from", {"id": 0})
     return address
-
-
-def changed(record: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """A record with one value changed or removed, and its place, for each value."""
-
-    def value_at(whole: Any, where: tuple[Any, ...]) -> Any:
-        for step in where:
-            whole = whole[step]
-        return whole
-
-    value = value_at(record, place)
-    if place:
-        for other in OTHERS:
-            new = copy.deepcopy(record)
-            value_at(new, place[:-1])[place[-1]] = other
-            yield place, new
-        new = copy.deepcopy(record)
-        del value_at(new, place[:-1])[place[-1]]
-        yield place, new
-    for step in value if isinstance(value, dict) else range(min(1, len(value))) if isinstance(value, list) else ():
-        yield from changed(record, (*place, step))
 
 
 def use(address: Path, queries: np.ndarray) -> None:

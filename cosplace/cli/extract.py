@@ -10,6 +10,7 @@ from cosplace.cli.console import Bars, on_interrupt, print_json, print_result
 from cosplace.config.extraction import ExtractConfig
 from cosplace.config.values import to_values
 from cosplace.errors import DatasetError, none_readable
+from cosplace.photos.paths import printable
 from cosplace.progress import format_bytes, format_count, format_duration, no_progress
 from cosplace.ranks import Ranks, local_device, ranks_from_environment
 
@@ -132,7 +133,7 @@ def _print_status(config: ExtractConfig) -> None:
     for one in state.claims[:MAX_CLAIM_LINES]:
         kind = "active" if one.is_active else "ended or hung: another worker takes its shard over"
         print_result(
-            f"  shard {one.number:,}: {one.claim.worker}, {one.claim.done:,} photos, "
+            f"  shard {one.number:,}: {printable(one.claim.worker)}, {one.claim.done:,} photos, "
             f"{one.claim.photos_per_s:.1f} per second, {format_duration(one.age_s)} ago ({kind})"
         )
     if len(state.claims) > MAX_CLAIM_LINES:
@@ -159,7 +160,7 @@ def _print_store(state: "StoreState") -> None:
         were = "was" if len(state.unreadable) == 1 else "were"
         print_result(f"{format_count(len(state.unreadable), 'photo')} could not be opened and {were} left out:")
         for entry in state.unreadable[:MAX_UNREADABLE_LINES]:
-            print_result(f"  {entry.message}")
+            print_result(f"  {printable(entry.message)}")
         if len(state.unreadable) > MAX_UNREADABLE_LINES:
             print_result(f"  ... and {len(state.unreadable) - MAX_UNREADABLE_LINES} more; --status --json has all")
 

@@ -95,20 +95,20 @@ def test_an_index_of_many_training_photos_says_that_confidence_may_be_too_low(
 ) -> None:
     """New photos with the light and camera of one of several years are easier than validation queries."""
     address = index_of(
-        tmp_path / "trained", make_world(500), matches=validation(), years_apart=years_apart, trained=slice(None)
+        tmp_path / "trained", make_world(300), matches=validation(), years_apart=years_apart, trained=slice(None)
     )
     with open_index(address, write=True) as index:
         calibration = calibrate(index, num_altered=0)
         print_info(index.info())
     about = calibration.about
-    assert about["correction"] == "validation" and about["num_training_photos"] == MANY_TRAINED == 2500
+    assert about["correction"] == "validation" and about["num_training_photos"] == MANY_TRAINED == 1500
     assert about["share_revisited"] == years_apart
     text = capsys.readouterr().out
     assert ("confidence may be too low" in text and "--unlabeled FOLDER" in text) == is_said
     page = calibration_page(calibration, "index")
     assert ("<code>cosplace index calibrate --unlabeled FOLDER</code>" in page) == is_said
     assert bool(trained_text(about)) == is_said
-    for other in ({"unlabeled": "folder"}, {"correction": "left out"}, {"num_training_photos": 2499}):
+    for other in ({"unlabeled": "folder"}, {"correction": "left out"}, {"num_training_photos": 1499}):
         assert not trained_text({**about, **other})
     without_times = {key: value for key, value in about.items() if key != "share_revisited"}
     assert trained_text(without_times)  # they may be of several years

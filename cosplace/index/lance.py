@@ -56,6 +56,10 @@ class OutdatedError(MissingIndexError):
 
 PANICS = ("RustPanic", "PanicException")  # raised by failed assertions in Lance; some are not an Exception
 RUST_SOURCE = re.compile(r",? ?\S*\.rs:\d+(:\d+)?|/\S*/\.cargo/\S*|, location: \S+")
+# A damaged file is no bug of Lance or DataFusion, whatever they say.
+BUG_REPORT = re.compile(
+    r"Encountered internal error\. Please file a bug report at \S+ ?|\W*This issue was likely caused by a bug in .*"
+)
 
 
 @contextmanager
@@ -78,7 +82,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 def _translate(address: str, error: BaseException) -> CosPlaceError:
-    text = RUST_SOURCE.sub("", " ".join(str(error).split()))
+    text = RUST_SOURCE.sub("", BUG_REPORT.sub("", " ".join(str(error).split())))
     if "os error 28" in text or "No space left" in text or "os error 122" in text:
         return StorageError(
             f"{address}: no space left on the disk, or in the folder for temporary files. Free some space and run the "

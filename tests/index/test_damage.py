@@ -569,6 +569,10 @@ def test_a_panic_of_lance_is_damage(intact: Path, monkeypatch: pytest.MonkeyPatc
         ("city", "LanceError(IO): Permission denied (os error 13)", StorageError, "No permission to read or write"),
         ("city", "Too many open files (os error 24), src/io.rs:5:9", PhotoIndexError, "Too many open files"),
         ("city", "Encountered corrupt data: 3, rust/lance/src/io.rs:5:9", DamagedIndexError, "corrupt data: 3. Run"),
+        ("city", "Encountered internal error. Please file a bug report at https://x/y. bad page, rust/a.rs:5:9",
+         DamagedIndexError, r"damaged: bad page\. Run"),
+        ("city", "bad plan.\nThis issue was likely caused by a bug in DataFusion's code. Please help us: https://x/issues",
+         DamagedIndexError, r"damaged: bad plan\. Run"),
         ("city", "Not found: tmp/city/x.lance/data/1.lance, io.rs:5", MissingIndexError, "data/1.lance is missing"),
     ],
 )  # fmt: skip

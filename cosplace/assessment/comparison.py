@@ -255,7 +255,8 @@ def _notes(a: ComparedRun, b: ComparedRun) -> list[str]:
         if None not in views and views[0] != views[1]:
             notes.append(f"{text} {_view_text(views[0])} in {a.letter}, {_view_text(views[1])} in {b.letter}.")
     for run in (a, b):
-        if deviations := _entry(run.results, "protocol", "deviations"):
+        deviations = _entry(run.results, "protocol", "deviations")
+        if isinstance(deviations, list) and deviations:
             notes.append(f"{run.letter} deviates: {'; '.join(map(str, deviations))}.")
     searches = [_search_text(run.results.get("compression")) for run in (a, b)]
     if searches[0] != searches[1]:

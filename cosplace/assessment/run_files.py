@@ -27,6 +27,7 @@ from cosplace.photos.image_list import BLOCK_BYTES, evenly_spaced, image_list
 from cosplace.photos.parquet_files import open_parquet
 from cosplace.photos.paths import path_from_text, path_text
 from cosplace.photos.table_lists import find_part
+from cosplace.shapes import fits, is_text
 from cosplace.storage import write_atomically
 
 if TYPE_CHECKING:  # these import torch, which reading a run does not need
@@ -300,6 +301,9 @@ def _query_results(path: Path) -> QueryResults:
         if about["format"] != FORMAT:
             raise ValueError(f"it has the format {about['format']}, this version reads {FORMAT}")
         table = file.read()
+
+    if not fits(about, dict.fromkeys(("folder", "database_folder", "queries_folder"), is_text)):
+        raise ValueError("it names folders that cannot exist")
 
     def texts(name: str) -> list[str]:
         return [str(path_from_text(text)) if text else "" for text in _values(table, name, str)]

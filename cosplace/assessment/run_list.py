@@ -109,7 +109,7 @@ def summarize(folder: Path) -> RunSummary:
         reason=reason,
         time=_time(folder, results),
         kind=kind,
-        model=_model(config, results, kind, folder),
+        model=one_line(_model(config, results, kind, folder)),
         backbone=backbone,
         dimension=_count(model.get("reduced_to") or model.get("descriptor_dim") or config.get("fc_output_dim")),
         compression=_text(_section(results, "compression").get("method")),

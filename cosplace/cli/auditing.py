@@ -76,6 +76,9 @@ def write_audit(config: AuditConfig, run: "QueryResults") -> None:
     )
     what = "wrong answers that look right" if config.more_similar_than else "wrong answers"
     print_result(f"audit of {what}, {pairs_text(num_shown, len(pairs))}: {html}")
+    if num_shown:  # the run may be somebody else's, and name any folder
+        folders = sorted({printable(queries.folder), printable(database.folder)})
+        print_result(f"the page contains photos from {' and '.join(folders)}")
 
 
 def _apply(config: AuditConfig, run: "QueryResults", exported: Path) -> None:

@@ -27,6 +27,7 @@ from cosplace.storage import storage_errors, write_text
 LOGS = Path("logs")  # folders of runs
 LINE_SECONDS = 60.0  # without a terminal, at most one progress line in this time
 SAME_SIGNAL_S = 1.0  # a signal that is repeated within this time is the same request
+MAX_ERROR = 2000  # characters of an error
 RETRY_S = 0.05  # until a signal that was ignored is sent again
 RED, YELLOW, RESET = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
@@ -146,6 +147,8 @@ def print_times(seconds: Mapping[str, float]) -> None:
 def print_error(text: str) -> None:
     """Print an error on stderr, in one line."""
     text = one_line(" ".join(text.split()))
+    if len(text) > MAX_ERROR:  # it names something of a file; what to do is said at the end
+        text = f"{text[: MAX_ERROR // 2]} ... {text[-MAX_ERROR // 2 :]}"
     if _terminal[-1].log_format == "json":
         _print_json_line("error", message=text)
     else:

@@ -30,7 +30,7 @@ from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
 from cosplace.localization.leave_one_out import BLOCK_ROWS, squared_distances
 from cosplace.models.training_card import MIN_UNSEEN, USUAL_SIZE, TrainingCard, ValidationMatches, read_training_card
-from cosplace.models.views import how_described
+from cosplace.models.views import NATIVE, SHORT_SIDE, how_described
 from cosplace.photos.opening import NUM_MEASURED, typical_side
 from cosplace.photos.paths import path_from_text, printable
 from cosplace.photos.viewpoints import SEEN, UNDECIDED, UNSEEN, Viewpoints
@@ -191,14 +191,16 @@ def check_adjustable(choice: Choice) -> None:
 def _difference(index: PhotoIndex, matches: ValidationMatches) -> str:
     """How the photos of a model card were described, where the index does it in another way; "" for an unknown way."""
     here = how_described(index.spec.image_size, index.spec.views)
-    there = here if matches.described is None else matches.described
-    usual = there.get(USUAL_SIZE)
-    if isinstance(usual, int) and usual > 0 and index.spec.image_size is None:
-        columns = index.columns()
-        some = np.unique(np.linspace(0, len(columns) - 1, NUM_MEASURED).astype(np.int64))
-        size = typical_side([path_from_text(path) for path in columns.paths(some)])
-        if size is not None and not usual / MAX_SIZE_RATIO <= size <= usual * MAX_SIZE_RATIO:
-            here, there = {"photos of": f"{size} pixels"} | here, {"photos of": f"{usual} pixels"} | dict(there)
+    there = here if matches.described is None else dict(matches.described)
+    are_native = [one.get("image_size") is None for one in (here, there)]
+    other = there.get("image_size") or there.get(USUAL_SIZE)  # pixels; the second, of photos that keep their size
+    if other is not None and any(are_native):
+        size = _native_side(index) if are_native[0] else here["image_size"]
+        is_near = size is not None and other / MAX_SIZE_RATIO <= size <= other * MAX_SIZE_RATIO
+        if is_near and not all(are_native):
+            here, there = (_resized(one, other) for one in (here, there))
+        elif size is not None and not is_near and all(are_native):
+            here, there = {"photos of": f"{size} pixels"} | here, {"photos of": f"{other} pixels"} | there
     return one_line(
         "; ".join(
             f"{name} {_text(there.get(name))} instead of {_text(value)}"
@@ -206,6 +208,21 @@ def _difference(index: PhotoIndex, matches: ValidationMatches) -> str:
             if there.get(name) != value
         )
     )
+
+
+def _native_side(index: PhotoIndex) -> int | None:
+    """Usual shorter side of the photos of an index, in pixels."""
+    columns = index.columns()
+    some = np.unique(np.linspace(0, len(columns) - 1, NUM_MEASURED).astype(np.int64))
+    return typical_side([path_from_text(path) for path in columns.paths(some)])
+
+
+def _resized(described: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """How photos are described whose shorter side is about `size` pixels, whether they keep it or are resized."""
+    queries = described.get("query_policy"), described.get("query_size")
+    is_plain = queries in ((NATIVE, None), (SHORT_SIDE, described.get("image_size")))  # encoded like the photos
+    plain = {"query_policy": SHORT_SIDE, "query_size": size} if is_plain else {}
+    return {**described, "image_size": size, **plain}
 
 
 def _warn_of_difference(index: PhotoIndex, matches: ValidationMatches) -> None:

@@ -20,11 +20,19 @@ import numpy as np
 from cosplace.errors import CheckpointError, CosPlaceError
 from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha256
 from cosplace.photos.viewpoints import ViewpointDigest, decompress, digest_from_text, digest_text
+from cosplace.shapes import fits, is_finite, is_flag, is_image_size_or_none, is_text
 
 TRAINING_PHOTOS, VALIDATION_MATCHES = "training_photos", "validation_matches"
 USUAL_SIZE = "usual_size"  # shorter side, in pixels, of validation photos that keep their size
 MAX_QUERIES, MAX_MATCHES = 500, 50
+MAX_POLICY = 50  # characters
 MIN_UNSEEN = 200  # photos of an index, other than training photos, that suffice for its calibration
+DESCRIBED = {  # see `views.how_described`
+    **dict.fromkeys(("image_size?", "query_size?", f"{USUAL_SIZE}?"), is_image_size_or_none),
+    "query_policy?": lambda value: is_text(value) and len(value) <= MAX_POLICY,
+    "scales?": [is_finite],
+    "flip?": is_flag,
+}
 SIMILARITY, OFFSET = np.dtype("<f2"), np.dtype("<f4")
 
 
@@ -113,8 +121,9 @@ def _matches_from_text(text: str) -> ValidationMatches:
         offsets = np.frombuffer(raw, OFFSET, 2 * num_values, SIMILARITY.itemsize * num_values).astype(np.float32)
         if not (np.isfinite(offsets).all() and (np.abs(similarities) <= 1.01).all()):
             raise ValueError("numbers out of range")
-        if not isinstance(described := record.get("described"), Mapping | None):
-            raise ValueError("the views of its photos are not a mapping")
+        described = record.get("described")
+        if described is not None and not fits(described, DESCRIBED):
+            raise ValueError("it has unknown views of its photos")
     except (
         ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, zlib.error
     ) as error:  # fmt: skip

@@ -4,8 +4,8 @@ Side effects: reads files.
 """
 
 import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 MAX_VALUES, VALUES_PER_BYTE = 64_000_000, 32  # in a file of 0 bytes, and how many more for each byte that it has
 MAX_BYTES, BYTES_PER_BYTE = 512 << 20, 100  # of values that are read
-MAX_DEPTH = 8  # of lists and structs in each other
+MAX_DEPTH = 32  # of lists and structs in each other
+MAX_ROWS = 1 << 16  # that are read at once
 MAX_CHECKED_BYTES = 256 << 20  # of a file whose texts are read twice, which takes a second per million photos
 
 
@@ -89,11 +90,25 @@ def _check_texts(file: "pq.ParquetFile", source: BinaryIO, num_bytes: int) -> No
         if leaf.physical_type != "BYTE_ARRAY":
             continue
         coded = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=[leaf.path])
-        with suppress(pa.ArrowNotImplementedError, OSError):  # encodings of which no dictionary can be made
-            for group in range(coded.num_row_groups):
-                table = coded.read_row_group(group, columns=[leaf.path])
-                num_text_bytes += sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
+        for group in range(coded.num_row_groups):
+            try:
+                parts: Iterable[Any] = [coded.read_row_group(group, columns=[leaf.path])]
+            except (pa.ArrowNotImplementedError, OSError):  # an encoding of which no dictionary can be made
+                parts = _few_rows(file, group, number, leaf.path)
+            for part in parts:
+                num_text_bytes += sum(_text_bytes(chunk) for column in part.columns for chunk in _chunks(column))
                 _check(num_text_bytes, MAX_BYTES + BYTES_PER_BYTE * num_bytes, "bytes of texts", num_bytes)
+
+
+def _few_rows(file: "pq.ParquetFile", group: int, column: int, path: str) -> Iterator[Any]:
+    """A column in batches of so few rows that they fit into memory, even if each text begins with the one before."""
+    num_stored = max(1, file.metadata.row_group(group).column(column).total_uncompressed_size)
+    num_rows = min(MAX_ROWS, max(1, MAX_BYTES // num_stored))
+    return file.iter_batches(num_rows, row_groups=[group], columns=[path])
+
+
+def _chunks(column: Any) -> Sequence[Any]:
+    return column.chunks if hasattr(column, "chunks") else [column]
 
 
 def _check(number: int, limit: int, unit: str, num_bytes: int) -> None:
@@ -114,13 +129,22 @@ def _fixed_bytes(kind: Any, depth: int = 0) -> int:
     return sum(_fixed_bytes(kind.field(number).type, depth + 1) for number in range(kind.num_fields))
 
 
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary))
+
+
 def _text_bytes(array: Any) -> int:
-    """Bytes of the texts of an array (pyarrow) that has them as dictionaries, if each is stored where it occurs."""
+    """Bytes of the texts of an array (pyarrow), each counted where it occurs, also if they are in a dictionary."""
     import pyarrow as pa
 
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         return _text_bytes(array.storage)
+    if _is_text(kind):
+        return int(arrow_compute().sum(arrow_compute().binary_length(array)).as_py() or 0)
     if pa.types.is_dictionary(kind):
         lengths = arrow_compute().binary_length(array.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
         places = array.indices.drop_null().to_numpy(zero_copy_only=False)

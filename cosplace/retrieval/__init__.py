@@ -3,6 +3,7 @@
 dataset             a database with its queries
 store_files         files in a folder or on object storage, each written whole or not at all
 photo_changes       whether the files of photos have changed since
+npy_headers         headers of .npy files
 store_shapes        the JSON files of a store, checked when they are read
 shards              descriptors in files of rows, memory-mapped
 shard_claims        which worker computes which shard

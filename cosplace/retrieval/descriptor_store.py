@@ -76,6 +76,8 @@ class DescriptorStore:
                 f"{self.address}/{PHOTOS} has {len(photos.images):,} photos, but there are {len(self):,} descriptors. "
                 f"Delete it and run the same extraction again."
             )
+        if problem := _photos_problem(self.files, self.meta, photos):
+            raise DatasetError(f"{problem} Delete it and run the same extraction again.")
         return photos
 
     @property
@@ -308,7 +310,7 @@ def verify_store(address: str | Path, ranks: Ranks = ALONE, progress: Progress =
             damaged.append(name)
             problems.append(str(error))
         progress("comparing checksums", done, len(numbers))
-    if ranks.is_first and PHOTOS in sizes and (problem := _photos_problem(files, meta)):
+    if ranks.is_first and PHOTOS in sizes and (problem := _damage_of_photos(files, meta)):
         damaged.append(PHOTOS)
         problems.append(problem)
     return Verification(
@@ -338,11 +340,16 @@ def _read_shard(files: StoreFiles, shard: ShardFile, meta: StoreMeta, num_bytes:
     return checksum.digest(), num_infinite
 
 
-def _photos_problem(files: StoreFiles, meta: StoreMeta) -> str:
+def _damage_of_photos(files: StoreFiles, meta: StoreMeta) -> str:
     try:
-        names = np.ascontiguousarray(read_photos(files).images.names)
+        return _photos_problem(files, meta, read_photos(files))
     except DatasetError as error:
         return str(error)
+
+
+def _photos_problem(files: StoreFiles, meta: StoreMeta, photos: StoredPhotos) -> str:
+    """Whose descriptors the rows of a store are, if not those of its photos; "" if they are."""
+    names = np.ascontiguousarray(photos.images.names)
     same = hashlib.sha256(names.data).hexdigest() == meta.extraction.photos
     return "" if same else f"{files.address}/{PHOTOS} has other photos than the descriptors."
 

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 from cosplace.errors import DatasetError
 from cosplace.photos.paths import printable
 from cosplace.progress import format_count
+from cosplace.retrieval.npy_headers import MAX_HEADER, read_header
 from cosplace.retrieval.photo_changes import PhotoFiles, have_changed
 from cosplace.retrieval.store_files import StoreFiles, open_files
 from cosplace.retrieval.store_shapes import (
@@ -44,12 +44,6 @@ SHARD_ROWS = 65_536
 FORMAT_VERSION = 1
 META, SHARD, UNREADABLE = "meta.json", "descriptors-{}.npy", "unreadable-{}.json"
 ARRAY_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "binary": np.uint64}  # by stored type
-MAX_HEADER = 4096  # bytes of a .npy header
-NPY_1_0 = b"\x93NUMPY\x01\x00"  # then the length of the text that follows, of two bytes
-NPY_HEADER = re.compile(
-    rb"\{'descr': '(?P<type>[<>|][a-z]\d{1,2})', 'fortran_order': (?P<in_columns>True|False), "
-    rb"'shape': \((?P<shape>(?:\d{1,18}, ?)*(?:\d{1,18})?)\), \} *\n"
-)
 MAGIC = b"COSPLACE"  # the last bytes of a shard with a trailer
 CHECKSUM_BYTES, LENGTH_BYTES = 32, 8
 END_BYTES = CHECKSUM_BYTES + LENGTH_BYTES + len(MAGIC)  # of a trailer, after its JSON
@@ -158,6 +152,7 @@ class StoreMeta:
     dimension: int  # D
     codes: Mapping[str, Any] | None = None  # what int8 and binary codes need, see `stored_codes`
     about: Mapping[str, Any] = field(default_factory=dict)  # not compared: names for people
+    has_trailers: bool = True  # not compared: false in folders of the first version
 
     @property
     def width(self) -> int:
@@ -208,7 +203,10 @@ def read_meta(files: StoreFiles) -> StoreMeta | None:
             extraction = ShardsMeta(**values | {"file_sizes": tuple(values["file_sizes"])})
             is_possible = extraction.dtype in ARRAY_TYPES and extraction.num_shards <= MAX_SHARDS
             if is_possible and are_codes(codes, extraction.dtype, dimension):
-                return StoreMeta(extraction=extraction, dimension=dimension, codes=codes, about=about)
+                return StoreMeta(
+                    extraction=extraction, dimension=dimension, codes=codes, about=about,
+                    has_trailers="version" in values,
+                )  # fmt: skip
         is_known = values["format"] == FORMAT_VERSION
         found = "is damaged" if is_known else f"has format {values['format']} instead of {FORMAT_VERSION}"
     except (FileNotFoundError, NotADirectoryError):
@@ -245,8 +243,8 @@ def check_same_extraction(files: StoreFiles, before: ShardsMeta, now: ShardsMeta
             f"another folder, or delete this one."
         )
     # Some photos may have been replaced, but not most of them.
-    same = sum(was == size for was, size in zip(before.file_sizes, now.file_sizes, strict=True))
-    if 2 * same < len(now.file_sizes):
+    same = sum(was == size for was, size in zip(before.file_sizes, now.file_sizes, strict=False))
+    if 2 * same < len(now.file_sizes) or len(before.file_sizes) != len(now.file_sizes):
         raise DatasetError(
             f"{files.address} has descriptors of photos with the same names but other file sizes. Use another folder, "
             f"or delete this one."
@@ -308,7 +306,7 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
         end = first_byte + int(np.prod(found_shape)) * found_type.itemsize
         if found_shape != shape or found_type != meta.array_type or in_columns:
             problem = f"has shape {found_shape} and type {found_type}"
-        elif size == end:
+        elif size == end and not meta.has_trailers:
             unreadable = _read_older_unreadable(files, number)
             return ShardFile(name=name, first_byte=first_byte, shape=shape, unreadable=unreadable, checksum=b"")
         else:
@@ -331,20 +329,6 @@ def open_shard_file(files: StoreFiles, number: int, meta: StoreMeta, size: int |
         f"{_place(files, name)} {problem}, expected {shape} {meta.extraction.dtype}. Run the extraction again to "
         f"replace it."
     )
-
-
-def read_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, whether it is in columns (Fortran order), type and first byte of the array of a .npy file (format 1.0).
-
-    Not by numpy, which calls Python's parser: in Python 3.11 it can raise SystemError if several threads use it, and
-    shards are opened by several.  Raises ValueError for another header.
-    """
-    first_byte = len(NPY_1_0) + 2 + int.from_bytes(head[len(NPY_1_0) : len(NPY_1_0) + 2], "little")
-    found = NPY_HEADER.fullmatch(head[len(NPY_1_0) + 2 : first_byte])
-    if not head.startswith(NPY_1_0) or found is None or len(head) < first_byte:
-        raise ValueError(head[:first_byte])
-    shape = tuple(int(axis) for axis in found["shape"].split(b",") if axis.strip())
-    return shape, found["in_columns"] == b"True", np.dtype(found["type"].decode()), first_byte
 
 
 def _read_trailer(files: StoreFiles, name: str, first: int, size: int) -> tuple[dict[str, Any], bytes]:

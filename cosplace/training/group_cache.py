@@ -19,6 +19,7 @@ from cosplace.config.sections import Grouping
 from cosplace.errors import CheckpointError
 from cosplace.photos.image_list import ImageList
 from cosplace.photos.labels import with_headings
+from cosplace.shapes import fits, is_count, is_finite, is_text, parse
 from cosplace.storage import cache_folder, remove_unfinished, write_atomically
 from cosplace.training.eigenplaces import WITHOUT_HEADINGS, check_grouping, partition_views
 from cosplace.training.groups import Groups, partition
@@ -27,7 +28,21 @@ from cosplace.training.held_out import RULE, hold_out
 FORMAT = "cosplace groups 3"  # 2: without a checksum; the name depends on it, so files of others are not opened
 HEADER_BYTES = 4096
 ALIGNMENT = 64
+HEADER = {  # of a file
+    **dict.fromkeys(("format", "checksum"), is_text),
+    **dict.fromkeys(("bytes", "num_scanned", "num_unknown"), is_count),
+    "arrays": lambda value: isinstance(value, dict) and fits(list(value.values()), [_is_array]),
+    "views?": [is_text],
+    "map_center?": [is_finite],
+}
 CHECKED_BYTES = 1 << 20  # read at once
+
+
+def _is_array(value: Any) -> bool:
+    """Whether this is the type, the shape and the first byte of an array."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return is_text(value[0]) and fits(value[1], [is_count]) and is_count(value[2])
 
 
 def cached_partition(images: ImageList, grouping: Grouping, folder: Path | None = None) -> Groups:
@@ -130,15 +145,27 @@ def _checksum(header: dict[str, Any], blocks: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
+def _read_header(path: Path) -> dict[str, Any]:
+    """What a file of groups says about itself.  Raises ValueError if it is something else, or has another size."""
+    if not path.is_file():  # a pipe may never end
+        raise ValueError(path)
+    with path.open("rb") as file:
+        header = parse(file.read(HEADER_BYTES), HEADER, max_length=HEADER_BYTES)
+        if header["format"] != FORMAT or header["bytes"] != os.fstat(file.fileno()).st_size:
+            raise ValueError(header)
+    return header
+
+
 def _check(path: Path) -> None:
     """Compare a file of groups with its checksum.  Raises CheckpointError."""
     try:
+        header = _read_header(path)
+        checksum = header.pop("checksum")
         with path.open("rb") as file:
-            header = json.loads(file.read(HEADER_BYTES))
-            checksum = header.pop("checksum")
+            file.seek(HEADER_BYTES)
             if checksum != _checksum(header, iter(lambda: file.read(CHECKED_BYTES), b"")):
-                raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                raise ValueError(checksum)
+    except (ValueError, OSError) as error:
         raise _refused(path) from error
 
 
@@ -154,10 +181,7 @@ def open_groups(path: Path, list_file: Path | None, folder: Path, inside: tuple[
     Raises CheckpointError if the file is truncated or not a cache of groups.
     """
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(HEADER_BYTES))
-            if header["format"] != FORMAT or header["bytes"] != os.fstat(file.fileno()).st_size:
-                raise ValueError
+        header = _read_header(path)
         block = np.memmap(path, np.uint8, mode="r")
         arrays = {
             name: block[at : at + int(np.prod(shape)) * np.dtype(kind).itemsize].view(kind).reshape(shape)

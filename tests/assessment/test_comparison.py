@@ -76,6 +76,9 @@ def test_deviations_of_a_run_are_noted(tmp_path: Path) -> None:
         write_run(tmp_path / "b", dataset, RANKS_A, protocol=protocol),
     ]
     assert "B deviates: 6 queries could not be opened." in compare(*open_runs(folders)).notes
+    for number, other in enumerate((3, True, float("nan"), {"a": 1}, "text")):  # as no version writes them
+        folders[1] = write_run(tmp_path / f"c{number}", dataset, RANKS_A, protocol=protocol | {"deviations": other})
+        assert not any("deviates" in note for note in compare(*open_runs(folders)).notes)
 
 
 def test_equal_models_are_called_different_in_at_most_five_percent_of_cases() -> None:

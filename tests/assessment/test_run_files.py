@@ -1,6 +1,7 @@
 """The table of the queries of a run: what is written is read; damaged files are refused in one line."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -176,7 +177,20 @@ def test_a_query_takes_about_a_kilobyte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["cut", "empty", "other table", "no metadata", "rank", "cluster", "null", "format", "lists", "negative", "text"],
+    [
+        "cut",
+        "empty",
+        "other table",
+        "no metadata",
+        "rank",
+        "cluster",
+        "null",
+        "format",
+        "lists",
+        "negative",
+        "text",
+        "folder",
+    ],
 )
 def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     path = tmp_path / QUERIES
@@ -203,6 +217,9 @@ def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path, damage: str) -> 
             "lists": table.set_column(3, "distances_m", pa.array([[]] * 4, pa.list_(pa.float32()))),
             "negative": with_distances(lambda value: -1e300),
             "text": with_distances(str),
+            "folder": table.replace_schema_metadata(
+                {b"cosplace": json.dumps(json.loads(metadata[b"cosplace"]) | {"database_folder": "\ud800"}).encode()}
+            ),
             "format": table.replace_schema_metadata({b"cosplace": metadata[b"cosplace"].replace(b'": 1,', b'": 9,')}),
         }[damage]
         parquet.write_table(changed, path)

@@ -238,3 +238,11 @@ def test_any_content_gives_a_summary(tmp_path: Path, values: dict[str, Any]) -> 
     found = summarize(tmp_path)
     assert found.state in ("finished", "not readable")
     assert (found.reason == "") == (found.state == "finished")
+    assert "\n" not in found.model and "\x1b" not in found.model
+
+
+def test_the_name_of_a_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text("{}")
+    results = {"recalls": {"1": 50.0}, "model": {"name": "a\n2026 forged\x1b[2J"}}
+    (tmp_path / RESULTS).write_text(json.dumps(results))
+    assert summarize(tmp_path).model == r"a\n2026 forged\x1b[2J"

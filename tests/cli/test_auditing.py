@@ -40,7 +40,9 @@ def verdicts_of(page: str, verdict: str = "same") -> dict[str, Any]:
 
 def test_page_verdicts_and_the_next_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(run), "--more_similar_than", "0"]) == 0
-    assert f"audit of wrong answers, 2 pairs: {run / 'audit.html'}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"audit of wrong answers, 2 pairs: {run / 'audit.html'}" in out
+    assert re.search(r"the page contains photos from .*database and .*queries\n", out)
     page = (run / "audit.html").read_text("utf-8")
     assert "2 wrong answers of 4 queries: the first prediction is more than 25 m from its query. Do" in page
     assert page.count("data:image/jpeg") == 4 and "script-src 'sha256-" in page

@@ -113,3 +113,9 @@ def test_settings_end_with_the_command(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().err)["event"] == "error"
     assert main(["zoo", "info", "nothing"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_error_of_any_length_fits_on_a_screen(capsys) -> None:
+    print_error(f"{'x' * 100_000} is too long. Use a shorter name.")
+    text = capsys.readouterr().err
+    assert len(text) < 2100 and text.startswith("error: xxx") and text.endswith("Use a shorter name.\n")

@@ -70,6 +70,9 @@ def validation(num_places: int = 250) -> ValidationMatches:
             how_described(320),
             "image_size 320 instead of none; query_policy short_side instead of native; query_size 320",
         ),
+        (how_described(128), ""),  # photos of the index have 128 pixels
+        (how_described(150), ""),
+        (how_described(128, PhotoViews(query_policy="square", query_size=100)), "query_policy square instead of short"),
         (how_described(None) | {"usual_size": 512}, "photos of 512 pixels instead of 128 pixels)"),
         (how_described(None) | {"usual_size": 140}, ""),
         (how_described(None) | {"usual_size": None}, ""),
@@ -91,10 +94,25 @@ def test_validation_photos_that_were_described_in_another_way_are_reported(
     assert (difference in caplog.text) if difference else ("encoded differently" not in caplog.text)
 
 
+@pytest.mark.parametrize(
+    ("usual_size", "difference"),
+    [(200, ""), (180, ""), (512, "image_size none instead of 200"), (None, "image_size none instead of 200")],
+)
+def test_photos_that_keep_their_size_can_be_like_resized_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, usual_size: int | None, difference: str
+) -> None:
+    matches = replace(validation(), described=how_described(None) | {"usual_size": usual_size})
+    address = trained_index(tmp_path, make_world(100, seed=1), matches=matches, image_size=200)
+    with open_index(address) as index, caplog.at_level(logging.WARNING):
+        compute_calibration(index, num_altered=0)
+    assert (difference in caplog.text) if difference else ("encoded differently" not in caplog.text)
+
+
 def trained_index(
     folder: Path,
     world: World,
     *,
+    image_size: int | None = None,
     num_unseen: int = 0,
     matches: ValidationMatches | None = None,
     captures: int = CAPTURES,
@@ -108,7 +126,7 @@ def trained_index(
     )  # fmt: skip
     card = card_entries(TrainingCard(photos=digest_of([seen]), matches=matches))
     write_weights(folder / "model.safetensors", {"a": torch.zeros(1)}, card)
-    spec = ModelSpec(model=str(folder / "model.safetensors"), checksum="c" * 64, dimension=D)
+    spec = ModelSpec(model=str(folder / "model.safetensors"), checksum="c" * 64, dimension=D, image_size=image_size)
     with create_index(folder / "index", spec) as index:
         index.add(photos, rows)
         if num_unseen:

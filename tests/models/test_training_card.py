@@ -69,6 +69,8 @@ def test_damaged_cards_raise(tmp_path: Path) -> None:
     record = json.loads(entries[VALIDATION_MATCHES])
     for key, value in (
         ("queries", 10**9), ("queries", 41), ("matches", 0), ("data", ""), ("data", record["data"][:-30]), ("data", 5),
+        ("described", {"usual_size": 10**400}), ("described", {"image_size": "9" * 10**6}), ("described", [1]),
+        ("described", {"query_policy": "x" * 1000}), ("described", {"scales": ["a"]}), ("described", {"flip": 1}),
     ):  # fmt: skip
         damaged = entries | {VALIDATION_MATCHES: json.dumps(record | {key: value})}
         write_weights(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, damaged)

@@ -113,10 +113,10 @@ BOMBS = {
 
 def test_deep_columns_are_refused(tmp_path: Path) -> None:
     kind: pa.DataType = pa.int64()
-    for _ in range(20):
+    for _ in range(40):
         kind = pa.struct([("x", kind)])
     parquet.write_table(pa.table({"path": ["a"], "deep": pa.nulls(1, kind)}), tmp_path / "photos.parquet")
-    with pytest.raises(DatasetError, match="more than 8 levels"):
+    with pytest.raises(DatasetError, match="more than 32 levels"):
         read_raw_table(tmp_path / "photos.parquet")
 
 
@@ -145,6 +145,26 @@ def test_small_files_with_much_in_them_are_refused(kind: str, tmp_path: Path) ->
         list(read_blocks(path, 100))
     with pytest.raises(ConfigError, match=r"queries\.parquet"):
         read_query_results(path.rename(tmp_path / "queries.parquet").parent)
+
+
+@pytest.mark.usefixtures("low_limits")
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_binary()])
+def test_texts_that_begin_with_the_one_before_are_counted(kind: pa.DataType, tmp_path: Path) -> None:
+    """In this encoding, a text is the length that it shares with the one before, and the rest."""
+    path = tmp_path / "photos.parquet"
+    for length, is_read in ((200, True), (60_000, False)):
+        table = pa.table(
+            {"path": pa.array(["a" * length + str(number) for number in range(1000)], pa.string()).cast(kind)}
+        )
+        encoding = {"path": "DELTA_BYTE_ARRAY"}
+        parquet.write_table(table, path, use_dictionary=False, column_encoding=encoding, compression="zstd")
+        assert path.stat().st_size < 50_000
+        if is_read:
+            with open_parquet(path) as file:
+                assert file.read() == table
+            continue
+        with pytest.raises(pa.ArrowInvalid, match=r"bytes of texts, at most"), open_parquet(path):
+            pass
 
 
 def test_parts_with_other_columns_are_refused(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from cosplace.photos.scanning import scan_images
 from cosplace.ranks import Ranks
 from cosplace.retrieval.descriptor_store import open_store, remove_files, store_state, verify_store
 from cosplace.retrieval.extraction import ExtractionSettings, extract
+from cosplace.retrieval.npy_headers import read_header
 from cosplace.retrieval.shard_claims import Claim, ShardClaims, claim_name, this_host
-from cosplace.retrieval.shards import read_header, read_meta, read_shards, shard_name
+from cosplace.retrieval.shards import read_meta, read_shards, shard_name
 from cosplace.retrieval.store_extraction import extract_to_store
 from cosplace.retrieval.store_files import open_files
 from tests.retrieval.store_samples import contents, small_network, write_photos_folder
@@ -290,6 +291,30 @@ def test_a_truncated_shard_is_computed_again_without_verify(
     assert contents(to) == before
 
 
+def test_a_shard_without_its_trailer_is_truncated(images: ImageList, tmp_path: Path) -> None:
+    """Shards of the first version have none, but their meta.json has no version either."""
+    to = tmp_path / "store"
+    run(images, to)
+    path, meta = to / shard_name(1), json.loads((to / "meta.json").read_text())
+    content = path.read_bytes()
+    path.write_bytes(content[: -48 - int.from_bytes(content[-16:-8], "little")])
+    assert verify_store(to).damaged == (shard_name(1),)
+    del meta["version"]
+    (to / "meta.json").write_text(json.dumps(meta))
+    found = verify_store(to)
+    assert (found.damaged, found.num_unchecked) == ((), 1)
+
+
+def test_an_extraction_with_other_photos_is_not_continued(images: ImageList, tmp_path: Path) -> None:
+    to = tmp_path / "store"
+    run(images, to)
+    meta = json.loads((to / "meta.json").read_text())
+    for sizes in ([], meta["file_sizes"] * 2):
+        (to / "meta.json").write_text(json.dumps(meta | {"file_sizes": sizes}))
+        with pytest.raises(DatasetError, match="other file sizes"):
+            run(images, to)
+
+
 def test_headers_are_read_without_the_parser_of_python(
     images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +372,8 @@ def test_a_list_of_other_photos_is_damage(images: ImageList, tmp_path: Path) -> 
     run(scan_images(tmp_path / "others"), tmp_path / "other store")
     photos = (tmp_path / "other store" / "photos.parquet").read_bytes()
     (tmp_path / "store" / "photos.parquet").write_bytes(photos)
+    with pytest.raises(DatasetError, match=r"has other photos than the descriptors\. Delete it"):
+        open_store(tmp_path / "store").photos  # noqa: B018
     assert verify_store(tmp_path / "store").damaged == ("photos.parquet",)
     (tmp_path / "store" / "photos.parquet").write_bytes(photos[:100])
     assert "is damaged" in verify_store(tmp_path / "store").problems[0]

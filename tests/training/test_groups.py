@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import pickle
 import re
 from collections import defaultdict
@@ -149,12 +150,26 @@ def test_groups_travel_to_loading_processes(photos, tmp_path: Path) -> None:
     assert as_dicts(pickle.loads(pickle.dumps(in_memory))) == as_dicts(in_memory)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "foreign", "empty"])
+@pytest.mark.parametrize("damage", ["truncate", "foreign", "empty", "deep", "arrays", "counts", "pipe", "hole"])
 def test_damaged_cache_is_refused(photos, tmp_path: Path, damage: str) -> None:
     cached_partition(photos, Grouping(), tmp_path / "cache")
     path = next((tmp_path / "cache").iterdir())
     raw = path.read_bytes()
-    path.write_bytes({"truncate": raw[:-100], "foreign": b"PK\x03\x04" + raw[4:], "empty": b""}[damage])
+    wrong = {
+        "truncate": raw[:-100],
+        "foreign": b"PK\x03\x04" + raw[4:],
+        "empty": b"",
+        "deep": b"[" * HEADER_BYTES,
+        "arrays": raw.replace(b'"arrays": {', b'"arrays": [], "others": {', 1),
+        "counts": raw.replace(b'"num_scanned": ', b'"num_scanned": "a", "x": ', 1),
+    }
+    if damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif damage == "hole":
+        os.truncate(path, 1 << 40)
+    else:
+        path.write_bytes(wrong[damage])
     with pytest.raises(CheckpointError, match="Delete it"):
         cached_partition(photos, Grouping(), tmp_path / "cache")
     with pytest.raises(CheckpointError):

@@ -40,7 +40,7 @@ from cosplace.training.finetuning_trial import FinetuningRun, queries_text, trai
 from cosplace.training.finetuning_validation import Judgment, compare_evaluations, compare_judgments, judge
 from cosplace.training.metrics import MetricsWriter, read_metrics
 from cosplace.training.run import CONFIG, lock_run
-from cosplace.training.seen_photos import digest_training_photos, training_card_entries
+from cosplace.training.seen_photos import NO_PHOTOS, digest_training_photos, training_card_entries
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,9 @@ def _card(prepared: FinetuningPreparation, judgment: Judgment, *, epoch: str) ->
     if epoch:
         photos = digest_training_photos(prepared.data, None if model == IMAGENET else model)
         card |= training_card_entries(photos, judgment.evaluation, prepared.photos.val)
-    elif model != IMAGENET:
+    elif model == IMAGENET:  # it has seen no street photos
+        card |= training_card_entries(NO_PHOTOS, judgment.evaluation, prepared.photos.val)
+    else:
         card |= training_entries(weights_path(model))
     return card
 

@@ -169,6 +169,13 @@ def _check(path: Path) -> None:
         raise _refused(path) from error
 
 
+def _check_starts(starts: np.ndarray, end: int) -> None:
+    """Raise ValueError unless these are the starts (n + 1,) of n parts in order, and the end of the last."""
+    is_sound = starts.ndim == 1 and starts.dtype.kind == "i" and len(starts) and starts[0] == 0 and starts[-1] == end
+    if not is_sound or (np.diff(starts) < 0).any():
+        raise ValueError(starts)
+
+
 def _refused(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is truncated, damaged or not a cache of groups. Delete it and run the command again."
@@ -190,6 +197,8 @@ def open_groups(path: Path, list_file: Path | None, folder: Path, inside: tuple[
         if list_file is not None:
             arrays["names"] = np.memmap(list_file, np.uint8, mode="r")
         fields = {name: np.asarray(array) for name, array in arrays.items()}
+        _check_starts(fields["class_starts"], len(fields["image_starts"]))
+        _check_starts(fields["group_starts"], len(fields["class_starts"]) - 1)
         return Groups(
             **fields,
             folder=folder,

@@ -86,6 +86,18 @@ def test_queries_that_are_training_photos_are_refused(dataset: Path, start: Path
 
 
 @pytest.mark.slow
+def test_a_start_from_imagenet_weights_has_seen_no_photos(dataset: Path, tmp_path: Path) -> None:
+    import torchvision
+
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    folder = tmp_path / "run"
+    run(dataset, tmp_path / "resnet18.pth", folder, force=False)  # too few places: the start is kept
+    card = read_training_card(folder / "best_model.pth")
+    assert card is not None and card.photos.num_photos == 0
+    assert not (folder / "trained_model.pth").exists()
+
+
+@pytest.mark.slow
 def test_the_command_writes_the_files_of_a_run(
     dataset: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

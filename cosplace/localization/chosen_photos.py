@@ -29,6 +29,7 @@ from cosplace.geo import ecef_from_lla
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
 from cosplace.localization.leave_one_out import BLOCK_ROWS, squared_distances
+from cosplace.localization.stored_calibration import MIN_PHOTOS
 from cosplace.models.training_card import MIN_UNSEEN, USUAL_SIZE, TrainingCard, ValidationMatches, read_training_card
 from cosplace.models.views import NATIVE, SHORT_SIDE, how_described
 from cosplace.photos.opening import NUM_MEASURED, typical_side
@@ -81,7 +82,9 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
     share = len(seen) / max(1, len(decided))
     facts: dict[str, Any] = {"num_training_photos": round(share * len(located))}
     matches = card.matches if card.matches is not None and len(card.matches) >= MIN_UNSEEN // 4 else None
-    if not len(seen) or len(unseen) >= MIN_UNSEEN:
+    # A few say more than even fewer validation queries, as in photos that `cosplace finetune` has divided.
+    num_enough = min(MIN_UNSEEN, max(MIN_PHOTOS, 1 + (0 if matches is None else len(matches))))
+    if not len(seen) or len(unseen) >= num_enough:
         facts |= {"correction": "left out"} if len(seen) else {}
         rows = unseen if len(seen) else located
         return _of_other_photos(index, columns, rows, seen, matches, facts)

@@ -188,8 +188,16 @@ def test_an_index_says_how_it_was_calibrated_with_photos_of_training(correction:
 @pytest.mark.slow
 def test_photos_of_training_are_left_out_where_there_are_enough_others(tmp_path: Path) -> None:
     world = make_world(300)
-    about = calibrated_on(trained_index(tmp_path / "few", world, num_unseen=150))
-    assert about["correction"] == "none"
+    matches = validation()
+    few = replace(
+        matches, similarities=matches.similarities[:60], east_m=matches.east_m[:60], north_m=matches.north_m[:60]
+    )
+    for number, (num_unseen, known, correction) in enumerate(
+        [(99, None, "none"), (150, None, "left out"), (150, few, "left out"), (99, few, "validation"),
+         (150, matches, "validation"), (200, matches, "left out")]
+    ):  # fmt: skip
+        index = trained_index(tmp_path / f"{number}", world, num_unseen=num_unseen, matches=known)
+        assert calibrated_on(index)["correction"] == correction
     index = trained_index(tmp_path / "enough", world, num_unseen=1500)
     about = calibrated_on(index)
     assert (about["correction"], about["num_queries"], about["num_training_photos"]) == ("left out", 1500, 1500)

@@ -4,8 +4,8 @@ Side effects: reads files.
 """
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_VALUES, VALUES_PER_BYTE = 64_000_000, 32  # in a file of 0 bytes, and how many more for each byte that it has
 MAX_BYTES, BYTES_PER_BYTE = 512 << 20, 100  # of values that are read
+TEXTS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")  # not all before Arrow 16
 MAX_DEPTH = 32  # of lists and structs in each other
 MAX_ROWS = 1 << 16  # that are read at once
 MAX_CHECKED_BYTES = 256 << 20  # of a file whose texts are read twice, which takes a second per million photos
@@ -90,25 +91,28 @@ def _check_texts(file: "pq.ParquetFile", source: BinaryIO, num_bytes: int) -> No
         if leaf.physical_type != "BYTE_ARRAY":
             continue
         coded = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=[leaf.path])
-        for group in range(coded.num_row_groups):
-            try:
-                parts: Iterable[Any] = [coded.read_row_group(group, columns=[leaf.path])]
-            except (pa.ArrowNotImplementedError, OSError):  # an encoding of which no dictionary can be made
-                parts = _few_rows(file, group, number, leaf.path)
-            for part in parts:
-                num_text_bytes += sum(_text_bytes(chunk) for column in part.columns for chunk in _chunks(column))
+        with suppress(pa.ArrowNotImplementedError, OSError):  # reported if this column is read
+            for part in _parts(file, coded, number, leaf.path):
+                num_text_bytes += _text_bytes(part)
                 _check(num_text_bytes, MAX_BYTES + BYTES_PER_BYTE * num_bytes, "bytes of texts", num_bytes)
 
 
-def _few_rows(file: "pq.ParquetFile", group: int, column: int, path: str) -> Iterator[Any]:
-    """A column in batches of so few rows that they fit into memory, even if each text begins with the one before."""
-    num_stored = max(1, file.metadata.row_group(group).column(column).total_uncompressed_size)
-    num_rows = min(MAX_ROWS, max(1, MAX_BYTES // num_stored))
-    return file.iter_batches(num_rows, row_groups=[group], columns=[path])
+def _parts(file: "pq.ParquetFile", coded: "pq.ParquetFile", number: int, path: str) -> Iterator[Any]:
+    """A column of texts in parts (pyarrow).  coded: the same file, with the texts of this column in dictionaries."""
+    import pyarrow as pa
 
-
-def _chunks(column: Any) -> Sequence[Any]:
-    return column.chunks if hasattr(column, "chunks") else [column]
+    for group in range(file.num_row_groups):
+        try:
+            columns = coded.read_row_group(group, columns=[path]).columns
+        except (pa.ArrowNotImplementedError, OSError):  # an encoding of which no dictionary can be made
+            # Of so few rows that they fit into memory, even if each text begins with the one before.
+            num_stored = max(1, file.metadata.row_group(group).column(number).total_uncompressed_size)
+            num_rows = min(MAX_ROWS, max(1, MAX_BYTES // num_stored))
+            for batch in file.iter_batches(num_rows, row_groups=[group], columns=[path]):
+                yield from batch.columns
+        else:
+            for column in columns:
+                yield from column.chunks
 
 
 def _check(number: int, limit: int, unit: str, num_bytes: int) -> None:
@@ -132,8 +136,7 @@ def _fixed_bytes(kind: Any, depth: int = 0) -> int:
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
-    types = pa.types
-    return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary))
+    return any(getattr(pa.types, f"is_{name}", lambda _: False)(kind) for name in TEXTS)
 
 
 def _text_bytes(array: Any) -> int:
@@ -144,7 +147,8 @@ def _text_bytes(array: Any) -> int:
     if isinstance(kind, pa.BaseExtensionType):
         return _text_bytes(array.storage)
     if _is_text(kind):
-        return int(arrow_compute().sum(arrow_compute().binary_length(array)).as_py() or 0)
+        lengths = arrow_compute().binary_length(array.cast(pa.large_binary()))
+        return int(arrow_compute().sum(lengths).as_py() or 0)
     if pa.types.is_dictionary(kind):
         lengths = arrow_compute().binary_length(array.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
         places = array.indices.drop_null().to_numpy(zero_copy_only=False)

@@ -149,10 +149,10 @@ def trained_text(about: Mapping[str, Any]) -> str:
     if num_trained < MANY_TRAINED or revisited < SEVERAL_YEARS:
         return ""
     return (
-        "the model was trained on nearly all of these photos: for new photos with their light and camera, confidence "
-        "may be too low, in measurements by up to 5 points with 2,000 training photos and up to 20 with 7,000; "
-        "`cosplace index calibrate --unlabeled FOLDER` with 100 of these photos corrects it, and so does a model for "
-        "which `cosplace train` held photos out"
+        "the model was trained on nearly all photos of this index: for new photos with their light and camera, "
+        "confidence may be too low, in measurements by up to 5 points with 2,000 training photos and up to 20 with "
+        "7,000; `cosplace index calibrate --unlabeled FOLDER` with 100 of these new photos corrects it, and so does a "
+        "model for which `cosplace train` held photos out"
     )
 
 

@@ -363,9 +363,9 @@ def test_descriptors_that_are_not_finite_name_their_images(city: Path, tmp_path:
     # A folder of finished descriptors that is damaged.
     evaluate(TinyImage(), dataset, descriptors_folder=tmp_path / "kept")
     path = tmp_path / "kept" / "queries" / "descriptors-00000.npy"
-    stored = np.load(path)
+    stored = np.load(path, mmap_mode="r+")  # what follows the array stays
     stored[2] = np.nan
-    np.save(path, stored)
+    stored.flush()
     with pytest.raises(DatasetError, match="not finite"):
         evaluate(TinyImage(), dataset, descriptors_folder=tmp_path / "kept")
 

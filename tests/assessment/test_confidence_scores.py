@@ -216,13 +216,13 @@ def test_calibration_errors_of_a_few_confidences_are_covered() -> None:
     rng = np.random.default_rng(5)
     shares = (np.arange(100_000) + 0.5) / 100_000
     truth = 0.15 * float((np.sin(math.pi / 2 * shares) ** 2 > 0.9).mean())
-    covered = 0
-    for _ in range(400):
+    covered, num_runs = 0, 150
+    for _ in range(num_runs):
         confidences = np.sin(math.pi / 2 * rng.random(740)) ** 2
         right = rng.random(740) < np.where(confidences > 0.9, confidences - 0.15, confidences)
         found = calibration_error_estimate(confidences, right, np.arange(740))
         covered += found.low <= truth <= found.high
-    assert covered >= 0.92 * 400 - 2.5 * math.sqrt(400 * 0.08 * 0.92)
+    assert covered >= 0.92 * num_runs - 2.5 * math.sqrt(num_runs * 0.08 * 0.92)
 
 
 # --- all of a score --------------------------------------------------------------------------------------------------

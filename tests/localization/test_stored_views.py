@@ -239,7 +239,7 @@ with open_index(sys.argv[1], write=True) as index:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_after", [1, 2, 3])
+@pytest.mark.parametrize("kill_after", [2, *(pytest.param(after, marks=pytest.mark.long) for after in (1, 3))])
 def test_a_killed_calibration_continues(
     address: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, kill_after: int
 ) -> None:

@@ -100,11 +100,19 @@ OVERFLOWING = """() => [...document.querySelectorAll("tbody th, tbody td")].filt
 
 
 @pytest.mark.parametrize("write", [write_large_comparison, write_comparison, write_audit])
-def test_nothing_is_cut_off_on_any_screen(write: Any, browser: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "widths",
+    [
+        (320, 390, 641, 820),
+        pytest.param((320, 360, 390, 430, 600, 641, 700, 768, 820, 1000, 1280), marks=pytest.mark.long),
+    ],
+    ids=["some", "all"],
+)
+def test_nothing_is_cut_off_on_any_screen(write: Any, widths: tuple[int, ...], browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write(path)
     parts = []
-    for width in (320, 360, 390, 430, 600, 641, 700, 768, 820, 1000, 1280):
+    for width in widths:
         context = browser.new_context(viewport={"width": width, "height": 800})
         page = context.new_page()
         page.goto(path.as_uri())

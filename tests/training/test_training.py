@@ -228,7 +228,7 @@ def test_a_device_without_memory_names_the_knobs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.long)])
 def test_kill_minus_nine_at_any_moment_loses_nothing(
     dataset_folder: Path, whole_run: Path, tmp_path: Path, kills: int
 ) -> None:

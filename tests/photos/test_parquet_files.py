@@ -160,7 +160,10 @@ def test_texts_that_begin_with_the_one_before_are_counted(kind: pa.DataType | st
     for length, is_read in ((200, True), (60_000, False)):
         texts: list[Any] = ["a" * length + str(number) for number in range(1000)]
         is_list = pa.types.is_list(kind)
-        table = pa.table({"path": pa.array([[text] for text in texts] if is_list else texts).cast(kind)})
+        try:
+            table = pa.table({"path": pa.array([[text] for text in texts] if is_list else texts).cast(kind)})
+        except pa.ArrowNotImplementedError:
+            pytest.skip("this version of Arrow cannot make a string_view")
         encoding = {"path.list.element" if is_list else "path": "DELTA_BYTE_ARRAY"}
         parquet.write_table(table, path, use_dictionary=False, column_encoding=encoding, compression="zstd")
         assert path.stat().st_size < 50_000

@@ -182,12 +182,16 @@ def test_a_reload_keeps_the_answers_of_this_tab(browser: Any) -> None:
         locate(page, "here-1.jpg", "guess-3.jpg", "broken.jpg")
         select(page, 2)
         page.wait_for_function("() => cosplace.answers.entries.filter((entry) => entry.copy).length === 2")
+        page.wait_for_function(
+            """() => Object.entries(sessionStorage).some(([key, text]) =>
+                key.startsWith("answers") && JSON.parse(text).selected === cosplace.answers.entries[1].number)"""
+        )
         page.wait_for_timeout(400)
         view = page.evaluate("() => cosplace.map.getCenter().lat")
         page.reload()
         page.wait_for_selector("#map[data-points]")
         assert page.locator("#answers .summary").all_inner_texts() == [HEADLINES[0], HEADLINES[2]]
-        assert page.inner_text(".answer") == HEADLINES[2]
+        page.wait_for_function("text => document.querySelector('.answer')?.innerText === text", arg=HEADLINES[2])
         assert page.evaluate("() => cosplace.map.getCenter().lat") == pytest.approx(view, abs=2e-5)
         page.wait_for_selector(".row img:not(.blank)")
         assert page.evaluate("() => document.querySelector('.row img').naturalWidth") == 320

@@ -29,7 +29,7 @@ from cosplace.photos.image_list import ImageList
 from cosplace.progress import Progress, format_count, no_progress, part_of
 from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.dataset import RetrievalDataset, open_retrieval_dataset
-from cosplace.retrieval.evaluation_checks import check_finite, check_places, warn_of_equal_descriptors
+from cosplace.retrieval.evaluation_checks import check_finite, check_places, readable_blocks, warn_of_equal_descriptors
 from cosplace.retrieval.extraction import TASK, Extraction, ExtractionSettings, extract
 from cosplace.retrieval.query_views import Views, check_policy, combine, query_extractions, search
 from cosplace.retrieval.recall import (
@@ -215,7 +215,7 @@ def evaluate_descriptors(
                 f"There are {num_rows} descriptors for {num_photos} photos of the {split}. Extract them again."
             )
         check_finite(extraction, images, split)
-    warn_of_equal_descriptors(database)
+    warn_of_equal_descriptors(readable_blocks(database))
     num_searchable = int(database.readable.sum())
     recall_values, k = possible_recalls(dataset, settings, num_searchable)
     predictions, squared_distances = search(

@@ -4,6 +4,7 @@ Legend: D descriptor dimension.
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -45,18 +46,28 @@ def check_finite(extraction: Extraction, images: ImageList, split: str) -> None:
         raise DatasetError(f"{not_finite_text(images, rows)} ({split}). Extract them again, into another folder.")
 
 
-def warn_of_equal_descriptors(database: Extraction) -> None:
-    """Log a warning if all descriptors of a database are equal, because the order of photos then decides."""
-    rows = np.flatnonzero(database.readable)
+def readable_blocks(extraction: Extraction) -> Iterator[np.ndarray]:
+    """The descriptors (n, D) of photos that could be opened, in blocks."""
+    rows = np.flatnonzero(extraction.readable)
     for first in range(0, len(rows), CHECKED_ROWS):
-        block = database.descriptors[rows[first : first + CHECKED_ROWS]].astype(np.float32)
-        if first == 0:
-            reference = block[0]
-        if np.abs(block - reference).max() > EQUAL_WITHIN:
+        yield extraction.descriptors[rows[first : first + CHECKED_ROWS]]
+
+
+def warn_of_equal_descriptors(blocks: Iterable[np.ndarray]) -> None:
+    """Log a warning if all descriptors of a database are equal, because the order of photos then decides.
+
+    blocks: arrays (n, D), read until two rows differ; n is 1 or more.
+    """
+    count, reference = 0, np.empty(0)
+    for block in blocks:
+        values = block.astype(np.float32)
+        reference = reference if count else values[0]
+        if np.abs(values - reference).max() > EQUAL_WITHIN:
             return
-    if len(rows) > 1:
+        count += len(block)
+    if count > 1:
         log.warning(
             "The descriptors of all %s database photos are equal: the model does not distinguish them, so predictions "
             "and recalls only depend on the order of the photos. Use another model.",
-            f"{len(rows):,}",
+            f"{count:,}",
         )

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cosplace.retrieval.compression import Compression
 from cosplace.retrieval.dataset import RetrievalDataset, with_known_positions
 from cosplace.retrieval.descriptor_store import DescriptorStore, open_store
 from cosplace.retrieval.evaluation import Evaluation, EvaluationSettings, evaluate_predictions, possible_recalls
-from cosplace.retrieval.evaluation_checks import check_places
+from cosplace.retrieval.evaluation_checks import CHECKED_ROWS, check_places, warn_of_equal_descriptors
 from cosplace.retrieval.rank_group import RankGroup
 from cosplace.retrieval.shards import UnreadableImage
 from cosplace.retrieval.store_search import search_store
@@ -194,6 +195,7 @@ def evaluate_stores(
         searchable = np.zeros(len(database), bool)
         searchable[stored.database_rows] = True
         searchable &= database.readable
+        warn_of_equal_descriptors(_blocks(database, searchable))
         asked = stored.query_rows[stores.queries.readable[stored.query_rows]]
         recall_values, k = possible_recalls(stored.dataset, settings, int(searchable.sum()))
         check_places(stored.dataset, settings.positive_dist_threshold)
@@ -232,6 +234,14 @@ def evaluate_stores(
         dimension=database.meta.dimension,
     )
     return replace(evaluation, seconds=time.perf_counter() - started), stored.dataset
+
+
+def _blocks(store: DescriptorStore, kept: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows of a store, in blocks.  kept: (I,) bool."""
+    for first in range(0, len(store), CHECKED_ROWS):
+        rows = range(first, min(first + CHECKED_ROWS, len(store)))
+        if kept[rows.start : rows.stop].any():
+            yield store.read(rows)[kept[rows.start : rows.stop]]
 
 
 def _unreadable(store: DescriptorStore, rows: np.ndarray) -> tuple[UnreadableImage, ...]:

@@ -24,7 +24,7 @@ from cosplace.photos.paths import printable
 from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.dataset import RetrievalDataset
 from cosplace.retrieval.evaluation import EvaluationSettings, extract_lists
-from cosplace.retrieval.evaluation_checks import check_finite, warn_of_equal_descriptors
+from cosplace.retrieval.evaluation_checks import check_finite, readable_blocks, warn_of_equal_descriptors
 from cosplace.retrieval.query_views import search
 from cosplace.retrieval.shards import UnreadableImage, unreadable_text
 
@@ -198,7 +198,7 @@ def find_neighbors(
     database, queries = extract_lists(model, lists.database, lists.queries, settings, progress=progress)
     crops = queries if isinstance(queries, tuple) else (queries,)
     check_finite(database, lists.database, "database")
-    warn_of_equal_descriptors(database)
+    warn_of_equal_descriptors(readable_blocks(database))
     for crop in crops:
         check_finite(crop, lists.queries, "queries")
     num_searchable = int(database.readable.sum())

@@ -73,6 +73,19 @@ def test_the_photos_are_not_needed(dataset: RetrievalDataset, tmp_path: Path) ->
     assert found.recalls[1] > 30
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
+def test_equal_descriptors_of_a_store_are_a_warning(
+    tmp_path: Path, dtype: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = unit_rows(30, 24)
+    write_store(tmp_path / "queries", rows[:5], offset_m=3)
+    for name, descriptors, is_said in (("equal", np.zeros((30, 24), np.float32), True), ("different", rows, False)):
+        caplog.clear()
+        write_store(tmp_path / name, descriptors, dtype=dtype, folder="/others")
+        evaluate_both(tmp_path / name, tmp_path / "queries")
+        assert ("The descriptors of all 30 database photos are equal" in caplog.text) == is_said
+
+
 def test_photos_that_cannot_be_opened(dataset: RetrievalDataset, tmp_path: Path) -> None:
     for images, rows in ((dataset.database, (3, 20)), (dataset.queries, (0,))):
         for row in rows:

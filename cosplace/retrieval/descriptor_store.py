@@ -348,7 +348,7 @@ def _damage_of_photos(files: StoreFiles, meta: StoreMeta) -> str:
 
 
 def _photos_problem(files: StoreFiles, meta: StoreMeta, photos: StoredPhotos) -> str:
-    """Whose descriptors the rows of a store are, if not those of its photos; "" if they are."""
+    """What is wrong if the list of photos is not the one that was extracted; "" if it is."""
     names = np.ascontiguousarray(photos.images.names)
     same = hashlib.sha256(names.data).hexdigest() == meta.extraction.photos
     return "" if same else f"{files.address}/{PHOTOS} has other photos than the descriptors."

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cosplace.photos.image_list import MISSING
 from cosplace.shapes import fits, is_count, is_finite, is_image_size_or_none, is_text, is_text_or_none
 
 MAX_NUMBER, MAX_SHARDS = 1 << 40, 1 << 20  # of photos, rows or dimensions; of shards, each a file
@@ -9,7 +10,6 @@ MAX_JSON_BYTES = 1 << 27  # of a file; a shard of 65,536 photos that could not b
 MAX_TEXT = 1 << 14  # characters of a name or a message
 MAX_FLOAT32, MIN_SCALE = 3.4e38, 1e-30
 MAX_PID = 1 << 31
-MISSING = -1  # the size of a file that is gone
 
 
 def _is_number(value: Any) -> bool:

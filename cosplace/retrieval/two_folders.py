@@ -17,7 +17,7 @@ from torch import nn
 from cosplace.engines.engine import Engine
 from cosplace.errors import DatasetError, ImageError
 from cosplace.importing.dataset_layouts import RetrievalLists
-from cosplace.photos.image_list import ImageList
+from cosplace.photos.image_list import MISSING, ImageList
 from cosplace.photos.names import is_at_name
 from cosplace.photos.opening import read_file
 from cosplace.photos.paths import printable
@@ -29,7 +29,6 @@ from cosplace.retrieval.query_views import search
 from cosplace.retrieval.shards import UnreadableImage, unreadable_text
 
 NUM_NAMED = 3  # copies that an error names
-MISSING = -1  # bytes of a file that is not there
 
 log = logging.getLogger(__name__)
 

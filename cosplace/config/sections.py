@@ -145,10 +145,10 @@ class TrainingSettings(Section):
     held_out_photos: int | None = setting(
         None,
         "number of photos of each dataset to hold out of the training, chosen at random, so that an index of its "
-        "photos can be calibrated on photos that are new to the network; a calibration needs 200",
+        "photos can be calibrated on photos that are new to the network",
         at_least=0,
-        default_text="5%, but at least 250 and at most 2,000, if 2,500 or more are trained on, fewer than 200 others "
-        "are left, and the places are cells; else 0",
+        default_text="5%, but at least 100 and at most 2,000, if 1,000 or more are trained on and fewer than 100 "
+        "others are left; else 0",
     )
     resume_train: str | None = setting(
         None, "folder of a run, or its last_checkpoint.pth: continue exactly where it stopped", metavar="RUN"

@@ -160,7 +160,7 @@ def compute_calibration(
         parts, num_altered = [queries_of_folder(index, Path(queries), encoder, num_queries, rng, progress)], 0
         about |= {"queries": path_text(queries)}
     else:
-        choice = choose_photos(index, encoder, columns, located)
+        choice = _chosen(index, encoder, columns, located, seed)
         about |= choice.facts
         if unlabeled is not None:  # before the index is searched: they may be too few
             check_adjustable(choice)
@@ -219,6 +219,20 @@ def _photos_of_index(  # noqa: PLR0917
     if seed is not None and len(columns) <= BLOCK_ROWS:
         _check_queries(index, columns, queries, seed)
     return queries
+
+
+def _chosen(index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray, seed: int) -> Choice:
+    """The photos to locate; of a small index not those that are too few or too near each other, if there are others."""
+    choice = choose_photos(index, encoder, columns, located)
+    rows = choice.rows
+    if choice.otherwise is None or len(columns) > BLOCK_ROWS or len(rows) > NUM_QUERIES:
+        return choice
+    queries = queries_of_index(columns, rows, index.descriptors(columns.ids[rows]).astype(np.float32))
+    try:
+        _check_queries(index, columns, queries, seed)
+    except ConfigError:
+        return choice.otherwise
+    return choice
 
 
 def _check_queries(index: PhotoIndex, columns: Columns, queries: Queries, seed: int) -> None:

@@ -3,7 +3,7 @@
 The confidence must hold for new photos.  The photos of an index say little about these in two cases:
 
 * **The model was trained on them.**  Such a photo is recognized more easily than a new one.  If the index has enough
-  other photos, only those are used.
+  other photos, only those are used, unless all are so near each other that they show nothing about other places.
 * **They show each place once.**  Photos of one capture have the same light and camera; new photos mostly do not.  If
   the sites are far apart, a photo is located without the others of its own site, which is harder than locating a new
   photo.  A model that was trained on other photos of this capture has also learned its light and camera.
@@ -18,7 +18,7 @@ Legend: I photos of the index, N some of them.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from cosplace.geo import ecef_from_lla
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
 from cosplace.localization.leave_one_out import BLOCK_ROWS, squared_distances
-from cosplace.localization.stored_calibration import MIN_PHOTOS
 from cosplace.models.training_card import MIN_UNSEEN, USUAL_SIZE, TrainingCard, ValidationMatches, read_training_card
 from cosplace.models.views import NATIVE, SHORT_SIDE, how_described
 from cosplace.photos.opening import NUM_MEASURED, typical_side
@@ -39,6 +38,7 @@ from cosplace.retrieval.recall import RADIUS_M
 
 SECONDS_PER_YEAR = 365 * 86_400
 MAX_REVISITED = 500  # photos for which other photos within 25 m are searched for
+MIN_VALIDATION = 50  # validation queries with positives
 MIN_KNOWN_TIMES = 0.5  # share of photos that must have a capture time
 LIKE_ONE_CAPTURE = 0.5  # share of new photos that are expected to be like those of an index of one capture
 MAX_SIZE_RATIO = 1.25  # between the usual sizes of photos that keep theirs, to be compared with each other
@@ -56,6 +56,7 @@ class Choice:
     matches: ValidationMatches | None = None  # of the model, if they are needed and known
     like_index: float = 1.0  # share of new photos, 0 to 1, that are expected to be like these photos; 1 without matches
     facts: Mapping[str, Any] = field(default_factory=dict)  # to store with the calibration
+    otherwise: "Choice | None" = None  # what to locate if these photos are too few or too near each other
 
 
 def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray) -> Choice:
@@ -81,25 +82,33 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
     seen, unseen, decided = located[status == SEEN], located[status == UNSEEN], located[status != UNDECIDED]
     share = len(seen) / max(1, len(decided))
     facts: dict[str, Any] = {"num_training_photos": round(share * len(located))}
-    matches = card.matches if card.matches is not None and len(card.matches) >= MIN_UNSEEN // 4 else None
-    # A few say more than even fewer validation queries, as in photos that `cosplace finetune` has divided.
-    num_enough = min(MIN_UNSEEN, max(MIN_PHOTOS, 1 + (0 if matches is None else len(matches))))
-    if not len(seen) or len(unseen) >= num_enough:
-        facts |= {"correction": "left out"} if len(seen) else {}
-        rows = unseen if len(seen) else located
-        return _of_other_photos(index, columns, rows, seen, matches, facts)
+    matches = card.matches if card.matches is not None and len(card.matches) >= MIN_VALIDATION else None
+    if not len(seen):
+        return _of_other_photos(index, columns, located, seen, matches, facts)
+    if len(unseen) >= MIN_UNSEEN:
+        choice = _of_other_photos(index, columns, unseen, seen, matches, facts | {"correction": "left out"})
+        if matches is None or _difference(index, matches):
+            return choice
+        return replace(choice, otherwise=_of_training_photos(columns, seen, matches, facts))
     if matches is not None:
         _warn_of_difference(index, matches)
-        facts |= {"correction": "validation", "num_validation": len(matches)}
-        if (revisited := share_revisited(columns, seen)) is not None:
-            facts["share_revisited"] = round(revisited, 3)
-        return Choice(rows=seen, is_training=True, matches=matches, like_index=0.0, facts=facts)
+        return _of_training_photos(columns, seen, matches, facts)
     log.warning(
         "%d of %d photos of the index were used to train its model, so its confidence is too high for new photos. Use "
         "`cosplace index calibrate %s --queries FOLDER` with other photos.",
         facts["num_training_photos"], len(located), index.address,
     )  # fmt: skip
     return Choice(rows=located, facts=facts | {"correction": "none"})
+
+
+def _of_training_photos(
+    columns: Columns, seen: np.ndarray, matches: ValidationMatches, facts: Mapping[str, Any]
+) -> Choice:
+    """Training photos (S,), and validation queries."""
+    facts = {**facts, "correction": "validation", "num_validation": len(matches)}
+    if (revisited := share_revisited(columns, seen)) is not None:
+        facts["share_revisited"] = round(revisited, 3)
+    return Choice(rows=seen, is_training=True, matches=matches, like_index=0.0, facts=facts)
 
 
 def _of_other_photos(  # noqa: PLR0917

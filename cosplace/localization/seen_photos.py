@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosplace.geo import destination
-from cosplace.models.training_card import MIN_UNSEEN, ValidationMatches
+from cosplace.models.training_card import ValidationMatches
 from cosplace.retrieval.recall import RADIUS_M
 
 REPEATS = 3  # each validation query counts this often
+MIN_CORRECTED = 200  # photos of the index with changed similarities
 NUM_QUANTILES = 101
 NUM_BLOCKS = 25  # of consecutive validation queries, which stay together when examples are split into folds
 BLOCK_DEGREES = 0.01  # between the places of these blocks, about 1.1 km
@@ -49,7 +50,7 @@ class QueryMatches:
 
 def num_corrected_queries(matches: ValidationMatches) -> int:
     """How many photos of the index to use in addition to the validation queries: half as many examples."""
-    return max(MIN_UNSEEN, REPEATS * len(matches) // 2)
+    return max(MIN_CORRECTED, REPEATS * len(matches) // 2)
 
 
 def match_similarities(positives: np.ndarray, matches: ValidationMatches) -> np.ndarray:

@@ -26,7 +26,7 @@ TRAINING_PHOTOS, VALIDATION_MATCHES = "training_photos", "validation_matches"
 USUAL_SIZE = "usual_size"  # shorter side, in pixels, of validation photos that keep their size
 MAX_QUERIES, MAX_MATCHES = 500, 50
 MAX_POLICY = 50  # characters
-MIN_UNSEEN = 200  # photos of an index, other than training photos, that suffice for its calibration
+MIN_UNSEEN = 100  # photos of an index, other than training photos, that suffice for its calibration
 DESCRIBED = {  # see `views.how_described`
     **dict.fromkeys(("image_size?", "query_size?", f"{USUAL_SIZE}?"), is_image_size_or_none),
     "query_policy?": lambda value: is_text(value) and len(value) <= MAX_POLICY,

@@ -29,7 +29,7 @@ from cosplace.training.group_cache import cached_partition, cached_views, cached
 from cosplace.training.groups import Group, Groups, training_photos
 from cosplace.training.held_out import log_held_out, num_held_out
 from cosplace.training.place_batches import PlaceImages, PlaceLocations, spread_places
-from cosplace.training.place_sources import check_places, check_settings, locate, open_places, wide_places
+from cosplace.training.place_sources import PlaceSet, check_places, check_settings, locate, open_places, wide_places
 
 log = logging.getLogger(__name__)
 
@@ -168,24 +168,9 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
     dataset, follow = folders.dataset_folder, folders.follow_outside
     if config.method.method == MULTI_SIMILARITY:
         check_settings(config)
-        places = open_places(folder, grouping, dataset=dataset, follow_outside=follow, progress=progress)
-        log.info("%s", places.source)
-        for warning in data_warnings(places.groups, grouping, places.images):
-            log.warning("%s", warning)
-        photos_per_place = config.method.photos_per_place
-        if num_small := int((np.diff(places.groups.class_starts) < photos_per_place).sum()):
-            log.info(
-                "%s places have fewer than %d photos, which are repeated in a batch", f"{num_small:,}", photos_per_place
-            )
-        check_places(places.groups, grouping, config.training.batch_size // photos_per_place, photos_per_place)
-        if warning := few_places(places.groups.folder, len(places.groups.cells), grouping.min_images_per_class):
-            log.warning("%s", warning)
-        radius_m = config.testing.positive_dist_threshold
-        if warning := wide_places(places, radius_m):
-            log.warning("%s", warning)
-        wanted = config.training.held_out_photos if places.are_cells else config.training.held_out_photos or 0
-        groups = _without_held_out(places.groups, places.images, 1, wanted, grouping)
-        return TrainingSet(groups=groups, num_used=1, locations=locate(replace(places, groups=groups), radius_m))
+        return _set_of_places(
+            config, open_places(folder, grouping, dataset=dataset, follow_outside=follow, progress=progress)
+        )
     images = training_photos(folder, grouping, dataset=dataset, follow_outside=follow, progress=progress)
     if config.method.method == EIGENPLACES:
         groups = cached_views(images, grouping, config.method)
@@ -203,6 +188,31 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
     num_used = grouping.groups_num * len(groups.views)
     groups = _without_held_out(groups, images, num_used, config.training.held_out_photos, grouping)
     return TrainingSet(groups=groups, num_used=num_used)
+
+
+def _set_of_places(config: TrainConfig, places: PlaceSet) -> TrainingSet:
+    """Warn of places that can hardly be trained on, and hold photos out if they have positions."""
+    grouping, radius_m = config.grouping, config.testing.positive_dist_threshold
+    log.info("%s", places.source)
+    for warning in data_warnings(places.groups, grouping, places.images):
+        log.warning("%s", warning)
+    photos_per_place = config.method.photos_per_place
+    if num_small := int((np.diff(places.groups.class_starts) < photos_per_place).sum()):
+        log.info(
+            "%s places have fewer than %d photos, which are repeated in a batch", f"{num_small:,}", photos_per_place
+        )
+    check_places(places.groups, grouping, config.training.batch_size // photos_per_place, photos_per_place)
+    if warning := few_places(places.groups.folder, len(places.groups.cells), grouping.min_images_per_class):
+        log.warning("%s", warning)
+    if warning := wide_places(places, radius_m):
+        log.warning("%s", warning)
+    wanted, locations = config.training.held_out_photos, locate(places, radius_m)
+    if wanted is None and not np.isfinite(locations.centers).any():
+        wanted = 0  # photos without positions cannot calibrate an index
+    groups = _without_held_out(places.groups, places.images, 1, wanted, grouping)
+    if groups is not places.groups:
+        locations = locate(replace(places, groups=groups), radius_m)
+    return TrainingSet(groups=groups, num_used=1, locations=locations)
 
 
 def _without_held_out(

@@ -18,7 +18,7 @@ from cosplace.progress import format_count
 from cosplace.training.groups import Groups
 
 SHARE, LARGEST_SHARE = 0.05, 0.1  # of the training photos
-FEWEST, MOST = 250, 2000  # photos; a calibration needs 200 and locates at most 2,000
+MOST = 2000  # photos; a calibration locates no more
 SEED = 20  # of the choice; the same for all runs, so that runs with several seeds train on the same photos
 RULE = 1  # version of `hold_out`; another one whenever it chooses other photos, as cached groups have its choice
 
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None = None) -> int:
     """How many photos of the first `num_used` groups to hold out.
 
-    least: images that each class keeps.  wanted: number given by the user.  By default, if fewer than 200 other
-    photos are not trained on: 5%, but at least 250, or none if 250 are more than a tenth.
+    least: images that each class keeps.  wanted: number given by the user.  By default, if fewer than 100 other
+    photos are not trained on: 5%, but at least 100, or none if 100 are more than a tenth.
     Raises ConfigError if fewer than the wanted number can be held out.
     """
     num_trained = len(_trained(groups, num_used))
@@ -43,10 +43,8 @@ def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None =
                 f"train on in {groups.folder} can be held out, because each class keeps {least}. Use a smaller number."
             )
         return wanted
-    number = min(MOST, max(FEWEST, int(SHARE * num_trained)))
-    if number > LARGEST_SHARE * num_trained or num_possible < FEWEST:
-        return 0
-    return min(number, num_possible)
+    number = min(num_possible, MOST, max(MIN_UNSEEN, int(SHARE * num_trained)))
+    return number if MIN_UNSEEN <= number <= LARGEST_SHARE * num_trained else 0
 
 
 def hold_out(groups: Groups, num_used: int, number: int, least: int) -> Groups:

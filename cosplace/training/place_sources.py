@@ -44,7 +44,6 @@ class PlaceSet:
     images: ImageList  # all photos, also those that are left out
     source: str  # one sentence: where the places come from, and how many photos and places are left out
     cure: str  # what to do if the photos of a place are far apart
-    are_cells: bool = False  # formed from positions, not given in a table or in file names
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -102,7 +101,7 @@ def open_places(
     heading = "" if grouping.alpha == 360 else f" and ranges of {grouping.alpha} degrees"
     return PlaceSet(
         groups=groups, images=images, source=_sentence(groups, grouping, f"cells of {grouping.M} m{heading}"),
-        cure="use a smaller --M", are_cells=True,
+        cure="use a smaller --M",
     )  # fmt: skip
 
 

@@ -154,6 +154,25 @@ def test_a_capture_of_other_places_than_the_training_photos_is_not_learned(tmp_p
     assert about["share_revisited"] == 1.0 and "share_like_index" not in about and "num_validation" not in about
 
 
+@pytest.mark.parametrize("years_apart", [0.0, 1.0], ids=["capture", "years"])
+def test_new_photos_of_one_place_are_too_few_next_to_training_photos(tmp_path: Path, years_apart: float) -> None:
+    """They are right or wrong together, so nothing can be fitted to them; validation queries can show more."""
+    world = make_world(300)
+    rows, lat, lon, photos = photos_of(world, 2)
+    new_rows, _, _, new = photos_of(make_world(1, seed=3, latitude=46.0), 3, captures=120)
+    headings, times = np.full(len(lat), np.nan), np.array([photo.time for photo in photos])
+    spec = model_of(
+        tmp_path / "model", validation(), Viewpoints(latitudes=lat, longitudes=lon, headings=headings, times=times)
+    )
+    with create_index(tmp_path / "index", spec) as index:
+        index.add(photos, rows)
+        index.add(
+            [replace(photo, time=photo.time + years_apart * YEAR * row) for row, photo in enumerate(new)], new_rows
+        )
+    about = calibrated(tmp_path / "index")
+    assert (about["correction"], about["num_training_photos"], about["num_validation"]) == ("validation", 1500, 250)
+
+
 def test_without_capture_times_training_photos_may_be_of_the_same_capture(tmp_path: Path) -> None:
     world = make_world(300)
     index = index_of(tmp_path / "half", world, matches=validation(), trained=slice(0, None, 2), times_are_known=False)

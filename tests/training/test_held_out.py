@@ -18,7 +18,7 @@ from cosplace.training.data import open_training_data
 from cosplace.training.eigenplaces import partition_views
 from cosplace.training.group_cache import cached_partition, cached_without
 from cosplace.training.groups import Groups, partition
-from cosplace.training.held_out import FEWEST, RULE, hold_out, num_held_out
+from cosplace.training.held_out import RULE, hold_out, num_held_out
 from cosplace.training.loop import train
 from cosplace.training.resume import resumed_config
 from cosplace.training.seen_photos import digest_training_photos
@@ -147,8 +147,8 @@ def test_photos_are_held_out_if_nearly_all_would_be_trained_on() -> None:
     assert num_trained > 6000 - MIN_UNSEEN
     assert num_held_out(groups, 1, 2) == num_trained // 20
     assert num_held_out(groups, 1, 2, 0) == 0 and num_held_out(groups, 1, 2, 7) == 7
-    assert num_held_out(partition(street(3000), every), 1, 2) == FEWEST  # 5% would be too few
-    assert num_held_out(partition(street(2450), every), 1, 2) == 0  # a tenth would be too few
+    assert num_held_out(partition(street(1500), every), 1, 2) == MIN_UNSEEN  # 5% would be too few
+    assert num_held_out(partition(street(950), every), 1, 2) == 0  # a tenth would be too few
     grouping = Grouping(M=20, alpha=90, N=2, L=2, min_images_per_class=2)
     assert num_held_out(partition(images, grouping), 2, 2) == 0  # other groups have enough photos
     assert num_held_out(partition(images, grouping), 4, 2) == num_trained // 20

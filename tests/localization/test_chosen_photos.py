@@ -108,7 +108,7 @@ def test_an_index_of_many_training_photos_says_that_confidence_may_be_too_low(
     page = calibration_page(calibration, "index")
     assert ("<code>cosplace index calibrate --unlabeled FOLDER</code>" in page) == is_said
     assert bool(trained_text(about)) == is_said
-    for other in ({"unlabeled": "folder"}, {"correction": "left out"}, {"num_training_photos": 1499}):
+    for other in ({"unlabeled": "folder"}, {"correction": "left out"}, {"num_training_photos": MANY_TRAINED - 1}):
         assert not trained_text({**about, **other})
     without_times = {key: value for key, value in about.items() if key != "share_revisited"}
     assert trained_text(without_times)  # they may be of several years

@@ -8,18 +8,20 @@ import pytest
 import torch
 
 from cosplace.config.methods import MethodSettings
-from cosplace.config.sections import Grouping
+from cosplace.config.sections import Grouping, TrainConfig
+from cosplace.config.values import from_values
 from cosplace.errors import ConfigError
 from cosplace.models.training_card import MIN_UNSEEN
 from cosplace.photos.image_list import ImageList, image_list
 from cosplace.photos.scanning import scan_images
 from cosplace.photos.viewpoints import SEEN, UNSEEN, viewpoints_of_names
-from cosplace.training.data import open_training_data
+from cosplace.training.data import _set_of_places, open_training_data
 from cosplace.training.eigenplaces import partition_views
 from cosplace.training.group_cache import cached_partition, cached_without
 from cosplace.training.groups import Groups, partition
 from cosplace.training.held_out import RULE, hold_out, num_held_out
 from cosplace.training.loop import train
+from cosplace.training.place_sources import _of_ids
 from cosplace.training.resume import resumed_config
 from cosplace.training.seen_photos import digest_training_photos
 from cosplace.training.setup import prepare
@@ -157,6 +159,18 @@ def test_photos_are_held_out_if_nearly_all_would_be_trained_on() -> None:
     many = partition(street(50_000), every)
     assert num_held_out(many, 1, 2) == 2000
     assert num_held_out(groups, 1, int(np.diff(groups.class_starts).max())) == 0  # no class has photos to spare
+
+
+@pytest.mark.parametrize(("has_positions", "num_left"), [(True, 1100), (False, 1200)], ids=["positions", "none"])
+def test_photos_of_given_places_are_held_out_if_they_have_positions(has_positions: bool, num_left: int) -> None:
+    images = street(1200)
+    east = np.array([float(images.name(row).split("@")[1]) for row in range(len(images))])
+    ids = [str(place) for place in np.argsort(np.argsort(east)) // 6]  # neighbors along the street
+    if not has_positions:  # the receiver had no fix
+        images = image_list(Path("street"), [f"@0@0@@@@@p{row}@@@@@@202001@@.jpg" for row in range(len(images))])
+    places = _of_ids(images, ids, Grouping(min_images_per_class=4), "a table")
+    config = from_values(TrainConfig, {"train_set_folder": "street", "method": "multi_similarity"})
+    assert len(_set_of_places(config, places).groups.image_starts) == num_left
 
 
 @pytest.mark.parametrize("method", ["cosplace", "multi_similarity"])

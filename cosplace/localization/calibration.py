@@ -222,7 +222,7 @@ def _photos_of_index(  # noqa: PLR0917
 
 
 def _chosen(index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray, seed: int) -> Choice:
-    """The photos to locate; of a small index not those that are too few or too near each other, if there are others."""
+    """The photos to locate: training photos and validation queries if the others cannot calibrate a small index."""
     choice = choose_photos(index, encoder, columns, located)
     rows = choice.rows
     if choice.otherwise is None or len(columns) > BLOCK_ROWS or len(rows) > NUM_QUERIES:

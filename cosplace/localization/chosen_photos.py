@@ -3,7 +3,7 @@
 The confidence must hold for new photos.  The photos of an index say little about these in two cases:
 
 * **The model was trained on them.**  Such a photo is recognized more easily than a new one.  If the index has enough
-  other photos, only those are used, unless all are so near each other that they show nothing about other places.
+  other photos, only those are used, unless their answers are too few or all in one area.
 * **They show each place once.**  Photos of one capture have the same light and camera; new photos mostly do not.  If
   the sites are far apart, a photo is located without the others of its own site, which is harder than locating a new
   photo.  A model that was trained on other photos of this capture has also learned its light and camera.
@@ -56,7 +56,7 @@ class Choice:
     matches: ValidationMatches | None = None  # of the model, if they are needed and known
     like_index: float = 1.0  # share of new photos, 0 to 1, that are expected to be like these photos; 1 without matches
     facts: Mapping[str, Any] = field(default_factory=dict)  # to store with the calibration
-    otherwise: "Choice | None" = None  # what to locate if these photos are too few or too near each other
+    otherwise: "Choice | None" = None  # what to locate if these photos cannot calibrate the index
 
 
 def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray) -> Choice:

@@ -16,7 +16,7 @@ from cosplace.storage import write_text
 
 PAGE = "calibration.html"
 ONE_CAPTURE_DAYS = 27  # file names may have only the month, and months begin 28 days apart or more
-MANY_TRAINED = 500  # training photos; fewer were not measured, see docs/lab.md
+MANY_TRAINED = 500  # training photos; the fewest that were measured in docs/lab.md are 756
 SEVERAL_YEARS = 0.5  # share of photos whose place is shown a year apart; new photos of one capture differ more from it
 DEFAULT_THRESHOLD = 0.5  # of `--min_confidence`
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -150,9 +150,9 @@ def trained_text(about: Mapping[str, Any]) -> str:
         return ""
     return (
         "the model was trained on nearly all photos of this index: for new photos with their light and camera, "
-        "confidence may be too low, in measurements by up to 10 points with 750 training photos and up to 36 with "
-        "2,400; `cosplace index calibrate --unlabeled FOLDER` with 100 of these new photos corrects it, and so does a "
-        "model for which `cosplace train` held photos out"
+        "confidence may be too low, in measurements by up to 10 points with 750 training photos, 21 with 7,200, and 36 "
+        "with places from a table; `cosplace index calibrate --unlabeled FOLDER` with 100 of these new photos corrects "
+        "it, and so does training again with photos held out, if there are 1,000 or more"
     )
 
 

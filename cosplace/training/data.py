@@ -191,7 +191,7 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
 
 
 def _set_of_places(config: TrainConfig, places: PlaceSet) -> TrainingSet:
-    """Warn of places that can hardly be trained on, and hold photos out if they have positions."""
+    """Warn of places that can hardly be trained on; by default, hold photos out only if some have positions."""
     grouping, radius_m = config.grouping, config.testing.positive_dist_threshold
     log.info("%s", places.source)
     for warning in data_warnings(places.groups, grouping, places.images):

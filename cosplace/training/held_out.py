@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None = None) -> int:
     """How many photos of the first `num_used` groups to hold out.
 
-    least: images that each class keeps.  wanted: number given by the user.  By default, if fewer than 100 other
-    photos are not trained on: 5%, but at least 100, or none if 100 are more than a tenth.
+    least: images that each class keeps.  wanted: number given by the user.  By default, if fewer than 100 photos
+    are not trained on: 5%, but at least 100 and at most 2,000, or none if 100 are more than a tenth.
     Raises ConfigError if fewer than the wanted number can be held out.
     """
     num_trained = len(_trained(groups, num_used))

@@ -61,7 +61,13 @@ class Choice:
 
 def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, located: np.ndarray) -> Choice:
     """Choose among the photos that have a position, located (I,); warn if the confidence will be too high."""
-    card = _training_card(index, encoder)
+    try:
+        card = _training_card(index, encoder)
+    except CosPlaceError as error:
+        log.warning(
+            "%s If the model was trained on photos of this index, its confidence is too high for new photos.", error
+        )
+        return Choice(rows=located, facts={"training_photos": "unknown"})
     if card is None:
         model = path_from_text(index.spec.model if encoder is None else encoder.name)
         if model.suffix.lower() not in (".pth", ".safetensors"):  # a model of the zoo: its training set is published
@@ -94,9 +100,9 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
         _warn_of_difference(index, matches)
         return _of_training_photos(columns, seen, matches, facts)
     log.warning(
-        "%d of %d photos of the index were used to train its model, so its confidence is too high for new photos. Use "
+        "%s of %s photos of the index were used to train its model, so its confidence is too high for new photos. Use "
         "`cosplace index calibrate %s --queries FOLDER` with other photos.",
-        facts["num_training_photos"], len(located), index.address,
+        f"{facts['num_training_photos']:,}", f"{len(located):,}", index.address,
     )  # fmt: skip
     return Choice(rows=located, facts=facts | {"correction": "none"})
 
@@ -138,9 +144,9 @@ def _of_other_photos(  # noqa: PLR0917
         return Choice(rows=rows, facts=facts)
     if matches is None:
         log.warning(
-            "The model was trained on %d photos of the index, and others near them may be of the same capture, so the "
+            "The model was trained on %s photos of the index, and others near them may be of the same capture, so the "
             "confidence may be too high for new photos. Use `cosplace index calibrate %s --queries FOLDER` with other "
-            "photos.", facts["num_training_photos"], index.address,
+            "photos.", f"{facts['num_training_photos']:,}", index.address,
         )  # fmt: skip
         return Choice(rows=rows, facts=facts)
     _warn_of_difference(index, matches)
@@ -253,11 +259,6 @@ def _text(value: Any) -> str:
 def _training_card(index: PhotoIndex, encoder: Encoder | None) -> TrainingCard | None:
     """What is known about the training of the model of an index; None if nothing is."""
     for model in (index.spec.model if encoder is None else encoder.name, index.spec.model):
-        try:
-            card = read_training_card(model)
-        except CosPlaceError as error:
-            log.warning("%s", error)
-            return None
-        if card is not None:
+        if (card := read_training_card(model)) is not None:
             return card
     return None

@@ -191,7 +191,7 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
 
 
 def _set_of_places(config: TrainConfig, places: PlaceSet) -> TrainingSet:
-    """Warn of places that can hardly be trained on; by default, hold photos out only if some have positions."""
+    """Warn of places that can hardly be trained on; by default, hold photos out only if all places have positions."""
     grouping, radius_m = config.grouping, config.testing.positive_dist_threshold
     log.info("%s", places.source)
     for warning in data_warnings(places.groups, grouping, places.images):
@@ -207,7 +207,7 @@ def _set_of_places(config: TrainConfig, places: PlaceSet) -> TrainingSet:
     if warning := wide_places(places, radius_m):
         log.warning("%s", warning)
     wanted, locations = config.training.held_out_photos, locate(places, radius_m)
-    if wanted is None and not np.isfinite(locations.centers).any():
+    if wanted is None and not np.isfinite(locations.centers).all():
         wanted = 0  # photos without positions cannot calibrate an index
     groups = _without_held_out(places.groups, places.images, 1, wanted, grouping)
     if groups is not places.groups:

@@ -17,7 +17,8 @@ from cosplace.models.training_card import MIN_UNSEEN
 from cosplace.progress import format_count
 from cosplace.training.groups import Groups
 
-SHARE, LARGEST_SHARE = 0.05, 0.1  # of the training photos
+SHARE, LARGEST_SHARE = 0.05, 0.125  # of the training photos
+FEWEST = 125  # a calibration needs 100; a few cannot be told from training photos with the same position and month
 MOST = 2000  # photos; a calibration locates no more
 SEED = 20  # of the choice; the same for all runs, so that runs with several seeds train on the same photos
 RULE = 1  # version of `hold_out`; another one whenever it chooses other photos, as cached groups have its choice
@@ -29,7 +30,7 @@ def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None =
     """How many photos of the first `num_used` groups to hold out.
 
     least: images that each class keeps.  wanted: number given by the user.  By default, if fewer than 100 photos
-    are not trained on: 5%, but at least 100 and at most 2,000, or none if 100 are more than a tenth.
+    are not trained on: 5%, but at least 125 and at most 2,000, or none if 125 are more than an eighth.
     Raises ConfigError if fewer than the wanted number can be held out.
     """
     num_trained = len(_trained(groups, num_used))
@@ -43,8 +44,8 @@ def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None =
                 f"train on in {groups.folder} can be held out, because each class keeps {least}. Use a smaller number."
             )
         return wanted
-    number = min(num_possible, MOST, max(MIN_UNSEEN, int(SHARE * num_trained)))
-    return number if MIN_UNSEEN <= number <= LARGEST_SHARE * num_trained else 0
+    number = min(num_possible, MOST, max(FEWEST, int(SHARE * num_trained)))
+    return number if FEWEST <= number <= LARGEST_SHARE * num_trained else 0
 
 
 def hold_out(groups: Groups, num_used: int, number: int, least: int) -> Groups:

@@ -38,8 +38,8 @@ def resumed_config(path: str, given: Mapping[str, Any]) -> TrainConfig:
     for name in given:
         if name not in FREE_ON_RESUME and values[name] != asked[name]:
             raise ConfigError(
-                f"--{name} {given[name]} contradicts {file}, which was trained with {values[name]}. Omit the flag, "
-                f"or start a new run."
+                f"--{name} {given[name]} contradicts {file}, which was trained with "
+                f"{'the default' if values[name] is None else values[name]}. Omit the flag, or start a new run."
             )
     return from_values(TrainConfig, {**values, **given, "resume_train": str(file)})
 

@@ -160,7 +160,7 @@ def test_confidence_of_new_photos_in_an_index_of_photos_of_training(tmp_path: Pa
     with caplog.at_level(logging.WARNING):
         about = calibrated_on(index)
     assert about["correction"] == "none" and about["num_training_photos"] == 1500
-    assert "1500 of 1500 photos of the index were used to train its model" in caplog.text
+    assert "1,500 of 1,500 photos of the index were used to train its model" in caplog.text
     assert "--queries FOLDER" in caplog.text
     promised, kept, error = promised_and_kept(index, world)
     assert error > 0.2 and promised > kept + 0.2  # what the correction is for
@@ -220,7 +220,8 @@ def test_a_damaged_card_is_reported_and_ignored(tmp_path: Path, caplog) -> None:
     index = trained_index(tmp_path, make_world(60))
     write_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, {"training_photos": "{}"})
     about = calibrated_on(index)
-    assert "correction" not in about and "is damaged" in caplog.text
+    assert "correction" not in about and about["training_photos"] == "unknown"
+    assert "is damaged" in caplog.text and "too high for new photos" in caplog.text and "no list" not in caplog.text
 
 
 def test_similarities_are_lowered_to_the_quantiles_of_the_validation() -> None:

@@ -214,7 +214,7 @@ def test_runs_of_earlier_versions_are_resumed_with_all_photos(tmp_path: Path) ->
     preparation = prepare(settings(folder, M=10, alpha=360, L=1, epochs_num=1, iterations_per_epoch=1))
     train(preparation, tmp_path / "run")
     file = tmp_path / "run" / "last_checkpoint.pth"
-    with pytest.raises(ConfigError, match="--held_out_photos 5 contradicts .* trained with the default"):
+    with pytest.raises(ConfigError, match=r"--held_out_photos 5 contradicts .* trained with the default"):
         resumed_config(str(file), {"held_out_photos": 5})
     content = torch.load(file, weights_only=True)
     del content["config"]["held_out_photos"]

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
-from cosplace.cli.second_signal import EXIT_SIGNAL, end_at_second_signal
+from cosplace.cli.second_signal import EXIT_SIGNAL, Signals, end_at_second_signal
 from cosplace.config.terminal import TerminalSettings
 from cosplace.errors import CosPlaceError, one_line
 from cosplace.photos.paths import writable
@@ -286,7 +286,7 @@ def end_on_signals(*, owns_process: bool = False) -> Generator[None]:
     A second signal ends the process at once, unless it follows immediately.  Ignored signals stay ignored.
     owns_process: whether the process is only this command; it then ends at once while a module is imported.
     """
-    signals = _Signals()
+    signals = Signals()
     again: list[int] = []  # signals that are sent again, which are not second ones
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -316,7 +316,7 @@ def end_on_signals(*, owns_process: bool = False) -> Generator[None]:
 
     hook, sys.unraisablehook = sys.unraisablehook, send_again
     try:
-        with _received(receive, only=(signal.default_int_handler, signal.SIG_DFL), again=again):
+        with _received(receive, signals, only=(signal.default_int_handler, signal.SIG_DFL), again=again):
             yield
     except Exception as error:
         if signals.first:  # compiled code may replace an exception by its own
@@ -357,7 +357,7 @@ def stop_on_signals(progress: Progress, advice: str, *, is_silent: bool = False)
     A second signal ends the process at once, unless it follows immediately: `timeout` and others send a signal both to
     a process and to its group.  Returns the progress function for the task.  is_silent: do not confirm the signal.
     """
-    signals = _Signals()
+    signals = Signals()
 
     def receive(number: int, _: object) -> None:
         signals.is_first(number)
@@ -374,30 +374,14 @@ def stop_on_signals(progress: Progress, advice: str, *, is_silent: bool = False)
         if signals.first:
             raise StopRequest(interruption_text(signals.first, advice), signals.first)
 
-    with _received(receive, answer=answer):
+    with _received(receive, signals, answer=answer):
         yield report
-
-
-class _Signals:
-    """The signals that a command has received."""
-
-    def __init__(self) -> None:
-        self.first, self.first_time = 0, 0.0
-
-    def is_first(self, number: int) -> bool:
-        """Note a signal; whether it is the first one.  A later one ends the process, unless it follows at once."""
-        if not self.first:
-            self.first, self.first_time = number, time.monotonic()
-            return True
-        if time.monotonic() - self.first_time > SAME_SIGNAL_S:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        return False
 
 
 @contextmanager
 def _received(
     receive: Callable[[int, Any], None],
+    signals: Signals,
     *,
     only: Sequence[Any] = (),
     answer: Callable[[int], None] = lambda _: None,
@@ -423,7 +407,7 @@ def _received(
                 return False
             return signal.getsignal(number) is receive
 
-        with end_at_second_signal(is_ours, answer, after_s=SAME_SIGNAL_S):
+        with end_at_second_signal(is_ours, answer, signals.end, after_s=SAME_SIGNAL_S):
             yield
     finally:
         for number, handler in replaced.items():

@@ -17,18 +17,49 @@ GRACE_S = 0.5  # for the main thread to end the process itself, with the exit co
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells count
 
 
+class Signals:
+    """The signals that a command has received."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.is_ending = False  # a second one has come
+
+    def is_first(self, number: int) -> bool:
+        """Note a signal; whether it is the first one.  A later one ends the process, unless it followed at once.
+
+        This is called long after the signal if the main thread was busy, so another thread measures the time.
+        """
+        if not self.first:
+            self.first = number
+            return True
+        for _ in range(10):  # no lock: another signal may come meanwhile
+            if self.is_ending:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            sleep(0.01)
+        return False
+
+    def end(self) -> None:
+        """Note that a second signal has come."""
+        self.is_ending = True
+
+
 @contextmanager
 def end_at_second_signal(
-    is_ours: Callable[[int], bool], answer: Callable[[int], None] = lambda _: None, *, after_s: float
+    is_ours: Callable[[int], bool],
+    answer: Callable[[int], None] = lambda _: None,
+    end: Callable[[], None] = lambda: None,
+    *,
+    after_s: float,
 ) -> Generator[None]:
     """Within: a second signal ends the process, unless it comes within `after_s` seconds of the first one.
 
-    is_ours: whether a signal, by number, is to be counted.  answer: called for the first one.  Both are called in
-    another thread.  Only for the main thread.
+    is_ours: whether a signal, by number, is to be counted.  answer: called for the first one.  end: called for the
+    second one, GRACE_S before the end.  All are called in another thread.  Only for the main thread.
     """
     reading, writing = socket.socketpair()
     writing.setblocking(False)
-    thread = threading.Thread(target=_watch, args=(reading, is_ours, answer, after_s), name="signals", daemon=True)
+    thread = threading.Thread(target=_watch, args=(reading, is_ours, answer, end, after_s), name="signals", daemon=True)
     thread.start()
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     try:
@@ -44,7 +75,11 @@ def end_at_second_signal(
 
 
 def _watch(
-    reading: socket.socket, is_ours: Callable[[int], bool], answer: Callable[[int], None], after_s: float
+    reading: socket.socket,
+    is_ours: Callable[[int], bool],
+    answer: Callable[[int], None],
+    end: Callable[[], None],
+    after_s: float,
 ) -> None:
     first_time: float | None = None
     while numbers := reading.recv(64):
@@ -55,6 +90,7 @@ def _watch(
                 first_time = monotonic()
                 answer(number)
             elif monotonic() - first_time > after_s:
+                end()
                 sleep(GRACE_S)
                 os._exit(EXIT_SIGNAL + number)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cosplace.importing.records import Problem
-from cosplace.photos.paths import csv_line, printable
+from cosplace.photos.paths import csv_line, printable, writable
 from cosplace.progress import format_count
 from cosplace.storage import storage_errors
 
@@ -33,7 +33,7 @@ class ImportReport:
         if path is not None:
             with storage_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+                self.file = path.open("w", encoding="utf-8", newline="")
             self._write(("name", "outcome", "reason"))
 
     def add(self, problem: Problem) -> None:
@@ -46,7 +46,7 @@ class ImportReport:
     def _write(self, values: tuple[str, ...]) -> None:
         if self.file is not None and self.path is not None:
             with storage_errors(self.path):
-                self.file.write(csv_line(values))
+                self.file.write(csv_line(map(writable, values)))
 
     def close(self) -> None:
         """Write what is left of the file."""

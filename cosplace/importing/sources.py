@@ -25,6 +25,7 @@ from cosplace.config.names import similar_names
 from cosplace.errors import DatasetError
 from cosplace.importing.exif_photos import ARCHIVE, ARCHIVE_SUFFIXES, POSITION_SUFFIXES
 from cosplace.photos.formats import suffix_of
+from cosplace.storage import problem_with_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ def find_source(path: Path, name: str = "") -> Source:
             f"{path} has no positions that can be read, although its suffix is {suffix.decode()}. Export it again; or "
             "name its kind with --format."
         )
+    if not (path.is_file() or path.is_dir()):
+        raise DatasetError(f"{path} {problem_with_kind(path, 'folder or file')}. Give a folder of photos, or a table.")
     raise DatasetError(
         f"{path} is neither photos nor positions that can be imported. "
         f"See docs/import.md for the supported sources, or name its kind: --format {'|'.join(s.name for s in SOURCES)}."

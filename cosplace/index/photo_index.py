@@ -44,7 +44,7 @@ from cosplace.index.writer_lock import WriterLock, lock_for_writing
 from cosplace.photos.paths import path_text, printable, writable
 from cosplace.progress import Progress, no_progress
 from cosplace.shapes import MAX_COUNT
-from cosplace.storage import storage_errors
+from cosplace.storage import problem_with_kind, storage_errors
 
 NEXT_ID = "next_id"  # the key of the record of the lowest id that was never used
 PHOTO_COLUMNS = (
@@ -85,6 +85,8 @@ def create_index(address: str | Path, spec: ModelSpec, settings: IndexSettings |
     with creating_alone(address) if is_shared else nullcontext():
         lock = None
         if is_local(address) and not has_index(address):  # held until the index is closed
+            if Path(address).exists() and not Path(address).is_dir():
+                raise PhotoIndexError(f"{address} {problem_with_kind(address, 'folder')}. Choose another folder.")
             with storage_errors(Path(address)):
                 Path(address).mkdir(parents=True, exist_ok=True)
             lock = WriterLock(address)

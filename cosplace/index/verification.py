@@ -41,6 +41,7 @@ from cosplace.index.photo_reader import PhotoReader
 from cosplace.index.photo_table import are_descriptors, matrix
 from cosplace.index.reader_copy import is_same, parse_reader_copy, remove_reader_copies
 from cosplace.index.record_checks import RECORDS
+from cosplace.index.root_folders import RootFolders
 from cosplace.index.search_index import check_search_index, drop_vector_index, has_vector_index
 from cosplace.index.store import Store, has_index
 from cosplace.index.tables import try_tables
@@ -175,7 +176,6 @@ class _Tables:
             for part, changed_ids in _damaged_photos(batch, store.checked_from).items():
                 self.damaged_ids.update(changed_ids)
                 self.problems.append(f"the {part} of {_named(changed_ids)} has changed")
-        store.columns()
         _read_records(store)
         self.problems += _copy_problems(store) if is_intact and not self.damaged_ids else []
         if store.lacks_file_checksums():
@@ -239,7 +239,8 @@ def _read_records(store: Store) -> None:
     """Raise DamagedIndexError for a record that cannot be read, or settings that do not fit the photos."""
     for key in RECORDS:
         store.read_record(key)
-    PhotoReader(store).columns()
+    PhotoReader(store)
+    RootFolders(store).placed(store.columns())
 
 
 def _copy_problems(store: Store) -> list[str]:

@@ -314,6 +314,12 @@ class _Download:
                     empty: Any = {"Content-Length": "0"}  # the part is already complete
                     return addinfourl(BytesIO(), empty, self.url, http.HTTPStatus.PARTIAL_CONTENT)
             raise DownloadError(f"Cannot download {self.url}: {_reason(error)}. Try to {self.advice}.") from error
+        if response.status not in (None, http.HTTPStatus.OK, *[http.HTTPStatus.PARTIAL_CONTENT] * bool(start)):
+            response.close()
+            raise DownloadError(
+                f"Cannot download {self.url}: the server answered {response.status}, without the file. Try to "
+                f"{self.advice}."
+            )
         first_byte = re.match(rf"bytes (\d{{1,{MAX_DIGITS}}})-", response.headers.get("Content-Range", ""))
         if first_byte and int(first_byte[1]) != start:
             response.close()
@@ -372,7 +378,7 @@ def _read_chunks(response: Any) -> Iterator[bytes | Exception]:
     while True:
         try:
             chunk = response.read(CHUNK_BYTES)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a chunk of negative length
             yield error
             return
         if not chunk:

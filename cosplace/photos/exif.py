@@ -344,10 +344,20 @@ def _camera_time(taken: Directory, image: Directory) -> tuple[float, bool]:
         offsets.append(_offset_s(text_of(tags.get(0x9010))))
     for date_tag, offset_tag, fraction_tag in DATE_TAGS:
         offset_s = next((one for one in (_offset_s(text_of(tags.get(offset_tag))), *offsets) if one is not None), None)
-        time, is_local = time_of_date(text_of(tags.get(date_tag)), offset_s, text_of(tags.get(fraction_tag)))
+        time, is_local = time_of_date(text_of(tags.get(date_tag)), offset_s, _fraction_of(tags.get(fraction_tag)))
         if not math.isnan(time):
             return time, is_local
     return UNKNOWN, False
+
+
+def _fraction_of(value: Any) -> str:
+    """The digits of a fraction of a second: a text, or a number that is written with these digits, as for exiftool."""
+    if isinstance(value, bytes) and len(value) == 1:
+        return ""  # 50 may be the number or the character 2
+    if isinstance(value, str | bytes | tuple):
+        return text_of(value)
+    number = number_of(value)
+    return str(int(number)) if number >= 0 and number % 1 == 0 else ""
 
 
 def _xmp_time(properties: Mapping[str, str]) -> tuple[float, bool]:

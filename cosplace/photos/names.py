@@ -195,18 +195,32 @@ def has_zone(images: ImageList) -> np.ndarray:
     return np.concatenate(found)
 
 
-def may_be_south(images: ImageList, utm: UtmPositions, zones: Sequence[int]) -> np.ndarray:
+def may_be_south(images: ImageList, own_zones: np.ndarray, zones: Sequence[int]) -> np.ndarray:
     """Photos taken as north of the equator only because their name has neither letter nor latitude, (I,) bool.
 
-    Only where others are south of it in the same zone.  zones: of all photos that are compared.
+    Only where others are south of it in the same zone.  own_zones (I,): of these photos, as in `UtmPositions.zones`;
+    zones: of all photos that are compared.
     """
-    found = np.isin(utm.zones, [zone for zone in zones if zone > 0 and -zone in zones])
-    if found.any():
-        for chunk in name_chunks(images, FIELDS["latitude"]):
-            for name in ("letter", "latitude"):
-                begin, end, in_name = chunk.field(name)
-                found[chunk.rows.start : chunk.rows.stop] &= ~(in_name & (end > begin))
+    found = np.isin(own_zones, [zone for zone in zones if zone > 0 and -zone in zones])
+    return found & lack_hemisphere(images) if found.any() else found
+
+
+def lack_hemisphere(images: ImageList) -> np.ndarray:
+    """Names without latitude, and without zone or letter: an index takes their position as unknown; (I,) bool."""
+    found = np.empty(len(images), bool)
+    for chunk in name_chunks(images, FIELDS["latitude"]):
+        has_zone, has_letter, has_latitude = (
+            in_name & (end > begin) for begin, end, in_name in map(chunk.field, ("zone", "letter", "latitude"))
+        )
+        found[chunk.rows.start : chunk.rows.stop] = ~(has_latitude | (has_zone & has_letter))
     return found
+
+
+def check_hemispheres(images: ImageList, own_zones: np.ndarray, zones: Sequence[int]) -> None:
+    """Raise DatasetError for a photo that may be on either side of the equator; see `may_be_south`."""
+    if (unclear := may_be_south(images, own_zones, zones)).any():
+        problem = "its zone has no letter, and other photos in that zone are south of the equator"
+        raise zone_error(images, int(unclear.argmax()), problem)
 
 
 def look_like_degrees(utm: UtmPositions) -> bool:

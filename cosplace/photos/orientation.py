@@ -10,7 +10,9 @@ from cosplace.photos.xmp import TIFF_NAMESPACE, contains, read_xmp
 ORIENTATION = 0x0112  # tag of the first directory of an EXIF block
 EXIF_HEADER = b"Exif\x00\x00"
 BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-INTEGER_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # from a type of TIFF to its format in `struct`
+# From a type of TIFF to its format in `struct`: numbers, rationals as two numbers, and text.
+VALUE_FORMATS = {1: "B", 2: "c", 3: "H", 4: "I", 5: "II", 6: "b", 7: "B", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
+INLINE_BYTES = 4  # of a value that is in the entry itself; the entry of a longer one has its place
 ORIENTATION_TEXTS = tuple("12345678")
 UPRIGHT = 1
 
@@ -37,10 +39,19 @@ def exif_orientation(block: bytes) -> int:
         directory = start + struct.unpack_from(order + "I", block, start + 4)[0]
         (num_entries,) = struct.unpack_from(order + "H", block, directory)
         for entry in range(directory + 2, directory + 2 + 12 * num_entries, 12):
-            tag, kind = struct.unpack_from(order + "HH", block, entry)
-            if tag == ORIENTATION and kind in INTEGER_FORMATS:
-                (value,) = struct.unpack_from(order + INTEGER_FORMATS[kind], block, entry + 8)
-                return value if 1 <= value <= 8 else 0
+            tag, kind, count = struct.unpack_from(order + "HHI", block, entry)
+            if tag == ORIENTATION and kind in VALUE_FORMATS:
+                place, size = entry + 8, count * struct.calcsize(order + VALUE_FORMATS[kind])
+                if size > INLINE_BYTES:
+                    place = start + struct.unpack_from(order + "I", block, place)[0]
+                return _checked(*struct.unpack_from(order + VALUE_FORMATS[kind], block, place))
     except struct.error:  # a truncated block
         pass
     return 0
+
+
+def _checked(value: float | bytes, denominator: int = 1) -> int:
+    """A value as an orientation, 1 to 8; 0 for an impossible one."""
+    number = float(value) if not isinstance(value, bytes) else float(value) if value.isdigit() else 0.0
+    number = number / denominator if denominator else 0.0
+    return int(number) if 1 <= number <= 8 and number % 1 == 0 else 0

@@ -137,8 +137,8 @@ def missing_folder(folder: Path, advice: str) -> DatasetError:
         (folder.parent, None),
     )
     if part is None:
-        if file is not None:
-            return DatasetError(f"{file} is a file, not a folder. {advice}")
+        if (problem := _problem_above(folder)) is not None:
+            return DatasetError(f"{problem}. {advice}")
         parent = folder.parent
         if os.fsencode(folder.name) in SPLIT_FOLDERS and _is_folder(parent):
             advice += f" To split the photos in {parent}, import them first: `cosplace import {parent} --to DATASET`."
@@ -149,6 +149,12 @@ def missing_folder(folder: Path, advice: str) -> DatasetError:
     return DatasetError(
         f"{owner} has no {name}: its photos are in {', '.join(splits)}. Use one of these, or split it again: {split}."
     )
+
+
+def _problem_above(folder: Path) -> str | None:
+    """What is wrong with the nearest existing path above a missing folder, such as a file; None if it is a folder."""
+    above = next((path for path in folder.parents if os.path.exists(path)), folder)  # noqa: PTH110
+    return None if above.is_dir() or above == folder else f"{above} {problem_with_kind(above, 'folder')}"
 
 
 def subfolders(path: str | Path) -> list[str]:
@@ -223,7 +229,11 @@ def _scan_into(
             for entry in entries
         ]
     entry_names.sort()
-    del entry_names[bisect_left(entry_names, b".") : bisect_left(entry_names, b"/")]  # hidden; "/" comes after "."
+    hidden = slice(bisect_left(entry_names, b"."), bisect_left(entry_names, b"/"))  # "/" comes after "."
+    for name in entry_names[hidden]:
+        if name.endswith(b"/"):
+            scan.skip("hidden folders", prefix + name[:-1])
+    del entry_names[hidden]
     endings = (*SUFFIXES, b"/")
     entry_names = [
         name

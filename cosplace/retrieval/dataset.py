@@ -19,15 +19,14 @@ from cosplace.photos.labels import NO_LABELS, with_positions
 from cosplace.photos.names import (
     UtmPositions,
     all_positions_unknown,
+    check_hemispheres,
     contradiction_warning,
     different_zones,
     earth_positions,
     look_like_degrees,
-    may_be_south,
     unknown_positions_warning,
     utm_fields,
     without_rows,
-    zone_error,
 )
 from cosplace.photos.paths import printable
 from cosplace.photos.scanning import has_part, is_dataset_part, missing_folder, part_names, scan_images
@@ -230,9 +229,7 @@ def _check_positions(images: ImageList, utm: UtmPositions, zones: Sequence[int])
 
     zones: of the database and the queries.
     """
-    if (unclear := may_be_south(images, utm, zones)).any():
-        problem = "its zone has no letter, and other photos in that zone are south of the equator"
-        raise zone_error(images, int(unclear.argmax()), problem)
+    check_hemispheres(images, utm.zones, zones)
     if images.labels is None and look_like_degrees(utm):
         log.warning(
             "%s: the first two fields of the names, such as %g and %g, look like degrees, and are taken as meters. "

@@ -29,6 +29,7 @@ from cosplace.retrieval.query_choice import (
     num_near,
     visits_of,
 )
+from cosplace.storage import problem_with_kind
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,6 +107,8 @@ def table_path(dataset: str | Path) -> Path:
     """The table of a dataset.  Raises DatasetError if there is none."""
     path = Path(dataset)
     path = path if path.suffix == ".parquet" else path / TABLE_NAME
+    if path.parent.exists() and not path.parent.is_dir():
+        raise DatasetError(f"{path.parent} {problem_with_kind(path.parent, 'folder')}. Use the folder of a dataset.")
     if not path.is_file():
         raise DatasetError(
             f"{path.parent} has no table {TABLE_NAME}. Create one first: `cosplace import {path.parent} --to DATASET`."

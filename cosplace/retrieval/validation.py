@@ -26,6 +26,7 @@ from cosplace.photos.names import (
     fill_from_degrees,
     has_zone,
     hemisphere_is_ambiguous,
+    lack_hemisphere,
     may_be_south,
     optional_fields,
     utm_points,
@@ -53,6 +54,7 @@ NO_POSITION = (
     "no position in the table, so train, eval and index leave it out; add it with `cosplace import PHOTOS TABLE --to "
     "DATASET`"
 )
+NO_HEMISPHERE = "no letter of the UTM zone, and no latitude and longitude: unknown position for index and import"
 TINY_PIXELS = 64  # of the shorter side; networks need more
 
 
@@ -265,6 +267,8 @@ def _check_fields(report: FolderReport, images: ImageList, *, for_training: bool
         report.add_rows(kind, images, contradictions, is_error=True)
         ambiguous = hemisphere_is_ambiguous(images, utm_points(utm))
         report.add_rows(AMBIGUOUS, images, ambiguous, is_error=len(different_zones(zones)) > 1)
+        without = lack_hemisphere(images) & (zones != 0) & np.isfinite(utm.east_north[:, 0])
+        report.add_rows(NO_HEMISPHERE, images, without, is_error=False)
     same = _all_equal(utm.east_north[:, 0]) and _all_equal(utm.east_north[:, 1])
     report.add("the same position as all others: counts as missing", (), is_error=False, count=len(images) * same)
     needs_headings = for_training or (needs_headings and not missing.all())
@@ -417,7 +421,7 @@ def _check_zones(parts: list[Part]) -> None:
     """Add photos without a UTM zone among others that have one.  parts: those that are compared with each other."""
     zones = different_zones(*(part.utm.zones for part in parts))
     for part in parts:
-        part.report.add_rows(NO_LETTER, part.images, may_be_south(part.labeled, part.utm, zones), is_error=True)
+        part.report.add_rows(NO_LETTER, part.images, may_be_south(part.labeled, part.utm.zones, zones), is_error=True)
         without = (part.utm.zones == 0) & part.is_located & (part.labeled.map_center is None)
         if len(zones) == 1:
             kind = "no UTM zone, but other photos have one; taken as in the same zone"

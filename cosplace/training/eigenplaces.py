@@ -286,7 +286,7 @@ def check_views(groups: Groups, grouping: Grouping, method: MethodSettings) -> N
     if num_groups < grouping.groups_num:
         raise DatasetError(
             f"{groups.folder} has {num_groups} group{'s' if num_groups > 1 else ''}, fewer than --groups_num "
-            f"{grouping.groups_num}. Use --groups_num {num_groups}, or a smaller --N."
+            f"{grouping.groups_num}. Use --groups_num {num_groups}."
         )
     for number, (num_classes, _) in enumerate(counts):
         if num_classes < 2:

@@ -24,7 +24,7 @@ from cosplace.errors import DatasetError
 from cosplace.importing.dataset_layouts import refuse_download
 from cosplace.photos.image_list import ImageList, photo_path
 from cosplace.photos.labels import with_headings, with_positions
-from cosplace.photos.names import different_zones, parse_fields, zone_error
+from cosplace.photos.names import check_hemispheres, different_zones, parse_fields, zone_error
 from cosplace.photos.paths import printable
 from cosplace.photos.scanning import has_part, scan_images
 from cosplace.progress import Progress, no_progress
@@ -340,9 +340,14 @@ def _read_keys(images: ImageList, grouping: Grouping) -> tuple[np.ndarray, list[
 
 
 def check_zones(images: ImageList, zones: np.ndarray, unknown: np.ndarray) -> None:
-    """Raise DatasetError for a photo without a zone if the others are in several.  unknown: rows without a position."""
-    if len(different_zones(np.delete(zones, unknown))) < 2:
+    """Raise DatasetError for a photo without a zone, or maybe on either side of the equator, if others are in several.
+
+    unknown: rows without a position.
+    """
+    different = different_zones(np.delete(zones, unknown))
+    if len(different) < 2:
         return
+    check_hemispheres(images, zones, different)
     lost = np.setdiff1d(np.flatnonzero(zones == 0), unknown)
     if len(lost):
         raise zone_error(images, int(lost[0]))

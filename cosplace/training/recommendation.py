@@ -20,7 +20,7 @@ from cosplace.config.splitting import SplitConfig
 from cosplace.config.values import from_values, loading_workers
 from cosplace.errors import DatasetError, ImageError
 from cosplace.photos.image_list import ImageList, evenly_spaced
-from cosplace.photos.names import earth_positions, optional_fields, utm_fields, without_rows
+from cosplace.photos.names import earth_positions, lack_hemisphere, optional_fields, utm_fields, without_rows
 from cosplace.photos.tables import TABLE_NAME
 from cosplace.progress import format_bytes, format_count, format_duration
 from cosplace.retrieval.folder_report import Part
@@ -117,7 +117,7 @@ def recommend(
         try:
             images = _left_for_training(dataset, images)
         except DatasetError as error:
-            return _use_released_model(dataset, f"Do not train on these photos: they cannot be split. {error}")
+            return _use_released_model(dataset, images, f"Do not train on these photos: they cannot be split. {error}")
         scope = "photos that a split leaves for training"
     num_places = count_places_of(images, with_headings=with_headings)
     if num_places is not None and (problem := too_few_places(num_places)):
@@ -125,7 +125,7 @@ def recommend(
         reason = (
             f"Do not train on these photos. {after}{problem}. Use a released model; `cosplace zoo list` lists them."
         )
-        return _use_released_model(dataset, reason, num_places)
+        return _use_released_model(dataset, images, reason, num_places)
     current = Grouping() if with_headings else Grouping(alpha=360, L=1)
     groups = partition(images, current)
     hint = advice(groups, current, images)
@@ -133,7 +133,7 @@ def recommend(
     counts = partition(images, grouping).counts()[: grouping.groups_num]
     num_classes, num_images = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     if hint and hint.refused and hint.settings is None:
-        return _use_released_model(dataset, hint.text, num_places)
+        return _use_released_model(dataset, images, hint.text, num_places)
     if num_classes < FEWEST_PLACES:
         return _finetune(dataset, grouping, num_classes, num_places)
     settings, sides = _settings(grouping, counts, sizes, device)
@@ -276,7 +276,10 @@ def _split_commands(dataset: Path, train: str) -> tuple[str, ...]:
     )
 
 
-def _use_released_model(dataset: Path, reason: str, num_places: int | None = None) -> Recommendation:
+def _use_released_model(dataset: Path, images: ImageList, reason: str, num_places: int | None = None) -> Recommendation:
+    if images.labels is None and lack_hemisphere(images).all():  # an index would refuse them
+        reasons = (reason, "An index needs positions on Earth: add them to the names (fields 3 to 6).")
+        return Recommendation(trains=False, commands=(), reasons=reasons, settings={}, num_places=num_places)
     command = shlex.join(["cosplace", "index", "build", str(dataset), "--model", RELEASED_MODEL, "--to", "INDEX"])
     return Recommendation(trains=False, commands=(command,), reasons=(reason,), settings={}, num_places=num_places)
 

@@ -1,5 +1,6 @@
 """Ctrl+C and SIGTERM stop training between two iterations, and the printed command continues it to the same bytes."""
 
+import hashlib
 import os
 import random
 import re
@@ -213,6 +214,39 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, task: str) -> None
     process.communicate(timeout=20)
     # By the signal; or, if the main thread did not see it, with the exit code of the shell for it.
     assert process.returncode == (-number if task == TASKS[0] else 128 + number)
+
+
+BUSY = """
+import hashlib
+from cosplace.cli.console import stop_on_signals
+from cosplace.progress import StopRequest
+with stop_on_signals(lambda *_: None, "advice") as progress:
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", {iterations})  # no handler is called meanwhile
+    try:
+        progress("task", 1, 2)
+    except StopRequest:
+        print("saved", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_is_repeated_at_once_is_one_request_however_long_an_iteration_takes() -> None:
+    start = time.perf_counter()
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 200_000)
+    iterations = int(200_000 * 4 / (time.perf_counter() - start))  # four seconds
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY.format(iterations=iterations)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.stderr.readline()
+    assert "stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "saved\n"
+    assert process.returncode == 0
 
 
 IMPORTING = """

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import sqlite3
 import struct
+import sys
 import unicodedata
 from contextlib import closing, suppress
 from datetime import UTC, date, datetime
@@ -343,6 +345,16 @@ def test_a_row_that_stands_there_twice_is_used_once(tmp_path: Path) -> None:
     import_all(tmp_path / "in", path, to=tmp_path / "city")
     assert [(row.latitude, row.longitude) for row in rows_of(tmp_path / "city").values()] == [(1, 2)]
     assert "rows that equal earlier ones, which are used: 1" in (tmp_path / "city" / "import_report.csv").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names on other systems are text")
+def test_a_name_that_is_not_utf8_is_in_the_report_as_it_is_printed(tmp_path: Path) -> None:
+    path = write_photo(tmp_path / "in" / "a.jpg")
+    path.rename(os.fsdecode(os.fsencode(path.parent) + b"/plain\xe9.jpg"))
+    write_photo(tmp_path / "in" / "b.jpg")
+    (tmp_path / "table.csv").write_text("file,lat,lon\nb.jpg,1,2\n")
+    import_all(tmp_path / "in", tmp_path / "table.csv", to=tmp_path / "city")
+    assert "plain\\xe9.jpg,left out" in (tmp_path / "city" / "import_report.csv").read_text()
 
 
 def test_a_photo_that_cannot_be_used_is_listed_once(tmp_path: Path) -> None:

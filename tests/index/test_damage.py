@@ -195,6 +195,15 @@ def test_verify_names_what_is_damaged_and_repairs_it(
         assert index.columns().row_of(77) is None
 
 
+def test_verify_says_nothing_of_an_intact_search_index(
+    intact_approximate: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        assert main(["index", "verify", str(intact_approximate)]) == 0
+    told = capsys.readouterr()
+    assert "damaged" not in told.out + told.err + caplog.text
+
+
 @pytest.mark.parametrize("text", [b"path", b"accuracy_m", b"fixed_size_list:float"])
 @pytest.mark.parametrize("arguments", [[], ["--repair"]])
 def test_a_flipped_bit_of_the_newest_version_is_one_line(

@@ -23,6 +23,7 @@ class Server:
     sends_length: bool = True
     status: int = 200
     location: str = ""  # every request is redirected there
+    raw: bytes = b""  # the whole answer, with its headers
     length: str = ""  # sent as Content-Length in place of the true one
     paths: list[str] = field(default_factory=list)  # of each request
     ranges: list[str | None] = field(default_factory=list)  # header of each request
@@ -32,6 +33,9 @@ class Server:
         self.paths.append(handler.path)
         requested = handler.headers["Range"]
         self.ranges.append(requested)
+        if self.raw:
+            handler.wfile.write(self.raw)
+            return
         if self.status != 200:
             handler.send_error(self.status)
             return

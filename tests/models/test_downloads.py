@@ -176,6 +176,24 @@ def test_huge_files_are_refused(server: Server, tmp_path: Path, monkeypatch: pyt
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabcdefgh\r\n0\r\n\r\n", "broke"),
+        (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n-5\r\nabcdefgh\r\n0\r\n\r\n", "broke"),
+        (b"204 No Content\r\n\r\n", "204"),
+        (b"206 Partial Content\r\nContent-Range: bytes -5-9/10\r\nContent-Length: 5\r\n\r\nabcde", "206"),
+    ],
+    ids=["chunk of negative length", "later chunk of negative length", "no content", "a part that was not wanted"],
+)
+def test_answers_that_are_not_a_whole_file_are_refused(server: Server, tmp_path: Path, answer: bytes, reason: str):
+    server.raw = b"HTTP/1.1 " + answer
+    with pytest.raises(DownloadError, match=reason) as error:
+        download(f"{server.address}/model.pth", folder=tmp_path)
+    assert one_line(error)
+    assert not [name for name in names_in(tmp_path) if name == "model.pth"]
+
+
 @pytest.mark.parametrize("name", ["..", "%2e%2e", ".", "", "a%2F..%2Fb", "..%5Cup.pth", "a%00b", "a%0ab", "x" * 300])
 def test_names_that_are_not_of_a_file_in_the_folder_are_refused(server: Server, tmp_path: Path, name: str):
     folder = tmp_path / "inside"

@@ -25,6 +25,7 @@ from tests.photos.exif_blocks import (
     LONG,
     RATIONAL,
     SHORT,
+    SLONG,
     SRATIONAL,
     UNDEFINED,
     Tag,
@@ -379,6 +380,26 @@ def test_dates_of_the_camera(texts: dict[int, str], seconds: float) -> None:
     image = {number: tag for number, tag in tags.items() if number == 0x0132}
     taken = {number: tag for number, tag in tags.items() if number != 0x0132}
     assert metadata_from_exif(photo(None, taken, image)).time == pytest.approx(NOON_UTC + seconds, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "seconds"),
+    [
+        (Tag(SHORT, [50]), 0.5),
+        (Tag(LONG, [50]), 0.5),
+        (Tag(SLONG, [51]), 0.51),
+        (Tag(RATIONAL, [(123, 1)]), 0.123),
+        (Tag(UNDEFINED, b"50"), 0.5),
+        (Tag(BYTE, [50]), 0.0),  # exiftool: .50, but Pillow gives bytes: the number, or the character 2?
+        (Tag(SLONG, [-5]), 0.0),
+        (Tag(RATIONAL, [(1, 2)]), 0.0),
+    ],
+    ids=["short", "long", "slong", "rational", "undefined", "byte", "negative", "half"],
+)
+def test_fractions_of_a_second_may_be_numbers(fraction: Tag, seconds: float) -> None:
+    """exiftool writes the number after the point."""
+    raw = photo(None, {0x9003: ascii_tag(NOON), 0x9291: fraction})
+    assert metadata_from_exif(raw).time == pytest.approx(NOON_UTC + seconds, abs=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone of a process cannot be changed")

@@ -82,6 +82,8 @@ def test_pipes_and_broken_links_are_called_what_they_are(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DatasetError, match="is a pipe, not a folder"):
         scan_images(tmp_path / "pipe")
+    with pytest.raises(DatasetError, match="pipe is a pipe, not a folder"):
+        scan_images(tmp_path / "pipe" / "train")
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(DatasetError, match="link does not exist"):
         scan_images(tmp_path / "link")
@@ -179,7 +181,7 @@ def test_folders_of_the_system_are_skipped(tmp_path: Path) -> None:
     ]
     touch(tmp_path, "x.jpg", *(f"{name}/y.jpg" for name in system), *(f"a/{name}/b/y.jpg" for name in system))
     assert names_of(tmp_path) == ["x.jpg"]
-    assert scan_images(tmp_path).skipped.counts == {"system folders": 12}
+    assert scan_images(tmp_path).skipped.counts == {"system folders": 12, "hidden folders": 2}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")

@@ -69,10 +69,10 @@ def test_exif_decides_and_xmp_gives_what_it_lacks() -> None:
 
 
 def test_impossible_orientations_are_none() -> None:
-    for tag in (Tag(SHORT, [0]), Tag(SHORT, [9]), Tag(RATIONAL, [(6, 1)]), Tag(2, b"6\0")):
+    for tag in (Tag(SHORT, [0]), Tag(SHORT, [9]), Tag(RATIONAL, [(6, 0)]), Tag(RATIONAL, [(13, 2)]), Tag(2, b"x\0")):
         assert read_orientation(stored(tag), None) == 1
         assert read_orientation(stored(tag), xmp_orientation("3")) == 3
-    for tag in (Tag(BYTE, [6]), Tag(LONG, [6])):
+    for tag in (Tag(BYTE, [6]), Tag(LONG, [6]), Tag(RATIONAL, [(6, 1)]), Tag(2, b"6\0")):  # as exiftool reads them
         assert read_orientation(stored(tag), None) == 6
     for text in ("0", "9", "66", "", "six", "6.0"):
         assert read_orientation(None, xmp_orientation(text)) == 1

@@ -68,7 +68,20 @@ def exif_block(gps: Tags | None = None, taken: Tags | None = None, first: Tags |
 
 
 def _directory(tags: Tags, start: int) -> bytes:
-    sizes = {BYTE: 1, ASCII: 1, SHORT: 2, LONG: 4, RATIONAL: 8, SBYTE: 1, UNDEFINED: 1, SSHORT: 2, SLONG: 4, 10: 8}
+    sizes = {
+        BYTE: 1,
+        ASCII: 1,
+        SHORT: 2,
+        LONG: 4,
+        RATIONAL: 8,
+        SBYTE: 1,
+        UNDEFINED: 1,
+        SSHORT: 2,
+        SLONG: 4,
+        10: 8,
+        11: 4,
+        12: 8,
+    }
     entries, data = b"", b""
     data_start = start + 2 + 12 * len(tags) + 4
     for number, (kind, value) in sorted(tags.items()):

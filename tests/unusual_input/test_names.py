@@ -246,6 +246,21 @@ def test_a_zone_without_letter_among_others_south_of_the_equator_is_refused(tmp_
     assert code == 2 and "its zone has no letter" in err and "Correct fields 3 and 4" in err
     code, out, _ = run(capsys, "validate", folder)
     assert code == 2 and "no letter of the UTM zone" in out
+    code, _, err = run(capsys, "groups", write_split(tmp_path / "train", [match, "@".join(fields)], []) / "database")
+    assert code == 2 and "its zone has no letter" in err
+
+
+@pytest.mark.parametrize("zone", ["56", ""], ids=["no letter", "no zone"])
+def test_validate_says_that_an_index_takes_such_positions_as_unknown(tmp_path, capsys, model, zone: str) -> None:
+    for place in range(12):
+        fields = utm_name(-33.86, 151.2 + 0.001 * place, zone=56).split("@")
+        fields[3:7] = zone, "", "", ""
+        write_photo(tmp_path / "photos", "@".join(fields), place)
+    code, out, _ = run(capsys, "validate", tmp_path / "photos")
+    assert code == 0 and ("unknown position for index and import" in out) == bool(zone)
+    assert "index build" not in out and "(fields 3 to 6)" in out
+    code, _, err = run(capsys, "index", "build", tmp_path / "photos", "--model", model, "--to", tmp_path / "index")
+    assert code == 2 and "None of the 12 photos" in err
 
 
 def test_degrees_in_the_fields_of_utm_are_a_warning(tmp_path, capsys, model) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from cosplace.errors import ImageError
 from cosplace.photos.metadata import PhotoMetadata, read_metadata
 from cosplace.photos.opening import open_image, upright_shape
+from cosplace.photos.orientation import exif_orientation
 from tests.unusual_input.samples import (
     ASCII,
     BYTE,
@@ -190,6 +191,31 @@ def test_an_orientation_in_xmp_alone_turns_the_photo(tmp_path: Path) -> None:
     (tmp_path / "turned.jpg").write_bytes(raw)
     (tmp_path / "plain.jpg").write_bytes(jpeg_with(pixels=place_pixels(0)[:32]))
     assert np.array_equal(rgb(tmp_path / "turned.jpg"), np.rot90(rgb(tmp_path / "plain.jpg"), -1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(2, b"6\0"), (7, b"\6"), (5, struct.pack("<II", 12, 2)), (10, struct.pack("<ii", 6, 1)),
+     (11, struct.pack("<f", 6)), (12, struct.pack("<d", 6)), (3, struct.pack("<HHH", 6, 6, 6))],
+    ids=["text", "undefined", "rational", "signed rational", "float", "double", "three numbers"],
+)  # fmt: skip
+def test_an_orientation_of_an_odd_type_turns_the_photo(tmp_path: Path, kind: int, value: bytes) -> None:
+    """exiftool: Orientation 6 in each of them."""
+    (tmp_path / "turned.jpg").write_bytes(
+        jpeg_with(exif=exif_block(first={274: (kind, value)}), pixels=place_pixels(0)[:32])
+    )
+    (tmp_path / "plain.jpg").write_bytes(jpeg_with(pixels=place_pixels(0)[:32]))
+    judge = exiftool((tmp_path / "turned.jpg").read_bytes(), "Orientation")
+    assert judge is None or str(judge["Orientation"])[0] == "6"
+    assert np.array_equal(rgb(tmp_path / "turned.jpg"), np.rot90(rgb(tmp_path / "plain.jpg"), -1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(2, b"x\0"), (5, struct.pack("<II", 6, 0)), (11, struct.pack("<f", np.nan)), (11, struct.pack("<f", 6.5))],
+)
+def test_an_impossible_orientation_of_an_odd_type_is_none(kind: int, value: bytes) -> None:
+    assert exif_orientation(exif_block(first={274: (kind, value)})) == 0
 
 
 def test_an_orientation_in_a_second_exif_block_turns_the_photo(tmp_path: Path) -> None:

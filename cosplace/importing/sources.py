@@ -113,7 +113,7 @@ def find_source(path: Path, name: str = "") -> Source:
             "name its kind with --format."
         )
     if not (path.is_file() or path.is_dir()):
-        raise DatasetError(f"{path} {problem_with_kind(path, 'folder or file')}. Give a folder of photos, or a table.")
+        raise DatasetError(f"{path} {problem_with_kind(path, 'folder or file')}. Use a folder of photos or a table.")
     raise DatasetError(
         f"{path} is neither photos nor positions that can be imported. "
         f"See docs/import.md for the supported sources, or name its kind: --format {'|'.join(s.name for s in SOURCES)}."

@@ -64,7 +64,8 @@ from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
-NUM_ALTERED = 500  # of them, to encode again in other light and another crop
+NUM_ALTERED = 500  # of them, at most, to encode again in other light and another crop
+LOCATED_PER_ALTERED = 4  # a larger share of altered photos makes the confidence too low (docs/lab.md)
 NUM_CROPPED = 1000  # photos of the index if all are encoded again, because a query has several crops
 NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
@@ -80,7 +81,7 @@ def calibrate(
     queries: str | Path | None = None,
     unlabeled: str | Path | None = None,
     num_queries: int = NUM_QUERIES,
-    num_altered: int = NUM_ALTERED,
+    num_altered: int | None = None,
     device: str = "auto",
     seed: int = 0,
     progress: Progress = no_progress,
@@ -91,9 +92,10 @@ def calibrate(
     queries: folder of photos with positions, neither in the index nor in the training set of the model, to use instead
     of the photos of the index.
     unlabeled: folder of new photos of the area, without positions, to adjust the correction for training photos to.
-    num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
-    of photos of users is less reliable.  With the query policies nearest_crop and maj_voting, all photos that are
-    located, at most NUM_CROPPED of the index, are encoded again.
+    num_altered: photos to encode again in other light and another crop, by default a quarter of those that are located,
+    at most NUM_ALTERED; with 0, no model is needed, but the confidence of photos of users is less reliable.  With the
+    query policies nearest_crop and maj_voting, all photos that are located, at most NUM_CROPPED of the index, are
+    encoded again.
     What is encoded is stored every half minute until the calibration ends; one that was stopped continues with it.
     Raises ConfigError for an index with too few photos or places.
     """
@@ -131,7 +133,7 @@ def compute_calibration(
     queries: str | Path | None = None,
     unlabeled: str | Path | None = None,
     num_queries: int = NUM_QUERIES,
-    num_altered: int = NUM_ALTERED,
+    num_altered: int | None = None,
     device: str = "auto",
     seed: int = 0,
     progress: Progress = no_progress,
@@ -141,20 +143,13 @@ def compute_calibration(
     _check_arguments(queries, unlabeled, num_queries, num_altered, seed)
     rng = np.random.default_rng([seed, 25])
     columns = index.columns()
-    located = exact_rows(columns)
-    if len(located) < MIN_PHOTOS:
-        num_inexact = int(np.isfinite(columns.latitudes).sum()) - len(located)
-        inexact = f", and {num_inexact:,} whose position has an error above {RADIUS_M:g} m" if num_inexact else ""
-        raise ConfigError(
-            f"Calibration needs {MIN_PHOTOS} photos with a position, the index has {len(located)}{inexact}. Add at "
-            f"least {MIN_PHOTOS - len(located)} more{' with a smaller error' if num_inexact else ''}."
-        )
+    located = _located_rows(columns)
     log.info("calibrating the confidence: photos of %s are located as if they were new", queries or "the index")
     # These keys are stored with the index.
     counts = dict.fromkeys(("num_queries", "num_described_anew", "num_non_places"), 0)
     about: dict[str, Any] = {"num_photos": len(columns), **_span(columns.times[located]), **counts}
     choice, new = Choice(rows=located), None
-    with_images_without_place = queries is not None or num_altered > 0
+    with_images_without_place = queries is not None or num_altered != 0
     if queries is not None:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         parts, num_altered = [queries_of_folder(index, Path(queries), encoder, num_queries, rng, progress)], 0
@@ -172,10 +167,11 @@ def compute_calibration(
         if has_crops := index.spec.views.num_descriptors > 1:
             encoder = open_index_encoder(index, device) if encoder is None else encoder
         rows = np.sort(rng.permutation(choice.rows)[: min(num_queries, NUM_CROPPED) if has_crops else num_queries])
-        check_seed = seed if num_altered and not choice.is_training else None
+        check_seed = seed if num_altered != 0 and not choice.is_training else None
         parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress, stored)]
-    about["num_queries"] = len(parts[0].rows)
-    num_altered = min(num_altered, len(parts[0].rows))
+    about["num_queries"] = num_located = len(parts[0].rows)
+    default = min(NUM_ALTERED, num_located // LOCATED_PER_ALTERED)
+    num_altered = default if num_altered is None else min(num_altered, num_located)
     if num_altered:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         altered_rows = np.sort(rng.permutation(parts[0].rows)[:num_altered])
@@ -197,6 +193,19 @@ def compute_calibration(
     }
     measured = _measured_on_new_photos(examples, about)
     return fit_calibration(measured, temperature=temperature, agree_m=AGREE_M, about=about)
+
+
+def _located_rows(columns: Columns) -> np.ndarray:
+    """Rows (I,) of the photos with an exact position.  Raises ConfigError if they are too few."""
+    located = exact_rows(columns)
+    if len(located) < MIN_PHOTOS:
+        num_inexact = int(np.isfinite(columns.latitudes).sum()) - len(located)
+        inexact = f", and {num_inexact:,} whose position has an error above {RADIUS_M:g} m" if num_inexact else ""
+        raise ConfigError(
+            f"Calibration needs {MIN_PHOTOS} photos with a position, the index has {len(located)}{inexact}. Add at "
+            f"least {MIN_PHOTOS - len(located)} more{' with a smaller error' if num_inexact else ''}."
+        )
+    return located
 
 
 def _photos_of_index(  # noqa: PLR0917
@@ -273,9 +282,9 @@ def _new_photos(index: PhotoIndex, folder: Path, encoder: Encoder, seed: int, pr
 
 
 def _check_arguments(
-    queries: str | Path | None, unlabeled: str | Path | None, num_queries: int, num_altered: int, seed: int
+    queries: str | Path | None, unlabeled: str | Path | None, num_queries: int, num_altered: int | None, seed: int
 ) -> None:
-    if min(num_queries, num_altered + 1, seed + 1) < 1:
+    if min(num_queries, 0 if num_altered is None else num_altered, seed) < 0 or not num_queries:
         raise ConfigError(
             f"num_queries must be 1 or more, num_altered and seed 0 or more, got {num_queries}, {num_altered}, {seed}."
         )

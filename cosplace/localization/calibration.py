@@ -64,8 +64,8 @@ from cosplace.progress import Progress, no_progress
 from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
-NUM_ALTERED = 500  # of them, at most, to encode again in other light and another crop
-LOCATED_PER_ALTERED = 4  # a larger share of altered photos makes the confidence too low (docs/lab.md)
+NUM_ALTERED = 500  # of them, to encode again in other light and another crop
+LOCATED_PER_ALTERED = 4  # at least, of photos that were not trained on; they may be so few that all would be altered
 NUM_CROPPED = 1000  # photos of the index if all are encoded again, because a query has several crops
 NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
@@ -81,7 +81,7 @@ def calibrate(
     queries: str | Path | None = None,
     unlabeled: str | Path | None = None,
     num_queries: int = NUM_QUERIES,
-    num_altered: int | None = None,
+    num_altered: int = NUM_ALTERED,
     device: str = "auto",
     seed: int = 0,
     progress: Progress = no_progress,
@@ -92,9 +92,9 @@ def calibrate(
     queries: folder of photos with positions, neither in the index nor in the training set of the model, to use instead
     of the photos of the index.
     unlabeled: folder of new photos of the area, without positions, to adjust the correction for training photos to.
-    num_altered: photos to encode again in other light and another crop, by default a quarter of those that are located,
-    at most NUM_ALTERED; with 0, no model is needed, but the confidence of photos of users is less reliable.  With the
-    query policies nearest_crop and maj_voting, all photos that are located, at most NUM_CROPPED of the index, are
+    num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
+    of photos of users is less reliable; if training photos are left out, at most a quarter of the located ones.  With
+    the query policies nearest_crop and maj_voting, all photos that are located, at most NUM_CROPPED of the index, are
     encoded again.
     What is encoded is stored every half minute until the calibration ends; one that was stopped continues with it.
     Raises ConfigError for an index with too few photos or places.
@@ -133,7 +133,7 @@ def compute_calibration(
     queries: str | Path | None = None,
     unlabeled: str | Path | None = None,
     num_queries: int = NUM_QUERIES,
-    num_altered: int | None = None,
+    num_altered: int = NUM_ALTERED,
     device: str = "auto",
     seed: int = 0,
     progress: Progress = no_progress,
@@ -149,7 +149,7 @@ def compute_calibration(
     counts = dict.fromkeys(("num_queries", "num_described_anew", "num_non_places"), 0)
     about: dict[str, Any] = {"num_photos": len(columns), **_span(columns.times[located]), **counts}
     choice, new = Choice(rows=located), None
-    with_images_without_place = queries is not None or num_altered != 0
+    with_images_without_place = queries is not None or num_altered > 0
     if queries is not None:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         parts, num_altered = [queries_of_folder(index, Path(queries), encoder, num_queries, rng, progress)], 0
@@ -167,11 +167,11 @@ def compute_calibration(
         if has_crops := index.spec.views.num_descriptors > 1:
             encoder = open_index_encoder(index, device) if encoder is None else encoder
         rows = np.sort(rng.permutation(choice.rows)[: min(num_queries, NUM_CROPPED) if has_crops else num_queries])
-        check_seed = seed if num_altered != 0 and not choice.is_training else None
+        check_seed = seed if num_altered and not choice.is_training else None
         parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress, stored)]
-    about["num_queries"] = num_located = len(parts[0].rows)
-    default = min(NUM_ALTERED, num_located // LOCATED_PER_ALTERED)
-    num_altered = default if num_altered is None else min(num_altered, num_located)
+    about["num_queries"] = len(parts[0].rows)
+    per_altered = LOCATED_PER_ALTERED if choice.facts.get("correction") == "left out" else 1
+    num_altered = min(num_altered, len(parts[0].rows) // per_altered)
     if num_altered:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         altered_rows = np.sort(rng.permutation(parts[0].rows)[:num_altered])
@@ -282,9 +282,9 @@ def _new_photos(index: PhotoIndex, folder: Path, encoder: Encoder, seed: int, pr
 
 
 def _check_arguments(
-    queries: str | Path | None, unlabeled: str | Path | None, num_queries: int, num_altered: int | None, seed: int
+    queries: str | Path | None, unlabeled: str | Path | None, num_queries: int, num_altered: int, seed: int
 ) -> None:
-    if min(num_queries, 0 if num_altered is None else num_altered, seed) < 0 or not num_queries:
+    if min(num_queries, num_altered + 1, seed + 1) < 1:
         raise ConfigError(
             f"num_queries must be 1 or more, num_altered and seed 0 or more, got {num_queries}, {num_altered}, {seed}."
         )

@@ -19,6 +19,7 @@ from cosplace.errors import ConfigError
 from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex, create_index, open_index
 from cosplace.index.records import ModelSpec
+from cosplace.localization import calibration
 from cosplace.localization.calibration import calibrate, compute_calibration
 from cosplace.localization.confidence import as_record, calibration_error, reliability_bins
 from cosplace.localization.localizer import Localizer, should_calibrate_again
@@ -198,6 +199,29 @@ def test_photos_of_training_are_left_out_where_there_are_enough_others(tmp_path:
     assert (about["correction"], about["num_queries"], about["num_training_photos"]) == ("left out", 1500, 1500)
     promised, kept, error = promised_and_kept(index, world)
     assert error < 0.07 and abs(promised - kept) <= 0.05
+
+
+@pytest.mark.parametrize(("num_unseen", "num_altered"), [(120, 30), (600, 150)])
+def test_at_most_a_quarter_of_the_photos_that_were_not_trained_on_are_altered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_unseen: int, num_altered: int
+) -> None:
+    """Of 120 held-out photos, all 120 were: half of the examples, which made the confidence too low (docs/lab.md)."""
+    index, chosen = trained_index(tmp_path, make_world(300), num_unseen=num_unseen), []
+
+    def altered(_index, _encoder, columns, rows, *_args):
+        chosen.append(len(rows))
+        return calibration.queries_of_index(columns, rows[:0], np.empty((0, D), np.float32))
+
+    def without_place(*_args):
+        return calibration.queries_of_index(columns, np.empty(0, np.int64), np.empty((0, D), np.float32))
+
+    monkeypatch.setattr(calibration, "altered_queries", altered)
+    monkeypatch.setattr(calibration, "queries_without_place", without_place)
+    monkeypatch.setattr(calibration, "open_index_encoder", lambda *_: None)
+    with open_index(index) as opened:
+        columns = opened.columns()
+        about = compute_calibration(opened).about
+    assert (about["correction"], about["num_queries"], chosen) == ("left out", num_unseen, [num_altered])
 
 
 @pytest.mark.slow

@@ -29,12 +29,16 @@ log = logging.getLogger(__name__)
 def num_held_out(groups: Groups, num_used: int, least: int, wanted: int | None = None) -> int:
     """How many photos of the first `num_used` groups to hold out.
 
-    least: images that each class keeps.  wanted: number given by the user.  By default, if fewer than 100 photos
-    are not trained on: 5%, but at least 125 and at most 2,000, or none if 125 are more than an eighth.
-    Raises ConfigError if fewer than the wanted number can be held out.
+    least: images that each class keeps.  wanted: number given by the user.  By default: 5%, but at least 125 and at
+    most 2,000, or none if 125 are more than an eighth; none if 100 photos are in groups that are not trained on.  Those
+    of classes that are too small do not suffice: they show the edges of the area.  If they are most of the photos, they
+    do.  Raises ConfigError if fewer than the wanted number can be held out.
     """
     num_trained = len(_trained(groups, num_used))
-    if wanted == 0 or (wanted is None and groups.num_scanned - groups.num_unknown - num_trained >= MIN_UNSEEN):
+    num_in_others = len(np.unique(groups.image_starts)) - num_trained
+    num_new = groups.num_scanned - groups.num_unknown - num_trained
+    has_others = num_in_others >= MIN_UNSEEN or num_new >= max(MIN_UNSEEN, num_trained)
+    if wanted == 0 or (wanted is None and has_others):
         return 0
     num_possible = len(_possible(groups, num_used, least))
     if wanted is not None:

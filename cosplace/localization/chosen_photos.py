@@ -86,6 +86,8 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
     )
     status = card.photos.status(points)
     seen, unseen, decided = located[status == SEEN], located[status == UNSEEN], located[status != UNDECIDED]
+    if card.held_out is not None:
+        unseen = _like_the_index(unseen, card.held_out.status(points)[status == UNSEEN] == SEEN, len(seen))
     share = len(seen) / max(1, len(decided))
     facts: dict[str, Any] = {"num_training_photos": round(share * len(located))}
     matches = card.matches if card.matches is not None and len(card.matches) >= MIN_VALIDATION else None
@@ -105,6 +107,19 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
         f"{facts['num_training_photos']:,}", f"{len(located):,}", index.address,
     )  # fmt: skip
     return Choice(rows=located, facts=facts | {"correction": "none"})
+
+
+def _like_the_index(unseen: np.ndarray, is_held_out: np.ndarray, num_seen: int) -> np.ndarray:
+    """Some of the photos that were not trained on, rows (U,), so that they are like all photos of the index.
+
+    Those that were held out, is_held_out (U,), stand for the training photos.  The others mostly are in classes that
+    were too small to train on, at the edges of the area, and harder to locate: as many of them are taken.
+    """
+    held_out, others = unseen[is_held_out], unseen[~is_held_out]
+    if len(held_out) < MIN_UNSEEN:
+        return unseen
+    count = round(len(others) * len(held_out) / (len(held_out) + num_seen))
+    return np.sort(np.concatenate([held_out, others[np.linspace(0, len(others) - 1, count).astype(np.int64)]]))
 
 
 def _of_training_photos(

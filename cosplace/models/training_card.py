@@ -1,6 +1,7 @@
 """What the card of a trained model says about its training: which photos it has seen, and how it matches others.
 
     training_photos      digest of the training photos, see `photos.viewpoints`
+    held_out_photos      digest of photos that were held out of the training, so that they can calibrate an index
     validation_matches   similarities and relative positions of the matches of validation queries
 
 An index that contains training photos needs both: a training photo is recognized more easily than any new photo.
@@ -22,7 +23,7 @@ from cosplace.models.weight_files import read_card, read_state_dict, tensors_sha
 from cosplace.photos.viewpoints import ViewpointDigest, decompress, digest_from_text, digest_text
 from cosplace.shapes import fits, is_finite, is_flag, is_image_size_or_none, is_text
 
-TRAINING_PHOTOS, VALIDATION_MATCHES = "training_photos", "validation_matches"
+TRAINING_PHOTOS, HELD_OUT_PHOTOS, VALIDATION_MATCHES = "training_photos", "held_out_photos", "validation_matches"
 USUAL_SIZE = "usual_size"  # shorter side, in pixels, of validation photos that keep their size
 MAX_QUERIES, MAX_MATCHES = 500, 50
 MAX_POLICY = 50  # characters
@@ -56,11 +57,14 @@ class TrainingCard:
 
     photos: ViewpointDigest
     matches: ValidationMatches | None  # None if there are none, or if the model was reduced since
+    held_out: ViewpointDigest | None = None  # None if there are none
 
 
 def card_entries(card: TrainingCard) -> dict[str, str]:
     """The entries of a model card."""
     entries = {TRAINING_PHOTOS: digest_text(card.photos)}
+    if card.held_out is not None:
+        entries[HELD_OUT_PHOTOS] = digest_text(card.held_out)
     if card.matches is not None:
         entries[VALIDATION_MATCHES] = _matches_text(card.matches)
     return entries
@@ -81,7 +85,7 @@ def training_entries(model: str | Path) -> dict[str, str]:
         card = read_card(beside)
         if TRAINING_PHOTOS in card and card.get("tensors_sha256") != tensors_sha256(read_state_dict(path)):
             return {}
-    return {key: card[key] for key in (TRAINING_PHOTOS, VALIDATION_MATCHES) if key in card}
+    return {key: card[key] for key in (TRAINING_PHOTOS, HELD_OUT_PHOTOS, VALIDATION_MATCHES) if key in card}
 
 
 def read_training_card(model: str | Path) -> TrainingCard | None:
@@ -92,7 +96,8 @@ def read_training_card(model: str | Path) -> TrainingCard | None:
             return None
         text = entries.get(VALIDATION_MATCHES)
         matches = None if text is None else _matches_from_text(text)
-        return TrainingCard(photos=digest_from_text(entries[TRAINING_PHOTOS]), matches=matches)
+        held_out = digest_from_text(entries[HELD_OUT_PHOTOS]) if HELD_OUT_PHOTOS in entries else None
+        return TrainingCard(photos=digest_from_text(entries[TRAINING_PHOTOS]), matches=matches, held_out=held_out)
     except CosPlaceError as error:
         raise CheckpointError(f"{model}: {error} Copy the model again.") from error
 

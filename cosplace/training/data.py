@@ -41,6 +41,7 @@ class TrainingSet:
     groups: Groups
     num_used: int
     locations: PlaceLocations | None = None  # of the classes, if they are places
+    whole: Groups | None = None  # the groups before photos were held out; None if none were
 
     def groups_of_epoch(self, epoch: int) -> range:
         """Numbers of the groups that an epoch trains: one; with EigenPlaces, a lateral and a frontal one."""
@@ -61,12 +62,14 @@ class TrainingData:
     val: RetrievalDataset
     test: RetrievalDataset
     locations: PlaceLocations | None = None
+    whole: Groups | None = None  # as in TrainingSet
     further: tuple[TrainingSet, ...] = ()  # of --extra_datasets
 
     @property
     def sets(self) -> tuple[TrainingSet, ...]:
         """The datasets that are trained on."""
-        return TrainingSet(groups=self.groups, num_used=self.num_used, locations=self.locations), *self.further
+        first = TrainingSet(groups=self.groups, num_used=self.num_used, locations=self.locations, whole=self.whole)
+        return first, *self.further
 
     @property
     def used(self) -> list[tuple[TrainingSet, int]]:
@@ -145,8 +148,8 @@ def open_training_data(config: TrainConfig, progress: Progress = no_progress) ->
     for part in (val, test):
         check_database(part, config.testing.positive_dist_threshold)  # not after days of training
     return TrainingData(
-        groups=first.groups, num_used=first.num_used, locations=first.locations, further=tuple(further), val=val,
-        test=test,
+        groups=first.groups, num_used=first.num_used, locations=first.locations, whole=first.whole,
+        further=tuple(further), val=val, test=test,
     )  # fmt: skip
 
 
@@ -186,8 +189,8 @@ def _open_training_set(config: TrainConfig, folders: DatasetFolders, progress: P
         if warning := few_places_warning(groups, images, with_headings=grouping.alpha < 360):
             log.warning("%s", warning)
     num_used = grouping.groups_num * len(groups.views)
-    groups = _without_held_out(groups, images, num_used, config.training.held_out_photos, grouping)
-    return TrainingSet(groups=groups, num_used=num_used)
+    kept = _without_held_out(groups, images, num_used, config.training.held_out_photos, grouping)
+    return TrainingSet(groups=kept, num_used=num_used, whole=None if kept is groups else groups)
 
 
 def _set_of_places(config: TrainConfig, places: PlaceSet) -> TrainingSet:
@@ -209,10 +212,10 @@ def _set_of_places(config: TrainConfig, places: PlaceSet) -> TrainingSet:
     wanted, locations = config.training.held_out_photos, locate(places, radius_m)
     if wanted is None and not np.isfinite(locations.centers).all():
         wanted = 0  # photos without positions cannot calibrate an index
-    groups = _without_held_out(places.groups, places.images, 1, wanted, grouping)
+    groups, whole = _without_held_out(places.groups, places.images, 1, wanted, grouping), None
     if groups is not places.groups:
-        locations = locate(replace(places, groups=groups), radius_m)
-    return TrainingSet(groups=groups, num_used=1, locations=locations)
+        locations, whole = locate(replace(places, groups=groups), radius_m), places.groups
+    return TrainingSet(groups=groups, num_used=1, locations=locations, whole=whole)
 
 
 def _without_held_out(

@@ -40,7 +40,12 @@ from cosplace.training.data import TrainingData, epoch_batches
 from cosplace.training.metrics import read_metrics
 from cosplace.training.run import LossRecorder, Run, open_run
 from cosplace.training.schedules import iteration_seed, learning_rate, margin, num_steps
-from cosplace.training.seen_photos import NO_PHOTOS, digest_training_photos, training_card_entries
+from cosplace.training.seen_photos import (
+    NO_PHOTOS,
+    digest_held_out_photos,
+    digest_training_photos,
+    training_card_entries,
+)
 from cosplace.training.setup import Preparation
 from cosplace.training.step import TrainingStep, batches_on_device, joint_step
 from cosplace.training.validation import best_epoch_summary, correct_queries, reused_photos
@@ -190,8 +195,9 @@ def _keep_epoch(run: Run, validation: Evaluation | None, seconds: float, images_
         state.best_recall1, state.best_epoch = recall1, state.epoch
         if run.training_photos is None:
             run.training_photos = digest_training_photos(run.data, config.training.resume_model)
+            run.held_out_photos = digest_held_out_photos(run.data)
         card = best_model_card(config, state.epoch, validation.recalls)
-        card |= training_card_entries(run.training_photos, validation, run.data.val)
+        card |= training_card_entries(run.training_photos, validation, run.data.val, run.held_out_photos)
         save_best_model(run.folder, state.model, card)
     run.record_epoch(validation, is_best=is_best, seconds=seconds, images_per_second=images_per_second)
 

@@ -60,6 +60,7 @@ class Run:
     progress: Progress
     processes: Processes | None = None  # those that train together; None: this one alone
     training_photos: ViewpointDigest | None = None  # computed when the first best model is saved
+    held_out_photos: ViewpointDigest | None = None  # the same
     checkpoint_time: float = field(default_factory=time.monotonic)  # of the last checkpoint
 
     @property

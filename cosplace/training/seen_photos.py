@@ -4,7 +4,7 @@ The names of the training photos are read once, in chunks.  Legend: Q queries, K
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +53,7 @@ def digest_training_photos(data: TrainingData, start: str | Path | None = None) 
     """
     left_out: list[int] = []
     try:
-        photos = digest_of(_viewpoints(data, left_out))
+        photos = digest_of(_viewpoints(_labels(data), left_out))
     except DatasetError as error:
         log.warning("The model will have no list of its training photos, so an index of them will have a confidence "
                     "that is too high: %s", error)  # fmt: skip
@@ -74,12 +74,21 @@ def digest_training_photos(data: TrainingData, start: str | Path | None = None) 
     return photos
 
 
-def _viewpoints(data: TrainingData, left_out: list[int]) -> Iterator[Viewpoints]:
-    """Viewpoints of the photos that are trained on, in parts, without those whose place on Earth is unknown.
+def digest_held_out_photos(data: TrainingData) -> ViewpointDigest | None:
+    """Digest of the photos that were held out; None if there are none that have a place on Earth."""
+    try:
+        photos = digest_of(_viewpoints(_labels_held_out(data), []))
+    except DatasetError:  # reported by `digest_training_photos`
+        return None
+    return photos if photos.num_photos else None
 
-    left_out: their numbers are appended to it.
+
+def _viewpoints(parts: Iterable[ImageList], left_out: list[int]) -> Iterator[Viewpoints]:
+    """Viewpoints of photos, in parts, without those whose place on Earth is unknown.
+
+    parts: their labels.  left_out: the numbers of photos that are left out are appended to it.
     """
-    for labels in _labels(data):
+    for labels in parts:
         known = np.ones(len(labels), bool)
         if labels.map_center is None:
             known = (zones_of(labels) != 0) | np.isfinite(optional_fields(labels, ("latitude", "longitude"))).all(
@@ -105,13 +114,28 @@ def _labels(data: TrainingData) -> Iterator[ImageList]:
             yield replace(labels, map_center=one.groups.map_center)
 
 
+def _labels_held_out(data: TrainingData) -> Iterator[ImageList]:
+    """Labels of the photos that were held out, by group."""
+    for one in data.sets:
+        for number in range(0 if one.whole is None else one.num_used):
+            assert one.whole is not None
+            before = one.whole[number]
+            images = np.flatnonzero(~np.isin(before.image_starts, one.groups[number].image_starts)).tolist()
+            labels = image_list(before.folder, [before.image_label(image) for image in images])
+            yield replace(labels, map_center=one.groups.map_center)
+
+
 def training_card_entries(
-    photos: ViewpointDigest | None, validation: Evaluation, dataset: RetrievalDataset
+    photos: ViewpointDigest | None,
+    validation: Evaluation,
+    dataset: RetrievalDataset,
+    held_out: ViewpointDigest | None = None,
 ) -> dict[str, str]:
     """Entries of the model card; empty without a digest of the training photos."""
     if photos is None:
         return {}
-    return card_entries(TrainingCard(photos=photos, matches=validation_matches(photos, validation, dataset)))
+    matches = validation_matches(photos, validation, dataset)
+    return card_entries(TrainingCard(photos=photos, matches=matches, held_out=held_out))
 
 
 def validation_matches(

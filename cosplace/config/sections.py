@@ -147,8 +147,8 @@ class TrainingSettings(Section):
         "number of photos of each dataset to hold out of the training, chosen at random, so that an index of its "
         "photos can be calibrated on photos that are new to the network; a calibration needs 100 of them",
         at_least=0,
-        default_text="5%, but at least 125 and at most 2,000, if 1,000 or more are trained on and fewer than 100 "
-        "others are left; else 0",
+        default_text="5%, but at least 125 and at most 2,000; 0 if fewer than 1,000 are trained on, or if 100 are in "
+        "other groups",
     )
     resume_train: str | None = setting(
         None, "folder of a run, or its last_checkpoint.pth: continue exactly where it stopped", metavar="RUN"

@@ -33,10 +33,16 @@ ELSEWHERE = Viewpoints(
 )
 
 
-def model_of(folder: Path, matches: ValidationMatches | None, trained_on: Viewpoints = ELSEWHERE) -> ModelSpec:
+def model_of(
+    folder: Path,
+    matches: ValidationMatches | None,
+    trained_on: Viewpoints = ELSEWHERE,
+    held_out: Viewpoints | None = None,
+) -> ModelSpec:
     """A model with a card."""
     folder.mkdir()
-    card = card_entries(TrainingCard(photos=digest_of([trained_on]), matches=matches))
+    without = None if held_out is None else digest_of([held_out])
+    card = card_entries(TrainingCard(photos=digest_of([trained_on]), matches=matches, held_out=without))
     write_weights(folder / "model.safetensors", {"a": torch.zeros(1)}, card)
     return ModelSpec(model=str(folder / "model.safetensors"), checksum="c" * 64, dimension=D)
 
@@ -48,16 +54,22 @@ def index_of(
     matches: ValidationMatches | None,
     years_apart: float = 0.0,
     trained: slice = slice(0, 0),
+    held_out: slice | None = None,
     times_are_known: bool = True,
 ) -> Path:
-    """An index; the captures of a place are hours or years apart.  trained: photos that the model was trained on."""
+    """An index; the captures of a place are hours or years apart.
+
+    trained, held_out: photos that the model was trained on, and that were held out.
+    """
     rows, lat, lon, photos = photos_of(world, 2)
     times = 1e9 + 3600.0 * np.arange(len(photos)) + years_apart * YEAR * (np.arange(len(photos)) % 5)
     if not times_are_known:
         times[:] = np.nan
     headings = np.array([photo.heading for photo in photos])
-    seen = Viewpoints(latitudes=lat[trained], longitudes=lon[trained], headings=headings[trained], times=times[trained])
-    spec = model_of(folder, matches, seen if len(seen.times) else ELSEWHERE)
+    points = Viewpoints(latitudes=lat, longitudes=lon, headings=headings, times=times)
+    seen = points.take(np.arange(len(times))[trained])
+    without = None if held_out is None else points.take(np.arange(len(times))[held_out])
+    spec = model_of(folder, matches, seen if len(seen.times) else ELSEWHERE, without)
     with create_index(folder / "index", spec) as index:
         index.add([replace(photo, time=float(time)) for photo, time in zip(photos, times, strict=True)], rows)
     return folder / "index"
@@ -86,6 +98,25 @@ def test_photos_of_one_capture_promise_less_with_validation_queries(tmp_path: Pa
     text = calibration_text({**about, "share_revisited": 0.703})
     assert "because it shows the places of 30% of its photos in one year only" in text
     assert not capture_text({**about, "days": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "num_located"),
+    [
+        (slice(600), slice(600, 800), 200 + 175),  # a quarter of the others, as of those that would be trained on
+        (slice(600), slice(600, 690), 900),  # too few
+        (slice(600), None, 900),
+        (slice(1300), slice(1300, 1500), 200),  # no others
+        (slice(300), slice(300, 400), 100 + 275),
+    ],
+)
+def test_photos_that_were_not_held_out_count_as_often_as_in_the_index(
+    tmp_path: Path, trained: slice, held_out: slice | None, num_located: int
+) -> None:
+    """Else those of small classes, at the edges of the area, count too often: confidence is too low (docs/lab.md)."""
+    index = index_of(tmp_path / "x", make_world(300), matches=None, years_apart=1.0, trained=trained, held_out=held_out)
+    about = calibrated(index)
+    assert (about["correction"], about["num_queries"]) == ("left out", num_located)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ def make_card(num_queries: int = 40, num_matches: int = 7) -> TrainingCard:
             similarities=np.sort(rng.uniform(0, 1, shape))[:, ::-1], east_m=rng.normal(0, 3000, shape),
             north_m=rng.normal(0, 3000, shape), described=how_described(320),
         ),
+        held_out=ViewpointDigest(num_photos=2, every=1, hashes=np.array([3, 9], np.uint32)),
     )  # fmt: skip
 
 
@@ -44,6 +45,7 @@ def test_the_best_model_has_the_card_also_as_pth(tmp_path: Path) -> None:
         found = read_training_card(tmp_path / name)
         assert found is not None and found.matches is not None and card.matches is not None
         assert found.photos.hashes.tolist() == [1, 2, 7]
+        assert found.held_out is not None and found.held_out.hashes.tolist() == [3, 9]
         assert found.matches.similarities == pytest.approx(card.matches.similarities, abs=6e-4)
         assert found.matches.described == how_described(320)
         assert found.matches.east_m == pytest.approx(card.matches.east_m, abs=0.06)
@@ -61,7 +63,7 @@ def test_models_without_a_card(tmp_path: Path) -> None:
     assert set(only_photos) == {TRAINING_PHOTOS}
     write_weights(tmp_path / "b.safetensors", {"a": torch.zeros(1)}, only_photos)
     found = read_training_card(tmp_path / "b.safetensors")
-    assert found is not None and found.matches is None
+    assert found is not None and found.matches is None and found.held_out is None
 
 
 def test_damaged_cards_raise(tmp_path: Path) -> None:

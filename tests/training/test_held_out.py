@@ -1,6 +1,7 @@
 """Held-out training photos: which they are, what is left of the groups, and that the network never sees them."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from cosplace.training.held_out import FEWEST, RULE, hold_out, num_held_out
 from cosplace.training.loop import train
 from cosplace.training.place_sources import _of_ids
 from cosplace.training.resume import resumed_config
-from cosplace.training.seen_photos import digest_training_photos
+from cosplace.training.seen_photos import digest_held_out_photos, digest_training_photos
 from cosplace.training.setup import prepare
 from tests.synthetic_dataset import settings, write_dataset
 
@@ -155,7 +156,9 @@ def test_photos_are_held_out_if_nearly_all_would_be_trained_on() -> None:
     assert num_held_out(partition(images, grouping), 2, 2) == 0  # other groups have enough photos
     assert num_held_out(partition(images, grouping), 4, 2) == num_trained // 20
     small = Grouping(M=20, alpha=90, min_images_per_class=100, **ALL)
-    assert num_held_out(partition(images, small), 1, 100) == 0  # small classes have enough photos
+    assert num_held_out(partition(images, small), 1, 100) == 0  # most photos are in small classes
+    edges = replace(groups, num_scanned=groups.num_scanned + 500)
+    assert num_held_out(edges, 1, 2) == num_trained // 20  # some are: they are not like the others
     many = partition(street(50_000), every)
     assert num_held_out(many, 1, 2) == 2000
     assert num_held_out(groups, 1, int(np.diff(groups.class_starts).max())) == 0  # no class has photos to spare
@@ -193,8 +196,14 @@ def test_the_card_of_the_model_does_not_have_them(tmp_path: Path, caplog, method
     left = {name for photos in classes(data.groups)[0].values() for name in photos}
     digest = digest_training_photos(data)
     assert digest is not None and len(left) <= 76
-    for row, status in enumerate(digest.status(viewpoints)):
+    held_out = digest_held_out_photos(data)
+    assert held_out is not None and digest_held_out_photos(everything) is None
+    before = {name for photos in classes(everything.groups)[0].values() for name in photos}
+    for row, (status, is_held_out) in enumerate(
+        zip(digest.status(viewpoints), held_out.status(viewpoints), strict=True)
+    ):
         assert status == (SEEN if images.name(row) in left else UNSEEN)
+        assert is_held_out == (SEEN if images.name(row) in before - left else UNSEEN)
     assert data.digest() != everything.digest()  # so a run is not continued with other photos
     assert data.digest() == open_training_data(settings(folder, held_out_photos=20, seed=5, **names)).digest()
 

@@ -65,7 +65,7 @@ from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
-LOCATED_PER_ALTERED = 4  # at least, of photos that were not trained on; they may be so few that all would be altered
+NUM_ALTERED_HELD_OUT = 100  # if photos that were held out of the training are located; with more, it was too low
 NUM_CROPPED = 1000  # photos of the index if all are encoded again, because a query has several crops
 NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
@@ -93,9 +93,9 @@ def calibrate(
     of the photos of the index.
     unlabeled: folder of new photos of the area, without positions, to adjust the correction for training photos to.
     num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
-    of photos of users is less reliable; if training photos are left out, at most a quarter of the located ones.  With
-    the query policies nearest_crop and maj_voting, all photos that are located, at most NUM_CROPPED of the index, are
-    encoded again.
+    of photos of users is less reliable; at most NUM_ALTERED_HELD_OUT if photos that were held out of the training are
+    located.  With the query policies nearest_crop and maj_voting, all photos that are located, at most NUM_CROPPED of
+    the index, are encoded again.
     What is encoded is stored every half minute until the calibration ends; one that was stopped continues with it.
     Raises ConfigError for an index with too few photos or places.
     """
@@ -164,14 +164,15 @@ def compute_calibration(
         elif choice.matches is not None and choice.like_index == 0:
             num_queries = min(num_queries, num_corrected_queries(choice.matches))
             num_altered = 0  # the similarities are already those of new photos
+        elif "num_held_out" in choice.facts:
+            num_altered = min(num_altered, NUM_ALTERED_HELD_OUT)
         if has_crops := index.spec.views.num_descriptors > 1:
             encoder = open_index_encoder(index, device) if encoder is None else encoder
         rows = np.sort(rng.permutation(choice.rows)[: min(num_queries, NUM_CROPPED) if has_crops else num_queries])
         check_seed = seed if num_altered and not choice.is_training else None
         parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress, stored)]
     about["num_queries"] = len(parts[0].rows)
-    per_altered = LOCATED_PER_ALTERED if choice.facts.get("correction") == "left out" else 1
-    num_altered = min(num_altered, len(parts[0].rows) // per_altered)
+    num_altered = min(num_altered, len(parts[0].rows))
     if num_altered:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         altered_rows = np.sort(rng.permutation(parts[0].rows)[:num_altered])

@@ -86,10 +86,13 @@ def choose_photos(index: PhotoIndex, encoder: Encoder | None, columns: Columns, 
     )
     status = card.photos.status(points)
     seen, unseen, decided = located[status == SEEN], located[status == UNSEEN], located[status != UNDECIDED]
-    if card.held_out is not None:
-        unseen = _like_the_index(unseen, card.held_out.status(points)[status == UNSEEN] == SEEN, len(seen))
     share = len(seen) / max(1, len(decided))
     facts: dict[str, Any] = {"num_training_photos": round(share * len(located))}
+    is_held_out = np.zeros(len(unseen), bool)
+    if card.held_out is not None and len(seen):
+        is_held_out = card.held_out.status(points)[status == UNSEEN] == SEEN
+    if (num_held_out := int(is_held_out.sum())) >= MIN_UNSEEN:
+        unseen, facts["num_held_out"] = _like_the_index(unseen, is_held_out, len(seen)), num_held_out
     matches = card.matches if card.matches is not None and len(card.matches) >= MIN_VALIDATION else None
     if not len(seen):
         return _of_other_photos(index, columns, located, seen, matches, facts)
@@ -116,8 +119,6 @@ def _like_the_index(unseen: np.ndarray, is_held_out: np.ndarray, num_seen: int) 
     were too small to train on, at the edges of the area, and harder to locate: as many of them are taken.
     """
     held_out, others = unseen[is_held_out], unseen[~is_held_out]
-    if len(held_out) < MIN_UNSEEN:
-        return unseen
     count = round(len(others) * len(held_out) / (len(held_out) + num_seen))
     return np.sort(np.concatenate([held_out, others[np.linspace(0, len(others) - 1, count).astype(np.int64)]]))
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from cosplace.cli import main
+from cosplace.config.index import IndexSettings
 from cosplace.errors import DamagedIndexError, PhotoIndexError
 from cosplace.index import checked_files, table_trial, tables, trials
 from cosplace.index.checked_files import CheckedFiles, check_kinds
@@ -186,6 +187,29 @@ def test_a_search_index_that_nothing_describes_is_not_used(tmp_path: Path, monke
     with open_index(address, write=True) as index:
         index.compact()
     assert not verify_index(address).problems
+
+
+@pytest.mark.slow
+def test_a_search_index_whose_centers_are_not_numbers_is_not_used(tmp_path: Path) -> None:
+    centers = np.eye(16, 16, dtype=np.float32)
+    rows = np.repeat(centers, 20, 0) + 0.05 * unit_rows(320, 1)
+    address = tmp_path / "index"
+    with create_index(address, SPEC, IndexSettings(exact_rows=100)) as index:
+        index.add(some_photos(range(320)), rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        index.update_search()
+        assert index.info()["search"]["partitions_searched"] < 8
+    path = one_file(address, "photos.lance/_indices/*/index.idx")
+    raw = path.read_bytes()
+    stored = np.frombuffer(raw, "<f4", len(raw) // 4)
+    near_centers = np.abs(stored - 1) < 0.1  # the large value of each center
+    assert near_centers.sum() == 16
+    stored = stored.copy()
+    stored[np.flatnonzero(near_centers)[::2]] = np.nan
+    path.write_bytes(stored.tobytes() + raw[stored.nbytes :])
+    record_again(address)
+    assert verify_index(address).problems == ("the search index cannot be searched, although its checksums are right",)
+    with open_index(address) as index:
+        assert (index.search(rows, 1).ids[:, 0] == np.arange(320)).all()
 
 
 def make_hole(path: Path, size: int) -> None:

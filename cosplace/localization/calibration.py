@@ -27,7 +27,7 @@ from cosplace.geo import geodesic_distances_m
 from cosplace.index.photo_index import PhotoIndex
 from cosplace.index.records import Columns
 from cosplace.localization.areas import Placement, areas_of, folds_of
-from cosplace.localization.chosen_photos import Choice, check_adjustable, choose_photos
+from cosplace.localization.chosen_photos import Choice, capture_span, check_adjustable, choose_photos
 from cosplace.localization.confidence import (
     Calibration,
     Examples,
@@ -65,7 +65,8 @@ from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
-NUM_ALTERED_HELD_OUT = 100  # if photos that were held out of the training are located; with more, it was too low
+NUM_ALTERED_HELD_OUT = 100  # if photos that were held out of the training are located: there are few of them,
+ENOUGH_WRONG = 20  # and with altered ones, confidence was too low, so they are used only with fewer wrong answers
 NUM_CROPPED = 1000  # photos of the index if all are encoded again, because a query has several crops
 NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
@@ -94,8 +95,8 @@ def calibrate(
     unlabeled: folder of new photos of the area, without positions, to adjust the correction for training photos to.
     num_altered: photos to encode again in other light and another crop; with 0, no model is needed, but the confidence
     of photos of users is less reliable; at most NUM_ALTERED_HELD_OUT if photos that were held out of the training are
-    located.  With the query policies nearest_crop and maj_voting, all photos that are located, at most NUM_CROPPED of
-    the index, are encoded again.
+    located, or none if ENOUGH_WRONG of these are located wrongly.  With the query policies nearest_crop and
+    maj_voting, all photos that are located, at most NUM_CROPPED of the index, are encoded again.
     What is encoded is stored every half minute until the calibration ends; one that was stopped continues with it.
     Raises ConfigError for an index with too few photos or places.
     """
@@ -147,7 +148,7 @@ def compute_calibration(
     log.info("calibrating the confidence: photos of %s are located as if they were new", queries or "the index")
     # These keys are stored with the index.
     counts = dict.fromkeys(("num_queries", "num_described_anew", "num_non_places"), 0)
-    about: dict[str, Any] = {"num_photos": len(columns), **_span(columns.times[located]), **counts}
+    about: dict[str, Any] = {"num_photos": len(columns), **capture_span(columns.times[located]), **counts}
     choice, new = Choice(rows=located), None
     with_images_without_place = queries is not None or num_altered > 0
     if queries is not None:
@@ -173,6 +174,8 @@ def compute_calibration(
         parts = [_photos_of_index(index, encoder, columns, rows, check_seed, progress, stored)]
     about["num_queries"] = len(parts[0].rows)
     num_altered = min(num_altered, len(parts[0].rows))
+    if num_altered and "num_held_out" in choice.facts and _num_wrong(index, columns, parts[0]) >= ENOUGH_WRONG:
+        num_altered = 0
     if num_altered:
         encoder = open_index_encoder(index, device) if encoder is None else encoder
         altered_rows = np.sort(rng.permutation(parts[0].rows)[:num_altered])
@@ -261,21 +264,19 @@ def _check_queries(index: PhotoIndex, columns: Columns, queries: Queries, seed: 
                 raise
 
 
+def _num_wrong(index: PhotoIndex, columns: Columns, queries: Queries) -> int:
+    """How many of some photos of the index, about NUM_CHECKED at most, are located wrongly as if they were new."""
+    some = _rows(queries, np.arange(0, len(queries.rows), max(1, len(queries.rows) // NUM_CHECKED)))
+    found, _ = find_matches(index, columns, some, no_progress, 0, None)
+    _, errors_m = _answers(found, some.latitudes, some.longitudes, TEMPERATURE)
+    return int((found.in_index & ~(errors_m <= RADIUS_M)).sum())
+
+
 def _measured_on_new_photos(examples: Examples, about: Mapping[str, Any]) -> Examples:
     """The examples; none is measured if there are no new photos with known positions, or not of the kind expected."""
     if about.get("correction") == "none" or "unlabeled" in about:
         return replace(examples, measured=np.zeros_like(examples.measured))
     return examples
-
-
-def _span(times: np.ndarray) -> dict[str, float]:
-    """Days between the first and the last of some photos, if all times (N,) are known."""
-    if not np.isfinite(times).all():
-        return {}
-    years = times.astype("datetime64[s]").astype("datetime64[Y]")
-    if (times == years.astype("datetime64[s]").astype(np.float64)).all():  # file names may have only the year
-        return {}
-    return {"days": round(float(np.ptp(times)) / 86_400, 1)}
 
 
 def _new_photos(index: PhotoIndex, folder: Path, encoder: Encoder, seed: int, progress: Progress) -> Queries:

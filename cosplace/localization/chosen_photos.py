@@ -42,7 +42,7 @@ MIN_VALIDATION = 50  # validation queries with positives
 MIN_KNOWN_TIMES = 0.5  # share of photos that must have a capture time
 LIKE_ONE_CAPTURE = 0.5  # share of new photos that are expected to be like those of an index of one capture
 MAX_SIZE_RATIO = 1.25  # between the usual sizes of photos that keep theirs, to be compared with each other
-MAX_LIKE_INDEX = 0.95  # larger shares count as 1
+ENOUGH_REVISITED = 0.9  # share of photos; with more, new photos are like those of the index
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +154,7 @@ def _of_other_photos(  # noqa: PLR0917
         facts = {**facts, "share_revisited": round(revisited, 3)}
     elif not learned:
         return Choice(rows=rows, facts=facts)
-    like_capture = LIKE_ONE_CAPTURE * (1 - learned)
-    like_index = like_capture + (1 - like_capture) * (revisited or 0.0)
-    if like_index > MAX_LIKE_INDEX:
+    if (revisited or 0.0) > ENOUGH_REVISITED:
         return Choice(rows=rows, facts=facts)
     if matches is None:
         log.warning(
@@ -166,7 +164,19 @@ def _of_other_photos(  # noqa: PLR0917
         )  # fmt: skip
         return Choice(rows=rows, facts=facts)
     _warn_of_difference(index, matches)
+    like_capture = LIKE_ONE_CAPTURE * (1 - learned)
+    like_index = like_capture + (1 - like_capture) * (revisited or 0.0)
     return Choice(rows=rows, matches=matches, like_index=like_index, facts={**facts, "num_validation": len(matches)})
+
+
+def capture_span(times: np.ndarray) -> dict[str, float]:
+    """Days between the first and the last of some photos, if all times (N,) are known."""
+    if not np.isfinite(times).all():
+        return {}
+    years = times.astype("datetime64[s]").astype("datetime64[Y]")
+    if (times == years.astype("datetime64[s]").astype(np.float64)).all():  # file names may have only the year
+        return {}
+    return {"days": round(float(np.ptp(times)) / 86_400, 1)}
 
 
 def share_revisited(columns: Columns, rows: np.ndarray) -> float | None:

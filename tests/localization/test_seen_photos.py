@@ -207,9 +207,11 @@ def test_photos_of_training_are_left_out_where_there_are_enough_others(tmp_path:
     assert error < 0.07 and abs(promised - kept) <= 0.05
 
 
-@pytest.mark.parametrize(("are_held_out", "num_altered"), [(True, 100), (False, 400)])
+@pytest.mark.parametrize(
+    ("are_held_out", "enough_wrong", "num_altered"), [(True, 20, []), (True, 1000, [100]), (False, 20, [400])]
+)
 def test_few_photos_are_altered_if_photos_were_held_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, are_held_out: bool, num_altered: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, are_held_out: bool, enough_wrong: int, num_altered: list[int]
 ) -> None:
     """All of 400 held-out photos were altered, half of the examples: confidence was too low (docs/lab.md)."""
     index = trained_index(tmp_path, make_world(300), num_unseen=400, are_held_out=are_held_out)
@@ -222,13 +224,14 @@ def test_few_photos_are_altered_if_photos_were_held_out(
     def without_place(*_args):
         return calibration.queries_of_index(columns, np.empty(0, np.int64), np.empty((0, D), np.float32))
 
+    monkeypatch.setattr(calibration, "ENOUGH_WRONG", enough_wrong)
     monkeypatch.setattr(calibration, "altered_queries", altered)
     monkeypatch.setattr(calibration, "queries_without_place", without_place)
     monkeypatch.setattr(calibration, "open_index_encoder", lambda *_: None)
     with open_index(index) as opened:
         columns = opened.columns()
         about = compute_calibration(opened).about
-    assert (about["correction"], about["num_queries"], chosen) == ("left out", 400, [num_altered])
+    assert (about["correction"], about["num_queries"], chosen) == ("left out", 400, num_altered)
     assert about.get("num_held_out") == (400 if are_held_out else None)
 
 

@@ -38,8 +38,9 @@ lint: $(VENV)/.dev  ## format, lint and types
 check: lint
 	$(PYTEST) -q -n $(WORKERS) $(BY_FILE) -m "not slow and not long"
 
-# Tests of texts and pages do not depend on versions of libraries.
-WITHOUT_TEXTS := -m "not slow and not long" --ignore tests/test_language.py --ignore tests/test_site.py --ignore tests/web
+# Tests of texts, pages, layers, benchmarks and files for deployment hardly depend on versions of libraries.
+TEXTS := test_language.py test_site.py test_layers.py web cli/test_help.py deploy benchmarks
+WITHOUT_TEXTS := -m "not slow and not long" $(TEXTS:%=--ignore tests/%)
 MINIMUM := OMP_NUM_THREADS=1 COSPLACE_EXAMPLES=20 .venv-minimum/bin/pytest -q -o cache_dir=.venv-minimum/.pytest_cache
 minimum: .venv-minimum/.installed  ## the fast tests with the minimum versions of all dependencies
 	$(MINIMUM) -n $(WORKERS) $(BY_FILE) $(WITHOUT_TEXTS) || $(MINIMUM) $(AGAIN) $(WITHOUT_TEXTS)

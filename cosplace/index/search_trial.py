@@ -16,10 +16,10 @@ from cosplace.index.search_index import find_nearest, has_vector_index, prewarm,
 from cosplace.index.store import Store
 from cosplace.index.trials import watch_memory
 
-NUM_TRIED_IN_ALL, NUM_TRIED = 16, 256  # photos
+NUM_TRIED_IN_ALL, NUM_TRIED = 16, 64  # photos
 NEIGHBORS = 10
 SAME = 0.999  # of the similarity of a descriptor with itself; photos with equal descriptors may be found instead
-LEAST_FOUND = 0.8  # of the photos that the search index covers, which vary by chance
+LEAST_FOUND = 0.75  # of the photos that the search index covers, which vary by chance
 
 
 def main(address: str) -> bool:

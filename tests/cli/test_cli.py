@@ -383,7 +383,7 @@ def test_descriptors_are_stored_and_used_again(dataset_folder: Path, capsys: pyt
 
 @pytest.mark.slow
 def test_reference_recall_of_a_random_network_on_real_photos(real_photos_folder: Path, capsys) -> None:
-    arguments = ["--imagenet_weights=none", "--image_size=256", "--resize_test_imgs", "--device=cpu"]
+    arguments = ["--imagenet_weights=none", "--image_size=256", "--resize_test_imgs", "--device=cpu", "--no_report"]
     assert run("eval", f"--dataset_folder={real_photos_folder}", *arguments)[0] == 0
     recall1 = float(capsys.readouterr().out.split("R@1: ")[1].split(",")[0])
     assert 20 <= recall1 <= 34

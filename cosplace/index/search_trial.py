@@ -1,7 +1,7 @@
 """Try a search index from elsewhere: `python -m cosplace.index.search_trial ADDRESS` ends with 0 if it can be used.
 
 It reads all partitions, and searches some photos of the index in all of them.  More photos are searched in as many
-partitions as usual: nearly all have to be found, because a photo is in the partition whose center is nearest to it.
+partitions as usual: most have to be found, because a photo is in the partition whose center is nearest to it.
 `cosplace.index.search_index` runs this in a process of its own, which Lance may end.
 """
 

@@ -65,8 +65,8 @@ from cosplace.retrieval.recall import RADIUS_M
 
 NUM_QUERIES = 2000  # photos of the index
 NUM_ALTERED = 500  # of them, to encode again in other light and another crop
-NUM_ALTERED_HELD_OUT = 100  # if photos that were held out of the training are located: there are few of them,
-ENOUGH_WRONG = 20  # and with altered ones, confidence was too low, so they are used only with fewer wrong answers
+NUM_ALTERED_HELD_OUT = 100  # if photos that were held out of the training are located, as these are few
+ENOUGH_WRONG = 20  # wrong answers to held-out photos; from then on, none is altered, as confidence was too low
 NUM_CROPPED = 1000  # photos of the index if all are encoded again, because a query has several crops
 NUM_CHECKED = 400  # photos of the index that mostly show that there are enough examples
 TEMPERATURES = (0.02, 0.03, 0.04, 0.06)
